@@ -1,0 +1,1 @@
+"""Kvasir's data plane: the router and the prefill and decode workers."""

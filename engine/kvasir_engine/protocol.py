@@ -1,0 +1,255 @@
+"""The frames between router and worker: msgpack over one WebSocket, in order, versioned.
+
+Each side's first frame is `Hello`. A worker answers a hello it cannot serve by closing with a reason. Unknown
+fields are ignored, so that versions may differ by additions; an incompatible change raises `VERSION`.
+Closing the socket aborts everything that was submitted or reserved on it.
+"""
+
+from typing import Literal
+
+import msgspec
+
+VERSION = 1
+WORKER_PATH = "/v1/worker"
+
+Role = Literal["prefill", "decode", "both"]
+
+
+class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, omit_defaults=True):
+    """Base of everything that travels as a frame of its own."""
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the next token is chosen.
+
+    `temperature` 0 is greedy. Otherwise one uniform a token is drawn from a hash of (`seed`, position of the
+    token in the sequence, prompt included) and put through the inverse of the distribution that `top_k` (0: all),
+    `top_p` and `min_p` leave; so a continuation needs no generator state. Generation ends at any of
+    `stop_token_ids` (once `min_tokens` are out; the stop token is reported) or after `max_tokens`.
+    `logprobs`: how many alternatives to report a token, `None` for no logprobs at all.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    min_tokens: int = 0
+    stop_token_ids: list[int] = []
+    logprobs: int | None = None
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of a sampled token and of the `top` alternatives (token id, logprob), best first."""
+
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class Fingerprint(msgspec.Struct, frozen=True):
+    """What must agree for one worker's KV to be another's. Engine versions may differ."""
+
+    model: str
+    revision: str
+    dtype: str
+    layout: str
+    page_size: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    positions: str
+    tensor_parallel: int = 1
+
+    def mismatch(self, other: "Fingerprint") -> str | None:
+        """The first field by which the two cannot pair, as `field: ours, theirs`; `None` when they can."""
+        for field in self.__struct_fields__:
+            ours, theirs = getattr(self, field), getattr(other, field)
+            if ours != theirs:
+                return f"{field}: {ours!r}, {theirs!r}"
+        return None
+
+
+class Region(msgspec.Struct, frozen=True):
+    """A worker's KV pool as its peers address it: `pages` pages of `page_bytes` bytes from `address` on."""
+
+    address: int
+    pages: int
+    page_bytes: int
+    memory: Literal["DRAM", "VRAM"] = "DRAM"
+    device: int = 0
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """What one worker needs to reach another's memory. `metadata` is the NIXL agent's, opaque."""
+
+    agent: str
+    epoch: int
+    metadata: bytes
+    region: Region
+    fingerprint: Fingerprint
+
+
+class Load(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A worker's load at the end of a step, in requests, tokens and pages."""
+
+    running: int = 0
+    waiting: int = 0
+    queued_tokens: int = 0
+    free_pages: int = 0
+    cached_pages: int = 0
+    leases: int = 0
+
+
+class Hello(Frame, frozen=True):
+    """First frame of both sides. A router sends only `version` and its `epoch` (new at each start)."""
+
+    version: int
+    epoch: int
+    role: Role | None = None
+    model: str = ""
+    max_length: int = 0
+    max_running: int = 0
+    endpoint: Endpoint | None = None
+    draining: bool = False
+
+
+class Submit(Frame, frozen=True):
+    """Router to worker: generate for `tokens`.
+
+    Without `lease` the worker does it all. With one, the worker (prefill) computes the prompt's KV, pushes what
+    the lease asks for to `to`, samples one token and is done.
+    """
+
+    id: str
+    tokens: list[int]
+    sampling: Sampling
+    salt: str = ""
+    lease: "Lease | None" = None
+    to: Endpoint | None = None
+
+
+class Reserve(Frame, frozen=True):
+    """Router to decode worker: lease pages for `tokens`, to be written by `writer`.
+
+    If fewer than `threshold` prompt tokens are missing here, the worker prefills them itself and answers
+    `Leased` without a lease; the request then runs as if it had been submitted.
+    """
+
+    id: str
+    tokens: list[int]
+    sampling: Sampling
+    writer: Endpoint
+    salt: str = ""
+    threshold: int = 0
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right of one writer to write some pages of one decode worker.
+
+    `pages[i]` is to hold tokens `first + i * page_size` on; `first` is a multiple of the page size. The writer
+    stops posting `seconds` after it got the lease, by its own clock.
+    """
+
+    id: int
+    epoch: int
+    pages: list[int]
+    first: int
+    seconds: float
+
+
+class Leased(Frame, frozen=True):
+    """Decode worker to router: the answer to `Reserve`."""
+
+    id: str
+    lease: Lease | None = None
+
+
+class Abort(Frame, frozen=True):
+    """Router to worker: stop `id`. Idempotent; nothing more comes for that id."""
+
+    id: str
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a request ended without its tokens: a stable snake_case word and a sentence."""
+
+    code: str
+    message: str
+
+
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """New tokens of one stream. `index` is the place of `tokens[0]` in the output, from 0.
+
+    A decode worker repeats the token that prefill sampled (index 0), so that the router can do without prefill's
+    word and can compare the two. `finish` is `stop` or `length` when generation ended, `handoff` when a
+    prefill worker's last write is acknowledged; a `failure` ends the stream too.
+    """
+
+    id: str
+    index: int = 0
+    tokens: list[int] = []
+    logprobs: list[TokenLogprobs] | None = None
+    finish: Literal["stop", "length", "handoff"] | None = None
+    failure: Failure | None = None
+    cached: int = 0
+
+
+class Step(Frame, frozen=True):
+    """Worker to router: all this router's streams in one frame a step, and the worker's load."""
+
+    deltas: list[Delta]
+    load: Load
+
+
+class CacheEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A run of whole pages entered (`stored`) or left (`evicted`) this worker's radix tree.
+
+    `hashes` are the pages' chained hashes (`kv/hashing.py`), in order: each covers the salt and every token from the
+    beginning, so a hash names a prefix.
+    """
+
+    stored: list[int] = []
+    evicted: list[int] = []
+
+
+class CacheEvents(Frame, frozen=True):
+    """Worker to router: what changed in the cache. `seq` grows by one a frame; a gap means lost events.
+
+    With `snapshot`, `events` is the whole content and replaces what was known.
+    """
+
+    seq: int
+    events: list[CacheEvent]
+    snapshot: bool = False
+
+
+class Resync(Frame, frozen=True):
+    """Router to worker: send a snapshot of the cache."""
+
+
+class Drain(Frame, frozen=True):
+    """Worker to router: give me no new requests; I leave when those I have are done."""
+
+
+ToWorker = Hello | Submit | Reserve | Abort | Resync
+ToRouter = Hello | Leased | Step | CacheEvents | Drain
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)
+
+
+def encode(frame: ToWorker | ToRouter) -> bytes:
+    """The frame as msgpack."""
+    return _encoder.encode(frame)
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    """A frame that a router sent. Raises msgspec.ValidationError or msgspec.DecodeError."""
+    return _to_worker.decode(data)
+
+
+def decode_to_router(data: bytes) -> ToRouter:
+    """A frame that a worker sent. Raises msgspec.ValidationError or msgspec.DecodeError."""
+    return _to_router.decode(data)

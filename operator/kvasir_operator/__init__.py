@@ -1,0 +1,1 @@
+"""Kvasir's control plane: turns an InferenceService into pods, services and routes."""
