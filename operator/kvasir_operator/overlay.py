@@ -1,0 +1,56 @@
+"""A pod template over another: the strategic merge that `kubectl patch` does, without its directives. Pure.
+
+- Objects merge field by field; `null` removes a field.
+- Lists in `LISTS_BY_KEY` merge item by item, an item being known by that key. New items come last. A volume
+  replaces its namesake whole, since two sources in one volume are no volume.
+- Every other list is replaced.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+# The merge keys of the Kubernetes API (patchMergeKey of PodSpec and Container).
+LISTS_BY_KEY: dict[str, str] = {
+    "containers": "name",
+    "initContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "imagePullSecrets": "name",
+    "volumeMounts": "mountPath",
+    "volumeDevices": "devicePath",
+    "ports": "containerPort",
+    "hostAliases": "ip",
+    "topologySpreadConstraints": "topologyKey",
+}
+_REPLACED_WHOLE = ("volumes",)
+_ONE_OF = ("value", "valueFrom")  # of an env entry: giving one removes the other
+
+
+def overlay(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """`patch` over `base`. Neither is changed."""
+    merged = dict(base)
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, Mapping):
+            below = merged.get(name)
+            merged[name] = overlay(below if isinstance(below, Mapping) else {}, value)
+        elif isinstance(value, list) and name in LISTS_BY_KEY:
+            merged[name] = _by_key(name, merged.get(name) or [], value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _by_key(name: str, base: list[Any], patch: list[Any]) -> list[Any]:
+    key = LISTS_BY_KEY[name]
+    merged = {item[key]: item for item in base}
+    for item in patch:
+        below = merged.get(item[key])
+        if below is None or name in _REPLACED_WHOLE:
+            merged[item[key]] = overlay({}, item)
+            continue
+        if name == "env" and any(field in item for field in _ONE_OF):
+            below = {field: value for field, value in below.items() if field not in _ONE_OF}
+        merged[item[key]] = overlay(below, item)
+    return list(merged.values())

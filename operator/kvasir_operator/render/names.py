@@ -1,0 +1,73 @@
+"""Names, labels and metadata of what belongs to an InferenceService."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from kvasir_operator.spec import API_VERSION, GROUP, KIND, InferenceService, WorkerRole
+
+Object = dict[str, Any]
+Role = Literal["prefill", "decode", "router"]
+
+SERVICE_LABEL = f"{GROUP}/inferenceservice"
+ROLE_LABEL = f"{GROUP}/role"
+REVISION_LABEL = f"{GROUP}/revision"
+MANAGED_BY = {"app.kubernetes.io/managed-by": "kvasir-operator"}
+REVISION_LENGTH = 8
+
+
+def labels(service: InferenceService, role: Role) -> dict[str, str]:
+    """The labels on every object of `role`."""
+    return {
+        "app.kubernetes.io/name": "kvasir",
+        "app.kubernetes.io/instance": service.name,
+        "app.kubernetes.io/component": role,
+        **MANAGED_BY,
+        SERVICE_LABEL: service.name,
+        ROLE_LABEL: role,
+    }
+
+
+def selector(service: InferenceService, role: Role) -> dict[str, str]:
+    """The labels by which pods of `role` are found. A Deployment's selector cannot change, so these never do."""
+    return {SERVICE_LABEL: service.name, ROLE_LABEL: role}
+
+
+def worker_selector(service: InferenceService) -> str:
+    """The label selector by which the router finds its workers' pods."""
+    return f"{SERVICE_LABEL}={service.name},{ROLE_LABEL} in (prefill,decode)"
+
+
+def router_name(service: InferenceService) -> str:
+    """The name of the router's Deployment, Service and the rest."""
+    return f"{service.name}-router"
+
+
+def worker_name(service: InferenceService, role: WorkerRole, revision: str) -> str:
+    """The name of the Deployment of `role` at `revision`."""
+    return f"{service.name}-{role}-{revision}"
+
+
+def metadata(service: InferenceService, name: str, own_labels: Mapping[str, str]) -> Object:
+    """Metadata of an object of `service`. Where the service has a uid, its deletion takes the object along."""
+    result: Object = {"name": name, "namespace": service.namespace, "labels": dict(own_labels)}
+    if service.uid:
+        result["ownerReferences"] = [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": service.name,
+                "uid": service.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ]
+    return result
+
+
+def revision_of(template: Mapping[str, Any]) -> str:
+    """A name for a pod template: equal templates have equal revisions, whatever the order of their fields."""
+    text = json.dumps(template, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # A DNS label may not end in a dash and reads better without vowels that spell words: hex does both.
+    return hashlib.sha256(text.encode()).hexdigest()[:REVISION_LENGTH]

@@ -1,0 +1,114 @@
+"""The worker Deployments: one a role and a revision."""
+
+from kvasir_operator.overlay import overlay
+from kvasir_operator.render.fabric import fabric_env, rdma_requests, share_node
+from kvasir_operator.render.names import (
+    REVISION_LABEL,
+    Object,
+    labels,
+    metadata,
+    revision_of,
+    selector,
+    worker_name,
+)
+from kvasir_operator.render.options import Options
+from kvasir_operator.render.pod import STARTUP_SECONDS, container, drain_args, model_args, pod_spec
+from kvasir_operator.spec import InferenceService, WorkerRole, Workers
+from kvasir_operator.validate import GPU
+
+# Values of nvidia.com/gpu.product on H100 nodes: GPU feature discovery takes the name that NVML gives and writes
+# dashes for spaces (NVIDIA/k8s-device-plugin, internal/lm). In order: SXM5, PCIe, NVL.
+H100_PRODUCTS = ["NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe", "NVIDIA-H100-NVL"]
+PRODUCT_LABEL = "nvidia.com/gpu.product"
+
+CPU_REQUESTS: dict[str, int | str] = {"cpu": "1", "memory": "2Gi"}
+GPU_CPUS_PER_RANK = 4
+GPU_MEMORY_PER_RANK_GI = 16
+# NCCL and UCX keep their per-peer buffers in /dev/shm, of which a container gets 64 MiB otherwise.
+SHM_PER_RANK_MI = 1024
+
+
+def worker_deployment(service: InferenceService, role: WorkerRole, options: Options) -> Object:
+    """The Deployment of `role`, named after the revision of its pod template."""
+    template = worker_template(service, role, options)
+    revision = revision_of(template)
+    template["metadata"]["labels"][REVISION_LABEL] = revision
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(
+            service, worker_name(service, role, revision), {**labels(service, role), REVISION_LABEL: revision}
+        ),
+        "spec": {
+            "replicas": service.spec.workers(role).replicas,
+            "progressDeadlineSeconds": STARTUP_SECONDS,
+            "revisionHistoryLimit": 0,
+            "selector": {"matchLabels": {**selector(service, role), REVISION_LABEL: revision}},
+            "template": template,
+        },
+    }
+
+
+def worker_template(service: InferenceService, role: WorkerRole, options: Options) -> Object:
+    """The pod template of `role` without its revision, the spec's overlay applied."""
+    workers, transfer = service.spec.workers(role), service.spec.transfer
+    args = [
+        "worker",
+        "--role",
+        role,
+        *model_args(service),
+        "--dtype",
+        service.spec.model.dtype,
+        "--device",
+        workers.device,
+        "--tensor-parallel",
+        str(workers.tensor_parallel),
+        "--fabric",
+        transfer.fabric,
+        *drain_args(service),
+    ]
+    main = container(
+        options.engine_image, args, fabric_env(transfer.fabric, workers.device), _resources(service, workers)
+    )
+    spec = pod_spec(service, main)
+    if transfer.fabric == "shm":
+        share_node(service, spec)
+    else:
+        main["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
+        size = f"{SHM_PER_RANK_MI * workers.tensor_parallel}Mi"
+        spec["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
+    if rdma_requests(service, workers):
+        # Registering memory with an RDMA device pins it.
+        main["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
+    if workers.device == "cuda":
+        _place_on_h100(workers, spec)
+    return overlay({"metadata": {"labels": labels(service, role)}, "spec": spec}, workers.template)
+
+
+def _resources(service: InferenceService, workers: Workers) -> Object:
+    ranks = workers.tensor_parallel
+    limits: dict[str, int | str] = dict(rdma_requests(service, workers))
+    if workers.device == "cuda":
+        requests: dict[str, int | str] = {
+            "cpu": str(GPU_CPUS_PER_RANK * ranks),
+            "memory": f"{GPU_MEMORY_PER_RANK_GI * ranks}Gi",
+        }
+        limits[GPU] = str(ranks)
+    else:
+        requests = dict(CPU_REQUESTS)
+    # The API server copies limits of extended resources to the requests; saying so here keeps what is applied
+    # and what is stored the same.
+    requests |= limits
+    requests |= workers.resources.requests
+    limits |= workers.resources.limits
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _place_on_h100(workers: Workers, spec: Object) -> None:
+    spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
+    theirs = workers.template.get("spec") or {}
+    if theirs.get("nodeSelector") or (theirs.get("affinity") or {}).get("nodeAffinity"):
+        return  # the spec chooses the nodes itself
+    products = {"key": PRODUCT_LABEL, "operator": "In", "values": H100_PRODUCTS}
+    required = {"nodeSelectorTerms": [{"matchExpressions": [products]}]}
+    spec.setdefault("affinity", {})["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": required}

@@ -1,0 +1,277 @@
+"""The InferenceService as types: parse, default, validate. The CRD is generated from these (`crd.py`).
+
+What a field means stands in its description, which `kubectl explain` shows. A default stands on the field alone.
+Checks that a schema cannot express are in `validate.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from kvasir_operator.schema import QUANTITY, Invalid, Schema, problems, structural
+from kvasir_operator.validate import semantic_problems
+
+GROUP = "serving.kvasir.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "InferenceService"
+PLURAL = "inferenceservices"
+
+# The longest derived name is `NAME-prefill-REVISION`; derived names stay DNS labels, so that host names equal pod names.
+NAME_LENGTH = 63 - len("-prefill-") - 8
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+_HOST = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_OBJECT_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
+_CLASS_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$"
+_RESOURCE_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$"
+
+Device = Literal["cuda", "cpu"]
+Fabric = Literal["auto", "rdma", "tcp", "shm"]
+Quantity = Annotated[int | str, Meta(extra_json_schema={"pattern": QUANTITY})]
+
+
+def _text(description: str, pattern: str | None = None, length: int | None = None) -> Meta:
+    return Meta(pattern=pattern, max_length=length, extra_json_schema={"description": description})
+
+
+def _count(description: str, least: int, most: int = 2**31 - 1) -> Meta:
+    return Meta(ge=least, le=most, extra_json_schema={"description": description})
+
+
+def _about(description: str) -> Meta:
+    return Meta(extra_json_schema={"description": description})
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Base of every object inside the spec."""
+
+
+class Model(Part, frozen=True):
+    """The model to serve."""
+
+    uri: Annotated[
+        str,
+        _text(
+            "hf://org/name@revision, pvc://claim/path, file:///path or package://name.",
+            r"^(hf|pvc|file|package)://.+$",
+            1024,
+        ),
+    ]
+    name: Annotated[
+        str,
+        _text(
+            "Name by which clients ask for the model. Default: the InferenceService's own name.",
+            r"^[A-Za-z0-9][-A-Za-z0-9._:/]*$",
+            253,
+        ),
+    ] = ""
+    revision: Annotated[
+        str, _text("Branch, tag or commit of an hf:// model.", r"^[A-Za-z0-9][-A-Za-z0-9._/]*$", 253)
+    ] = ""
+    max_length: Annotated[
+        int, _count("Most tokens of one sequence, prompt and output together. 0: the model's own.", 0)
+    ] = 0
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"],
+        _about("Type of weights, activations and KV cache. auto: bfloat16."),
+    ] = "auto"
+
+
+class Resources(Part, frozen=True):
+    """Requests and limits of the worker's container, over what Kvasir asks for itself."""
+
+    requests: dict[str, Quantity] = {}
+    limits: dict[str, Quantity] = {}
+
+
+class Workers(Part, frozen=True):
+    """One pool of workers."""
+
+    replicas: Annotated[int, _count("Number of workers.", 0, 10_000)] = 1
+    tensor_parallel: Annotated[
+        int, _count("GPUs a worker splits the model over. It must divide the model's KV heads.", 1, 64)
+    ] = 1
+    device: Annotated[Device, _about("cuda: NVIDIA GPUs. cpu: no GPU, on any node.")] = "cuda"
+    resources: Annotated[
+        Resources,
+        _about("Requests and limits of the worker's container, merged over Kvasir's own."),
+    ] = Resources()
+    template: Annotated[
+        dict[str, Any],
+        _about(
+            "Pod template (metadata labels and annotations, spec) merged over the rendered one. Objects merge; "
+            "containers, env, ports and mounts merge by name; other lists and volumes are replaced; null removes. "
+            "The worker's container is called kvasir; its flags can be set as environment variables KVASIR_FLAG."
+        ),
+    ] = {}
+
+
+class Expose(Part, frozen=True):
+    """How clients outside the cluster reach the router."""
+
+    type: Annotated[
+        Literal["Service", "Ingress", "HTTPRoute"],
+        _about("Service: inside the cluster only. Ingress and HTTPRoute also give the /v1 paths to the outside."),
+    ] = "Service"
+    host: Annotated[str, _text("Host name of the Ingress or HTTPRoute. Default: any.", _HOST, 253)] = ""
+    class_name: Annotated[
+        str,
+        _text("Ingress: the IngressClass. HTTPRoute: the Gateway, as name or namespace/name.", _CLASS_NAME, 253),
+    ] = ""
+    tls_secret_name: Annotated[
+        str, _text("Ingress only: the Secret with the certificate; a Gateway has its own.", _OBJECT_NAME, 253)
+    ] = ""
+
+
+class Auth(Part, frozen=True):
+    """Who may ask."""
+
+    secret_name: Annotated[
+        str,
+        _text(
+            "Secret whose values are API keys, one a key or one a line. Default: no key is asked for.",
+            _OBJECT_NAME,
+            253,
+        ),
+    ] = ""
+
+
+class Router(Part, frozen=True):
+    """The OpenAI endpoint."""
+
+    replicas: Annotated[int, _count("Number of routers.", 0, 1000)] = 1
+    expose: Annotated[Expose, _about("How clients outside the cluster reach the router.")] = Expose()
+    auth: Annotated[Auth, _about("Who may ask.")] = Auth()
+
+
+class Transfer(Part, frozen=True):
+    """How KV travels from prefill to decode."""
+
+    fabric: Annotated[
+        Fabric,
+        _about(
+            "rdma, tcp, or shm (all workers on one node, in the node's IPC namespace). "
+            "auto: RDMA where rdmaResource is named, else what UCX finds best."
+        ),
+    ] = "auto"
+    rdma_resource: Annotated[
+        str,
+        _text("Extended resource that gives a pod an RDMA device, for example rdma/hca.", _RESOURCE_NAME, 253),
+    ] = ""
+
+
+class Drain(Part, frozen=True):
+    """How a worker leaves."""
+
+    deadline_seconds: Annotated[int, _count("Longest time to finish what runs before a pod ends.", 0, 86_400)] = 600
+
+
+class Spec(Part, frozen=True):
+    """What is wanted."""
+
+    model: Annotated[Model, _about("The model to serve.")]
+    prefill: Annotated[Workers, _about("Workers that compute the prompts' KV cache.")] = Workers()
+    decode: Annotated[Workers, _about("Workers that generate.")] = Workers()
+    router: Annotated[Router, _about("The OpenAI endpoint.")] = Router()
+    transfer: Annotated[Transfer, _about("How KV travels from prefill to decode.")] = Transfer()
+    drain: Annotated[Drain, _about("How a worker leaves.")] = Drain()
+
+    def workers(self, role: "WorkerRole") -> Workers:
+        """The pool of that role."""
+        return self.prefill if role == "prefill" else self.decode
+
+
+WorkerRole = Literal["prefill", "decode"]
+WORKER_ROLES: tuple[WorkerRole, ...] = ("prefill", "decode")
+
+
+class InferenceService(msgspec.Struct, frozen=True):
+    """A valid InferenceService with all defaults filled in. `uid` is empty when no API server gave one."""
+
+    name: str
+    namespace: str
+    spec: Spec
+    uid: str = ""
+    generation: int = 0
+
+    @property
+    def served_name(self) -> str:
+        """The name by which clients ask for the model."""
+        return self.spec.model.name or self.name
+
+
+class InvalidService(ValueError):
+    """An object that is no valid InferenceService. `problems` holds every reason, not only the first."""
+
+    def __init__(self, problems: list[Invalid]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def object_schema() -> Schema:
+    """The schema of the object without its status. Of metadata, a CRD can only restrict the name."""
+    return {
+        "type": "object",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {
+                "type": "object",
+                "properties": {"name": {"type": "string", "maxLength": NAME_LENGTH, "pattern": NAME_PATTERN}},
+            },
+            "spec": {**structural(Spec), "description": "What is wanted."},
+        },
+    }
+
+
+_SCHEMA = object_schema()
+
+
+def parse(document: Mapping[str, Any], default_namespace: str = "default") -> InferenceService:
+    """The InferenceService that `document` describes. Raises InvalidService with every problem found."""
+    found = list(_envelope_problems(document))
+    if not found:
+        found = list(problems(_SCHEMA["properties"]["spec"], document["spec"], "spec"))
+    if found:
+        raise InvalidService(found)
+    metadata = document["metadata"]
+    service = InferenceService(
+        name=metadata["name"],
+        namespace=metadata.get("namespace") or default_namespace,
+        uid=metadata.get("uid", ""),
+        generation=metadata.get("generation", 0),
+        spec=msgspec.convert(document["spec"], Spec),
+    )
+    if found := list(semantic_problems(service)):
+        raise InvalidService(found)
+    return service
+
+
+def _envelope_problems(document: Mapping[str, Any]) -> list[Invalid]:
+    if not isinstance(document, Mapping):
+        return [Invalid("", "must be an object")]
+    found = []
+    for field, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
+        if document.get(field) != expected:
+            found.append(Invalid(field, f"must be {expected}, is {document.get(field)!r}"))
+    metadata = document.get("metadata")
+    if not isinstance(metadata, Mapping) or "name" not in metadata:
+        found.append(Invalid("metadata.name", "is required"))
+    else:
+        found.extend(_name_problems(metadata["name"]))
+    if "spec" not in document:
+        found.append(Invalid("spec", "is required"))
+    found.extend(
+        Invalid(field, "unknown field")
+        for field in document
+        if field not in ("apiVersion", "kind", "metadata", "spec", "status")
+    )
+    return found
+
+
+def _name_problems(name: object) -> list[Invalid]:
+    found = list(problems(_SCHEMA["properties"]["metadata"]["properties"]["name"], name, "metadata.name"))
+    return [Invalid(p.path, f"{p.reason}: Services and Deployments are named after it") for p in found]

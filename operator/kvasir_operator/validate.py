@@ -1,0 +1,176 @@
+"""What a schema cannot say about an InferenceService: combinations of fields, and facts about the model. Pure."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kvasir_engine.model.uri import HubURI, ModelURIError
+from kvasir_engine.model.uri import parse as parse_uri
+from kvasir_operator.overlay import LISTS_BY_KEY
+from kvasir_operator.schema import Invalid, join
+
+if TYPE_CHECKING:
+    from kvasir_operator.spec import Expose, InferenceService, Model, Transfer, Workers
+
+GPU = "nvidia.com/gpu"
+OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/")
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What is known of a model before it is loaded, from its config.json."""
+
+    heads: int
+    kv_heads: int
+    max_positions: int
+
+
+def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
+    """Problems of a service that its schema allows, without looking at the model."""
+    spec = service.spec
+    yield from _model(spec.model)
+    for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
+        yield from _workers(workers, f"spec.{role}")
+    yield from _expose(spec.router.expose)
+    yield from _transfer(spec.transfer)
+
+
+def fact_problems(service: "InferenceService", facts: ModelFacts | None) -> list[Invalid]:
+    """Problems of a service with its model. Nothing is refused for a model that nothing is known about."""
+    if facts is None:
+        return []
+    spec, found = service.spec, []
+    for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
+        if facts.kv_heads % workers.tensor_parallel:
+            found.append(
+                Invalid(
+                    f"spec.{role}.tensorParallel",
+                    f"{workers.tensor_parallel} does not divide the model's {facts.kv_heads} KV heads",
+                )
+            )
+    if spec.model.max_length > facts.max_positions:
+        found.append(
+            Invalid(
+                "spec.model.maxLength",
+                f"{spec.model.max_length} is more than the model's {facts.max_positions} positions",
+            )
+        )
+    return found
+
+
+def _model(model: "Model") -> Iterator[Invalid]:
+    try:
+        uri = parse_uri(model.uri)
+    except ModelURIError as error:
+        yield Invalid("spec.model.uri", str(error))
+        return
+    if not model.revision:
+        return
+    if not isinstance(uri, HubURI):
+        yield Invalid("spec.model.revision", f"only hf:// models have revisions, the uri is {model.uri}")
+    elif uri.revision and uri.revision != model.revision:
+        yield Invalid("spec.model.revision", f"{model.revision!r} contradicts the uri's {uri.revision!r}")
+
+
+def _workers(workers: "Workers", path: str) -> Iterator[Invalid]:
+    for field in ("requests", "limits"):
+        amounts: dict[str, int | str] = getattr(workers.resources, field)
+        where = join(f"{path}.resources.{field}", GPU)
+        if GPU not in amounts:
+            continue
+        if workers.device == "cpu":
+            yield Invalid(where, "a role with device cpu asks for no GPU")
+        elif str(amounts[GPU]) != str(workers.tensor_parallel):
+            yield Invalid(
+                where, f"must equal tensorParallel, {workers.tensor_parallel}, or be left out; is {amounts[GPU]}"
+            )
+    yield from template_problems(workers.template, f"{path}.template")
+
+
+def template_problems(template: Mapping[str, Any], path: str) -> Iterator[Invalid]:
+    """Problems of a pod template overlay: what could not be merged, or would cut a pod off from its owner."""
+    for name in template:
+        if name not in ("metadata", "spec"):
+            yield Invalid(join(path, name), "unknown field; known are metadata, spec")
+    metadata, spec = template.get("metadata", {}), template.get("spec", {})
+    if not isinstance(metadata, Mapping):
+        yield Invalid(f"{path}.metadata", "must be an object")
+    else:
+        yield from _template_metadata(metadata, f"{path}.metadata")
+    if not isinstance(spec, Mapping):
+        yield Invalid(f"{path}.spec", "must be an object")
+    else:
+        yield from _mergeable(spec, f"{path}.spec")
+        if "containers" in spec and spec["containers"] is None:
+            yield Invalid(f"{path}.spec.containers", "the pod cannot do without its kvasir container")
+
+
+def _template_metadata(metadata: Mapping[str, Any], path: str) -> Iterator[Invalid]:
+    for field, values in metadata.items():
+        if field not in ("labels", "annotations"):
+            yield Invalid(join(path, field), "unknown field; known are annotations, labels")
+            continue
+        if not isinstance(values, Mapping):
+            yield Invalid(join(path, field), "must be an object")
+            continue
+        for key, value in values.items():
+            where = join(join(path, field), key)
+            if not isinstance(value, str):
+                yield Invalid(where, f"must be a string, is {value!r}")
+            if field == "labels" and key.startswith(OWN_LABELS):
+                yield Invalid(where, "this label is Kvasir's own: pods are found by it")
+
+
+def _mergeable(value: Any, path: str) -> Iterator[Invalid]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            where = join(path, name)
+            if name.startswith("$"):
+                yield Invalid(where, "strategic merge directives are not known here; null removes a field")
+            elif name in LISTS_BY_KEY and isinstance(item, list):
+                yield from _keyed(item, LISTS_BY_KEY[name], where)
+            else:
+                yield from _mergeable(item, where)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _mergeable(item, f"{path}[{index}]")
+
+
+def _keyed(items: list[Any], key: str, path: str) -> Iterator[Invalid]:
+    seen = set()
+    for index, item in enumerate(items):
+        where = f"{path}[{index}]"
+        if not isinstance(item, Mapping) or not isinstance(item.get(key), str | int):
+            yield Invalid(where, f"must be an object with {key}, by which it is merged")
+            continue
+        if item[key] in seen:
+            yield Invalid(where, f"{key} {item[key]!r} is there twice")
+        seen.add(item[key])
+        yield from _mergeable(item, where)
+
+
+def _expose(expose: "Expose") -> Iterator[Invalid]:
+    path = "spec.router.expose"
+    if expose.type == "Service":
+        for field, value in (
+            ("host", expose.host),
+            ("className", expose.class_name),
+            ("tlsSecretName", expose.tls_secret_name),
+        ):
+            if value:
+                yield Invalid(f"{path}.{field}", "means nothing with type Service; use Ingress or HTTPRoute")
+    if expose.type == "Ingress" and "/" in expose.class_name:
+        yield Invalid(f"{path}.className", "the name of an IngressClass has no slash")
+    if expose.type == "HTTPRoute":
+        if not expose.class_name:
+            yield Invalid(f"{path}.className", "an HTTPRoute needs its Gateway here, as name or namespace/name")
+        if expose.tls_secret_name:
+            yield Invalid(f"{path}.tlsSecretName", "an HTTPRoute's certificate belongs to its Gateway")
+
+
+def _transfer(transfer: "Transfer") -> Iterator[Invalid]:
+    path = "spec.transfer.rdmaResource"
+    if transfer.fabric == "rdma" and not transfer.rdma_resource:
+        yield Invalid(path, "fabric rdma needs the extended resource that gives a pod its RDMA device")
+    if transfer.fabric in ("tcp", "shm") and transfer.rdma_resource:
+        yield Invalid(path, f"means nothing with fabric {transfer.fabric}")
