@@ -1,0 +1,41 @@
+"""A request as the scheduler sees it: a list of tokens, of which the KV of the first `computed` is in its pages."""
+
+from dataclasses import dataclass, field
+
+from kvasir_engine.protocol import Sampling
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One request in the engine.
+
+    `tokens` is the prompt and everything sampled since. A sequence is worked on until `computed` has caught up
+    with `tokens`; then the next token is sampled. So a decode step is a prefill of one token, and a preempted
+    sequence is simply one whose `computed` went back to what the radix tree still has.
+
+    `remote`: another worker computes the prompt; admission leases pages instead of holding fresh ones.
+    """
+
+    id: str
+    tokens: list[int]
+    sampling: Sampling
+    arrival: int
+    salt: str = ""
+    remote: bool = False
+    prompt: int = 0
+    computed: int = 0
+    cached: int = 0
+    pages: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.tokens)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens whose KV is still to be computed."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.tokens) - self.prompt

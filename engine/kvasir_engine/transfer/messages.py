@@ -1,0 +1,55 @@
+"""What workers tell each other directly, as NIXL notifications: msgpack, versioned by the fingerprint's layout.
+
+`Complete` rides on the last write of a lease, so it arrives after the bytes. Every message names the lease
+and the epoch of the worker that granted it; the sender is known from its agent's name, which carries its epoch.
+"""
+
+import msgspec
+
+from kvasir_engine.protocol import TokenLogprobs
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
+    """Base of the notifications. `lease` and `epoch` are the granting (decode) worker's."""
+
+    lease: int
+    epoch: int
+
+
+class Complete(Message, frozen=True):
+    """Writer to holder: all `pages` pages are written, I write no more; decode from `token` on.
+
+    `tokens`: length of the prompt whose KV is now complete. `token` is the one that prefill sampled at position
+    `tokens`, `logprobs` its log-probabilities as on the router's wire.
+    """
+
+    tokens: int
+    pages: int
+    token: int
+    logprobs: TokenLogprobs | None = None
+
+
+class Stopped(Message, frozen=True):
+    """Writer to holder: I have stopped before the end and will never write under this lease again."""
+
+    reason: str
+
+
+class Release(Message, frozen=True):
+    """Holder to writer: stop writing, then say so with `Stopped` (also if you never heard of this lease)."""
+
+
+AnyMessage = Complete | Stopped | Release
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    """The message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes) -> AnyMessage:
+    """A message from a peer. Raises msgspec.ValidationError or msgspec.DecodeError."""
+    return _decoder.decode(data)

@@ -1,0 +1,96 @@
+"""Pages for sequences: what the scheduler asks, and what the engine does when a sequence comes, grows and goes."""
+
+from collections.abc import Callable
+
+from kvasir_engine.kv.pages import Owner, PagePool
+from kvasir_engine.kv.radix import Match, RadixTree
+from kvasir_engine.scheduler.sequence import Sequence
+
+
+class Cache:
+    """The pool, its tree and the one operation on bytes: `copy(source, target)` copies a page."""
+
+    def __init__(self, pages: int, page_size: int, copy: Callable[[int, int], None]) -> None:
+        self.page_size = page_size
+        self.pool = PagePool(pages)
+        self.tree = RadixTree(self.pool, page_size)
+        self._copy = copy
+
+    # -- the scheduler's questions
+
+    @property
+    def available(self) -> int:
+        """Pages that are free or can be evicted."""
+        return self.pool.available
+
+    def cost(self, sequence: Sequence) -> tuple[int, int]:
+        """Pages that admitting `sequence` takes from the available ones, and tokens it finds cached."""
+        match = self.tree.match(sequence.tokens[:-1], sequence.salt)
+        fresh = self.pages_for(len(sequence.tokens)) - len(match.pages)
+        idle = sum(self.pool.owner(page) is Owner.CACHED for page in match.pages)
+        if sequence.remote:
+            return fresh + idle, len(match.pages) * self.page_size
+        if match.tail_page is not None:  # held while it is copied
+            idle += self.pool.owner(match.tail_page) is Owner.CACHED
+        return fresh + idle, match.tokens(self.page_size)
+
+    def releasable(self, sequence: Sequence) -> int:
+        """Pages that nobody but `sequence` holds."""
+        return sum(self.pool.holders(page) == 1 for page in sequence.pages)
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that hold this many tokens."""
+        return -(-tokens // self.page_size)
+
+    # -- the engine's moves
+
+    def admit(self, sequence: Sequence) -> None:
+        """Give `sequence` pages for all its tokens, reusing what is cached; the last token is always computed."""
+        match = self.tree.match(sequence.tokens[:-1], sequence.salt)
+        self.tree.acquire(match)
+        fresh = self._take(self.pages_for(len(sequence.tokens)) - len(match.pages))
+        if match.tail_page is not None:
+            self._copy(match.tail_page, fresh[0])
+            self.tree.release([match.tail_page])
+        sequence.pages = [*match.pages, *fresh]
+        sequence.computed = match.tokens(self.page_size)
+
+    def reserve(self, sequence: Sequence, lease: int) -> list[int]:
+        """Hold what is cached of `sequence` in whole pages, and lease pages for the rest of its tokens."""
+        match = self.tree.match(sequence.tokens[:-1], sequence.salt)
+        self.tree.acquire(Match(match.pages))
+        missing = self.pages_for(len(sequence.tokens)) - len(match.pages)
+        self._make_room(missing)
+        sequence.pages = list(match.pages)
+        sequence.computed = len(match.pages) * self.page_size
+        return self.pool.lease(missing, lease)
+
+    def extend(self, sequence: Sequence, tokens: int) -> None:
+        """Pages for `tokens` more computed tokens. Raises OutOfPages."""
+        missing = self.pages_for(sequence.computed + tokens) - len(sequence.pages)
+        if missing > 0:
+            sequence.pages += self._take(missing)
+
+    def share(self, sequence: Sequence) -> None:
+        """Put the whole pages that are computed into the tree, while the sequence goes on."""
+        whole = sequence.computed // self.page_size
+        shared = self.tree.insert(sequence.tokens[: whole * self.page_size], sequence.pages[:whole], sequence.salt)
+        sequence.pages[:whole] = shared
+
+    def retire(self, sequence: Sequence) -> None:
+        """Leave what is computed to the tree, the rest to the free pages."""
+        kept = self.tree.insert(sequence.tokens[: sequence.computed], sequence.pages, sequence.salt)
+        self.tree.release(kept)
+        sequence.pages, sequence.computed = [], 0
+
+    def drop(self, sequence: Sequence) -> None:
+        """Let go of the pages without sharing what is in them."""
+        self.tree.release(sequence.pages)
+        sequence.pages, sequence.computed = [], 0
+
+    def _take(self, count: int) -> list[int]:
+        self._make_room(count)
+        return self.pool.take(count)
+
+    def _make_room(self, count: int) -> None:
+        self.tree.evict(count - self.pool.count(Owner.FREE))

@@ -1,0 +1,510 @@
+"""The engine: requests in, one step at a time, tokens out. Single-threaded, no clock of its own, no socket.
+
+A request is a `Job` around a scheduler's `Sequence`. The colocated path is: waiting, running, gone. With a handoff,
+the prefill side's job ends as soon as its last push is queued; the decode side's job waits in `leased` until the
+lease settles, then runs as any other.
+"""
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from kvasir_engine.kv.pages import OutOfPages, Owner
+from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.protocol import (
+    Delta,
+    Endpoint,
+    Failure,
+    Lease,
+    Leased,
+    Load,
+    Reserve,
+    Role,
+    Sampling,
+    Submit,
+    TokenLogprobs,
+)
+from kvasir_engine.sampling.sampler import SamplingRow, sample
+from kvasir_engine.scheduler.schedule import Limits, Plan, schedule
+from kvasir_engine.scheduler.sequence import Sequence
+from kvasir_engine.transfer import holder, writer
+from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.worker.cache import Cache
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 60.0
+
+JobId = tuple[int, str]  # session, the request's id in it
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request and what it owes to whom."""
+
+    session: int
+    sequence: Sequence
+    to: Endpoint | None = None  # prefill side: where the KV goes, under `lease`
+    lease: Lease | None = None
+    key: writer.Key | None = None
+    pushed: int = 0  # pages of the lease given to the transfer thread
+    writer: Endpoint | None = None  # decode side: who writes, into `leased`
+    leased: list[int] = field(default_factory=list)
+    threshold: int = 0
+
+    @property
+    def id(self) -> JobId:
+        return self.session, self.sequence.id
+
+
+@dataclass
+class Stats:
+    """Counters since the start; read by the metrics collector from another thread."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    hit_tokens: int = 0
+    miss_tokens: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    preemptions: int = 0
+    received_pages: int = 0
+    received_tokens: int = 0
+    sent_pages: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    rejected_messages: int = 0
+
+
+class Engine:
+    """One worker's requests. `handoff` is None where KV never moves."""
+
+    def __init__(
+        self, runner: ModelRunner, role: Role, limits: Limits, max_length: int, epoch: int, handoff: Handoff | None
+    ) -> None:
+        self.runner = runner
+        self.role = role
+        self.limits = limits
+        self.max_length = max_length
+        self.epoch = epoch
+        self.handoff = handoff
+        self.cache = Cache(runner.pool.pages, limits.page_size, runner.pool.copy_page)
+        self.stats = Stats()
+        self.jobs: dict[JobId, Job] = {}
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in order of arrival
+        self.leased: dict[int, Job] = {}  # open leases of ours
+        self.fenced: dict[int, list[int]] = {}  # leases of ours that wait for a proof, with their pages
+        self.pushes: dict[writer.Key, list[writer.Push]] = {}  # leases of others, with the pages still read
+        self._job_of: dict[Sequence, Job] = {}
+        self._job_of_key: dict[writer.Key, Job] = {}
+        self._arrivals = 0
+        self._leases = 0
+        self._out: dict[int, list[Delta | Leased]] = {}
+
+    # -- requests
+
+    def submit(self, session: int, frame: Submit) -> None:
+        """A new request; bad ones are answered with a failure."""
+        if (frame.lease is None) != (frame.to is None):
+            return self._refuse(session, frame.id, "bad_request", "a lease needs its holder's endpoint")
+        if frame.lease is None and self.role == "prefill":
+            return self._refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
+        if frame.lease is not None and (self.role == "decode" or self.handoff is None):
+            return self._refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
+        job = self._new_job(session, frame.id, frame.tokens, frame.sampling, frame.salt)
+        if job is None:
+            return None
+        if frame.lease is not None and frame.to is not None and self.handoff is not None:
+            pages = self.cache.pages_for(len(frame.tokens)) - frame.lease.first // self.limits.page_size
+            if frame.lease.first % self.limits.page_size or pages != len(frame.lease.pages):
+                self._forget(job)
+                return self._refuse(session, frame.id, "bad_lease", "the lease does not fit the prompt")
+            job.lease, job.to = frame.lease, frame.to
+            job.key = self.handoff.open(frame.to, frame.lease)
+            self.pushes[job.key] = []
+            self._job_of_key[job.key] = job
+        self.waiting.append(job.sequence)
+        return None
+
+    def reserve(self, session: int, frame: Reserve) -> None:
+        """A new request whose prompt another worker computes, unless little of it is missing here."""
+        if self.role == "prefill" or self.handoff is None:
+            return self._refuse(session, frame.id, "wrong_role", f"a {self.role} worker grants no leases")
+        job = self._new_job(session, frame.id, frame.tokens, frame.sampling, frame.salt)
+        if job is not None:
+            job.sequence.remote = True
+            job.writer, job.threshold = frame.writer, frame.threshold
+            self.waiting.append(job.sequence)
+        return None
+
+    def abort(self, session: int, request: str) -> None:
+        """Stop a request and account for its pages. Idempotent."""
+        job = self.jobs.get((session, request))
+        if job is not None:
+            self._end(job, "aborted by the router")
+
+    def close_session(self, session: int) -> None:
+        """The router is gone: so are its requests."""
+        for job in [job for job in self.jobs.values() if job.session == session]:
+            self._end(job, "the router is gone")
+        self._out.pop(session, None)
+
+    # -- the handoff's events
+
+    def transferred(self, event: Event) -> None:
+        """What the transfer thread reports."""
+        match event:
+            case writer.Done(key, push):
+                self._pushed(key, push)
+            case writer.Failed(key, reason):
+                self._push_failed(key, reason)
+            case holder.Settled(lease, complete):
+                self._settle(lease, complete)
+            case holder.Fenced(lease, reason):
+                self._fence(lease, reason)
+            case holder.Reclaimed(lease, proof, reason):
+                self._reclaim(lease, proof, reason)
+            case holder.Rejected(agent, lease, why):
+                self.stats.rejected_messages += 1
+                log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
+
+    def _pushed(self, key: writer.Key, push: writer.Push) -> None:
+        self.pushes[key].remove(push)
+        self.cache.tree.release(push.local)
+        self.stats.sent_pages += len(push.local)
+        if push.complete is not None:
+            del self.pushes[key]
+            job = self._job_of_key.get(key)
+            if job is not None:
+                self._emit(job, Delta(job.sequence.id, index=1, finish="handoff"))
+                self._forget(job)
+
+    def _push_failed(self, key: writer.Key, reason: str) -> None:
+        for push in self.pushes.pop(key, []):
+            self.cache.tree.release(push.local)
+        job = self._job_of_key.pop(key, None)
+        if job is not None:
+            job.key = None
+            self._fail(job, "handoff_failed", reason)
+
+    def _settle(self, lease: int, complete: Complete) -> None:
+        pages = self.fenced.pop(lease, None)
+        if pages is not None:
+            return self.cache.pool.reclaim(pages, lease)
+        job = self.leased.pop(lease)
+        sequence = job.sequence
+        if complete.tokens != len(sequence.tokens):
+            self.cache.pool.reclaim(job.leased, lease)
+            job.leased = []
+            why = f"prefill completed {complete.tokens} tokens of {len(sequence.tokens)}"
+            return self._fail(job, "handoff_failed", why)
+        self.cache.pool.settle(job.leased, lease)
+        self.stats.received_pages += len(job.leased)
+        self.stats.received_tokens += len(sequence.tokens) - sequence.computed
+        sequence.pages += job.leased
+        sequence.computed = len(sequence.tokens)
+        job.leased = []
+        sequence.remote = False
+        place = next((i for i, s in enumerate(self.running) if s.arrival > sequence.arrival), len(self.running))
+        self.running.insert(place, sequence)
+        self.cache.share(sequence)
+        self._append(job, complete.token, complete.logprobs)
+        return None
+
+    def _fence(self, lease: int, reason: str) -> None:
+        job = self.leased.get(lease)
+        if job is not None:
+            self._fail(job, "lease_" + reason, f"the lease {reason} before prefill had written the prompt's KV")
+
+    def _reclaim(self, lease: int, proof: str, reason: str) -> None:
+        pages = self.fenced.pop(lease, None)
+        if pages is None:
+            job = self.leased.pop(lease)
+            pages, job.leased = job.leased, []
+            self._fail(job, "handoff_failed", reason)
+        self.cache.pool.reclaim(pages, lease)
+        log.info("lease reclaimed lease=%d proof=%s pages=%d", lease, proof, len(pages))
+
+    # -- a step
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something now, as far as can be said without planning it."""
+        return bool(self.running or self.waiting)
+
+    def step(self) -> bool:
+        """Plan, compute and account for one step. `False` if there was nothing that could be done."""
+        plan = schedule(self.running, self.waiting, self.cache, self.limits, len(self.leased))
+        for sequence in reversed(plan.preempt):
+            self.running.remove(sequence)
+            self.cache.retire(sequence)
+            self.waiting.appendleft(sequence)
+            self.stats.preemptions += 1
+        for sequence in plan.admit:
+            assert self.waiting.popleft() is sequence
+            self._admit(self._job_of[sequence])
+        chunks = self._allocate(plan)
+        if chunks:
+            logits = self.runner.forward(self._batch(chunks))
+            self._advance(chunks, logits)
+        return bool(chunks or plan.admit or plan.preempt)
+
+    def _admit(self, job: Job) -> None:
+        sequence = job.sequence
+        if sequence.remote:
+            missing = len(sequence.tokens) - self.cache.cost(sequence)[1]
+            if missing >= job.threshold:
+                return self._lease(job)
+            sequence.remote = False
+            self._send(job, Leased(sequence.id))
+        self.cache.admit(sequence)
+        self._count_prompt(sequence)
+        self.running.append(sequence)
+        self.running.sort(key=lambda s: s.arrival)
+        return None
+
+    def _lease(self, job: Job) -> None:
+        assert self.handoff is not None
+        assert job.writer is not None
+        self._leases += 1
+        job.leased = self.cache.reserve(job.sequence, self._leases)
+        self._count_prompt(job.sequence)
+        lease = Lease(self._leases, self.epoch, job.leased, job.sequence.computed, LEASE_SECONDS)
+        job.lease = lease
+        self.leased[lease.id] = job
+        self.handoff.grant(lease, job.writer)
+        self._send(job, Leased(job.sequence.id, lease))
+
+    def _count_prompt(self, sequence: Sequence) -> None:
+        if sequence.generated == 0:
+            sequence.cached = sequence.computed
+            self.stats.prompt_tokens += len(sequence.tokens)
+            self.stats.hit_tokens += sequence.computed
+            self.stats.miss_tokens += len(sequence.tokens) - sequence.computed
+
+    def _allocate(self, plan: Plan) -> list[tuple[Sequence, int]]:
+        """The plan's chunks with pages. A sequence admitted as remote but short of the threshold has none yet."""
+        chunks = []
+        for sequence, tokens in plan.chunks:
+            try:
+                self.cache.extend(sequence, tokens)
+            except OutOfPages:
+                log.warning("no page for request=%s in this step", sequence.id)
+                continue
+            chunks.append((sequence, tokens))
+        return chunks
+
+    def _batch(self, chunks: list[tuple[Sequence, int]]) -> ForwardBatch:
+        tokens: list[int] = []
+        positions: list[int] = []
+        for sequence, count in chunks:
+            end = sequence.computed + count
+            tokens += sequence.tokens[sequence.computed : end]
+            positions += range(sequence.computed, end)
+        context = [sequence.computed + count for sequence, count in chunks]
+        used = [self.cache.pages_for(length) for length in context]
+        width = max(used)
+        table = torch.tensor(
+            [sequence.pages[:n] + [0] * (width - n) for (sequence, _), n in zip(chunks, used, strict=True)],
+            dtype=torch.int64,
+        )
+        return ForwardBatch(
+            torch.tensor(tokens), torch.tensor(positions), [count for _, count in chunks], context, table
+        )
+
+    def _advance(self, chunks: list[tuple[Sequence, int]], logits: torch.Tensor) -> None:
+        """Account for the computed tokens; sample where a sequence has caught up with its tokens."""
+        rows, places = [], []
+        for place, (sequence, count) in enumerate(chunks):
+            sequence.computed += count
+            if sequence.remaining == 0:
+                rows.append(SamplingRow(sequence.sampling, len(sequence.tokens), sequence.generated))
+                places.append(place)
+            elif self._job_of[sequence].key is not None:
+                self._push(self._job_of[sequence], None)
+        if not rows:
+            return
+        sampled = sample(logits if len(rows) == len(chunks) else logits[places], rows)
+        for place, token, logprobs in zip(places, sampled.tokens, sampled.logprobs, strict=True):
+            sequence = chunks[place][0]
+            job = self._job_of[sequence]
+            if sequence.generated == 0:
+                self.cache.share(sequence)
+            if job.lease is not None and job.to is not None:
+                self._handoff(job, token, logprobs)
+            else:
+                self._append(job, token, logprobs)
+
+    def _append(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
+        """One more token of a sequence that is decoded here."""
+        sequence = job.sequence
+        index = sequence.generated
+        sequence.tokens.append(token)
+        self.stats.generated_tokens += 1
+        finish = self._finish(sequence, token)
+        self._emit(
+            job,
+            Delta(
+                sequence.id,
+                index,
+                [token],
+                None if logprobs is None else [logprobs],
+                finish,
+                cached=sequence.cached,
+            ),
+        )
+        if finish is not None:
+            self.running.remove(sequence)
+            self.cache.retire(sequence)
+            self._forget(job)
+
+    def _finish(self, sequence: Sequence, token: int) -> Literal["stop", "length"] | None:
+        sampling = sequence.sampling
+        if token in sampling.stop_token_ids and sequence.generated >= sampling.min_tokens:
+            return "stop"
+        if sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.max_length:
+            return "length"
+        return None
+
+    # -- the prefill side
+
+    def _handoff(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
+        """The prompt is computed: report the first token, push what is left of it, let go of the pages."""
+        assert job.key is not None
+        assert self.handoff is not None
+        sequence = job.sequence
+        prompt = len(sequence.tokens)
+        sequence.tokens.append(token)
+        self.stats.generated_tokens += 1
+        finish = self._finish(sequence, token)
+        self._emit(
+            job,
+            Delta(
+                sequence.id, 0, [token], None if logprobs is None else [logprobs], finish, cached=sequence.cached
+            ),
+        )
+        if finish is None:
+            assert job.lease is not None
+            pages = len(job.lease.pages)
+            self._push(job, Complete(job.lease.id, job.lease.epoch, prompt, pages, token, logprobs))
+        self.running.remove(sequence)
+        self.cache.retire(sequence)
+        if finish is not None:
+            self.handoff.withdraw(job.key, "the first token was the last")
+            self._forget(job)
+
+    def _push(self, job: Job, complete: Complete | None) -> None:
+        """Give the transfer thread the lease's pages that are computed in full (with `complete`: all)."""
+        assert job.lease is not None
+        assert job.key is not None
+        assert self.handoff is not None
+        size = self.limits.page_size
+        first = job.lease.first // size
+        ready = len(job.lease.pages) if complete is not None else job.sequence.computed // size - first
+        if ready <= job.pushed and complete is None:
+            return
+        local = job.sequence.pages[first + job.pushed : first + ready]
+        push = writer.Push(tuple(local), tuple(job.lease.pages[job.pushed : ready]), complete)
+        job.pushed = max(ready, job.pushed)
+        self.cache.pool.hold(push.local)
+        self.pushes[job.key].append(push)
+        self.handoff.push(job.key, push)
+
+    # -- endings
+
+    def _end(self, job: Job, reason: str) -> None:
+        """Take a job out, wherever it is, with every page accounted for."""
+        sequence = job.sequence
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self.cache.retire(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        if job.key is not None and self.handoff is not None:
+            self.handoff.withdraw(job.key, reason)
+        if job.leased and job.lease is not None and self.handoff is not None:
+            del self.leased[job.lease.id]
+            self.cache.pool.fence(job.leased, job.lease.id)
+            self.fenced[job.lease.id] = job.leased
+            job.leased = []
+            self.handoff.revoke(job.lease.id)
+        if sequence.pages:
+            self.cache.drop(sequence)
+        self._forget(job)
+
+    def _fail(self, job: Job, code: str, message: str) -> None:
+        self._refuse(job.session, job.sequence.id, code, message)
+        self._end(job, message)
+
+    def fail_all(self, code: str, message: str) -> None:
+        """Fail whatever is running, after a step that raised. Its pages are not shared: their content is unknown."""
+        for sequence in list(self.running):
+            self.running.remove(sequence)
+            self._fail(self._job_of[sequence], code, message)
+
+    def _refuse(self, session: int, request: str, code: str, message: str) -> None:
+        self.stats.failures[code] = self.stats.failures.get(code, 0) + 1
+        self._out.setdefault(session, []).append(Delta(request, failure=Failure(code, message)))
+
+    def _new_job(self, session: int, request: str, tokens: list[int], sampling: Sampling, salt: str) -> Job | None:
+        vocab = self.runner.config.vocab
+        problem = None
+        if (session, request) in self.jobs:
+            problem = "bad_request", f"the id {request!r} is in use"
+        elif not tokens or min(tokens) < 0 or max(tokens) >= vocab:
+            problem = "bad_request", f"a prompt is one or more tokens from 0 to {vocab - 1}"
+        elif sampling.max_tokens < 1:
+            problem = "bad_request", f"max_tokens must be at least 1, not {sampling.max_tokens}"
+        elif len(tokens) >= self.max_length:
+            problem = "context_length_exceeded", f"the prompt has {len(tokens)} tokens, {self.max_length - 1} fit"
+        if problem is not None:
+            self._refuse(session, request, *problem)
+            return None
+        self._arrivals += 1
+        job = Job(session, Sequence(request, list(tokens), sampling, self._arrivals, salt))
+        self.jobs[job.id] = job
+        self._job_of[job.sequence] = job
+        return job
+
+    def _forget(self, job: Job) -> None:
+        self.jobs.pop(job.id, None)
+        self._job_of.pop(job.sequence, None)
+        if job.key is not None:
+            self._job_of_key.pop(job.key, None)
+
+    # -- what goes out
+
+    def _emit(self, job: Job, delta: Delta) -> None:
+        self._out.setdefault(job.session, []).append(delta)
+
+    def _send(self, job: Job, frame: Leased) -> None:
+        self._out.setdefault(job.session, []).append(frame)
+
+    def drain(self) -> dict[int, list[Delta | Leased]]:
+        """What each session is to be told, in order."""
+        out, self._out = self._out, {}
+        return out
+
+    def load(self) -> Load:
+        """The load now."""
+        return Load(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            queued_tokens=sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self.running),
+            free_pages=self.cache.pool.count(Owner.FREE),
+            cached_pages=self.cache.pool.count(Owner.CACHED),
+            leases=len(self.leased) + len(self.fenced) + len(self.pushes),
+        )
+
+    def check(self) -> None:
+        """Raise unless every page is accounted for."""
+        held = [s.pages for s in self.running]
+        held += [job.sequence.pages for job in self.leased.values()]
+        held += [list(push.local) for pushes in self.pushes.values() for push in pushes]
+        self.cache.pool.check(held, self.cache.tree.pages())
+        self.cache.tree.check()

@@ -1,0 +1,66 @@
+"""The engine of this process as an EngineClient: what `kvasir serve` puts behind the OpenAI front end."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator
+
+from kvasir_engine.client import EngineError, GenerateRequest, Output
+from kvasir_engine.protocol import Delta, Step, Submit, ToRouter
+from kvasir_engine.worker.thread import EngineThread
+
+STATUS = {"bad_request": 400, "context_length_exceeded": 400, "kv_pool_too_small": 400, "overloaded": 503}
+
+
+class InProcessClient:
+    """One session on the engine's thread. Create and use it on one event loop."""
+
+    def __init__(self, thread: EngineThread) -> None:
+        self._thread = thread
+        self._loop = asyncio.get_running_loop()
+        self._streams: dict[str, asyncio.Queue[Delta]] = {}
+        self._ids = itertools.count(1)
+        self._session = thread.attach(lambda frames: self._loop.call_soon_threadsafe(self._dispatch, frames))
+        self.draining = False
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of one sequence."""
+        return self._thread.engine.max_length
+
+    @property
+    def inflight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    def unready_reason(self) -> str | None:
+        """Why no request can be served now, or None."""
+        return "the server is shutting down" if self.draining else self._thread.unhealthy_reason()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
+        """See EngineClient."""
+        request_id = f"{next(self._ids)}-{request.id}"
+        deltas: asyncio.Queue[Delta] = asyncio.Queue()
+        self._streams[request_id] = deltas
+        submit = Submit(request_id, request.tokens, request.sampling, request.salt)
+        self._thread.post(lambda engine: engine.submit(self._session, submit))
+        try:
+            while True:
+                delta = await deltas.get()
+                if delta.failure is not None:
+                    code = delta.failure.code
+                    raise EngineError(code, delta.failure.message, STATUS.get(code, 500))
+                finish = delta.finish
+                yield Output(delta.tokens, delta.logprobs, finish, delta.cached)
+                if finish is not None:
+                    return
+        finally:
+            del self._streams[request_id]
+            self._thread.post(lambda engine: engine.abort(self._session, request_id))
+
+    def _dispatch(self, frames: list[ToRouter]) -> None:
+        for frame in frames:
+            if isinstance(frame, Step):
+                for delta in frame.deltas:
+                    stream = self._streams.get(delta.id)
+                    if stream is not None:
+                        stream.put_nowait(delta)

@@ -1,0 +1,55 @@
+"""The worker's Prometheus metrics, read from the engine's counters when scraped."""
+
+from collections.abc import Iterable
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from kvasir_engine.kv.pages import Owner
+from kvasir_engine.worker.engine import Engine
+
+
+class EngineCollector(Collector):
+    """Collects from `engine` without stopping it: each figure is one read, the set is not one instant's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client."""
+        engine, stats, pool = self._engine, self._engine.stats, self._engine.cache.pool
+        pages = GaugeMetricFamily("kvasir_kv_pages", "Pages of the KV pool by class of owner.", labels=["owner"])
+        for owner in Owner:
+            pages.add_metric([owner.name.lower()], pool.count(owner))
+        yield pages
+        leases = GaugeMetricFamily("kvasir_kv_leases", "Leases by state, on both sides.", labels=["state"])
+        leases.add_metric(["open"], len(engine.leased))
+        leases.add_metric(["fenced"], len(engine.fenced))
+        leases.add_metric(["writing"], len(engine.pushes))
+        yield leases
+        page_bytes = engine.runner.pool.page_bytes
+        for name, text, value in (
+            ("kvasir_kv_received_pages", "KV pages that other workers wrote here.", stats.received_pages),
+            ("kvasir_kv_received_tokens", "Tokens whose KV came from other workers.", stats.received_tokens),
+            (
+                "kvasir_kv_received_bytes",
+                "Bytes of KV that other workers wrote.",
+                stats.received_pages * page_bytes,
+            ),
+            ("kvasir_kv_sent_pages", "KV pages written to other workers.", stats.sent_pages),
+            ("kvasir_kv_sent_bytes", "Bytes of KV written to other workers.", stats.sent_pages * page_bytes),
+            ("kvasir_kv_rejected_messages", "Handoff messages that fitted no lease.", stats.rejected_messages),
+            ("kvasir_prefix_cache_hit_tokens", "Prompt tokens found in the radix tree.", stats.hit_tokens),
+            ("kvasir_prefix_cache_miss_tokens", "Prompt tokens not found in the radix tree.", stats.miss_tokens),
+            ("kvasir_prompt_tokens", "Prompt tokens of admitted requests.", stats.prompt_tokens),
+            ("kvasir_generation_tokens", "Tokens sampled.", stats.generated_tokens),
+            ("kvasir_preemptions", "Sequences that gave way for lack of pages.", stats.preemptions),
+        ):
+            yield CounterMetricFamily(name, text, value)
+        failures = CounterMetricFamily("kvasir_request_failures", "Requests that failed here.", labels=["code"])
+        for code, count in list(stats.failures.items()):
+            failures.add_metric([code], count)
+        yield failures
+        yield GaugeMetricFamily("kvasir_requests_running", "Sequences in the batch.", len(engine.running))
+        yield GaugeMetricFamily("kvasir_requests_waiting", "Requests not admitted yet.", len(engine.waiting))
+        yield SummaryMetricFamily("kvasir_step_seconds", "Time of steps.", stats.steps, stats.step_seconds)

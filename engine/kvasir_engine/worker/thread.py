@@ -1,0 +1,159 @@
+"""The engine's thread: takes commands between steps, and gives each router one frame a step."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from itertools import groupby
+
+from kvasir_engine.protocol import CacheEvent, CacheEvents, Delta, Leased, Load, Step, ToRouter
+from kvasir_engine.worker.engine import Engine
+
+log = logging.getLogger(__name__)
+
+Sink = Callable[[list[ToRouter]], None]
+Command = Callable[[Engine], None]
+
+STALLED_AFTER = 60.0
+
+
+class EngineThread(threading.Thread):
+    """Runs `engine` until `stop`. Sinks are called from this thread and must not block."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(name="kvasir-engine", daemon=True)
+        self.engine = engine
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._sinks: dict[int, Sink] = {}
+        self._sessions = 0
+        self._sessions_lock = threading.Lock()
+        self._events = 0
+        self._load = Load()
+        self._turn_began: float | None = None
+
+    # -- from any thread
+
+    def post(self, command: Command) -> None:
+        """Run `command` between two steps."""
+        self._inbox.put(command)
+
+    def attach(self, sink: Sink) -> int:
+        """Open a session. Its sink gets a snapshot of the cache first."""
+        with self._sessions_lock:
+            self._sessions += 1
+            session = self._sessions
+
+        def command(engine: Engine) -> None:
+            self._sinks[session] = sink
+            sink([self._snapshot(), Step([], engine.load())])
+
+        self.post(command)
+        return session
+
+    def detach(self, session: int) -> None:
+        """Close a session and abort its requests."""
+
+        def command(engine: Engine) -> None:
+            self._sinks.pop(session, None)
+            engine.close_session(session)
+
+        self.post(command)
+
+    def resync(self, session: int) -> None:
+        """Send the session a snapshot of the cache."""
+
+        def command(engine: Engine) -> None:
+            if session in self._sinks:
+                self._sinks[session]([self._snapshot()])
+
+        self.post(command)
+
+    def stop(self) -> None:
+        """End the thread after the step under way."""
+        self._inbox.put(None)
+        self.join()
+
+    def unhealthy_reason(self) -> str | None:
+        """Why this thread serves nobody, or None."""
+        if not self.is_alive():
+            return "the engine's thread is gone"
+        began = self._turn_began
+        if began is not None and time.monotonic() - began > STALLED_AFTER:
+            return f"a step takes more than {STALLED_AFTER:.0f} s"
+        return None
+
+    # -- on this thread
+
+    def run(self) -> None:
+        idle = True
+        while True:
+            self._turn_began = None
+            command = self._next(wait=idle)
+            self._turn_began = time.monotonic()
+            while command is not None:
+                command(self.engine)
+                command = self._next(wait=False)
+            if self._stopping:
+                return
+            idle = not (self.engine.busy and self._step())
+            self._flush()
+
+    _stopping = False
+
+    def _next(self, wait: bool) -> Command | None:
+        try:
+            command = self._inbox.get(block=wait)
+        except queue.Empty:
+            return None
+        if command is None:
+            self._stopping = True
+        return command
+
+    def _step(self) -> bool:
+        began = time.perf_counter()
+        try:
+            return self.engine.step()
+        except Exception:
+            log.exception("a step failed; the requests in it fail, the engine goes on")
+            self.engine.fail_all("internal_error", "a step failed; the worker's log says why")
+            return True
+        finally:
+            self.engine.stats.steps += 1
+            self.engine.stats.step_seconds += time.perf_counter() - began
+
+    def _flush(self) -> None:
+        load = self.engine.load()
+        out = self.engine.drain()
+        events = list(_runs(self.engine.cache.tree.log.drain()))
+        shared: list[ToRouter] = []
+        if events:
+            self._events += 1
+            shared.append(CacheEvents(self._events, events))
+        for session, sink in self._sinks.items():
+            frames = shared + list(_frames(out.get(session, ()), load))
+            if load != self._load and not any(isinstance(frame, Step) for frame in frames):
+                frames.append(Step([], load))
+            if frames:
+                sink(frames)
+        self._load = load
+
+    def _snapshot(self) -> CacheEvents:
+        hashes = list(self.engine.cache.tree.hashes())
+        return CacheEvents(self._events, [CacheEvent(stored=hashes)] if hashes else [], snapshot=True)
+
+
+def _runs(entries: Iterable[tuple[bool, int]]) -> Iterable[CacheEvent]:
+    """The log's entries, in order, as runs of pages stored or evicted."""
+    for stored, run in groupby(entries, key=lambda entry: entry[0]):
+        hashes = [hash_ for _, hash_ in run]
+        yield CacheEvent(stored=hashes) if stored else CacheEvent(evicted=hashes)
+
+
+def _frames(items: Iterable[Delta | Leased], load: Load) -> Iterable[ToRouter]:
+    """A session's frames: leases first, as they allow others to begin, then all streams' tokens in one."""
+    items = list(items)
+    yield from (item for item in items if isinstance(item, Leased))
+    deltas = [item for item in items if isinstance(item, Delta)]
+    if deltas:
+        yield Step(deltas, load)
