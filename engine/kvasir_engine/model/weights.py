@@ -1,0 +1,75 @@
+"""The safetensors files of a model's folder: found, checked for their length, read by name."""
+
+import json
+import struct
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from kvasir_engine.model.config import read_json
+from kvasir_engine.model.errors import ModelError
+
+_SAMPLE = 64 << 10
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One safetensors file. `size` is in bytes; `tensors` are the names in it."""
+
+    path: Path
+    size: int
+    tensors: tuple[str, ...]
+
+
+def check_weights(folder: Path) -> list[WeightFile]:
+    """The weight files of `folder`, in order, each as long as its header says. Raises ModelError."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        files = [folder / str(name) for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} holds no safetensors file")
+    return [_check_file(file) for file in files]
+
+
+def weights_digest(folder: Path) -> str:
+    """A short name for the weights' content, the same on every machine that holds the same files.
+
+    Covers `config.json`, and of each weight file its header and the first and last 64 KiB: enough to tell models
+    and revisions apart in milliseconds, not a proof of integrity. Raises ModelError.
+    """
+    digest = blake2b((folder / "config.json").read_bytes(), digest_size=8)
+    for weight_file in check_weights(folder):
+        with weight_file.path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            digest.update(stream.read(length + _SAMPLE))
+            stream.seek(max(0, weight_file.size - _SAMPLE))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def _check_file(path: Path) -> WeightFile:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if length > size - 8:
+                raise ModelError(f"{path} is cut short: {size} bytes do not hold its header")
+            header: dict[str, Any] = json.loads(stream.read(length))
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{path} is no safetensors file: its header cannot be read") from None
+    if size != end:
+        raise ModelError(
+            f"{path} is {'cut short' if size < end else 'too long'}: {size} bytes, its header says {end}"
+        )
+    return WeightFile(path, size, tuple(tensors))
