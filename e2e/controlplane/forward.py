@@ -5,15 +5,14 @@ One thread that lives in the namespace runs an event loop. Listening sockets are
 """
 
 import asyncio
-import contextlib
 import socket
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from e2e import netns
+from e2e.relay import relay
 
-_CHUNK = 1 << 16
 T = TypeVar("T")
 
 
@@ -76,27 +75,3 @@ class Forwarder:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
-    """Connect an accepted connection to `host:port` until both directions have ended."""
-    with contextlib.closing(writer):
-        try:
-            onward_reader, onward = await asyncio.open_connection(host, port)
-        except OSError:
-            # What the caller would see without the door in between: a reset, not a clean end.
-            writer.transport.abort()
-            return
-        with contextlib.closing(onward):
-            await asyncio.gather(_pump(reader, onward), _pump(onward_reader, writer))
-
-
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    try:
-        while data := await source.read(_CHUNK):
-            sink.write(data)
-            await sink.drain()
-        sink.write_eof()
-    except OSError:
-        # One side broke: the other must hear of it as well.
-        sink.transport.abort()
