@@ -14,7 +14,7 @@ from msgspec import inspect
 Schema = dict[str, Any]
 
 QUANTITY = (
-    r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"^\+?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
     r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
 )
 
@@ -54,7 +54,9 @@ def _schema(kind: inspect.Type) -> Schema:
             return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         case inspect.DictType():
             return {"type": "object", "additionalProperties": _schema(kind.value_type)}
-        case inspect.UnionType():
+        case inspect.UnionType(types=(other, inspect.NoneType())):
+            return _schema(other)  # in a structural schema a field that may be absent is one that isn't required
+        case inspect.UnionType(types=(inspect.IntType(), inspect.StrType())):
             return {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
     raise TypeError(f"no structural schema for {kind}")
 
@@ -80,9 +82,8 @@ def _some(**fields: Any) -> Schema:
 def problems(schema: Mapping[str, Any], value: object, path: str) -> Iterator[Invalid]:
     """Everything in `value` that `schema` does not allow, unknown fields included, in document order."""
     if "anyOf" in schema:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            yield Invalid(path, f"must be a quantity such as 2, 500m or 16Gi, is {_shown(value)}")
-        elif not re.search(schema.get("pattern", ""), str(value)):
+        right_type = isinstance(value, int | str) and not isinstance(value, bool)
+        if not right_type or not re.search(schema.get("pattern", ""), str(value)):
             yield Invalid(path, f"must be a quantity such as 2, 500m or 16Gi, is {_shown(value)}")
         return
     match schema.get("type"):
@@ -138,7 +139,7 @@ def _string(schema: Mapping[str, Any], value: object, path: str) -> Iterator[Inv
         yield Invalid(path, "must not be empty")
     elif len(value) > schema.get("maxLength", len(value)):
         yield Invalid(path, f"must be at most {schema['maxLength']} characters long, has {len(value)}")
-    elif not re.search(schema.get("pattern", ""), value):
+    elif not re.search(schema.get("pattern", ""), value) or "\n" in value:  # Python's $ also matches before one
         yield Invalid(path, f"{_shown(value)} does not match {schema['pattern']}")
 
 

@@ -19,7 +19,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "InferenceService"
 PLURAL = "inferenceservices"
 
-# The longest derived name is `NAME-prefill-REVISION`; derived names stay DNS labels, so that host names equal pod names.
+# The longest derived name is `NAME-prefill-REVISION`; derived names stay DNS labels (RFC 1035), as Services must.
 NAME_LENGTH = 63 - len("-prefill-") - 8
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 _HOST = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"

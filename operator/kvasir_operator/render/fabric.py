@@ -1,11 +1,11 @@
 """What the transfer's fabric changes in a worker's pod.
 
-UCX chooses transports by UCX_TLS (openucx.readthedocs.io, FAQ "Which transports does UCX use?"): `rc` stands for
-the verbs and the mlx5 reliable connections with the `ud` they are set up by, `sm` for posix, sysv and cma; as soon
-as a list is given, GPU memory needs `cuda_copy` and `cuda_ipc` in it too. Naming a fabric leaves out the others, so
-that KV never takes a slower road in silence; `auto` leaves the choice to UCX, which ranks what it finds by
-bandwidth and latency. UCX_NET_DEVICES stays unset (all): a pod sees only the devices that were given to it. An
-environment entry in the role's template replaces any of these.
+UCX chooses transports by UCX_TLS (openucx.readthedocs.io, FAQ "Which transports does UCX use?"): `rc`, `ud` and
+`dc` stand for the verbs and mlx5 variants of these, `sm` for posix, sysv and cma; as soon as a list is given,
+GPU memory needs `cuda_copy` and `cuda_ipc` in it too. Naming a fabric leaves out the others, so that KV never
+takes a slower road in silence; `auto` leaves the choice to UCX, which ranks what it finds by bandwidth and
+latency. UCX_NET_DEVICES stays unset (all): a pod sees only the devices that were given to it. An environment
+entry in the role's template replaces any of these.
 """
 
 from kvasir_operator.render.names import SERVICE_LABEL, Object
@@ -13,7 +13,7 @@ from kvasir_operator.spec import Device, Fabric, InferenceService, Workers
 
 _TRANSPORTS: dict[Fabric, tuple[str, ...]] = {
     "auto": (),
-    "rdma": ("rc", "self"),
+    "rdma": ("rc", "ud", "dc", "self"),
     "tcp": ("tcp", "self"),
     "shm": ("sm", "self"),
 }

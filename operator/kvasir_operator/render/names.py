@@ -59,8 +59,7 @@ def metadata(service: InferenceService, name: str, own_labels: Mapping[str, str]
                 "kind": KIND,
                 "name": service.name,
                 "uid": service.uid,
-                "controller": True,
-                "blockOwnerDeletion": True,
+                "controller": True,  # without blockOwnerDeletion, which would ask for a right to finalizers
             }
         ]
     return result

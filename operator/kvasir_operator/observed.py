@@ -1,0 +1,154 @@
+"""What the API server says about an InferenceService's objects, as types. Pure: dictionaries in, values out."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL, Object, Role
+
+# States of a waiting container that time alone does not mend.
+STUCK = {
+    "CrashLoopBackOff",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "RunContainerError",
+}
+MESSAGE_LENGTH = 300
+
+
+class Reference(msgspec.Struct, frozen=True, order=True):
+    """Which object of a namespace."""
+
+    api_version: str
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+class DeploymentState(msgspec.Struct, frozen=True):
+    """A Deployment's counts of pods. `current`: its controller has seen the newest spec. `failure`: why it cannot
+    create pods (quota, admission)."""
+
+    name: str
+    role: Role
+    revision: str
+    wanted: int
+    ready: int
+    updated: int
+    current: bool
+    failure: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """All the pods that are wanted are there, ready and of the newest template."""
+        return self.current and self.ready >= self.wanted and self.updated >= self.wanted
+
+
+class Trouble(msgspec.Struct, frozen=True, order=True):
+    """Why a pod isn't ready: a CamelCase word and the sentence that goes with it."""
+
+    pod: str
+    reason: str
+    message: str
+
+
+class PodState(msgspec.Struct, frozen=True):
+    """A pod of a role, and what keeps it from being ready."""
+
+    name: str
+    role: Role
+    revision: str
+    ready: bool
+    trouble: Trouble | None = None
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """Everything there is of an InferenceService. `objects`: what it owns (pods are owned by their Deployments)."""
+
+    objects: dict[Reference, Object] = {}
+    pods: tuple[PodState, ...] = ()
+
+    def deployments(self, role: Role) -> list[DeploymentState]:
+        """The Deployments of a role, by name."""
+        found = [deployment_state(o) for r, o in sorted(self.objects.items()) if r.kind == "Deployment"]
+        return [state for state in found if state.role == role]
+
+
+def observe(objects: Iterable[Object], pods: Iterable[Object]) -> Observed:
+    """The state of what was listed. Objects and pods that are on their way out count for nothing."""
+    return Observed(
+        objects={reference(o): o for o in objects if "deletionTimestamp" not in o["metadata"]},
+        pods=tuple(pod_state(p) for p in pods if "deletionTimestamp" not in p["metadata"]),
+    )
+
+
+def reference(item: Mapping[str, Any]) -> Reference:
+    """Which object this is."""
+    return Reference(item["apiVersion"], item["kind"], item["metadata"]["name"])
+
+
+def deployment_state(item: Mapping[str, Any]) -> DeploymentState:
+    """The counts of a Deployment."""
+    metadata, status = item["metadata"], item.get("status", {})
+    failures = [c for c in status.get("conditions", []) if c["type"] == "ReplicaFailure" and c["status"] == "True"]
+    return DeploymentState(
+        name=metadata["name"],
+        role=metadata["labels"][ROLE_LABEL],
+        revision=metadata["labels"].get(REVISION_LABEL, ""),
+        wanted=item["spec"].get("replicas", 1),
+        ready=status.get("readyReplicas", 0),
+        updated=status.get("updatedReplicas", 0),
+        current=status.get("observedGeneration", 0) >= metadata.get("generation", 1),
+        failure=_short(failures[0].get("message", "")) if failures else "",
+    )
+
+
+def pod_state(item: Mapping[str, Any]) -> PodState:
+    """The state of a pod that carries a role's labels."""
+    metadata, status = item["metadata"], item.get("status", {})
+    conditions = {c["type"]: c for c in status.get("conditions", [])}
+    ready = conditions.get("Ready", {}).get("status") == "True"
+    return PodState(
+        name=metadata["name"],
+        role=metadata["labels"][ROLE_LABEL],
+        revision=metadata["labels"].get(REVISION_LABEL, ""),
+        ready=ready,
+        trouble=None if ready else _trouble(metadata["name"], status, conditions),
+    )
+
+
+def _trouble(name: str, status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Trouble | None:
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False":
+        return Trouble(name, scheduled.get("reason", "Unschedulable"), _short(scheduled.get("message", "")))
+    containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+    for container in containers:
+        state, last = container.get("state", {}), container.get("lastState", {}).get("terminated")
+        if waiting := state.get("waiting"):
+            if waiting.get("reason") in STUCK:
+                why = (last or {}).get("message") or waiting.get("message", "")
+                return Trouble(name, waiting["reason"], _short(why))
+        elif terminated := state.get("terminated"):
+            if terminated.get("exitCode"):
+                return Trouble(name, terminated.get("reason") or "Error", _exit(terminated))
+        elif last and last.get("exitCode") and not container.get("ready"):
+            return Trouble(name, "Restarted", _exit(last))
+    if status.get("phase") == "Failed":
+        return Trouble(name, status.get("reason") or "Failed", _short(status.get("message", "")))
+    return None
+
+
+def _exit(terminated: Mapping[str, Any]) -> str:
+    return _short(terminated.get("message") or f"exited with status {terminated['exitCode']}")
+
+
+def _short(text: str) -> str:
+    """The end of a message, where a program says what was wrong, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= MESSAGE_LENGTH else "..." + line[3 - MESSAGE_LENGTH :]

@@ -1,0 +1,62 @@
+"""Whether an object has to be applied again. Pure.
+
+Server-side apply of an unchanged object changes nothing, but costs the API server a write's work at every event. So
+an object is applied only when it says something new (its stamp is another: fields that are no longer wanted must be
+given up too), or when somebody changed what it says (a wanted value is not there).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from kvasir_operator.overlay import LISTS_BY_KEY
+from kvasir_operator.render.names import Object
+from kvasir_operator.schema import QUANTITY
+from kvasir_operator.spec import GROUP
+
+STAMP = f"{GROUP}/applied"
+_BINARY = ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
+_DECIMAL = ("n", "u", "m", "", "k", "M", "G", "T", "P", "E")
+_FACTORS = {suffix: Decimal(1024) ** power for power, suffix in enumerate(_BINARY, 1)} | {
+    suffix: Decimal(1000) ** power for power, suffix in enumerate(_DECIMAL, -3)
+}
+
+
+def stamped(item: Object) -> Object:
+    """`item` with a hash of itself as an annotation."""
+    text = json.dumps(item, sort_keys=True, separators=(",", ":"))
+    stamp = hashlib.sha256(text.encode()).hexdigest()[:16]
+    metadata = item["metadata"]
+    return {**item, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), STAMP: stamp}}}
+
+
+def differs(desired: Object, live: Object) -> bool:
+    """True when `desired`, which is stamped, is not yet said by `live`."""
+    return not _holds(live, desired, "")
+
+
+def _holds(live: Any, desired: Any, field: str) -> bool:
+    if isinstance(desired, Mapping):
+        return isinstance(live, Mapping) and all(
+            name in live and _holds(live[name], value, name) for name, value in desired.items()
+        )
+    if isinstance(desired, list):
+        if not isinstance(live, list):
+            return False
+        key = LISTS_BY_KEY.get(field)
+        if key and all(isinstance(item, Mapping) for item in live):
+            by_key = {item.get(key): item for item in live}
+            return all(_holds(by_key.get(item[key]), item, "") for item in desired)
+        return len(live) == len(desired) and all(_holds(a, b, "") for a, b in zip(live, desired, strict=True))
+    return bool(live == desired) or _amount(live) == _amount(desired) is not None
+
+
+def _amount(value: Any) -> Decimal | None:
+    """A quantity's value: the API server writes quantities its own way (0.5 as 500m)."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.match(QUANTITY, str(value)):
+        return None
+    number, suffix = re.fullmatch(r"(.*?)([KMGTPE]i|[numkMGTPE]|)", str(value)).groups()  # type: ignore[union-attr]
+    return Decimal(number) * _FACTORS[suffix]

@@ -1,0 +1,56 @@
+"""What the controller needs of a cluster. `cluster.Cluster` gives it over HTTP; tests give it from memory."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from kvasir_operator.observed import Reference
+from kvasir_operator.render.names import Object
+
+
+class ClusterError(Exception):
+    """The API server said no, or nothing. `status` is the HTTP status, 0 without an answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def final(self) -> bool:
+        """The same request would be refused again: something other than time has to change."""
+        return 400 <= self.status < 500 and self.status not in (401, 408, 409, 429)
+
+
+class ClusterPort(Protocol):
+    """Reads and writes of one API server. All of them raise ClusterError."""
+
+    def get_service(self, namespace: str, name: str) -> Object | None:
+        """The InferenceService as it is stored, or `None`."""
+        ...
+
+    def owned(self, namespace: str, name: str, uid: str) -> list[Object]:
+        """All objects that carry an InferenceService's labels and belong to the one with this uid."""
+        ...
+
+    def pods(self, namespace: str, name: str) -> list[Object]:
+        """The pods of an InferenceService."""
+        ...
+
+    def serves(self, api_version: str, kind: str) -> bool:
+        """Whether the API server serves this kind."""
+        ...
+
+    def apply(self, item: Object) -> None:
+        """Server-side apply `item`, taking over fields that others set."""
+        ...
+
+    def delete(self, namespace: str, target: Reference) -> None:
+        """Delete an object; nothing if it is gone already."""
+        ...
+
+    def set_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+        """Replace the status; nothing if the InferenceService is gone."""
+        ...
+
+    def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:
+        """Post an Event about an InferenceService at `stamp` (RFC 3339), once an `occasion`."""
+        ...
