@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from nixl_cu13._api import nixl_agent, nixl_agent_config, nixl_prepped_dlist_handle, nixl_xfer_handle
-from nixl_cu13._bindings import nixlRemoteDisconnectError
+from nixl_cu13._bindings import (
+    nixlBackendError,
+    nixlInvalidParamError,
+    nixlMismatchError,
+    nixlRemoteDisconnectError,
+)
 
 from kvasir_engine.protocol import Endpoint, Fingerprint, Region
 
@@ -63,7 +68,7 @@ class Agent:
         self._peers: dict[str, _Peer] = {}
 
     def connect(self, endpoint: Endpoint) -> None:
-        """Make the peer reachable; nothing if it is already. Raises Refused or PeerDied."""
+        """Make the peer reachable; nothing if it is already. Raises Refused, or PeerDied."""
         if endpoint.agent in self._peers:
             return
         ours = self.endpoint
@@ -73,13 +78,15 @@ class Agent:
         if reason is not None:
             raise Refused(f"KV of {endpoint.agent} does not fit: {reason}")
         try:
-            name = self._nixl.add_remote_agent(endpoint.metadata)
+            name = self._nixl.add_remote_agent(endpoint.metadata).decode()
             if name != endpoint.agent:
                 raise Refused(f"metadata is of agent {name!r}, not {endpoint.agent!r}")
             region = endpoint.region
             pages = self._nixl.prep_xfer_dlist(endpoint.agent, _pages(region), region.memory)
         except nixlRemoteDisconnectError as error:
             raise PeerDied(endpoint.agent) from error
+        except (nixlInvalidParamError, nixlMismatchError, nixlBackendError) as error:
+            raise Refused(f"NIXL cannot reach {endpoint.agent}: {error}") from error
         self._peers[endpoint.agent] = _Peer(endpoint, pages)
 
     def forget(self, agent: str) -> None:

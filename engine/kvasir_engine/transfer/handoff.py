@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 BUSY_WAIT = 0.0005
 IDLE_WAIT = 0.02
 
+DIED = "the worker at the other end died"
+
 Event = holder.Settled | holder.Fenced | holder.Reclaimed | holder.Rejected | writer.Done | writer.Failed
 _Effect = Event | holder.Ask | writer.Post | writer.Tell
 
@@ -60,14 +62,13 @@ class Handoff(threading.Thread):
         """`to` may write the pages of `lease` until it expires, or until proof that it stopped."""
 
         def command(now: float) -> Iterable[_Effect]:
-            self._holder.grant(lease.id, to.agent, len(lease.pages), now + lease.seconds)
             try:
                 self._agent.connect(to)
             except PeerDied:
-                return self._died(to.agent)
+                return [holder.Reclaimed(lease.id, "writer_died", DIED)]
             except Refused as refused:
-                self._holder.died(to.agent)
-                return [holder.Reclaimed(lease.id, "writer_died", str(refused))]
+                return [holder.Reclaimed(lease.id, "never_connected", str(refused))]
+            self._holder.grant(lease.id, to.agent, len(lease.pages), now + lease.seconds)
             return []
 
         self._commands.put(command)
@@ -86,7 +87,7 @@ class Handoff(threading.Thread):
             try:
                 self._agent.connect(to)
             except PeerDied:
-                return [writer.Failed(key, "the decode worker died")]
+                return [writer.Failed(key, DIED)]
             except Refused as refused:
                 return [writer.Failed(key, str(refused))]
             return self._writer.open(key, lease.epoch, now + lease.seconds)
@@ -121,13 +122,16 @@ class Handoff(threading.Thread):
             self._agent.close()
 
     def _turn(self) -> bool:
-        try:
-            command = self._commands.get(timeout=BUSY_WAIT if len(self._holder) or self._underway else IDLE_WAIT)
-        except queue.Empty:
-            pass
-        else:
+        # All commands before any message: a grant must be known before its writer's word can arrive.
+        wait: float | None = BUSY_WAIT if len(self._holder) or self._underway else IDLE_WAIT
+        while True:
+            try:
+                command = self._commands.get(timeout=wait) if wait else self._commands.get_nowait()
+            except queue.Empty:
+                break
             if command is None:
                 return False
+            wait = None
             self._apply(command(time.monotonic()))
         for agent, data in self._agent.notifications():
             self._apply(self._receive(agent, data))

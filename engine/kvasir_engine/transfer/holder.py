@@ -17,7 +17,7 @@ from kvasir_engine.transfer.messages import Complete, Release, Stopped
 
 RELEASE_INTERVAL = 0.25
 
-Proof = Literal["acknowledged", "writer_died"]
+Proof = Literal["acknowledged", "writer_died", "never_connected"]
 
 
 @dataclass(frozen=True)

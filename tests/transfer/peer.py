@@ -1,0 +1,101 @@
+"""A prefill worker's transfer side as a process of its own, driven through a pipe: real NIXL, real bytes."""
+
+import multiprocessing as mp
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+import numpy as np
+
+from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
+from kvasir_engine.transfer.agent import Agent
+from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.transfer.writer import Push
+
+PAGES = 64
+PAGE_BYTES = 4096
+FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, 1, 1, 16, "rope")
+
+E = TypeVar("E")
+
+
+@dataclass
+class Side:
+    """One worker's pool, transfer thread and events."""
+
+    epoch: int
+    fingerprint: Fingerprint = FINGERPRINT
+    events: queue.Queue[Event] = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        self.pool = np.zeros((PAGES, PAGE_BYTES), np.uint8)
+        region = Region(self.pool.ctypes.data, PAGES, PAGE_BYTES)
+        self.handoff = Handoff(lambda: Agent(self.epoch, region, self.fingerprint), self.events.put)
+        self.handoff.start()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.handoff.endpoint
+
+    def wait(self, kind: type[E]) -> E:
+        """The next event, which must be of this kind."""
+        event = self.events.get(timeout=30)
+        assert isinstance(event, kind), event
+        return event
+
+
+def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint) -> None:
+    side = Side(epoch, fingerprint)
+    side.pool[:] = np.arange(PAGES, dtype=np.uint8)[:, None]  # page i holds bytes i
+    pipe.send(side.endpoint)
+    key = ("", 0)
+    while True:
+        match pipe.recv():
+            case ("open", Endpoint() as to, Lease() as lease):
+                key = side.handoff.open(to, lease)
+            case ("push", local, remote, Complete() | None as complete):
+                side.handoff.push(key, Push(tuple(local), tuple(remote), complete))
+            case ("event",):
+                pipe.send(side.events.get(timeout=30))
+            case ("stop",):
+                side.handoff.stop()
+                return
+
+
+class Peer:
+    """The process. Its pool's page i holds the byte i everywhere."""
+
+    def __init__(self, epoch: int, fingerprint: Fingerprint = FINGERPRINT) -> None:
+        context = mp.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, epoch, fingerprint), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.endpoint: Endpoint = self._pipe.recv()
+
+    def open(self, to: Endpoint, lease: Lease) -> None:
+        self._pipe.send(("open", to, lease))
+
+    def push(self, local: list[int], remote: list[int], complete: Complete | None = None) -> None:
+        self._pipe.send(("push", local, remote, complete))
+
+    def event(self) -> Event:
+        self._pipe.send(("event",))
+        event: Event = self._pipe.recv()
+        return event
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def close(self) -> None:
+        if self.process.is_alive():
+            self._pipe.send(("stop",))
+            self.process.join(10)
+        assert not self.process.is_alive()
+
+
+Make = Callable[[int], Peer]

@@ -1,0 +1,117 @@
+"""Handoffs between two processes over real NIXL: bytes, order, abort, death."""
+
+import os
+import queue
+import signal
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from peer import FINGERPRINT, Peer, Side
+
+from kvasir_engine.protocol import Lease
+from kvasir_engine.transfer import holder, writer
+from kvasir_engine.transfer.messages import Complete
+
+pytestmark = pytest.mark.dataplane
+
+HOLDER_EPOCH = 0x77
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    side = Side(HOLDER_EPOCH)
+    yield side
+    side.handoff.stop()
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    peer = Peer(0x11)
+    yield peer
+    peer.close()
+
+
+def lease_of(id_: int, pages: list[int], seconds: float = 60.0) -> Lease:
+    return Lease(id_, HOLDER_EPOCH, pages, 0, seconds)
+
+
+def complete(lease: Lease) -> Complete:
+    return Complete(lease.id, lease.epoch, 16 * len(lease.pages), len(lease.pages), 9)
+
+
+def test_pages_arrive_before_the_completion_and_nothing_else_is_touched(side: Side, peer: Peer) -> None:
+    lease = lease_of(1, [40, 7, 9])
+    side.handoff.grant(lease, peer.endpoint)
+    peer.open(side.endpoint, lease)
+    peer.push([3, 4], [40, 7])
+    peer.push([5], [9], complete(lease))
+    settled = side.wait(holder.Settled)
+    assert settled.complete == complete(lease)
+    assert (side.pool[[40, 7, 9]] == [[3], [4], [5]]).all()
+    side.pool[[40, 7, 9]] = 0
+    assert not side.pool.any()
+    assert [type(peer.event()), type(peer.event())] == [writer.Done, writer.Done]
+
+
+def test_an_aborted_lease_comes_back_when_the_writer_says_it_stopped(side: Side, peer: Peer) -> None:
+    lease = lease_of(2, [1, 2, 3])
+    side.handoff.grant(lease, peer.endpoint)
+    peer.open(side.endpoint, lease)
+    peer.push([3], [1])
+    assert isinstance(peer.event(), writer.Done)
+    side.handoff.revoke(lease.id)
+    assert side.wait(holder.Fenced).reason == "aborted"
+    assert side.wait(holder.Reclaimed).proof == "acknowledged"
+    failed = peer.event()
+    assert isinstance(failed, writer.Failed)
+    side.pool[:] = 0
+    peer.push([4, 5], [2, 3], complete(lease))  # too late: it must not be written
+    after = lease_of(3, [8])
+    side.handoff.grant(after, peer.endpoint)
+    peer.open(side.endpoint, after)
+    peer.push([6], [8], complete(after))
+    assert side.wait(holder.Settled).lease == 3
+    assert not side.pool[[1, 2, 3]].any()
+
+
+def test_a_killed_writer_is_proof_and_frees_its_leases(side: Side, peer: Peer) -> None:
+    lease = lease_of(4, [1, 2])
+    side.handoff.grant(lease, peer.endpoint)
+    peer.open(side.endpoint, lease)
+    peer.push([3], [1])
+    assert isinstance(peer.event(), writer.Done)
+    peer.kill()
+    side.handoff.revoke(lease.id)
+    side.wait(holder.Fenced)
+    assert side.wait(holder.Reclaimed).proof == "writer_died"
+
+
+def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) -> None:
+    lease = lease_of(5, [1, 2], seconds=0.05)
+    side.handoff.grant(lease, peer.endpoint)
+    peer.open(side.endpoint, lease)
+    peer.push([3], [1])
+    assert isinstance(peer.event(), writer.Done)
+    assert peer.process.pid is not None
+    os.kill(peer.process.pid, signal.SIGSTOP)
+    try:
+        assert side.wait(holder.Fenced).reason == "expired"
+        with pytest.raises(queue.Empty):  # nothing comes back while it may still write
+            side.events.get(timeout=1.0)
+    finally:
+        os.kill(peer.process.pid, signal.SIGCONT)
+    assert side.wait(holder.Reclaimed).proof == "acknowledged"
+
+
+def test_a_writer_whose_kv_differs_is_refused_by_the_field(side: Side) -> None:
+    other = Peer(0x12, msgspec.structs.replace(FINGERPRINT, dtype="bfloat16"))
+    try:
+        side.handoff.grant(lease_of(6, [1]), other.endpoint)
+        assert "dtype: 'float32', 'bfloat16'" in side.wait(holder.Reclaimed).reason
+        other.open(side.endpoint, lease_of(6, [1]))
+        failed = other.event()
+        assert isinstance(failed, writer.Failed)
+        assert "dtype" in failed.reason
+    finally:
+        other.close()
