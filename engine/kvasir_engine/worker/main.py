@@ -1,0 +1,184 @@
+"""`kvasir worker` and `kvasir serve`: from the command line to a served port.
+
+Imports of torch and NIXL wait until a command runs, so that `kvasir --help` is quick.
+"""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvasir_engine.protocol import VERSION, Hello, Role
+
+if TYPE_CHECKING:
+    from kvasir_engine.worker.build import EngineOptions
+
+log = logging.getLogger("worker")
+
+Model = Annotated[str, typer.Option(help="hf://org/name[@rev], file:///path or package://name", envvar="KVASIR_MODEL")]
+Revision = Annotated[str, typer.Option(help="of a hub model", envvar="KVASIR_REVISION")]
+ServedName = Annotated[str, typer.Option(help="the name in the API", envvar="KVASIR_SERVED_MODEL_NAME")]
+MaxLength = Annotated[
+    int, typer.Option(min=0, help="most tokens of a sequence, 0: the model's own", envvar="KVASIR_MAX_LENGTH")
+]
+Host = Annotated[str, typer.Option(envvar="KVASIR_HOST")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one", envvar="KVASIR_PORT")]
+DType = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32", envvar="KVASIR_DTYPE")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda", envvar="KVASIR_DEVICE")]
+TensorParallel = Annotated[int, typer.Option(min=1, envvar="KVASIR_TENSOR_PARALLEL")]
+PageSize = Annotated[int, typer.Option(min=1, max=256, help="tokens a page", envvar="KVASIR_PAGE_SIZE")]
+CacheMemory = Annotated[
+    str, typer.Option(help="memory of the KV pool, such as 512Mi; 0: from what is free", envvar="KVASIR_KV_CACHE_MEMORY")
+]
+MaxRunning = Annotated[int, typer.Option(min=1, help="most sequences in a batch", envvar="KVASIR_MAX_RUNNING")]
+PrefillChunk = Annotated[int, typer.Option(min=1, help="most prompt tokens a step", envvar="KVASIR_PREFILL_CHUNK")]
+Fabric = Annotated[str, typer.Option(help="auto, rdma, tcp or shm", envvar="KVASIR_FABRIC")]
+DrainSeconds = Annotated[float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")]
+
+QUANTITY = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+FABRICS = ("auto", "rdma", "tcp", "shm")
+ROLES: tuple[Role, ...] = ("prefill", "decode", "both")
+
+
+def bytes_of(quantity: str) -> int:
+    """A Kubernetes quantity in bytes. Raises ValueError."""
+    digits = quantity.rstrip("kMGTi")
+    try:
+        value = float(digits) * QUANTITY[quantity[len(digits) :]]
+    except (KeyError, ValueError):
+        value = -1.0
+    if not 0 <= value < 2**60:
+        raise ValueError(f"{quantity!r} is no amount of memory; write for example 512Mi or 4Gi")
+    return int(value)
+
+
+def worker(
+    role: Annotated[str, typer.Option(help="prefill, decode or both", envvar="KVASIR_ROLE")],
+    model: Model,
+    revision: Revision = "",
+    served_model_name: ServedName = "",
+    max_length: MaxLength = 0,
+    host: Host = "0.0.0.0",
+    port: Port = 8000,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    tensor_parallel: TensorParallel = 1,
+    page_size: PageSize = 16,
+    kv_cache_memory: CacheMemory = "0",
+    max_running: MaxRunning = 64,
+    prefill_chunk: PrefillChunk = 512,
+    fabric: Fabric = "auto",
+    drain_seconds: DrainSeconds = 600.0,
+) -> None:
+    """One worker: computes prompts (prefill), generates (decode), or both."""
+    from kvasir_engine.worker.build import EngineOptions
+
+    chosen = next((known for known in ROLES if known == role), None)
+    if chosen is None:
+        raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
+    if fabric not in FABRICS:
+        raise ValueError(f"fabric {fabric!r} is none of {', '.join(FABRICS)}")
+    options = EngineOptions(
+        model=model,
+        revision=revision or None,
+        dtype=dtype,
+        device=device,
+        tensor_parallel=tensor_parallel,
+        max_length=max_length,
+        page_size=page_size,
+        kv_cache_memory=bytes_of(kv_cache_memory),
+        max_running=max_running,
+        prefill_chunk=prefill_chunk,
+        fabric=fabric,
+    )
+    asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))
+
+
+async def _worker(options: "EngineOptions", role: Role, name: str, host: str, port: int, drain: float) -> None:
+    from kvasir_engine.api.server import check_port, listen, serve
+    from kvasir_engine.worker.build import build
+    from kvasir_engine.worker.server import WorkerServer
+
+    check_port(host, port)  # before minutes of loading; the port opens after it
+    thread, handoff = await asyncio.to_thread(build, options, role, True)
+    assert handoff is not None
+    hello = Hello(
+        VERSION,
+        thread.engine.epoch,
+        role,
+        name,
+        thread.engine.max_length,
+        options.max_running,
+        handoff.endpoint,
+    )
+    server = WorkerServer(thread, hello)
+    try:
+        await serve(server.app, listen(host, port), server, drain)
+    finally:
+        thread.stop()
+        handoff.stop()
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="hf://org/name[@rev], file:///path or package://name")],
+    revision: Revision = "",
+    served_model_name: ServedName = "",
+    max_length: MaxLength = 0,
+    host: Host = "0.0.0.0",
+    port: Port = 8000,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    tensor_parallel: TensorParallel = 1,
+    page_size: PageSize = 16,
+    kv_cache_memory: CacheMemory = "0",
+    max_running: MaxRunning = 64,
+    prefill_chunk: PrefillChunk = 512,
+    api_keys_file: Annotated[str, typer.Option(envvar="KVASIR_API_KEYS_FILE")] = "",
+    drain_seconds: DrainSeconds = 30.0,
+) -> None:
+    """The OpenAI API over one engine, in one process."""
+    from kvasir_engine.worker.build import EngineOptions
+
+    options = EngineOptions(
+        model=model,
+        revision=revision or None,
+        dtype=dtype,
+        device=device,
+        tensor_parallel=tensor_parallel,
+        max_length=max_length,
+        page_size=page_size,
+        kv_cache_memory=bytes_of(kv_cache_memory),
+        max_running=max_running,
+        prefill_chunk=prefill_chunk,
+    )
+    asyncio.run(_serve(options, served_model_name or model, host, port, api_keys_file, drain_seconds))
+
+
+async def _serve(options: "EngineOptions", name: str, host: str, port: int, keys_file: str, drain: float) -> None:
+    from prometheus_client import CollectorRegistry
+
+    from kvasir_engine.api.app import create_app
+    from kvasir_engine.api.lifecycle import Lifecycle
+    from kvasir_engine.api.server import check_port, listen
+    from kvasir_engine.api.server import serve as serve_app
+    from kvasir_engine.worker.build import build
+    from kvasir_engine.worker.inprocess import InProcessClient
+    from kvasir_engine.worker.metrics import EngineCollector
+
+    check_port(host, port)
+    thread, _ = await asyncio.to_thread(build, options, "both", False)
+    registry, lifecycle = CollectorRegistry(), Lifecycle()
+    registry.register(EngineCollector(thread.engine))
+    with ThreadPoolExecutor(1, "kvasir-tokenizer") as executor:
+        app = create_app(
+            InProcessClient(thread),
+            thread.engine.runner.served_model(name),
+            registry=registry,
+            lifecycle=lifecycle,
+            executor=executor,
+            keys=None,
+        )
+        await serve_app(app, listen(host, port), lifecycle, drain)
+    thread.stop()
