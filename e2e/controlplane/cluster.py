@@ -20,11 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from e2e import netns
 from e2e.controlplane.binaries import Binaries
 from e2e.controlplane.forward import Forwarder
 from e2e.controlplane.pki import Authority, service_account_keys
 from e2e.controlplane.process import ClusterError, Program
+from e2e.node.config import Config, Node
 
 SERVICE_NETWORK = "10.96.0.0/16"
 _API_PORT = 6443
@@ -175,17 +178,21 @@ class Cluster:
         )
         manager.wait_until("healthy", lambda: self._healthy("127.0.0.1", 10257, "/healthz"), _START_SECONDS)
 
-    def start_nodes(self, config: Mapping[str, Any]) -> None:
-        """Start the node agent and Service proxy with `config` (`node/config.py`); returns when its nodes are Ready."""
+    def start_nodes(self, nodes: Sequence[Node], volumes: Mapping[str, Path]) -> None:
+        """Start the node agent and Service proxy (`e2e/node`); returns when all `nodes` are Ready.
+
+        `volumes`: folders of this machine that stand for the pods' volumes of these names.
+        """
+        config = Config(
+            kubeconfig=self._pki / "node.kubeconfig",
+            ca=self._pki / "ca.crt",
+            netns=self.namespace,
+            state=self.root / "nodes",
+            nodes=tuple(nodes),
+            volumes=dict(volumes),
+        )
         path = self.root / "nodes.json"
-        given = {
-            **config,
-            "kubeconfig": str(self._pki / "node.kubeconfig"),
-            "ca": str(self._pki / "ca.crt"),
-            "netns": self.namespace,
-            "state": str(self.root / "nodes"),
-        }
-        path.write_text(json.dumps(given))
+        path.write_bytes(msgspec.json.encode(config, enc_hook=str))
         env = {k: v for k, v in os.environ.items() if not k.startswith(("KUBE", "KVASIR_"))}
         repository = str(Path(__file__).resolve().parents[2])
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, env.get("PYTHONPATH")]))
@@ -195,7 +202,7 @@ class Cluster:
         def ready() -> bool:
             items: list[dict[str, Any]] = self.get("nodes")["items"]
             up = {node["metadata"]["name"] for node in items if _schedulable(node)}
-            return {node["name"] for node in config["nodes"]} <= up
+            return {node.name for node in nodes} <= up
 
         self._nodes.wait_until("all nodes Ready", ready, _START_SECONDS)
 
