@@ -100,7 +100,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.scanning.disabled = True  # kinds and namespaces are given; no rights to list CRDs are needed
     settings.watching.connect_timeout = 10.0
-    settings.watching.server_timeout = 240.0
+    settings.watching.server_timeout = 240  # the API server takes whole seconds only
     return settings
 
 

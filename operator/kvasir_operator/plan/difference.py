@@ -47,8 +47,8 @@ def _holds(live: Any, desired: Any, field: str) -> bool:
         if not isinstance(live, list):
             return False
         key = LISTS_BY_KEY.get(field)
-        if key and all(isinstance(item, Mapping) for item in live):
-            by_key = {item.get(key): item for item in live}
+        if key and all(isinstance(item, Mapping) and key in item for item in (*live, *desired)):
+            by_key = {item[key]: item for item in live}
             return all(_holds(by_key.get(item[key]), item, "") for item in desired)
         return len(live) == len(desired) and all(_holds(a, b, "") for a, b in zip(live, desired, strict=True))
     return bool(live == desired) or _amount(live) == _amount(desired) is not None
