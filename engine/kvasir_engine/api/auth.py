@@ -1,0 +1,64 @@
+"""API keys, and the cache tenant that follows from a key."""
+
+import time
+from hashlib import blake2b
+from pathlib import Path
+
+from kvasir_engine.api.errors import ApiError
+
+_REREAD_SECONDS = 2.0
+
+
+def tenant_salt(key: str) -> str:
+    """What keeps one key's cached KV from another's requests; it tells nothing about the key itself."""
+    return blake2b(key.encode(), digest_size=16, person=b"kvasir-tenant").hexdigest()
+
+
+def read_keys(path: Path) -> frozenset[str]:
+    """The keys of a file, one a line, or of a directory with a file a key, as a mounted Secret. Raises OSError.
+
+    Names that begin with a dot are skipped: Kubernetes keeps a Secret's versions under such names.
+    """
+    files = [each for each in path.iterdir() if not each.name.startswith(".")] if path.is_dir() else [path]
+    lines = [line.strip() for each in files if each.is_file() for line in each.read_text().splitlines()]
+    return frozenset(line for line in lines if line)
+
+
+class ApiKeys:
+    """The keys that may use the API, read again while running, so that a rotated Secret needs no restart.
+
+    A file that cannot be read, or is empty, lets nobody in.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._salts: dict[str, str] = {}
+        self._read_at = -float("inf")
+        self._reread()
+
+    def _reread(self) -> None:
+        now = time.monotonic()
+        if now - self._read_at < _REREAD_SECONDS:
+            return
+        self._read_at = now
+        try:
+            self._salts = {key: tenant_salt(key) for key in read_keys(self._path)}
+        except OSError:
+            self._salts = {}
+
+    def salt(self, authorization: str | None) -> str:
+        """The tenant's salt for an `Authorization` header. Raises ApiError, 401."""
+        scheme, _, key = (authorization or "").partition(" ")
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key:
+            raise ApiError(
+                401,
+                "You didn't provide an API key. You need to provide your API key in an Authorization header using "
+                "Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
+            )
+        self._reread()
+        salt = self._salts.get(key)
+        if salt is None:
+            shown = f"{key[:3]}***{key[-2:]}" if len(key) > 8 else "***"
+            raise ApiError(401, f"Incorrect API key provided: {shown}.", code="invalid_api_key")
+        return salt

@@ -1,0 +1,62 @@
+"""OpenAI's text completion: the body and the chunks."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+import msgspec
+from msgspec import UNSET
+
+from kvasir_engine.api.answer import Answer
+from kvasir_engine.api.detokenizer import Piece, ScoredToken
+from kvasir_engine.api.generation import Choice, text_of
+from kvasir_engine.api.schemas import Completion, CompletionChoice, CompletionLogprobs
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _logprobs(scored: Sequence[ScoredToken], top: int) -> CompletionLogprobs:
+    """`top` 0 asks for the sampled tokens' log-probabilities alone. `top_logprobs` holds the sampled token too."""
+    return CompletionLogprobs(
+        tokens=[_text(token.raw) for token in scored],
+        token_logprobs=[token.logprob for token in scored],
+        top_logprobs=[
+            {_text(raw): logprob for raw, logprob in [(token.raw, token.logprob), *token.top]} for token in scored
+        ]
+        if top
+        else None,
+        text_offset=[token.offset for token in scored],
+    )
+
+
+async def completion_body(
+    answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: int | None
+) -> bytes:
+    choices = [
+        CompletionChoice(
+            index,
+            "".join(piece.text for piece in each),
+            None if logprobs is None else _logprobs([token for piece in each for token in piece.scored], logprobs),
+            each[-1].finish_reason,
+        )
+        for index, each in enumerate(await text_of(pieces, answer.choices))
+    ]
+    return msgspec.json.encode(
+        Completion(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=answer.usage())
+    )
+
+
+async def completion_events(
+    answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: int | None, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    usage = None if include_usage else UNSET
+    async for choice, piece in pieces:
+        scored = None if logprobs is None else _logprobs(piece.scored, logprobs)
+        one = CompletionChoice(choice.index, piece.text, scored, piece.finish_reason)
+        yield msgspec.json.encode(
+            Completion(id=answer.id, created=answer.created, model=answer.model, choices=[one], usage=usage)
+        )
+    if include_usage:
+        yield msgspec.json.encode(
+            Completion(id=answer.id, created=answer.created, model=answer.model, choices=[], usage=answer.usage())
+        )

@@ -1,0 +1,106 @@
+"""Tokens to text as they come: whole characters only, and no part of a stop string. Pure."""
+
+import codecs
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kvasir_engine.api.tokenizer import TokenBytes
+from kvasir_engine.client import Output
+from kvasir_engine.protocol import TokenLogprobs
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A shown token with its log-probability; `offset` is where its text begins, in characters of the answer."""
+
+    raw: bytes
+    logprob: float
+    top: list[tuple[bytes, float]]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next text of one choice. `tokens` is how many were generated for it, shown or held back."""
+
+    text: str
+    tokens: int
+    scored: list[ScoredToken] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    token: ScoredToken
+    end: int
+
+
+class Detokenizer:
+    """The text of one choice.
+
+    Text is held back while it could be the beginning of one of `stop`; at a whole stop string the answer ends
+    before it. As with vLLM, the text of the first `min_tokens` tokens is not searched. A character that the answer
+    ends in the middle of is dropped, as is the token that the engine stopped at.
+    """
+
+    def __init__(self, vocabulary: TokenBytes, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
+        self._vocabulary = vocabulary
+        self._stop = tuple(stop)
+        self._min_tokens = min_tokens
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self._decoded = 0  # characters decoded so far: those released, then those in _held
+        self._tokens = 0
+        self._waiting: deque[_Waiting] = deque()
+
+    def push(self, output: Output) -> Piece:
+        """Take the engine's next tokens. After a piece with a finish reason there is nothing to take."""
+        released: list[str] = []
+        scored: list[ScoredToken] = []
+        shown = len(output.tokens) - (output.finish_reason == "stop")
+        for place, token in enumerate(output.tokens[:shown]):
+            self._tokens += 1
+            raw = self._vocabulary.token_bytes(token)
+            text = self._utf8.decode(raw)
+            start = self._decoded
+            self._decoded += len(text)
+            if output.logprobs is not None:
+                self._waiting.append(_Waiting(self._score(raw, output.logprobs[place], start), self._decoded))
+            self._held += text
+            cut = self._find_stop()
+            if cut is not None:
+                released.append(self._held[:cut])
+                end = self._decoded - len(self._held) + cut
+                scored += [each.token for each in self._waiting if each.token.offset < end]
+                return Piece("".join(released), place + 1, scored, "stop")
+            keep = self._hold_back()
+            released.append(self._held[: len(self._held) - keep])
+            self._held = self._held[len(self._held) - keep :]
+        if output.finish_reason is not None:
+            released.append(self._held)
+            self._held = ""
+        settled = self._decoded - len(self._held)
+        while self._waiting and self._waiting[0].end <= settled:
+            scored.append(self._waiting.popleft().token)
+        return Piece("".join(released), len(output.tokens), scored, output.finish_reason)
+
+    def _score(self, raw: bytes, logprobs: TokenLogprobs, start: int) -> ScoredToken:
+        top = [(self._vocabulary.token_bytes(token), logprob) for token, logprob in logprobs.top]
+        return ScoredToken(raw, logprobs.logprob, top, start)
+
+    def _find_stop(self) -> int | None:
+        if self._tokens <= self._min_tokens:
+            return None
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        return min(found, default=None)
+
+    def _hold_back(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        if self._tokens <= self._min_tokens:
+            return 0
+        for length in range(min(len(self._held), max(map(len, self._stop), default=0)), 0, -1):
+            tail = self._held[-length:]
+            if any(stop.startswith(tail) for stop in self._stop):
+                return length
+        return 0

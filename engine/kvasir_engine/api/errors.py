@@ -1,0 +1,81 @@
+"""Errors as OpenAI's API gives them: an HTTP status and `{"error": {message, type, param, code}}`."""
+
+import re
+
+import msgspec
+
+from kvasir_engine.client import EngineError
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """A request that is answered with an error. `detail` is the body, `status` the HTTP status."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        type: str = "invalid_request_error",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = ErrorDetail(message, type, param, code)
+
+    @property
+    def body(self) -> bytes:
+        return msgspec.json.encode(ErrorBody(self.detail))
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def unsupported(param: str, message: str | None = None) -> ApiError:
+    """A value that would change the answer and that this server cannot honour."""
+    return bad_request(message or f"Unsupported value: '{param}' is not supported.", param, "unsupported_value")
+
+
+def unexpected() -> ApiError:
+    message = "The server had an error while processing your request. Sorry about that!"
+    return ApiError(500, message, type="server_error")
+
+
+def from_engine(error: EngineError) -> ApiError:
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return ApiError(error.status, error.message, code=error.code, type=kind)
+
+
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+_FIELD = re.compile(r"field `([^`]+)`")
+
+
+def from_validation(error: msgspec.DecodeError) -> ApiError:
+    """What msgspec found wrong with a body, in OpenAI's words, with the path of the field as `param`."""
+    if not isinstance(error, msgspec.ValidationError):
+        return bad_request(f"We could not parse the JSON body of your request: {error}.")
+    text = str(error)
+    path = _PATH.search(text)
+    where = path.group(1) if path else ""
+    reason = text[: path.start()] if path else text
+    field = _FIELD.search(reason)
+    if field and reason.startswith(("Object contains unknown", "Object missing required")):
+        name = f"{where}.{field.group(1)}" if where else field.group(1)
+        if "unknown" in reason:
+            return bad_request(f"Unknown parameter: '{name}'.", name, "unknown_parameter")
+        return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
+    if not where:
+        return bad_request(f"Invalid request body: {reason}.", None, "invalid_type")
+    return bad_request(f"Invalid value for '{where}': {reason}.", where, "invalid_type")

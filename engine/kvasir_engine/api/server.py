@@ -1,0 +1,89 @@
+"""Serves an application on one socket until SIGTERM or SIGINT, then drains."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import uvicorn
+
+from kvasir_engine.errors import UserError
+
+log = logging.getLogger("api")
+
+
+_POLL_SECONDS = 0.05
+
+
+class Drainable(Protocol):
+    """What is served: it can stop taking work, and knows how much it has."""
+
+    @property
+    def inflight(self) -> int: ...
+
+    def drain(self) -> None: ...
+
+
+class PortTaken(UserError):
+    """The address cannot be listened on; the message is one sentence for the user."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises PortTaken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise PortTaken if the address cannot be listened on now: before minutes of loading, and not after."""
+    listen(host, port).close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling, which would not wait for the drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(app: Any, sock: socket.socket, service: Drainable, drain_seconds: float) -> None:
+    """Serve the ASGI `app` until SIGTERM or SIGINT; then be unready, finish what is in flight, and return.
+
+    Returns after `drain_seconds` at the latest: what still runs then is cut off, as it is by a second signal.
+    """
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    server = _Server(config)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            service.drain()
+            log.info("draining inflight=%d", service.inflight)
+            deadline = loop.time() + drain_seconds
+            while service.inflight and not hurry.is_set() and loop.time() < deadline:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(hurry.wait(), _POLL_SECONDS)
+            if service.inflight:
+                log.warning("cutting off requests inflight=%d", service.inflight)
+        server.should_exit = True
+        await serving
+    finally:
+        stopping.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

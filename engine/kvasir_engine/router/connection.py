@@ -1,0 +1,243 @@
+"""One WebSocket to one worker: hello, reconnecting, and frames dispatched to the streams they belong to."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from kvasir_engine.protocol import (
+    VERSION,
+    WORKER_PATH,
+    Abort,
+    CacheEvents,
+    Delta,
+    Drain,
+    Endpoint,
+    Hello,
+    Leased,
+    Load,
+    Reserve,
+    Resync,
+    Role,
+    Step,
+    Submit,
+    ToRouter,
+    ToWorker,
+    decode_to_router,
+    encode,
+)
+from kvasir_engine.router.prefix import PrefixIndex
+
+log = logging.getLogger("router")
+
+State = Literal["connecting", "ready", "draining", "refused"]
+
+HELLO_SECONDS = 10.0
+PING_SECONDS = 10.0
+PONG_SECONDS = 20.0
+FIRST_BACKOFF = 0.1
+MOST_BACKOFF = 2.0
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The socket to a worker closed, and with it every stream on it."""
+
+    reason: str
+
+
+Event = Leased | Delta | Lost
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A worker as its hello described it."""
+
+    epoch: int
+    role: Role
+    model: str
+    max_length: int
+    endpoint: Endpoint
+
+
+class Refused(Exception):
+    """This worker cannot be used; the message says why."""
+
+
+def check_hello(frame: ToRouter, model: str) -> Peer:
+    """The worker's hello as a Peer. Raises Refused for one that this router cannot serve with."""
+    if not isinstance(frame, Hello):
+        raise Refused(f"first frame is {type(frame).__name__}, not Hello")
+    if frame.version != VERSION:
+        raise Refused(f"protocol version: {VERSION}, {frame.version}")
+    if frame.role is None or frame.endpoint is None:
+        raise Refused("hello without a role or an endpoint")
+    if model and frame.model and frame.model != model:
+        raise Refused(f"model: {model!r}, {frame.model!r}")
+    return Peer(frame.epoch, frame.role, frame.model, frame.max_length, frame.endpoint)
+
+
+class WorkerConnection:
+    """Keeps the socket to the worker at `url` (ws://host:port) while `run` runs.
+
+    `changed` is called whenever `state` or `peer` changes. Frames are sent in the order they are posted.
+    """
+
+    def __init__(self, name: str, url: str, epoch: int, model: str, changed: Callable[[], None]) -> None:
+        self.name = name
+        self.url = url
+        self.state: State = "connecting"
+        self.reason = "not connected yet"
+        self.peer: Peer | None = None
+        self.load = Load()
+        self.prefixes = PrefixIndex()
+        self._epoch = epoch
+        self._model = model
+        self._changed = changed
+        self._streams: dict[str, Callable[[Event], None]] = {}
+        self._unused = asyncio.Event()
+        self._unused.set()
+        self._expected: dict[str, int] = {}
+        self._outbound: asyncio.Queue[ToWorker] = asyncio.Queue()
+
+    @property
+    def requests(self) -> int:
+        """Requests on the worker: what it last reported, or what this router has there if that is more."""
+        return max(self.load.running + self.load.waiting, len(self._streams))
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that wait to be computed there, by the same rule."""
+        return max(self.load.queued_tokens, sum(self._expected.values()))
+
+    async def unused(self) -> None:
+        """Return once no stream is open here."""
+        await self._unused.wait()
+
+    def open(self, frame: Submit | Reserve, sink: Callable[[Event], None], expected_tokens: int) -> None:
+        """Send `frame` and give everything that comes for its id to `sink`, until `close`.
+
+        `expected_tokens` of work count as queued here until the stream's first event with tokens.
+        """
+        self._streams[frame.id] = sink
+        self._unused.clear()
+        self._expected[frame.id] = expected_tokens
+        self._outbound.put_nowait(frame)
+
+    def close(self, id: str, abort: bool) -> None:
+        """Expect nothing more for `id`; with `abort`, tell the worker to stop it. Idempotent."""
+        self._expected.pop(id, None)
+        if self._streams.pop(id, None) is not None and abort:
+            self._outbound.put_nowait(Abort(id))
+        if not self._streams:
+            self._unused.set()
+
+    async def run(self) -> None:
+        """Connect, and connect again with backoff, until cancelled."""
+        backoff = FIRST_BACKOFF
+        while True:
+            try:
+                async with connect(
+                    self.url + WORKER_PATH,
+                    max_size=None,
+                    compression=None,
+                    proxy=None,
+                    open_timeout=HELLO_SECONDS,
+                    ping_interval=PING_SECONDS,
+                    ping_timeout=PONG_SECONDS,
+                    close_timeout=1,
+                ) as socket:
+                    await self._greet(socket)
+                    backoff = FIRST_BACKOFF
+                    await self._exchange(socket)
+                    reason = "connection closed"
+            except Refused as refusal:
+                reason = str(refusal)
+                backoff = MOST_BACKOFF
+                self._become("refused", reason)
+            except (OSError, WebSocketException, msgspec.DecodeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+            finally:
+                self._lose("connection lost")
+            if self.state != "refused":
+                self._become("connecting", reason)
+            await asyncio.sleep(backoff * random.uniform(0.5, 1))
+            backoff = min(2 * backoff, MOST_BACKOFF)
+
+    async def _greet(self, socket: ClientConnection) -> None:
+        await socket.send(encode(Hello(version=VERSION, epoch=self._epoch)))
+        async with asyncio.timeout(HELLO_SECONDS):
+            frame = decode_to_router(_binary(await socket.recv()))
+        self.peer = check_hello(frame, self._model)
+        self.load = Load()
+        self.prefixes = PrefixIndex()
+        self._outbound = asyncio.Queue()
+        self._outbound.put_nowait(Resync())
+        assert isinstance(frame, Hello)
+        self._become("draining" if frame.draining else "ready", "draining" if frame.draining else "")
+
+    async def _exchange(self, socket: ClientConnection) -> None:
+        sender = asyncio.create_task(self._send(socket))
+        try:
+            async for data in socket:
+                self._dispatch(decode_to_router(_binary(data)))
+        finally:
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError, WebSocketException):
+                await sender
+
+    async def _send(self, socket: ClientConnection) -> None:
+        while True:
+            await socket.send(encode(await self._outbound.get()))
+
+    def _dispatch(self, frame: ToRouter) -> None:
+        match frame:
+            case Step():
+                self.load = frame.load
+                for delta in frame.deltas:
+                    if delta.tokens:
+                        self._expected.pop(delta.id, None)
+                    self._give(delta.id, delta)
+            case Leased():
+                self._give(frame.id, frame)
+            case CacheEvents():
+                if self.prefixes.apply(frame):
+                    log.warning("cache events lost worker=%s seq=%d", self.name, frame.seq)
+                    self._outbound.put_nowait(Resync())
+            case Drain():
+                self._become("draining", "draining")
+            case Hello():
+                raise Refused("a second hello")
+
+    def _give(self, id: str, event: Event) -> None:
+        sink = self._streams.get(id)
+        if sink is not None:  # a frame may cross an abort
+            sink(event)
+
+    def _lose(self, reason: str) -> None:
+        self.peer = None
+        self._expected.clear()
+        lost, self._streams = self._streams, {}
+        self._unused.set()
+        for sink in lost.values():
+            sink(Lost(reason))
+
+    def _become(self, state: State, reason: str) -> None:
+        if (state, reason) != (self.state, self.reason):
+            level = logging.WARNING if state == "refused" else logging.INFO
+            log.log(level, "worker %s worker=%s url=%s reason=%r", state, self.name, self.url, reason)
+        self.state, self.reason = state, reason
+        self._changed()
+
+
+def _binary(data: str | bytes) -> bytes:
+    if isinstance(data, str):
+        raise Refused("a text frame")
+    return data

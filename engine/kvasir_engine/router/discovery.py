@@ -1,0 +1,168 @@
+"""Where the workers are: fixed URLs, or the pods that a label selector matches.
+
+A discovery yields the whole set each time it changes: a worker's name by its URL (ws://host:port).
+"""
+
+import asyncio
+import logging
+import os
+import random
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from kvasir_engine.errors import UserError
+
+log = logging.getLogger("router")
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+WATCH_SECONDS = 300
+FIRST_BACKOFF = 0.2
+MOST_BACKOFF = 10.0
+
+
+class DiscoveryError(UserError):
+    """Workers cannot be looked for as asked; the message is one sentence for the user."""
+
+
+def worker_url(url: str) -> str:
+    """`url` (http, ws or a bare host:port) as ws://host:port. Raises DiscoveryError."""
+    parts = urlsplit(url if "://" in url else f"ws://{url}")
+    scheme = {"http": "ws", "ws": "ws", "https": "wss", "wss": "wss"}.get(parts.scheme)
+    if scheme is None or not parts.hostname or parts.path.strip("/"):
+        raise DiscoveryError(f"not a worker's URL: {url!r} (expected http://host:port)")
+    return f"{scheme}://{parts.netloc}"
+
+
+async def static_workers(urls: Sequence[str]) -> AsyncIterator[Mapping[str, str]]:
+    """The given workers, once."""
+    yield {worker_url(url): urlsplit(worker_url(url)).netloc for url in urls}
+
+
+@dataclass(frozen=True)
+class ClusterAccess:
+    """How to reach the API server. The token file is read for every request: kubelets rotate it."""
+
+    server: str
+    namespace: str
+    token_file: Path | None = None
+    ca_file: Path | None = None
+
+    @classmethod
+    def in_cluster(cls, namespace: str | None, account: Path = SERVICE_ACCOUNT) -> "ClusterAccess":
+        """From what Kubernetes puts into a pod. Raises DiscoveryError outside of one."""
+        host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host:
+            raise DiscoveryError("--watch-pods works in a pod only: KUBERNETES_SERVICE_HOST is not set")
+        try:
+            namespace = namespace or (account / "namespace").read_text().strip()
+        except OSError as error:
+            raise DiscoveryError(f"cannot read the pod's namespace: {error}") from error
+        server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+        return cls(server, namespace, account / "token", account / "ca.crt")
+
+    def client(self) -> httpx.AsyncClient:
+        verify = ssl.create_default_context(cafile=str(self.ca_file)) if self.ca_file else True
+        timeout = httpx.Timeout(10, read=WATCH_SECONDS + 30)
+        return httpx.AsyncClient(base_url=self.server, verify=verify, timeout=timeout, trust_env=False)
+
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token_file.read_text().strip()}"} if self.token_file else {}
+
+
+class _Expired(Exception):
+    """The watch's resource version is too old: list again."""
+
+
+def pod_worker(pod: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A pod's (URL, name) if it is a worker to connect to: it has an IP, is not over and not being deleted."""
+    metadata, status = pod.get("metadata", {}), pod.get("status", {})
+    ip = status.get("podIP")
+    if not ip or metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    for container in pod.get("spec", {}).get("containers", []):
+        for port in container.get("ports", []):
+            if port.get("name") == "http":
+                host = f"[{ip}]" if ":" in ip else ip
+                return f"ws://{host}:{port['containerPort']}", metadata["name"]
+    return None
+
+
+async def watched_pods(access: ClusterAccess, selector: str) -> AsyncIterator[Mapping[str, str]]:
+    """The workers among the pods that `selector` matches, followed by list and watch for as long as it is iterated.
+
+    While the API server cannot be reached the last known set stands.
+    """
+    path = f"/api/v1/namespaces/{access.namespace}/pods"
+    backoff = FIRST_BACKOFF
+    async with access.client() as client:
+        while True:
+            try:
+                pods, version = await _list(client, access, path, selector)
+                backoff = FIRST_BACKOFF
+                last = _workers(pods)
+                yield last
+                while True:
+                    async for kind, pod in _watch(client, access, path, selector, version):
+                        version = pod["metadata"]["resourceVersion"]
+                        if kind == "DELETED":
+                            pods.pop(pod["metadata"]["uid"], None)
+                        elif kind in ("ADDED", "MODIFIED"):
+                            pods[pod["metadata"]["uid"]] = pod
+                        workers = _workers(pods)
+                        if workers != last:
+                            last = workers
+                            yield last
+            except _Expired:
+                continue
+            except (httpx.HTTPError, OSError, msgspec.DecodeError, KeyError) as error:
+                log.warning("cannot watch pods selector=%r reason=%r", selector, f"{type(error).__name__}: {error}")
+            await asyncio.sleep(backoff * random.uniform(0.5, 1))
+            backoff = min(2 * backoff, MOST_BACKOFF)
+
+
+def _workers(pods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return dict(worker for worker in map(pod_worker, pods.values()) if worker is not None)
+
+
+async def _list(
+    client: httpx.AsyncClient, access: ClusterAccess, path: str, selector: str
+) -> tuple[dict[str, Mapping[str, Any]], str]:
+    """Pods by uid, and the resource version to watch from."""
+    response = await client.get(path, params={"labelSelector": selector}, headers=access.headers())
+    response.raise_for_status()
+    found = msgspec.json.decode(response.content)
+    return {pod["metadata"]["uid"]: pod for pod in found.get("items") or []}, found["metadata"]["resourceVersion"]
+
+
+async def _watch(
+    client: httpx.AsyncClient, access: ClusterAccess, path: str, selector: str, version: str
+) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
+    """The events of one watch, until the server ends it. Raises _Expired."""
+    params: dict[str, str | int] = {
+        "labelSelector": selector,
+        "watch": "true",
+        "resourceVersion": version,
+        "allowWatchBookmarks": "true",
+        "timeoutSeconds": WATCH_SECONDS,
+    }
+    async with client.stream("GET", path, params=params, headers=access.headers()) as response:
+        if response.status_code == 410:
+            raise _Expired
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if not line:
+                continue
+            event = msgspec.json.decode(line)
+            if event["type"] == "ERROR":
+                status = event.get("object", {})
+                if status.get("code") == 410:
+                    raise _Expired
+                raise OSError(f"watch: {status.get('message', status)}")
+            yield event["type"], event["object"]

@@ -1,0 +1,127 @@
+"""The workers that the router knows, by state."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from kvasir_engine.router.connection import WorkerConnection
+
+log = logging.getLogger("router")
+
+
+class WorkerPool:
+    """Connections to every worker that discovery names. Use inside one event loop; `close` it at the end.
+
+    `model` is what the workers' hellos must name; empty to take any.
+    """
+
+    def __init__(self, model: str = "") -> None:
+        self.epoch = time.time_ns()
+        self._model = model
+        self._workers: dict[str, WorkerConnection] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._unpaired: set[tuple[str, str, str]] = set()
+
+    async def follow(self, discovery: AsyncIterator[Mapping[str, str]]) -> None:
+        """Keep the pool as `discovery` says, until it ends or this is cancelled."""
+        async for workers in discovery:
+            self.set_workers(workers)
+
+    def set_workers(self, workers: Mapping[str, str]) -> None:
+        """Connect to `workers`, a name by URL, and leave all others once their streams have ended."""
+        for url in self._workers.keys() - workers.keys():
+            log.info("worker gone worker=%s url=%s", self._workers[url].name, url)
+            leaving = asyncio.create_task(self._leave(self._workers.pop(url), self._tasks.pop(url)))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+        for url in workers.keys() - self._workers.keys():
+            worker = WorkerConnection(workers[url], url, self.epoch, self._model, self._note_change)
+            self._workers[url] = worker
+            self._tasks[url] = asyncio.create_task(worker.run())
+        self._note_change()
+
+    async def _leave(self, worker: WorkerConnection, task: asyncio.Task[None]) -> None:
+        try:
+            await worker.unused()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Close every socket; the workers abort what was submitted on them."""
+        tasks = [*self._tasks.values(), *self._leaving]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._report_unpaired()
+
+    async def change(self) -> None:
+        """Return at the next change of any worker's state."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def ready(self) -> list[WorkerConnection]:
+        """The workers that take new requests."""
+        return [each for each in self._workers.values() if each.state == "ready" and each.peer is not None]
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens a sequence may have on any ready worker that decodes; 0 while there is none."""
+        lengths = [each.peer.max_length for each in self.ready() if each.peer and each.peer.role != "prefill"]
+        return min(lengths, default=0)
+
+    def unready_reason(self) -> str | None:
+        if any(each.peer and each.peer.role != "prefill" for each in self.ready()):
+            return None
+        if not self._workers:
+            return "no worker is known"
+        if self.ready():
+            return "no decode worker is ready"
+        states = sorted(f"{each.name} is {each.state} ({each.reason})" for each in self._workers.values())
+        return "no worker is ready: " + ", ".join(states)
+
+    def _report_unpaired(self) -> None:
+        """Log each prefill worker and decode worker that cannot pair, once by name and reason."""
+        peers = [(each.name, each.peer) for each in self.ready() if each.peer]
+        for prefill, writer in peers:
+            for decode, reader in peers:
+                if writer.role != "prefill" or reader.role == "prefill":
+                    continue
+                why = writer.endpoint.fingerprint.mismatch(reader.endpoint.fingerprint)
+                if why is not None and (prefill, decode, why) not in self._unpaired:
+                    self._unpaired.add((prefill, decode, why))
+                    log.warning("workers cannot pair prefill=%s decode=%s reason=%r", prefill, decode, why)
+
+    def states(self) -> Iterator[tuple[str, str]]:
+        """Role (`unknown` until its hello) and state of each worker."""
+        for each in self._workers.values():
+            yield (each.peer.role if each.peer else "unknown", each.state)
+
+
+class PoolCollector(Collector):
+    """Shows `kvasir_router_workers{role,state}` as it is at the scrape."""
+
+    def __init__(self, pool: WorkerPool, registry: CollectorRegistry) -> None:
+        self._pool = pool
+        registry.register(self)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "kvasir_router_workers", "Workers known to this router.", labels=["role", "state"]
+        )
+        counts: dict[tuple[str, str], int] = {}
+        for labels in self._pool.states():
+            counts[labels] = counts.get(labels, 0) + 1
+        for labels, count in counts.items():
+            family.add_metric(labels, count)
+        yield family
