@@ -73,7 +73,7 @@ class Reconciler:
             observed,
             {target: str(error) for target, error in failures.items()},
             model=service.served_name,
-            url=url(service),
+            url=url(service, desired),
             generation=service.generation,
             previous=document.get("status", {}),
             now=self._now(),

@@ -1,5 +1,7 @@
 """How clients reach the router: its Service, and an Ingress or HTTPRoute before it. Only /v1 leaves the cluster."""
 
+from collections.abc import Sequence
+
 from kvasir_operator.render.names import Object, labels, metadata, router_name, selector
 from kvasir_operator.spec import InferenceService
 
@@ -18,10 +20,11 @@ def network(service: InferenceService) -> list[Object]:
             return [_service(service)]
 
 
-def url(service: InferenceService) -> str:
-    """Where clients find the API, without its /v1: from outside where there is a host to ask for, else inside."""
+def url(service: InferenceService, objects: Sequence[Object]) -> str:
+    """Where clients find the API, less its /v1: from outside where `objects` have a host to ask for, else inside."""
     expose = service.spec.router.expose
-    if expose.host and not expose.host.startswith("*"):
+    exposed = any(item["kind"] == expose.type for item in objects)
+    if exposed and expose.host and not expose.host.startswith("*"):
         return f"{'https' if expose.tls_secret_name else 'http'}://{expose.host}"
     return f"http://{router_name(service)}.{service.namespace}.svc"
 

@@ -17,7 +17,7 @@ from kvasir_operator.spec import InferenceService
 KEYS_PATH = "/etc/kvasir/api-keys"
 REQUESTS = {"cpu": "1", "memory": "1Gi"}
 # What the router does at the API server, and so all that its Role allows.
-POD_VERBS = ["get", "list", "watch"]
+POD_VERBS = ["list", "watch"]
 
 
 def router(service: InferenceService, options: Options) -> list[Object]:
