@@ -1,1 +1,1 @@
-"""The end-to-end tests: a real control plane in network namespaces, and a node agent that runs pods as processes."""
+"""The end-to-end tests: a real control plane in network namespaces, pods run as processes."""

@@ -94,7 +94,11 @@ def add_cluster(name: str) -> None:
 def add_pod(cluster: str, name: str, link: str, address: str) -> None:
     """Make a pod's namespace with `eth0` at `address`, and `link` as the other end on the cluster's bridge."""
     ip("netns", "add", name)
-    ip("-n", cluster, batch=[f"link add {link} type veth peer name eth0 netns {name}", f"link set {link} master br0 up"])
+    ip(
+        "-n",
+        cluster,
+        batch=[f"link add {link} type veth peer name eth0 netns {name}", f"link set {link} master br0 up"],
+    )
     ip(
         "-n",
         name,

@@ -7,7 +7,7 @@ _CHUNK = 1 << 16
 
 
 async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
-    """Connect an accepted connection to `host:port` until both directions have ended; ends and resets are passed on."""
+    """Connect an accepted connection to `host:port` until both directions have ended; passes ends and resets on."""
     with contextlib.closing(writer):
         try:
             onward_reader, onward = await asyncio.open_connection(host, port)

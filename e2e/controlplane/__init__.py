@@ -1,1 +1,1 @@
-"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler: found or built, and run in a network namespace."""
+"""etcd, kube-apiserver, kube-controller-manager and kube-scheduler: found or built, run in a namespace."""

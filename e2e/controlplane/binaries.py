@@ -1,8 +1,9 @@
 """Find the control plane's programs, or make them: `python -m e2e.controlplane.binaries`.
 
 Looked for in this order: `$KUBEBUILDER_ASSETS` (envtest's convention, any version from 1.20 on), the cache
-(`$KVASIR_CACHE`, by default `~/.cache/kvasir`), and then made into the cache (`build.py`). Nothing is installed on the
-machine. A toolset appears in the cache whole, by one rename, under a lock: it may be interrupted, or run twice at once.
+(`$KVASIR_CACHE`, by default `~/.cache/kvasir`), and then made into the cache (`build.py`). Nothing is installed on
+the machine. A toolset appears in the cache whole, by one rename, under a lock: it may be interrupted, or run twice
+at once.
 """
 
 import fcntl

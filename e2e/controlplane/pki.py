@@ -26,7 +26,7 @@ def _name(common: str, groups: Sequence[str] = ()) -> x509.Name:
 
 
 class Authority:
-    """A certificate authority in a folder: `NAME.crt` and `NAME.key` for everything it signs, `ca.crt` for itself."""
+    """A certificate authority in a folder: `ca.crt`, and `NAME.crt` and `NAME.key` for what it signs."""
 
     def __init__(self, folder: Path, common: str) -> None:
         self._folder = folder
@@ -82,7 +82,9 @@ class Authority:
         builder = self._builder(_name(common, groups), key.public_key(), authority=False)
         if hosts:
             uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
-            builder = builder.add_extension(x509.SubjectAlternativeName([_general(h) for h in hosts]), critical=False)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_general(h) for h in hosts]), critical=False
+            )
         builder = builder.add_extension(self._usage(sign_certificates=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
@@ -127,8 +129,6 @@ def service_account_keys(folder: Path) -> tuple[Path, Path]:
     public, private = folder / "service-accounts.pub", folder / "service-accounts.key"
     _write_private(private, _private_bytes(key))
     public.write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     return public, private

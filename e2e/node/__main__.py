@@ -1,4 +1,4 @@
-"""`python -m e2e.node CONFIG.json`, in the cluster's network namespace: the agent and the Service proxy until SIGTERM."""
+"""`python -m e2e.node CONFIG.json`, in the cluster's namespace: agent and Service proxy until SIGTERM."""
 
 import asyncio
 import contextlib
@@ -27,9 +27,13 @@ async def run(config: Config) -> None:
 
 def main() -> None:
     """Entry point."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Config, dec_hook=lambda kind, value: kind(value))
+    config = msgspec.json.decode(
+        Path(sys.argv[1]).read_bytes(), type=Config, dec_hook=lambda kind, value: kind(value)
+    )
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
         asyncio.run(run(config))
 

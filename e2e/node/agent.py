@@ -1,13 +1,13 @@
 """The node agent: what a kubelet is to each node, for all nodes of a test in one process.
 
-It registers the nodes, and runs the pods that the scheduler binds to them: as processes of this machine, started, probed,
-restarted and stopped by the operator's own `kvasir_operator.pods.PodRunner`, each in its own network namespace at its
-own IP (`netns.py`) and in a sandbox with its volumes and credentials (`sandbox.py`). Images are not pulled: the
-commands that pods name (`kvasir`, `kvasir-operator`) are this checkout's.
+It registers the nodes, and runs the pods that the scheduler binds to them: as processes of this machine, started,
+probed, restarted and stopped by the operator's own `kvasir_operator.pods.PodRunner`, each in its own network
+namespace at its own IP (`netns.py`) and in a sandbox with its volumes and credentials (`sandbox.py`). Images are
+not pulled: the commands that pods name (`kvasir`, `kvasir-operator`) are this checkout's.
 
 Not done: logs and exec through the API (the logs are files below `state`), projected volumes beside the service
-account's, init containers, cgroup limits, users and process namespaces. Nodes are Ready once registered; no heartbeat follows
-(the controller-manager's grace period is longer than a test run).
+account's, init containers, cgroup limits, users and process namespaces. Nodes are Ready once registered; no
+heartbeat follows (the controller-manager's grace period is longer than a test run).
 """
 
 import asyncio
@@ -92,7 +92,9 @@ class Agent:
     def _begin(self, uid: str, pod: Object) -> None:
         index, node = self._nodes[pod["spec"]["nodeName"]]
         self._serial += 1
-        running = NodePod(self._api, self._config, node, _node_address(index), pod, self._address(index), self._serial)
+        running = NodePod(
+            self._api, self._config, node, _node_address(index), pod, self._address(index), self._serial
+        )
         self._pods[uid] = running
         running.update(pod)
 
@@ -114,6 +116,11 @@ def _node_address(index: int) -> str:
 
 
 def _node_info() -> dict[str, str]:
-    known = {"operatingSystem": "linux", "architecture": "amd64", "kubeletVersion": "v1.20.2", "osImage": "Kvasir e2e"}
+    known = {
+        "operatingSystem": "linux",
+        "architecture": "amd64",
+        "kubeletVersion": "v1.20.2",
+        "osImage": "Kvasir e2e",
+    }
     unknown = ("machineID", "systemUUID", "bootID", "kernelVersion", "containerRuntimeVersion", "kubeProxyVersion")
     return known | dict.fromkeys(unknown, "")

@@ -1,4 +1,4 @@
-"""The Kubernetes API as the node agent needs it: plain requests, and a mirror of a collection kept by list and watch."""
+"""The Kubernetes API as the node agent needs it: requests, and mirrors of collections kept by list and watch."""
 
 import asyncio
 import json
@@ -71,7 +71,7 @@ class Api:
             raise
 
     async def mirror(self, path: str, apply: Callable[[str, Object | None], None]) -> None:
-        """Keep calling `apply(uid, object)` for what is new or changed, `apply(uid, None)` for what is gone; for ever."""
+        """For ever: `apply(uid, object)` for what is new or changed, `apply(uid, None)` for what is gone."""
         known: set[str] = set()
         while True:
             try:

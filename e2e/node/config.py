@@ -28,9 +28,9 @@ class Node(msgspec.Struct, frozen=True):
 class Config(msgspec.Struct, frozen=True):
     """The agent's configuration file.
 
-    `netns` is the cluster's namespace (pods' names are made from it), `state` the folder for volumes and logs. `volumes`
-    replaces the pods' volumes of these names by folders of this machine (for example the model cache, so that a
-    model is converted once and not once a pod).
+    `netns` is the cluster's namespace (pods' names are made from it), `state` the folder for volumes and logs.
+    `volumes` replaces the pods' volumes of these names by folders of this machine (for example the model cache, so
+    that a model is converted once and not once a pod).
     """
 
     kubeconfig: Path
@@ -42,7 +42,7 @@ class Config(msgspec.Struct, frozen=True):
 
 
 def h100_node(name: str, gpus: int = 8) -> Node:
-    """A node as an H100 machine shows itself: GPU feature discovery's label, the device plugins' resources, a taint."""
+    """A node as an H100 machine shows itself: GPU feature discovery's label, the plugins' resources, a taint."""
     return Node(
         name=name,
         labels={
@@ -51,7 +51,13 @@ def h100_node(name: str, gpus: int = 8) -> Node:
             EMULATED_DEVICE: "cpu",
         },
         taints=(Taint("nvidia.com/gpu", "NoSchedule", "present"),),
-        capacity={"cpu": "104", "memory": "1024Gi", "pods": "110", "nvidia.com/gpu": str(gpus), "rdma/hca": str(gpus)},
+        capacity={
+            "cpu": "104",
+            "memory": "1024Gi",
+            "pods": "110",
+            "nvidia.com/gpu": str(gpus),
+            "rdma/hca": str(gpus),
+        },
     )
 
 

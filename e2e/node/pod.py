@@ -28,7 +28,9 @@ _BACKOFF = Backoff(base=2.0, cap=30.0)
 class NodePod:
     """Runs a pod bound to a node: network, volumes, processes, status, and the end that the API asks for."""
 
-    def __init__(self, api: Api, config: Config, node: Node, host_ip: str, pod: Object, ip: str, serial: int) -> None:
+    def __init__(
+        self, api: Api, config: Config, node: Node, host_ip: str, pod: Object, ip: str, serial: int
+    ) -> None:
         meta = pod["metadata"]
         self.node = node.name
         self.ip = ip

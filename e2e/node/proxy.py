@@ -1,7 +1,8 @@
 """The Service proxy: ClusterIPs as listening sockets in the cluster's namespace, balanced over ready endpoints.
 
-What kube-proxy's userspace mode was. Pods reach a ClusterIP by their default route, which leads to the bridge. TCP only; no
-NodePorts, no session affinity. Connections that are open when an endpoint goes away stay open, as with kube-proxy.
+What kube-proxy's userspace mode was. Pods reach a ClusterIP by their default route, which leads to the bridge. TCP
+only; no NodePorts, no session affinity. Connections that are open when an endpoint goes away stay open, as with
+kube-proxy.
 """
 
 import asyncio
@@ -110,9 +111,7 @@ class Proxy:
             log.info("service %s:%d", *front)
 
     async def _address(self, action: str, address: str) -> None:
-        await asyncio.to_thread(
-            netns.ip, "-n", self._namespace, "addr", action, f"{address}/32", "dev", "lo"
-        )
+        await asyncio.to_thread(netns.ip, "-n", self._namespace, "addr", action, f"{address}/32", "dev", "lo")
 
     async def _listen(self, front: Front) -> asyncio.Server:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

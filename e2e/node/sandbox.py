@@ -12,9 +12,9 @@ A script, started with `python -I -S`, that replaces itself by COMMAND. SPEC.jso
     capabilities  numbers of the capabilities to keep, or null for all
     cwd           working directory
 
-The root file system is the machine's own, seen through an overlay: nothing that the command writes outside its volumes
-reaches the machine, and with `read_only` it cannot write at all. Volumes are at their mount paths. /run is new and
-empty, /sys shows the pod's network. The process ids, and the user, are the machine's.
+The root file system is the machine's own, seen through an overlay: nothing that the command writes outside its
+volumes reaches the machine, and with `read_only` it cannot write at all. Volumes are at their mount paths. /run is
+new and empty, /sys shows the pod's network. The process ids, and the user, are the machine's.
 """
 
 import ctypes

@@ -46,7 +46,9 @@ def _referenced(spec: Mapping[str, Any], kind: str) -> set[str]:
     }[kind]
     found = {v[volume][name] for v in spec.get("volumes") or () if volume in v}
     for container in spec["containers"]:
-        found |= {e["valueFrom"][source]["name"] for e in container.get("env") or () if source in e.get("valueFrom", {})}
+        found |= {
+            e["valueFrom"][source]["name"] for e in container.get("env") or () if source in e.get("valueFrom", {})
+        }
         found |= {e[whole]["name"] for e in container.get("envFrom") or () if whole in e}
     return found
 
@@ -77,11 +79,21 @@ async def _credentials(api: Api, pod: Object, config: Config, folder: Path) -> P
         answer = await api.request("POST", path, request)
     except ApiError as error:
         raise PodError(f"token of service account {account!r}: {error}") from error
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (folder / "token").write_text(answer["status"]["token"])
-    (folder / "ca.crt").write_bytes(config.ca.read_bytes())
-    (folder / "namespace").write_text(meta["namespace"])
+    _write(
+        folder,
+        {
+            "token": answer["status"]["token"],
+            "ca.crt": config.ca.read_text(),
+            "namespace": meta["namespace"],
+        },
+    )
     return folder
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name, text in files.items():
+        (folder / name).write_text(text)
 
 
 def emulate(container: Object, device: str) -> None:
@@ -116,10 +128,12 @@ def _capabilities(container: Mapping[str, Any]) -> list[int] | None:
 
 def _hosts(pod: Object, ip: str, folder: Path) -> Iterator[tuple[str, str, bool]]:
     """/etc/hosts as a kubelet writes it, and no name server: there is none to ask."""
-    files = {"hosts": f"127.0.0.1 localhost\n{ip} {pod['metadata']['name']}\n", "resolv.conf": "options attempts:1\n"}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text)
+    files = {
+        "hosts": f"127.0.0.1 localhost\n{ip} {pod['metadata']['name']}\n",
+        "resolv.conf": "options attempts:1\n",
+    }
+    _write(folder, files)
+    for name in files:
         yield str(folder / name), f"/etc/{name}", True
 
 
