@@ -1,0 +1,78 @@
+"""What the tests do with a cluster, in a word each."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from e2e import netns
+from e2e.controlplane.cluster import Cluster
+
+Object = dict[str, Any]
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.25
+
+
+def eventually(look: Callable[[], T | None], seconds: float, what: str, cluster: Cluster) -> T:
+    """Look until there is something to return; AssertionError after `seconds`, ClusterError if the cluster dies."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        cluster.check()
+        assert time.monotonic() < deadline, f"not seen within {seconds:g} s: {what}"
+        time.sleep(_POLL_SECONDS)
+    return found
+
+
+def apply(cluster: Cluster, *objects: Mapping[str, Any], namespace: str = "default") -> None:
+    """`kubectl apply` the objects."""
+    items = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    cluster.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(items))
+
+
+def pods(cluster: Cluster, namespace: str, selector: str = "") -> list[Object]:
+    """The namespace's pods."""
+    items: list[Object] = cluster.get("pods", "-n", namespace, "-l", selector)["items"]
+    return items
+
+
+def ready(pod: Mapping[str, Any]) -> bool:
+    """Whether the pod is Ready."""
+    return condition(pod, "Ready").get("status") == "True"
+
+
+def condition(item: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """A condition of an object's status, empty when it is absent."""
+    found: Sequence[Mapping[str, Any]] = item.get("status", {}).get("conditions") or ()
+    return next((c for c in found if c["type"] == kind), {})
+
+
+def log_of(cluster: Cluster, pod: Mapping[str, Any]) -> str:
+    """What the pod's container has printed."""
+    meta = pod["metadata"]
+    folder = cluster.root / "nodes" / "pods" / f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
+    path = folder / f"{pod['spec']['containers'][0]['name']}.log"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def http(cluster: Cluster, host: str, port: int, path: str) -> str:
+    """GET from the test process, by a door into the cluster. Raises OSError."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{cluster.port(host, port)}{path}", timeout=10) as response:
+        body: bytes = response.read()
+    return body.decode()
+
+
+def pod_networks(cluster: Cluster) -> set[str]:
+    """The network namespaces of pods that exist on this machine; a pod's processes cannot outlive its own."""
+    return set(netns.names(f"{cluster.namespace}.pod-"))
+
+
+@contextmanager
+def scratch(cluster: Cluster, name: str) -> Iterator[str]:
+    """A Kubernetes namespace for one test."""
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
