@@ -38,7 +38,7 @@ def convert(gguf_file: Path, folder: Path, progress: Progress) -> None:
     reader = _open(gguf_file)
     config = _config(gguf_file, reader)
     _write_json(folder / "config.json", config)
-    tokens = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+    tokens = {key: value for key, value in config.items() if key.endswith("_token_id")}
     _write_json(folder / "generation_config.json", tokens)
     _write_weights(gguf_file, reader, config, folder, progress)
     _write_tokenizer(gguf_file, folder, progress)

@@ -105,7 +105,7 @@ def _from_hub(repo: str, revision: str | None, cache: Path, progress: Progress) 
 
 
 def _hub_progress(progress: Progress) -> type:
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]
         """Reports instead of drawing."""

@@ -1,0 +1,179 @@
+"""Attention over the paged pool in plain torch: the reference on every device, and what CPUs run.
+
+All the sequences of a step with one new token are attended together: their KV rows are gathered from the pool
+with one indexed read a layer, into groups of similar length. A sequence with more new tokens (a prefill chunk)
+is attended alone with torch's fused kernel, without any gather when it has no earlier tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from kvasir_engine.attention.pool import KVPool
+from kvasir_engine.model.batch import ForwardBatch
+
+PADDING_LIMIT = 1024
+"""Tokens of padding that a group of decoding sequences may have: about what one more group costs."""
+
+GROUP_LIMIT = 65536
+"""Tokens that a group may have, padding included, to bound the memory of the gathered KV."""
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """`n` sequences with one new token each, padded to `length` tokens."""
+
+    members: torch.Tensor | slice  # their rows in q
+    rows: torch.Tensor  # [2 * n * kv_heads * length]: where K and then V lie in a layer's rows
+    mask: torch.Tensor | None  # [n, 1, 1, length], additive
+    length: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """One sequence with several new tokens, `begin` to `end` of the batch."""
+
+    begin: int
+    end: int
+    rows: torch.Tensor | None  # [2 * kv_heads * context]; None: no earlier tokens
+    mask: torch.Tensor | None  # [new tokens, context], additive; None with `rows`: none needed, causal
+
+
+class TorchBackend:
+    """The pool seen as rows of `head_dim` elements; a layer's rows begin at a fixed offset within every page."""
+
+    def __init__(self, pool: KVPool, heads: int) -> None:
+        shape = pool.shape
+        self.pool = pool
+        self._heads = heads
+        self._kv_heads = shape.kv_heads
+        self._group = heads // shape.kv_heads
+        self._head_dim = shape.head_dim
+        self._scale = shape.head_dim**-0.5
+        layer_rows = 2 * shape.kv_heads * shape.page_size
+        self._page_rows = shape.layers * layer_rows
+        rows = pool.tensor.view(-1, shape.head_dim)
+        self._rows = [rows[layer * layer_rows :] for layer in range(shape.layers)]
+        device = pool.tensor.device
+        self._k_heads = torch.arange(shape.kv_heads, device=device) * shape.page_size
+        self._v_heads = self._k_heads + shape.kv_heads * shape.page_size
+        self._write_k = self._write_v = torch.empty(0)
+        self._decodes: list[_Decode] = []
+        self._chunks: list[_Chunk] = []
+
+    def plan(self, batch: ForwardBatch) -> None:
+        """See AttentionBackend."""
+        pages = batch.page_table.to(self.pool.tensor.device)
+        queries = torch.tensor(batch.query_lens)
+        owner = torch.repeat_interleave(torch.arange(len(batch.query_lens)), queries).to(pages.device)
+        slots = self._slots(pages, owner, batch.positions.to(pages.device))
+        self._write_k = (slots[:, None] + self._k_heads).flatten()
+        self._write_v = (slots[:, None] + self._v_heads).flatten()
+
+        starts = [0]
+        for count in batch.query_lens:
+            starts.append(starts[-1] + count)
+        self._decodes = self._plan_decodes(batch, pages, starts)
+        self._chunks = [
+            self._plan_chunk(batch, pages, i, starts[i]) for i, count in enumerate(batch.query_lens) if count > 1
+        ]
+
+    def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """See AttentionBackend."""
+        rows = self._rows[layer]
+        rows.index_copy_(0, self._write_k, k.reshape(-1, self._head_dim))
+        rows.index_copy_(0, self._write_v, v.reshape(-1, self._head_dim))
+        if len(self._decodes) == 1 and not self._chunks:
+            return self._run_decode(self._decodes[0], rows, q)
+        out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+        for decode in self._decodes:
+            out[decode.members] = self._run_decode(decode, rows, q)
+        for chunk in self._chunks:
+            out[chunk.begin : chunk.end] = self._run_chunk(chunk, rows, q, k, v)
+        return out
+
+    def _slots(self, pages: torch.Tensor, owner: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The row, in layer 0, of K's head 0 of each token: `owner` indexes `pages`' rows, elementwise."""
+        size = self.pool.page_size
+        return pages[owner, positions // size] * self._page_rows + positions % size
+
+    def _kv_rows(self, slots: torch.Tensor) -> torch.Tensor:
+        """Rows of all K and then all V, each [..., kv_heads, tokens], of `slots` [..., tokens]; flattened."""
+        slots = slots.unsqueeze(-2)
+        return torch.stack((slots + self._k_heads[:, None], slots + self._v_heads[:, None])).flatten()
+
+    def _plan_decodes(self, batch: ForwardBatch, pages: torch.Tensor, starts: list[int]) -> list[_Decode]:
+        lengths = batch.context_lens
+        decoding = [i for i, count in enumerate(batch.query_lens) if count == 1]
+        groups = _grouped(decoding, lengths)
+        whole = len(groups) == 1 and len(decoding) == len(lengths)
+        plans = []
+        for group in [decoding] if whole else groups:
+            length = max(lengths[i] for i in group)
+            own = torch.tensor([lengths[i] for i in group], device=pages.device)[:, None]
+            # Past a sequence's end its own last token is read again, so that no other sequence's KV ever is.
+            positions = torch.arange(length, device=pages.device).expand(len(group), length)
+            slots = self._slots(
+                pages, torch.tensor(group, device=pages.device)[:, None], positions.minimum(own - 1)
+            )
+            mask = None
+            if min(lengths[i] for i in group) < length:
+                mask = self._additive(positions >= own)[:, None, None, :]
+            members = slice(None) if whole else torch.tensor([starts[i] for i in group], device=pages.device)
+            plans.append(_Decode(members, self._kv_rows(slots), mask, length))
+        return plans
+
+    def _run_decode(self, plan: _Decode, rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        q = q[plan.members]
+        count = q.shape[0]
+        kv = rows.index_select(0, plan.rows).view(2, count * self._kv_heads, plan.length, self._head_dim)
+        # The heads of a group share their K and V: they are the rows of one small matrix product.
+        grouped = (q * self._scale).view(count * self._kv_heads, self._group, self._head_dim)
+        scores = torch.bmm(grouped, kv[0].transpose(1, 2))
+        if plan.mask is not None:
+            scores.view(count, self._kv_heads, self._group, plan.length).add_(plan.mask)
+        return torch.bmm(scores.softmax(-1), kv[1]).view(count, -1)
+
+    def _plan_chunk(self, batch: ForwardBatch, pages: torch.Tensor, index: int, begin: int) -> _Chunk:
+        new, context = batch.query_lens[index], batch.context_lens[index]
+        end = begin + new
+        if new == context:
+            return _Chunk(begin, end, None, None)
+        positions = torch.arange(context, device=pages.device)
+        slots = self._slots(pages, torch.full_like(positions, index), positions)
+        mask = self._additive(positions > positions[context - new :, None])
+        return _Chunk(begin, end, self._kv_rows(slots), mask)
+
+    def _run_chunk(
+        self, plan: _Chunk, rows: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        new = plan.end - plan.begin
+        q = q[plan.begin : plan.end].view(new, self._kv_heads, self._group, self._head_dim).permute(1, 2, 0, 3)
+        if plan.rows is None:
+            k = k[plan.begin : plan.end].transpose(0, 1)
+            v = v[plan.begin : plan.end].transpose(0, 1)
+        else:
+            k, v = rows.index_select(0, plan.rows).view(2, self._kv_heads, -1, self._head_dim)
+        # KV heads stand where the kernel expects the batch, and their group's heads share them without a copy.
+        k = k.unsqueeze(1).expand(-1, self._group, -1, -1)
+        v = v.unsqueeze(1).expand(-1, self._group, -1, -1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask, is_causal=plan.mask is None)
+        return out.permute(2, 0, 1, 3).reshape(new, -1)
+
+    def _additive(self, hidden: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros(hidden.shape, dtype=self.pool.tensor.dtype, device=hidden.device)
+        return mask.masked_fill_(hidden, float("-inf"))
+
+
+def _grouped(sequences: list[int], lengths: list[int]) -> list[list[int]]:
+    """`sequences` by length, longest first, cut where a group's padding or size would pass its limit."""
+    groups: list[list[int]] = []
+    longest = padding = 0
+    for i in sorted(sequences, key=lambda i: -lengths[i]):
+        padding += longest - lengths[i]
+        if not groups or padding > PADDING_LIMIT or (len(groups[-1]) + 1) * longest > GROUP_LIMIT:
+            groups.append([])
+            longest, padding = lengths[i], 0
+        groups[-1].append(i)
+    return groups

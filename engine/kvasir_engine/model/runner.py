@@ -1,0 +1,70 @@
+"""The numeric engine: a model, its KV pool and its attention backend, one step at a time."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory
+from kvasir_engine.attention.torch_backend import TorchBackend
+from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.model.config import load_config
+from kvasir_engine.model.llama import Llama
+from kvasir_engine.model.loader import Progress, Weights, choose_device, choose_dtype
+
+MODELS: dict[str, Callable[..., Llama]] = {"LlamaForCausalLM": Llama, "MistralForCausalLM": Llama}
+"""The code of each of `config.ARCHITECTURES`."""
+
+
+class ModelRunner:
+    """Loads the model in `folder` and computes logits.
+
+    `dtype` is `auto`, `bfloat16`, `float16` or `float32`; `device` is `auto`, `cpu` or `cuda`. The pool gets
+    `pages` pages, or with `pages` 0 as many as `kv_memory` bytes hold (0: see `default_kv_memory`).
+    `progress` hears ("load", bytes, bytes in all). Raises ModelError.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        page_size: int = 16,
+        pages: int = 0,
+        kv_memory: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.config = load_config(folder)
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        with torch.inference_mode():
+            weights = Weights(folder, self.dtype, self.device, progress)
+            self._model = MODELS[self.config.architecture](self.config, weights)
+            config = self.config
+            shape = PoolShape(config.layers, config.kv_heads, config.head_dim, page_size, self.dtype)
+            pages = pages or shape.pages_within(kv_memory or default_kv_memory(self.device))
+            self.pool = KVPool(shape, pages, self.device)
+            self._attention = TorchBackend(self.pool, config.heads)
+
+    @property
+    def vocab(self) -> int:
+        """Columns of the logits."""
+        return self.config.vocab
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits [S, vocab], float32, after each sequence of `batch`; the new tokens' KV is in the pool then."""
+        self._attention.plan(batch)
+        tokens, positions = batch.tokens.to(self.device), batch.positions.to(self.device)
+        last = torch.tensor(batch.query_lens, device=self.device).cumsum(0) - 1
+        return self._model.forward(tokens, positions, last, self._attention).float()
+
+
+def default_kv_memory(device: torch.device) -> int:
+    """Bytes for a KV pool when nobody says how many: 90% of what a GPU has free; of a host, a quarter up to 4 GiB.
+
+    A host is shared, often by several workers of the same model; a GPU is ours.
+    """
+    free = free_memory(device)
+    return free * 9 // 10 if device.type == "cuda" else min(free // 4, 4 << 30)
