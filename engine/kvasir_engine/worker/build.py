@@ -4,13 +4,17 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+from kvasir_engine.model.config import load_config
+from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.source import resolve
+from kvasir_engine.model.weights import weights_digest
 from kvasir_engine.protocol import Fingerprint, Region, Role
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer.agent import Agent, choose_fabric
-from kvasir_engine.transfer.handoff import Handoff
+from kvasir_engine.transfer.handoff import Event, Handoff
 from kvasir_engine.worker.engine import Engine
 from kvasir_engine.worker.thread import EngineThread
 
@@ -23,7 +27,6 @@ class EngineOptions:
 
     model: str
     revision: str | None = None
-    served_model_name: str = ""
     dtype: str = "auto"
     device: str = "auto"
     tensor_parallel: int = 1
@@ -35,25 +38,31 @@ class EngineOptions:
     fabric: str = "auto"
 
 
-def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, Fingerprint, Handoff | None]:
+def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, Handoff | None]:
     """Load the model and start the threads. Raises ModelError for what the user can mend."""
-    folder = resolve(options.model, options.revision, progress=log_progress("model"))
-    runner = ModelRunner.load(
+    if options.tensor_parallel != 1:
+        raise ModelError(f"tensor parallel size {options.tensor_parallel} is not supported yet, only 1")
+    folder = resolve(options.model, options.revision, progress=log_progress())
+    max_length = load_config(folder).max_length(options.max_length)
+    runner = ModelRunner(
         folder,
         dtype=options.dtype,
         device=options.device,
-        max_length=options.max_length,
         page_size=options.page_size,
-        kv_cache_memory=options.kv_cache_memory,
-        max_running=options.max_running,
-        tensor_parallel=options.tensor_parallel,
-        progress=log_progress("load"),
+        kv_memory=options.kv_cache_memory,
+        progress=log_progress(),
     )
     config, pool = runner.config, runner.pool
+    if options.max_length == 0:
+        max_length = min(max_length, pool.pages * options.page_size)
+    if pool.pages * options.page_size < max_length:
+        raise ModelError(
+            f"the KV pool holds {pool.pages * options.page_size} tokens, fewer than the maximum length {max_length}"
+        )
     fingerprint = Fingerprint(
-        model=options.model,
+        model=weights_digest(folder),
         revision=options.revision or "",
-        dtype=str(pool.tensor.dtype).removeprefix("torch."),
+        dtype=str(runner.dtype).removeprefix("torch."),
         layout="pages,layers,kv,heads,tokens,dim",
         page_size=options.page_size,
         layers=config.layers,
@@ -64,42 +73,40 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
     )
     epoch = secrets.randbits(63)
     limits = Limits(options.prefill_chunk + options.max_running, options.max_running, options.page_size)
-    thread: EngineThread
     handoff = None
     if moves_kv:
         choose_fabric(options.fabric)
-        region = Region(pool.address, pool.pages, pool.page_bytes, "VRAM" if runner.device.type == "cuda" else "DRAM")
+        memory: Literal["DRAM", "VRAM"] = "VRAM" if runner.device.type == "cuda" else "DRAM"
+        region = Region(pool.address, pool.pages, pool.page_bytes, memory, runner.device.index or 0)
 
-        def emit(event: object) -> None:
-            thread.post(lambda engine: engine.transferred(event))  # type: ignore[arg-type]
+        def emit(event: Event) -> None:
+            thread.post(lambda engine: engine.transferred(event))
 
         handoff = Handoff(lambda: Agent(epoch, region, fingerprint), emit)
-    engine = Engine(runner, role, limits, runner.max_length, epoch, handoff)
-    thread = EngineThread(engine)
+    thread = EngineThread(Engine(runner, role, limits, max_length, epoch, handoff))
     if handoff is not None:
         handoff.start()
     thread.start()
     log.info(
-        "engine ready role=%s dtype=%s device=%s pages=%d page_bytes=%d tokens=%d max_length=%d",
+        "engine ready role=%s dtype=%s device=%s pages=%d page_bytes=%d max_length=%d",
         role,
         fingerprint.dtype,
         runner.device,
         pool.pages,
         pool.page_bytes,
-        pool.pages * options.page_size,
-        runner.max_length,
+        max_length,
     )
-    return thread, fingerprint, handoff
+    return thread, handoff
 
 
-def log_progress(what: str) -> Callable[[str, int, int], None]:
-    """A progress callback that logs a line a stage and each further tenth."""
+def log_progress() -> Callable[[str, int, int], None]:
+    """A progress callback that logs a line at the start of a stage and each further tenth."""
     last: dict[str, int] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
         tenth = 10 * done // total if total else 0
         if last.get(stage) != tenth:
             last[stage] = tenth
-            log.info("%s stage=%s done=%d total=%d", what, stage, done, total)
+            log.info("progress stage=%s done=%d total=%d", stage, done, total)
 
     return progress

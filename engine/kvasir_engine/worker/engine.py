@@ -8,13 +8,12 @@ lease settles, then runs as any other.
 import logging
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from kvasir_engine.kv.pages import OutOfPages, Owner
 from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.protocol import (
     Delta,
     Endpoint,
@@ -28,7 +27,7 @@ from kvasir_engine.protocol import (
     Submit,
     TokenLogprobs,
 )
-from kvasir_engine.sampling.sampler import SamplingRow, sample
+from kvasir_engine.sampling.sampler import SampleRequest, sample
 from kvasir_engine.scheduler.schedule import Limits, Plan, schedule
 from kvasir_engine.scheduler.sequence import Sequence
 from kvasir_engine.transfer import holder, writer
@@ -36,7 +35,10 @@ from kvasir_engine.transfer.handoff import Event, Handoff
 from kvasir_engine.transfer.messages import Complete
 from kvasir_engine.worker.cache import Cache
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from kvasir_engine.model.runner import ModelRunner
+
+log = logging.getLogger("engine")
 
 LEASE_SECONDS = 60.0
 
@@ -62,6 +64,14 @@ class Job:
         return self.session, self.sequence.id
 
 
+@dataclass(eq=False, frozen=True)
+class _Reading:
+    """A push that has not ended, and the pages that it holds."""
+
+    push: writer.Push
+    pages: list[int]
+
+
 @dataclass
 class Stats:
     """Counters since the start; read by the metrics collector from another thread."""
@@ -84,7 +94,13 @@ class Engine:
     """One worker's requests. `handoff` is None where KV never moves."""
 
     def __init__(
-        self, runner: ModelRunner, role: Role, limits: Limits, max_length: int, epoch: int, handoff: Handoff | None
+        self,
+        runner: "ModelRunner",
+        role: Role,
+        limits: Limits,
+        max_length: int,
+        epoch: int,
+        handoff: Handoff | None,
     ) -> None:
         self.runner = runner
         self.role = role
@@ -92,19 +108,22 @@ class Engine:
         self.max_length = max_length
         self.epoch = epoch
         self.handoff = handoff
-        self.cache = Cache(runner.pool.pages, limits.page_size, runner.pool.copy_page)
+        self.cache = Cache(runner.pool.pages, limits.page_size, self._copy_page)
         self.stats = Stats()
         self.jobs: dict[JobId, Job] = {}
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
         self.leased: dict[int, Job] = {}  # open leases of ours
         self.fenced: dict[int, list[int]] = {}  # leases of ours that wait for a proof, with their pages
-        self.pushes: dict[writer.Key, list[writer.Push]] = {}  # leases of others, with the pages still read
+        self.pushes: dict[writer.Key, list[_Reading]] = {}  # leases of others that we write under
         self._job_of: dict[Sequence, Job] = {}
         self._job_of_key: dict[writer.Key, Job] = {}
         self._arrivals = 0
         self._leases = 0
         self._out: dict[int, list[Delta | Leased]] = {}
+
+    def _copy_page(self, source: int, target: int) -> None:
+        self.runner.pool.tensor[target] = self.runner.pool.tensor[source]
 
     # -- requests
 
@@ -174,8 +193,9 @@ class Engine:
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
 
     def _pushed(self, key: writer.Key, push: writer.Push) -> None:
-        self.pushes[key].remove(push)
-        self.cache.tree.release(push.local)
+        reading = next(reading for reading in self.pushes[key] if reading.push is push)
+        self.pushes[key].remove(reading)
+        self.cache.tree.release(reading.pages)
         self.stats.sent_pages += len(push.local)
         if push.complete is not None:
             del self.pushes[key]
@@ -185,8 +205,8 @@ class Engine:
                 self._forget(job)
 
     def _push_failed(self, key: writer.Key, reason: str) -> None:
-        for push in self.pushes.pop(key, []):
-            self.cache.tree.release(push.local)
+        for reading in self.pushes.pop(key, []):
+            self.cache.tree.release(reading.pages)
         job = self._job_of_key.pop(key, None)
         if job is not None:
             job.key = None
@@ -323,7 +343,7 @@ class Engine:
         for place, (sequence, count) in enumerate(chunks):
             sequence.computed += count
             if sequence.remaining == 0:
-                rows.append(SamplingRow(sequence.sampling, len(sequence.tokens), sequence.generated))
+                rows.append(SampleRequest(sequence.sampling, len(sequence.tokens), sequence.generated))
                 places.append(place)
             elif self._job_of[sequence].key is not None:
                 self._push(self._job_of[sequence], None)
@@ -411,8 +431,10 @@ class Engine:
         local = job.sequence.pages[first + job.pushed : first + ready]
         push = writer.Push(tuple(local), tuple(job.lease.pages[job.pushed : ready]), complete)
         job.pushed = max(ready, job.pushed)
-        self.cache.pool.hold(push.local)
-        self.pushes[job.key].append(push)
+        # All pages up to the last pushed one are held, so that what is held in the tree stays a prefix.
+        reading = _Reading(push, job.sequence.pages[: first + ready])
+        self.cache.pool.hold(reading.pages)
+        self.pushes[job.key].append(reading)
         self.handoff.push(job.key, push)
 
     # -- endings
@@ -442,7 +464,7 @@ class Engine:
         self._end(job, message)
 
     def fail_all(self, code: str, message: str) -> None:
-        """Fail whatever is running, after a step that raised. Its pages are not shared: their content is unknown."""
+        """Fail whatever is running, after a step that raised. What is in its pages is unknown, and not shared."""
         for sequence in list(self.running):
             self.running.remove(sequence)
             self._fail(self._job_of[sequence], code, message)
@@ -452,7 +474,7 @@ class Engine:
         self._out.setdefault(session, []).append(Delta(request, failure=Failure(code, message)))
 
     def _new_job(self, session: int, request: str, tokens: list[int], sampling: Sampling, salt: str) -> Job | None:
-        vocab = self.runner.config.vocab
+        vocab = self.runner.vocab
         problem = None
         if (session, request) in self.jobs:
             problem = "bad_request", f"the id {request!r} is in use"
@@ -490,6 +512,11 @@ class Engine:
         out, self._out = self._out, {}
         return out
 
+    @property
+    def owing(self) -> int:
+        """Requests, and leases on either side, that have not ended."""
+        return len(self.jobs) + len(self.fenced) + len(self.pushes)
+
     def load(self) -> Load:
         """The load now."""
         return Load(
@@ -505,6 +532,6 @@ class Engine:
         """Raise unless every page is accounted for."""
         held = [s.pages for s in self.running]
         held += [job.sequence.pages for job in self.leased.values()]
-        held += [list(push.local) for pushes in self.pushes.values() for push in pushes]
+        held += [reading.pages for readings in self.pushes.values() for reading in readings]
         self.cache.pool.check(held, self.cache.tree.pages())
         self.cache.tree.check()

@@ -1,6 +1,7 @@
 """The engine of this process as an EngineClient: what `kvasir serve` puts behind the OpenAI front end."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncGenerator
 
@@ -19,22 +20,16 @@ class InProcessClient:
         self._loop = asyncio.get_running_loop()
         self._streams: dict[str, asyncio.Queue[Delta]] = {}
         self._ids = itertools.count(1)
-        self._session = thread.attach(lambda frames: self._loop.call_soon_threadsafe(self._dispatch, frames))
-        self.draining = False
+        self._session = thread.attach(self._sink)
 
     @property
     def max_length(self) -> int:
         """Most tokens of one sequence."""
         return self._thread.engine.max_length
 
-    @property
-    def inflight(self) -> int:
-        """Requests that have not ended."""
-        return len(self._streams)
-
     def unready_reason(self) -> str | None:
         """Why no request can be served now, or None."""
-        return "the server is shutting down" if self.draining else self._thread.unhealthy_reason()
+        return self._thread.unhealthy_reason()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
         """See EngineClient."""
@@ -56,6 +51,10 @@ class InProcessClient:
         finally:
             del self._streams[request_id]
             self._thread.post(lambda engine: engine.abort(self._session, request_id))
+
+    def _sink(self, frames: list[ToRouter]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server is going down
+            self._loop.call_soon_threadsafe(self._dispatch, frames)
 
     def _dispatch(self, frames: list[ToRouter]) -> None:
         for frame in frames:

@@ -6,10 +6,12 @@ Imports of torch and NIXL wait until a command runs, so that `kvasir --help` is 
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import VERSION, Hello, Role
 
 if TYPE_CHECKING:
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker")
 
-Model = Annotated[str, typer.Option(help="hf://org/name[@rev], file:///path or package://name", envvar="KVASIR_MODEL")]
+Model = Annotated[
+    str, typer.Option(help="hf://org/name[@rev], file:///path or package://name", envvar="KVASIR_MODEL")
+]
 Revision = Annotated[str, typer.Option(help="of a hub model", envvar="KVASIR_REVISION")]
 ServedName = Annotated[str, typer.Option(help="the name in the API", envvar="KVASIR_SERVED_MODEL_NAME")]
 MaxLength = Annotated[
@@ -30,27 +34,40 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda", envvar="KVASIR_DE
 TensorParallel = Annotated[int, typer.Option(min=1, envvar="KVASIR_TENSOR_PARALLEL")]
 PageSize = Annotated[int, typer.Option(min=1, max=256, help="tokens a page", envvar="KVASIR_PAGE_SIZE")]
 CacheMemory = Annotated[
-    str, typer.Option(help="memory of the KV pool, such as 512Mi; 0: from what is free", envvar="KVASIR_KV_CACHE_MEMORY")
+    str,
+    typer.Option(
+        help="memory of the KV pool, such as 512Mi; 0: from what is free", envvar="KVASIR_KV_CACHE_MEMORY"
+    ),
 ]
 MaxRunning = Annotated[int, typer.Option(min=1, help="most sequences in a batch", envvar="KVASIR_MAX_RUNNING")]
 PrefillChunk = Annotated[int, typer.Option(min=1, help="most prompt tokens a step", envvar="KVASIR_PREFILL_CHUNK")]
 Fabric = Annotated[str, typer.Option(help="auto, rdma, tcp or shm", envvar="KVASIR_FABRIC")]
 DrainSeconds = Annotated[float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")]
 
-QUANTITY = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
 FABRICS = ("auto", "rdma", "tcp", "shm")
 ROLES: tuple[Role, ...] = ("prefill", "decode", "both")
 
 
 def bytes_of(quantity: str) -> int:
-    """A Kubernetes quantity in bytes. Raises ValueError."""
+    """A Kubernetes quantity in bytes. Raises UserError."""
     digits = quantity.rstrip("kMGTi")
     try:
-        value = float(digits) * QUANTITY[quantity[len(digits) :]]
+        value = float(digits) * UNITS[quantity[len(digits) :]]
     except (KeyError, ValueError):
         value = -1.0
     if not 0 <= value < 2**60:
-        raise ValueError(f"{quantity!r} is no amount of memory; write for example 512Mi or 4Gi")
+        raise UserError(f"{quantity!r} is no amount of memory; write for example 512Mi or 4Gi")
     return int(value)
 
 
@@ -77,9 +94,9 @@ def worker(
 
     chosen = next((known for known in ROLES if known == role), None)
     if chosen is None:
-        raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
+        raise UserError(f"role {role!r} is none of {', '.join(ROLES)}")
     if fabric not in FABRICS:
-        raise ValueError(f"fabric {fabric!r} is none of {', '.join(FABRICS)}")
+        raise UserError(f"fabric {fabric!r} is none of {', '.join(FABRICS)}")
     options = EngineOptions(
         model=model,
         revision=revision or None,
@@ -115,7 +132,9 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
     )
     server = WorkerServer(thread, hello)
     try:
-        await serve(server.app, listen(host, port), server, drain)
+        sock = listen(host, port)
+        log.info("serving role=%s address=%s:%d", role, *sock.getsockname()[:2])
+        await serve(server.app, sock, server, drain)
     finally:
         thread.stop()
         handoff.stop()
@@ -160,25 +179,28 @@ async def _serve(options: "EngineOptions", name: str, host: str, port: int, keys
     from prometheus_client import CollectorRegistry
 
     from kvasir_engine.api.app import create_app
+    from kvasir_engine.api.auth import ApiKeys
     from kvasir_engine.api.lifecycle import Lifecycle
     from kvasir_engine.api.server import check_port, listen
     from kvasir_engine.api.server import serve as serve_app
+    from kvasir_engine.api.tokenizer import load_served_model
+    from kvasir_engine.model.source import resolve
     from kvasir_engine.worker.build import build
     from kvasir_engine.worker.inprocess import InProcessClient
     from kvasir_engine.worker.metrics import EngineCollector
 
     check_port(host, port)
     thread, _ = await asyncio.to_thread(build, options, "both", False)
+    model = await asyncio.to_thread(load_served_model, resolve(options.model, options.revision), name)
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     registry.register(EngineCollector(thread.engine))
-    with ThreadPoolExecutor(1, "kvasir-tokenizer") as executor:
-        app = create_app(
-            InProcessClient(thread),
-            thread.engine.runner.served_model(name),
-            registry=registry,
-            lifecycle=lifecycle,
-            executor=executor,
-            keys=None,
-        )
-        await serve_app(app, listen(host, port), lifecycle, drain)
-    thread.stop()
+    keys = ApiKeys(Path(keys_file)) if keys_file else None
+    try:
+        with ThreadPoolExecutor(1, "kvasir-tokenizer") as executor:
+            client = InProcessClient(thread)
+            app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
+            sock = listen(host, port)
+            log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
+            await serve_app(app, sock, lifecycle, drain)
+    finally:
+        thread.stop()

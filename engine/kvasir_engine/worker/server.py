@@ -51,8 +51,7 @@ class WorkerServer:
     @property
     def inflight(self) -> int:
         """Requests and leases that have not ended."""
-        engine = self._thread.engine
-        return len(engine.jobs) + len(engine.fenced) + len(engine.pushes)
+        return self._thread.engine.owing
 
     def drain(self) -> None:
         """Tell the routers to send nothing new; what runs goes on."""

@@ -1,0 +1,155 @@
+"""Two engines and the wire between their transfer threads, one event at a time, on a clock that tests turn.
+
+The lease machines are the real ones; what `Handoff` does on a thread with NIXL happens here when a test says so.
+A write spoils a page when it begins and copies when it ends, so whoever reads or reuses a page under it is caught.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from toy import ToyRunner
+
+from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
+from kvasir_engine.scheduler.schedule import Limits
+from kvasir_engine.transfer import holder, messages, writer
+from kvasir_engine.transfer.holder import Holder
+from kvasir_engine.transfer.writer import Key, Push, Writer
+from kvasir_engine.worker.engine import Engine
+
+FINGERPRINT = Fingerprint("toy", "", "int64", "toy", 4, 1, 1, 1, "toy")
+
+
+class Worker:
+    """An engine with a transfer side that waits to be moved."""
+
+    def __init__(self, network: "Network", role: Any, name: str, pages: int, limits: Limits) -> None:
+        self.network = network
+        self.name = name
+        self.runner = ToyRunner(pages, limits.page_size)
+        epoch = network.next_epoch()
+        region = Region(self.runner.pool.address, pages, self.runner.pool.page_bytes)
+        self.endpoint = Endpoint(f"{name}-{epoch}", epoch, b"", region, FINGERPRINT)
+        self.holder, self.writer = Holder(epoch), Writer()
+        self.commands: deque[Callable[[float], Iterable[Any]]] = deque()
+        self.events: deque[Any] = deque()
+        self.writes: dict[Key, Push] = {}
+        self.engine = Engine(self.runner, role, limits, 64, epoch, self)  # type: ignore[arg-type]
+        network.workers[self.endpoint.agent] = self
+
+    # -- the interface of Handoff
+
+    def grant(self, lease: Lease, to: Endpoint) -> None:
+        def command(now: float) -> Iterable[Any]:
+            if to.agent not in self.network.workers:
+                return [holder.Reclaimed(lease.id, "writer_died", "dead")]
+            self.holder.grant(lease.id, to.agent, len(lease.pages), now + lease.seconds)
+            return []
+
+        self.commands.append(command)
+
+    def revoke(self, lease: int) -> None:
+        self.commands.append(lambda now: self.holder.revoke(lease, now))
+
+    def open(self, to: Endpoint, lease: Lease) -> Key:
+        key = (to.agent, lease.id)
+
+        def command(now: float) -> Iterable[Any]:
+            if to.agent not in self.network.workers:
+                return [writer.Failed(key, "dead")]
+            return self.writer.open(key, lease.epoch, now + lease.seconds)
+
+        self.commands.append(command)
+        return key
+
+    def push(self, key: Key, push: Push) -> None:
+        self.commands.append(lambda now: self.writer.push(key, push, now))
+
+    def withdraw(self, key: Key, reason: str) -> None:
+        self.commands.append(lambda now: self.writer.withdraw(key, reason, now))
+
+    # -- what a test can make happen
+
+    def obey(self) -> None:
+        """The transfer thread takes its commands."""
+        while self.commands:
+            self._apply(self.commands.popleft()(self.network.now))
+
+    def hear(self) -> None:
+        """The next message from any peer arrives."""
+        inbox = self.network.inbox(self.endpoint.agent)
+        if inbox:
+            sender, message = inbox.popleft()
+            self.obey()
+            if isinstance(message, messages.Release):
+                self._apply(self.writer.released(sender, message, self.network.now))
+            else:
+                self._apply(self.holder.received(sender, message))
+
+    def end_write(self, key: Key) -> None:
+        """A write under way ends well: its bytes are there, then its notification."""
+        push = self.writes.pop(key)
+        target = self.network.workers.get(key[0])
+        if target is None:
+            self._apply(self.writer.died(key[0]))
+            return
+        for mine, theirs in zip(push.local, push.remote, strict=True):
+            target.runner.pool.tensor[theirs] = self.runner.pool.tensor[mine]
+        if push.complete is not None:
+            self.network.inbox(key[0]).append((self.endpoint.agent, push.complete))
+        self._apply(self.writer.ended(key, True, self.network.now))
+
+    def tick(self) -> None:
+        """The transfer thread looks at the clock."""
+        self._apply([*self.holder.tick(self.network.now), *self.writer.tick(self.network.now)])
+
+    def learn(self) -> None:
+        """The engine takes what its transfer thread reported."""
+        while self.events:
+            self.engine.transferred(self.events.popleft())
+
+    def peer_died(self, agent: str) -> None:
+        """The transport reports a death."""
+        self.writes = {key: push for key, push in self.writes.items() if key[0] != agent}
+        self._apply([*self.holder.died(agent), *self.writer.died(agent)])
+
+    def _apply(self, effects: Iterable[Any]) -> None:
+        for effect in effects:
+            match effect:
+                case writer.Post(key, push):
+                    self.writes[key] = push
+                    target = self.network.workers.get(key[0])
+                    if target is not None:  # the write has begun: half of the first page is not what it was
+                        for page in push.remote[:1]:
+                            target.runner.pool.tensor[page, ::2] = -1
+                case holder.Ask(agent, message) | writer.Tell(agent, message):
+                    if agent in self.network.workers:
+                        self.network.inbox(agent).append((self.endpoint.agent, message))
+                    else:
+                        self._apply([*self.holder.died(agent), *self.writer.died(agent)])
+                case _:
+                    self.events.append(effect)
+
+
+class Network:
+    """The workers that live, and the messages between them."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.workers: dict[str, Worker] = {}
+        self._inboxes: dict[str, deque[tuple[str, messages.AnyMessage]]] = {}
+        self._epochs = 0
+
+    def next_epoch(self) -> int:
+        self._epochs += 1
+        return self._epochs
+
+    def inbox(self, agent: str) -> deque[tuple[str, messages.AnyMessage]]:
+        return self._inboxes.setdefault(agent, deque())
+
+    def kill(self, worker: Worker) -> None:
+        """The process is gone, with its writes and what it had not sent."""
+        del self.workers[worker.endpoint.agent]
+        self._inboxes.pop(worker.endpoint.agent, None)
+        for other in self.workers.values():
+            other.peer_died(worker.endpoint.agent)

@@ -1,0 +1,222 @@
+"""Prefill and decode engines through every schedule of steps, messages, aborts, expiries and deaths.
+
+After every event both pools conserve their pages; every token that comes out is the reference's; at the end, when
+all is delivered, both pools hold nothing but what is cached.
+"""
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from simulation import Network, Worker
+from toy import reference
+
+from kvasir_engine.kv.pages import Owner
+from kvasir_engine.protocol import Delta, Leased, Reserve, Sampling, Submit
+from kvasir_engine.scheduler.schedule import Limits
+
+LIMITS = Limits(tokens=12, running=4, page_size=4)
+ROUTER = 1
+
+
+@dataclass
+class Stream:
+    """A request as its router sees it."""
+
+    id: str
+    prompt: list[int]
+    sampling: Sampling
+    lease: Leased | None = None
+    submitted: bool = False
+    tokens: dict[int, int] = field(default_factory=dict)
+    failure: str = ""
+    finished: bool = False
+    aborted: bool = False
+    handed_off: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.finished or self.aborted or bool(self.failure)
+
+
+class Schedules(RuleBasedStateMachine):
+    @initialize(prefill_pages=st.integers(8, 14), decode_pages=st.integers(8, 14))
+    def start(self, prefill_pages: int, decode_pages: int) -> None:
+        self.sizes = prefill_pages, decode_pages
+        self.network = Network()
+        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, LIMITS)
+        self.decode = Worker(self.network, "decode", "d", decode_pages, LIMITS)
+        self.streams: dict[str, Stream] = {}
+
+    # -- the router
+
+    @rule(
+        start=st.lists(st.integers(0, 2), max_size=9),
+        end=st.lists(st.integers(0, 1), min_size=1, max_size=6),
+        count=st.integers(1, 6),
+        threshold=st.sampled_from([0, 0, 3, 50]),
+    )
+    def a_request_comes(self, start: list[int], end: list[int], count: int, threshold: int) -> None:
+        prompt = sorted(start) + end
+        stream = Stream(f"r{len(self.streams)}", prompt, Sampling(max_tokens=count))
+        self.streams[stream.id] = stream
+        frame = Reserve(stream.id, prompt, stream.sampling, self.prefill.endpoint, "", threshold)
+        self.decode.engine.reserve(ROUTER, frame)
+
+    def collect(self, worker: Worker) -> None:
+        for frame in worker.engine.drain().get(ROUTER, []):
+            stream = self.streams[frame.id]
+            if stream.aborted:
+                continue
+            if isinstance(frame, Leased):
+                stream.lease = frame
+                if frame.lease is None:
+                    stream.submitted = True
+            else:
+                self.take(stream, worker, frame)
+
+    def take(self, stream: Stream, worker: Worker, delta: Delta) -> None:
+        expected = reference(stream.prompt, stream.sampling.max_tokens)
+        for index, token in enumerate(delta.tokens, delta.index):
+            assert token == expected[index], f"a wrong token at {index} of {stream.id} from {worker.name}"
+            stream.tokens[index] = token
+        if delta.failure is not None:
+            stream.failure = delta.failure.code
+            self.abort(stream)
+        if delta.finish in ("stop", "length"):
+            assert list(stream.tokens.values()) == expected
+            stream.finished = True
+            if worker is self.prefill:
+                self.decode.engine.abort(ROUTER, stream.id)
+        if delta.finish == "handoff":
+            stream.handed_off = True
+
+    @precondition(lambda self: any(s.lease and s.lease.lease and not s.submitted for s in self.streams.values()))
+    @rule(data=st.data())
+    def the_router_submits_to_prefill(self, data: st.DataObject) -> None:
+        ready = [s for s in self.streams.values() if s.lease and s.lease.lease and not s.submitted and not s.over]
+        if ready:
+            stream = data.draw(st.sampled_from(ready))
+            assert stream.lease is not None
+            stream.submitted = True
+            submit = Submit(stream.id, stream.prompt, stream.sampling, "", stream.lease.lease, self.decode.endpoint)
+            self.prefill.engine.submit(ROUTER, submit)
+
+    def abort(self, stream: Stream) -> None:
+        stream.aborted = True
+        self.decode.engine.abort(ROUTER, stream.id)
+        self.prefill.engine.abort(ROUTER, stream.id)
+
+    @precondition(lambda self: any(not s.over for s in self.streams.values()))
+    @rule(data=st.data())
+    def the_client_goes_away(self, data: st.DataObject) -> None:
+        self.abort(data.draw(st.sampled_from([s for s in self.streams.values() if not s.over])))
+
+    @rule()
+    def the_router_dies(self) -> None:
+        for stream in self.streams.values():
+            stream.aborted = True
+        self.decode.engine.close_session(ROUTER)
+        self.prefill.engine.close_session(ROUTER)
+
+    # -- the workers
+
+    @rule(times=st.integers(1, 3), which=st.sampled_from(["prefill", "decode"]))
+    def steps(self, times: int, which: str) -> None:
+        worker: Worker = getattr(self, which)
+        for _ in range(times):
+            worker.engine.step()
+            self.collect(worker)
+
+    @rule(which=st.sampled_from(["prefill", "decode"]))
+    def the_transfer_thread_obeys(self, which: str) -> None:
+        worker: Worker = getattr(self, which)
+        worker.obey()
+
+    @rule(which=st.sampled_from(["prefill", "decode"]))
+    def a_message_arrives(self, which: str) -> None:
+        worker: Worker = getattr(self, which)
+        worker.hear()
+
+    @precondition(lambda self: self.prefill.writes)
+    @rule(data=st.data())
+    def a_write_ends(self, data: st.DataObject) -> None:
+        self.prefill.end_write(data.draw(st.sampled_from(sorted(self.prefill.writes))))
+
+    @rule(which=st.sampled_from(["prefill", "decode"]))
+    def the_engine_learns(self, which: str) -> None:
+        worker: Worker = getattr(self, which)
+        worker.learn()
+        self.collect(worker)
+
+    @rule(seconds=st.sampled_from([0.3, 70.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.network.now += seconds
+        for worker in (self.prefill, self.decode):
+            worker.tick()
+
+    @rule()
+    def prefill_dies_and_returns(self) -> None:
+        self.network.kill(self.prefill)
+        self.prefill = Worker(self.network, "prefill", "p", self.sizes[0], LIMITS)
+        for stream in self.streams.values():  # those it had not handed off are lost, and the router aborts them
+            if not stream.over and stream.lease is not None and stream.lease.lease is not None:
+                self.abort(stream)
+
+    @rule()
+    def decode_dies_and_returns(self) -> None:
+        self.network.kill(self.decode)
+        self.decode = Worker(self.network, "decode", "d", self.sizes[1], LIMITS)
+        for stream in self.streams.values():
+            if not stream.over:
+                stream.aborted = True
+                self.prefill.engine.abort(ROUTER, stream.id)
+
+    @invariant()
+    def pages_are_conserved(self) -> None:
+        if hasattr(self, "network"):
+            self.prefill.engine.check()
+            self.decode.engine.check()
+
+    def settle(self) -> None:
+        for _ in range(400):
+            before = (self.prefill.runner.computed, self.decode.runner.computed)
+            for stream in self.streams.values():
+                if stream.lease and stream.lease.lease and not stream.submitted and not stream.over:
+                    stream.submitted = True
+                    lease = stream.lease.lease
+                    submit = Submit(stream.id, stream.prompt, stream.sampling, "", lease, self.decode.endpoint)
+                    self.prefill.engine.submit(ROUTER, submit)
+            for worker in (self.prefill, self.decode):
+                progressed = worker.engine.step()
+                worker.obey()
+                worker.tick()
+                for key in sorted(worker.writes):
+                    worker.end_write(key)
+                while self.network.inbox(worker.endpoint.agent):
+                    worker.hear()
+                worker.learn()
+                self.collect(worker)
+            quiet = (self.prefill.runner.computed, self.decode.runner.computed) == before and not progressed
+            if quiet and not any(w.events or w.commands or w.writes for w in (self.prefill, self.decode)):
+                self.network.now += 0.3
+                if all(s.over for s in self.streams.values()) and not self.decode.engine.fenced:
+                    break
+
+    def teardown(self) -> None:
+        """Undisturbed from here, every request ends and both pools hold nothing but what is cached."""
+        if not hasattr(self, "network"):
+            return
+        self.settle()
+        for stream in self.streams.values():
+            assert stream.over, f"{stream.id} hangs"
+        for worker in (self.prefill, self.decode):
+            worker.engine.check()
+            pool = worker.engine.cache.pool
+            assert not worker.engine.jobs
+            assert pool.count(Owner.FREE) + pool.count(Owner.CACHED) == pool.size, worker.engine.load()
+
+
+TestSchedules = Schedules.TestCase
+TestSchedules.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
