@@ -1,0 +1,1 @@
+"""`kvasir up`: an InferenceService's rendered pods as processes of this machine."""

@@ -1,0 +1,93 @@
+"""Brings a model into the cache once, before pods start: a process of its own, since conversion is heavy.
+
+`python -m kvasir_operator.local.fetch URI [REVISION]` writes a line of JSON for each step of progress, then one
+with the model's facts. Errors are one `kvasir: error:` line and status 2.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from kvasir_operator.local.errors import LocalError
+from kvasir_operator.pods.environment import Launch
+from kvasir_operator.pods.logs import ERROR
+from kvasir_operator.pods.process import Process
+from kvasir_operator.validate import ModelFacts
+
+COMMAND = (sys.executable, "-m", "kvasir_operator.local.fetch")
+
+
+async def fetch(
+    command: tuple[str, ...], env: Mapping[str, str], progress: Callable[[str, int, int], None]
+) -> ModelFacts | None:
+    """Run the fetching `command`; `progress` hears (stage, done, total). Raises LocalError with its reason."""
+    said: list[str] = []
+    facts: ModelFacts | None = None
+
+    def line(text: str) -> None:
+        nonlocal facts
+        try:
+            told: Any = json.loads(text)
+        except ValueError:
+            told = None
+        match told:
+            case {"stage": str(stage), "done": int(done), "total": int(total)}:
+                progress(stage, done, total)
+            case {"heads": int(heads), "kv_heads": int(kv_heads), "max_positions": int(positions)}:
+                facts = ModelFacts(heads, kv_heads, positions)
+            case _:
+                said.append(text)
+
+    process = await Process.start(Launch(command, env), line)
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if code:
+        errors = [text for text in said if text.startswith(ERROR)] or said[-1:]
+        reason = errors[-1].removeprefix(ERROR).strip() if errors else f"exit status {code}"
+        raise LocalError(f"model: {reason}", status=2 if code == 2 else 1)
+    return facts
+
+
+def _say(message: Mapping[str, object]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Resolve the model named on the command line into `$KVASIR_CACHE`."""
+    from kvasir_engine.model.errors import ModelError
+    from kvasir_engine.model.source import resolve
+    from kvasir_engine.model.uri import ModelURIError
+    from kvasir_operator.facts import facts_of
+
+    uri, revision = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+    last: tuple[str, int] = ("", -1)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        # At most a hundred lines a stage.
+        nonlocal last
+        step = (stage, done * 100 // total if total else -1)
+        if step != last:
+            last = step
+            _say({"stage": stage, "done": done, "total": total})
+
+    try:
+        folder = resolve(uri, revision, progress=progress)
+    except (ModelError, ModelURIError) as error:
+        sys.stderr.write(f"{ERROR} {error}\n")
+        return 2
+    if (facts := facts_of(json.loads((folder / "config.json").read_text()))) is not None:
+        _say(msgspec.structs.asdict(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

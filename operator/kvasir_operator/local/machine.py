@@ -1,0 +1,92 @@
+"""What this machine has, and what of an InferenceService it can or cannot honour."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvasir_engine.model.uri import ClaimURI
+from kvasir_engine.model.uri import parse as parse_uri
+from kvasir_operator.local.errors import LocalError
+from kvasir_operator.local.manifest import Manifest
+from kvasir_operator.spec import WORKER_ROLES, InferenceService
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices and folders. `gpus`: what CUDA_VISIBLE_DEVICES may name; `claims`: folders that stand for claims."""
+
+    gpus: tuple[str, ...] = ()
+    rdma: bool = False
+    claims: Mapping[str, str] = field(default_factory=dict)
+
+
+def detect(claims: Mapping[str, str]) -> Machine:
+    """This machine. Raises LocalError for a claim's folder that is not there."""
+    for claim, path in claims.items():
+        if not Path(path).is_dir():
+            raise LocalError(f"--claim {claim}={path}: no such directory")
+    infiniband = Path("/sys/class/infiniband")
+    rdma = infiniband.is_dir() and any(infiniband.iterdir())
+    return Machine(_gpus(), rdma, {name: str(Path(path).absolute()) for name, path in claims.items()})
+
+
+def _gpus() -> tuple[str, ...]:
+    """The GPUs whose device files are here, as far as CUDA_VISIBLE_DEVICES leaves them visible."""
+    dev = Path("/dev")
+    present = sorted(int(m[1]) for p in dev.glob("nvidia*") if (m := re.fullmatch(r"nvidia(\d+)", p.name)))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if present and chosen is not None:
+        return tuple(c.strip() for c in chosen.split(",") if c.strip() not in ("", "-1"))
+    return tuple(str(number) for number in range(len(present)))
+
+
+def check(manifest: Manifest, machine: Machine) -> list[str]:
+    """Notes on what this machine does not honour. Raises LocalError for what cannot work here at all."""
+    problems = list(_problems(manifest, machine))
+    if problems:
+        raise LocalError("; ".join(problems))
+    return list(_notes(manifest.service))
+
+
+def _problems(manifest: Manifest, machine: Machine) -> Iterator[str]:
+    service, spec = manifest.service, manifest.service.spec
+    yield from _gpu_problems(service, machine)
+    if spec.transfer.fabric == "rdma" and not machine.rdma:
+        yield "spec.transfer.fabric is rdma, and this machine has no RDMA device: use auto, tcp or shm"
+    uri = parse_uri(spec.model.uri)
+    if isinstance(uri, ClaimURI) and uri.claim not in machine.claims:
+        yield f"spec.model.uri: no folder stands for the claim {uri.claim!r} here: --claim {uri.claim}=PATH"
+    secret = spec.router.auth.secret_name
+    if secret and secret not in manifest.secrets:
+        yield f"spec.router.auth.secretName: Secret {secret!r} is not in the manifest: add it as a document"
+
+
+def _gpu_problems(service: InferenceService, machine: Machine) -> Iterator[str]:
+    on_gpu = [
+        r for r in WORKER_ROLES if service.spec.workers(r).device == "cuda" and service.spec.workers(r).replicas
+    ]
+    wanted = sum(service.spec.workers(r).replicas * service.spec.workers(r).tensor_parallel for r in on_gpu)
+    if wanted > len(machine.gpus):
+        fields = " and ".join(f"spec.{role}.device" for role in on_gpu)
+        verb = "is" if len(on_gpu) == 1 else "are"
+        has = f"{len(machine.gpus)} GPUs for the {wanted} asked for" if machine.gpus else "no CUDA device"
+        yield f"{fields} {verb} cuda, and this machine has {has}: set device: cpu"
+
+
+def _notes(service: InferenceService) -> Iterator[str]:
+    spec = service.spec
+    expose = spec.router.expose
+    if expose.type != "Service":
+        what = f"{expose.type} {expose.host}".strip()
+        yield f"spec.router.expose: no {what} is made here; the router answers at the address below"
+    if spec.transfer.rdma_resource and spec.transfer.fabric == "auto":
+        yield f"spec.transfer.rdmaResource: {spec.transfer.rdma_resource} is not asked for; UCX takes what it finds"
+    for role in WORKER_ROLES:
+        workers = spec.workers(role)
+        if workers.resources.requests or workers.resources.limits:
+            yield f"spec.{role}.resources: processes are not held to requests and limits"
+        pod = workers.template.get("spec") or {}
+        if placed := [f for f in ("nodeSelector", "affinity", "tolerations", "nodeName") if pod.get(f)]:
+            yield f"spec.{role}.template.spec: {', '.join(placed)} mean nothing on one machine"

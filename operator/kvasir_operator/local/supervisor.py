@@ -1,0 +1,291 @@
+"""One run: everything checked and reserved, the model fetched, pods started and watched, all stopped at the end."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvasir_engine.model.uri import ClaimURI
+from kvasir_engine.model.uri import parse as parse_uri
+from kvasir_operator.local import addresses, events, fetch, machine, manifest, pods, state
+from kvasir_operator.local.addresses import Address
+from kvasir_operator.local.config import RunConfig, cache_folder
+from kvasir_operator.local.errors import LocalError
+from kvasir_operator.local.pods import LocalPod
+from kvasir_operator.local.proxy import Proxy
+from kvasir_operator.local.state import PodState, RunState
+from kvasir_operator.pods import Backoff, Host, Image, PodError, PodRunner, host_environment
+from kvasir_operator.render.pod import PORT
+from kvasir_operator.spec import Model
+from kvasir_operator.validate import ModelFacts, fact_problems
+
+# Restarts after which a pod that was never ready fails the run, and exit statuses that fail it at once: a user
+# error (2), no program (126 to 128).
+_RESTARTS = 3
+_HOPELESS = (2, 126, 127, 128)
+_BACKOFF = Backoff(base=1.0, cap=30.0)
+
+
+class _Pod:
+    """A pod with its runner, and what is known of it beyond the runner's status."""
+
+    def __init__(self, planned: LocalPod, runner: PodRunner) -> None:
+        self.planned = planned
+        self.runner = runner
+        self.was_ready = False
+        self.warning = ""
+
+    def view(self) -> PodState:
+        """The pod's state at this moment."""
+        word, message = self._word()
+        return PodState(
+            name=self.planned.name,
+            role=self.planned.role,
+            address=str(self.planned.address),
+            url=f"http://{self.planned.address}",
+            log=str(self.runner.log_path()),
+            pid=self.runner.pid,
+            ready=self.runner.ready,
+            restarts=self.runner.restarts,
+            state=word,
+            message=message,
+        )
+
+    def _word(self) -> tuple[str, str]:
+        if self.runner.ready and not self.runner.stopping:
+            return "ready", ""
+        failure = self.runner.failure
+        ended = f"exit {failure.exit_code}: {failure.message}".strip(": ") if failure is not None else ""
+        containers = self.runner.status()["containerStatuses"]
+        states = [next(iter(c["state"])) for c in containers]
+        if not states:
+            return "pending", ""
+        if all(s == "terminated" for s in states):
+            return "ended", ended
+        if self.runner.stopping:
+            return "stopping", ""
+        if "waiting" in states or "terminated" in states:
+            reason = next((c["state"]["waiting"]["reason"] for c in containers if "waiting" in c["state"]), "Error")
+            return ("pending", "") if reason == "ContainerCreating" else ("crashed", ended)
+        if not all(c["started"] for c in containers):
+            return "loading", ended
+        # Before the first answer of its readiness probe a pod is still on its way.
+        return ("not ready", self.warning) if self.was_ready or self.warning else ("loading", ended)
+
+
+class Supervisor:
+    """Runs `config` and tells `report` what happens. One for each process."""
+
+    def __init__(self, config: RunConfig, report: events.Report) -> None:
+        self._config = config
+        self._report = report
+        self._stop = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._pods: list[_Pod] = []
+        self._views: dict[str, PodState] = {}
+        self._directory: state.Directory | None = None
+        self._state: RunState | None = None
+        self._facts: ModelFacts | None = None
+        self._proxy: Proxy | None = None
+
+    async def run(self) -> int:
+        """The whole run; returns the exit status: 0 when it was stopped, else `Failed` was reported."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self.stop)
+        failure: LocalError | None = None
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                await self._until_stopped(stack)
+            except LocalError as error:
+                failure = error
+        if failure is not None:
+            self._report(events.Failed(str(failure), failure.status))
+            return failure.status
+        return 0
+
+    def stop(self) -> None:
+        """Stop gracefully; the second call kills."""
+        if self._stop.is_set():
+            for pod in self._pods:
+                pod.runner.kill()
+        self._stop.set()
+        self._changed.set()
+
+    async def _until_stopped(self, stack: contextlib.AsyncExitStack) -> None:
+        config, begun = self._config, time.monotonic()
+        read = manifest.load(config.manifest, config.source)
+        service = read.service
+        here = machine.detect(config.claims)
+        notes = machine.check(read, here)
+        name = config.name or service.name
+        self._directory = directory = state.Directory(name)
+        stack.callback(directory.close)
+        sock = addresses.front(config.port)
+        stack.callback(sock.close)
+        url = f"http://{addresses.LOOPBACK}:{sock.getsockname()[1]}"
+        reserved = addresses.reserve(pods.count(service), PORT)
+        stack.callback(reserved.close)
+        pid = os.getpid()
+        self._state = RunState(name, url, False, pid, state.start_time(pid), service.served_name)
+        directory.write(self._state)
+        for note in notes:
+            self._report(events.Note(note))
+
+        planned = pods.pods(service, reserved.addresses, here)
+        host = self._host(here, read.secrets)
+        self._proxy = proxy = Proxy(sock, self._routers)
+        # Unwound from the end: connections are cut only once the pods have finished what they had.
+        stack.callback(proxy.close)
+        stack.push_async_callback(self._stop_pods)
+        for pod in planned:
+            self._add(pod, host, directory)
+        self._changes()
+
+        await self._fetch(service.spec.model, here)
+        if self._stop.is_set():
+            return
+        if problems := fact_problems(service, self._facts):
+            raise LocalError(f"{config.source}: {'; '.join(map(str, problems))}")
+        await proxy.start()
+        for runner in (pod.runner for pod in self._pods):
+            try:
+                await runner.start()
+            except PodError as error:
+                raise LocalError(f"{runner.name}: {error}") from None
+        if await self._ready():
+            auth = bool(service.spec.router.auth.secret_name)
+            self._report(events.Ready(name, service.served_name, url, time.monotonic() - begun, auth))
+        await self._stop.wait()
+        self._report(events.Stopping())
+
+    def _host(self, here: machine.Machine, secrets: dict[str, dict[str, bytes]]) -> Host:
+        command = self._config.engine.command
+        cache = cache_folder()
+        cache.mkdir(parents=True, exist_ok=True)
+        return Host(
+            images={pods.ENGINE_IMAGE: Image(command, programs={"kvasir": command})},
+            volumes={"cache": cache},
+            claims={claim: Path(path) for claim, path in here.claims.items()},
+            secrets=secrets,
+            node_name="localhost",
+        )
+
+    def _add(self, planned: LocalPod, host: Host, directory: state.Directory) -> None:
+        def line(container: str, text: str) -> None:
+            self._report(events.Line(planned.name, text))
+
+        def event(kind: str, reason: str, message: str) -> None:
+            if kind == "Warning":
+                pod.warning = message
+                self._changes()
+
+        try:
+            runner = PodRunner(
+                planned.pod,
+                planned.address.ip,
+                directory.pod(planned.name),
+                host,
+                backoff=_BACKOFF,
+                on_change=lambda _: self._changes(),
+                on_line=line,
+                on_event=event,
+            )
+        except PodError as error:
+            raise LocalError(f"{planned.name}: {error}") from None
+        pod = _Pod(planned, runner)
+        self._pods.append(pod)
+
+    def _changes(self) -> None:
+        """Tell and write down what is not as it was."""
+        assert self._state is not None
+        assert self._directory is not None
+        for pod in self._pods:
+            if pod.runner.ready:
+                pod.was_ready, pod.warning = True, ""
+            view = pod.view()
+            if view != self._views.get(view.name):
+                self._views[view.name] = view
+                self._report(events.PodChanged(view))
+        ready = bool(self._pods) and all(pod.runner.ready for pod in self._pods) and not self._stop.is_set()
+        now = RunState(
+            self._state.name,
+            self._state.url,
+            ready,
+            self._state.supervisor,
+            self._state.started,
+            self._state.model,
+            list(self._views.values()),
+        )
+        if now != self._state:
+            self._state = now
+            self._directory.write(now)
+        self._changed.set()
+
+    async def _fetch(self, model: Model, here: machine.Machine) -> None:
+        uri = parse_uri(model.uri)
+        at = f"file://{here.claims[uri.claim]}/{uri.path}".rstrip("/") if isinstance(uri, ClaimURI) else str(uri)
+        command = (*self._config.engine.fetch, at, *([model.revision] if model.revision else []))
+        env = {**host_environment(), "KVASIR_CACHE": str(cache_folder())}
+        begun = time.monotonic()
+
+        def progress(stage: str, done: int, total: int) -> None:
+            self._report(events.Fetching(stage, done, total))
+
+        fetching = asyncio.ensure_future(fetch.fetch(command, env, progress))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self._facts = await fetching if fetching.done() else None
+        finally:
+            for task in (fetching, stopping):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, LocalError):
+                    await task
+        if not self._stop.is_set():
+            self._report(events.Fetched(time.monotonic() - begun))
+
+    def _routers(self) -> tuple[Sequence[Address], str]:
+        """The routers that take connections, or why there is none."""
+        routers = [pod for pod in self._pods if pod.planned.role == "router"]
+        ready = [p.planned.address for p in routers if p.runner.ready and not p.runner.stopping]
+        views = [self._views[p.planned.name] for p in routers]
+        return ready, "; ".join(f"{v.name} is {v.state}{f': {v.message}' if v.message else ''}" for v in views)
+
+    async def _ready(self) -> bool:
+        """Wait until all pods are ready (True) or the run is stopped. Raises LocalError when one cannot be."""
+        limit = self._config.timeout or None
+        try:
+            async with asyncio.timeout(limit):
+                while not self._stop.is_set():
+                    if all(pod.runner.ready for pod in self._pods):
+                        return True
+                    for pod in self._pods:
+                        self._judge(pod)
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            late = [v for v in self._views.values() if not v.ready]
+            why = "; ".join(f"{v.name} is {v.state}{f': {v.message}' if v.message else ''}" for v in late)
+            raise LocalError(f"not ready after {limit:g} s: {why}", status=1) from None
+        return False
+
+    def _judge(self, pod: _Pod) -> None:
+        """Raise when a pod will not become ready by being restarted again."""
+        failure = pod.runner.failure
+        if failure is None or pod.was_ready:
+            return
+        if failure.exit_code in _HOPELESS or pod.runner.restarts >= _RESTARTS:
+            message = failure.message or f"exit status {failure.exit_code}"
+            raise LocalError(f"{pod.planned.name}: {message}\nits log: {pod.runner.log_path()}", status=1)
+
+    async def _stop_pods(self) -> None:
+        self._stop.set()
+        assert self._proxy is not None
+        self._proxy.stop()
+        async with asyncio.TaskGroup() as group:
+            for pod in self._pods:
+                group.create_task(pod.runner.stop())

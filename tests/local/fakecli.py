@@ -1,0 +1,31 @@
+"""`kvasir` with the local commands alone, the fake engine in the engine's place, and probes ten times as often."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from kvasir_operator import local_cli
+from kvasir_operator.local import config, detached
+from kvasir_operator.render import pod
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fakeengine.py")))
+SUPERVISE = "supervise"
+
+probe = pod._probe
+
+
+def often(path: str, period: float) -> dict[str, Any]:
+    return {**probe(path, 1), "periodSeconds": period / 10}
+
+
+if __name__ == "__main__":
+    pod._probe = often
+    if sys.argv[1:] == [SUPERVISE]:
+        sys.exit(detached.main())
+    config.this_engine = lambda: config.Engine(FAKE, (*FAKE, "fetch"))
+    detached.COMMAND = (sys.executable, __file__, SUPERVISE)
+    app = typer.Typer()
+    local_cli.register(app)
+    app()
