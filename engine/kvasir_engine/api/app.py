@@ -120,8 +120,6 @@ async def _read(request: Request, kind: type[B]) -> B:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
         raise from_validation(error) from None
-    except UnicodeDecodeError as error:
-        raise ApiError(400, f"We could not parse the JSON body of your request: {error}.") from None
 
 
 def _error_response(error: ApiError) -> Response:
@@ -210,9 +208,8 @@ def create_app(
         try:
             tokens = await service.off_loop(partial(model.tokenizer.chat, messages))
         except TemplateError as error:
-            raise ApiError(
-                400, f"The model's chat template refuses the messages: {error}.", param="messages"
-            ) from None
+            message = f"The model's chat template refuses the messages: {error}."
+            raise ApiError(400, message, code="invalid_value", param="messages") from None
         id = f"chatcmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, salt, params, [tokens], "messages")
         answer = service.answer(id, [tokens], choices)

@@ -39,9 +39,10 @@ class _Waiting:
 class Detokenizer:
     """The text of one choice.
 
-    Text is held back while it could be the beginning of one of `stop`; at a whole stop string the answer ends
-    before it. As with vLLM, the text of the first `min_tokens` tokens is not searched. A character that the answer
-    ends in the middle of is dropped, as is the token that the engine stopped at.
+    Text is held back while it could be the beginning of one of `stop`. At the first whole one the answer ends before
+    it, or before the longest of several that are whole at once. As with vLLM, the text of the first `min_tokens`
+    tokens is not searched. A character that the answer ends in the middle of is dropped, as is the token that the
+    engine stopped at.
     """
 
     def __init__(self, vocabulary: TokenBytes, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
@@ -92,8 +93,8 @@ class Detokenizer:
     def _find_stop(self) -> int | None:
         if self._tokens <= self._min_tokens:
             return None
-        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        return min(found, default=None)
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        return min(found)[1] if found else None
 
     def _hold_back(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""

@@ -39,7 +39,7 @@ class ApiError(Exception):
         return msgspec.json.encode(ErrorBody(self.detail))
 
 
-def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
@@ -65,7 +65,7 @@ _FIELD = re.compile(r"field `([^`]+)`")
 def from_validation(error: msgspec.DecodeError) -> ApiError:
     """What msgspec found wrong with a body, in OpenAI's words, with the path of the field as `param`."""
     if not isinstance(error, msgspec.ValidationError):
-        return bad_request(f"We could not parse the JSON body of your request: {error}.")
+        return bad_request(f"We could not parse the JSON body of your request: {error}.", code=None)
     text = str(error)
     path = _PATH.search(text)
     where = path.group(1) if path else ""

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-import msgspec
-
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, ContentPart
 from kvasir_engine.protocol import Sampling
@@ -85,6 +83,8 @@ def _params(
     _within("n", n, 1, MOST_CHOICES)
     if request.max_tokens is not None:
         _within("max_tokens", request.max_tokens, 1, math.inf)
+    if max_tokens is not None:
+        _within("min_tokens", min_tokens, 0, max_tokens)
     for name in ("presence_penalty", "frequency_penalty"):
         _only(name, getattr(request, name), 0)
     _only("repetition_penalty", request.repetition_penalty, 1)
@@ -141,9 +141,8 @@ def chat_params(request: ChatRequest, eos: Sequence[int], vocab_size: int) -> Pa
     _only("response_format", request.response_format and request.response_format.type, "text")
     _only("tools", request.tools, [])
     _only("functions", request.functions, [])
-    for name in ("tool_choice", "function_call"):
-        choice = getattr(request, name)
-        _only(name, choice and msgspec.json.decode(choice), "none", "auto")
+    _only("tool_choice", request.tool_choice, "none", "auto")
+    _only("function_call", request.function_call, "none", "auto")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     return _params(request, eos, vocab_size, logprobs, max_tokens)

@@ -86,9 +86,9 @@ class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_onl
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     tools: list[Json] | None = None
-    tool_choice: Json | None = None
+    tool_choice: str | dict[str, Json] | None = None
     functions: list[Json] | None = None
-    function_call: Json | None = None
+    function_call: str | dict[str, Json] | None = None
     audio: None = None
     prediction: None = None
     web_search_options: None = None

@@ -1,0 +1,194 @@
+"""What cannot be honoured is refused, in OpenAI's words; what changes nothing is accepted."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from api_support import ScriptedEngine, running, saying
+
+from kvasir_engine.api.tokenizer import ServedModel
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+PLAIN = {"model": "tiny", "prompt": "x"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def http(model: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
+    engine = ScriptedEngine(saying([1, 2]), max_length=100)
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as client:
+        yield client
+
+
+async def post(http: httpx.AsyncClient, path: str, body: Any) -> httpx.Response:
+    sent = {"content": body} if isinstance(body, bytes) else {"json": body}
+    return await http.post(path, **sent)
+
+
+def check_error(response: httpx.Response, status: int, param: str | None, code: str | None) -> None:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (response.status_code, error["param"], error["code"]) == (status, param, code)
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"temperature": 2.1}, "temperature", "decimal_above_max_value"),
+        ({"temperature": -1}, "temperature", "decimal_below_min_value"),
+        ({"temperature": "hot"}, "temperature", "invalid_type"),
+        ({"top_p": 1.5}, "top_p", "decimal_above_max_value"),
+        ({"top_k": -2}, "top_k", "integer_below_min_value"),
+        ({"min_p": 2}, "min_p", "decimal_above_max_value"),
+        ({"max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"max_tokens": True}, "max_tokens", "invalid_type"),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens", "integer_above_max_value"),
+        ({"n": 0}, "n", "integer_below_min_value"),
+        ({"n": 1000}, "n", "integer_above_max_value"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "array_above_max_length"),
+        ({"stop": ""}, "stop", "empty_string"),
+        ({"stop_token_ids": [258]}, "stop_token_ids", "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_value"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_value"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty", "unsupported_value"),
+        ({"logit_bias": {"5": 3}}, "logit_bias", "unsupported_value"),
+        ({"best_off": 2}, "best_off", "unknown_parameter"),
+    ],
+)
+@pytest.mark.parametrize(("path", "base"), [("/v1/chat/completions", CHAT), ("/v1/completions", PLAIN)])
+async def test_refused_on_both_endpoints(
+    http: httpx.AsyncClient, path: str, base: dict[str, Any], change: dict[str, Any], param: str, code: str
+) -> None:
+    check_error(await post(http, path, base | change), 400, param, code)
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"messages": []}, "messages", "empty_array"),
+        ({"messages": "hi"}, "messages", "invalid_type"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "unsupported_value"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_value"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_type"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0]",
+            "unsupported_value",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]},
+            "messages",
+            "invalid_value",
+        ),  # the template's own refusal
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_value"),
+        ({"tool_choice": "required"}, "tool_choice", "unsupported_value"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
+        ({"logprobs": 3}, "logprobs", "invalid_type"),
+        ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens", "invalid_value"),
+        ({"store": True}, "store", "unsupported_value"),
+        ({"modalities": ["audio"]}, "modalities", "unsupported_value"),
+        ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_value"),
+        ({"salt": "other-tenant"}, "salt", "unknown_parameter"),
+    ],
+)
+async def test_refused_in_a_chat(http: httpx.AsyncClient, change: dict[str, Any], param: str, code: str) -> None:
+    check_error(await post(http, "/v1/chat/completions", CHAT | change), 400, param, code)
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"prompt": ""}, "prompt", "empty_prompt"),
+        ({"prompt": []}, "prompt", "empty_array"),
+        ({"prompt": [[]]}, "prompt", "empty_prompt"),
+        ({"prompt": ["a", 5]}, "prompt", "invalid_type"),
+        ({"prompt": [300]}, "prompt", "invalid_value"),
+        ({"prompt": [[1], [-1]]}, "prompt", "invalid_value"),
+        ({"prompt": ["a"] * 100, "n": 2}, "prompt", "invalid_value"),
+        ({"echo": True}, "echo", "unsupported_value"),
+        ({"suffix": "end"}, "suffix", "unsupported_value"),
+        ({"best_of": 2}, "best_of", "unsupported_value"),
+        ({"logprobs": 6}, "logprobs", "integer_above_max_value"),
+    ],
+)
+async def test_refused_in_a_completion(
+    http: httpx.AsyncClient, change: dict[str, Any], param: str, code: str
+) -> None:
+    check_error(await post(http, "/v1/completions", PLAIN | change), 400, param, code)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"x"', b"\xff", b'{"model": "tiny", "prompt": "\\ud800"}'])
+async def test_malformed_bodies(http: httpx.AsyncClient, body: bytes) -> None:
+    response = await post(http, "/v1/completions", body)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_an_unknown_model(http: httpx.AsyncClient) -> None:
+    check_error(await post(http, "/v1/completions", PLAIN | {"model": "gpt"}), 404, "model", "model_not_found")
+    check_error(await post(http, "/v1/completions", {"prompt": "x"}), 400, "model", "missing_required_parameter")
+
+
+@pytest.mark.parametrize("size", [100, 500])
+async def test_a_prompt_that_is_too_long(http: httpx.AsyncClient, size: int) -> None:
+    response = await post(http, "/v1/completions", PLAIN | {"prompt": [1] * size})
+    check_error(response, 400, "prompt", "context_length_exceeded")
+    assert f"maximum context length is 100 tokens. However, your prompt resulted in {size}" in response.text
+    response = await post(http, "/v1/chat/completions", CHAT | {"max_tokens": 99})
+    check_error(response, 400, "messages", "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)]
+)
+async def test_unknown_urls(http: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+    check_error(await http.request(method, path), status, None, None)
+
+
+async def test_neutral_values_and_labels_are_accepted(http: httpx.AsyncClient) -> None:
+    neutral = {
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logit_bias": {},
+        "n": 1,
+        "stop": None,
+        "stream": False,
+        "stream_options": None,
+        "top_k": -1,
+        "user": "someone",
+    }
+    chat = {
+        "tools": [],
+        "tool_choice": "auto",
+        "functions": None,
+        "function_call": None,
+        "response_format": {"type": "text"},
+        "parallel_tool_calls": True,
+        "modalities": ["text"],
+        "service_tier": "auto",
+        "store": False,
+        "metadata": {"a": "b"},
+        "logprobs": False,
+    }
+    roundtrip = {
+        "messages": [
+            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": "x", "name": "me"},
+            {"role": "assistant", "content": "y", "refusal": None, "tool_calls": None, "annotations": []},
+            {"role": "user", "content": "z"},
+        ]
+    }
+    assert (await post(http, "/v1/chat/completions", CHAT | neutral | chat | roundtrip)).status_code == 200
+    plain = {"best_of": 1, "echo": False, "suffix": None, "logprobs": None}
+    assert (await post(http, "/v1/completions", PLAIN | neutral | plain)).status_code == 200
