@@ -70,6 +70,10 @@ class KVPool:
         """Where the pool begins, in this process's or the device's memory."""
         return self.tensor.data_ptr()
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` hold what page `source` holds."""
+        self.tensor[target].copy_(self.tensor[source])
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`, the container's limit included."""

@@ -41,11 +41,13 @@ class ModelRunner:
         with torch.inference_mode():
             weights = Weights(folder, self.dtype, self.device, progress)
             self._model = MODELS[self.config.architecture](self.config, weights)
-            config = self.config
-            shape = PoolShape(config.layers, config.kv_heads, config.head_dim, page_size, self.dtype)
-            pages = pages or shape.pages_within(kv_memory or default_kv_memory(self.device))
-            self.pool = KVPool(shape, pages, self.device)
-            self._attention = TorchBackend(self.pool, config.heads)
+        config = self.config
+        shape = PoolShape(config.layers, config.kv_heads, config.head_dim, page_size, self.dtype)
+        # Outside inference mode, so that others may write into the pool outside it.
+        self.pool = KVPool(
+            shape, pages or shape.pages_within(kv_memory or default_kv_memory(self.device)), self.device
+        )
+        self._attention = TorchBackend(self.pool, config.heads)
 
     @property
     def vocab(self) -> int:

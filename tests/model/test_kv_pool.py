@@ -1,0 +1,79 @@
+"""The pool's layout, and what is said when there is no memory for it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory, host_free_memory
+from kvasir_engine.model.errors import ModelError
+
+CPU = torch.device("cpu")
+SMOLLM2 = PoolShape(layers=30, kv_heads=3, head_dim=64, page_size=16, dtype=torch.bfloat16)
+
+
+def test_a_page_is_contiguous_and_pages_follow_each_other() -> None:
+    pool = KVPool(SMOLLM2, 5, CPU)
+    assert pool.page_bytes == 16 * 23_040
+    assert pool.tensor.shape == (5, 30, 2, 3, 16, 64)
+    assert pool.tensor.is_contiguous()
+    assert not pool.tensor.any()
+    for page in range(5):
+        assert pool.tensor[page].data_ptr() == pool.address + page * pool.page_bytes
+    assert SMOLLM2.pages_within(5 * pool.page_bytes + 1) == 5
+
+
+def test_a_page_can_be_copied_outside_inference_mode() -> None:
+    pool = KVPool(SMOLLM2, 3, CPU)
+    pool.tensor[0] = torch.randn(pool.tensor[0].shape)
+    pool.copy_page(0, 2)
+    assert torch.equal(pool.tensor[2], pool.tensor[0])
+    assert not pool.tensor[1].any()
+
+
+def test_a_pool_larger_than_memory_is_refused_with_both_numbers() -> None:
+    pages = free_memory(CPU) * 2 // SMOLLM2.page_bytes
+    with pytest.raises(ModelError) as error:
+        KVPool(SMOLLM2, pages, CPU)
+    assert f"{pages * SMOLLM2.page_bytes:,} bytes asked for" in str(error.value)
+    assert "free on cpu" in str(error.value)
+
+
+def test_a_budget_below_one_page_is_refused() -> None:
+    with pytest.raises(ModelError, match="one page takes 368,640 bytes"):
+        KVPool(SMOLLM2, SMOLLM2.pages_within(1000), CPU)
+
+
+MEMINFO = "MemTotal:       16000 kB\nMemFree:        1000 kB\nMemAvailable:   8000 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8000 << 10),
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": "inactive_file 1"}, 8000 << 10),
+        (
+            {"memory.max": "1000000", "memory.current": "900000", "memory.stat": "anon 1\ninactive_file 50000"},
+            150_000,
+        ),
+        ({"memory.max": "1000", "memory.current": "5000", "memory.stat": "inactive_file 1"}, 0),
+        (
+            {
+                "memory/memory.limit_in_bytes": "4096000",
+                "memory/memory.usage_in_bytes": "1000000",
+                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 4000",
+            },
+            3_100_000,
+        ),
+    ],
+)
+def test_free_memory_is_the_least_that_machine_and_container_allow(
+    tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(MEMINFO)
+    for name, content in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n")
+    assert host_free_memory(meminfo, tmp_path / "cgroup") == expected

@@ -1,0 +1,158 @@
+"""Our forward pass against transformers', through the paged pool, in every shape of batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import LLAMA_3_SCALING, Sequences, llama, mistral, random_tokens, reference_logits, runner_of
+
+from kvasir_engine.attention import torch_backend
+from kvasir_engine.model.runner import ModelRunner
+
+torch.set_num_threads(1)
+
+MODELS = {
+    "llama": lambda: llama(),
+    "llama, tied embeddings": lambda: llama(tie_word_embeddings=True),
+    "llama, one KV head": lambda: llama(num_key_value_heads=1),
+    "llama, as many KV heads as heads": lambda: llama(num_key_value_heads=6),
+    "llama 3 rotary scaling": lambda: llama(rope_parameters=LLAMA_3_SCALING),
+    "linear rotary scaling": lambda: llama(
+        rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    ),
+    "mistral": lambda: mistral(),
+    "mistral within its window": lambda: mistral(sliding_window=300),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ModelRunner]:
+    model = llama()
+    return model, runner_of(model, tmp_path_factory.mktemp("llama"))
+
+
+def assert_close(ours: torch.Tensor, reference: torch.Tensor) -> None:
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, reference, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_transformers(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]()
+    runner = runner_of(model, tmp_path)
+    tokens = random_tokens(200, runner.vocab, 1)
+    reference = reference_logits(model, tokens)
+    assert reference.std() > 0.5  # else closeness would mean nothing
+    sequences = Sequences(runner, [tokens], 200)
+    assert_close(sequences.step({0: 150}), reference[149:150])
+    assert_close(sequences.step({0: 49}), reference[198:199])
+    assert_close(sequences.step({0: 1}), reference[199:200])
+
+
+@pytest.mark.parametrize("chunks", [[1] * 23, [23], [4, 4, 4, 4, 4, 3], [3, 1, 7, 1, 1, 5, 5], [22, 1], [1, 22]])
+def test_any_chunking_of_a_prompt_gives_the_one_shot_logits(
+    tiny: tuple[Any, ModelRunner], chunks: list[int]
+) -> None:
+    model, runner = tiny
+    tokens = random_tokens(23, runner.vocab, 2)
+    reference = reference_logits(model, tokens)
+    sequences = Sequences(runner, [tokens], 23)
+    done = 0
+    for chunk in chunks:
+        done += chunk
+        assert_close(sequences.step({0: chunk}), reference[done - 1 : done])
+
+
+def test_a_mixed_batch_gives_each_sequence_its_own_logits(tiny: tuple[Any, ModelRunner]) -> None:
+    model, runner = tiny
+    prompts = [random_tokens(100, runner.vocab, 10 + i) for i in range(6)]
+    references = [reference_logits(model, prompt) for prompt in prompts]
+    sequences = Sequences(runner, prompts, 100)
+    done = [0] * 6
+    for counts in [
+        {0: 9, 1: 31},  # prefill
+        {1: 1, 0: 1, 2: 40},  # decode beside prefill, in another order
+        {2: 20, 0: 1, 3: 1, 1: 5},  # chunks with earlier context, a prompt of one token, decode between them
+        {4: 3, 5: 2},
+        {5: 1, 0: 1, 4: 1, 1: 1, 3: 1, 2: 1},  # decode alone, of unequal lengths
+        {5: 1, 0: 1, 4: 1, 1: 1, 3: 1, 2: 1},
+    ]:
+        logits = sequences.step(counts)
+        for row, (i, count) in enumerate(counts.items()):
+            done[i] += count
+            assert_close(logits[row], references[i][done[i] - 1])
+
+
+def test_decoding_in_several_groups_changes_nothing(
+    tiny: tuple[Any, ModelRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, runner = tiny
+    prompts = [random_tokens(60, runner.vocab, 20 + i) for i in range(5)]
+    lengths = {0: 3, 1: 50, 2: 7, 3: 48, 4: 21}
+    monkeypatch.setattr(torch_backend, "PADDING_LIMIT", 5)
+    sequences = Sequences(runner, prompts, 60)
+    sequences.step(lengths)
+    logits = sequences.step(dict.fromkeys(lengths, 1))
+    for row, (i, length) in enumerate(lengths.items()):
+        assert_close(logits[row], reference_logits(model, prompts[i])[length])
+
+
+def test_groups_hold_everyone_once_within_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_backend, "PADDING_LIMIT", 100)
+    monkeypatch.setattr(torch_backend, "GROUP_LIMIT", 2000)
+    lengths = random_tokens(200, 900, 3)
+    groups = torch_backend._grouped(list(range(0, 200, 2)), lengths)
+    assert sorted(i for group in groups for i in group) == list(range(0, 200, 2))
+    for group in groups:
+        longest = max(lengths[i] for i in group)
+        assert sum(longest - lengths[i] for i in group) <= 100
+        assert longest * len(group) <= 2000 or len(group) == 1
+
+
+def test_pages_of_others_are_neither_read_nor_written(tiny: tuple[Any, ModelRunner]) -> None:
+    model, runner = tiny
+    tokens = random_tokens(30, runner.vocab, 4)
+    sequences = Sequences(runner, [tokens, tokens], 30)
+    others = torch.ones(runner.pool.pages, dtype=torch.bool)
+    others[sequences._pages.flatten()] = False
+    before = runner.pool.tensor.clone()
+    runner.pool.tensor[others] = float("nan")
+    try:
+        sequences.step({0: 20, 1: 5})
+        logits = sequences.step({0: 1, 1: 1})
+        reference = reference_logits(model, tokens)
+        assert_close(logits, torch.stack((reference[20], reference[5])))
+        assert runner.pool.tensor[others].isnan().all()
+    finally:
+        runner.pool.tensor.copy_(before)
+
+
+def test_the_pool_holds_a_token_s_keys_where_the_layout_says(tiny: tuple[Any, ModelRunner]) -> None:
+    model, runner = tiny
+    tokens = random_tokens(11, runner.vocab, 5)
+    sequences = Sequences(runner, [tokens], 11)
+    sequences.step({0: 11})
+    with torch.no_grad():
+        cache = model(torch.tensor([tokens]), use_cache=True).past_key_values
+    for layer in range(runner.config.layers):
+        for part, expected in enumerate((cache.layers[layer].keys[0], cache.layers[layer].values[0])):
+            for j in range(11):
+                held = runner.pool.tensor[sequences._pages[0, j // 4], layer, part, :, j % 4]
+                torch.testing.assert_close(held, expected[:, j], atol=1e-4, rtol=0)
+
+
+def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
+    model = llama(num_attention_heads=8, head_dim=32, hidden_size=256, initializer_range=0.05)
+    tokens = random_tokens(120, 151, 6)
+    reference = reference_logits(model, tokens)
+    runner = runner_of(model, tmp_path, dtype="bfloat16")
+    assert runner.pool.tensor.dtype == torch.bfloat16
+    sequences = Sequences(runner, [tokens], 120)
+    rows = [sequences.step({0: 60}), sequences.step({0: 59}), sequences.step({0: 1})]
+    with torch.no_grad():
+        theirs = model.to(torch.bfloat16)(torch.tensor([tokens])).logits[0].float()
+    for row, place in zip(rows, (59, 118, 119), strict=True):
+        error = (row[0] - reference[place]).norm()
+        assert error < 0.05 * reference[place].norm()
+        assert error < 2 * (theirs[place] - reference[place]).norm()
