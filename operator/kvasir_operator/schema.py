@@ -145,7 +145,7 @@ def _string(schema: Mapping[str, Any], value: object, path: str) -> Iterator[Inv
 
 def join(path: str, name: str) -> str:
     """`path` extended by a field; names that are not plain words go into brackets."""
-    if re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_]*", name):
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         return f"{path}.{name}" if path else name
     return f"{path}[{name}]"
 

@@ -21,7 +21,7 @@ def network(service: InferenceService) -> list[Object]:
 
 
 def url(service: InferenceService, objects: Sequence[Object]) -> str:
-    """Where clients find the API, less its /v1: from outside where `objects` have a host to ask for, else inside."""
+    """Where clients find the API, less its /v1: outside where `objects` have a host to ask for, else inside."""
     expose = service.spec.router.expose
     exposed = any(item["kind"] == expose.type for item in objects)
     if exposed and expose.host and not expose.host.startswith("*"):

