@@ -53,3 +53,7 @@ def main() -> None:
     except (UserError, ModelURIError) as error:
         sys.stderr.write(f"kvasir: error: {error}\n")
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

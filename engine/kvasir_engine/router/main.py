@@ -28,7 +28,7 @@ class RouterOptions:
     watch_pods: str = ""
     namespace: str = ""
     api_keys_file: str = ""
-    remote_threshold: int = 64
+    remote_threshold: int = 32
     drain_seconds: float = 600.0
 
 
@@ -65,7 +65,7 @@ def router(
             help="a prompt that a decode worker lacks fewer tokens of is not sent to prefill",
             envvar="KVASIR_REMOTE_THRESHOLD",
         ),
-    ] = 64,
+    ] = 32,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")
     ] = 600.0,

@@ -1,0 +1,68 @@
+"""The shipped manifest, run by `kvasir up --detach` as a user would, and what tests ask of it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).parents[2]
+KVASIR = str(Path(sys.executable).with_name("kvasir"))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running InferenceService."""
+
+    url: str
+    environment: dict[str, str]
+
+    def status(self) -> Any:
+        """What `kvasir status -o json` prints."""
+        return json.loads(kvasir("status", "-o", "json", env=self.environment))
+
+    def pods(self, role: str) -> list[Any]:
+        return [pod for pod in self.status()["pods"] if pod["role"] == role]
+
+    def metric(self, role: str, name: str, **labels: str) -> float:
+        """A metric's value, summed over the pods of `role`."""
+        total = 0.0
+        for pod in self.pods(role):
+            text = httpx.get(pod["url"] + "/metrics").raise_for_status().text
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    if sample.name == name and labels.items() <= sample.labels.items():
+                        total += sample.value
+        return total
+
+
+def kvasir(*args: str, env: dict[str, str], check: bool = True) -> str:
+    """Run the command; its standard output."""
+    done = subprocess.run([KVASIR, *args], env=env, capture_output=True, text=True, timeout=180)
+    assert not check or done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def running(folder: Path, dtype: str) -> Iterator[Stack]:
+    """`manifests/smollm2-cpu.yaml` in `dtype`, up; stopped afterwards, with nothing left."""
+    manifest = yaml.safe_load((ROOT / "manifests" / "smollm2-cpu.yaml").read_text())
+    manifest["spec"]["model"]["dtype"] = dtype
+    file = folder / f"{dtype}.yaml"
+    file.write_text(yaml.safe_dump(manifest))
+    environment = {**os.environ, "KVASIR_STATE": str(folder / f"state-{dtype}")}
+    kvasir("up", "-f", str(file), "--detach", "--port", "0", env=environment)
+    try:
+        pids = [pod["pid"] for pod in Stack("", environment).status()["pods"]]
+        yield Stack(Stack("", environment).status()["url"], environment)
+    finally:
+        kvasir("down", env=environment)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "processes outlive `kvasir down`"
