@@ -314,6 +314,17 @@ def test_a_second_ctrl_c_does_not_wait(kvasir: Kvasir, tmp_path: Path) -> None:
     assert processes("--served-model-name hasty") == []
 
 
+def test_ctrl_c_while_a_detached_start_waits_leaves_nothing(kvasir: Kvasir) -> None:
+    run = kvasir.foreground(manifest("waited", decode=decode({"FAKE_UNREADY": "1"})), "--detach")
+    lines_until(run, "told not to be")
+    run.send_signal(signal.SIGINT)
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "stopped before it was ready" in output
+    assert processes("--served-model-name waited") == []
+    assert kvasir("status").returncode == 1
+
+
 def test_logs_follow_until_the_run_ends(kvasir: Kvasir) -> None:
     assert kvasir.up(manifest("tail"), "--detach").returncode == 0
     command = [sys.executable, str(CLI), "logs", "router", "--follow"]

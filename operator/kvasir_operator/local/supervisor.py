@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import time
@@ -64,7 +65,7 @@ class _Pod:
         if not states:
             return "pending", ""
         if all(s == "terminated" for s in states):
-            return "ended", ended
+            return "ended", "" if self.runner.stopping and failure is not None and not failure.exit_code else ended
         if self.runner.stopping:
             return "stopping", ""
         if "waiting" in states or "terminated" in states:
@@ -73,7 +74,15 @@ class _Pod:
         if not all(c["started"] for c in containers):
             return "loading", ended
         # Before the first answer of its readiness probe a pod is still on its way.
-        return ("not ready", self.warning) if self.was_ready or self.warning else ("loading", ended)
+        return ("not ready", _reason(self.warning)) if self.was_ready or self.warning else ("loading", ended)
+
+
+def _reason(warning: str) -> str:
+    """The `reason` that a Kvasir pod's /ready gives, out of a failed probe's message; else the message."""
+    try:
+        return str(json.loads(warning[warning.index("{") :])["reason"])
+    except (ValueError, KeyError, TypeError):
+        return warning
 
 
 class Supervisor:
@@ -286,6 +295,9 @@ class Supervisor:
         self._stop.set()
         assert self._proxy is not None
         self._proxy.stop()
-        async with asyncio.TaskGroup() as group:
-            for pod in self._pods:
-                group.create_task(pod.runner.stop())
+        # Routers first: what they still answer needs the workers.
+        for routers in (True, False):
+            async with asyncio.TaskGroup() as group:
+                for pod in self._pods:
+                    if (pod.planned.role == "router") == routers:
+                        group.create_task(pod.runner.stop())

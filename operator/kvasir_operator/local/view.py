@@ -5,7 +5,7 @@ import time
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -13,7 +13,7 @@ from kvasir_operator.local import events
 from kvasir_operator.local.state import PodState, RunState
 
 _COLORS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
-_STATE_COLORS = {"ready": "green", "crashed": "red", "not ready": "yellow", "ended": "red"}
+_STATE_COLORS = {"ready": "green", "crashed": "red", "not ready": "yellow"}
 
 
 class Terminal(Console):
@@ -41,7 +41,6 @@ class View:
             self._progress = Progress(
                 SpinnerColumn(finished_text="[green]✓"),
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
                 TextColumn("{task.fields[state]}"),
                 TimeElapsedColumn(),
                 console=console,
@@ -88,7 +87,8 @@ class View:
         if self._progress is not None:
             task = self._task("model", "model")
             total = event.total or None
-            self._progress.update(task, completed=event.done, total=total, state=event.stage)
+            percent = f" {event.done * 100 // total}%" if total else ""
+            self._progress.update(task, state=event.stage + percent)
             return
         tenth = event.done * 10 // event.total if event.total else 0
         if (event.stage, tenth) != (self._stage, self._tenth):
@@ -103,15 +103,14 @@ class View:
         self._states[pod.name] = shown
         if self._progress is not None:
             task = self._task(pod.name, Text(pod.name, style=self._color(pod.name)).markup)
-            done = 1 if pod.ready else 0
-            self._progress.update(task, completed=done, total=1 if pod.ready else None, state=pod.state)
-        if pod.state in ("ready", "crashed", "ended", "not ready") or self._progress is None:
-            after = f" ({time.monotonic() - self._begun:.1f} s)" if pod.ready else ""
-            restarts = f", restart {pod.restarts}" if pod.restarts and not pod.ready else ""
+            self._progress.update(task, state=pod.state, completed=int(pod.ready), total=1)
+        if pod.state in ("ready", "crashed", "ended") or self._progress is None:
+            ready = pod.state == "ready"
+            after = f" ({time.monotonic() - self._begun:.1f} s)" if ready else ""
+            restarts = f", restart {pod.restarts}" if pod.restarts and not ready else ""
             message = f": {pod.message}" if pod.message else ""
-            self._say(
-                f"{pod.name} is {pod.state}{restarts}{message}{after}", _STATE_COLORS.get(pod.state, "default")
-            )
+            style = _STATE_COLORS.get(pod.state, "default")
+            self._say(f"{pod.name} is {pod.state}{restarts}{message}{after}", style)
 
     def _task(self, key: str, label: str) -> TaskID:
         assert self._progress is not None
@@ -124,10 +123,8 @@ class View:
             self._progress.remove_task(self._tasks.pop(key))
 
     def _ready(self, event: events.Ready) -> None:
-        question = {
-            "model": event.model,
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        }
+        message = {"role": "user", "content": "What is the capital of France?"}
+        question = {"model": event.model, "messages": [message], "temperature": 0}
         body = msgspec.json.encode(question).decode()
         auth = ' -H "Authorization: Bearer $API_KEY"' if event.auth else ""
         self._say(f"{event.name} is ready at {event.url}/v1 ({event.seconds:.1f} s)", "bold green")

@@ -9,7 +9,7 @@ from kvasir_operator.pods.environment import Launch
 from kvasir_operator.pods.podspec import Exec, HttpGet, Probe, Sleep, TcpSocket
 from kvasir_operator.pods.process import Process
 
-_BODY_CHARS = 200
+_BODY_CHARS = 1000
 
 #: Runs one action: `None` for success, else what went wrong.
 Check = Callable[[], Awaitable[str | None]]

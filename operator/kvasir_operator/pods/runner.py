@@ -10,7 +10,7 @@ from kvasir_operator.pods.container import Backoff, ContainerRunner
 from kvasir_operator.pods.environment import Launch
 from kvasir_operator.pods.host import Host
 from kvasir_operator.pods.logs import LogFile
-from kvasir_operator.pods.podspec import Container, Exec
+from kvasir_operator.pods.podspec import Container, Exec, PodError
 
 
 class PodRunner:
@@ -24,7 +24,8 @@ class PodRunner:
     what a kubelet would post as an Event.
 
     Everything belongs to the event loop that called `start`. Raises PodError from the constructor for a spec
-    that cannot be run, and from `start` for volumes and references that cannot be resolved.
+    that cannot be run, and from `start` for volumes and references that cannot be resolved; then nothing is left
+    running or open, and a new runner may try again later.
     """
 
     def __init__(
@@ -63,8 +64,12 @@ class PodRunner:
     async def start(self) -> None:
         """Make volumes, resolve references and start the containers; returns without waiting for readiness."""
         self._state.mkdir(parents=True, exist_ok=True)
-        paths = volumes.materialise(self.pod, self._host, self._state)
-        self._containers = [self._container(c, paths) for c in self.pod.containers]
+        try:
+            paths = volumes.materialise(self.pod, self._host, self._state)
+            self._containers = [self._container(c, paths) for c in self.pod.containers]
+        except PodError:
+            await self._close()
+            raise
         self._started = status.now()
         self.changed()
         self._run = asyncio.ensure_future(self._supervise())
