@@ -39,10 +39,10 @@ class _Waiting:
 class Detokenizer:
     """The text of one choice.
 
-    Text is held back while it could be the beginning of one of `stop`. At the first whole one the answer ends before
-    it, or before the longest of several that are whole at once. As with vLLM, the text of the first `min_tokens`
-    tokens is not searched. A character that the answer ends in the middle of is dropped, as is the token that the
-    engine stopped at.
+    Text is held back while it could be the beginning of one of `stop`. At the first whole one the answer ends
+    before it, or before the longest of several that are whole at once. As with vLLM, the text of the first
+    `min_tokens` tokens is not searched. A character that the answer ends in the middle of is dropped, as is the
+    token that the engine stopped at.
     """
 
     def __init__(self, vocabulary: TokenBytes, stop: Sequence[str] = (), min_tokens: int = 0) -> None:

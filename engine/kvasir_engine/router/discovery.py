@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,11 +106,12 @@ async def watched_pods(access: ClusterAccess, selector: str) -> AsyncIterator[Ma
         while True:
             try:
                 pods, version = await _list(client, access, path, selector)
-                backoff = FIRST_BACKOFF
                 last = _workers(pods)
                 yield last
                 while True:
+                    begun = time.monotonic()
                     async for kind, pod in _watch(client, access, path, selector, version):
+                        backoff = FIRST_BACKOFF
                         version = pod["metadata"]["resourceVersion"]
                         if kind == "DELETED":
                             pods.pop(pod["metadata"]["uid"], None)
@@ -119,8 +121,10 @@ async def watched_pods(access: ClusterAccess, selector: str) -> AsyncIterator[Ma
                         if workers != last:
                             last = workers
                             yield last
+                    if time.monotonic() - begun < MOST_BACKOFF:  # a watch usually lasts for minutes
+                        await asyncio.sleep(FIRST_BACKOFF)
             except _Expired:
-                continue
+                pass
             except (httpx.HTTPError, OSError, msgspec.DecodeError, KeyError) as error:
                 log.warning("cannot watch pods selector=%r reason=%r", selector, f"{type(error).__name__}: {error}")
             await asyncio.sleep(backoff * random.uniform(0.5, 1))

@@ -1,0 +1,274 @@
+"""Workers as pods, watched through an API server's real HTTP."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from kvasir_engine.api.server import listen
+from kvasir_engine.router.discovery import (
+    ClusterAccess,
+    DiscoveryError,
+    pod_worker,
+    static_workers,
+    watched_pods,
+    worker_url,
+)
+
+SELECTOR = "serving.kvasir.dev/role in (prefill,decode)"
+
+
+def pod(name: str, ip: str | None = None, **changes: Any) -> dict[str, Any]:
+    ports = [{"name": "metrics", "containerPort": 9}, {"name": "http", "containerPort": 8000}]
+    made: dict[str, Any] = {
+        "metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": "0"},
+        "spec": {"containers": [{"name": "other"}, {"name": "worker", "ports": ports}]},
+        "status": {"phase": "Running"} | ({"podIP": ip} if ip else {}),
+    }
+    for path, value in changes.items():
+        part, _, key = path.partition("_")
+        made[part][key] = value
+    return made
+
+
+@dataclass
+class FakeApiServer:
+    """Pods with list and watch; it can forget its history (410) and drop its watches."""
+
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    version: int = 10
+    watches: list[asyncio.Queue[dict[str, Any] | None]] = field(default_factory=list)
+    lists: int = 0
+    fail_lists: int = 0
+    gone: bool = False
+    tokens: list[str] = field(default_factory=list)
+    queries: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+    def set(self, changed: dict[str, Any]) -> None:
+        kind = "MODIFIED" if changed["metadata"]["uid"] in self.pods else "ADDED"
+        self.pods[changed["metadata"]["uid"]] = changed
+        self._tell(kind, changed)
+
+    def delete(self, name: str) -> None:
+        self._tell("DELETED", self.pods.pop(f"uid-{name}"))
+
+    def _tell(self, kind: str, changed: dict[str, Any]) -> None:
+        self.version += 1
+        changed["metadata"]["resourceVersion"] = str(self.version)
+        self.tell({"type": kind, "object": changed})
+
+    def tell(self, event: dict[str, Any] | None) -> None:
+        """An event to every watch; `None` ends them."""
+        for watch in self.watches:
+            watch.put_nowait(event)
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.get("/api/v1/namespaces/prod/pods")
+        async def pods(request: Request) -> Response:
+            self.tokens.append(request.headers.get("authorization", ""))
+            self.queries.append(dict(request.query_params))
+            if request.query_params.get("watch") == "true":
+                if self.gone:
+                    self.gone = False
+                    return JSONResponse({"kind": "Status", "code": 410}, 410)
+                return StreamingResponse(self._stream(), media_type="application/json")
+            self.lists += 1
+            if self.fail_lists:
+                self.fail_lists -= 1
+                return JSONResponse({"kind": "Status", "message": "etcd is away"}, 500)
+            body = {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.pods.values())}
+            return JSONResponse(body)
+
+        return app
+
+    async def _stream(self) -> AsyncIterator[str]:
+        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self.watches.append(queue)
+        try:
+            while (event := await queue.get()) is not None:
+                yield json.dumps(event) + "\n"
+        finally:
+            self.watches.remove(queue)
+
+
+@contextlib.asynccontextmanager
+async def api_server() -> AsyncIterator[FakeApiServer]:
+    fake = FakeApiServer()
+    sock = listen("127.0.0.1", 0)
+    fake.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    server = uvicorn.Server(
+        uvicorn.Config(fake.app(), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    )
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        yield fake
+    finally:
+        fake.tell(None)
+        server.should_exit = True
+        await serving
+
+
+@dataclass
+class Followed:
+    """The sets that a discovery has yielded, newest last."""
+
+    sets: list[dict[str, str]] = field(default_factory=list)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def until(self, names: set[str]) -> dict[str, str]:
+        async with asyncio.timeout(10), self.changed:
+            await self.changed.wait_for(lambda: bool(self.sets) and set(self.sets[-1].values()) == names)
+            return self.sets[-1]
+
+
+@contextlib.asynccontextmanager
+async def following(access: ClusterAccess) -> AsyncIterator[Followed]:
+    followed = Followed()
+
+    async def follow() -> None:
+        async for workers in watched_pods(access, SELECTOR):
+            async with followed.changed:
+                followed.sets.append(dict(workers))
+                followed.changed.notify_all()
+
+    task = asyncio.create_task(follow())
+    try:
+        yield followed
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def watching(server: FakeApiServer) -> None:
+    async with asyncio.timeout(10):
+        while not server.watches:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def test_pods_come_change_and_go(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    async with api_server() as server:
+        server.set(pod("a", "10.0.0.1"))
+        access = ClusterAccess(server.url, "prod", token)
+        async with following(access) as followed:
+            assert await followed.until({"a"}) == {"ws://10.0.0.1:8000": "a"}
+            await watching(server)
+            server.set(pod("b"))  # no IP yet
+            server.set(pod("b", "fd00::2"))
+            assert (await followed.until({"a", "b"}))["ws://[fd00::2]:8000"] == "b"
+            server.set(pod("a", "10.0.0.1", metadata_deletionTimestamp="now"))
+            await followed.until({"b"})
+            server.delete("a")
+            server.set(pod("c", "10.0.0.3"))
+            await followed.until({"b", "c"})
+            server.delete("b")
+            await followed.until({"c"})
+        assert server.lists == 1
+        assert server.queries[1]["resourceVersion"] == "11"
+        assert {query["labelSelector"] for query in server.queries} == {SELECTOR}
+        assert set(server.tokens) == {"Bearer first"}
+
+
+async def test_a_watch_that_ends_goes_on_from_where_it_was_with_the_present_token(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("first")
+    async with api_server() as server:
+        async with following(ClusterAccess(server.url, "prod", token)) as followed:
+            await followed.until(set())
+            await watching(server)
+            server.set(pod("a", "10.0.0.1"))
+            await followed.until({"a"})
+            server.tell({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "77"}}})
+            token.write_text("second")
+            server.tell(None)
+            async with asyncio.timeout(10):
+                while len(server.queries) < 3 or not server.watches:  # noqa: ASYNC110
+                    await asyncio.sleep(0.002)
+            server.set(pod("b", "10.0.0.2"))
+            await followed.until({"a", "b"})
+        assert server.lists == 1
+        assert server.queries[2]["resourceVersion"] == "77"
+        assert server.tokens[-1] == "Bearer second"
+
+
+@pytest.mark.parametrize("in_stream", [True, False])
+async def test_a_version_that_is_too_old_is_listed_again(in_stream: bool) -> None:
+    async with api_server() as server:
+        server.set(pod("a", "10.0.0.1"))
+        async with following(ClusterAccess(server.url, "prod")) as followed:
+            await followed.until({"a"})
+            await watching(server)
+            server.pods["uid-b"] = pod("b", "10.0.0.2")  # an event that no watch gets
+            if in_stream:
+                server.tell({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}})
+            else:
+                server.gone = True
+                server.tell(None)
+            await followed.until({"a", "b"})
+        assert server.lists == 2
+
+
+async def test_an_api_server_in_trouble_leaves_the_known_workers(caplog: pytest.LogCaptureFixture) -> None:
+    async with api_server() as server:
+        server.set(pod("a", "10.0.0.1"))
+        async with following(ClusterAccess(server.url, "prod")) as followed:
+            await followed.until({"a"})
+            await watching(server)
+            server.fail_lists = 2
+            server.tell({"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "oh no"}})
+            server.pods["uid-b"] = pod("b", "10.0.0.2")
+            await followed.until({"a", "b"})
+        assert followed.sets == [{"ws://10.0.0.1:8000": "a"}, followed.sets[-1]]
+    assert "oh no" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        pod("x"),
+        pod("x", "10.0.0.1", metadata_deletionTimestamp="now"),
+        pod("x", "10.0.0.1", status_phase="Failed"),
+        pod("x", "10.0.0.1", status_phase="Succeeded"),
+        pod("x", "10.0.0.1", spec_containers=[{"name": "worker", "ports": [{"containerPort": 8000}]}]),
+    ],
+)
+def test_pods_that_are_no_workers(unfit: dict[str, Any]) -> None:
+    assert pod_worker(unfit) is None
+
+
+@pytest.mark.parametrize("url", ["http://h:1", "ws://h:1", "h:1", "http://h:1/"])
+async def test_urls(url: str) -> None:
+    assert [each async for each in static_workers([url])] == [{"ws://h:1": "h:1"}]
+
+
+@pytest.mark.parametrize("url", ["ftp://h:1", "http://h:1/path", "", "http://"])
+def test_urls_that_are_none(url: str) -> None:
+    with pytest.raises(DiscoveryError):
+        worker_url(url)
+
+
+def test_access_in_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(DiscoveryError, match="KUBERNETES_SERVICE_HOST"):
+        ClusterAccess.in_cluster(None, tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+    with pytest.raises(DiscoveryError, match="namespace"):
+        ClusterAccess.in_cluster(None, tmp_path)
+    (tmp_path / "namespace").write_text("prod\n")
+    access = ClusterAccess.in_cluster(None, tmp_path)
+    assert (access.server, access.namespace) == ("https://10.96.0.1:6443", "prod")
+    assert ClusterAccess.in_cluster("other", tmp_path).namespace == "other"
