@@ -81,7 +81,7 @@ def _registry(queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     async def on_service(namespace: str, name: str, **_: Any) -> None:
-        queue.add((namespace, name))
+        queue.add((namespace, name), now=True)  # an edit may be what a failing one waits for
 
     async def on_part(namespace: str, labels: kopf.Labels, **_: Any) -> None:
         queue.add((namespace, labels[SERVICE_LABEL]))

@@ -1,6 +1,6 @@
 """A pod template over another: the strategic merge that `kubectl patch` does, without its directives. Pure.
 
-- Objects merge field by field; `null` removes a field.
+- Objects merge field by field. Nothing is removed: `null` never gets past `kubectl apply`, so it is refused.
 - Lists in `LISTS_BY_KEY` merge item by item, an item being known by that key. New items come last. A volume
   replaces its namesake whole, since two sources in one volume are no volume.
 - Every other list is replaced.
@@ -30,13 +30,11 @@ def overlay(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
     """`patch` over `base`. Neither is changed."""
     merged = dict(base)
     for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        elif isinstance(value, Mapping):
-            below = merged.get(name)
-            merged[name] = overlay(below if isinstance(below, Mapping) else {}, value)
+        below = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[name] = overlay(below, value)
         elif isinstance(value, list) and name in LISTS_BY_KEY:
-            merged[name] = _by_key(name, merged.get(name) or [], value)
+            merged[name] = _by_key(name, below or [], value)
         else:
             merged[name] = value
     return merged
@@ -48,7 +46,7 @@ def _by_key(name: str, base: list[Any], patch: list[Any]) -> list[Any]:
     for item in patch:
         below = merged.get(item[key])
         if below is None or name in _REPLACED_WHOLE:
-            merged[item[key]] = overlay({}, item)
+            merged[item[key]] = item
             continue
         if name == "env" and any(field in item for field in _ONE_OF):
             below = {field: value for field, value in below.items() if field not in _ONE_OF}

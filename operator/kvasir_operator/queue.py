@@ -43,13 +43,16 @@ class WorkQueue(Generic[Key]):
         self._slots = asyncio.Semaphore(parallel)
         self._dirty: set[Key] = set()
         self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._naps: dict[Key, asyncio.Event] = {}
         self._resyncs: dict[Key, asyncio.TimerHandle] = {}
 
-    def add(self, key: Key) -> None:
-        """Have `key` handled soon."""
+    def add(self, key: Key, *, now: bool = False) -> None:
+        """Have `key` handled soon; `now`: also when it just failed and would have to wait."""
         self._dirty.add(key)
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._work(key), name=f"work on {key}")
+        elif now and (nap := self._naps.get(key)):
+            nap.set()
 
     async def close(self) -> None:
         """Stop; what is being handled is cancelled."""
@@ -64,7 +67,9 @@ class WorkQueue(Generic[Key]):
         failures, alive = 0, True
         try:
             while key in self._dirty:
-                await asyncio.sleep(self._pace.delay(failures) if failures else self._pace.settle)
+                if failures:
+                    await self._nap(key, self._pace.delay(failures))
+                await asyncio.sleep(self._pace.settle)
                 self._dirty.discard(key)
                 async with self._slots:
                     try:
@@ -79,6 +84,16 @@ class WorkQueue(Generic[Key]):
         finally:
             del self._tasks[key]
         self._resync(key, alive)
+
+    async def _nap(self, key: Key, seconds: float) -> None:
+        nap = self._naps[key] = asyncio.Event()
+        try:
+            async with asyncio.timeout(seconds):
+                await nap.wait()
+        except TimeoutError:
+            pass
+        finally:
+            del self._naps[key]
 
     def _resync(self, key: Key, alive: bool) -> None:
         if timer := self._resyncs.pop(key, None):

@@ -102,8 +102,9 @@ class Workers(Part, frozen=True):
         dict[str, Any],
         _about(
             "Pod template (metadata labels and annotations, spec) merged over the rendered one. Objects merge; "
-            "containers, env, ports and mounts merge by name; other lists and volumes are replaced; null removes. "
-            "The worker's container is called kvasir; its flags can be set as environment variables KVASIR_FLAG."
+            "containers, env, ports and mounts merge by name; other lists and volumes are replaced. The worker's "
+            "container is called kvasir; its flags can be set as environment variables KVASIR_FLAG. A nodeSelector "
+            "or nodeAffinity, also an empty one, takes the place of the affinity to H100 nodes."
         ),
     ] = {}
 

@@ -101,8 +101,6 @@ def template_problems(template: Mapping[str, Any], path: str) -> Iterator[Invali
         yield Invalid(f"{path}.spec", "must be an object")
     else:
         yield from _mergeable(spec, f"{path}.spec")
-        if "containers" in spec and spec["containers"] is None:
-            yield Invalid(f"{path}.spec.containers", "the pod cannot do without its kvasir container")
 
 
 def _template_metadata(metadata: Mapping[str, Any], path: str) -> Iterator[Invalid]:
@@ -126,17 +124,22 @@ def _mergeable(value: Any, path: str) -> Iterator[Invalid]:
         for name, item in value.items():
             where = join(path, name)
             if name.startswith("$"):
-                yield Invalid(where, "strategic merge directives are not known here; null removes a field")
-            elif name in LISTS_BY_KEY and isinstance(item, list):
+                yield Invalid(where, "strategic merge directives are not known here")
+            elif name in LISTS_BY_KEY:
                 yield from _keyed(item, LISTS_BY_KEY[name], where)
             else:
                 yield from _mergeable(item, where)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _mergeable(item, f"{path}[{index}]")
+    elif value is None:
+        yield Invalid(path, "null does not survive kubectl apply; give an empty value instead")
 
 
-def _keyed(items: list[Any], key: str, path: str) -> Iterator[Invalid]:
+def _keyed(items: Any, key: str, path: str) -> Iterator[Invalid]:
+    if not isinstance(items, list):
+        yield Invalid(path, "must be a list")
+        return
     seen = set()
     for index, item in enumerate(items):
         where = f"{path}[{index}]"

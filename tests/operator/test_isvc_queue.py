@@ -88,6 +88,28 @@ async def test_what_fails_comes_back_until_it_works() -> None:
     assert tries == 4
 
 
+async def test_an_edit_is_looked_at_though_the_key_just_failed() -> None:
+    failed, done = asyncio.Event(), asyncio.Event()
+
+    async def handle(key: str) -> bool:
+        if not failed.is_set():
+            failed.set()
+            raise ClusterError(422, "refused")
+        done.set()
+        return True
+
+    queue = WorkQueue(handle, pace=Pace(settle=0.0, base=1000.0, cap=1000.0))
+    queue.add("a")
+    await failed.wait()
+    await asyncio.sleep(0)
+    queue.add("a")
+    await asyncio.sleep(0)
+    assert not done.is_set()
+    queue.add("a", now=True)
+    await asyncio.wait_for(done.wait(), 5)
+    await queue.close()
+
+
 async def test_what_is_there_is_looked_at_again_and_what_is_gone_is_not() -> None:
     seen: list[str] = []
     again = asyncio.Event()

@@ -208,6 +208,8 @@ def test_gpu_workers_ask_for_gpus_on_h100_nodes() -> None:
     "chosen",
     [
         {"nodeSelector": {"pool": "a"}},
+        {"nodeSelector": {}},
+        {"affinity": {"nodeAffinity": {}}},
         {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}},
     ],
 )

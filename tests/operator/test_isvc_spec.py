@@ -142,6 +142,8 @@ def test_a_document_of_another_kind_is_refused(change: dict[str, Any], path: str
         ),
         ({"metadata": {"annotations": {"a": 1}}}, "spec.decode.template.metadata.annotations.a"),
         ({"spec": {"containers": None}}, "spec.decode.template.spec.containers"),
+        ({"spec": {"containers": {}}}, "spec.decode.template.spec.containers"),
+        ({"spec": {"affinity": None}}, "spec.decode.template.spec.affinity"),
         ({"spec": {"containers": [{"image": "x"}]}}, "spec.decode.template.spec.containers[0]"),
         (
             {"spec": {"containers": [{"name": "kvasir", "$patch": "delete"}]}},

@@ -106,9 +106,9 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
 
 def _place_on_h100(workers: Workers, spec: Object) -> None:
     spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
-    theirs = workers.template.get("spec") or {}
-    if theirs.get("nodeSelector") or (theirs.get("affinity") or {}).get("nodeAffinity"):
-        return  # the spec chooses the nodes itself
+    theirs = workers.template.get("spec", {})
+    if "nodeSelector" in theirs or "nodeAffinity" in theirs.get("affinity", {}):
+        return  # the spec chooses the nodes itself, which may be any
     products = {"key": PRODUCT_LABEL, "operator": "In", "values": H100_PRODUCTS}
     required = {"nodeSelectorTerms": [{"matchExpressions": [products]}]}
     spec.setdefault("affinity", {})["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": required}
