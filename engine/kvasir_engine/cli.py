@@ -3,7 +3,6 @@
 What a subcommand needs is imported when it runs: `kvasir --help` loads no torch.
 """
 
-import importlib.util
 import sys
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.uri import ModelURIError
 from kvasir_engine.router.main import router
 from kvasir_engine.worker.main import serve, worker
+from kvasir_operator.local_cli import register
 
 app = typer.Typer(
     name="kvasir",
@@ -41,8 +41,7 @@ def fetch(
     typer.echo(resolve(uri, revision or None, progress=progress))
 
 
-if importlib.util.find_spec("kvasir_operator.local_cli") is not None:
-    importlib.import_module("kvasir_operator.local_cli").register(app)
+register(app)
 
 
 def main() -> None:
