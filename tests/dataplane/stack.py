@@ -34,14 +34,18 @@ class Stack:
 
     def metric(self, role: str, name: str, **labels: str) -> float:
         """A metric's value, summed over the pods of `role`."""
-        total = 0.0
-        for pod in self.pods(role):
-            text = httpx.get(pod["url"] + "/metrics").raise_for_status().text
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    if sample.name == name and labels.items() <= sample.labels.items():
-                        total += sample.value
-        return total
+        return sum(metric(pod, name, **labels) for pod in self.pods(role))
+
+
+def metric(pod: Any, name: str, **labels: str) -> float:
+    """A metric's value in one pod."""
+    text = httpx.get(pod["url"] + "/metrics").raise_for_status().text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 def kvasir(*args: str, env: dict[str, str], check: bool = True) -> str:

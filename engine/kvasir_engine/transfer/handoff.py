@@ -17,7 +17,7 @@ from kvasir_engine.transfer.agent import Agent, PeerDied, Refused, Transfer
 from kvasir_engine.transfer.holder import Holder
 from kvasir_engine.transfer.writer import Key, Push, Writer
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("transfer")
 
 BUSY_WAIT = 0.0005
 IDLE_WAIT = 0.02

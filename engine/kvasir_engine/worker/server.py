@@ -14,7 +14,7 @@ from kvasir_engine.protocol import Abort, Drain, Hello, Reserve, Resync, Submit,
 from kvasir_engine.worker.metrics import EngineCollector
 from kvasir_engine.worker.thread import EngineThread
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("worker")
 
 PROTOCOL_ERROR = 1002
 POLICY_VIOLATION = 1008

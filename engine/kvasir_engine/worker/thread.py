@@ -10,7 +10,7 @@ from itertools import groupby
 from kvasir_engine.protocol import CacheEvent, CacheEvents, Delta, Leased, Load, Step, ToRouter
 from kvasir_engine.worker.engine import Engine
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("worker")
 
 Sink = Callable[[list[ToRouter]], None]
 Command = Callable[[Engine], None]
