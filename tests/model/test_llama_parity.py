@@ -10,8 +10,6 @@ from tiny_models import LLAMA_3_SCALING, Sequences, llama, mistral, random_token
 from kvasir_engine.attention import torch_backend
 from kvasir_engine.model.runner import ModelRunner
 
-torch.set_num_threads(1)
-
 MODELS = {
     "llama": lambda: llama(),
     "llama, tied embeddings": lambda: llama(tie_word_embeddings=True),

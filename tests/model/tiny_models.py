@@ -9,6 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.runner import ModelRunner
 
+# Matrices this small are slower on several threads, and the machine may have others to serve.
+torch.set_num_threads(1)
+
 SIZES: dict[str, Any] = {
     "hidden_size": 48,  # less than heads * head_dim, as it may be
     "intermediate_size": 96,

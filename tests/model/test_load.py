@@ -1,0 +1,103 @@
+"""Loading weights: progress, what the device and the files lack, and the pool's share of memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import llama, mistral
+
+from kvasir_engine.model.errors import ModelError
+from kvasir_engine.model.loader import choose_device, choose_dtype
+from kvasir_engine.model.runner import ModelRunner, default_kv_memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    llama().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def change(folder: Path, name: str, weight: torch.Tensor | None) -> None:
+    """Replace a tensor of the model, or take it out."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    if weight is not None:
+        tensors[name] = weight
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_progress_counts_up_to_the_files_bytes(folder: Path) -> None:
+    heard: list[tuple[str, int, int]] = []
+    ModelRunner(folder, device="cpu", pages=1, progress=lambda *step: heard.append(step))
+    assert {stage for stage, _, _ in heard} == {"load"}
+    done = [done for _, done, _ in heard]
+    assert done == sorted(done)
+    assert (
+        done[-1]
+        == heard[-1][2]
+        == sum(weight.nbytes for weight in load_file(folder / "model.safetensors").values())
+    )
+
+
+def test_weights_in_several_files_load_the_same(tmp_path: Path) -> None:
+    model = mistral()
+    model.save_pretrained(tmp_path / "split", max_shard_size="50KB")
+    assert len(list((tmp_path / "split").glob("*.safetensors"))) > 2
+    ModelRunner(tmp_path / "split", device="cpu", pages=1)
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    change(folder, "model.layers.1.mlp.up_proj.weight", None)
+    with pytest.raises(ModelError, match=r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        ModelRunner(folder, device="cpu", pages=1)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> None:
+    change(folder, "model.norm.weight", torch.ones(7))
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is \[7\], the configuration makes it \[48\]"):
+        ModelRunner(folder, device="cpu", pages=1)
+
+
+def test_quantized_weights_are_refused(folder: Path) -> None:
+    change(folder, "model.layers.0.self_attn.o_proj.weight", torch.ones(48, 96, dtype=torch.int8))
+    with pytest.raises(ModelError, match=r"o_proj\.weight is torch\.int8; quantized"):
+        ModelRunner(folder, device="cpu", pages=1)
+
+
+def test_the_pool_takes_what_it_is_given(folder: Path) -> None:
+    runner = ModelRunner(folder, dtype="float16", device="cpu", page_size=8, kv_memory=100_000)
+    assert runner.pool.page_bytes == 3 * 2 * 2 * 8 * 16 * 2
+    assert runner.pool.pages == 100_000 // runner.pool.page_bytes
+    with pytest.raises(ModelError, match="no memory for the KV pool"):
+        ModelRunner(folder, device="cpu", kv_memory=1 << 50)
+    assert 0 < default_kv_memory(CPU) <= 4 << 30
+
+
+@pytest.mark.parametrize("dtype", ["float8", "int8", ""])
+def test_an_unknown_dtype_is_refused(dtype: str) -> None:
+    with pytest.raises(ModelError, match="supported: auto, bfloat16, float16, float32"):
+        choose_dtype(dtype, CPU)
+
+
+def test_auto_is_bfloat16() -> None:
+    assert choose_dtype("auto", CPU) == torch.bfloat16
+
+
+def test_a_gpu_without_bfloat16_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ModelError, match="Tesla T4 has no bfloat16; use float16"):
+        choose_dtype("auto", torch.device("cuda"))
+    assert choose_dtype("float16", torch.device("cuda")) == torch.float16
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    with pytest.raises(ModelError, match="device cuda is not available"):
+        choose_device("cuda")
+    with pytest.raises(ModelError, match="'tpu' is not known"):
+        choose_device("tpu")
