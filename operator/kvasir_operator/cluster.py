@@ -60,7 +60,12 @@ class Cluster:
         for (api_version, kind), plural in KINDS.items():
             if self.serves(api_version, kind):
                 found.extend(self._list(api_version, kind, plural, namespace, name))
-        return [o for o in found if any(r["uid"] == uid for r in o["metadata"].get("ownerReferences", []))]
+        return [o for o in found if uid in _owners(o)]
+
+    def foreign(self, item: Object) -> bool:
+        """Whether an object of `item`'s name is there that `item`'s owner does not own."""
+        live = self._get(_object_path(item))
+        return live is not None and not _owners(item) & _owners(live)
 
     def pods(self, namespace: str, name: str) -> list[Object]:
         """The pods of an InferenceService."""
@@ -68,8 +73,7 @@ class Cluster:
 
     def apply(self, item: Object) -> None:
         """Server-side apply `item`, taking over fields that others set. Raises ClusterError."""
-        kind, metadata = (item["apiVersion"], item["kind"]), item["metadata"]
-        self._write("PATCH", _path(kind[0], KINDS[kind], metadata["namespace"], metadata["name"]), item)
+        self._write("PATCH", _object_path(item), item)
 
     def delete(self, namespace: str, target: Reference) -> None:
         """Delete an object and what it owns; nothing if it is gone already."""
@@ -158,6 +162,15 @@ class Cluster:
 def _path(api_version: str, plural: str, namespace: str, name: str = "") -> str:
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
     return f"{root}/namespaces/{quote(namespace)}/{plural}" + (f"/{quote(name)}" if name else "")
+
+
+def _object_path(item: Object) -> str:
+    plural = KINDS[item["apiVersion"], item["kind"]]
+    return _path(item["apiVersion"], plural, item["metadata"]["namespace"], item["metadata"]["name"])
+
+
+def _owners(item: Object) -> set[str]:
+    return {owner["uid"] for owner in item["metadata"].get("ownerReferences", [])}
 
 
 def _message(status: int, answer: bytes) -> str:

@@ -20,6 +20,18 @@ class ClusterError(Exception):
         return 400 <= self.status < 500 and self.status not in (401, 408, 409, 429)
 
 
+class ForeignObject(ClusterError):
+    """An object of the wanted name is there and somebody else's; it is left alone."""
+
+    def __init__(self, target: Reference) -> None:
+        super().__init__(0, f"{target} exists already and does not belong to this InferenceService")
+
+    @property
+    def final(self) -> bool:
+        """Its owner has to remove it."""
+        return True
+
+
 class ClusterPort(Protocol):
     """Reads and writes of one API server. All of them raise ClusterError."""
 
@@ -33,6 +45,10 @@ class ClusterPort(Protocol):
 
     def pods(self, namespace: str, name: str) -> list[Object]:
         """The pods of an InferenceService."""
+        ...
+
+    def foreign(self, item: Object) -> bool:
+        """Whether an object of `item`'s name is there that `item`'s owner does not own."""
         ...
 
     def serves(self, api_version: str, kind: str) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 from kvasir_operator import status as statuses
 from kvasir_operator.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan import Apply, Delete, Wait, plan
-from kvasir_operator.port import ClusterError, ClusterPort
+from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.network import url
 from kvasir_operator.spec import InferenceService, InvalidService, Model, parse
@@ -105,6 +105,8 @@ class Reconciler:
                     target = reference(item)
                     log.info("apply object=%s namespace=%s", target, service.namespace)
                     try:
+                        if target not in observed.objects and self._cluster.foreign(item):
+                            raise ForeignObject(target)
                         self._cluster.apply(item)
                     except ClusterError as error:
                         if not error.final:

@@ -64,6 +64,7 @@ class FakeCluster:
         self.calls: list[str] = []
         self.refuse: dict[str, ClusterError] = {}
         self.unserved: set[str] = set()
+        self.theirs: set[Reference] = set()
 
     def get_service(self, namespace: str, name: str) -> Object | None:
         return copy.deepcopy(self.services.get((namespace, name)))
@@ -73,6 +74,9 @@ class FakeCluster:
 
     def pods(self, namespace: str, name: str) -> list[Object]:
         return self.listed_pods
+
+    def foreign(self, item: Object) -> bool:
+        return reference(item) in self.theirs
 
     def serves(self, api_version: str, kind: str) -> bool:
         return kind not in self.unserved

@@ -156,15 +156,19 @@ def test_the_operator_holds_what_it_grants_to_routers() -> None:
     assert granted <= shipped()
 
 
-def test_objects_of_another_owner_are_not_touched() -> None:
+@pytest.mark.parametrize("name", ["theirs", "llama-router"])
+def test_objects_of_another_owner_are_neither_changed_nor_deleted(name: str) -> None:
     server = FakeServer(document())
-    reconcile(server)
-    path = next(p for p in server.objects if p.endswith("/services/llama-router"))
-    theirs = {**server.objects[path], "metadata": {**server.objects[path]["metadata"], "name": "theirs"}}
-    theirs["metadata"]["ownerReferences"] = [{"uid": "another"}]
-    server.objects[path.replace("llama-router", "theirs")] = theirs
-    reconcile(server)
-    assert any(p.endswith("/services/theirs") for p in server.objects)
+    (ours,) = [o for o in render(parse(document()), Options()) if o["kind"] == "Service"]
+    theirs = {**ours, "metadata": {**ours["metadata"], "name": name, "ownerReferences": [{"uid": "another"}]}}
+    path = f"/api/v1/namespaces/default/services/{name}"
+    server.objects[path] = theirs
+    if name == "llama-router":
+        with pytest.raises(ClusterError, match="does not belong"):
+            reconcile(server)
+    else:
+        reconcile(server)
+    assert server.objects[path] is theirs
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from isvc_cases import FakeCluster, deployments, document, service
 
+from kvasir_operator.observed import Reference
 from kvasir_operator.port import ClusterError
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Options, render
@@ -120,6 +121,16 @@ def test_what_the_server_refuses_is_in_the_status_and_tried_again() -> None:
     assert any(r.kind == "Service" for r in cluster.objects), "the rest is applied"
     assert cluster.conditions()["DecodeReady"]["reason"] == "ApplyFailed"
     assert "Required value" in cluster.conditions()["Ready"]["message"]
+
+
+def test_somebody_elses_object_of_the_same_name_is_left_alone() -> None:
+    cluster = FakeCluster(document())
+    theirs = Reference("v1", "Service", "llama-router")
+    cluster.theirs.add(theirs)
+    with pytest.raises(ClusterError, match="does not belong"):
+        reconciler(cluster).reconcile("default", "llama")
+    assert f"apply {theirs}" not in cluster.calls
+    assert cluster.conditions()["RouterReady"]["reason"] == "ApplyFailed"
 
 
 @pytest.mark.parametrize("status", [0, 409, 429, 500, 503])
