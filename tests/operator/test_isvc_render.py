@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from isvc_cases import UID, deployments, document, main_container, service
+from typer.main import get_command
 
+from kvasir_engine.cli import app as engine
 from kvasir_operator.render import Object, Options, Static, render
 from kvasir_operator.spec import parse
 
@@ -164,6 +166,15 @@ def test_workers_run_the_engine_with_what_the_spec_says() -> None:
     assert found["decode"]["spec"]["replicas"] == 3
     assert args(found["prefill"])["--role"] == "prefill"
     assert args(found["prefill"])["--tensor-parallel"] == "1"
+
+
+def test_the_engine_knows_every_flag_that_is_rendered(objects: list[Object]) -> None:
+    """Parses the arguments as the container's program would, without running it."""
+    program = get_command(engine)
+    for deployment in deployments(objects).values():
+        command, *words = main_container(deployment)["args"]
+        context = program.commands[command].make_context(command, words)  # type: ignore[attr-defined]
+        assert context.params["model"] == args(deployment)["--model"]
 
 
 def test_the_router_watches_its_workers_pods_and_may_do_no_more() -> None:
