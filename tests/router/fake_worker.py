@@ -96,6 +96,8 @@ class FakeWorker:
     cached: list[int] = field(default_factory=list)
     hook: Callable[[Moment, int], None] = lambda moment, tokens: None
     wrong_tokens: bool = False
+    batch: int = 1  # tokens a delta
+    gate: asyncio.Event | None = None  # waited for after the first token
     grants: bool = True  # leases
     writes: bool = True  # what a lease is for
     acknowledges: bool = True  # the end of its writes
@@ -201,7 +203,7 @@ class FakeWorker:
         self.hook("submit", 0)
         first = next_token(frame.tokens)
         finish = self._finish(frame.sampling, first, 1)
-        await self._say(socket, frame, 0, first, finish)
+        await self._say(socket, frame, 0, [first], finish)
         if finish is None:
             self.hook("first", 1)
             if self.writes:
@@ -213,26 +215,29 @@ class FakeWorker:
 
     async def _generate(self, socket: ServerConnection, frame: Submit | Reserve) -> None:
         history = list(frame.tokens)
-        for index in itertools.count():
-            self.hook("token", index)
-            token = next_token(history)
-            history.append(token)
-            finish = self._finish(frame.sampling, token, index + 1)
-            await self._say(socket, frame, index, token + self.wrong_tokens, finish)
+        finish = None
+        while not finish:
+            start = len(history) - len(frame.tokens)
+            self.hook("token", start)
+            if start and self.gate is not None:
+                await self.gate.wait()
+            while not finish and len(history) < len(frame.tokens) + start + self.batch:
+                history.append(next_token(history))
+                finish = self._finish(frame.sampling, history[-1], len(history) - len(frame.tokens))
+            new = [token + self.wrong_tokens for token in history[len(frame.tokens) + start :]]
+            await self._say(socket, frame, start, new, finish)
             await asyncio.sleep(0)
-            if finish:
-                return
 
     async def _say(
         self,
         socket: ServerConnection,
         frame: Submit | Reserve,
         index: int,
-        token: int,
+        tokens: list[int],
         finish: Literal["stop", "length"] | None,
     ) -> None:
-        logprobs = None if frame.sampling.logprobs is None else [TokenLogprobs(-float(token))]
-        delta = Delta(frame.id, index, [token], logprobs, finish, cached=PAGE)
+        logprobs = None if frame.sampling.logprobs is None else [TokenLogprobs(-float(token)) for token in tokens]
+        delta = Delta(frame.id, index, tokens, logprobs, finish, cached=PAGE)
         await socket.send(encode(Step([delta], self.load)))
 
     @staticmethod

@@ -205,7 +205,7 @@ async def test_a_watch_that_ends_goes_on_from_where_it_was_with_the_present_toke
 
 
 @pytest.mark.parametrize("in_stream", [True, False])
-async def test_a_version_that_is_too_old_is_listed_again(in_stream: bool) -> None:
+async def test_a_version_that_is_too_old_is_listed_again(in_stream: bool, caplog: pytest.LogCaptureFixture) -> None:
     async with api_server() as server:
         server.set(pod("a", "10.0.0.1"))
         async with following(ClusterAccess(server.url, "prod")) as followed:
@@ -219,6 +219,7 @@ async def test_a_version_that_is_too_old_is_listed_again(in_stream: bool) -> Non
                 server.tell(None)
             await followed.until({"a", "b"})
         assert server.lists == 2
+    assert not caplog.records  # it is part of watching, and no trouble
 
 
 async def test_an_api_server_in_trouble_leaves_the_known_workers(caplog: pytest.LogCaptureFixture) -> None:

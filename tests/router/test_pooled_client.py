@@ -34,8 +34,10 @@ def pairs(prefills: int = 2, decodes: int = 2) -> tuple[list[FakeWorker], list[F
     )
 
 
-async def test_a_prompt_goes_through_both_workers_and_every_token_comes_once() -> None:
+@pytest.mark.parametrize("batch", [1, 3])
+async def test_a_prompt_goes_through_both_workers_and_every_token_comes_once(batch: int) -> None:
     (p,), (d,) = pairs(1, 1)
+    d.batch = batch
     async with cluster(p, d) as running:
         outputs = [output async for output in running.client.generate(request(PROMPT, 10, logprobs=0))]
         await running.until(lambda: not p.live and not d.live)
@@ -219,6 +221,52 @@ async def test_when_no_worker_is_left_the_error_has_the_reason() -> None:
         assert (caught.value.code, caught.value.status) == ("no_worker", 503)
 
 
+async def test_a_worker_that_failed_at_a_request_does_not_get_it_again() -> None:
+    _, (bad, good) = pairs(0, 2)
+    bad.cached = PROMPT  # the best place, were it not for this
+    bad.hook = always("submit", Fail("engine_failed"))
+    async with cluster(bad, good) as running:
+        (worker,) = [w for w in running.pool.ready() if w.name == bad.name]
+        await running.until(lambda: bool(len(worker.prefixes)))
+        assert await running.generate(PROMPT, 5) == continuation(PROMPT, 5)
+        assert running.retries("engine_failed") == 1
+
+
+async def test_what_a_worker_has_counts_before_it_says_so_and_not_after_its_end() -> None:
+    _, decodes = pairs(0, 2)
+    for d in decodes:
+        d.gate = asyncio.Event()
+    async with cluster(*decodes) as running:
+        streams = []
+        for n in range(6):
+            streams.append(running.client.generate(request([n, *PROMPT], 9)))
+            await anext(streams[-1])  # each has begun, which no worker has reported as load
+        assert [len(d.live) for d in decodes] == [3, 3]
+        assert [w.requests for w in running.pool.ready()] == [3, 3]
+        for stream in streams:
+            await stream.aclose()
+        assert [w.requests for w in running.pool.ready()] == [0, 0]
+
+
+async def test_prompts_that_are_queued_count_until_their_first_token_or_end() -> None:
+    _, (d,) = pairs(0, 1)
+    never = asyncio.Event()
+
+    async def stuck(*_: object) -> None:
+        await never.wait()
+
+    d._generate = stuck  # type: ignore[method-assign, assignment]
+    async with cluster(d) as running:
+        (worker,) = running.pool.ready()
+        stream = running.client.generate(request(PROMPT, 9))
+        first = asyncio.ensure_future(anext(stream))
+        await running.until(lambda: worker.queued_tokens == len(PROMPT))
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert worker.queued_tokens == 0
+        await running.until(lambda: bool(d.aborted))
+
+
 async def test_a_request_that_every_worker_fails_at_ends() -> None:
     _, decodes = pairs(0, 8)
     for worker in decodes:
@@ -317,6 +365,7 @@ async def test_a_worker_that_discovery_drops_finishes_what_it_has() -> None:
         running.pool.set_workers({stays.url: stays.name})
         tokens += [token async for output in stream for token in output.tokens]
         await running.until(lambda: not gone.sockets)
+        assert running.retries("decode_lost") == 0
     assert tokens == continuation(PROMPT, 30)
 
 
