@@ -232,6 +232,26 @@ async def test_a_worker_that_failed_at_a_request_does_not_get_it_again() -> None
         assert running.retries("engine_failed") == 1
 
 
+async def test_a_handoff_that_fails_at_decode_speaks_against_prefill() -> None:
+    """D may tell of P's death before P's socket does: the only D is not given up for that."""
+    (p,), (d,) = pairs(1, 1)
+    p.writes = False
+    original = d._reserve
+
+    async def reports(*args: object) -> None:
+        reserving = asyncio.ensure_future(original(*args))  # type: ignore[arg-type]
+        await running.until(lambda: bool(p.live))
+        reserving.cancel()
+        raise Fail("writer_died")
+
+    d._reserve = reports  # type: ignore[method-assign, assignment]
+    async with cluster(p, d) as running:
+        assert await running.generate(PROMPT, 8) == continuation(PROMPT, 8)
+        assert running.retries("writer_died") == 1
+        await running.until(lambda: not p.live and not d.live)
+    assert p.aborted
+
+
 async def test_what_a_worker_has_counts_before_it_says_so_and_not_after_its_end() -> None:
     _, decodes = pairs(0, 2)
     for d in decodes:

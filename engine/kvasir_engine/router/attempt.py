@@ -10,12 +10,12 @@ from kvasir_engine.router.connection import Event, Lost, Peer, WorkerConnection
 
 
 class WorkerFailed(Exception):
-    """The attempt ended because of `peer`; others may do better. `code` is a stable snake_case word."""
+    """`worker` ended the attempt. `code` is a stable snake_case word; `avoid`: whom to go without from now on."""
 
-    def __init__(self, worker: WorkerConnection, peer: Peer, code: str, message: str) -> None:
+    def __init__(self, worker: WorkerConnection, avoid: Peer, code: str, message: str) -> None:
         super().__init__(message)
         self.worker = worker
-        self.peer = peer
+        self.avoid = avoid
         self.code = code
         self.message = message
 
@@ -69,6 +69,7 @@ class Attempt:
         self._prefill = prefill
         self._inbox: asyncio.Queue[tuple[Target, Event]] = asyncio.Queue()
         self._output: list[int] = []
+        self._leased = False
         self._decoding = False  # D has sent a token: P's work is done, whatever P says
 
     async def run(self) -> AsyncGenerator[Part, None]:
@@ -84,9 +85,10 @@ class Attempt:
                 if isinstance(event, Leased):
                     self._take_lease(event.lease)
                 elif isinstance(event, Lost):
-                    self._fail(source, "decode_lost" if source is self._decode else "prefill_lost", event.reason)
+                    code = "decode_lost" if source is self._decode else "prefill_lost"
+                    self._fail(source, code, event.reason, avoid=source)
                 elif event.failure is not None:
-                    self._fail(source, event.failure.code, event.failure.message)
+                    self._fail(source, event.failure.code, event.failure.message, avoid=self._at_fault(source))
                 else:
                     part = self._take(source, event)
                     ended = part.finish is not None
@@ -123,6 +125,7 @@ class Attempt:
             return  # D does it all
         if not prefill.available():
             raise WorkerFailed(prefill.worker, prefill.peer, "prefill_lost", "gone before the lease was granted")
+        self._leased = True
         submit = Submit(
             id=self._id,
             tokens=self._tokens,
@@ -133,10 +136,15 @@ class Attempt:
         )
         self._open(prefill, submit, prefill.expected_tokens)
 
-    def _fail(self, source: Target, code: str, message: str) -> None:
+    def _fail(self, source: Target, code: str, message: str, avoid: Target) -> None:
         source.worker.close(self._id, abort=False)
         if source is self._decode or not self._decoding:
-            raise WorkerFailed(source.worker, source.peer, code, message)
+            raise WorkerFailed(source.worker, avoid.peer, code, message)
+
+    def _at_fault(self, source: Target) -> Target:
+        """Whom a failure that `source` reports speaks against. D that waits for KV tells of what P did or not."""
+        waiting = self._leased and not self._decoding
+        return self._prefill if source is self._decode and waiting and self._prefill is not None else source
 
     def _take(self, source: Target, delta: Delta) -> Part:
         fresh = self._fresh(source, delta)

@@ -23,7 +23,7 @@ log = logging.getLogger("router")
 # A request that this many workers failed at is not given to another: it may be what ends them.
 MOST_FAILURES = 6
 # Failures that every worker would answer with.
-REQUEST_FAULTS = frozenset({"context_length_exceeded", "invalid_request", "unsupported"})
+REQUEST_FAULTS = frozenset({"bad_request", "context_length_exceeded", "kv_pool_too_small"})
 # Hashing more tokens than this would hold up the event loop for more than a fraction of a millisecond.
 HASH_OFF_LOOP = 2048
 
@@ -134,7 +134,7 @@ class PooledClient:
         self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
     ) -> tuple[Target, Target | None] | None:
         tokens = [*request.tokens, *sent]
-        workers = [each for each in self._pool.ready() if not any(each.peer is one.peer for one in failed)]
+        workers = [each for each in self._pool.ready() if not any(each.peer is one.avoid for one in failed)]
         random.shuffle(workers)  # so that routers with the same view do not all take the first of equals
         sizes = {each.peer.endpoint.fingerprint.page_size for each in workers if each.peer}
         pages = {size: await _hashes(tokens, size, request.salt) for size in sizes}
