@@ -68,7 +68,7 @@ def http(cluster: Cluster, host: str, port: int, path: str) -> str:
 
 
 def wait_ready(cluster: Cluster, namespace: str, name: str, seconds: float) -> Object:
-    """The InferenceService, once it is Ready."""
+    """The InferenceService, once it is Ready; AssertionError with the conditions that are not True."""
     seen: Object = {}
 
     def look() -> bool:
@@ -79,7 +79,9 @@ def wait_ready(cluster: Cluster, namespace: str, name: str, seconds: float) -> O
     try:
         eventually(look, seconds, f"{name} is Ready", cluster)
     except AssertionError as error:
-        raise AssertionError(f"{error}; its status: {json.dumps(seen.get('status'), indent=1)}") from None
+        conditions = seen.get("status", {}).get("conditions") or ()
+        unmet = [f"{c['type']}: {c['reason']}: {c['message']}" for c in conditions if c["status"] != "True"]
+        raise AssertionError("\n".join([str(error), *unmet])) from None
     return seen
 
 

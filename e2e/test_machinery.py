@@ -93,6 +93,8 @@ print(json.dumps({
     "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
     "capabilities": open("/proc/self/status").read().split("CapEff:")[1].split()[0],
     "interfaces": sorted(os.listdir("/sys/class/net")),
+    "pid": os.getpid(),
+    "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
     "namespace": (account / "namespace").read_text(),
     "allowed": api("/api/v1/namespaces/machinery/pods"),
     "forbidden": api("/api/v1/namespaces/machinery/secrets"),
@@ -168,6 +170,8 @@ def test_a_pod_sees_its_volumes_account_and_network_and_nothing_else(nodes: Clus
         "shm": 128 << 20,
         "capabilities": "0000000000000000",
         "interfaces": ["eth0", "lo"],
+        "pid": 1,
+        "processes": [1],
         "namespace": namespace,
         "allowed": 200,
         "world": "Network is unreachable",
@@ -178,6 +182,8 @@ def test_a_service_reaches_ready_pods_from_pods_and_from_the_test(nodes: Cluster
     template = {
         "metadata": {"labels": {"app": "web"}},
         "spec": {
+            # As process 1 it does not hear a SIGTERM that it does not handle.
+            "terminationGracePeriodSeconds": 1,
             "containers": [
                 {
                     "name": "c",

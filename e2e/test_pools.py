@@ -1,4 +1,4 @@
-"""GPU roles on the H100 pool: placed by label and taint, counted by extended resource. (Their processes run on CPU.)"""
+"""GPU roles on the H100 pool: placed by label and taint, counted by extended resource (run on CPU here)."""
 
 from collections.abc import Iterator
 from typing import Any

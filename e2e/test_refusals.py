@@ -1,5 +1,6 @@
 """What cannot work is refused by the schema, or by name in the status, and nothing is created for it."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,6 @@ import pytest
 
 from e2e import steps
 from e2e.controlplane.cluster import Cluster
-from e2e.controlplane.process import ClusterError
 from e2e.steps import Object, condition, eventually
 
 
@@ -38,10 +38,10 @@ def service(name: str, spec: dict[str, Any]) -> Object:
 def test_a_spec_that_cannot_work_is_refused_by_its_fields_path(
     cluster: Cluster, namespace: str, case: str, spec: dict[str, Any], path: str
 ) -> None:
-    try:
-        steps.apply(cluster, service(case, spec), namespace=namespace)
-    except ClusterError as refusal:
-        assert path in str(refusal)
+    manifest = json.dumps(service(case, spec))
+    applied = cluster.kubectl("-n", namespace, "apply", "-f", "-", input=manifest, check=False)
+    if applied.returncode:
+        assert path in applied.stderr
     else:
 
         def refused() -> Object | None:

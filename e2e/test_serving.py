@@ -84,18 +84,21 @@ def test_a_chat_through_the_service_is_right_and_its_kv_moved(cluster: Cluster, 
     assert _received(cluster) - moved == pages * PAGE_TOKENS * KV_BYTES_A_TOKEN
 
 
-def test_a_stream_gives_the_same_tokens(cluster: Cluster, served: dict[str, Any]) -> None:
+def test_a_stream_gives_the_same_text_piece_by_piece(cluster: Cluster, served: dict[str, Any]) -> None:
+    # Not QUESTION: its first token is a near tie in bfloat16, and a cached prompt is computed in another order.
+    asked: Any = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "Count from one to five."}],
+        "max_tokens": 24,
+        "temperature": 0,
+    }
     with steps.client(cluster, NAMESPACE, NAME) as client:
-        chunks = client.chat.completions.create(
-            model="smollm2",
-            messages=[{"role": "user", "content": QUESTION}],
-            max_tokens=24,
-            temperature=0,
-            stream=True,
-        )
-        text = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
-    assert "".join(text) == "The capital of France is Paris."
-    assert len([piece for piece in text if piece]) > 1
+        whole = client.chat.completions.create(**asked).choices[0].message.content
+        chunks = client.chat.completions.create(**asked, stream=True)
+        pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    text = [piece for piece in pieces if piece]
+    assert "".join(text) == whole == "1. 1\n2. 2\n3. 3\n4. 4\n5. 5"
+    assert len(text) > 1
 
 
 def test_an_unknown_model_is_refused(cluster: Cluster, served: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Find the control plane's programs, or make them: `python -m e2e.controlplane.binaries`.
 
-Looked for in this order: `$KUBEBUILDER_ASSETS` (envtest's convention, any version from 1.20 on), the cache
-(`$KVASIR_CACHE`, by default `~/.cache/kvasir`), and then made into the cache (`build.py`). Nothing is installed on
-the machine. A toolset appears in the cache whole, by one rename, under a lock: it may be interrupted, or run twice
-at once.
+Looked for in this order: `$KUBEBUILDER_ASSETS` (envtest's convention, any version from 1.20 on; envtest itself
+brings no controller-manager and no scheduler: the folder must have them too), the cache (`$KVASIR_CACHE`, by
+default `~/.cache/kvasir`), and then made into the cache (`build.py`). Nothing is installed on the machine. A
+toolset appears in the cache whole, by one rename, under a lock: it may be interrupted, or run twice at once.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,15 +34,13 @@ class Toolset:
     make: Callable[[Path, Path], None]
 
 
-TOOLSETS = (
-    Toolset(f"etcd-bookworm-{platform.machine()}", ("etcd",), build.make_etcd),
-    Toolset(
-        f"kubernetes-v{build.KUBERNETES}-{platform.machine()}",
-        ("kube-apiserver", "kube-controller-manager", "kube-scheduler"),
-        build.make_kubernetes,
-    ),
-    Toolset(f"helm-{platform.machine()}", ("helm",), build.make_helm),
+ETCD = Toolset(f"etcd-bookworm-{platform.machine()}", ("etcd",), build.make_etcd)
+KUBERNETES = Toolset(
+    f"kubernetes-v{build.KUBERNETES}-{platform.machine()}",
+    ("kube-apiserver", "kube-controller-manager", "kube-scheduler"),
+    build.make_kubernetes,
 )
+HELM = Toolset(f"helm-{platform.machine()}", ("helm",), build.make_helm)
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _complete(folder: Path, programs: tuple[str, ...]) -> bool:
+def _complete(folder: Path, programs: Sequence[str]) -> bool:
     return all(os.access(folder / program, os.X_OK) for program in programs)
 
 
@@ -89,6 +87,8 @@ def ensure(toolset: Toolset, root: Path) -> Path:
             return folder
         work = root / f"{toolset.folder}.work"
         work.mkdir(exist_ok=True)
+        for left in root.glob(f"{toolset.folder}.new-*"):
+            shutil.rmtree(left)  # of a run that was killed
         with tempfile.TemporaryDirectory(dir=root, prefix=f"{toolset.folder}.new-") as new:
             out = Path(new) / "out"
             out.mkdir()
@@ -101,10 +101,14 @@ def ensure(toolset: Toolset, root: Path) -> Path:
     return folder
 
 
-def _asset(program: str) -> Path | None:
-    folder = os.environ.get(ASSETS)
-    if folder and os.access(Path(folder) / program, os.X_OK):
-        return Path(folder) / program
+def _given(programs: Sequence[str]) -> Path | None:
+    """The folder of `$KUBEBUILDER_ASSETS` when it has all the programs."""
+    configured = os.environ.get(ASSETS)
+    if not configured:
+        return None
+    if _complete(Path(configured), programs):
+        return Path(configured)
+    build.say(f"{ASSETS}={configured} is not used: it lacks one of {', '.join(programs)}")
     return None
 
 
@@ -119,22 +123,17 @@ def _kubectl() -> Path:
 
 def find() -> Binaries:
     """All programs, made where they are missing. Raises build.BuildError with what to do."""
-    found: dict[str, Path] = {}
-    for toolset in TOOLSETS:
-        assets = {program: _asset(program) for program in toolset.programs}
-        given = {program: path for program, path in assets.items() if path}
-        if len(given) < len(assets):
-            folder = ensure(toolset, cache())
-            # Never half of one version and half of another.
-            given = {program: folder / program for program in toolset.programs}
-        found |= given
+    root = cache()
+    # All or none: an API server of one version with a scheduler of another would be a test of neither.
+    given = _given([*ETCD.programs, *KUBERNETES.programs])
+    kubernetes = given or ensure(KUBERNETES, root)
     return Binaries(
-        etcd=found["etcd"],
-        apiserver=found["kube-apiserver"],
-        controller_manager=found["kube-controller-manager"],
-        scheduler=found["kube-scheduler"],
-        helm=found["helm"],
-        kubectl=_asset("kubectl") or _kubectl(),
+        etcd=(given or ensure(ETCD, root)) / "etcd",
+        apiserver=kubernetes / "kube-apiserver",
+        controller_manager=kubernetes / "kube-controller-manager",
+        scheduler=kubernetes / "kube-scheduler",
+        helm=ensure(HELM, root) / "helm",
+        kubectl=_kubectl(),
     )
 
 

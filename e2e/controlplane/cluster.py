@@ -175,7 +175,6 @@ class Cluster:
             f"--root-ca-file={self._pki / 'ca.crt'}",
             "--use-service-account-credentials=true",
             "--leader-elect=false",
-            "--controllers=*,bootstrapsigner,tokencleaner",
             # The node agent registers nodes as Ready once and sends no heartbeats.
             "--node-monitor-grace-period=24h",
             "--kube-api-qps=200",

@@ -6,7 +6,7 @@ namespace at its own IP (`netns.py`) and in a sandbox with its volumes and crede
 not pulled: the commands that pods name (`kvasir`, `kvasir-operator`) are this checkout's.
 
 Not done: logs and exec through the API (the logs are files below `state`), projected volumes beside the service
-account's, init containers, cgroup limits, users and process namespaces. Nodes are Ready once registered; no
+account's, init containers, cgroup limits, users. Nodes are Ready once registered; no
 heartbeat follows (the controller-manager's grace period is longer than a test run).
 """
 

@@ -1,6 +1,6 @@
 """Run a command as a container would be run, without an image: `sandbox.py SPEC.json -- COMMAND...`.
 
-A script, started with `python -I -S`, that replaces itself by COMMAND. SPEC.json:
+A script, started with `python -I -S`. It hands signals on to COMMAND and ends as COMMAND ends. SPEC.json:
 
     netns         path of the pod's network namespace
     hostname      the pod's name
@@ -14,22 +14,29 @@ A script, started with `python -I -S`, that replaces itself by COMMAND. SPEC.jso
 
 The root file system is the machine's own, seen through an overlay: nothing that the command writes outside its
 volumes reaches the machine, and with `read_only` it cannot write at all. Volumes are at their mount paths. /run is
-new and empty, /sys shows the pod's network. The process ids, and the user, are the machine's.
+new and empty, /sys shows the pod's network. COMMAND is process 1 of a namespace of its own, as in a container: it
+sees no other pod's processes, and a signal that it does not handle does nothing. The user is the machine's.
 """
 
 import ctypes
 import json
 import os
+import signal
 import sys
 from typing import Any
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x00020000, 0x04000000, 0x08000000, 0x40000000
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = (
+    0x00020000,
+    0x04000000,
+    0x08000000,
+    0x20000000,
+    0x40000000,
+)
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
-PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 23, 24, 38
+PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 23, 24, 38
 # Mounted anew, not carried over.
-OWN = ("/run", "/sys")
-# Devices, not files: making these read-only would break what is on them.
-KERNEL = ("/dev", "/proc")
+OWN = ("/proc", "/run", "/sys")
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -94,16 +101,21 @@ def overlay(spec: dict[str, Any], targets: list[tuple[str, bool]]) -> str:
         mount("root", "root", "overlay", 0, "lowerdir=/,upperdir=layer,workdir=work")
     root = f"{stage}/root"
     for point, fd, _ in carried:
-        bind(fd, root + point, spec["read_only"] and point not in KERNEL)
+        bind(fd, root + point, spec["read_only"] and point != "/dev")
     return root
 
 
-def enter(spec: dict[str, Any]) -> None:
-    """Namespaces, mounts and the new root."""
+def isolate(spec: dict[str, Any]) -> None:
+    """Namespaces. The next child is the first process of the new process namespace."""
     fd = os.open(spec["netns"], os.O_RDONLY)
     check(libc.setns(fd, CLONE_NEWNET), f"setns {spec['netns']}")
     os.close(fd)
-    check(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | (0 if spec["host_ipc"] else CLONE_NEWIPC)), "unshare")
+    ipc = 0 if spec["host_ipc"] else CLONE_NEWIPC
+    check(libc.unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWPID | ipc), "unshare")
+
+
+def enter(spec: dict[str, Any]) -> None:
+    """Mounts, the new root and the pod's name."""
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     # From here on: a descriptor from before would belong to the machine's mount namespace, and not be mountable.
     cgroups = os.open("/sys/fs/cgroup", os.O_PATH) if os.path.isdir("/sys/fs/cgroup") else None
@@ -116,6 +128,7 @@ def enter(spec: dict[str, Any]) -> None:
     tmpfs = [(os.path.realpath(target), size) for target, size in spec["tmpfs"]]
     targets = [(target, directory) for _, directory, target, _ in sources] + [(target, True) for target, _ in tmpfs]
     root = overlay(spec, targets)
+    mount("proc", f"{root}/proc", "proc")
     mount("run", f"{root}/run", "tmpfs", 0, "mode=755,size=16m")
     mount("sysfs", f"{root}/sys", "sysfs", MS_RDONLY)
     if cgroups is not None and os.path.isdir(f"{root}/sys/fs/cgroup"):
@@ -142,14 +155,15 @@ def drop(keep: list[int]) -> None:
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
-def main(argv: list[str]) -> None:
-    """Read the spec, enter, execute."""
-    with open(argv[0]) as file:
-        spec = json.load(file)
-    command = argv[2:]
+def start(spec: dict[str, Any], command: list[str]) -> None:
+    """In the child: become the command."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     enter(spec)
     if spec["capabilities"] is not None:
         drop(spec["capabilities"])
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         os.execvp(command[0], command)
     except OSError as error:
@@ -157,5 +171,21 @@ def main(argv: list[str]) -> None:
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
+def main(argv: list[str]) -> int:
+    """Read the spec, start the command, hand on signals, and return how it ended."""
+    with open(argv[0]) as file:
+        spec = json.load(file)
+    isolate(spec)
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+    child = os.fork()
+    if child == 0:
+        start(spec, argv[2:])
+    for number in FORWARDED:
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
