@@ -54,6 +54,11 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
         ({"stop": ""}, "stop", "empty_string"),
         ({"stop_token_ids": [258]}, "stop_token_ids", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "unsupported_value",
+        ),
         ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_value"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_value"),
         ({"repetition_penalty": 1.1}, "repetition_penalty", "unsupported_value"),

@@ -10,8 +10,10 @@ import pytest
 from api_support import EOS, Api, ScriptedEngine, endless, failing, running, saying
 
 from kvasir_engine.api.auth import ApiKeys
+from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.client import EngineError
+from kvasir_engine.errors import UserError
 
 HELLO: list[dict[str, str]] = [{"role": "user", "content": "Hi"}]
 
@@ -288,6 +290,25 @@ async def test_keys_and_tenants(model: ServedModel, tmp_path: Any) -> None:
     one, two, again = (request.salt for request in engine.requests)
     assert one == again != two
     assert "key-one" not in one
+
+
+async def test_rotated_keys_count_without_a_restart(
+    model: ServedModel, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvasir_engine.api.auth._REREAD_SECONDS", 0)
+    file = tmp_path / "keys"
+    with pytest.raises(UserError, match="cannot read the API keys"):
+        ApiKeys(file)
+    file.write_text("old\n\n")
+    keys = ApiKeys(file)
+    assert keys.salt("Bearer old")
+    file.write_text("new\n")
+    assert keys.salt("bearer new")
+    with pytest.raises(ApiError):
+        keys.salt("Bearer old")
+    file.unlink()
+    with pytest.raises(ApiError):
+        keys.salt("Bearer new")
 
 
 async def test_readiness_tells_the_reason_and_requests_are_refused_with_it(model: ServedModel) -> None:

@@ -115,7 +115,7 @@ async def test_serves_then_drains_what_is_in_flight_and_exits_0(folder: Path) ->
     await d.stop()
 
 
-@pytest.mark.parametrize("case", ["port", "model", "workers", "tokenizer", "url"])
+@pytest.mark.parametrize("case", ["port", "model", "workers", "tokenizer", "url", "keys"])
 async def test_what_the_user_can_mend_is_one_line_and_status_2(folder: Path, case: str, tmp_path: Path) -> None:
     args = {"--model": f"file://{folder}", "--host": "127.0.0.1", "--port": "0", "--worker": "127.0.0.1:1"}
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -135,6 +135,9 @@ async def test_what_the_user_can_mend_is_one_line_and_status_2(folder: Path, cas
                     (tmp_path / name).write_bytes((folder / name).read_bytes())
                 args["--model"] = f"file://{tmp_path}"
                 reason = "tokenizer"
+            case "keys":
+                args["--api-keys-file"] = str(tmp_path / "none")
+                reason = "cannot read the API keys"
             case "url":
                 args["--worker"] = "ftp://x"
                 reason = "not a worker's URL: 'ftp://x'"

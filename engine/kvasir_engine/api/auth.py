@@ -1,10 +1,14 @@
 """API keys, and the cache tenant that follows from a key."""
 
+import logging
 import time
 from hashlib import blake2b
 from pathlib import Path
 
 from kvasir_engine.api.errors import ApiError
+from kvasir_engine.errors import UserError
+
+log = logging.getLogger("api")
 
 _REREAD_SECONDS = 2.0
 
@@ -19,22 +23,27 @@ def read_keys(path: Path) -> frozenset[str]:
 
     Names that begin with a dot are skipped: Kubernetes keeps a Secret's versions under such names.
     """
-    files = [each for each in path.iterdir() if not each.name.startswith(".")] if path.is_dir() else [path]
-    lines = [line.strip() for each in files if each.is_file() for line in each.read_text().splitlines()]
+    files = [path]
+    if path.is_dir():
+        files = [each for each in path.iterdir() if not each.name.startswith(".") and each.is_file()]
+    lines = [line.strip() for each in files for line in each.read_text().splitlines()]
     return frozenset(line for line in lines if line)
 
 
 class ApiKeys:
     """The keys that may use the API, read again while running, so that a rotated Secret needs no restart.
 
-    A file that cannot be read, or is empty, lets nobody in.
+    Raises UserError when `path` cannot be read at the start. If it cannot be read later, or is empty, nobody
+    gets in.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._salts: dict[str, str] = {}
-        self._read_at = -float("inf")
-        self._reread()
+        self._read_at = time.monotonic()
+        try:
+            self._salts = {key: tenant_salt(key) for key in read_keys(path)}
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the API keys in {path}: {error}") from error
 
     def _reread(self) -> None:
         now = time.monotonic()
@@ -43,7 +52,8 @@ class ApiKeys:
         self._read_at = now
         try:
             self._salts = {key: tenant_salt(key) for key in read_keys(self._path)}
-        except OSError:
+        except (OSError, ValueError) as error:
+            log.error("cannot read the API keys, nobody is let in path=%s reason=%r", self._path, str(error))
             self._salts = {}
 
     def salt(self, authorization: str | None) -> str:

@@ -93,6 +93,8 @@ def _params(
         raise bad_request(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.", "stream_options"
         )
+    if request.stream_options is not None:
+        _only("stream_options.include_obfuscation", request.stream_options.include_obfuscation, False)
     stop_token_ids = request.stop_token_ids or []
     for token in stop_token_ids:
         if not 0 <= token < vocab_size:

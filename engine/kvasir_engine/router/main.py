@@ -119,6 +119,7 @@ async def run_router(options: RouterOptions) -> None:
     else:
         discovery = static_workers([worker_url(url) for url in options.workers])
     check_port(options.host, options.port)
+    keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
     name = options.served_model_name or options.model
     folder = await asyncio.to_thread(resolve, options.model, options.revision)
     model = await asyncio.to_thread(load_served_model, folder, name)
@@ -126,7 +127,6 @@ async def run_router(options: RouterOptions) -> None:
     client = PooledClient(
         pool, registry=registry, remote_threshold=options.remote_threshold, max_length=options.max_length
     )
-    keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
     following = asyncio.create_task(pool.follow(discovery))
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "kvasir-tokenizer") as executor:
