@@ -1,14 +1,15 @@
 """Attention over the paged pool in plain torch: the reference on every device, and what CPUs run.
 
 All the sequences of a step with one new token are attended together: their KV rows are gathered from the pool
-with one indexed read a layer, into groups of similar length. A sequence with more new tokens (a prefill chunk)
-is attended alone with torch's fused kernel, without any gather when it has no earlier tokens.
+with one indexed read a layer, into groups of similar length. A sequence with more new tokens (a prefill chunk) is
+attended alone, in blocks of queries whose scores stay in the processor's cache and which stop at the causal
+diagonal. For bfloat16 on CPUs that is nearly twice as fast as torch's fused attention kernel; the scores are
+rounded to the pool's dtype, as in transformers' eager attention.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from kvasir_engine.attention.pool import KVPool
 from kvasir_engine.model.batch import ForwardBatch
@@ -18,6 +19,12 @@ PADDING_LIMIT = 1024
 
 GROUP_LIMIT = 65536
 """Tokens that a group may have, padding included, to bound the memory of the gathered KV."""
+
+BLOCK = 128
+"""Most queries of a chunk that are attended at once."""
+
+BLOCK_SCORES = 128 * 9 * 2048
+"""Most scores (queries x heads x tokens) that are held at once, down to 16 queries."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,12 @@ class _Decode:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """One sequence with several new tokens, `begin` to `end` of the batch."""
+    """One sequence with several new tokens, `begin` to `end` of the batch, of `context` tokens with them."""
 
     begin: int
     end: int
-    rows: torch.Tensor | None  # [2 * kv_heads * context]; None: no earlier tokens
-    mask: torch.Tensor | None  # [new tokens, context], additive; None with `rows`: none needed, causal
+    context: int
+    rows: torch.Tensor  # [2 * kv_heads * context]: where K and then V lie in a layer's rows
 
 
 class TorchBackend:
@@ -58,6 +65,7 @@ class TorchBackend:
         device = pool.tensor.device
         self._k_heads = torch.arange(shape.kv_heads, device=device) * shape.page_size
         self._v_heads = self._k_heads + shape.kv_heads * shape.page_size
+        self._diagonal = torch.full((BLOCK, BLOCK), float("-inf"), dtype=shape.dtype, device=device).triu_(1)
         self._write_k = self._write_v = torch.empty(0)
         self._decodes: list[_Decode] = []
         self._chunks: list[_Chunk] = []
@@ -90,7 +98,7 @@ class TorchBackend:
         for decode in self._decodes:
             out[decode.members] = self._run_decode(decode, rows, q)
         for chunk in self._chunks:
-            out[chunk.begin : chunk.end] = self._run_chunk(chunk, rows, q, k, v)
+            out[chunk.begin : chunk.end] = self._run_chunk(chunk, rows, q)
         return out
 
     def _slots(self, pages: torch.Tensor, owner: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -137,29 +145,27 @@ class TorchBackend:
 
     def _plan_chunk(self, batch: ForwardBatch, pages: torch.Tensor, index: int, begin: int) -> _Chunk:
         new, context = batch.query_lens[index], batch.context_lens[index]
-        end = begin + new
-        if new == context:
-            return _Chunk(begin, end, None, None)
         positions = torch.arange(context, device=pages.device)
         slots = self._slots(pages, torch.full_like(positions, index), positions)
-        mask = self._additive(positions > positions[context - new :, None])
-        return _Chunk(begin, end, self._kv_rows(slots), mask)
+        return _Chunk(begin, begin + new, context, self._kv_rows(slots))
 
-    def _run_chunk(
-        self, plan: _Chunk, rows: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def _run_chunk(self, plan: _Chunk, rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         new = plan.end - plan.begin
-        q = q[plan.begin : plan.end].view(new, self._kv_heads, self._group, self._head_dim).permute(1, 2, 0, 3)
-        if plan.rows is None:
-            k = k[plan.begin : plan.end].transpose(0, 1)
-            v = v[plan.begin : plan.end].transpose(0, 1)
-        else:
-            k, v = rows.index_select(0, plan.rows).view(2, self._kv_heads, -1, self._head_dim)
-        # KV heads stand where the kernel expects the batch, and their group's heads share them without a copy.
-        k = k.unsqueeze(1).expand(-1, self._group, -1, -1)
-        v = v.unsqueeze(1).expand(-1, self._group, -1, -1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.mask, is_causal=plan.mask is None)
-        return out.permute(2, 0, 1, 3).reshape(new, -1)
+        kv = rows.index_select(0, plan.rows).view(2, self._kv_heads, plan.context, self._head_dim)
+        k, v = kv[0].transpose(1, 2), kv[1]
+        grouped = (q[plan.begin : plan.end] * self._scale).view(new, self._kv_heads, self._group, self._head_dim)
+        out = torch.empty_like(grouped)
+        block = min(BLOCK, max(16, BLOCK_SCORES // (self._heads * plan.context)))
+        for begin in range(0, new, block):
+            size = min(block, new - begin)
+            seen = plan.context - new + begin + size
+            rows_q = grouped[begin : begin + size].permute(1, 2, 0, 3).reshape(self._kv_heads, -1, self._head_dim)
+            scores = torch.bmm(rows_q, k[:, :, :seen]).view(self._kv_heads, self._group, size, seen)
+            scores[..., seen - size :].add_(self._diagonal[:size, :size])
+            block_out = torch.bmm(scores.softmax(-1).view(self._kv_heads, -1, seen), v[:, :seen])
+            block_out = block_out.view(self._kv_heads, self._group, size, self._head_dim)
+            out[begin : begin + size].copy_(block_out.permute(2, 0, 1, 3))
+        return out.view(new, -1)
 
     def _additive(self, hidden: torch.Tensor) -> torch.Tensor:
         mask = torch.zeros(hidden.shape, dtype=self.pool.tensor.dtype, device=hidden.device)

@@ -1,5 +1,6 @@
 """The Llama architecture (Llama 1 to 3, Mistral, SmolLM2): grouped-query attention, rotary positions, SwiGLU."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 
 from kvasir_engine.attention.base import AttentionBackend
 from kvasir_engine.model.config import ModelConfig
-from kvasir_engine.model.layers import Linear, RMSNorm, Rotary
+from kvasir_engine.model.layers import Head, Linear, RMSNorm, Rotary
 from kvasir_engine.model.loader import Weights
 
 
@@ -30,13 +31,13 @@ class Llama:
         self.config = config
         self._embedding = weights.tensor("model.embed_tokens.weight", config.vocab, config.hidden)
         self._layers = [self._load_layer(weights, f"model.layers.{i}.") for i in range(config.layers)]
-        self._norm = RMSNorm(weights.tensor("model.norm.weight", config.hidden), config.norm_eps)
+        self._norm = RMSNorm(weights.tensor("model.norm.weight", config.hidden), config.norm_eps, torch.float32)
         head = (
             self._embedding
             if config.tied_embeddings
             else weights.tensor("lm_head.weight", config.vocab, config.hidden)
         )
-        self._head = Linear(head)
+        self._head = Head(head)
         self._rotary = Rotary(config.rope, config.head_dim, config.max_positions, weights.dtype, weights.device)
 
     def _load_layer(self, weights: Weights, prefix: str) -> LlamaLayer:
@@ -67,20 +68,28 @@ class Llama:
         )
 
     def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, last: torch.Tensor, attention: AttentionBackend
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        last: torch.Tensor,
+        attention: AttentionBackend,
+        on_layer: Callable[[int], None] | None = None,
     ) -> torch.Tensor:
-        """Logits [S, vocab] after the tokens at the S places `last`, of `tokens` and `positions` [T].
+        """Logits [S, vocab], float32, after the tokens at the S places `last`, of `tokens` and `positions` [T].
 
-        `attention` is planned for these tokens.
+        `attention` is planned for these tokens. `on_layer` is called with each layer once its KV is in the pool.
         """
         heads, kv_heads, head_dim = self.config.heads, self.config.kv_heads, self.config.head_dim
         factors = self._rotary.at(positions)
-        x = F.embedding(tokens, self._embedding)
+        # The residual stream is float32: bfloat16 would round away the small contributions of the later layers.
+        x = F.embedding(tokens, self._embedding).float()
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(layer.input_norm(x)).view(-1, heads + 2 * kv_heads, head_dim)
             self._rotary.rotate(qkv[:, : heads + kv_heads], factors)
             q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
-            x = x + layer.output(attention.run(index, q, k, v))
+            x += layer.output(attention.run(index, q, k, v))
+            if on_layer is not None:
+                on_layer(index)
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate).mul_(up))
+            x += layer.down(F.silu(gate).mul_(up))
         return self._head(self._norm(x[last]))

@@ -56,12 +56,15 @@ class ModelRunner:
         return self.config.vocab
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Logits [S, vocab], float32, after each sequence of `batch`; the new tokens' KV is in the pool then."""
+    def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        """Logits [S, vocab], float32, after each sequence of `batch`; the new tokens' KV is in the pool then.
+
+        `on_layer` is called with each layer's number as soon as its KV is in the pool.
+        """
         self._attention.plan(batch)
         tokens, positions = batch.tokens.to(self.device), batch.positions.to(self.device)
         last = torch.tensor(batch.query_lens, device=self.device).cumsum(0) - 1
-        return self._model.forward(tokens, positions, last, self._attention).float()
+        return self._model.forward(tokens, positions, last, self._attention, on_layer)
 
 
 def default_kv_memory(device: torch.device) -> int:
