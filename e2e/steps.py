@@ -16,6 +16,7 @@ Object = dict[str, Any]
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.25
+_MOST_RESTARTS = 2
 
 
 def eventually(look: Callable[[], T | None], seconds: float, what: str, cluster: Cluster) -> T:
@@ -43,6 +44,11 @@ def pods(cluster: Cluster, namespace: str, selector: str = "") -> list[Object]:
 def ready(pod: Mapping[str, Any]) -> bool:
     """Whether the pod is Ready."""
     return condition(pod, "Ready").get("status") == "True"
+
+
+def restarts(pod: Mapping[str, Any]) -> int:
+    """How often the pod's container was restarted."""
+    return sum(int(status["restartCount"]) for status in pod["status"].get("containerStatuses") or ())
 
 
 def condition(item: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
@@ -74,6 +80,8 @@ def wait_ready(cluster: Cluster, namespace: str, name: str, seconds: float) -> O
     def look() -> bool:
         seen.clear()
         seen.update(cluster.get("kvi", name, "-n", namespace))
+        crashed = [pod["metadata"]["name"] for pod in pods(cluster, namespace) if restarts(pod) > _MOST_RESTARTS]
+        assert not crashed, f"pods crash again and again: {crashed}"
         return condition(seen, "Ready").get("status") == "True"
 
     try:

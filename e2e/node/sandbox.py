@@ -2,15 +2,12 @@
 
 A script, started with `python -I -S`. It hands signals on to COMMAND and ends as COMMAND ends. SPEC.json:
 
-    netns         path of the pod's network namespace
-    hostname      the pod's name
-    stage         an empty directory that may be mounted on
-    read_only     readOnlyRootFilesystem
-    host_ipc      whether IPC and /dev/shm stay the machine's
-    mounts        [source, target, read_only] of each volume
-    tmpfs         [target, size] of each emptyDir in memory; size may be ""
-    capabilities  numbers of the capabilities to keep, or null for all
-    cwd           working directory
+    netns         path of the pod's network namespace hostname      the pod's name stage         an empty directory
+    that may be mounted on read_only     readOnlyRootFilesystem host_ipc      whether IPC and /dev/shm stay the
+    machine's mounts        [source, target, read_only] of each volume tmpfs         [target, size] of each emptyDir
+    in memory; size may be "" image         paths that the command itself needs; where a volume hides them (a
+    checkout below /tmp) they are put back capabilities  numbers of the capabilities to keep, or null for all cwd
+    working directory
 
 The root file system is the machine's own, seen through an overlay: nothing that the command writes outside its
 volumes reaches the machine, and with `read_only` it cannot write at all. Volumes are at their mount paths. /run is
@@ -127,6 +124,8 @@ def enter(spec: dict[str, Any]) -> None:
         sources.append((os.open(source, os.O_PATH), os.path.isdir(source), os.path.realpath(target), read_only))
     tmpfs = [(os.path.realpath(target), size) for target, size in spec["tmpfs"]]
     targets = [(target, directory) for _, directory, target, _ in sources] + [(target, True) for target, _ in tmpfs]
+    hidden = tuple(target.rstrip("/") + "/" for target, _ in targets)
+    image = [(path, os.open(path, os.O_PATH)) for path in spec["image"] if path.startswith(hidden)]
     root = overlay(spec, targets)
     mount("proc", f"{root}/proc", "proc")
     mount("run", f"{root}/run", "tmpfs", 0, "mode=755,size=16m")
@@ -141,6 +140,9 @@ def enter(spec: dict[str, Any]) -> None:
         if target.startswith(OWN):
             place(root, target, directory)
         bind(fd, root + target, read_only)
+    for path, fd in image:
+        place(root, path, directory=True)
+        bind(fd, root + path, read_only=True)
     os.chroot(root)
     os.chdir(spec["cwd"])
 

@@ -38,6 +38,13 @@ def environment() -> dict[str, str]:
     }
 
 
+def image() -> list[str]:
+    """Folders that stand for the image: this interpreter, its environment, and the checkout."""
+    paths = {sys.prefix, sys.base_prefix, *(path for path in sys.path if Path(path).is_dir())}
+    paths = {str(Path(path).resolve()) for path in paths}
+    return sorted(path for path in paths if not any(path.startswith(f"{other}/") for other in paths))
+
+
 def _referenced(spec: Mapping[str, Any], kind: str) -> set[str]:
     """Names of the secrets or config maps that a pod's volumes and environment refer to. Raises PodError."""
     volume, name, source, whole = {
@@ -186,6 +193,7 @@ async def prepare(
         "host_ipc": bool(spec.get("hostIPC")),
         "mounts": mounts,
         "tmpfs": tmpfs,
+        "image": image(),
         "capabilities": _capabilities(container),
         "cwd": cwd,
     }
