@@ -73,6 +73,15 @@ def unavailable() -> str | None:
     return None
 
 
+def _mac(address: str) -> str:
+    """The hardware address of an IPv4 address.
+
+    Fixed ones, since what has been learned of them lives for half a minute: a bridge would otherwise take another
+    with each port that comes or goes, and a pod's address would keep a former pod's.
+    """
+    return ":".join(["02", "00", *(f"{int(part):02x}" for part in address.split("."))])
+
+
 def add_cluster(name: str) -> None:
     """Make a cluster's namespace with its bridge."""
     ip("netns", "add", name)
@@ -81,7 +90,7 @@ def add_cluster(name: str) -> None:
         name,
         batch=[
             "link set lo up",
-            "link add br0 type bridge",
+            f"link add br0 address {_mac(GATEWAY)} type bridge",
             f"addr add {GATEWAY}/{PREFIX_LENGTH} dev br0",
             "link set br0 up",
         ],
@@ -97,7 +106,10 @@ def add_pod(cluster: str, name: str, link: str, address: str) -> None:
     ip(
         "-n",
         cluster,
-        batch=[f"link add {link} type veth peer name eth0 netns {name}", f"link set {link} master br0 up"],
+        batch=[
+            f"link add {link} type veth peer name eth0 address {_mac(address)} netns {name}",
+            f"link set {link} master br0 up",
+        ],
     )
     ip(
         "-n",

@@ -89,7 +89,7 @@ print(json.dumps({
     "root": write("/outside"),
     "emptyDir": write("/var/lib/scratch/x"),
     "secret write": write("/etc/secret/password"),
-    "tmp": os.listdir("/tmp"),
+    "tmp": write("/tmp/kvasir-e2e-looker"),
     "shm": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
     "capabilities": open("/proc/self/status").read().split("CapEff:")[1].split()[0],
     "interfaces": sorted(os.listdir("/sys/class/net")),
@@ -166,7 +166,7 @@ def test_a_pod_sees_its_volumes_account_and_network_and_nothing_else(nodes: Clus
         "root": "Read-only file system",
         "emptyDir": "written",
         "secret write": "Read-only file system",
-        "tmp": [],
+        "tmp": "written",
         "shm": 128 << 20,
         "capabilities": "0000000000000000",
         "interfaces": ["eth0", "lo"],
@@ -176,6 +176,7 @@ def test_a_pod_sees_its_volumes_account_and_network_and_nothing_else(nodes: Clus
         "allowed": 200,
         "world": "Network is unreachable",
     }
+    assert not Path("/tmp/kvasir-e2e-looker").exists(), "a pod's /tmp is the machine's"
 
 
 def test_a_service_reaches_ready_pods_from_pods_and_from_the_test(nodes: Cluster, namespace: str) -> None:
