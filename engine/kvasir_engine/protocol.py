@@ -60,6 +60,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
     head_dim: int
     positions: str
     tensor_parallel: int = 1
+    digest: str = "none"
 
     def mismatch(self, other: "Fingerprint") -> str | None:
         """The first field by which the two cannot pair, as `field: ours, theirs`; `None` when they can."""

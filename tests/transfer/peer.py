@@ -2,7 +2,6 @@
 
 import multiprocessing as mp
 import queue
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TypeVar
@@ -11,13 +10,15 @@ import numpy as np
 
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
 from kvasir_engine.transfer.agent import Agent
+from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.handoff import Event, Handoff
 from kvasir_engine.transfer.messages import Complete
 from kvasir_engine.transfer.writer import Push
 
 PAGES = 64
 PAGE_BYTES = 4096
-FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, 1, 1, 16, "rope")
+LAYERS = 4
+FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, LAYERS, 1, 16, "rope")
 
 E = TypeVar("E")
 
@@ -33,7 +34,8 @@ class Side:
     def __post_init__(self) -> None:
         self.pool = np.zeros((PAGES, PAGE_BYTES), np.uint8)
         region = Region(self.pool.ctypes.data, PAGES, PAGE_BYTES)
-        self.handoff = Handoff(lambda: Agent(self.epoch, region, self.fingerprint), self.events.put)
+        digest = Digester(region.address, PAGES, PAGE_BYTES)
+        self.handoff = Handoff(lambda: Agent(self.epoch, region, self.fingerprint), self.events.put, digest)
         self.handoff.start()
 
     @property
@@ -56,8 +58,8 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint) -> None:
         match pipe.recv():
             case ("open", Endpoint() as to, Lease() as lease):
                 key = side.handoff.open(to, lease)
-            case ("push", local, remote, Complete() | None as complete):
-                side.handoff.push(key, Push(tuple(local), tuple(remote), complete))
+            case ("push", Push() as push):
+                side.handoff.push(key, push)
             case ("event",):
                 pipe.send(side.events.get(timeout=30))
             case ("stop",):
@@ -79,8 +81,11 @@ class Peer:
     def open(self, to: Endpoint, lease: Lease) -> None:
         self._pipe.send(("open", to, lease))
 
-    def push(self, local: list[int], remote: list[int], complete: Complete | None = None) -> None:
-        self._pipe.send(("push", local, remote, complete))
+    def push(self, local: list[int], remote: list[int], layer: int | None = None, last: bool = True) -> None:
+        self._pipe.send(("push", Push(tuple(local), tuple(remote), layer, last)))
+
+    def complete(self, complete: Complete) -> None:
+        self._pipe.send(("push", Push(complete=complete)))
 
     def event(self) -> Event:
         self._pipe.send(("event",))
@@ -96,6 +101,3 @@ class Peer:
             self._pipe.send(("stop",))
             self.process.join(10)
         assert not self.process.is_alive()
-
-
-Make = Callable[[int], Peer]

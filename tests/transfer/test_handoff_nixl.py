@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from peer import FINGERPRINT, Peer, Side
+from peer import FINGERPRINT, LAYERS, Peer, Side
 
 from kvasir_engine.protocol import Lease
 from kvasir_engine.transfer import holder, writer
@@ -45,13 +45,29 @@ def test_pages_arrive_before_the_completion_and_nothing_else_is_touched(side: Si
     side.handoff.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3, 4], [40, 7])
-    peer.push([5], [9], complete(lease))
+    for layer in range(LAYERS):
+        peer.push([5], [9], layer, last=layer == LAYERS - 1)
+    peer.complete(complete(lease))
     settled = side.wait(holder.Settled)
     assert settled.complete == complete(lease)
     assert (side.pool[[40, 7, 9]] == [[3], [4], [5]]).all()
     side.pool[[40, 7, 9]] = 0
     assert not side.pool.any()
-    assert [type(peer.event()), type(peer.event())] == [writer.Done, writer.Done]
+    assert [type(peer.event()) for _ in range(3)] == [writer.Done] * 3
+
+
+def test_a_layer_that_did_not_come_is_found_by_the_digest(side: Side, peer: Peer) -> None:
+    lease = lease_of(8, [2, 5])
+    side.handoff.grant(lease, peer.endpoint)
+    peer.open(side.endpoint, lease)
+    peer.push([3], [2])
+    for layer in range(1, LAYERS):
+        peer.push([4], [5], layer, last=layer == LAYERS - 1)
+    peer.complete(complete(lease))
+    reclaimed = side.wait(holder.Reclaimed)
+    assert reclaimed.code == "kv_digest_mismatch"
+    assert "1 of 2 pages" in reclaimed.reason
+    assert side.handoff.stats.digest_failures == 1
 
 
 def test_an_aborted_lease_comes_back_when_the_writer_says_it_stopped(side: Side, peer: Peer) -> None:
@@ -61,30 +77,30 @@ def test_an_aborted_lease_comes_back_when_the_writer_says_it_stopped(side: Side,
     peer.push([3], [1])
     assert isinstance(peer.event(), writer.Done)
     side.handoff.revoke(lease.id)
-    assert side.wait(holder.Fenced).reason == "aborted"
+    assert side.wait(holder.Fenced).code == "lease_aborted"
     assert side.wait(holder.Reclaimed).proof == "acknowledged"
-    failed = peer.event()
-    assert isinstance(failed, writer.Failed)
+    assert isinstance(peer.event(), writer.Failed)
     side.pool[:] = 0
-    peer.push([4, 5], [2, 3], complete(lease))  # too late: it must not be written
+    peer.push([4, 5], [2, 3])  # too late: it must not be written
+    peer.complete(complete(lease))
     after = lease_of(3, [8])
     side.handoff.grant(after, peer.endpoint)
     peer.open(side.endpoint, after)
-    peer.push([6], [8], complete(after))
+    peer.push([6], [8])
+    peer.complete(complete(after))
     assert side.wait(holder.Settled).lease == 3
     assert not side.pool[[1, 2, 3]].any()
 
 
-def test_a_killed_writer_is_proof_and_frees_its_leases(side: Side, peer: Peer) -> None:
-    lease = lease_of(4, [1, 2])
+def test_the_death_of_a_writer_is_noticed_without_asking_and_is_proof(side: Side, peer: Peer) -> None:
+    lease = lease_of(7, [1, 2])
     side.handoff.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3], [1])
     assert isinstance(peer.event(), writer.Done)
     peer.kill()
-    side.handoff.revoke(lease.id)
-    side.wait(holder.Fenced)
-    assert side.wait(holder.Reclaimed).proof == "writer_died"
+    reclaimed = side.wait(holder.Reclaimed)  # nobody asked: the holder's own pings found out
+    assert (reclaimed.proof, reclaimed.lease) == ("writer_died", 7)
 
 
 def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) -> None:
@@ -96,7 +112,7 @@ def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) ->
     assert peer.process.pid is not None
     os.kill(peer.process.pid, signal.SIGSTOP)
     try:
-        assert side.wait(holder.Fenced).reason == "expired"
+        assert side.wait(holder.Fenced).code == "lease_expired"
         with pytest.raises(queue.Empty):  # nothing comes back while it may still write
             side.events.get(timeout=1.0)
     finally:

@@ -13,11 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvasir_engine.transfer import holder, writer
 from kvasir_engine.transfer.holder import Holder
-from kvasir_engine.transfer.messages import AnyMessage, Complete, Release, Stopped
+from kvasir_engine.transfer.messages import AnyMessage, Complete, Ping, Pong, Release, Stopped, Written
 from kvasir_engine.transfer.writer import Push, Writer
 
 EPOCH = 7
 PAGES = 3
+LAYERS = 3
 P, D = "prefill", "decode"
 LEASES = st.integers(1, 4)
 
@@ -31,9 +32,11 @@ class Leases(RuleBasedStateMachine):
         self.to_holder: deque[AnyMessage] = deque()
         self.to_writer: deque[AnyMessage] = deque()
         self.holder_now = self.writer_now = 0.0
-        self.posted: dict[int, Push] = {}
+        self.posted: list[tuple[int, Push]] = []
         self.granted: set[int] = set()
         self.opened: dict[int, int] = {}  # lease -> pages pushed
+        self.written: dict[int, int] = {}  # lease -> layers of pages that were written well
+        self.corrupt: set[int] = set()
         self.back: dict[int, str] = {}  # lease -> how the holder got its pages back
         self.failed: set[int] = set()  # leases the writer's engine was told to forget
         self.done: set[int] = set()
@@ -47,13 +50,18 @@ class Leases(RuleBasedStateMachine):
                 case holder.Settled(lease, complete):
                     self.gets_back(lease, "settled")
                     assert complete.pages == PAGES
-                    assert self.opened[lease] == PAGES
-                case holder.Reclaimed(lease, proof, _):
+                    assert self.written[lease] == PAGES * LAYERS
+                    assert lease not in self.corrupt
+                case holder.Reclaimed(lease, proof, _, code):
                     self.gets_back(lease, proof)
+                    assert (code == "kv_digest_mismatch") <= (lease in self.corrupt)
+                case holder.Verify(lease, pages, digests):
+                    assert len(pages) == len(digests)
+                    self.holder.verified(lease, 0 if lease in self.corrupt else len(pages))
 
     def gets_back(self, lease: int, how: str) -> None:
         assert lease not in self.back, "pages came back twice"
-        assert how == "writer_died" or lease not in self.posted, "pages came back under a write"
+        assert how == "writer_died" or lease not in dict(self.posted), "pages came back under a write"
         self.back[lease] = how
 
     def at_writer(self, effects: Iterable[writer.Effect]) -> None:
@@ -62,14 +70,16 @@ class Leases(RuleBasedStateMachine):
                 case writer.Post((agent, lease), push):
                     assert agent == D
                     assert lease not in self.back, "a write into pages that were taken back"
-                    assert lease not in self.posted
-                    self.posted[lease] = push
+                    self.posted.append((lease, push))
+                case writer.Announce((agent, lease), epoch, first, push):
+                    assert agent == D
+                    self.to_holder.append(Written(lease, epoch, first, [0] * len(push.local)))
                 case writer.Tell(agent, message):
                     assert agent == D
                     self.to_holder.append(message)
                 case writer.Failed((_, lease), _):
                     assert lease not in self.done
-                    assert lease not in self.posted, "told to forget pages that are still read"
+                    assert lease not in dict(self.posted), "told to forget pages that are still read"
                     self.failed.add(lease)
                 case writer.Done((_, lease), push):
                     if push.complete is not None:
@@ -80,7 +90,7 @@ class Leases(RuleBasedStateMachine):
     def grant(self, lease: int, seconds: float) -> None:
         if lease not in self.granted:
             self.granted.add(lease)
-            self.holder.grant(lease, P, PAGES, self.holder_now + seconds)
+            self.holder.grant(lease, P, range(PAGES), self.holder_now, seconds)
 
     @rule(lease=LEASES, seconds=st.sampled_from([1.0, 5.0]))
     def the_prompt_reaches_the_writer(self, lease: int, seconds: float) -> None:
@@ -90,34 +100,47 @@ class Leases(RuleBasedStateMachine):
 
     @rule(lease=LEASES)
     def push(self, lease: int) -> None:
-        if lease in self.opened and self.opened[lease] < PAGES and lease not in self.failed:
+        """The next page, layer by layer; after the last page, the completion."""
+        if lease in self.opened and self.opened[lease] <= PAGES and lease not in self.failed:
+            page = self.opened[lease]
             self.opened[lease] += 1
-            last = self.opened[lease] == PAGES
-            complete = Complete(lease, EPOCH, PAGES * 16, PAGES, 5) if last else None
-            self.at_writer(self.writer.push((D, lease), Push((1,), (1,), complete), self.writer_now))
+            if page == PAGES:
+                complete = Push(complete=Complete(lease, EPOCH, PAGES * 16, PAGES, 5))
+                return self.at_writer(self.writer.push((D, lease), complete, self.writer_now))
+            for layer in range(LAYERS):
+                push = Push((page,), (page,), layer, last=layer == LAYERS - 1)
+                self.at_writer(self.writer.push((D, lease), push, self.writer_now))
+        return None
 
     @precondition(lambda self: self.posted)
     @rule(data=st.data(), ok=st.sampled_from([True, True, True, False]))
     def a_write_ends(self, data: st.DataObject, ok: bool) -> None:
-        lease = data.draw(st.sampled_from(sorted(self.posted)))
-        push = self.posted.pop(lease)
-        if ok and push.complete is not None:  # the notification rides on the write
-            self.to_holder.append(push.complete)
-        self.at_writer(self.writer.ended((D, lease), ok, self.writer_now))
+        lease, push = self.posted.pop(data.draw(st.integers(0, len(self.posted) - 1)))
+        self.written[lease] = self.written.get(lease, 0) + ok
+        self.at_writer(self.writer.ended((D, lease), push, ok, self.writer_now))
+
+    @rule(lease=LEASES)
+    def a_page_is_spoiled(self, lease: int) -> None:
+        self.corrupt.add(lease)
 
     @precondition(lambda self: self.to_holder)
     @rule()
     def the_holder_hears(self) -> None:
         message = self.to_holder.popleft()
-        assert isinstance(message, Complete | Stopped)
-        self.at_holder(self.holder.received(P, message))
+        self.holder.heard(P, self.holder_now)
+        if not isinstance(message, Pong):
+            assert isinstance(message, Complete | Stopped | Written)
+            self.at_holder(self.holder.received(P, message))
 
     @precondition(lambda self: self.to_writer)
     @rule()
     def the_writer_hears(self) -> None:
         message = self.to_writer.popleft()
-        assert isinstance(message, Release)
-        self.at_writer(self.writer.released(D, message, self.writer_now))
+        if isinstance(message, Ping):
+            self.to_holder.append(Pong(0, EPOCH))
+        else:
+            assert isinstance(message, Release)
+            self.at_writer(self.writer.released(D, message, self.writer_now))
 
     @rule(lease=LEASES)
     def the_holder_aborts(self, lease: int) -> None:
@@ -145,7 +168,7 @@ class Leases(RuleBasedStateMachine):
         self.at_holder(self.holder.died(P))
         self.to_writer.clear()
         self.failed |= set(self.opened)  # its requests died with it
-        self.opened |= dict.fromkeys(self.granted, PAGES)
+        self.opened |= dict.fromkeys(self.granted, PAGES + 1)
 
     @rule(
         epoch=st.sampled_from([EPOCH - 1, EPOCH]), agent=st.sampled_from([P, "stranger"]), lease=st.integers(1, 9)
@@ -168,9 +191,9 @@ class Leases(RuleBasedStateMachine):
             self.the_holders_clock_runs(2.0)
             while self.to_writer:
                 self.the_writer_hears()
-            for lease in sorted(self.posted):
-                self.posted.pop(lease)
-                self.at_writer(self.writer.ended((D, lease), False, self.writer_now))
+            while self.posted:
+                lease, push = self.posted.pop()
+                self.at_writer(self.writer.ended((D, lease), push, False, self.writer_now))
             while self.to_holder:
                 self.the_holder_hears()
         assert set(self.back) == self.granted
@@ -191,15 +214,47 @@ def test_a_release_that_overtakes_the_prompt_refuses_it() -> None:
 
 def test_a_timeout_alone_gives_no_page_back() -> None:
     machine = Holder(EPOCH)
-    machine.grant(1, P, PAGES, 1.0)
+    machine.grant(1, P, range(PAGES), 0.0, 1.0)
     effects = [e for t in range(2, 500) for e in machine.tick(float(t))]
     assert {type(e) for e in effects} == {holder.Fenced, holder.Ask}
     assert len(machine) == machine.fenced == 1
 
 
+def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> None:
+    machine = Holder(EPOCH)
+    machine.grant(1, P, range(PAGES), 0.0, 60.0)
+    machine.grant(2, "other", range(PAGES), 0.0, 60.0)
+    asked = []
+    for quarter in range(1, 16):
+        machine.heard("other", quarter / 4)
+        asked += [e for e in machine.tick(quarter / 4) if isinstance(e, holder.Fenced)]
+    assert asked == [holder.Fenced(1, "lease_writer_silent")]
+
+
 def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
     machine = Holder(EPOCH)
-    machine.grant(1, P, PAGES, 9.0)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, PAGES - 1, 5))
+    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    (verify,) = machine.received(P, Written(1, EPOCH, 0, [7, 8]))
+    assert verify == holder.Verify(1, (0, 1), (7, 8))
+    machine.verified(1, 2)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, PAGES, 5))
     assert isinstance(effect, holder.Reclaimed)
     assert "2 pages of 3" in effect.reason
+
+
+def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
+    machine = Holder(EPOCH)
+    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, [7, 8, 9])))
+    machine.verified(1, 2)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, PAGES, 5))
+    assert isinstance(effect, holder.Reclaimed)
+    assert (effect.code, effect.proof) == ("kv_digest_mismatch", "acknowledged")
+
+
+def test_pages_announced_out_of_order_are_refused() -> None:
+    machine = Holder(EPOCH)
+    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    for first, count in [(1, 1), (0, 4)]:
+        (effect,) = machine.received(P, Written(1, EPOCH, first, [0] * count))
+        assert isinstance(effect, holder.Rejected)

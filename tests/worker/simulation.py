@@ -33,7 +33,7 @@ class Worker:
         self.holder, self.writer = Holder(epoch), Writer()
         self.commands: deque[Callable[[float], Iterable[Any]]] = deque()
         self.events: deque[Any] = deque()
-        self.writes: dict[Key, Push] = {}
+        self.writes: list[tuple[Key, Push]] = []
         self.engine = Engine(self.runner, role, limits, 64, epoch, self)  # type: ignore[arg-type]
         network.workers[self.endpoint.agent] = self
 
@@ -43,7 +43,7 @@ class Worker:
         def command(now: float) -> Iterable[Any]:
             if to.agent not in self.network.workers:
                 return [holder.Reclaimed(lease.id, "writer_died", "dead")]
-            self.holder.grant(lease.id, to.agent, len(lease.pages), now + lease.seconds)
+            self.holder.grant(lease.id, to.agent, lease.pages, now, lease.seconds)
             return []
 
         self.commands.append(command)
@@ -81,23 +81,28 @@ class Worker:
         if inbox:
             sender, message = inbox.popleft()
             self.obey()
-            if isinstance(message, messages.Release):
-                self._apply(self.writer.released(sender, message, self.network.now))
-            else:
-                self._apply(self.holder.received(sender, message))
+            self.holder.heard(sender, self.network.now)
+            match message:
+                case messages.Release():
+                    self._apply(self.writer.released(sender, message, self.network.now))
+                case messages.Ping(lease, epoch):
+                    self._send(sender, messages.Pong(lease, epoch))
+                case messages.Pong():
+                    pass
+                case _:
+                    self._apply(self.holder.received(sender, message))
 
-    def end_write(self, key: Key) -> None:
-        """A write under way ends well: its bytes are there, then its notification."""
-        push = self.writes.pop(key)
+    def end_write(self, place: int = 0) -> None:
+        """A write under way ends well: its bytes are there."""
+        key, push = self.writes.pop(place)
         target = self.network.workers.get(key[0])
         if target is None:
             self._apply(self.writer.died(key[0]))
             return
+        layers = slice(None) if push.layer is None else slice(push.layer, push.layer + 1)
         for mine, theirs in zip(push.local, push.remote, strict=True):
-            target.runner.pool.tensor[theirs] = self.runner.pool.tensor[mine]
-        if push.complete is not None:
-            self.network.inbox(key[0]).append((self.endpoint.agent, push.complete))
-        self._apply(self.writer.ended(key, True, self.network.now))
+            target.runner.pool.tensor[theirs, layers] = self.runner.pool.tensor[mine, layers]
+        self._apply(self.writer.ended(key, push, True, self.network.now))
 
     def tick(self) -> None:
         """The transfer thread looks at the clock."""
@@ -110,25 +115,37 @@ class Worker:
 
     def peer_died(self, agent: str) -> None:
         """The transport reports a death."""
-        self.writes = {key: push for key, push in self.writes.items() if key[0] != agent}
+        self.writes = [(key, push) for key, push in self.writes if key[0] != agent]
         self._apply([*self.holder.died(agent), *self.writer.died(agent)])
 
     def _apply(self, effects: Iterable[Any]) -> None:
         for effect in effects:
             match effect:
                 case writer.Post(key, push):
-                    self.writes[key] = push
+                    self.writes.append((key, push))
                     target = self.network.workers.get(key[0])
-                    if target is not None:  # the write has begun: half of the first page is not what it was
-                        for page in push.remote[:1]:
-                            target.runner.pool.tensor[page, ::2] = -1
+                    if target is not None:  # the write has begun: what it writes to is not what it was
+                        for page in push.remote:
+                            target.runner.pool.tensor[page, push.layer or 0] = -1
+                case writer.Announce((agent, lease), epoch, first, push):
+                    self._send(agent, messages.Written(lease, epoch, first, self.digests(push.local)))
+                case holder.Verify(lease, pages, digests):
+                    right = sum(a == b for a, b in zip(self.digests(pages), digests, strict=True))
+                    self.holder.verified(lease, right)
                 case holder.Ask(agent, message) | writer.Tell(agent, message):
-                    if agent in self.network.workers:
-                        self.network.inbox(agent).append((self.endpoint.agent, message))
-                    else:
-                        self._apply([*self.holder.died(agent), *self.writer.died(agent)])
+                    self._send(agent, message)
                 case _:
                     self.events.append(effect)
+
+    def _send(self, agent: str, message: messages.AnyMessage) -> None:
+        if agent in self.network.workers:
+            self.network.inbox(agent).append((self.endpoint.agent, message))
+        else:
+            self._apply([*self.holder.died(agent), *self.writer.died(agent)])
+
+    def digests(self, pages: Iterable[int]) -> list[int]:
+        """What the pages hold, as one number each."""
+        return [hash(tuple(self.runner.pool.tensor[page].flatten().tolist())) for page in pages]
 
 
 class Network:

@@ -5,6 +5,9 @@ from the pool through the page table. So a page that is stale, swapped, shared t
 changes the tokens, and `reference` says what they should have been.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from kvasir_engine.model.batch import ForwardBatch
@@ -13,14 +16,15 @@ VOCAB = 50
 MASK = (1 << 31) - 1
 
 
-def mix(token: int, position: int) -> int:
+def mix(token: int, position: int, layer: int) -> int:
     """The KV of a token."""
-    return ((token + 1) * 2654435761 + (position + 1) * 40503 * (token + 7)) & MASK
+    return ((token + 1) * 2654435761 * (layer + 1) + (position + 1) * 40503 * (token + 7 + layer)) & MASK
 
 
 def following(context: list[int]) -> int:
     """The token after `context`: a function of all of it."""
-    return sum(mix(token, place) for place, token in enumerate(context)) * 31 % 1000003 % VOCAB
+    total = sum(mix(token, place, layer) for place, token in enumerate(context) for layer in range(LAYERS))
+    return total * 31 % 1000003 % VOCAB
 
 
 def reference(prompt: list[int], count: int) -> list[int]:
@@ -31,12 +35,22 @@ def reference(prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+LAYERS = 2
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """What the engine reads of a model's configuration."""
+
+    layers: int = LAYERS
+
+
 class ToyPool:
-    """The pool: one 64-bit number a token."""
+    """The pool: one 64-bit number a token and layer."""
 
     def __init__(self, pages: int, page_size: int) -> None:
-        self.pages, self.page_size, self.page_bytes = pages, page_size, page_size * 8
-        self.tensor = torch.zeros((pages, page_size), dtype=torch.int64)
+        self.pages, self.page_size, self.page_bytes = pages, page_size, LAYERS * page_size * 8
+        self.tensor = torch.zeros((pages, LAYERS, page_size), dtype=torch.int64)
 
     @property
     def address(self) -> int:
@@ -47,23 +61,28 @@ class ToyRunner:
     """Stands in for ModelRunner."""
 
     def __init__(self, pages: int, page_size: int) -> None:
+        self.config = ToyConfig()
         self.vocab = VOCAB
         self.pool = ToyPool(pages, page_size)
         self.computed = 0
 
-    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """One-hot logits [S, VOCAB] for the last token of each sequence."""
-        size, pool = self.pool.page_size, self.pool.tensor.view(-1)
-        logits = torch.zeros(len(batch.query_lens), VOCAB)
-        start = 0
-        for row, (count, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
-            table = batch.page_table[row].tolist()
-            slots = [table[place // size] * size + place % size for place in range(context)]
-            for offset in range(count):
-                position = int(batch.positions[start + offset])
-                assert position == context - count + offset
-                pool[slots[position]] = mix(int(batch.tokens[start + offset]), position)
-            start += count
-            self.computed += count
-            logits[row, int(pool[slots].sum()) * 31 % 1000003 % VOCAB] = 1.0
+        size, total = self.pool.page_size, [0] * len(batch.query_lens)
+        for layer in range(LAYERS):
+            kv, start = self.pool.tensor[:, layer], 0
+            for row, (count, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
+                places = torch.arange(context)
+                pages, slots = batch.page_table[row][places // size], places % size
+                for offset in range(count):
+                    position = int(batch.positions[start + offset])
+                    assert position == context - count + offset
+                    kv[pages[position], slots[position]] = mix(int(batch.tokens[start + offset]), position, layer)
+                total[row] += int(kv[pages, slots].sum())
+                start += count
+            if on_layer is not None:
+                on_layer(layer)
+        self.computed += sum(batch.query_lens)
+        logits = torch.zeros(len(total), VOCAB)
+        logits[torch.arange(len(total)), torch.tensor([each * 31 % 1000003 % VOCAB for each in total])] = 1.0
         return logits

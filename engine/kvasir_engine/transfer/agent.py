@@ -26,6 +26,9 @@ FABRICS = {
 }
 
 
+Pages = tuple[int, ...]
+
+
 class PeerDied(Exception):
     """The transport reports that the peer's process is gone."""
 
@@ -45,7 +48,7 @@ class Transfer:
 @dataclass(frozen=True)
 class _Peer:
     endpoint: Endpoint
-    pages: nixl_prepped_dlist_handle
+    layers: nixl_prepped_dlist_handle
 
 
 def choose_fabric(fabric: str) -> None:
@@ -64,7 +67,8 @@ class Agent:
         size = region.pages * region.page_bytes
         self._registered = self._nixl.register_memory([(region.address, size, region.device, "")], region.memory)
         self.endpoint = Endpoint(self.name, epoch, self._nixl.get_agent_metadata(), region, fingerprint)
-        self._local = self._nixl.prep_xfer_dlist("NIXL_INIT_AGENT", _pages(region), region.memory)
+        self._layers = fingerprint.layers
+        self._local = self._nixl.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(region), region.memory)
         self._peers: dict[str, _Peer] = {}
 
     def connect(self, endpoint: Endpoint) -> None:
@@ -82,22 +86,22 @@ class Agent:
             if name != endpoint.agent:
                 raise Refused(f"metadata is of agent {name!r}, not {endpoint.agent!r}")
             region = endpoint.region
-            pages = self._nixl.prep_xfer_dlist(endpoint.agent, _pages(region), region.memory)
+            layers = self._nixl.prep_xfer_dlist(endpoint.agent, self._table(region), region.memory)
         except nixlRemoteDisconnectError as error:
             raise PeerDied(endpoint.agent) from error
         except (nixlInvalidParamError, nixlMismatchError, nixlBackendError) as error:
             raise Refused(f"NIXL cannot reach {endpoint.agent}: {error}") from error
-        self._peers[endpoint.agent] = _Peer(endpoint, pages)
+        self._peers[endpoint.agent] = _Peer(endpoint, layers)
 
     def forget(self, agent: str) -> None:
         """Drop a dead peer."""
         peer = self._peers.pop(agent, None)
         if peer is not None:
-            peer.pages.release()
+            peer.layers.release()
             self._nixl.remove_remote_agent(agent)
 
-    def write(self, agent: str, local: tuple[int, ...], remote: tuple[int, ...], message: bytes = b"") -> Transfer:
-        """Start copying our pages `local` to the peer's `remote`; `message` arrives after the bytes.
+    def write(self, agent: str, local: Pages, remote: Pages, layer: int | None = None) -> Transfer:
+        """Start copying our pages `local` to the peer's `remote`, one layer of them or all.
 
         On shared memory this blocks for most of the copy. Raises PeerDied.
         """
@@ -111,10 +115,9 @@ class Agent:
             handle = self._nixl.make_prepped_xfer(
                 "WRITE",
                 self._local,
-                np.asarray(local, np.int32),
-                peer.pages,
-                np.asarray(remote, np.int32),
-                message,
+                self._indices(local, layer),
+                peer.layers,
+                self._indices(remote, layer),
             )
             return Transfer(handle, self._nixl.transfer(handle))
         except nixlRemoteDisconnectError as error:
@@ -152,11 +155,16 @@ class Agent:
         self._local.release()
         self._nixl.deregister_memory(self._registered)
 
+    def _table(self, region: Region) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+        """One descriptor a layer of a page: [pages * layers, (address, bytes, device)]."""
+        pieces, size = region.pages * self._layers, region.page_bytes // self._layers
+        table = np.empty((pieces, 3), np.uint64)
+        table[:, 0] = region.address + np.arange(pieces, dtype=np.uint64) * np.uint64(size)
+        table[:, 1] = size
+        table[:, 2] = region.device
+        return table
 
-def _pages(region: Region) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
-    """One descriptor a page: [pages, (address, bytes, device)]."""
-    table = np.empty((region.pages, 3), np.uint64)
-    table[:, 0] = region.address + np.arange(region.pages, dtype=np.uint64) * np.uint64(region.page_bytes)
-    table[:, 1] = region.page_bytes
-    table[:, 2] = region.device
-    return table
+    def _indices(self, pages: Pages, layer: int | None) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """Places in the table of one layer, or of all, of `pages`. NIXL merges neighbours."""
+        layers = np.arange(self._layers, dtype=np.int32) if layer is None else np.asarray([layer], np.int32)
+        return (np.asarray(pages, np.int32)[:, None] * np.int32(self._layers) + layers).ravel()

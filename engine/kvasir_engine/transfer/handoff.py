@@ -8,13 +8,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import msgspec
 
 from kvasir_engine.protocol import Endpoint, Lease
 from kvasir_engine.transfer import holder, messages, writer
 from kvasir_engine.transfer.agent import Agent, PeerDied, Refused, Transfer
+from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.holder import Holder
+from kvasir_engine.transfer.messages import AnyMessage, Ping, Pong, Release, Written
 from kvasir_engine.transfer.writer import Key, Push, Writer
 
 log = logging.getLogger("transfer")
@@ -25,24 +28,48 @@ IDLE_WAIT = 0.02
 DIED = "the worker at the other end died"
 
 Event = holder.Settled | holder.Fenced | holder.Reclaimed | holder.Rejected | writer.Done | writer.Failed
-_Effect = Event | holder.Ask | writer.Post | writer.Tell
+_Effect = Event | holder.Ask | holder.Verify | writer.Post | writer.Announce | writer.Tell
+_Effects = Iterable[_Effect]
+
+
+@dataclass
+class HandoffStats:
+    """Counters since the start; read by the metrics collector from another thread. Times in seconds."""
+
+    writes: int = 0
+    descriptors: int = 0
+    write_seconds: float = 0.0
+    digest_pages: int = 0
+    digest_seconds: float = 0.0
+    digest_failures: int = 0
+    peers_died: int = 0
+    handoffs: int = 0
+    exposed_seconds: float = 0.0
 
 
 class Handoff(threading.Thread):
-    """Runs until `stop`. `make_agent` is called on the thread, which then owns the agent."""
+    """Runs until `stop`. `make_agent` is called on the thread, which then owns the agent.
 
-    def __init__(self, make_agent: Callable[[], Agent], emit: Callable[[Event], None]) -> None:
+    `digest` computes the digests of pages of our pool; None where digests are off.
+    """
+
+    def __init__(
+        self, make_agent: Callable[[], Agent], emit: Callable[[Event], None], digest: Digester | None
+    ) -> None:
         super().__init__(name="kvasir-transfer", daemon=True)
         self._make_agent = make_agent
         self._emit = emit
-        self._commands: queue.SimpleQueue[Callable[[float], Iterable[_Effect]] | None] = queue.SimpleQueue()
+        self._digest = digest
+        self._commands: queue.SimpleQueue[Callable[[float], _Effects] | None] = queue.SimpleQueue()
         self._writer = Writer()
-        self._underway: dict[Key, Transfer] = {}
+        self._underway: dict[tuple[Key, Push], Transfer] = {}
+        self._computed: dict[Key, float] = {}  # when the prompt's last layer was
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._agent: Agent
         self._holder: Holder
         self.endpoint: Endpoint
+        self.stats = HandoffStats()
 
     def start(self) -> None:
         """Start the thread and wait for the agent. Raises what its creation raised."""
@@ -61,14 +88,14 @@ class Handoff(threading.Thread):
     def grant(self, lease: Lease, to: Endpoint) -> None:
         """`to` may write the pages of `lease` until it expires, or until proof that it stopped."""
 
-        def command(now: float) -> Iterable[_Effect]:
+        def command(now: float) -> _Effects:
             try:
                 self._agent.connect(to)
             except PeerDied:
                 return [holder.Reclaimed(lease.id, "writer_died", DIED)]
             except Refused as refused:
                 return [holder.Reclaimed(lease.id, "never_connected", str(refused))]
-            self._holder.grant(lease.id, to.agent, len(lease.pages), now + lease.seconds)
+            self._holder.grant(lease.id, to.agent, lease.pages, now, lease.seconds)
             return []
 
         self._commands.put(command)
@@ -83,7 +110,7 @@ class Handoff(threading.Thread):
         """Begin to write under `lease`. The key names it in every later call and event."""
         key = (to.agent, lease.id)
 
-        def command(now: float) -> Iterable[_Effect]:
+        def command(now: float) -> _Effects:
             try:
                 self._agent.connect(to)
             except PeerDied:
@@ -96,11 +123,13 @@ class Handoff(threading.Thread):
         return key
 
     def push(self, key: Key, push: Push) -> None:
-        """Copy pages, after the earlier pushes of this lease. `Done` follows, or `Failed` for the lease."""
+        """Copy pages, after the earlier pushes of this lease. `Done` follows for whole pages, or `Failed`."""
+        if push.final:
+            self._computed[key] = time.perf_counter()
         self._commands.put(lambda now: self._writer.push(key, push, now))
 
     def withdraw(self, key: Key, reason: str) -> None:
-        """Write no more under the lease. `Failed` follows when the write under way has ended."""
+        """Write no more under the lease. `Failed` follows when the writes under way have ended."""
         self._commands.put(lambda now: self._writer.withdraw(key, reason, now))
 
     # -- the thread
@@ -109,7 +138,7 @@ class Handoff(threading.Thread):
         try:
             self._agent = self._make_agent()
             self.endpoint = self._agent.endpoint
-            self._holder = Holder(self.endpoint.epoch)
+            self._holder = Holder(self.endpoint.epoch, self._digest is not None)
         except BaseException as error:
             self._error = error
             return
@@ -123,7 +152,8 @@ class Handoff(threading.Thread):
 
     def _turn(self) -> bool:
         # All commands before any message: a grant must be known before its writer's word can arrive.
-        wait: float | None = BUSY_WAIT if len(self._holder) or self._underway else IDLE_WAIT
+        busy = len(self._holder) or len(self._writer)
+        wait: float | None = BUSY_WAIT if busy else IDLE_WAIT
         while True:
             try:
                 command = self._commands.get(timeout=wait) if wait else self._commands.get_nowait()
@@ -134,47 +164,99 @@ class Handoff(threading.Thread):
             wait = None
             self._apply(command(time.monotonic()))
         for agent, data in self._agent.notifications():
-            self._apply(self._receive(agent, data))
-        for key, transfer in list(self._underway.items()):
+            self._apply(self._receive(agent, data, time.monotonic()))
+        for (key, push), transfer in list(self._underway.items()):
             try:
                 ok = self._agent.poll(key[0], transfer)
             except PeerDied:
                 self._apply(self._died(key[0]))
                 continue
-            if ok is not None and self._underway.pop(key, None) is not None:
-                self._apply(self._writer.ended(key, ok, time.monotonic()))
+            if ok is not None and self._underway.pop((key, push), None) is not None:
+                self._apply(self._writer.ended(key, push, ok, time.monotonic()))
         now = time.monotonic()
         self._apply([*self._holder.tick(now), *self._writer.tick(now)])
         return True
 
-    def _receive(self, agent: str, data: bytes) -> Iterable[_Effect]:
+    def _receive(self, agent: str, data: bytes, now: float) -> _Effects:
         try:
             message = messages.decode(data)
         except msgspec.DecodeError as error:
             log.warning("unreadable notification agent=%s error=%s", agent, error)
             return []
-        if isinstance(message, messages.Release):
-            return self._writer.released(agent, message, time.monotonic())
-        return self._holder.received(agent, message)
+        self._holder.heard(agent, now)
+        match message:
+            case Release():
+                return self._writer.released(agent, message, now)
+            case Ping(lease, epoch):
+                return self._send(agent, Pong(lease, epoch))
+            case Pong():
+                return []
+            case _:
+                return self._holder.received(agent, message)
 
-    def _apply(self, effects: Iterable[_Effect]) -> None:
+    def _apply(self, effects: _Effects) -> None:
         for effect in effects:
-            try:
-                match effect:
-                    case writer.Post(key, push):
-                        data = b"" if push.complete is None else messages.encode(push.complete)
-                        self._underway[key] = self._agent.write(key[0], push.local, push.remote, data)
-                    case holder.Ask(agent, message) | writer.Tell(agent, message):
-                        self._agent.notify(agent, messages.encode(message))
-                    case _:
-                        self._emit(effect)
-            except PeerDied as died:
-                self._apply(self._died(str(died)))
+            match effect:
+                case writer.Post(key, push):
+                    self._apply(self._post(key, push))
+                case writer.Announce((agent, lease), epoch, first, push):
+                    self._apply(self._send(agent, Written(lease, epoch, first, self._digests(push.local))))
+                case holder.Verify(lease, pages, digests):
+                    self._verify(lease, pages, digests)
+                case holder.Ask(agent, message) | writer.Tell(agent, message):
+                    self._apply(self._send(agent, message))
+                case _:
+                    self._note(effect)
+                    self._emit(effect)
 
-    def _died(self, agent: str) -> list[_Effect]:
+    def _note(self, event: Event) -> None:
+        match event:
+            case writer.Failed(key, _):
+                self._computed.pop(key, None)
+            case writer.Done(key, push) if push.final:
+                self.stats.exposed_seconds += time.perf_counter() - self._computed.pop(key)
+                self.stats.handoffs += 1
+
+    def _post(self, key: Key, push: Push) -> _Effects:
+        began = time.perf_counter()
+        try:
+            self._underway[key, push] = self._agent.write(key[0], push.local, push.remote, push.layer)
+        except PeerDied:
+            return self._died(key[0])
+        self.stats.writes += 1
+        self.stats.descriptors += len(push.local)
+        self.stats.write_seconds += time.perf_counter() - began
+        return []
+
+    def _send(self, agent: str, message: AnyMessage) -> _Effects:
+        try:
+            self._agent.notify(agent, messages.encode(message))
+        except PeerDied:
+            return self._died(agent)
+        return []
+
+    def _digests(self, pages: Iterable[int]) -> list[int]:
+        pages = list(pages)
+        if self._digest is None:
+            return [0] * len(pages)
+        began = time.perf_counter()
+        digests = self._digest(pages)
+        self.stats.digest_pages += len(pages)
+        self.stats.digest_seconds += time.perf_counter() - began
+        return digests
+
+    def _verify(self, lease: int, pages: tuple[int, ...], digests: tuple[int, ...]) -> None:
+        right = sum(a == b for a, b in zip(self._digests(pages), digests, strict=True))
+        self._holder.verified(lease, right)
+        if right != len(pages):
+            self.stats.digest_failures += len(pages) - right
+            log.error("digests differ lease=%d pages=%d wrong=%d", lease, len(pages), len(pages) - right)
+
+    def _died(self, agent: str) -> _Effects:
         """The transport's word that the peer is gone: a proof for the leases of both sides."""
         log.warning("peer died agent=%s", agent)
-        for key in [key for key in self._underway if key[0] == agent]:
-            del self._underway[key]
+        self.stats.peers_died += 1
+        for underway in [each for each in self._underway if each[0][0] == agent]:
+            del self._underway[underway]
         self._agent.forget(agent)
         return [*self._holder.died(agent), *self._writer.died(agent)]

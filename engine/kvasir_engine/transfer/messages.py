@@ -1,7 +1,7 @@
 """What workers tell each other directly, as NIXL notifications: msgpack, versioned by the fingerprint's layout.
 
-`Complete` rides on the last write of a lease, so it arrives after the bytes. Every message names the lease
-and the epoch of the worker that granted it; the sender is known from its agent's name, which carries its epoch.
+`Written` and `Complete` are sent when the writes before them have ended, so they arrive after the bytes. Every
+message names the lease and the epoch of the worker that granted it; the sender is known from its agent's name.
 """
 
 import msgspec
@@ -29,17 +29,32 @@ class Complete(Message, frozen=True):
     logprobs: TokenLogprobs | None = None
 
 
+class Written(Message, frozen=True):
+    """Writer to holder: the lease's pages from place `first` on are written. A digest each, 0 where off."""
+
+    first: int
+    digests: list[int]
+
+
 class Stopped(Message, frozen=True):
     """Writer to holder: I have stopped before the end and will never write under this lease again."""
 
     reason: str
 
 
+class Ping(Message, frozen=True):
+    """Either to the other: answer with `Pong`. `lease` is 0."""
+
+
+class Pong(Message, frozen=True):
+    """I live, and my transfer thread turns."""
+
+
 class Release(Message, frozen=True):
     """Holder to writer: stop writing, then say so with `Stopped` (also if you never heard of this lease)."""
 
 
-AnyMessage = Complete | Stopped | Release
+AnyMessage = Complete | Written | Stopped | Release | Ping | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

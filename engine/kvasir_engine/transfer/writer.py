@@ -1,12 +1,13 @@
 """The prefill side of a lease, as a pure state machine: what may I still write into another worker's pages?
 
-    open      -> done      the last write, which carries `Complete`, has ended
+    open      -> done      all writes have ended, and `Complete` is sent
     open      -> stopping  withdrawn, released by the holder, or past the deadline by our clock
-    stopping  -> stopped   the write under way has ended; then, and only then, `Stopped` is sent
+    stopping  -> stopped   the writes under way have ended; then, and only then, `Stopped` is sent
 
-One write of a lease is under way at a time, so `Complete` never overtakes bytes. A lease that ended leaves a
-tombstone: a `Release` that arrives before the prompt does refuses the prompt. Each input returns the effects that
-the caller must carry out, in order.
+A few writes of a lease may be under way at a time. `Written` is sent when a page's last layer and all writes before
+it have ended, so neither it nor `Complete` overtakes bytes. A lease that ended leaves a tombstone: a `Release` that
+arrives before the prompt does refuses the prompt. Each input returns the effects that the caller must carry out,
+in order.
 """
 
 from collections import OrderedDict, deque
@@ -16,16 +17,25 @@ from dataclasses import dataclass, field
 from kvasir_engine.transfer.messages import Complete, Release, Stopped
 
 TOMBSTONES = 65536
+WINDOW = 8
+"""Most writes of a lease under way at once."""
 
 Key = tuple[str, int]  # holder's agent, lease id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Push:
-    """Pages to copy: ours to theirs, one to one. With `complete` it is the lease's last push."""
+    """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all.
 
-    local: tuple[int, ...]
-    remote: tuple[int, ...]
+    `last`: with it, all layers of its pages are pushed. `final`: and all pages of the lease. `complete` comes by
+    itself, when there is nothing to copy any more.
+    """
+
+    local: tuple[int, ...] = ()
+    remote: tuple[int, ...] = ()
+    layer: int | None = None
+    last: bool = True
+    final: bool = False
     complete: Complete | None = None
 
 
@@ -38,8 +48,18 @@ class Post:
 
 
 @dataclass(frozen=True)
+class Announce:
+    """Tell the holder that the pages of `push`, which are the lease's from place `first` on, are written."""
+
+    key: Key
+    epoch: int
+    first: int
+    push: Push
+
+
+@dataclass(frozen=True)
 class Done:
-    """Push `push` of `key` has ended well; its local pages are no longer read."""
+    """The pages of `push`, all layers, have been written and are no longer read."""
 
     key: Key
     push: Push
@@ -58,10 +78,10 @@ class Tell:
     """Send `message` to the peer `agent`."""
 
     agent: str
-    message: Stopped
+    message: Stopped | Complete
 
 
-Effect = Post | Done | Failed | Tell
+Effect = Post | Announce | Done | Failed | Tell
 
 
 @dataclass
@@ -69,7 +89,8 @@ class _Lease:
     epoch: int
     deadline: float
     queue: deque[Push] = field(default_factory=deque)
-    posted: Push | None = None
+    posted: list[Push] = field(default_factory=list)
+    announced: int = 0
     stopping: str = ""
 
 
@@ -92,27 +113,26 @@ class Writer:
         return []
 
     def push(self, key: Key, push: Push, now: float) -> Iterable[Effect]:
-        """More pages are computed. Ignored when the lease is ending or has ended: `Failed` says so."""
+        """More is computed. Ignored when the lease is ending or has ended: `Failed` says so."""
         lease = self._leases.get(key)
         if lease is None or lease.stopping:
             return []
         lease.queue.append(push)
         return self._advance(key, lease, now)
 
-    def ended(self, key: Key, ok: bool, now: float) -> Iterable[Effect]:
-        """The write under way has ended."""
+    def ended(self, key: Key, push: Push, ok: bool, now: float) -> Iterable[Effect]:
+        """A write under way has ended."""
         lease = self._leases.get(key)
-        if lease is None or lease.posted is None:
+        if lease is None or push not in lease.posted:
             return []
-        push, lease.posted = lease.posted, None
+        lease.posted.remove(push)
         if not ok:
             lease.stopping = lease.stopping or "a write failed"
-            return self._advance(key, lease, now)
-        done = Done(key, push)
-        if push.complete is not None:
-            self._bury(key, lease, "the lease is complete")
-            return [done]
-        return [done, *self._advance(key, lease, now)]
+        effects: list[Effect] = []
+        if push.last and not lease.stopping:
+            effects += [Announce(key, lease.epoch, lease.announced, push), Done(key, push)]
+            lease.announced += len(push.local)
+        return effects + self._advance(key, lease, now)
 
     def withdraw(self, key: Key, reason: str, now: float) -> Iterable[Effect]:
         """The request was aborted here. Idempotent."""
@@ -144,17 +164,28 @@ class Writer:
         return [effect for key in late for effect in self.withdraw(key, "the lease expired", now)]
 
     def _advance(self, key: Key, lease: _Lease, now: float) -> list[Effect]:
-        if lease.posted is not None:
-            return []
         if not lease.stopping and now >= lease.deadline:
             lease.stopping = "the lease expired"
         if lease.stopping:
+            if lease.posted:
+                return []
             self._bury(key, lease, lease.stopping)
             return [Failed(key, lease.stopping), Tell(key[0], Stopped(key[1], lease.epoch, lease.stopping))]
-        if lease.queue:
-            lease.posted = lease.queue.popleft()
-            return [Post(key, lease.posted)]
-        return []
+        effects: list[Effect] = []
+        while lease.queue and len(lease.posted) < WINDOW:
+            push = lease.queue[0]
+            # A page's last layer waits for the layers before it, so that its end is the page's.
+            if lease.posted and (push.last or push.complete is not None):
+                break
+            lease.queue.popleft()
+            if push.complete is not None:
+                self._bury(key, lease, "the lease is complete")
+                return [*effects, Tell(key[0], push.complete), Done(key, push)]
+            lease.posted.append(push)
+            effects.append(Post(key, push))
+            if push.last:
+                break
+        return effects
 
     def _bury(self, key: Key, lease: _Lease, reason: str) -> None:
         del self._leases[key]

@@ -14,6 +14,7 @@ from kvasir_engine.model.weights import weights_digest
 from kvasir_engine.protocol import Fingerprint, Region, Role
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer.agent import Agent, choose_fabric
+from kvasir_engine.transfer.digest import NONE, XXH3, Digester
 from kvasir_engine.transfer.handoff import Event, Handoff
 from kvasir_engine.worker.engine import Engine
 from kvasir_engine.worker.thread import EngineThread
@@ -36,6 +37,7 @@ class EngineOptions:
     max_running: int = 64
     prefill_chunk: int = 512
     fabric: str = "auto"
+    kv_digests: bool = True
 
 
 def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, Handoff | None]:
@@ -70,6 +72,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         head_dim=config.head_dim,
         positions=config.positions,
         tensor_parallel=options.tensor_parallel,
+        digest=XXH3 if options.kv_digests else NONE,
     )
     epoch = secrets.randbits(63)
     limits = Limits(options.prefill_chunk + options.max_running, options.max_running, options.page_size)
@@ -82,7 +85,8 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         def emit(event: Event) -> None:
             thread.post(lambda engine: engine.transferred(event))
 
-        handoff = Handoff(lambda: Agent(epoch, region, fingerprint), emit)
+        digest = Digester(pool.address, pool.pages, pool.page_bytes) if options.kv_digests else None
+        handoff = Handoff(lambda: Agent(epoch, region, fingerprint), emit, digest)
     thread = EngineThread(Engine(runner, role, limits, max_length, epoch, handoff))
     if handoff is not None:
         handoff.start()

@@ -77,16 +77,13 @@ class Cache:
         shared = self.tree.insert(sequence.tokens[: whole * self.page_size], sequence.pages[:whole], sequence.salt)
         sequence.pages[:whole] = shared
 
-    def retire(self, sequence: Sequence) -> None:
-        """Leave what is computed to the tree, the rest to the free pages."""
-        kept = self.tree.insert(sequence.tokens[: sequence.computed], sequence.pages, sequence.salt)
-        self.tree.release(kept)
+    def part(self, sequence: Sequence, keep: bool) -> list[int]:
+        """Take the pages from the sequence, what is computed put into the tree if `keep`. The caller holds them."""
+        pages = sequence.pages
+        if keep:
+            pages = self.tree.insert(sequence.tokens[: sequence.computed], pages, sequence.salt)
         sequence.pages, sequence.computed = [], 0
-
-    def drop(self, sequence: Sequence) -> None:
-        """Let go of the pages without sharing what is in them."""
-        self.tree.release(sequence.pages)
-        sequence.pages, sequence.computed = [], 0
+        return pages
 
     def _take(self, count: int) -> list[int]:
         self._make_room(count)

@@ -7,6 +7,8 @@ lease settles, then runs as any other.
 
 import logging
 from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -66,10 +68,10 @@ class Job:
 
 @dataclass(eq=False, frozen=True)
 class _Reading:
-    """A push that has not ended, and the pages that it holds."""
+    """A push that has not ended and the pages that it reads; or (no push) what its sequence left meanwhile."""
 
-    push: writer.Push
-    pages: list[int]
+    push: writer.Push | None
+    pages: Seq[int]
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Stats:
     sent_pages: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     rejected_messages: int = 0
+    proofs: dict[str, int] = field(default_factory=dict)  # leases that ended without their tokens, by proof
 
 
 class Engine:
@@ -184,21 +187,23 @@ class Engine:
                 self._push_failed(key, reason)
             case holder.Settled(lease, complete):
                 self._settle(lease, complete)
-            case holder.Fenced(lease, reason):
-                self._fence(lease, reason)
-            case holder.Reclaimed(lease, proof, reason):
-                self._reclaim(lease, proof, reason)
+            case holder.Fenced(lease, code):
+                self._fence(lease, code)
+            case holder.Reclaimed():
+                self._reclaim(event)
             case holder.Rejected(agent, lease, why):
                 self.stats.rejected_messages += 1
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
 
     def _pushed(self, key: writer.Key, push: writer.Push) -> None:
-        reading = next(reading for reading in self.pushes[key] if reading.push is push)
-        self.pushes[key].remove(reading)
-        self.cache.tree.release(reading.pages)
-        self.stats.sent_pages += len(push.local)
-        if push.complete is not None:
-            del self.pushes[key]
+        if push.complete is None:
+            reading = next(reading for reading in self.pushes[key] if reading.push is push)
+            self.pushes[key].remove(reading)
+            self.cache.tree.release(reading.pages)
+            self.stats.sent_pages += len(push.local)
+        else:
+            for reading in self.pushes.pop(key):
+                self.cache.tree.release(reading.pages)
             job = self._job_of_key.get(key)
             if job is not None:
                 self._emit(job, Delta(job.sequence.id, index=1, finish="handoff"))
@@ -236,19 +241,20 @@ class Engine:
         self._append(job, complete.token, complete.logprobs)
         return None
 
-    def _fence(self, lease: int, reason: str) -> None:
+    def _fence(self, lease: int, code: str) -> None:
         job = self.leased.get(lease)
         if job is not None:
-            self._fail(job, "lease_" + reason, f"the lease {reason} before prefill had written the prompt's KV")
+            self._fail(job, code, "the prompt's KV did not come in time")
 
-    def _reclaim(self, lease: int, proof: str, reason: str) -> None:
-        pages = self.fenced.pop(lease, None)
+    def _reclaim(self, event: holder.Reclaimed) -> None:
+        pages = self.fenced.pop(event.lease, None)
         if pages is None:
-            job = self.leased.pop(lease)
+            job = self.leased.pop(event.lease)
             pages, job.leased = job.leased, []
-            self._fail(job, "handoff_failed", reason)
-        self.cache.pool.reclaim(pages, lease)
-        log.info("lease reclaimed lease=%d proof=%s pages=%d", lease, proof, len(pages))
+            self._fail(job, event.code, event.reason)
+        self.cache.pool.reclaim(pages, event.lease)
+        self.stats.proofs[event.proof] = self.stats.proofs.get(event.proof, 0) + 1
+        log.info("lease reclaimed lease=%d proof=%s pages=%d", event.lease, event.proof, len(pages))
 
     # -- a step
 
@@ -262,7 +268,7 @@ class Engine:
         plan = schedule(self.running, self.waiting, self.cache, self.limits, len(self.leased))
         for sequence in reversed(plan.preempt):
             self.running.remove(sequence)
-            self.cache.retire(sequence)
+            self._part(self._job_of[sequence])
             self.waiting.appendleft(sequence)
             self.stats.preemptions += 1
         for sequence in plan.admit:
@@ -270,7 +276,7 @@ class Engine:
             self._admit(self._job_of[sequence])
         chunks = self._allocate(plan)
         if chunks:
-            logits = self.runner.forward(self._batch(chunks))
+            logits = self.runner.forward(self._batch(chunks), self._layer_pushes(chunks))
             self._advance(chunks, logits)
         return bool(chunks or plan.admit or plan.preempt)
 
@@ -345,8 +351,6 @@ class Engine:
             if sequence.remaining == 0:
                 rows.append(SampleRequest(sequence.sampling, len(sequence.tokens), sequence.generated))
                 places.append(place)
-            elif self._job_of[sequence].key is not None:
-                self._push(self._job_of[sequence], None)
         if not rows:
             return
         sampled = sample(logits if len(rows) == len(chunks) else logits[places], rows)
@@ -380,7 +384,7 @@ class Engine:
         )
         if finish is not None:
             self.running.remove(sequence)
-            self.cache.retire(sequence)
+            self._part(job)
             self._forget(job)
 
     def _finish(self, sequence: Sequence, token: int) -> Literal["stop", "length"] | None:
@@ -411,31 +415,56 @@ class Engine:
         if finish is None:
             assert job.lease is not None
             pages = len(job.lease.pages)
-            self._push(job, Complete(job.lease.id, job.lease.epoch, prompt, pages, token, logprobs))
+            complete = Complete(job.lease.id, job.lease.epoch, prompt, pages, token, logprobs)
+            self.handoff.push(job.key, writer.Push(complete=complete))
         self.running.remove(sequence)
-        self.cache.retire(sequence)
+        self._part(job)
         if finish is not None:
             self.handoff.withdraw(job.key, "the first token was the last")
             self._forget(job)
 
-    def _push(self, job: Job, complete: Complete | None) -> None:
-        """Give the transfer thread the lease's pages that are computed in full (with `complete`: all)."""
+    def _layer_pushes(self, chunks: list[tuple[Sequence, int]]) -> Callable[[int], None] | None:
+        """What gives the transfer thread each computed layer of the leases' pages that this step completes."""
+        growing = []
+        for sequence, count in chunks:
+            job = self._job_of[sequence]
+            if job.key is not None and job.lease is not None and sequence.generated == 0:
+                size, first = self.limits.page_size, job.lease.first // self.limits.page_size
+                self._push_whole(job, sequence.computed // size - first)  # what the tree had, if anything
+                end = sequence.computed + count
+                ready = len(job.lease.pages) if end == len(sequence.tokens) else end // size - first
+                if ready > job.pushed:
+                    growing.append((job.key, self._next_push(job, ready, self.runner.config.layers - 1)))
+        if not growing or self.handoff is None:
+            return None
+        handoff = self.handoff
+
+        def on_layer(layer: int) -> None:
+            for key, last in growing:
+                if layer == last.layer:
+                    handoff.push(key, last)
+                else:
+                    handoff.push(key, writer.Push(last.local, last.remote, layer, last=False))
+
+        return on_layer
+
+    def _push_whole(self, job: Job, ready: int) -> None:
+        """Push the lease's pages up to place `ready`, which are computed in full, all layers at once."""
+        if ready > job.pushed and job.key is not None and self.handoff is not None:
+            self.handoff.push(job.key, self._next_push(job, ready, None))
+
+    def _next_push(self, job: Job, ready: int, layer: int | None) -> writer.Push:
+        """The push of `layer` that finishes the lease's pages up to place `ready`; they are held until it ended."""
         assert job.lease is not None
         assert job.key is not None
-        assert self.handoff is not None
-        size = self.limits.page_size
-        first = job.lease.first // size
-        ready = len(job.lease.pages) if complete is not None else job.sequence.computed // size - first
-        if ready <= job.pushed and complete is None:
-            return
-        local = job.sequence.pages[first + job.pushed : first + ready]
-        push = writer.Push(tuple(local), tuple(job.lease.pages[job.pushed : ready]), complete)
-        job.pushed = max(ready, job.pushed)
-        # All pages up to the last pushed one are held, so that what is held in the tree stays a prefix.
-        reading = _Reading(push, job.sequence.pages[: first + ready])
-        self.cache.pool.hold(reading.pages)
-        self.pushes[job.key].append(reading)
-        self.handoff.push(job.key, push)
+        first = job.lease.first // self.limits.page_size
+        local = tuple(job.sequence.pages[first + job.pushed : first + ready])
+        remote = tuple(job.lease.pages[job.pushed : ready])
+        push = writer.Push(local, remote, layer, final=ready == len(job.lease.pages))
+        job.pushed = ready
+        self.cache.pool.hold(local)
+        self.pushes[job.key].append(_Reading(push, local))
+        return push
 
     # -- endings
 
@@ -444,7 +473,7 @@ class Engine:
         sequence = job.sequence
         if sequence in self.running:
             self.running.remove(sequence)
-            self.cache.retire(sequence)
+            self._part(job)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         if job.key is not None and self.handoff is not None:
@@ -455,9 +484,17 @@ class Engine:
             self.fenced[job.lease.id] = job.leased
             job.leased = []
             self.handoff.revoke(job.lease.id)
-        if sequence.pages:
-            self.cache.drop(sequence)
+        self._part(job, keep=False)  # what it still has is not known to be right
         self._forget(job)
+
+    def _part(self, job: Job, keep: bool = True) -> None:
+        """Take a sequence's pages from it. While a lease still reads some of them, the lease holds them all."""
+        pages = self.cache.part(job.sequence, keep)
+        readings = None if job.key is None else self.pushes.get(job.key)
+        if readings and pages:
+            readings.append(_Reading(None, pages))
+        else:
+            self.cache.tree.release(pages)
 
     def _fail(self, job: Job, code: str, message: str) -> None:
         self._refuse(job.session, job.sequence.id, code, message)
@@ -532,6 +569,6 @@ class Engine:
         """Raise unless every page is accounted for."""
         held = [s.pages for s in self.running]
         held += [job.sequence.pages for job in self.leased.values()]
-        held += [reading.pages for readings in self.pushes.values() for reading in readings]
+        held += [list(reading.pages) for readings in self.pushes.values() for reading in readings]
         self.cache.pool.check(held, self.cache.tree.pages())
         self.cache.tree.check()

@@ -42,6 +42,7 @@ CacheMemory = Annotated[
 MaxRunning = Annotated[int, typer.Option(min=1, help="most sequences in a batch", envvar="KVASIR_MAX_RUNNING")]
 PrefillChunk = Annotated[int, typer.Option(min=1, help="most prompt tokens a step", envvar="KVASIR_PREFILL_CHUNK")]
 Fabric = Annotated[str, typer.Option(help="auto, rdma, tcp or shm", envvar="KVASIR_FABRIC")]
+Digests = Annotated[bool, typer.Option(help="check each page that moved before use", envvar="KVASIR_KV_DIGESTS")]
 DrainSeconds = Annotated[float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")]
 
 UNITS = {
@@ -87,6 +88,7 @@ def worker(
     max_running: MaxRunning = 64,
     prefill_chunk: PrefillChunk = 512,
     fabric: Fabric = "auto",
+    kv_digests: Digests = True,
     drain_seconds: DrainSeconds = 600.0,
 ) -> None:
     """One worker: computes prompts (prefill), generates (decode), or both."""
@@ -109,6 +111,7 @@ def worker(
         max_running=max_running,
         prefill_chunk=prefill_chunk,
         fabric=fabric,
+        kv_digests=kv_digests,
     )
     asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))
 

@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kvasir_engine.kv.pages import Owner
+from kvasir_engine.transfer.handoff import HandoffStats
 from kvasir_engine.worker.engine import Engine
 
 
@@ -50,6 +51,28 @@ class EngineCollector(Collector):
         for code, count in list(stats.failures.items()):
             failures.add_metric([code], count)
         yield failures
+        proofs = CounterMetricFamily("kvasir_kv_reclaims", "Leases taken back, by proof.", labels=["proof"])
+        for proof, count in list(stats.proofs.items()):
+            proofs.add_metric([proof], count)
+        yield proofs
+        if engine.handoff is not None:
+            yield from self._handoff(engine.handoff.stats)
         yield GaugeMetricFamily("kvasir_requests_running", "Sequences in the batch.", len(engine.running))
         yield GaugeMetricFamily("kvasir_requests_waiting", "Requests not admitted yet.", len(engine.waiting))
         yield SummaryMetricFamily("kvasir_step_seconds", "Time of steps.", stats.steps, stats.step_seconds)
+
+    @staticmethod
+    def _handoff(stats: HandoffStats) -> Iterable[Metric]:
+        yield CounterMetricFamily("kvasir_kv_writes", "Writes posted.", stats.writes)
+        yield CounterMetricFamily("kvasir_kv_write_descriptors", "Pieces of pages written.", stats.descriptors)
+        yield CounterMetricFamily("kvasir_kv_write_seconds", "Time in posting writes.", stats.write_seconds)
+        yield CounterMetricFamily("kvasir_kv_digest_seconds", "Time in digests of pages.", stats.digest_seconds)
+        yield CounterMetricFamily("kvasir_kv_digest_pages", "Pages digested.", stats.digest_pages)
+        yield CounterMetricFamily("kvasir_kv_digest_failures", "Pages that came wrong.", stats.digest_failures)
+        yield CounterMetricFamily("kvasir_kv_peers_died", "Peers whose death was seen.", stats.peers_died)
+        yield SummaryMetricFamily(
+            "kvasir_kv_exposed_seconds",
+            "From the prompt's last layer computed to its last byte written.",
+            stats.handoffs,
+            stats.exposed_seconds,
+        )
