@@ -7,6 +7,7 @@ file lock and renamed when whole, so several processes may resolve at once and n
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import os
 import re
 import shutil
@@ -108,15 +109,16 @@ def _hub_progress(progress: Progress) -> type:
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]
-        """Reports instead of drawing."""
+        """Reports bytes instead of drawing; the hub's client counts files on other bars, which stay silent."""
 
         def __init__(self, *args: object, **kwargs: object) -> None:
             kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "file": open(os.devnull, "w")})  # noqa: SIM115
+            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
 
         def update(self, n: float | None = 1) -> bool | None:
             drawn: bool | None = super().update(n)
-            progress("download", int(self.n), int(self.total or 0))
+            if self.unit == "B":
+                progress("download", int(self.n), int(self.total or 0))
             return drawn
 
     return Bar

@@ -12,8 +12,8 @@ from kvasir_engine.sampling.uniform import uniforms
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them leaves one token anyway, or overflows."""
 
-_NUCLEUS = 512
-"""Tokens sorted at first to find `top_p`'s cut; the whole vocabulary only where they do not reach it."""
+_NUCLEUS = (256, 4096)
+"""Tokens sorted to find `top_p`'s cut, the larger number and then all only for rows that the smaller left short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _keep_top_p(weights: torch.Tensor, shares: list[float]) -> torch.Tensor:
     wanted *= torch.tensor(shares, dtype=torch.float64, device=weights.device).unsqueeze(1)
     cuts = torch.empty_like(weights[:, :1])
     rows = torch.arange(weights.shape[0], device=weights.device)
-    for count in (min(_NUCLEUS, weights.shape[1]), weights.shape[1]):
+    for count in [*(count for count in _NUCLEUS if count < weights.shape[1]), weights.shape[1]]:
         likeliest = weights[rows].topk(count, -1).values
         reached = likeliest.cumsum(-1, dtype=torch.float64) >= wanted[rows]
         # Rounding may leave even the whole sum short of a share near 1: then all are kept.
