@@ -147,6 +147,8 @@ class Handoff(threading.Thread):
         try:
             while self._turn():
                 pass
+        except Exception:
+            log.exception("the transfer thread ends; the worker is unhealthy from now on")
         finally:
             self._agent.close()
 

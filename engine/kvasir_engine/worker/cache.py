@@ -49,10 +49,12 @@ class Cache:
         match = self.tree.match(sequence.tokens[:-1], sequence.salt)
         self.tree.acquire(match)
         fresh = self._take(self.pages_for(len(sequence.tokens)) - len(match.pages))
-        if match.tail_page is not None:
-            self._copy(match.tail_page, fresh[0])
-            self.tree.release([match.tail_page])
         sequence.pages = [*match.pages, *fresh]
+        if match.tail_page is not None:
+            try:
+                self._copy(match.tail_page, fresh[0])
+            finally:
+                self.tree.release([match.tail_page])
         sequence.computed = match.tokens(self.page_size)
 
     def reserve(self, sequence: Sequence, lease: int) -> list[int]:

@@ -57,6 +57,7 @@ class Job:
     lease: Lease | None = None
     key: writer.Key | None = None
     pushed: int = 0  # pages of the lease given to the transfer thread
+    handed_off: bool = False  # the prompt is computed, and the pages are the lease's to read
     writer: Endpoint | None = None  # decode side: who writes, into `leased`
     leased: list[int] = field(default_factory=list)
     threshold: int = 0
@@ -417,6 +418,7 @@ class Engine:
             pages = len(job.lease.pages)
             complete = Complete(job.lease.id, job.lease.epoch, prompt, pages, token, logprobs)
             self.handoff.push(job.key, writer.Push(complete=complete))
+            job.handed_off = True
         self.running.remove(sequence)
         self._part(job)
         if finish is not None:
@@ -501,10 +503,13 @@ class Engine:
         self._end(job, message)
 
     def fail_all(self, code: str, message: str) -> None:
-        """Fail whatever is running, after a step that raised. What is in its pages is unknown, and not shared."""
-        for sequence in list(self.running):
-            self.running.remove(sequence)
-            self._fail(self._job_of[sequence], code, message)
+        """Fail whatever a step may have touched, after one that raised. What is in its pages is not shared."""
+        elsewhere = set(self.waiting)
+        elsewhere |= {job.sequence for job in self.leased.values()}
+        elsewhere |= {job.sequence for job in self.jobs.values() if job.handed_off}
+        self.running.clear()
+        for job in [job for job in self.jobs.values() if job.sequence not in elsewhere]:
+            self._fail(job, code, message)
 
     def _refuse(self, session: int, request: str, code: str, message: str) -> None:
         self.stats.failures[code] = self.stats.failures.get(code, 0) + 1

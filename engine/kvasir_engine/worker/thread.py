@@ -78,6 +78,8 @@ class EngineThread(threading.Thread):
         """Why this thread serves nobody, or None."""
         if not self.is_alive():
             return "the engine's thread is gone"
+        if self.engine.handoff is not None and not self.engine.handoff.is_alive():
+            return "the transfer thread is gone"
         began = self._turn_began
         if began is not None and time.monotonic() - began > STALLED_AFTER:
             return f"a step takes more than {STALLED_AFTER:.0f} s"
