@@ -33,6 +33,7 @@ def environment() -> dict[str, str]:
         "HOME": "/tmp",
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",  # in place of the cgroup that would keep a pod to its share of the cores
         "KUBERNETES_SERVICE_HOST": "10.96.0.1",
         "KUBERNETES_SERVICE_PORT": "443",
     }

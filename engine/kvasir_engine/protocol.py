@@ -103,7 +103,10 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Hello(Frame, frozen=True):
-    """First frame of both sides. A router sends only `version` and its `epoch` (new at each start)."""
+    """First frame of both sides. A router sends only `version` and its `epoch` (new at each start).
+
+    `model` is the name that the worker serves under; a router serves one name and refuses workers of another.
+    """
 
     version: int
     epoch: int
@@ -206,8 +209,8 @@ class Step(Frame, frozen=True):
 class CacheEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """A run of whole pages entered (`stored`) or left (`evicted`) this worker's radix tree.
 
-    `hashes` are the pages' chained hashes (`kv/hashing.py`), in order: each covers the salt and every token from the
-    beginning, so a hash names a prefix.
+    The hashes are chained (`kv/hashing.py`) and in order: each covers the salt and every token from the beginning,
+    so a hash names a prefix.
     """
 
     stored: list[int] = []

@@ -10,6 +10,7 @@ from kvasir_engine.model.config import load_config
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.source import resolve
+from kvasir_engine.model.threads import use_own_cores
 from kvasir_engine.model.weights import weights_digest
 from kvasir_engine.protocol import Fingerprint, Region, Role
 from kvasir_engine.scheduler.schedule import Limits
@@ -46,6 +47,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         raise ModelError(f"tensor parallel size {options.tensor_parallel} is not supported yet, only 1")
     folder = resolve(options.model, options.revision, progress=log_progress())
     max_length = load_config(folder).max_length(options.max_length)
+    threads = use_own_cores()
     runner = ModelRunner(
         folder,
         dtype=options.dtype,
@@ -92,10 +94,11 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         handoff.start()
     thread.start()
     log.info(
-        "engine ready role=%s dtype=%s device=%s pages=%d page_bytes=%d max_length=%d",
+        "engine ready role=%s dtype=%s device=%s threads=%d pages=%d page_bytes=%d max_length=%d",
         role,
         fingerprint.dtype,
         runner.device,
+        threads,
         pool.pages,
         pool.page_bytes,
         max_length,

@@ -15,11 +15,15 @@ from kvasir_operator.spec import WORKER_ROLES, InferenceService
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices and folders. `gpus`: what CUDA_VISIBLE_DEVICES may name; `claims`: folders that stand for claims."""
+    """Devices and folders. `gpus`: what CUDA_VISIBLE_DEVICES may name; `claims`: folders that stand for claims.
+
+    `cores`: those that this process may use.
+    """
 
     gpus: tuple[str, ...] = ()
     rdma: bool = False
     claims: Mapping[str, str] = field(default_factory=dict)
+    cores: int = 1
 
 
 def detect(claims: Mapping[str, str]) -> Machine:
@@ -29,7 +33,8 @@ def detect(claims: Mapping[str, str]) -> Machine:
             raise LocalError(f"--claim {claim}={path}: no such directory")
     infiniband = Path("/sys/class/infiniband")
     rdma = infiniband.is_dir() and any(infiniband.iterdir())
-    return Machine(_gpus(), rdma, {name: str(Path(path).absolute()) for name, path in claims.items()})
+    folders = {name: str(Path(path).absolute()) for name, path in claims.items()}
+    return Machine(_gpus(), rdma, folders, len(os.sched_getaffinity(0)))
 
 
 def _gpus() -> tuple[str, ...]:

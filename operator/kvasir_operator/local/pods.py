@@ -47,6 +47,8 @@ def pods(service: InferenceService, addresses: Sequence[Address], machine: Machi
             address = addresses[len(found)]
             name = f"{deployment['metadata']['name']}-{index}"
             found.append(LocalPod(name, role, address, _pod(deployment, name, address, gpus)))
+    for each in found[:workers]:
+        _share_cores(each.pod, max(1, machine.cores // workers))
     return found
 
 
@@ -71,6 +73,13 @@ def _listen(container: Object, address: Address) -> None:
         for port in container["ports"]:
             if port["containerPort"] == PORT:
                 port["containerPort"] = address.port
+
+
+def _share_cores(pod: Object, threads: int) -> None:
+    """CPU workers of one machine divide its cores: each with a thread for every core, they would thrash."""
+    for container in pod["spec"]["containers"]:
+        if container["name"] == CONTAINER and all(e["name"] != "OMP_NUM_THREADS" for e in container.get("env", [])):
+            _set(container, "OMP_NUM_THREADS", str(threads))
 
 
 def _set(container: Object, name: str, value: str) -> None:

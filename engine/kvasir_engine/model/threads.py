@@ -1,0 +1,28 @@
+"""How many threads a CPU worker computes with: as many as its container may keep busy."""
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def use_own_cores() -> int:
+    """Keep torch to the cores that this process may use, its cgroup's quota included. OMP_NUM_THREADS wins.
+
+    By default torch takes a thread for every core of the node, which throttles a container with a CPU limit.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(own_cores(len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup")))
+    return torch.get_num_threads()
+
+
+def own_cores(cores: int, cgroup: Path) -> int:
+    """`cores`, or fewer where the cgroup (v2 or v1) has a quota; a started core counts."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((cgroup / file).read_text().strip() for file in files).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            return max(1, min(cores, -(-int(quota) // int(period))))
+    return cores
