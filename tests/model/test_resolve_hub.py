@@ -21,7 +21,8 @@ from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.source import resolve
 heard = []
 try:
-    folder = resolve(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *step: heard.append(step))
+    weights = sys.argv[3] == "weights"
+    folder = resolve(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *s: heard.append(s), weights=weights)
     print(json.dumps([str(folder), heard]))
 except ModelError as error:
     print(json.dumps([f"ModelError: {error}", heard]))
@@ -37,12 +38,12 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
         yield serving
 
 
-def resolve_in_a_process(uri: str, cache: Path, endpoint: str) -> tuple[str, list[Any]]:
+def resolve_in_a_process(uri: str, cache: Path, endpoint: str, what: str = "weights") -> tuple[str, list[Any]]:
     """In a process of its own: the client reads its endpoint when it is imported."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "2"}
     environment.pop("HF_TOKEN", None)
     shown = subprocess.run(
-        [sys.executable, "-c", RESOLVE, uri, str(cache)], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", RESOLVE, uri, str(cache), what], capture_output=True, text=True, env=environment
     )
     assert shown.returncode == 0, shown.stderr
     result, heard = json.loads(shown.stdout)
@@ -61,6 +62,15 @@ def test_a_hub_model_is_downloaded_once_and_then_needs_no_hub(hub: tuple[str, li
     asked.clear()
     again, heard = resolve_in_a_process("hf://org/name", tmp_path / "cache", endpoint)
     assert (again, heard, asked) == (first, [], [])
+
+
+def test_a_router_leaves_the_weights_on_the_hub(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, asked = hub
+    folder, _ = resolve_in_a_process("hf://org/name", tmp_path / "cache", endpoint, "tokenizer")
+    assert load_config(Path(folder)).layers == 3
+    assert not any("safetensors" in path for path in asked)
+    folder, _ = resolve_in_a_process("hf://org/name", tmp_path / "cache", endpoint, "weights")
+    assert (Path(folder) / "model.safetensors").exists(), "the router's note hid the weights from a worker"
 
 
 @pytest.mark.parametrize(

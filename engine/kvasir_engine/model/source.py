@@ -39,9 +39,15 @@ def cache_folder() -> Path:
 
 
 def resolve(
-    uri: ModelURI | str, revision: str | None = None, cache: Path | None = None, progress: Progress | None = None
+    uri: ModelURI | str,
+    revision: str | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    weights: bool = True,
 ) -> Path:
     """The folder with `config.json`, `generation_config.json`, tokenizer files and `*.safetensors` of a model.
+
+    Without `weights` a hub model's `*.safetensors` are left on the hub: a router needs none.
 
     `revision` (hub models only) goes when the URI names none. `progress` hears of downloads, in bytes or files, and
     of conversion. Takes milliseconds once the model is in the cache. Raises ModelError and ModelURIError.
@@ -55,7 +61,7 @@ def resolve(
         case HubURI(repo, named):
             if named and revision and named != revision:
                 raise ModelError(f"{uri} names the revision {named}, but {revision} is asked for")
-            folder = _from_hub(repo, named or revision, cache, progress)
+            folder = _from_hub(repo, named or revision, cache, progress, weights)
         case FileURI(path):
             folder = _from_file(Path(path), cache, progress)
         case PackageURI(name):
@@ -63,14 +69,16 @@ def resolve(
         case _:
             raise ModelError(f"{uri} is a volume of a cluster; on one machine use file:///path")
     load_config(folder)
-    check_weights(folder)
+    if weights:
+        check_weights(folder)
     return folder
 
 
-def _from_hub(repo: str, revision: str | None, cache: Path, progress: Progress) -> Path:
+def _from_hub(repo: str, revision: str | None, cache: Path, progress: Progress, weights: bool) -> Path:
     # A note of the finished download makes the next start independent of the hub, and keeps a branch at the
     # commit that was first seen, so that workers that share a cache serve the same weights.
-    note = cache / "hub" / "resolved" / f"{repo.replace('/', '--')}@{(revision or 'default').replace('/', '--')}"
+    name = f"{repo.replace('/', '--')}@{(revision or 'default').replace('/', '--')}"
+    note = cache / "hub" / ("resolved" if weights else "resolved-without-weights") / name
     if note.exists() and (folder := Path(note.read_text())).is_dir():
         return folder
     from huggingface_hub import snapshot_download
@@ -87,7 +95,8 @@ def _from_hub(repo: str, revision: str | None, cache: Path, progress: Progress) 
     try:
         folder = Path(
             snapshot_download(
-                repo, revision=revision, cache_dir=cache / "hub", allow_patterns=_HUB_FILES,
+                repo, revision=revision, cache_dir=cache / "hub",
+                allow_patterns=[each for each in _HUB_FILES if weights or not each.endswith(".safetensors")],
                 tqdm_class=_hub_progress(progress),
             )
         )  # fmt: skip

@@ -121,7 +121,7 @@ async def run_router(options: RouterOptions) -> None:
     check_port(options.host, options.port)
     keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
     name = options.served_model_name or options.model
-    folder = await asyncio.to_thread(resolve, options.model, options.revision)
+    folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
     model = await asyncio.to_thread(load_served_model, folder, name)
     registry, lifecycle, pool = CollectorRegistry(), Lifecycle(), WorkerPool(name)
     client = PooledClient(
