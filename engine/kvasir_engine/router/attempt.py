@@ -4,9 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from kvasir_engine import faults
 from kvasir_engine.client import EngineError
 from kvasir_engine.protocol import Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
 from kvasir_engine.router.connection import Event, Lost, Peer, WorkerConnection
+
+_POINTS = {0: "router.first_token", 4: "router.streaming"}  # by the index of a token that is new
 
 
 class WorkerFailed(Exception):
@@ -123,6 +126,7 @@ class Attempt:
         prefill = self._prefill
         if lease is None or prefill is None:
             return  # D does it all
+        faults.hit("router.leased")
         if not prefill.available():
             raise WorkerFailed(prefill.worker, prefill.peer, "prefill_lost", "gone before the lease was granted")
         self._leased = True
@@ -148,6 +152,8 @@ class Attempt:
 
     def _take(self, source: Target, delta: Delta) -> Part:
         fresh = self._fresh(source, delta)
+        if fresh and delta.index in _POINTS:
+            faults.hit(_POINTS[delta.index])
         if source is self._decode and delta.tokens:
             self._decoding = True
         if delta.finish is not None:

@@ -12,6 +12,7 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
+from kvasir_engine import faults
 from kvasir_engine.protocol import (
     VERSION,
     WORKER_PATH,
@@ -186,8 +187,9 @@ class WorkerConnection:
     async def _exchange(self, socket: ClientConnection) -> None:
         sender = asyncio.create_task(self._send(socket))
         try:
-            async for data in socket:
-                self._dispatch(decode_to_router(_binary(data)))
+            with faults.closable(socket.transport.abort):
+                async for data in socket:
+                    self._dispatch(decode_to_router(_binary(data)))
         finally:
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError, WebSocketException):
@@ -195,7 +197,12 @@ class WorkerConnection:
 
     async def _send(self, socket: ClientConnection) -> None:
         while True:
-            await socket.send(encode(await self._outbound.get()))
+            frame = await self._outbound.get()
+            await socket.send(encode(frame))
+            if isinstance(frame, Reserve):
+                faults.hit("router.reserved")
+            elif isinstance(frame, Submit) and frame.lease is not None:
+                faults.hit("router.submitted")
 
     def _dispatch(self, frame: ToRouter) -> None:
         match frame:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from kvasir_engine import faults
 from kvasir_engine.protocol import Endpoint, Lease
 from kvasir_engine.transfer import holder, messages, writer
 from kvasir_engine.transfer.agent import Agent, PeerDied, Refused, Transfer
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.holder import Holder
-from kvasir_engine.transfer.messages import AnyMessage, Ping, Pong, Release, Written
+from kvasir_engine.transfer.messages import AnyMessage, Complete, Ping, Pong, Release, Written
 from kvasir_engine.transfer.writer import Key, Push, Writer
 
 log = logging.getLogger("transfer")
@@ -204,7 +205,12 @@ class Handoff(threading.Thread):
                 case writer.Announce((agent, lease), epoch, first, push):
                     self._apply(self._send(agent, Written(lease, epoch, first, self._digests(push.local))))
                 case holder.Verify(lease, pages, digests):
+                    faults.hit("decode.written")
                     self._verify(lease, pages, digests)
+                case writer.Tell(agent, Complete() as complete):
+                    faults.hit("prefill.completing")
+                    self._apply(self._send(agent, complete))
+                    faults.hit("prefill.completed")
                 case holder.Ask(agent, message) | writer.Tell(agent, message):
                     self._apply(self._send(agent, message))
                 case _:
@@ -228,6 +234,7 @@ class Handoff(threading.Thread):
         self.stats.writes += 1
         self.stats.descriptors += len(push.local)
         self.stats.write_seconds += time.perf_counter() - began
+        faults.hit(_pushed(push))
         return []
 
     def _send(self, agent: str, message: AnyMessage) -> _Effects:
@@ -262,3 +269,10 @@ class Handoff(threading.Thread):
             del self._underway[underway]
         self._agent.forget(agent)
         return [*self._holder.died(agent), *self._writer.died(agent)]
+
+
+def _pushed(push: Push) -> str:
+    """The fault point of a write that was posted."""
+    if not push.last:
+        return "prefill.pushed_layer"
+    return "prefill.pushed_last" if push.final else "prefill.pushed_chunk"

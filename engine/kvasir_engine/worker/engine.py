@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from kvasir_engine import faults
 from kvasir_engine.kv.pages import OutOfPages, Owner
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.protocol import (
@@ -151,6 +152,7 @@ class Engine:
             job.key = self.handoff.open(frame.to, frame.lease)
             self.pushes[job.key] = []
             self._job_of_key[job.key] = job
+            faults.hit("prefill.submitted")
         self.waiting.append(job.sequence)
         return None
 
@@ -163,6 +165,7 @@ class Engine:
             job.sequence.remote = True
             job.writer, job.threshold = frame.writer, frame.threshold
             self.waiting.append(job.sequence)
+            faults.hit("decode.reserved")
         return None
 
     def abort(self, session: int, request: str) -> None:
@@ -240,6 +243,7 @@ class Engine:
         self.running.insert(place, sequence)
         self.cache.share(sequence)
         self._append(job, complete.token, complete.logprobs)
+        faults.hit("decode.settled")
         return None
 
     def _fence(self, lease: int, code: str) -> None:
@@ -306,6 +310,7 @@ class Engine:
         self.leased[lease.id] = job
         self.handoff.grant(lease, job.writer)
         self._send(job, Leased(job.sequence.id, lease))
+        faults.hit("decode.leased")
 
     def _count_prompt(self, sequence: Sequence) -> None:
         if sequence.generated == 0:
@@ -371,6 +376,8 @@ class Engine:
         index = sequence.generated
         sequence.tokens.append(token)
         self.stats.generated_tokens += 1
+        if index == 1 and job.lease is not None:
+            faults.hit("decode.stepped")
         finish = self._finish(sequence, token)
         self._emit(
             job,

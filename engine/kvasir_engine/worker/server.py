@@ -9,7 +9,7 @@ from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from kvasir_engine import protocol
+from kvasir_engine import faults, protocol
 from kvasir_engine.protocol import Abort, Drain, Hello, Reserve, Resync, Submit, ToRouter
 from kvasir_engine.worker.metrics import EngineCollector
 from kvasir_engine.worker.thread import EngineThread
@@ -78,9 +78,14 @@ class WorkerServer:
         self._outboxes.add(outbox)
         session = self._thread.attach(sink)
         sender = asyncio.create_task(self._send(socket, outbox))
+
+        def hang_up() -> None:
+            asyncio.run_coroutine_threadsafe(socket.close(), loop)
+
         try:
-            while True:
-                self._handle(session, protocol.decode_to_worker(await socket.receive_bytes()))
+            with faults.closable(hang_up):
+                while True:
+                    self._handle(session, protocol.decode_to_worker(await socket.receive_bytes()))
         except WebSocketDisconnect:
             log.info("router left session=%d", session)
         except (msgspec.DecodeError, KeyError) as error:
