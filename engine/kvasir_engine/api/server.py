@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        raise PortTaken(f"cannot listen on {host}:{port}: {os.strerror(error.errno) if error.errno else error}") from error
 
 
 def check_port(host: str, port: int) -> None:
