@@ -1,0 +1,449 @@
+"""The seeded faults: each is one small lie in the code that keeps pages and bytes right, and each must be found.
+
+A fault is an exact replacement in one file of `kvasir_engine`; its old text occurs there exactly once. Faults that
+change nothing that anyone could observe (equivalent mutants) are left out.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` becomes `new` in `file`, a path below the package."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+    def apply(self, text: str) -> str:
+        """`text` with the fault in it. Raises ValueError unless the old text is there exactly once."""
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name}: its text is in {self.file} {text.count(self.old)} times")
+        return text.replace(self.old, self.new)
+
+
+PAGES, RADIX, HASHING = "kv/pages.py", "kv/radix.py", "kv/hashing.py"
+HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/digest.py"
+ENGINE, CACHE = "worker/engine.py", "worker/cache.py"
+
+MUTANTS = [
+    # -- who owns a page
+    Mutant("a release leaves the count of holders", PAGES, "            self._holders[page] -= 1\n", ""),
+    Mutant(
+        "a release frees what another request holds",
+        PAGES,
+        "if self._holders[page] == 0:",
+        "if self._holders[page] <= 1:",
+    ),
+    Mutant(
+        "a page that was cached stays evictable when held",
+        PAGES,
+        "            self._holders[page] += 1\n            self._move(page, Owner.HELD)\n",
+        "            self._holders[page] += 1\n",
+    ),
+    Mutant("a free page can be held", PAGES, '"hold", Owner.HELD, Owner.CACHED', '"hold", *Owner'),
+    Mutant("a held page can be evicted", PAGES, '"evict", Owner.CACHED', '"evict", Owner.CACHED, Owner.HELD'),
+    Mutant("a page can be released twice", PAGES, '"release", Owner.HELD', '"release", Owner.HELD, Owner.FREE'),
+    Mutant(
+        "one call may release a page twice",
+        PAGES,
+        "if len(pages) > 1 and len(set(pages)) != len(pages):",
+        "if False:",
+    ),
+    Mutant(
+        "an evicted page stays marked as the tree's",
+        PAGES,
+        "        self._in_tree[page] = 0\n",
+        "",
+    ),
+    Mutant(
+        "another lease's pages can be settled",
+        PAGES,
+        'self._require_lease(pages, lease, "settle", Owner.LEASED)',
+        'self._require(pages, "settle", Owner.LEASED)',
+    ),
+    Mutant(
+        "a fenced lease can be settled", PAGES, '"settle", Owner.LEASED', '"settle", Owner.LEASED, Owner.FENCED'
+    ),
+    Mutant(
+        "fencing frees the pages at once",
+        PAGES,
+        "            self._move(page, Owner.FENCED)\n",
+        "            del self._lease[page]\n            self._to_free(page)\n",
+    ),
+    Mutant(
+        "a reclaimed page remembers its lease",
+        PAGES,
+        "            del self._lease[page]\n            self._to_free(page)\n",
+        "            self._to_free(page)\n",
+    ),
+    Mutant(
+        "one page more than there are can be had",
+        PAGES,
+        "if count > len(self._free):",
+        "if count > len(self._free) + 1:",
+    ),
+    # -- the tree
+    Mutant(
+        "a prompt matches another tenant's pages",
+        RADIX,
+        "        node = self._roots.get(salt)\n        if node is None:\n            return Match([])",
+        '        node = self._roots.get(salt) or self._roots.get("")\n'
+        "        if node is None:\n            return Match([])",
+    ),
+    Mutant(
+        "a partly filled page matches as a whole one",
+        RADIX,
+        "if child is None or len(child.key) < step:",
+        "if child is None:",
+    ),
+    Mutant(
+        "a match is a token too long",
+        RADIX,
+        "Match(pages, tail_page, tail)",
+        "Match(pages, tail_page, tail and tail + 1)",
+    ),
+    Mutant(
+        "the neighbour before is not looked at",
+        RADIX,
+        "node.keys[max(0, place - 1) : place + 1]",
+        "node.keys[place : place + 1]",
+    ),
+    Mutant("common tokens are counted in twos", RADIX, "while high - low > 1:", "while high - low > 2:"),
+    Mutant(
+        "a page copied from is not held",
+        RADIX,
+        "pages = match.pages if match.tail_page is None else [*match.pages, match.tail_page]",
+        "pages = match.pages",
+    ),
+    Mutant(
+        "an acquired page stays a candidate for eviction",
+        RADIX,
+        "        self.pool.hold(pages)\n        for page in pages:\n            self._idle.pop(page, None)\n",
+        "        self.pool.hold(pages)\n",
+    ),
+    Mutant(
+        "recency within a prompt is reversed",
+        RADIX,
+        "for page in reversed(self.pool.release(pages)):",
+        "for page in self.pool.release(pages):",
+    ),
+    Mutant("the youngest is evicted first", RADIX, "next(iter(self._idle))", "next(reversed(self._idle))"),
+    Mutant(
+        "a page that the tree has already is not exchanged",
+        RADIX,
+        "elif child.page != kept[index] and len(key) == step:",
+        "elif child.page < 0:",
+    ),
+    Mutant(
+        "the exchanged page is not held",
+        RADIX,
+        "                self.pool.hold([child.page])\n",
+        "",
+    ),
+    Mutant("the page given in exchange leaks", RADIX, "                self.pool.release([kept[index]])\n", ""),
+    Mutant(
+        "a shorter sibling goes while it is held",
+        RADIX,
+        "if self.pool.owner(shorter.page) is Owner.CACHED:",
+        "if shorter.page >= 0:",
+    ),
+    Mutant(
+        "an eviction is not told",
+        RADIX,
+        "self.log.entries.append((False, node.hash))",
+        "pass",
+    ),
+    Mutant("the tree's hash ignores what came before", RADIX, "next_hash(parent.hash, key)", "next_hash(0, key)"),
+    Mutant("the hash chain ignores the parent", HASHING, "key=parent.to_bytes(8", "key=(0).to_bytes(8"),
+    Mutant("the hash ignores the salt", HASHING, "blake2b(salt.encode()", 'blake2b(b""'),
+    Mutant(
+        "a partly filled page has a hash",
+        HASHING,
+        "range(0, len(data) - step + 1, step)",
+        "range(0, len(data), step)",
+    ),
+    # -- the holder's side of a lease
+    Mutant(
+        "a fenced lease is freed after 30 s",
+        HOLDER,
+        "        for lease, held in self._leases.items():\n            if held.fenced:\n",
+        "        for lease, held in list(self._leases.items()):\n"
+        "            if held.fenced and now >= held.deadline + 30:\n"
+        "                del self._leases[lease]\n"
+        '                effects.append(Reclaimed(lease, "acknowledged"))\n'
+        "            elif held.fenced:\n",
+    ),
+    Mutant("an expired lease is not fenced", HOLDER, "elif now >= held.deadline:", "elif held.deadline < 0:"),
+    Mutant("the holder skips the epoch", HOLDER, "if message.epoch != self.epoch:", "if message.epoch < 0:"),
+    Mutant("the holder hears strangers", HOLDER, "if held.writer != agent:", 'if agent == "":'),
+    Mutant(
+        "a late completion settles a fenced lease",
+        HOLDER,
+        '        if held.fenced:\n            return [Reclaimed(message.lease, "acknowledged")]\n',
+        "",
+    ),
+    Mutant(
+        "a completion counts without its pages being written",
+        HOLDER,
+        "if message.pages != total or held.written != total:",
+        "if message.pages != total:",
+    ),
+    Mutant(
+        "a completion's own count is not looked at",
+        HOLDER,
+        "if message.pages != total or held.written != total:",
+        "if held.written != total:",
+    ),
+    Mutant("digests are not checked", HOLDER, "if self.digests and held.verified != total:", "if total < 0:"),
+    Mutant(
+        "pages written out of order are accepted",
+        HOLDER,
+        "if first != held.written or len(pages) != count:",
+        "if len(pages) != count:",
+    ),
+    Mutant(
+        "more pages written than leased are accepted",
+        HOLDER,
+        "if first != held.written or len(pages) != count:",
+        "if first != held.written:",
+    ),
+    Mutant(
+        "an abort of a fenced lease fences it again", HOLDER, "if held is None or held.fenced:", "if held is None:"
+    ),
+    Mutant(
+        "a writer's death frees the pages of all writers",
+        HOLDER,
+        "for lease, held in self._leases.items() if held.writer == agent]",
+        "for lease, held in self._leases.items()]",
+    ),
+    Mutant("a silent writer is trusted", HOLDER, "+ SILENCE:", "+ 1e9:"),
+    Mutant(
+        "a writer is silent when it had nothing to say",
+        HOLDER,
+        "            self._heard[writer] = now\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a fenced lease's writer is asked once only",
+        HOLDER,
+        "                    effects.append(Ask(held.writer, Release(lease, self.epoch)))\n",
+        "",
+    ),
+    Mutant("nobody is pinged", HOLDER, "effects.append(Ask(writer, Ping(0, self.epoch)))", "pass"),
+    # -- the writer's side of a lease
+    Mutant(
+        "Stopped is sent while a write is under way",
+        WRITER,
+        "            if lease.posted:\n                return []\n",
+        "",
+    ),
+    Mutant(
+        "pages are let go of while a write reads them",
+        WRITER,
+        "            if lease.posted:\n                return []\n",
+        "            if lease.posted:\n                return [Failed(key, lease.stopping)]\n",
+    ),
+    Mutant(
+        "a release leaves no tombstone",
+        WRITER,
+        '            self._remember((*key, message.epoch), "released by the decode worker")\n',
+        "",
+    ),
+    Mutant(
+        "a tombstone is not looked at",
+        WRITER,
+        "if key in self._leases or ended is not None:",
+        "if key in self._leases:",
+    ),
+    Mutant(
+        "Complete overtakes writes",
+        WRITER,
+        "if lease.posted and (push.last or push.complete is not None):",
+        "if lease.posted and push.last and push.complete is None:",
+    ),
+    Mutant(
+        "a page's last layer overtakes the others",
+        WRITER,
+        "if lease.posted and (push.last or push.complete is not None):",
+        "if lease.posted and push.complete is not None:",
+    ),
+    Mutant("a write that failed counts as written", WRITER, "        if not ok:\n", "        if ok is None:\n"),
+    Mutant(
+        "the writer's clock stops nothing",
+        WRITER,
+        "if now >= lease.deadline and not lease.stopping]",
+        "if lease.deadline < 0]",
+    ),
+    Mutant(
+        "a write is posted after the deadline",
+        WRITER,
+        "if not lease.stopping and now >= lease.deadline:",
+        "if lease.deadline < 0:",
+    ),
+    Mutant(
+        "a release of another life stops a lease",
+        WRITER,
+        "if lease is None or lease.epoch != message.epoch:",
+        "if lease is None:",
+    ),
+    Mutant(
+        "a holder's death ends the leases of all holders",
+        WRITER,
+        "[key for key in self._leases if key[0] == agent]",
+        "list(self._leases)",
+    ),
+    Mutant(
+        "pages are announced one by one whatever their number",
+        WRITER,
+        "lease.announced += len(push.local)",
+        "lease.announced += 1",
+    ),
+    Mutant("there is no bound on writes under way", WRITER, " and len(lease.posted) < WINDOW:", ":"),
+    # -- digests
+    Mutant(
+        "a digest leaves out the page's last bytes", DIGEST, "(page + 1) * size]", "(page + 1) * size - size // 4]"
+    ),
+    Mutant("a digest is of the page before", DIGEST, "data[page * size :", "data[max(0, page - 1) * size :"),
+    # -- the engine
+    Mutant("a push does not hold its pages", ENGINE, "        self.cache.pool.hold(local)\n", ""),
+    Mutant(
+        "a request that ends under a push lets go of its pages",
+        ENGINE,
+        "if readings and pages:",
+        "if pages is None:",
+    ),
+    Mutant(
+        "preempted pages are not released",
+        ENGINE,
+        "            self._part(self._job_of[sequence])\n",
+        "",
+    ),
+    Mutant(
+        "an aborted lease is free at once",
+        ENGINE,
+        "            self.cache.pool.fence(job.leased, job.lease.id)\n"
+        "            self.fenced[job.lease.id] = job.leased\n",
+        "            self.cache.pool.reclaim(job.leased, job.lease.id)\n"
+        "            self.fenced[job.lease.id] = []\n",
+    ),
+    Mutant("an abort at decode is not told", ENGINE, "            self.handoff.revoke(job.lease.id)\n", ""),
+    Mutant(
+        "an abort at prefill is not told",
+        ENGINE,
+        "            self.handoff.withdraw(job.key, reason)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a completion of another length is taken",
+        ENGINE,
+        "if complete.tokens != len(sequence.tokens):",
+        "if complete.tokens < 0:",
+    ),
+    Mutant(
+        "a completion that crosses an abort leaks",
+        ENGINE,
+        "            return self.cache.pool.reclaim(pages, lease)\n",
+        "            return None\n",
+    ),
+    Mutant(
+        "a page is pushed before it is full",
+        ENGINE,
+        "else end // size - first",
+        "else -(-end // size) - first",
+    ),
+    Mutant(
+        "a cached page is pushed one too far",
+        ENGINE,
+        "sequence.computed // size - first)",
+        "sequence.computed // size - first + 1)",
+    ),
+    Mutant(
+        "what the holder has already shifts what is sent",
+        ENGINE,
+        "job.sequence.pages[first + job.pushed : first + ready]",
+        "job.sequence.pages[job.pushed : ready]",
+    ),
+    Mutant(
+        "the first layer is not sent",
+        ENGINE,
+        "                else:\n                    handoff.push(key, writer.Push(last.local",
+        "                elif layer:\n                    handoff.push(key, writer.Push(last.local",
+    ),
+    Mutant(
+        "pages are held after their push has ended",
+        ENGINE,
+        "            self.cache.tree.release(reading.pages)\n            self.stats.sent_pages",
+        "            self.stats.sent_pages",
+    ),
+    Mutant(
+        "a failed push keeps its pages",
+        ENGINE,
+        "        for reading in self.pushes.pop(key, []):\n            self.cache.tree.release(reading.pages)\n",
+        "        self.pushes.pop(key, None)\n",
+    ),
+    Mutant(
+        "one router's end is the end of all requests",
+        ENGINE,
+        "for job in self.jobs.values() if job.session == session]",
+        "for job in self.jobs.values()]",
+    ),
+    Mutant(
+        "a lease that does not fit the prompt is taken",
+        ENGINE,
+        "or pages != len(frame.lease.pages):",
+        "or pages < 0:",
+    ),
+    # -- its cache
+    Mutant(
+        "the tail page is not copied",
+        CACHE,
+        "self._copy(match.tail_page, fresh[0])",
+        "pass",
+    ),
+    Mutant(
+        "the tail page is copied to the wrong place",
+        CACHE,
+        "match.tail_page, fresh[0])",
+        "match.tail_page, fresh[-1])",
+    ),
+    Mutant("the tail page leaks", CACHE, "self.tree.release([match.tail_page])", "pass"),
+    Mutant(
+        "more is taken for computed than is cached",
+        CACHE,
+        "sequence.computed = match.tokens(self.page_size)",
+        "sequence.computed = min(len(sequence.tokens) - 1, match.tokens(self.page_size) + 1)",
+    ),
+    Mutant("what a lease builds on is not held", CACHE, "        self.tree.acquire(Match(match.pages))\n", ""),
+    Mutant(
+        "a page that is being written is shared",
+        CACHE,
+        "whole = sequence.computed // self.page_size",
+        "whole = self.pages_for(sequence.computed)",
+    ),
+    Mutant(
+        "tokens that were not computed enter the tree",
+        CACHE,
+        "self.tree.insert(sequence.tokens[: sequence.computed], pages,",
+        "self.tree.insert(sequence.tokens[: len(pages) * self.page_size], pages,",
+    ),
+    Mutant(
+        "cached pages count twice at admission",
+        CACHE,
+        "        return fresh + idle, match.tokens(self.page_size)",
+        "        return fresh, match.tokens(self.page_size)",
+    ),
+    Mutant(
+        "eviction makes a page too little room",
+        CACHE,
+        "self.tree.evict(count - self.pool.count(Owner.FREE))",
+        "self.tree.evict(count - self.pool.count(Owner.FREE) - 1)",
+    ),
+    Mutant(
+        "a decode writes past its pages",
+        CACHE,
+        "self.pages_for(sequence.computed + tokens) - len(sequence.pages)",
+        "self.pages_for(sequence.computed) - len(sequence.pages)",
+    ),
+]
