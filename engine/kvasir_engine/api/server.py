@@ -38,7 +38,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise PortTaken(f"cannot listen on {host}:{port}: {os.strerror(error.errno) if error.errno else error}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise PortTaken(f"cannot listen on {host}:{port}: {reason}") from error
 
 
 def check_port(host: str, port: int) -> None:
