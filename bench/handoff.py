@@ -13,6 +13,7 @@ Exposed time is from the end of the last layer's computation to `Settled`.
 
 import argparse
 import json
+import logging
 import mmap
 import multiprocessing as mp
 import os
@@ -413,7 +414,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     choose_fabric(options.fabric)
-    os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")
+    os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")  # a killed peer is an error to NIXL, and what is measured here
+    logging.disable(logging.INFO)
     pages = max(options.tokens) // PAGE_TOKENS
     bench = Bench(pages)
     bench.fill(7)

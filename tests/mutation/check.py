@@ -66,7 +66,9 @@ def run(mutant: Mutant, source: Path, seed: int) -> Outcome:
             "OMP_NUM_THREADS": "1",
         }
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "steady_hypothesis"]
-        command += [f"--hypothesis-seed={seed}", f"--timeout={LIMIT:.0f}", "--tb=no", *SUITES]
+        area = mutant.file.split("/")[0]
+        suites = sorted(SUITES, key=lambda suite: f"/{area}" not in suite)  # its own tests first
+        command += [f"--hypothesis-seed={seed}", f"--timeout={LIMIT:.0f}", "--tb=no", *suites]
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     seconds = time.monotonic() - began
     failed = re.search(r"^FAILED (?:tests/)?(\S+)", result.stdout, re.MULTILINE)

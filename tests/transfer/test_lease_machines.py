@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvasir_engine.transfer import holder, writer
-from kvasir_engine.transfer.holder import Holder
+from kvasir_engine.transfer.holder import PING_INTERVAL, RELEASE_INTERVAL, SILENCE, Holder
 from kvasir_engine.transfer.messages import AnyMessage, Complete, Ping, Pong, Release, Stopped, Written
-from kvasir_engine.transfer.writer import Push, Writer
+from kvasir_engine.transfer.writer import WINDOW, Push, Writer
 
 EPOCH = 7
-PAGES = 3
-LAYERS = 3
+PAGES = 2
+LAYERS = 2
 P, D = "prefill", "decode"
-LEASES = st.integers(1, 4)
+LEASES = st.integers(1, 3)
 
 
 class Leases(RuleBasedStateMachine):
@@ -233,28 +233,188 @@ def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> No
 
 def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
     machine = Holder(EPOCH)
-    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    machine.grant(1, P, range(3), 0.0, 9.0)
     (verify,) = machine.received(P, Written(1, EPOCH, 0, [7, 8]))
     assert verify == holder.Verify(1, (0, 1), (7, 8))
     machine.verified(1, 2)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, PAGES, 5))
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
     assert isinstance(effect, holder.Reclaimed)
     assert "2 pages of 3" in effect.reason
 
 
-def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
+def test_a_completion_that_says_fewer_pages_is_none_though_all_are_written() -> None:
+    machine = Holder(EPOCH)
+    machine.grant(1, P, range(3), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, [7, 8, 9])))
+    machine.verified(1, 3)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 2, 5))
+    assert isinstance(effect, holder.Reclaimed)
+    assert "2 pages of 3" in effect.reason
+
+
+def test_only_the_dead_writers_pages_come_back() -> None:
+    machine = Holder(EPOCH)
+    for lease, agent in [(1, P), (2, "other"), (3, P)]:
+        machine.grant(lease, agent, range(PAGES), 0.0, 9.0)
+    gone = list(machine.died(P))
+    assert [type(effect) for effect in gone] == [holder.Reclaimed] * 2
+    assert {effect.lease for effect in gone if isinstance(effect, holder.Reclaimed)} == {1, 3}
+    assert [type(e) for e in machine.received("other", Stopped(2, EPOCH, "done"))] == [holder.Reclaimed]
+
+
+def test_a_lease_is_fenced_once_and_its_writer_asked_until_it_answers() -> None:
     machine = Holder(EPOCH)
     machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    ask = holder.Ask(P, Release(1, EPOCH))
+    assert list(machine.revoke(1, 0.0)) == [holder.Fenced(1, "lease_aborted"), ask]
+    assert list(machine.revoke(1, 0.1)) == []
+    for quarter in range(1, 9):
+        assert list(machine.tick(quarter * RELEASE_INTERVAL)) == [ask]
+        assert list(machine.tick(quarter * RELEASE_INTERVAL + 0.01)) == []
+
+
+def test_a_writer_that_owes_something_is_pinged_and_another_is_not() -> None:
+    machine = Holder(EPOCH)
+    assert list(machine.tick(1.0)) == []
+    machine.grant(1, P, range(PAGES), 1.0, 9.0)
+    for quarter in range(5):
+        now = 1.0 + quarter * PING_INTERVAL
+        assert list(machine.tick(now)) == [holder.Ask(P, Ping(0, EPOCH))]
+        assert list(machine.tick(now + 0.01)) == []
+
+
+def test_the_silence_between_two_leases_is_nobodys_fault() -> None:
+    machine = Holder(EPOCH)
+    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    machine.heard(P, 0.5)
+    list(machine.received(P, Stopped(1, EPOCH, "done")))
+    machine.grant(2, P, range(PAGES), 100.0, 9.0)
+    assert not [e for e in machine.tick(100.0 + SILENCE / 2) if isinstance(e, holder.Fenced)]
+    machine.grant(3, P, range(PAGES), 100.0 + SILENCE / 2, 9.0)  # another lease does not excuse the first's silence
+    assert [e for e in machine.tick(100.0 + SILENCE) if isinstance(e, holder.Fenced)]
+
+
+KEY = D, 1
+
+
+def opened(deadline: float = 9.0) -> Writer:
+    machine = Writer()
+    assert list(machine.open(KEY, EPOCH, deadline)) == []
+    return machine
+
+
+def kinds(effects: Iterable[writer.Effect]) -> list[str]:
+    """The effects' types; of what is told, the message's."""
+    return [type(e.message if isinstance(e, writer.Tell) else e).__name__ for e in effects]
+
+
+def layers(page: int) -> list[Push]:
+    return [Push((page,), (page,), layer, last=layer == LAYERS - 1) for layer in range(LAYERS)]
+
+
+def test_a_completion_waits_for_every_write_under_way() -> None:
+    machine, (first, last) = opened(), layers(0)
+    done = Push(complete=Complete(1, EPOCH, 16, 1, 5))
+    assert kinds(machine.push(KEY, first, 0.0)) == ["Post"]
+    assert kinds(machine.push(KEY, last, 0.0)) == []  # the page's end waits for its other layers
+    assert kinds(machine.push(KEY, done, 0.0)) == []
+    assert kinds(machine.ended(KEY, first, True, 0.0)) == ["Post"]
+    assert kinds(machine.tick(0.0)) == []
+    assert kinds(machine.ended(KEY, last, True, 0.0)) == ["Announce", "Done", "Complete", "Done"]
+
+
+def test_a_completion_queued_under_the_last_write_does_not_overtake_it() -> None:
+    machine, push = opened(), Push((1, 2), (3, 4))
+    assert kinds(machine.push(KEY, push, 0.0)) == ["Post"]
+    assert kinds(machine.push(KEY, Push(complete=Complete(1, EPOCH, 32, 2, 5)), 0.0)) == []
+    assert kinds(machine.ended(KEY, push, True, 0.0)) == ["Announce", "Done", "Complete", "Done"]
+
+
+def test_whoever_wants_a_lease_to_end_waits_for_the_writes_under_way() -> None:
+    for stop in ("withdraw", "release", "deadline", "a failed write"):
+        machine, pushes = opened(5.0), [Push((page,), (page,), 0, last=False) for page in range(3)]
+        for push in pushes:
+            assert kinds(machine.push(KEY, push, 0.0)) == ["Post"]
+        match stop:
+            case "withdraw":
+                effects = machine.withdraw(KEY, "aborted", 1.0)
+            case "release":
+                effects = machine.released(D, Release(1, EPOCH), 1.0)
+            case "deadline":
+                effects = machine.tick(5.0)
+            case _:
+                effects = machine.ended(KEY, pushes.pop(), False, 1.0)
+        assert kinds(effects) == [], stop
+        assert kinds(machine.push(KEY, Push((7,), (7,)), 1.0)) == [], "a write was posted after the end"
+        assert kinds(machine.withdraw(KEY, "again", 1.0)) == []
+        while len(pushes) > 1:
+            assert kinds(machine.ended(KEY, pushes.pop(), True, 1.0)) == [], stop
+        assert kinds(machine.ended(KEY, pushes.pop(), True, 1.0)) == ["Failed", "Stopped"], stop
+        assert not len(machine)
+
+
+def test_a_write_that_failed_is_no_page() -> None:
+    machine, push = opened(), Push((1,), (1,))
+    list(machine.push(KEY, push, 0.0))
+    list(machine.push(KEY, Push(complete=Complete(1, EPOCH, 16, 1, 5)), 0.0))
+    assert kinds(machine.ended(KEY, push, False, 0.0)) == ["Failed", "Stopped"]
+
+
+def test_nothing_is_posted_at_or_after_the_deadline_even_before_the_clock_is_looked_at() -> None:
+    machine = opened(5.0)
+    assert kinds(machine.push(KEY, Push((1,), (1,)), 5.0)) == ["Failed", "Stopped"]
+
+
+def test_the_writers_clock_alone_ends_a_lease() -> None:
+    machine = opened(5.0)
+    assert kinds(machine.tick(4.9)) == []
+    assert kinds(machine.tick(5.0)) == ["Failed", "Stopped"]
+
+
+def test_a_release_for_another_life_of_the_holder_stops_nothing() -> None:
+    machine = opened()
+    assert kinds(machine.released(D, Release(1, EPOCH - 1), 0.0)) == ["Stopped"]
+    assert kinds(machine.push(KEY, Push((1,), (1,)), 0.0)) == ["Post"]
+
+
+def test_a_holders_death_ends_its_leases_and_no_others() -> None:
+    machine = opened()
+    list(machine.open(("other", 1), EPOCH, 9.0))
+    assert list(machine.died(D)) == [writer.Failed(KEY, "the decode worker died")]
+    assert kinds(machine.push(("other", 1), Push((1,), (1,)), 0.0)) == ["Post"]
+
+
+def test_pages_are_announced_at_their_places_in_the_lease() -> None:
+    machine, places = opened(), []
+    for pages in [(1, 2, 3), (4,), (5, 6)]:
+        push = Push(pages, pages)
+        list(machine.push(KEY, push, 0.0))
+        places += [e.first for e in machine.ended(KEY, push, True, 0.0) if isinstance(e, writer.Announce)]
+    assert places == [0, 3, 4]
+
+
+def test_writes_under_way_are_bounded_and_the_rest_follows() -> None:
+    machine = opened()
+    pushes = [Push((page,), (page,), 0, last=False) for page in range(WINDOW + 3)]
+    posted = [e.push for push in pushes for e in machine.push(KEY, push, 0.0) if isinstance(e, writer.Post)]
+    assert posted == pushes[:WINDOW]
+    posted += [e.push for e in machine.ended(KEY, pushes[0], True, 0.0) if isinstance(e, writer.Post)]
+    assert posted == pushes[: WINDOW + 1]
+
+
+def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
+    machine = Holder(EPOCH)
+    machine.grant(1, P, range(3), 0.0, 9.0)
     list(machine.received(P, Written(1, EPOCH, 0, [7, 8, 9])))
     machine.verified(1, 2)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, PAGES, 5))
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
     assert isinstance(effect, holder.Reclaimed)
     assert (effect.code, effect.proof) == ("kv_digest_mismatch", "acknowledged")
 
 
 def test_pages_announced_out_of_order_are_refused() -> None:
     machine = Holder(EPOCH)
-    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    machine.grant(1, P, range(3), 0.0, 9.0)
     for first, count in [(1, 1), (0, 4)]:
         (effect,) = machine.received(P, Written(1, EPOCH, first, [0] * count))
         assert isinstance(effect, holder.Rejected)
