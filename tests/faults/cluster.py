@@ -95,15 +95,12 @@ class Cluster:
 
     def start(self, *names: str, fault: str = "") -> list[Member]:
         """Start the processes (with `fault` as KVASIR_FAULT) and wait until they serve and the routers know."""
-        started = [self._launch(name, fault) for name in names]
+        started = [self.launch(name, fault) for name in names]
         self.wait_ready(*names)
         return started
 
-    def launch(self, name: str) -> Member:
+    def launch(self, name: str, fault: str = "") -> Member:
         """Start one without waiting for it."""
-        return self._launch(name, "")
-
-    def _launch(self, name: str, fault: str) -> Member:
         assert name not in self.members
         port, role = self.ports[name], ROLES[name[0]]
         arguments = ["--model", f"file://{self.model}", "--served-model-name", "small"]

@@ -9,8 +9,8 @@ import pytest
 for folder in (Path(__file__).parent, Path(__file__).parents[1] / "worker"):
     sys.path.insert(0, str(folder))
 
-from cluster import Cluster
-from questions import Reference, make_model
+from cluster import Cluster  # noqa: E402 - found by the lines above
+from questions import Reference, make_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")

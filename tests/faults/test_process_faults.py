@@ -121,7 +121,7 @@ async def ask_through_the_fault(
 async def leave_at_the_fault(
     clients: Clients, safe: Member, beyond: Member, victim: Member, questions: list[Question], reference: Reference
 ) -> None:
-    """Ask until `victim` stops at its point; then others ask, and who asked before leaves; then `victim` goes on."""
+    """Ask until `victim` stops at its point; others ask; who asked before leaves; `victim` goes on."""
     leavers, others = questions[:TOGETHER], questions[TOGETHER:]
     leaving = clients.ask(beyond, leavers)
     assert await halted(victim, leaving) == "T", "the fault point was not passed"
@@ -138,6 +138,6 @@ async def leave_at_the_fault(
 
 async def halted(member: Member, streams: list[asyncio.Task[Answer]]) -> str:
     """Wait until the member is stopped (`T`) or gone (empty), or all streams have ended; its state then."""
-    while member.state not in ("", "T") and not all(stream.done() for stream in streams):
+    while member.state not in ("", "T") and not all(stream.done() for stream in streams):  # noqa: ASYNC110 - no event
         await asyncio.sleep(0.005)
     return member.state
