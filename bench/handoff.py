@@ -413,7 +413,7 @@ def main() -> int:
     parser.add_argument("--fabric", choices=["auto", "shm", "tcp"], default="auto")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    choose_fabric(options.fabric)
+    choose_fabric(options.fabric, cuda=False)
     os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")  # a killed peer is an error to NIXL, and what is measured here
     logging.disable(logging.INFO)
     pages = max(options.tokens) // PAGE_TOKENS

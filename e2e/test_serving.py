@@ -1,6 +1,8 @@
 """From `kubectl apply` to tokens, and back to nothing: manifests/smollm2-cpu.yaml on the CPU pool."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +55,14 @@ def test_apply_leads_to_ready_and_a_url(served: dict[str, Any]) -> None:
         "decode": (2, 2),
         "router": (1, 1),
     }
+
+
+def test_what_kvasir_renders_kubectl_accepts(cluster: Cluster) -> None:
+    command = [sys.executable, "-m", "kvasir_engine.cli", "render", "-f", str(MANIFEST)]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    accepted = cluster.kubectl("apply", "--dry-run=client", "-f", "-", input=rendered).stdout
+    assert accepted.count("(dry run)") == rendered.count("\nkind: ")
+    assert f"service/{NAME}-router created (dry run)" in accepted
 
 
 def test_kubectl_get_shows_the_columns(cluster: Cluster, served: dict[str, Any]) -> None:

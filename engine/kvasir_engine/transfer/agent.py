@@ -17,14 +17,7 @@ from nixl_cu13._bindings import (
 )
 
 from kvasir_engine.protocol import Endpoint, Fingerprint, Region
-
-FABRICS = {
-    "auto": None,
-    "rdma": "rc,ud,dc,cuda_copy,cuda_ipc,self",
-    "tcp": "tcp,cuda_copy,self",
-    "shm": "shm,cma,cuda_copy,cuda_ipc,self",
-}
-
+from kvasir_engine.transfer.fabric import Fabric, fabric_env
 
 Pages = tuple[int, ...]
 
@@ -51,11 +44,10 @@ class _Peer:
     layers: nixl_prepped_dlist_handle
 
 
-def choose_fabric(fabric: str) -> None:
-    """Tell UCX which transports it may use. An explicit UCX_TLS in the environment wins. Call before any agent."""
-    transports = FABRICS[fabric]
-    if transports is not None:
-        os.environ.setdefault("UCX_TLS", transports)
+def choose_fabric(fabric: Fabric, cuda: bool) -> None:
+    """Tell UCX which transports it may use. What the environment says already wins. Call before any agent."""
+    for name, value in fabric_env(fabric, cuda).items():
+        os.environ.setdefault(name, value)
 
 
 class Agent:

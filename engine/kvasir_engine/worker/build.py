@@ -16,6 +16,7 @@ from kvasir_engine.protocol import Fingerprint, Region, Role
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer.agent import Agent, choose_fabric
 from kvasir_engine.transfer.digest import NONE, XXH3, Digester
+from kvasir_engine.transfer.fabric import Fabric
 from kvasir_engine.transfer.handoff import Event, Handoff
 from kvasir_engine.worker.engine import Engine
 from kvasir_engine.worker.thread import EngineThread
@@ -37,7 +38,7 @@ class EngineOptions:
     kv_cache_memory: int = 0
     max_running: int = 64
     prefill_chunk: int = 512
-    fabric: str = "auto"
+    fabric: Fabric = "auto"
     kv_digests: bool = True
 
 
@@ -80,7 +81,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
     limits = Limits(options.prefill_chunk + options.max_running, options.max_running, options.page_size)
     handoff = None
     if moves_kv:
-        choose_fabric(options.fabric)
+        choose_fabric(options.fabric, runner.device.type == "cuda")
         memory: Literal["DRAM", "VRAM"] = "VRAM" if runner.device.type == "cuda" else "DRAM"
         region = Region(pool.address, pool.pages, pool.page_bytes, memory, runner.device.index or 0)
 

@@ -13,6 +13,7 @@ import typer
 
 from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import VERSION, Hello, Role
+from kvasir_engine.transfer.fabric import FABRICS
 
 if TYPE_CHECKING:
     from kvasir_engine.worker.build import EngineOptions
@@ -41,7 +42,7 @@ CacheMemory = Annotated[
 ]
 MaxRunning = Annotated[int, typer.Option(min=1, help="most sequences in a batch", envvar="KVASIR_MAX_RUNNING")]
 PrefillChunk = Annotated[int, typer.Option(min=1, help="most prompt tokens a step", envvar="KVASIR_PREFILL_CHUNK")]
-Fabric = Annotated[str, typer.Option(help="auto, rdma, tcp or shm", envvar="KVASIR_FABRIC")]
+FabricName = Annotated[str, typer.Option(help="auto, rdma, tcp or shm", envvar="KVASIR_FABRIC")]
 Digests = Annotated[bool, typer.Option(help="check each page that moved before use", envvar="KVASIR_KV_DIGESTS")]
 DrainSeconds = Annotated[float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")]
 
@@ -56,7 +57,6 @@ UNITS = {
     "Gi": 2**30,
     "Ti": 2**40,
 }
-FABRICS = ("auto", "rdma", "tcp", "shm")
 ROLES: tuple[Role, ...] = ("prefill", "decode", "both")
 
 
@@ -87,7 +87,7 @@ def worker(
     kv_cache_memory: CacheMemory = "0",
     max_running: MaxRunning = 64,
     prefill_chunk: PrefillChunk = 512,
-    fabric: Fabric = "auto",
+    fabric: FabricName = "auto",
     kv_digests: Digests = True,
     drain_seconds: DrainSeconds = 600.0,
 ) -> None:
@@ -97,7 +97,8 @@ def worker(
     chosen = next((known for known in ROLES if known == role), None)
     if chosen is None:
         raise UserError(f"role {role!r} is none of {', '.join(ROLES)}")
-    if fabric not in FABRICS:
+    over = next((known for known in FABRICS if known == fabric), None)
+    if over is None:
         raise UserError(f"fabric {fabric!r} is none of {', '.join(FABRICS)}")
     options = EngineOptions(
         model=model,
@@ -110,7 +111,7 @@ def worker(
         kv_cache_memory=bytes_of(kv_cache_memory),
         max_running=max_running,
         prefill_chunk=prefill_chunk,
-        fabric=fabric,
+        fabric=over,
         kv_digests=kv_digests,
     )
     asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))

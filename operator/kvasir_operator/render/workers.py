@@ -1,7 +1,8 @@
 """The worker Deployments: one a role and a revision."""
 
+from kvasir_engine.transfer.fabric import fabric_env
 from kvasir_operator.overlay import overlay
-from kvasir_operator.render.fabric import fabric_env, rdma_requests, share_node
+from kvasir_operator.render.fabric import rdma_requests, share_node
 from kvasir_operator.render.names import (
     REVISION_LABEL,
     Object,
@@ -68,7 +69,10 @@ def worker_template(service: InferenceService, role: WorkerRole, options: Option
         *drain_args(service),
     ]
     main = container(
-        options.engine_image, args, fabric_env(transfer.fabric, workers.device), _resources(service, workers)
+        options.engine_image,
+        args,
+        fabric_env(transfer.fabric, workers.device == "cuda"),
+        _resources(service, workers),
     )
     spec = pod_spec(service, main)
     if transfer.fabric == "shm":

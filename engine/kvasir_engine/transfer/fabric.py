@@ -1,0 +1,33 @@
+"""What tells UCX which transports may carry the KV. Imports nothing: the operator writes it into pods.
+
+UCX chooses transports by UCX_TLS (openucx.readthedocs.io, FAQ "Which transports does UCX use?"): `rc`, `ud` and
+`dc` stand for the verbs and mlx5 variants of these, `sm` for posix, sysv and cma; as soon as a list is given,
+GPU memory needs `cuda_copy` and `cuda_ipc` in it too. Naming a fabric leaves out the others, so that KV never
+takes a slower road in silence; `auto` leaves the choice to UCX, which ranks what it finds by bandwidth and
+latency. UCX_NET_DEVICES stays unset (all): a pod sees only the devices that were given to it.
+"""
+
+from typing import Literal, get_args
+
+Fabric = Literal["auto", "rdma", "tcp", "shm"]
+FABRICS: tuple[Fabric, ...] = get_args(Fabric)
+
+_TRANSPORTS: dict[Fabric, tuple[str, ...]] = {
+    "auto": (),
+    "rdma": ("rc", "ud", "dc", "self"),
+    "tcp": ("tcp", "self"),
+    "shm": ("sm", "self"),
+}
+_GPU_TRANSPORTS = ("cuda_copy", "cuda_ipc")
+
+
+def fabric_env(fabric: Fabric, cuda: bool) -> dict[str, str]:
+    """Environment that holds UCX to `fabric`, for KV in GPU memory if `cuda`; empty for `auto`."""
+    transports = _TRANSPORTS[fabric]
+    if not transports:
+        return {}
+    env = {"UCX_TLS": ",".join(transports + (_GPU_TRANSPORTS if cuda else ()))}
+    if fabric == "shm":
+        # By default segments are opened through /proc/PID/fd, which needs a common process namespace.
+        env["UCX_POSIX_USE_PROC_LINK"] = "n"
+    return env
