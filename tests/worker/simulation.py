@@ -10,6 +10,7 @@ from typing import Any
 
 from toy import ToyRunner
 
+from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer import holder, messages, writer
@@ -18,6 +19,11 @@ from kvasir_engine.transfer.writer import Key, Push, Writer
 from kvasir_engine.worker.engine import Engine
 
 FINGERPRINT = Fingerprint("toy", "", "int64", "toy", 4, 1, 1, 1, "toy")
+
+
+def layers_of(push: Push) -> slice:
+    """The layers that a push copies."""
+    return slice(None) if push.layer is None else slice(push.layer, push.layer + 1)
 
 
 class Worker:
@@ -99,7 +105,7 @@ class Worker:
         if target is None:
             self._apply(self.writer.died(key[0]))
             return
-        layers = slice(None) if push.layer is None else slice(push.layer, push.layer + 1)
+        layers = layers_of(push)
         for mine, theirs in zip(push.local, push.remote, strict=True):
             target.runner.pool.tensor[theirs, layers] = self.runner.pool.tensor[mine, layers]
         self._apply(self.writer.ended(key, push, True, self.network.now))
@@ -112,6 +118,18 @@ class Worker:
         """The engine takes what its transfer thread reported."""
         while self.events:
             self.engine.transferred(self.events.popleft())
+
+    def check(self) -> None:
+        """Raise unless every page has its owner, and what is read or written by a write has the right one."""
+        self.engine.check()
+        for key, push in self.writes:
+            for page in push.local:
+                assert self.engine.cache.pool.owner(page) is Owner.HELD, f"page {page} is read, and nobody holds it"
+            target = self.network.workers.get(key[0])
+            if target is not None:
+                for page in push.remote:
+                    owner = target.engine.cache.pool.owner(page)
+                    assert owner in (Owner.LEASED, Owner.FENCED), f"page {page} is written, and is {owner.name}"
 
     def peer_died(self, agent: str) -> None:
         """The transport reports a death."""
@@ -126,7 +144,7 @@ class Worker:
                     target = self.network.workers.get(key[0])
                     if target is not None:  # the write has begun: what it writes to is not what it was
                         for page in push.remote:
-                            target.runner.pool.tensor[page, push.layer or 0] = -1
+                            target.runner.pool.tensor[page, layers_of(push)] = -1
                 case writer.Announce((agent, lease), epoch, first, push):
                     self._send(agent, messages.Written(lease, epoch, first, self.digests(push.local)))
                 case holder.Verify(lease, pages, digests):

@@ -176,8 +176,8 @@ class Schedules(RuleBasedStateMachine):
     @invariant()
     def pages_are_conserved(self) -> None:
         if hasattr(self, "network"):
-            self.prefill.engine.check()
-            self.decode.engine.check()
+            self.prefill.check()
+            self.decode.check()
 
     def settle(self) -> None:
         for _ in range(400):
@@ -212,7 +212,7 @@ class Schedules(RuleBasedStateMachine):
         for stream in self.streams.values():
             assert stream.over, f"{stream.id} hangs"
         for worker in (self.prefill, self.decode):
-            worker.engine.check()
+            worker.check()
             pool = worker.engine.cache.pool
             assert not worker.engine.jobs
             assert pool.count(Owner.FREE) + pool.count(Owner.CACHED) == pool.size, worker.engine.load()

@@ -1,0 +1,276 @@
+"""One handoff at a time between two engines, stopped at the step that matters: who owns which page just then."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from simulation import Network, Worker
+from toy import reference
+
+from kvasir_engine.kv.pages import Owner
+from kvasir_engine.protocol import Delta, Lease, Leased, Reserve, Sampling, Submit
+from kvasir_engine.scheduler.schedule import Limits
+from kvasir_engine.transfer import messages
+
+LIMITS = Limits(tokens=12, running=4, page_size=4)
+ROUTER, OTHER = 1, 2
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]  # 2 pages and a half
+
+
+class Pair:
+    """A prefill and a decode worker, and what they told the router."""
+
+    def __init__(self, prefill_pages: int = 12, decode_pages: int = 12, limits: Limits = LIMITS) -> None:
+        self.network = Network()
+        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, limits)
+        self.decode = Worker(self.network, "decode", "d", decode_pages, limits)
+        self.tokens: dict[str, dict[int, int]] = {}
+        self.failures: dict[str, list[str]] = {}
+
+    def lease(self, request: str, prompt: list[int], count: int = 3, session: int = ROUTER) -> Lease:
+        """Reserve at decode, and what it leased."""
+        reserve = Reserve(request, prompt, Sampling(max_tokens=count), self.prefill.endpoint, "", 0)
+        self.decode.engine.reserve(session, reserve)
+        self.decode.engine.step()
+        self.decode.obey()
+        for frame in self.frames(self.decode, session):
+            if isinstance(frame, Leased) and frame.lease is not None:
+                return frame.lease
+        raise AssertionError("no lease")
+
+    def submit(self, request: str, prompt: list[int], lease: Lease, count: int = 3, session: int = ROUTER) -> None:
+        frame = Submit(request, prompt, Sampling(max_tokens=count), "", lease, self.decode.endpoint)
+        self.prefill.engine.submit(session, frame)
+
+    def begin(self, request: str, prompt: list[int], count: int = 3) -> Lease:
+        """A handoff whose first writes are under way."""
+        lease = self.lease(request, prompt, count)
+        self.submit(request, prompt, lease, count)
+        self.prefill.engine.step()
+        self.prefill.obey()
+        assert self.prefill.writes
+        return lease
+
+    def frames(self, worker: Worker, session: int = ROUTER) -> list[Delta | Leased]:
+        frames = worker.engine.drain().get(session, [])
+        for frame in frames:
+            if isinstance(frame, Delta):
+                self.tokens.setdefault(frame.id, {}).update(enumerate(frame.tokens, frame.index))
+                if frame.failure is not None:
+                    self.failures.setdefault(frame.id, []).append(frame.failure.code)
+        return frames
+
+    def deliver(self) -> None:
+        """All writes end and all messages arrive; no time passes and no engine steps."""
+        for _ in range(20):
+            for worker in (self.prefill, self.decode):
+                worker.obey()
+                while worker.writes:
+                    worker.end_write()
+                while self.network.inbox(worker.endpoint.agent):
+                    worker.hear()
+                worker.learn()
+                worker.check()
+
+    def run(self) -> None:
+        """Until nothing is left to do, on a clock that stands still."""
+        for _ in range(60):
+            for worker in (self.prefill, self.decode):
+                worker.engine.step()
+                self.deliver()
+                self.frames(worker)
+
+    def at_rest(self) -> bool:
+        """Both pools hold nothing but what is cached, and nothing is owed."""
+        self.prefill.check()
+        self.decode.check()
+        return all(
+            not worker.engine.owing
+            and worker.engine.cache.pool.available == worker.engine.cache.pool.size
+            and not len(worker.holder)
+            and not len(worker.writer)
+            for worker in (self.prefill, self.decode)
+        )
+
+    def said(self, request: str) -> list[int]:
+        return [token for _, token in sorted(self.tokens[request].items())]
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return Pair()
+
+
+def test_pages_of_an_aborted_lease_are_nobodys_until_the_writer_has_stopped(pair: Pair) -> None:
+    lease = pair.begin("r", PROMPT)
+    pair.decode.engine.abort(ROUTER, "r")
+    pool = pair.decode.engine.cache.pool
+    assert {pool.owner(page) for page in lease.pages} == {Owner.FENCED}
+    assert pool.count(Owner.FREE) == pool.size - len(lease.pages)
+    pair.decode.obey()
+    pair.prefill.hear()  # the release reaches a writer whose write is under way: no answer yet
+    assert not pair.network.inbox(pair.decode.endpoint.agent)
+    pair.decode.check()
+    pair.deliver()
+    pair.frames(pair.prefill)
+    assert pair.failures == {"r": ["handoff_failed"]}
+    assert pair.at_rest()  # told at once: no clock has run
+
+
+def test_a_lease_whose_prompt_was_aborted_at_prefill_fails_at_decode_without_waiting(pair: Pair) -> None:
+    pair.begin("r", PROMPT)
+    pair.prefill.engine.abort(ROUTER, "r")
+    pair.deliver()
+    pair.frames(pair.decode)
+    assert pair.failures == {"r": ["handoff_failed"]}
+    assert pair.at_rest()
+
+
+def test_what_a_push_reads_is_held_after_its_request_is_gone(pair: Pair) -> None:
+    pair.begin("r", PROMPT)
+    pair.prefill.engine.abort(ROUTER, "r")
+    pair.prefill.check()
+    pool = pair.prefill.engine.cache.pool
+    assert pool.count(Owner.HELD) == 3
+    pair.prefill.engine.cache.tree.evict(pool.size)
+    assert pool.count(Owner.HELD) == 3
+    pair.deliver()
+    assert pair.at_rest()
+
+
+def test_a_prompt_handed_off_keeps_its_pages_while_they_are_written_and_not_longer(pair: Pair) -> None:
+    pair.begin("r", PROMPT)
+    pair.frames(pair.prefill)
+    assert len(pair.tokens["r"]) == 1  # prefill is done with it
+    assert pair.prefill.engine.running == []
+    pool = pair.prefill.engine.cache.pool
+    assert pool.count(Owner.HELD) == 3
+    pair.deliver()
+    assert pool.count(Owner.HELD) == 0
+    assert pool.count(Owner.CACHED) == 3
+    pair.run()
+    assert pair.said("r") == reference(PROMPT, 3)
+    assert pair.at_rest()
+
+
+def test_pages_under_a_push_are_not_given_to_the_next_prompt() -> None:
+    pair = Pair(prefill_pages=6)
+    pair.begin("r", PROMPT)
+    pair.prefill.engine.abort(ROUTER, "r")
+    other = [7] * 14
+    pair.submit("s", other, pair.lease("s", other))
+    for _ in range(3):
+        pair.prefill.engine.step()
+        pair.prefill.check()
+    assert len(pair.prefill.engine.waiting) == 1  # 4 pages are wanted, 3 are free until the writes have ended
+    pair.run()
+    assert pair.said("s") == reference(other, 3)
+    assert pair.at_rest()
+
+
+def test_a_completion_that_crosses_the_abort_gives_all_pages_back(pair: Pair) -> None:
+    pair.begin("r", PROMPT)
+    while pair.prefill.writes:
+        pair.prefill.end_write()
+    while pair.network.inbox(pair.decode.endpoint.agent):
+        pair.decode.hear()
+    assert pair.decode.events  # settled, and the engine has not heard of it
+    pair.decode.engine.abort(ROUTER, "r")
+    pair.deliver()
+    assert pair.at_rest()
+
+
+def test_a_completion_of_another_prompts_length_is_an_error_and_no_page_is_lost(pair: Pair) -> None:
+    pair.begin("r", PROMPT)
+    while pair.prefill.writes:
+        pair.prefill.end_write()
+    inbox = pair.network.inbox(pair.decode.endpoint.agent)
+    sender, complete = inbox.pop()
+    assert isinstance(complete, messages.Complete)
+    inbox.append((sender, msgspec.structs.replace(complete, tokens=complete.tokens - 1)))
+    pair.run()
+    assert pair.failures["r"] == ["handoff_failed"]
+    assert pair.at_rest()
+
+
+def test_only_what_decode_lacks_is_sent_and_to_its_place(pair: Pair) -> None:
+    lease = pair.begin("first", PROMPT)
+    assert len(lease.pages) == 3
+    pair.run()
+    again = [*PROMPT[:8], 8, 8, 8, 8, 8]
+    lease = pair.begin("second", again)
+    assert (lease.first, len(lease.pages)) == (8, 2)
+    pair.run()
+    assert pair.said("second") == reference(again, 3)
+    assert pair.prefill.engine.stats.sent_pages == 5
+    assert pair.at_rest()
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 12, 13, 27, 28])
+def test_prompts_of_any_length_and_number_of_chunks_arrive_whole(length: int) -> None:
+    pair = Pair(limits=Limits(tokens=7, running=4, page_size=4))
+    prompt = [place * 7 % 50 for place in range(length)]
+    for request in ("r", "again"):  # the second time prefill has it cached
+        if request == "again":
+            pair.decode.engine.cache.tree.evict(12)
+        pair.submit(request, prompt, pair.lease(request, prompt))
+        pair.run()
+        assert pair.failures == {}
+        assert pair.said(request) == reference(prompt, 3)
+    assert pair.at_rest()
+
+
+def test_no_page_is_pushed_before_it_is_full(pair: Pair) -> None:
+    lease = pair.lease("r", [5] * 23)
+    pair.submit("r", [5] * 23, lease)
+    pushed = []
+    for tokens in (12, 23):
+        pair.prefill.engine.step()
+        pair.prefill.obey()
+        while pair.prefill.writes:
+            key_push = pair.prefill.writes[0]
+            pushed.append((tokens, key_push[1].layer, key_push[1].remote))
+            pair.prefill.end_write()
+    pages = tuple(lease.pages)
+    first, rest = pages[:3], pages[3:]
+    assert pushed == [(12, 0, first), (12, 1, first), (23, 0, rest), (23, 1, rest)]
+
+
+def test_what_a_lease_builds_on_stays_while_it_is_open(pair: Pair) -> None:
+    pair.begin("first", PROMPT)
+    pair.run()
+    pair.begin("second", [*PROMPT[:8], 8, 8])
+    held = pair.decode.engine.cache.pool.count(Owner.HELD)
+    assert held == 2
+    pair.decode.engine.cache.tree.evict(12)
+    pair.run()
+    assert pair.said("second") == reference([*PROMPT[:8], 8, 8], 3)
+
+
+def test_the_end_of_one_router_is_not_anothers(pair: Pair) -> None:
+    mine, theirs = pair.lease("r", PROMPT), pair.lease("r", PROMPT[::-1], session=OTHER)
+    pair.submit("r", PROMPT, mine)
+    pair.submit("r", PROMPT[::-1], theirs, session=OTHER)
+    for worker in (pair.prefill, pair.decode):
+        worker.engine.close_session(OTHER)
+    pair.run()
+    assert pair.said("r") == reference(PROMPT, 3)
+    assert pair.at_rest()
+
+
+SPOIL: list[tuple[str, Callable[[Lease], Lease]]] = [
+    ("a page too few", lambda lease: msgspec.structs.replace(lease, pages=lease.pages[1:])),
+    ("a page too many", lambda lease: msgspec.structs.replace(lease, pages=[*lease.pages, 9])),
+    ("a beginning within a page", lambda lease: msgspec.structs.replace(lease, first=2)),
+]
+
+
+@pytest.mark.parametrize(("what", "spoil"), SPOIL, ids=[case[0] for case in SPOIL])
+def test_a_lease_that_does_not_fit_the_prompt_is_refused(
+    pair: Pair, what: str, spoil: Callable[[Lease], Lease]
+) -> None:
+    lease = pair.lease("r", PROMPT)
+    pair.submit("r", PROMPT, spoil(lease))
+    pair.frames(pair.prefill)
+    assert pair.failures == {"r": ["bad_lease"]}
+    assert not pair.prefill.engine.jobs
