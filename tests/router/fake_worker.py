@@ -314,13 +314,16 @@ async def cluster(
     for worker in workers:
         await worker.start()
     registry, pool = CollectorRegistry(), WorkerPool(model)
-    client = PooledClient(pool, registry=registry, remote_threshold=threshold, resume_seconds=1.0)
+    client = PooledClient(
+        pool, registry=registry, remote_threshold=threshold, resume_seconds=1.0, canary_seconds=0.05
+    )
     pool.set_workers({worker.url: worker.name for worker in workers})
     running = Cluster(client, pool, registry, list(workers))
     try:
         await running.until(lambda: len(pool.ready()) >= (len(workers) if ready is None else ready))
         yield running
     finally:
+        await client.close()
         await pool.close()
         for worker in workers:
             await worker.stop()

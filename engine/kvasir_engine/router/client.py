@@ -1,6 +1,7 @@
 """The pool of workers as one EngineClient: placement, retries, and streams that outlive their workers."""
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import random
@@ -8,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from kvasir_engine.client import EngineError, GenerateRequest, Output
 from kvasir_engine.kv.hashing import page_hashes
@@ -17,6 +18,7 @@ from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
 from kvasir_engine.router.connection import Peer, WorkerConnection
 from kvasir_engine.router.placement import Candidate, place
 from kvasir_engine.router.pool import PoolCollector, WorkerPool
+from kvasir_engine.router.quarantine import CANARY_SECONDS, MISMATCH, Quarantine
 
 log = logging.getLogger("router")
 
@@ -24,6 +26,8 @@ log = logging.getLogger("router")
 MOST_FAILURES = 6
 # Failures that every worker would answer with.
 REQUEST_FAULTS = frozenset({"bad_request", "context_length_exceeded", "kv_pool_too_small"})
+CANARY_TOKENS = 48
+CANARY_VOCABULARY = 1000  # token ids below this exist in every model
 # Hashing more tokens than this would hold up the event loop for more than a fraction of a millisecond.
 HASH_OFF_LOOP = 2048
 
@@ -44,6 +48,7 @@ class PooledClient:
         remote_threshold: int,
         max_length: int = 0,
         resume_seconds: float = 5.0,
+        canary_seconds: float = CANARY_SECONDS,
     ) -> None:
         self._pool = pool
         self._threshold = remote_threshold
@@ -57,6 +62,16 @@ class PooledClient:
             registry=registry,
         )
         PoolCollector(pool, registry)
+        self.quarantine = Quarantine(self._canary, canary_seconds)
+        Gauge(
+            "kvasir_router_quarantined_pairs",
+            "Pairs of workers that move no KV until a canary passes.",
+            registry=registry,
+        ).set_function(lambda: len(self.quarantine))
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        await self.quarantine.close()
 
     @property
     def max_length(self) -> int:
@@ -91,6 +106,8 @@ class PooledClient:
                         yield Output(part.tokens, part.logprobs, part.finish, min(cached, len(request.tokens)))
                 return
             except WorkerFailed as failure:
+                if failure.code == MISMATCH and prefill is not None:
+                    self.quarantine.suspect(prefill, decode)
                 self._note(request.id, failure, failed)
             if len(sent) >= request.sampling.max_tokens:
                 yield Output([], None, "length", min(cached, len(request.tokens)))
@@ -146,11 +163,35 @@ class PooledClient:
                 candidate = _candidate(worker, peer, pages[peer.endpoint.fingerprint.page_size], len(tokens))
                 candidates.append(candidate)
                 targets[worker.url] = Target(worker, peer, len(tokens) - candidate.cached_tokens)
+        candidates = [dataclasses.replace(each, refuses=self._refused(each, targets)) for each in candidates]
         placement = place(len(tokens), candidates, self._threshold)
         if placement is None:
             return None
         prefill = targets[placement.prefill.name] if placement.prefill else None
         return targets[placement.decode.name], prefill
+
+    def _refused(self, decode: Candidate, targets: dict[str, Target]) -> frozenset[str]:
+        """Names of those that may not write to `decode`."""
+        if not len(self.quarantine):
+            return frozenset()
+        holder = targets[decode.name].peer.endpoint.agent
+        return frozenset(
+            name for name, target in targets.items() if self.quarantine.refuses(target.peer.endpoint.agent, holder)
+        )
+
+    async def _canary(self, prefill: Target, decode: Target) -> bool:
+        """A prompt that no tree has goes from one to the other, and a token is decoded from its KV."""
+        prompt = [random.randrange(CANARY_VOCABULARY) for _ in range(CANARY_TOKENS)]
+        salt = f"canary-{random.getrandbits(64):x}"
+        attempt = Attempt(next(self._ids), prompt, Sampling(max_tokens=2), salt, 0, decode, prefill)
+        try:
+            async with aclosing(attempt.run()) as parts:
+                return sum([len(part.tokens) async for part in parts]) == 2
+        except (WorkerFailed, EngineError) as failure:
+            log.warning(
+                "canary failed prefill=%s decode=%s reason=%s", prefill.worker.name, decode.worker.name, failure
+            )
+            return False
 
 
 def _candidate(worker: WorkerConnection, peer: Peer, pages: list[int], tokens: int) -> Candidate:

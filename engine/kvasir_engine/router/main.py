@@ -135,6 +135,7 @@ async def run_router(options: RouterOptions) -> None:
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
             await serve(app, sock, lifecycle, options.drain_seconds)
     finally:
+        await client.close()
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await pool.close()

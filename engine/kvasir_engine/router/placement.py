@@ -13,7 +13,10 @@ TRANSFER_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Candidate:
-    """A worker that could take the prompt: its load in tokens and requests, and how much of the prompt it has."""
+    """A worker that could take the prompt: its load in tokens and requests, and how much of the prompt it has.
+
+    `refuses`: names of the prefill workers that may not write to it now.
+    """
 
     name: str
     role: Role
@@ -21,6 +24,7 @@ class Candidate:
     queued_tokens: int
     requests: int
     cached_tokens: int
+    refuses: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,11 @@ def place(prompt_tokens: int, candidates: Sequence[Candidate], threshold: int) -
         if decode.role == "prefill":
             continue
         missing = prompt_tokens - decode.cached_tokens
-        writers = [each for each in prefills if each.fingerprint.mismatch(decode.fingerprint) is None]
+        writers = [
+            each
+            for each in prefills
+            if each.name not in decode.refuses and each.fingerprint.mismatch(decode.fingerprint) is None
+        ]
         options: list[tuple[float, Placement]]
         if missing < threshold or not writers:
             options = [(_busy(decode) + missing, Placement(decode))]

@@ -1,0 +1,63 @@
+"""Pairs of workers between which a page came wrong: no request goes through them until a canary does.
+
+A digest that differs is found before anything is decoded from the page, so the request goes on elsewhere. But the
+road between the two is bad: a device, a driver, a stale mapping. Now and then a short prompt that no tree can have
+is sent along it; when its KV comes right, requests follow.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from kvasir_engine.router.attempt import Target
+
+log = logging.getLogger("router")
+
+MISMATCH = "kv_digest_mismatch"
+CANARY_SECONDS = 2.0
+
+Pair = tuple[str, str]  # NIXL agents of the writer and the holder: a restarted worker is another agent
+Canary = Callable[[Target, Target], Awaitable[bool]]
+
+
+class Quarantine:
+    """The bad pairs. `canary` sends a prompt from a prefill target to a decode target: did all of it come right?"""
+
+    def __init__(self, canary: Canary, interval: float = CANARY_SECONDS) -> None:
+        self._canary = canary
+        self._interval = interval
+        self._probes: dict[Pair, asyncio.Task[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._probes)
+
+    def refuses(self, writer: str, holder: str) -> bool:
+        """Whether no request may move KV from agent `writer` to agent `holder` now."""
+        return (writer, holder) in self._probes
+
+    def suspect(self, prefill: Target, decode: Target) -> None:
+        """A page came wrong between the two."""
+        pair = prefill.peer.endpoint.agent, decode.peer.endpoint.agent
+        if pair not in self._probes:
+            log.error("pair quarantined prefill=%s decode=%s", prefill.worker.name, decode.worker.name)
+            self._probes[pair] = asyncio.create_task(self._probe(pair, prefill, decode))
+
+    async def close(self) -> None:
+        """Stop probing."""
+        probes = list(self._probes.values())
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+
+    async def _probe(self, pair: Pair, prefill: Target, decode: Target) -> None:
+        try:
+            while True:
+                await asyncio.sleep(self._interval * random.uniform(0.8, 1.2))
+                if not (prefill.available() and decode.available()):
+                    return  # gone, and whoever comes back is another agent
+                if await self._canary(prefill, decode):
+                    log.info("pair released prefill=%s decode=%s", prefill.worker.name, decode.worker.name)
+                    return
+        finally:
+            del self._probes[pair]
