@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("engine")
 
-LEASE_SECONDS = 60.0
+LEASE_SECONDS = 600.0
+"""A lease covers the prompt's wait at prefill. A dead or silent writer is found by pings, long before."""
 
 JobId = tuple[int, str]  # session, the request's id in it
 
@@ -62,6 +63,7 @@ class Job:
     writer: Endpoint | None = None  # decode side: who writes, into `leased`
     leased: list[int] = field(default_factory=list)
     threshold: int = 0
+    counted: bool = False  # in the statistics of prompts
 
     @property
     def id(self) -> JobId:
@@ -145,9 +147,11 @@ class Engine:
             return None
         if frame.lease is not None and frame.to is not None and self.handoff is not None:
             pages = self.cache.pages_for(len(frame.tokens)) - frame.lease.first // self.limits.page_size
-            if frame.lease.first % self.limits.page_size or pages != len(frame.lease.pages):
+            fits = frame.lease.first % self.limits.page_size == 0 and pages == len(frame.lease.pages)
+            if not fits or (frame.to.agent, frame.lease.id) in self.pushes:
                 self._forget(job)
-                return self._refuse(session, frame.id, "bad_lease", "the lease does not fit the prompt")
+                why = "is in use" if fits else "does not fit the prompt"
+                return self._refuse(session, frame.id, "bad_lease", f"the lease {why}")
             job.lease, job.to = frame.lease, frame.to
             job.key = self.handoff.open(frame.to, frame.lease)
             self.pushes[job.key] = []
@@ -294,7 +298,7 @@ class Engine:
             sequence.remote = False
             self._send(job, Leased(sequence.id))
         self.cache.admit(sequence)
-        self._count_prompt(sequence)
+        self._count_prompt(job)
         self.running.append(sequence)
         self.running.sort(key=lambda s: s.arrival)
         return None
@@ -304,7 +308,7 @@ class Engine:
         assert job.writer is not None
         self._leases += 1
         job.leased = self.cache.reserve(job.sequence, self._leases)
-        self._count_prompt(job.sequence)
+        self._count_prompt(job)
         lease = Lease(self._leases, self.epoch, job.leased, job.sequence.computed, LEASE_SECONDS)
         job.lease = lease
         self.leased[lease.id] = job
@@ -312,8 +316,10 @@ class Engine:
         self._send(job, Leased(job.sequence.id, lease))
         faults.hit("decode.leased")
 
-    def _count_prompt(self, sequence: Sequence) -> None:
-        if sequence.generated == 0:
+    def _count_prompt(self, job: Job) -> None:
+        sequence = job.sequence
+        if not job.counted:  # and not again after a preemption
+            job.counted = True
             sequence.cached = sequence.computed
             self.stats.prompt_tokens += len(sequence.tokens)
             self.stats.hit_tokens += sequence.computed
