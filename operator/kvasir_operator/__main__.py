@@ -1,9 +1,12 @@
 """`kvasir-operator`: kopf wiring only. Events come in and queue their InferenceService; nothing is decided here."""
 
 import asyncio
+import json
 import logging
+import re
 import sys
-from typing import Annotated, Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
 
 import kopf
 import typer
@@ -11,6 +14,8 @@ import typer
 from kvasir_operator.cluster import connect
 from kvasir_operator.crd import crd_yaml
 from kvasir_operator.facts import FactsReader
+from kvasir_operator.plan import trace
+from kvasir_operator.plan.rollout import LIMIT
 from kvasir_operator.port import ClusterError
 from kvasir_operator.queue import WorkQueue
 from kvasir_operator.reconcile import Reconciler
@@ -55,6 +60,38 @@ def run(
 def crd() -> None:
     """Print the CustomResourceDefinition as YAML."""
     typer.echo(crd_yaml(), nl=False)
+
+
+@app.command()
+def plan(
+    prefill: Annotated[int, typer.Option(min=0, max=1000, help="Prefill workers.")] = 1,
+    decode: Annotated[int, typer.Option(min=0, max=1000, help="Decode workers.")] = 1,
+    max_surge: Annotated[str, typer.Option(help="A count or a percentage, a role.")] = "1",
+    max_unavailable: Annotated[str, typer.Option(help="A count or a percentage, a role.")] = "0",
+    from_state: Annotated[
+        str, typer.Option(metavar="JSON", help="Begin here instead: a state of -o json, @FILE, or - for stdin.")
+    ] = "",
+    output: Annotated[Literal["table", "json"], typer.Option("-o", "--output", help="Form.")] = "table",
+) -> None:
+    """Print the states that a rollout to another KV fingerprint passes through. Asks no cluster."""
+    try:
+        if from_state:
+            start = trace.parse_state(_text(from_state).encode())
+        else:
+            for flag, value in (("--max-surge", max_surge), ("--max-unavailable", max_unavailable)):
+                if not re.match(LIMIT, value):
+                    _fail(f"{flag} must be a count or a percentage, is {value!r}")
+            start = trace.beginning(prefill, decode, max_surge, max_unavailable)
+    except (trace.BadState, OSError) as error:
+        _fail(f"--from-state: {error}")
+    passed = list(trace.trace(start))
+    typer.echo(json.dumps(trace.document(passed), indent=2) if output == "json" else "\n".join(trace.table(passed)))
+
+
+def _text(value: str) -> str:
+    if value == "-":
+        return sys.stdin.read()
+    return Path(value[1:]).read_text() if value.startswith("@") else value
 
 
 async def _operate(reconciler: Reconciler, namespaces: list[str], liveness: str) -> None:
