@@ -28,7 +28,12 @@ class Pool:
 
 
 def waiting(length: int, arrival: int, remote: bool = False) -> Sequence:
-    return Sequence(f"r{arrival}", list(range(length)), Sampling(max_tokens=9), arrival, remote=remote)
+    return Sequence(f"r{arrival}", prompt(arrival, length), Sampling(max_tokens=9), arrival, remote=remote)
+
+
+def prompt(first: int, length: int) -> list[int]:
+    """Prompts that begin differently for each `first`."""
+    return [first, *range(1, length)]
 
 
 def running(length: int, computed: int, arrival: int) -> Sequence:
@@ -86,6 +91,30 @@ def test_what_is_cached_is_not_computed() -> None:
     new = waiting(21, 1)
     plan = schedule([], [new], Pool(50, {new: 18}), Limits(64, 8, PAGE))
     assert plan.chunks == ((new, 3),)
+
+
+def test_those_that_share_what_is_being_computed_wait_for_it_and_others_do_not() -> None:
+    leader = running(20, 4, 0)
+    follower, other, late = waiting(20, 1), waiting(20, 2), waiting(20, 3)
+    follower.tokens[:16] = leader.tokens[:16]
+    late.tokens[:8] = leader.tokens[:8]
+    found = Pool(99, {follower: 4, late: 4})
+    plan = schedule([leader], [follower, other, late], found, Limits(64, 8, PAGE))
+    assert plan.admit == (other,)
+    leader.computed = 12
+    found = Pool(99, {follower: 12, late: 8})
+    plan = schedule([leader], [follower, late], found, Limits(64, 8, PAGE))
+    assert plan.admit == (late,)
+    leader.computed = 16
+    assert schedule([leader], [follower], Pool(99, {follower: 16}), Limits(64, 8, PAGE)).admit == (follower,)
+
+
+def test_of_those_that_come_together_the_first_leads() -> None:
+    first, second = waiting(20, 1), waiting(20, 2)
+    second.tokens[:12] = first.tokens[:12]
+    assert schedule([], [first, second], Pool(99), Limits(64, 8, PAGE)).admit == (first,)
+    second.salt = "another tenant"
+    assert schedule([], [first, second], Pool(99), Limits(64, 8, PAGE)).admit == (first, second)
 
 
 @st.composite

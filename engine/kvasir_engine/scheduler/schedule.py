@@ -5,6 +5,9 @@ come first served. Pages for a whole prompt are taken at admission, so only deco
 youngest sequences give way and are recomputed later from what the radix tree still has. An admission leaves one
 page for each running sequence, and nothing overtakes a waiting sequence that does not fit, so none starves.
 
+A sequence whose next page a running prefill is about to compute waits for it instead of computing it again; those
+behind it go on. It waits for as long as the two prompts are the same, so it never loses by it.
+
 Chunked prefill in decode batches is from Sarathi-Serve (Agrawal et al., OSDI 2024).
 """
 
@@ -88,11 +91,14 @@ def schedule(
             budget -= chunks[sequence]
 
     admitted: list[Sequence] = []
+    leaders = [s for s in prefills if s not in preempted]
     active = len(running) - len(preempted) + leased
     for sequence in () if preempted else waiting:
         if active >= limits.running or (budget == 0 and not sequence.remote):
             break
         cost, cached = pool.cost(sequence)
+        if not sequence.remote and _follows(sequence, cached, leaders, limits.page_size):
+            continue
         if cost + active > available:
             break
         available -= cost
@@ -101,4 +107,16 @@ def schedule(
         if not sequence.remote:
             chunks[sequence] = min(len(sequence.tokens) - cached, budget)
             budget -= chunks[sequence]
+            leaders.append(sequence)
     return Plan(tuple(preempted), tuple(admitted), tuple(chunks.items()))
+
+
+def _follows(sequence: Sequence, cached: int, leaders: Iterable[Sequence], page_size: int) -> bool:
+    """Whether one of `leaders` is about to compute the next page that `sequence` lacks."""
+    end = (cached // page_size + 1) * page_size
+    return end < len(sequence.tokens) and any(
+        leader.computed < end <= len(leader.tokens)
+        and leader.salt == sequence.salt
+        and leader.tokens[:end] == sequence.tokens[:end]
+        for leader in leaders
+    )

@@ -281,7 +281,7 @@ class Engine:
             self.waiting.appendleft(sequence)
             self.stats.preemptions += 1
         for sequence in plan.admit:
-            assert self.waiting.popleft() is sequence
+            self.waiting.remove(sequence)
             self._admit(self._job_of[sequence])
         chunks = self._allocate(plan)
         if chunks:
@@ -363,6 +363,8 @@ class Engine:
             if sequence.remaining == 0:
                 rows.append(SampleRequest(sequence.sampling, len(sequence.tokens), sequence.generated))
                 places.append(place)
+            else:
+                self.cache.share(sequence)  # others may wait for these pages
         if not rows:
             return
         sampled = sample(logits if len(rows) == len(chunks) else logits[places], rows)
