@@ -44,7 +44,7 @@ class Member:
         """As /proc shows it: R, S, T (stopped), ...; empty once it is gone."""
         try:
             return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][0]
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # it ended before the file was opened, or after
             return ""
 
     def signal(self, number: int) -> None:

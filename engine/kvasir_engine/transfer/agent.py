@@ -13,6 +13,7 @@ from nixl_cu13._bindings import (
     nixlBackendError,
     nixlInvalidParamError,
     nixlMismatchError,
+    nixlNotFoundError,
     nixlRemoteDisconnectError,
 )
 
@@ -123,7 +124,7 @@ class Agent:
             if transfer.state == "PROC":
                 return None
             transfer.handle.release()
-        except nixlRemoteDisconnectError as error:
+        except (nixlRemoteDisconnectError, nixlNotFoundError) as error:  # not found: forgotten since it was posted
             raise PeerDied(agent) from error
         return bool(transfer.state == "DONE")
 

@@ -169,6 +169,8 @@ class Handoff(threading.Thread):
         for agent, data in self._agent.notifications():
             self._apply(self._receive(agent, data, time.monotonic()))
         for (key, push), transfer in list(self._underway.items()):
+            if (key, push) not in self._underway:  # its peer died with an earlier one of these
+                continue
             try:
                 ok = self._agent.poll(key[0], transfer)
             except PeerDied:

@@ -1,0 +1,70 @@
+"""What the transfer thread does when the transport reports a death in the middle of its turn."""
+
+import queue
+
+import pytest
+
+from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
+from kvasir_engine.transfer import writer
+from kvasir_engine.transfer.agent import PeerDied, Transfer
+from kvasir_engine.transfer.handoff import Event, Handoff
+
+FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, 2, 1, 16, "rope")
+
+
+class DyingPeers:
+    """Stands in for Agent: writes never end, until `dead`; and a forgotten peer's transfers are no longer known."""
+
+    def __init__(self) -> None:
+        self.endpoint = endpoint("us")
+        self.dead = False
+        self.forgotten: set[str] = set()
+        self.written: queue.Queue[int] = queue.Queue()
+
+    def connect(self, endpoint: Endpoint) -> None:
+        pass
+
+    def write(self, agent: str, local: object, remote: object, layer: int | None = None) -> Transfer:
+        self.written.put(layer or 0)
+        return Transfer(None, "PROC")  # type: ignore[arg-type]
+
+    def poll(self, agent: str, transfer: Transfer) -> bool | None:
+        if agent in self.forgotten:
+            raise LookupError("a transfer of an agent that was removed")
+        if self.dead:
+            raise PeerDied(agent)
+        return None
+
+    def notify(self, agent: str, message: bytes) -> None:
+        if self.dead:
+            raise PeerDied(agent)
+
+    def notifications(self) -> list[tuple[str, bytes]]:
+        return []
+
+    def forget(self, agent: str) -> None:
+        self.forgotten.add(agent)
+
+    def close(self) -> None:
+        pass
+
+
+def endpoint(name: str) -> Endpoint:
+    return Endpoint(name, 1, b"", Region(0, 8, 64), FINGERPRINT)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_death_under_several_writes_fails_the_lease_once_and_not_the_thread(layers: int) -> None:
+    agent, events = DyingPeers(), queue.Queue[Event]()
+    handoff = Handoff(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
+    handoff.start()
+    key = handoff.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0))
+    for layer in range(layers):
+        handoff.push(key, writer.Push((1,), (4,), layer, last=False))
+    assert [agent.written.get(timeout=10) for _ in range(layers)] == list(range(layers))
+    agent.dead = True
+    assert events.get(timeout=10) == writer.Failed(key, "the decode worker died")
+    handoff.withdraw(key, "nothing happens")
+    assert handoff.is_alive()
+    handoff.stop()
+    assert events.empty()
