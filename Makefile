@@ -43,7 +43,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python bench/serving.py
+	$(BIN)/python -m bench.serving --plot
 
 soak: setup
 	$(BIN)/python -m pytest tests -m soak

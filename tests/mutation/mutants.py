@@ -392,8 +392,8 @@ MUTANTS = [
     Mutant(
         "a lease that does not fit the prompt is taken",
         ENGINE,
-        "or pages != len(frame.lease.pages):",
-        "or pages < 0:",
+        "pages == len(frame.lease.pages)\n",
+        "pages >= 0\n",
     ),
     # -- its cache
     Mutant(
