@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import LLAMA_3_SCALING, Sequences, llama, mistral, random_tokens, reference_logits, runner_of
+from sequences import Sequences, random_tokens
+from tiny_models import LLAMA_3_SCALING, llama, mistral, reference_logits, runner_of
 
 from kvasir_engine.attention import torch_backend
 from kvasir_engine.model.runner import ModelRunner

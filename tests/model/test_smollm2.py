@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import Sequences, reference_logits
+from sequences import Sequences
+from tiny_models import reference_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 

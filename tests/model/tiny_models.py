@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.runner import ModelRunner
 
 # Matrices this small are slower on several threads, and the machine may have others to serve.
@@ -59,39 +58,6 @@ def reference_logits(model: Any, tokens: list[int]) -> torch.Tensor:
     """transformers' logits [T, vocab] after each of `tokens`, in one shot."""
     logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
     return logits
-
-
-class Sequences:
-    """Some sequences in a runner's pool, with pages of their own in random order."""
-
-    def __init__(self, runner: ModelRunner, prompts: list[list[int]], most_tokens: int, seed: int = 0) -> None:
-        self._runner = runner
-        self._prompts = prompts
-        self._done = [0] * len(prompts)
-        pages = -(-most_tokens // runner.pool.page_size)
-        shuffled = torch.randperm(runner.pool.pages, generator=torch.Generator().manual_seed(seed))
-        self._pages = shuffled[: pages * len(prompts)].view(len(prompts), pages)
-
-    def step(self, counts: dict[int, int]) -> torch.Tensor:
-        """Feed each sequence its next tokens, so many; logits [len(counts), vocab] after them."""
-        new = {i: self._prompts[i][self._done[i] : self._done[i] + count] for i, count in counts.items()}
-        positions = [torch.arange(self._done[i], self._done[i] + count) for i, count in counts.items()]
-        for i, count in counts.items():
-            self._done[i] += count
-        batch = ForwardBatch(
-            tokens=torch.tensor([token for tokens in new.values() for token in tokens]),
-            positions=torch.cat(positions),
-            query_lens=list(counts.values()),
-            context_lens=[self._done[i] for i in counts],
-            page_table=self._pages[list(counts)],
-        )
-        return self._runner.forward(batch)
-
-
-def random_tokens(count: int, vocab: int, seed: int) -> list[int]:
-    """`count` token ids."""
-    tokens: list[int] = torch.randint(vocab, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return tokens
 
 
 def runner_of(model: Any, folder: Path, **params: Any) -> ModelRunner:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kvasir_engine.model.config import Rope
+from kvasir_engine.model.parallel import ALONE, Group
 
 
 class Linear:
@@ -33,8 +34,26 @@ class Linear:
         return F.linear(x, self._weight)
 
 
+class RowParallel:
+    """y = x W^T over the ranks: each has some columns of W and the matching columns of x, and gets all of y."""
+
+    __slots__ = ("_group", "_linear")
+
+    def __init__(self, weight: torch.Tensor, group: Group) -> None:
+        self._linear = Linear(weight)
+        self._group = group
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., this rank's part of in] to [..., out]."""
+        out = self._linear(x)
+        self._group.all_reduce(out)
+        return out
+
+
 class Head:
     """Logits of the vocabulary in float32, with the likeliest tokens told apart as in float32.
+
+    `weight` [its part of the vocabulary, hidden] is what this rank has; every rank gets the logits of all.
 
     A product in bfloat16 or float16 is rounded to 8 or 11 bits, so that the likeliest tokens are often equal and
     greedy decoding would take the first of them. Those within the rounding of the largest are computed again,
@@ -43,22 +62,36 @@ class Head:
 
     MOST_RIVALS = 64
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, group: Group = ALONE) -> None:
         self._weight = weight
         self._linear = Linear(weight)
+        self._group = group
         self._rounding = 0.0 if weight.dtype == torch.float32 else torch.finfo(weight.dtype).eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[S, hidden], float32, to [S, vocab], float32."""
-        logits = self._linear(x.to(self._weight.dtype)).float()
+        logits = self._group.all_gather(self._linear(x.to(self._weight.dtype))).float()
         if self._rounding:
             top = logits.amax(-1, keepdim=True)
             rows, tokens = (logits >= top - top.abs() * self._rounding).nonzero(as_tuple=True)
             rivals = torch.bincount(rows, minlength=len(x))[rows]
             close = (rivals > 1) & (rivals <= self.MOST_RIVALS)
             rows, tokens = rows[close], tokens[close]
-            logits[rows, tokens] = (x[rows] * self._weight[tokens]).sum(-1)
+            if len(rows):
+                logits[rows, tokens] = self._exactly(x[rows], tokens)
         return logits
+
+    def _exactly(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The logit of each of `tokens` [n] after the state beside it in `x` [n, hidden]."""
+        if self._group.size == 1:
+            return (x * self._weight[tokens]).sum(-1)
+        # All ranks have the same logits, so the same tokens; each adds those of its own part of the vocabulary.
+        tokens = tokens - self._group.rank * len(self._weight)
+        own = (tokens >= 0) & (tokens < len(self._weight))
+        exact = torch.zeros(len(x), device=x.device)
+        exact[own] = (x[own] * self._weight[tokens[own]]).sum(-1)
+        self._group.all_reduce(exact)
+        return exact
 
 
 class RMSNorm:

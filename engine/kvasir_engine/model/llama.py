@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from kvasir_engine.attention.base import AttentionBackend
 from kvasir_engine.model.config import ModelConfig
-from kvasir_engine.model.layers import Head, Linear, RMSNorm, Rotary
-from kvasir_engine.model.loader import Weights
+from kvasir_engine.model.layers import Head, Linear, RMSNorm, Rotary, RowParallel
+from kvasir_engine.model.loader import Rows, Weights
+from kvasir_engine.model.parallel import Group, Shard
 
 
 @dataclass(frozen=True)
@@ -18,53 +19,60 @@ class LlamaLayer:
 
     input_norm: RMSNorm
     qkv: Linear
-    output: Linear
+    output: RowParallel
     mlp_norm: RMSNorm
     gate_up: Linear
-    down: Linear
+    down: RowParallel
 
 
 class Llama:
     """Weights on one device, and the forward pass over a planned attention backend."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, shard: Shard, group: Group) -> None:
         self.config = config
+        self._shard = shard
         self._embedding = weights.tensor("model.embed_tokens.weight", config.vocab, config.hidden)
-        self._layers = [self._load_layer(weights, f"model.layers.{i}.") for i in range(config.layers)]
+        self._layers = [self._load_layer(weights, f"model.layers.{i}.", group) for i in range(config.layers)]
         self._norm = RMSNorm(weights.tensor("model.norm.weight", config.hidden), config.norm_eps, torch.float32)
-        head = (
-            self._embedding
-            if config.tied_embeddings
-            else weights.tensor("lm_head.weight", config.vocab, config.hidden)
-        )
-        self._head = Head(head)
+        if config.tied_embeddings:
+            head = self._embedding[shard.vocab.start : shard.vocab.stop]
+        else:
+            head = weights.tensor("lm_head.weight", config.vocab, config.hidden, rows=shard.vocab)
+        self._head = Head(head, group)
         self._rotary = Rotary(config.rope, config.head_dim, config.max_positions, weights.dtype, weights.device)
 
-    def _load_layer(self, weights: Weights, prefix: str) -> LlamaLayer:
-        config = self.config
-        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    def _load_layer(self, weights: Weights, prefix: str, group: Group) -> LlamaLayer:
+        config, dim, columns = self.config, self.config.head_dim, self._shard.intermediate
+        q, kv = _rows_of(self._shard.heads, dim), _rows_of(self._shard.kv_heads, dim)
         attention, mlp = prefix + "self_attn.", prefix + "mlp."
         return LlamaLayer(
             RMSNorm(weights.tensor(prefix + "input_layernorm.weight", config.hidden), config.norm_eps),
             Linear(
                 weights.stacked(
-                    {
-                        attention + "q_proj.weight": q,
-                        attention + "k_proj.weight": kv,
-                        attention + "v_proj.weight": kv,
-                    },
+                    [
+                        Rows(attention + "q_proj.weight", config.heads * dim, q),
+                        Rows(attention + "k_proj.weight", config.kv_heads * dim, kv),
+                        Rows(attention + "v_proj.weight", config.kv_heads * dim, kv),
+                    ],
                     config.hidden,
                 )
             ),
-            Linear(weights.tensor(attention + "o_proj.weight", config.hidden, q)),
+            RowParallel(
+                weights.tensor(attention + "o_proj.weight", config.hidden, config.heads * dim, columns=q), group
+            ),
             RMSNorm(weights.tensor(prefix + "post_attention_layernorm.weight", config.hidden), config.norm_eps),
             Linear(
                 weights.stacked(
-                    {mlp + "gate_proj.weight": config.intermediate, mlp + "up_proj.weight": config.intermediate},
+                    [
+                        Rows(mlp + "gate_proj.weight", config.intermediate, columns),
+                        Rows(mlp + "up_proj.weight", config.intermediate, columns),
+                    ],
                     config.hidden,
                 )
             ),
-            Linear(weights.tensor(mlp + "down_proj.weight", config.hidden, config.intermediate)),
+            RowParallel(
+                weights.tensor(mlp + "down_proj.weight", config.hidden, config.intermediate, columns=columns), group
+            ),
         )
 
     def forward(
@@ -79,7 +87,7 @@ class Llama:
 
         `attention` is planned for these tokens. `on_layer` is called with each layer once its KV is in the pool.
         """
-        heads, kv_heads, head_dim = self.config.heads, self.config.kv_heads, self.config.head_dim
+        heads, kv_heads, head_dim = len(self._shard.heads), len(self._shard.kv_heads), self.config.head_dim
         factors = self._rotary.at(positions)
         # The residual stream is float32: bfloat16 would round away the small contributions of the later layers.
         x = F.embedding(tokens, self._embedding).float()
@@ -93,3 +101,7 @@ class Llama:
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, -1)
             x += layer.down(F.silu(gate).mul_(up))
         return self._head(self._norm(x[last]))
+
+
+def _rows_of(heads: range, head_dim: int) -> range:
+    return range(heads.start * head_dim, heads.stop * head_dim)

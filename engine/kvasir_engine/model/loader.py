@@ -1,6 +1,8 @@
 """Weights from safetensors files to a device, in the dtype that the engine computes in."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,20 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows `kept` of the matrix (or vector) `name`, which has `count`."""
+
+    name: str
+    count: int
+    kept: range
+
+
 class Weights:
     """The tensors of a model's folder by name: mapped from the files, converted and moved as they are asked for.
 
-    `progress` hears ("load", bytes read, bytes in all), by the bytes in the files.
+    `progress` hears ("load", bytes dealt with, bytes in all), by the bytes in the files: a tensor of which a rank
+    reads a part counts whole, as the rest is not for this rank to read.
     """
 
     def __init__(
@@ -39,36 +51,45 @@ class Weights:
                 raise ModelError(f"{file.path} cannot be read: {error}") from None
             self._files.update(dict.fromkeys(file.tensors, opened))
 
-    def tensor(self, name: str, *shape: int) -> torch.Tensor:
-        """The tensor `name`. Raises ModelError when it is missing or has another shape."""
-        stored = self._stored(name, shape)
-        # A copy even where nothing is converted: the file must not be needed, or be able to change, afterwards.
-        loaded = torch.empty(shape, dtype=self.dtype, device=self.device).copy_(stored)
-        self._advance(stored)
-        return loaded
+    def tensor(
+        self, name: str, *shape: int, rows: range | None = None, columns: range | None = None
+    ) -> torch.Tensor:
+        """The tensor `name`, of `shape` in the file; of a matrix only `rows` and `columns`, where given.
 
-    def stacked(self, rows: dict[str, int], columns: int) -> torch.Tensor:
-        """The named matrices, each of its number of rows, one below the other."""
-        out = torch.empty((sum(rows.values()), columns), dtype=self.dtype, device=self.device)
+        On CPUs what needs no conversion stays in the file's pages, which the kernel shares between processes: a
+        model's files must not be written to while it is served. Raises ModelError when the tensor is missing or has
+        another shape.
+        """
+        stored = self._stored(name, shape, rows, columns)
+        if stored.dtype == self.dtype and self.device.type == "cpu" and stored.is_contiguous():
+            return stored
+        return torch.empty(stored.shape, dtype=self.dtype, device=self.device).copy_(stored)
+
+    def stacked(self, parts: Sequence[Rows], *columns: int) -> torch.Tensor:
+        """The named matrices of so many `columns` each (vectors without), one below the other."""
+        height = sum(len(part.kept) for part in parts)
+        out = torch.empty((height, *columns), dtype=self.dtype, device=self.device)
         start = 0
-        for name, count in rows.items():
-            stored = self._stored(name, (count, columns))
-            out[start : start + count].copy_(stored)
-            start += count
-            self._advance(stored)
+        for part in parts:
+            stop = start + len(part.kept)
+            out[start:stop].copy_(self._stored(part.name, (part.count, *columns), part.kept, None))
+            start = stop
         return out
 
-    def _stored(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def _stored(self, name: str, shape: tuple[int, ...], rows: range | None, columns: range | None) -> torch.Tensor:
         file = self._files.get(name)
         if file is None:
             raise ModelError(f"{self.folder} lacks the tensor {name}")
-        stored: torch.Tensor = file.get_tensor(name)
-        if tuple(stored.shape) != shape:
+        entry = file.get_slice(name)
+        if tuple(entry.get_shape()) != shape:
             raise ModelError(
-                f"{self.folder}: {name} is {list(stored.shape)}, the configuration makes it {list(shape)}"
+                f"{self.folder}: {name} is {entry.get_shape()}, the configuration makes it {list(shape)}"
             )
+        kept = [slice(None) if part is None else slice(part.start, part.stop) for part in (rows, columns)]
+        stored: torch.Tensor = entry[tuple(kept[: len(shape)])]
         if not stored.is_floating_point() or stored.element_size() < 2:
             raise ModelError(f"{self.folder}: {name} is {stored.dtype}; quantized weights are not supported")
+        self._advance(math.prod(shape) * stored.element_size())
         return stored
 
     def close(self) -> None:
@@ -77,22 +98,26 @@ class Weights:
         if self._progress:
             self._progress("load", self._total, self._total)
 
-    def _advance(self, stored: torch.Tensor) -> None:
-        self._done += stored.nbytes
+    def _advance(self, size: int) -> None:
+        self._done += size
         if self._progress:
             self._progress("load", self._done, self._total)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device that is there. Raises ModelError."""
+def choose_device(name: str, rank: int = 0, size: int = 1) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device that is there, for rank `rank` of `size`. Raises ModelError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise ModelError(f"device {name!r} is not known; known: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         build = "this build of torch has no CUDA" if torch.version.cuda is None else "no GPU is visible"
         raise ModelError(f"device cuda is not available: {build}")
-    return torch.device(name)
+    if name == "cpu" or size == 1:
+        return torch.device(name)
+    if (visible := torch.cuda.device_count()) < size:
+        raise ModelError(f"tensor parallel size {size} needs as many GPUs, and {visible} are visible")
+    return torch.device("cuda", rank)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.config import load_config
 from kvasir_engine.model.llama import Llama
 from kvasir_engine.model.loader import Progress, Weights, choose_device, choose_dtype
+from kvasir_engine.model.parallel import ALONE, Group, shard
 
 MODELS: dict[str, Callable[..., Llama]] = {"LlamaForCausalLM": Llama, "MistralForCausalLM": Llama}
 """The code of each of `config.ARCHITECTURES`."""
@@ -21,7 +22,9 @@ class ModelRunner:
 
     `dtype` is `auto`, `bfloat16`, `float16` or `float32`; `device` is `auto`, `cpu` or `cuda`. The pool gets
     `pages` pages, or with `pages` 0 as many as `kv_memory` bytes hold (0: see `default_kv_memory`).
-    `progress` hears ("load", bytes, bytes in all). Raises ModelError.
+    With a `group` this process is one rank of several and holds its part of the weights and of the KV heads; every
+    rank is given the same batches and gets the same logits. `progress` hears ("load", bytes, bytes in all). Raises
+    ModelError.
     """
 
     def __init__(
@@ -33,22 +36,24 @@ class ModelRunner:
         page_size: int = 16,
         pages: int = 0,
         kv_memory: int = 0,
+        group: Group = ALONE,
         progress: Progress | None = None,
     ) -> None:
         self.config = load_config(folder)
-        self.device = choose_device(device)
+        part = shard(self.config, group.rank, group.size)
+        self.device = choose_device(device, group.rank, group.size)
         self.dtype = choose_dtype(dtype, self.device)
         with torch.inference_mode():
             weights = Weights(folder, self.dtype, self.device, progress)
-            self._model = MODELS[self.config.architecture](self.config, weights)
+            self._model = MODELS[self.config.architecture](self.config, weights, part, group)
             weights.close()
         config = self.config
-        shape = PoolShape(config.layers, config.kv_heads, config.head_dim, page_size, self.dtype)
+        shape = PoolShape(config.layers, len(part.kv_heads), config.head_dim, page_size, self.dtype)
         # Outside inference mode, so that others may write into the pool outside it.
         self.pool = KVPool(
             shape, pages or shape.pages_within(kv_memory or default_kv_memory(self.device)), self.device
         )
-        self._attention = TorchBackend(self.pool, config.heads)
+        self._attention = TorchBackend(self.pool, len(part.heads))
 
     @property
     def vocab(self) -> int:
