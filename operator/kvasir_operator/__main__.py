@@ -15,12 +15,12 @@ from kvasir_operator.cluster import connect
 from kvasir_operator.crd import crd_yaml
 from kvasir_operator.facts import FactsReader
 from kvasir_operator.plan import trace
-from kvasir_operator.plan.rollout import LIMIT
 from kvasir_operator.port import ClusterError
 from kvasir_operator.queue import WorkQueue
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Options
 from kvasir_operator.render.names import SERVICE_LABEL
+from kvasir_operator.schema import LIMIT
 from kvasir_operator.spec import API_VERSION, GROUP, KIND, PLURAL, VERSION
 
 log = logging.getLogger("kvasir.operator")

@@ -75,6 +75,14 @@ class Cluster:
         """Server-side apply `item`, taking over fields that others set. Raises ClusterError."""
         self._write("PATCH", _object_path(item), item)
 
+    def scale(self, namespace: str, target: Reference, replicas: int, version: str) -> None:
+        """Set a Deployment's replicas. Raises ClusterError 409 if its resourceVersion is not `version`."""
+        path = _path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
+        # Not an apply: that would give up every other field that this field manager has set.
+        body = {"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}}
+        query = {"fieldManager": FIELD_MANAGER}
+        self._call("PATCH", path, query, body, "application/merge-patch+json")
+
     def delete(self, namespace: str, target: Reference) -> None:
         """Delete an object and what it owns; nothing if it is gone already."""
         plural = KINDS[target.api_version, target.kind]

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL, Object, Role
+from kvasir_operator.render.names import KV_LABEL, REVISION_LABEL, ROLE_LABEL, Object, Role
 
 # States of a waiting container that time alone does not mend.
 STUCK = {
@@ -32,8 +32,11 @@ class Reference(msgspec.Struct, frozen=True, order=True):
 
 
 class DeploymentState(msgspec.Struct, frozen=True):
-    """A Deployment's counts of pods. `current`: its controller has seen the newest spec. `failure`: why it cannot
-    create pods (quota, admission)."""
+    """A Deployment's counts of pods; those on their way out are none of them.
+
+    `pods`: how many there are, ready or not. `current`: its controller has seen the newest spec. `failure`: why it
+    cannot create pods (quota, admission).
+    """
 
     name: str
     role: Role
@@ -43,11 +46,18 @@ class DeploymentState(msgspec.Struct, frozen=True):
     updated: int
     current: bool
     failure: str = ""
+    kv: str = ""
+    pods: int = 0
 
     @property
     def complete(self) -> bool:
         """All the pods that are wanted are there, ready and of the newest template."""
         return self.current and self.ready >= self.wanted and self.updated >= self.wanted
+
+    @property
+    def empty(self) -> bool:
+        """No pod is wanted, and none is there."""
+        return self.current and not self.wanted and not self.pods
 
 
 class Trouble(msgspec.Struct, frozen=True, order=True):
@@ -106,6 +116,8 @@ def deployment_state(item: Mapping[str, Any]) -> DeploymentState:
         updated=status.get("updatedReplicas", 0),
         current=status.get("observedGeneration", 0) >= metadata.get("generation", 1),
         failure=_short(failures[0].get("message", "")) if failures else "",
+        kv=metadata["labels"].get(KV_LABEL, ""),
+        pods=status.get("replicas", 0),
     )
 
 

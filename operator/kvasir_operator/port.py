@@ -56,7 +56,14 @@ class ClusterPort(Protocol):
         ...
 
     def apply(self, item: Object) -> None:
-        """Server-side apply `item`, taking over fields that others set."""
+        """Server-side apply `item`, taking over fields that others set.
+
+        One with a resourceVersion that is not the stored one's is refused (ClusterError 409).
+        """
+        ...
+
+    def scale(self, namespace: str, target: Reference, replicas: int, version: str) -> None:
+        """Set a Deployment's replicas, unless it has changed since `version` or is gone (ClusterError 409, 404)."""
         ...
 
     def delete(self, namespace: str, target: Reference) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from kvasir_operator import status as statuses
 from kvasir_operator.observed import Observed, Reference, observe, reference
-from kvasir_operator.plan import Apply, Delete, Wait, plan
+from kvasir_operator.plan import Apply, Delete, Scale, Wait, plan
 from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.network import url
@@ -99,7 +99,7 @@ class Reconciler:
     ) -> dict[Reference, ClusterError]:
         """Apply the plan's steps. What the API server refuses is returned; without an answer it raises."""
         failures: dict[Reference, ClusterError] = {}
-        for step in plan(desired, observed):
+        for step in plan(desired, observed, service.spec.rollout):
             match step:
                 case Apply(object=item):
                     target = reference(item)
@@ -113,6 +113,9 @@ class Reconciler:
                             raise
                         log.warning("refused object=%s reason=%s", target, error)
                         failures[target] = error
+                case Scale(target=target, replicas=replicas, version=version):
+                    log.info("scale object=%s namespace=%s replicas=%d", target, service.namespace, replicas)
+                    self._cluster.scale(service.namespace, target, replicas, version)
                 case Delete(target=target):
                     log.info("delete object=%s namespace=%s", target, service.namespace)
                     self._cluster.delete(service.namespace, target)

@@ -19,6 +19,12 @@ QUANTITY = (
 )
 
 
+# A limit of a rollout as it is written: a count, or a percentage up to 100.
+LIMIT = r"^([0-9]{1,4}|([0-9]|[1-9][0-9]|100)%)$"
+
+_EXAMPLES = {QUANTITY: "a quantity such as 2, 500m or 16Gi", LIMIT: "a count or a percentage such as 1 or 25%"}
+
+
 class Invalid(msgspec.Struct, frozen=True, order=True):
     """One reason why an object is refused: the field's path (`spec.prefill.replicas`) and a sentence."""
 
@@ -84,7 +90,8 @@ def problems(schema: Mapping[str, Any], value: object, path: str) -> Iterator[In
     if "anyOf" in schema:
         right_type = isinstance(value, int | str) and not isinstance(value, bool)
         if not right_type or not re.search(schema.get("pattern", ""), str(value)):
-            yield Invalid(path, f"must be a quantity such as 2, 500m or 16Gi, is {_shown(value)}")
+            what = _EXAMPLES.get(schema.get("pattern", ""), "an integer or a string")
+            yield Invalid(path, f"must be {what}, is {_shown(value)}")
         return
     match schema.get("type"):
         case "object":

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from kvasir_operator.schema import QUANTITY, Invalid, Schema, problems, structural
+from kvasir_operator.schema import LIMIT, QUANTITY, Invalid, Schema, problems, structural
 from kvasir_operator.validate import semantic_problems
 
 GROUP = "serving.kvasir.dev"
@@ -163,6 +163,25 @@ class Transfer(Part, frozen=True):
     ] = ""
 
 
+def _limit(description: str) -> Meta:
+    return Meta(extra_json_schema={"pattern": LIMIT, "description": description})
+
+
+class Rollout(Part, frozen=True):
+    """How workers of one revision give way to those of the next. The limits hold for each role."""
+
+    max_surge: Annotated[
+        int | str, _limit("Workers of a role beyond its replicas: a count, or a percentage of them, rounded up.")
+    ] = 1
+    max_unavailable: Annotated[
+        int | str,
+        _limit(
+            "Workers of a role that may be missing: a count, or a percentage, rounded down. With 0 the paired "
+            "capacity of prefill and decode never falls."
+        ),
+    ] = 0
+
+
 class Drain(Part, frozen=True):
     """How a worker leaves."""
 
@@ -177,6 +196,7 @@ class Spec(Part, frozen=True):
     decode: Annotated[Workers, _about("Workers that generate.")] = Workers()
     router: Annotated[Router, _about("The OpenAI endpoint.")] = Router()
     transfer: Annotated[Transfer, _about("How KV travels from prefill to decode.")] = Transfer()
+    rollout: Annotated[Rollout, _about("How workers of one revision give way to the next.")] = Rollout()
     drain: Annotated[Drain, _about("How a worker leaves.")] = Drain()
 
     def workers(self, role: "WorkerRole") -> Workers:

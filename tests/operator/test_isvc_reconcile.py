@@ -1,5 +1,6 @@
 """A reconcile against a cluster in memory: what it writes, and what it leaves alone."""
 
+import copy
 from datetime import UTC, datetime
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_a_reconcile_goes_on_where_another_was_cut_off() -> None:
         assert cluster.objects == whole.objects
 
 
-def test_an_edit_replaces_the_workers_once_the_new_ones_are_ready() -> None:
+def test_an_edit_that_keeps_the_kv_replaces_the_workers_one_role_after_the_other_if_need_be() -> None:
     cluster = FakeCluster(document())
     operator = reconciler(cluster)
     operator.reconcile("default", "llama")
@@ -172,7 +173,29 @@ def test_an_edit_replaces_the_workers_once_the_new_ones_are_ready() -> None:
     old = deployments(render(service(), Options()))["decode"]["metadata"]["name"]
     cluster.services["default", "llama"]["spec"]["drain"] = {"deadlineSeconds": 1}
     operator.reconcile("default", "llama")
-    assert old in {r.name for r in cluster.objects}
-    cluster.settle()
+    assert cluster.replicas()[old] == 1, "nothing has taken its place yet"
+    for _ in range(3):
+        cluster.settle()
+        operator.reconcile("default", "llama")
+    assert old not in cluster.replicas()
+    assert set(cluster.replicas().values()) == {1}
+    assert cluster.conditions()["Ready"]["status"] == "True"
+
+
+def test_a_deployment_that_changed_since_it_was_read_is_not_scaled() -> None:
+    cluster = FakeCluster(document(decode={"replicas": 2}))
+    operator = reconciler(cluster)
     operator.reconcile("default", "llama")
-    assert old not in {r.name for r in cluster.objects}
+    cluster.settle()
+    cluster.services["default", "llama"]["spec"]["drain"] = {"deadlineSeconds": 1}
+    operator.reconcile("default", "llama")
+    cluster.settle()
+    stale = copy.deepcopy(list(cluster.objects.values()))
+    operator.reconcile("default", "llama")
+    before = cluster.replicas()
+    cluster.owned = lambda *_: stale  # type: ignore[method-assign]
+    with pytest.raises(ClusterError, match="is at version") as error:
+        operator.reconcile("default", "llama")
+    assert error.value.status == 409
+    assert not error.value.final, "it is tried again"
+    assert cluster.replicas() == before

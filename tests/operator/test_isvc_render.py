@@ -318,7 +318,7 @@ def test_a_template_is_merged_into_the_pod() -> None:
         "spec": {
             "priorityClassName": "high",
             "containers": [
-                {"name": "kvasir", "env": [{"name": "KVASIR_PAGE_SIZE", "value": "32"}]},
+                {"name": "kvasir", "env": [{"name": "KVASIR_MAX_RUNNING", "value": "32"}]},
                 {"name": "sidecar", "image": "s"},
             ],
             "volumes": [{"name": "cache", "persistentVolumeClaim": {"claimName": "c"}}],
@@ -327,7 +327,7 @@ def test_a_template_is_merged_into_the_pod() -> None:
     found = deployments(render(service(decode={"template": template}), OPTIONS))
     pod = found["decode"]["spec"]["template"]
     assert [c["name"] for c in pod["spec"]["containers"]] == ["kvasir", "sidecar"]
-    assert env(found["decode"])["KVASIR_PAGE_SIZE"] == "32"
+    assert env(found["decode"])["KVASIR_MAX_RUNNING"] == "32"
     assert env(found["decode"])["KVASIR_CACHE"] == "/var/cache/kvasir"
     assert pod["metadata"]["labels"]["team"] == "a"
     assert {"name": "cache", "persistentVolumeClaim": {"claimName": "c"}} in pod["spec"]["volumes"]

@@ -27,9 +27,6 @@ import msgspec
 
 from kvasir_operator.spec import WORKER_ROLES, WorkerRole
 
-# A limit as it is written: a count, or a percentage up to 100.
-LIMIT = r"^([0-9]{1,4}|([0-9]|[1-9][0-9]|100)%)$"
-
 
 class Goal(msgspec.Struct, frozen=True):
     """What is wanted of a role: `replicas` workers of `revision`, with the limits on the way there, in replicas."""

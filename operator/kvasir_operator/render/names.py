@@ -13,6 +13,7 @@ Role = Literal["prefill", "decode", "router"]
 SERVICE_LABEL = f"{GROUP}/inferenceservice"
 ROLE_LABEL = f"{GROUP}/role"
 REVISION_LABEL = f"{GROUP}/revision"
+KV_LABEL = f"{GROUP}/kv"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "kvasir-operator"}
 REVISION_LENGTH = 8
 

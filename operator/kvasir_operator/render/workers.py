@@ -1,9 +1,11 @@
 """The worker Deployments: one a role and a revision."""
 
 from kvasir_engine.transfer.fabric import fabric_env
+from kvasir_operator.fingerprint import fingerprint
 from kvasir_operator.overlay import overlay
 from kvasir_operator.render.fabric import rdma_requests, share_node
 from kvasir_operator.render.names import (
+    KV_LABEL,
     REVISION_LABEL,
     Object,
     labels,
@@ -33,12 +35,13 @@ def worker_deployment(service: InferenceService, role: WorkerRole, options: Opti
     """The Deployment of `role`, named after the revision of its pod template."""
     template = worker_template(service, role, options)
     revision = revision_of(template)
-    template["metadata"]["labels"][REVISION_LABEL] = revision
+    own_labels = {REVISION_LABEL: revision, KV_LABEL: fingerprint(service.spec, role)}
+    template["metadata"]["labels"].update(own_labels)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": metadata(
-            service, worker_name(service, role, revision), {**labels(service, role), REVISION_LABEL: revision}
+            service, worker_name(service, role, revision), {**labels(service, role), **own_labels}
         ),
         "spec": {
             "replicas": service.spec.workers(role).replicas,

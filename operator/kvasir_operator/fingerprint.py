@@ -1,0 +1,132 @@
+"""PURE: which workers' KV is the same, as far as that can be said before a pod runs.
+
+A worker's hello tells its real KV fingerprint (`protocol.Fingerprint`), from the weights and pool it has. What
+the spec decides of it is here: a name for it is the label `serving.kvasir.dev/kv` of the workers' pods. Workers
+with equal labels pair, whatever their revisions; an edit that changes the label has to move pairs together.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kvasir_engine.model.uri import HubURI, ModelURIError
+from kvasir_engine.model.uri import parse as parse_uri
+
+if TYPE_CHECKING:
+    from kvasir_operator.spec import Spec, WorkerRole
+
+CONTAINER = "kvasir"
+LENGTH = 8
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """What the workers of a role are told, and the field of the spec that says so."""
+
+    value: str
+    path: str
+
+
+# What decides a worker's KV: its flag, and the engine's own default where the rendered arguments do not set it. Not
+# the tensor-parallel size: a head of a page is contiguous, so that workers of different sizes can pair.
+_FLAGS = {"model": "", "revision": "", "dtype": "auto", "page-size": "16", "kv-digests": "true"}
+_SAME = {"dtype": {"auto": "bfloat16"}, "kv-digests": {"1": "true", "0": "false", "yes": "true", "no": "false"}}
+
+
+def fingerprint(spec: "Spec", role: "WorkerRole") -> str:
+    """A name for the KV of `role`'s workers: equal exactly where all that decides it is equal."""
+    values = {name: setting.value for name, setting in settings(spec, role).items()}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:LENGTH]
+
+
+def unpaired(spec: "Spec") -> Iterator[tuple[str, str]]:
+    """Why prefill and decode of one spec could not pair: the field, and what is wrong with it."""
+    prefill, decode = settings(spec, "prefill"), settings(spec, "decode")
+    for name, theirs in decode.items():
+        ours = prefill[name]
+        if ours.value != theirs.value:
+            # The field to name is the one that departs from what holds for both.
+            shared = theirs.path == "spec.decode" or theirs.path.startswith("spec.model")
+            odd, other = (ours, theirs) if shared else (theirs, ours)
+            yield (
+                odd.path,
+                f"{name} {odd.value!r} cannot pair with {other.value!r} of {other.path}: KV would not fit",
+            )
+
+
+def settings(spec: "Spec", role: "WorkerRole") -> dict[str, Setting]:
+    """What decides the KV of `role`'s workers, by flag. Its template may set it by environment or arguments."""
+    model, template = spec.model, spec.workers(role).template
+    uri, revision = _model(model.uri, model.revision)
+    rendered = {
+        "model": Setting(uri, "spec.model.uri"),
+        "revision": Setting(revision, "spec.model.revision"),
+        "dtype": Setting(model.dtype, "spec.model.dtype"),
+    }
+    path = f"spec.{role}.template.spec.containers[{CONTAINER}]"
+    container = _container(template)
+    said = _environment(container.get("env"), f"{path}.env")
+    if "args" in container:
+        said |= _arguments(container["args"], f"{path}.args")
+        if "model" in said:
+            uri, revision = _model(said["model"].value, said["revision"].value if "revision" in said else "")
+            said["model"] = Setting(uri, said["model"].path)
+            said["revision"] = Setting(revision, said["model"].path)
+    else:
+        said |= {name: setting for name, setting in rendered.items() if setting.value}
+    found = {name: said.get(name) or Setting(default, f"spec.{role}") for name, default in _FLAGS.items()}
+    return {
+        name: Setting(_SAME.get(name, {}).get(setting.value, setting.value), setting.path)
+        for name, setting in found.items()
+    }
+
+
+def _model(uri: str, revision: str) -> tuple[str, str]:
+    """The model without its revision, and the revision: it may stand in either field."""
+    try:
+        parsed = parse_uri(uri)
+    except ModelURIError:
+        return uri, revision
+    if isinstance(parsed, HubURI):
+        return parsed.repo, revision or parsed.revision or ""
+    return str(parsed), revision
+
+
+def _container(template: Mapping[str, Any]) -> Mapping[str, Any]:
+    spec = template.get("spec")
+    items = spec.get("containers") if isinstance(spec, Mapping) else None
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, Mapping) and item.get("name") == CONTAINER:
+            return item
+    return {}
+
+
+def _environment(entries: Any, path: str) -> dict[str, Setting]:
+    found = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, Mapping):
+            continue
+        name = str(entry.get("name"))
+        flag = name.removeprefix("KVASIR_").lower().replace("_", "-")
+        if name.startswith("KVASIR_") and flag in _FLAGS:
+            # Of a value from elsewhere only the place is known: equal places, equal values.
+            value = entry["value"] if "value" in entry else json.dumps(entry.get("valueFrom"), sort_keys=True)
+            found[flag] = Setting(str(value).lower() if flag == "kv-digests" else str(value), f"{path}[{name}]")
+    return found
+
+
+def _arguments(words: Any, path: str) -> dict[str, Setting]:
+    found = {}
+    listed: Sequence[Any] = words if isinstance(words, list) else ()
+    for word, following in zip(listed, [*listed[1:], ""], strict=True):
+        flag, equals, value = str(word).partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("--"):
+            continue
+        if name in ("kv-digests", "no-kv-digests"):
+            found["kv-digests"] = Setting("true" if name == "kv-digests" else "false", path)
+        elif name in _FLAGS:
+            found[name] = Setting(value if equals else str(following), path)
+    return found

@@ -1,0 +1,35 @@
+"""What a plan is made of."""
+
+import msgspec
+
+from kvasir_operator.observed import Reference
+from kvasir_operator.render.names import Object
+
+
+class Apply(msgspec.Struct, frozen=True, tag=True):
+    """Server-side apply this object, whole. One that carries a resourceVersion is refused when it has changed."""
+
+    object: Object
+
+
+class Scale(msgspec.Struct, frozen=True, tag=True):
+    """Set the replicas of a Deployment, unless it has changed since `version`, its resourceVersion."""
+
+    target: Reference
+    replicas: int
+    version: str = ""
+
+
+class Delete(msgspec.Struct, frozen=True, tag=True):
+    """Delete an object that is no longer wanted."""
+
+    target: Reference
+
+
+class Wait(msgspec.Struct, frozen=True, tag=True):
+    """Nothing can be done before this changes."""
+
+    reason: str
+
+
+Step = Apply | Scale | Delete | Wait

@@ -1,0 +1,141 @@
+"""What decides the KV of a spec's workers, and what cannot pair."""
+
+from typing import Any
+
+import pytest
+from isvc_cases import SMOL, deployments, document, service
+
+from kvasir_operator.fingerprint import fingerprint
+from kvasir_operator.render import Options, render
+from kvasir_operator.spec import InvalidService, parse
+
+
+def told(env: dict[str, str] | None = None, args: list[str] | None = None) -> dict[str, Any]:
+    """A role whose worker is told something by environment or arguments."""
+    container: dict[str, Any] = {"name": "kvasir"}
+    if env:
+        container["env"] = [{"name": name, "value": value} for name, value in env.items()]
+    if args:
+        container["args"] = args
+    return {"template": {"spec": {"containers": [container]}}}
+
+
+def kv(**spec: Any) -> str:
+    found = service(**spec).spec
+    assert fingerprint(found, "prefill") == fingerprint(found, "decode")
+    return fingerprint(found, "decode")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"drain": {"deadlineSeconds": 1}}),
+        ({}, {"decode": {"replicas": 5}, "router": {"replicas": 2}}),
+        ({}, {"prefill": told({"KVASIR_MAX_RUNNING": "8"})}),
+        ({}, {"model": {"uri": SMOL, "name": "other", "maxLength": 512}}),
+        ({}, {"model": {"uri": SMOL, "dtype": "bfloat16"}}),
+        ({}, {"prefill": told({"KVASIR_PAGE_SIZE": "16"})}),
+        ({}, {"prefill": {"tensorParallel": 3}}),
+        ({"model": {"uri": "hf://a/b@v1"}}, {"model": {"uri": "hf://a/b", "revision": "v1"}}),
+        ({}, {"transfer": {"fabric": "tcp"}}),
+    ],
+)
+def test_an_edit_that_leaves_the_kv_as_it_is(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert kv(**one) == kv(**other)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"model": {"uri": "hf://a/b"}},
+        {"model": {"uri": "hf://a/b@v2"}},
+        {"model": {"uri": SMOL, "dtype": "float32"}},
+        {role: told({"KVASIR_PAGE_SIZE": "32"}) for role in ("prefill", "decode")},
+        {role: told({"KVASIR_KV_DIGESTS": "false"}) for role in ("prefill", "decode")},
+    ],
+)
+def test_an_edit_that_changes_the_kv(edit: dict[str, Any]) -> None:
+    assert kv(**edit) != kv()
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "words"),
+    [
+        (
+            {"decode": told({"KVASIR_PAGE_SIZE": "32"})},
+            "spec.decode.template.spec.containers[kvasir].env[KVASIR_PAGE_SIZE]",
+            "page-size '32' cannot pair with '16' of spec.prefill",
+        ),
+        (
+            {"prefill": told({"KVASIR_PAGE_SIZE": "32"})},
+            "spec.prefill.template.spec.containers[kvasir].env[KVASIR_PAGE_SIZE]",
+            "page-size '32' cannot pair with '16' of spec.decode",
+        ),
+        (
+            {"prefill": told({"KVASIR_KV_DIGESTS": "False"})},
+            "spec.prefill.template.spec.containers[kvasir].env[KVASIR_KV_DIGESTS]",
+            "kv-digests 'false' cannot pair",
+        ),
+        (
+            {"decode": told(args=["worker", "--model", SMOL, "--dtype=float32"])},
+            "spec.decode.template.spec.containers[kvasir].args",
+            "dtype 'float32' cannot pair with 'bfloat16' of spec.model.dtype",
+        ),
+        (
+            {"prefill": told(args=["worker", "--model", SMOL, "--no-kv-digests"])},
+            "spec.prefill.template.spec.containers[kvasir].args",
+            "kv-digests 'false' cannot pair",
+        ),
+        (
+            {"prefill": told(args=["worker", "--model", "hf://a/b@v1"])},
+            "spec.prefill.template.spec.containers[kvasir].args",
+            "model 'a/b' cannot pair",
+        ),
+    ],
+)
+def test_roles_whose_kv_differs_are_refused_by_the_field(spec: dict[str, Any], path: str, words: str) -> None:
+    with pytest.raises(InvalidService) as error:
+        parse(document(**spec))
+    found = [problem.reason for problem in error.value.problems if problem.path == path]
+    assert any(words in reason for reason in found), error.value
+
+
+def test_a_rendered_flag_wins_over_the_environment_as_it_does_in_the_engine() -> None:
+    assert kv(decode=told({"KVASIR_DTYPE": "float32"})) == kv()
+
+
+def test_both_roles_may_say_the_same_thing_their_own_way() -> None:
+    service(
+        prefill=told(args=["worker", "--model", SMOL, "--page-size", "32"]), decode=told({"KVASIR_PAGE_SIZE": "32"})
+    )
+
+
+def test_pods_and_deployments_carry_the_label_and_routers_do_not() -> None:
+    found = deployments(render(service(), Options()))
+    for role in ("prefill", "decode"):
+        for metadata in (found[role]["metadata"], found[role]["spec"]["template"]["metadata"]):
+            assert metadata["labels"]["serving.kvasir.dev/kv"] == kv()
+    assert "serving.kvasir.dev/kv" not in found["router"]["spec"]["template"]["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("rollout", "path"),
+    [
+        ({"maxSurge": 0}, "spec.rollout.maxUnavailable"),
+        ({"maxSurge": "0%", "maxUnavailable": "0"}, "spec.rollout.maxUnavailable"),
+        ({"maxSurge": -1}, "spec.rollout.maxSurge"),
+        ({"maxSurge": "101%"}, "spec.rollout.maxSurge"),
+        ({"maxUnavailable": "half"}, "spec.rollout.maxUnavailable"),
+        ({"maxUnavailable": 1.5}, "spec.rollout.maxUnavailable"),
+        ({"strategy": "Recreate"}, "spec.rollout.strategy"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(rollout: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidService) as error:
+        parse(document(rollout=rollout))
+    assert [problem.path for problem in error.value.problems] == [path]
+
+
+@pytest.mark.parametrize("rollout", [{}, {"maxSurge": "25%"}, {"maxSurge": 0, "maxUnavailable": 1}])
+def test_limits_as_deployments_have_them_are_taken(rollout: dict[str, Any]) -> None:
+    assert service(rollout=rollout).spec.rollout.max_unavailable == rollout.get("maxUnavailable", 0)
