@@ -40,6 +40,13 @@ def run(
         str, typer.Option(envvar="KVASIR_ENGINE_IMAGE", help="Image of routers and workers.")
     ] = Options().engine_image,
     liveness: Annotated[str, typer.Option(help="URL to serve liveness at.")] = "http://0.0.0.0:8080/healthz",
+    own_namespace: Annotated[
+        str, typer.Option(envvar="POD_NAMESPACE", help="Where the operator runs: NetworkPolicies let it in.")
+    ] = "",
+    metrics_namespace: Annotated[
+        str, typer.Option(help="Where metrics are collected: NetworkPolicies let its pods in.")
+    ] = "",
+    pod_monitors: Annotated[bool, typer.Option(help="Make PodMonitors where they are served.")] = True,
 ) -> None:
     """Run the controller until SIGTERM."""
     if bool(namespace) == all_namespaces:
@@ -52,7 +59,13 @@ def run(
             _fail(f"the cluster does not know {KIND} of {API_VERSION}; apply the CustomResourceDefinition first")
     except ClusterError as error:
         _fail(str(error))
-    reconciler = Reconciler(cluster, Options(engine_image=engine_image), FactsReader().read)
+    options = Options(
+        engine_image=engine_image,
+        operator_namespace=own_namespace,
+        metrics_namespace=metrics_namespace,
+        pod_monitors=pod_monitors,
+    )
+    reconciler = Reconciler(cluster, options, FactsReader().read)
     asyncio.run(_operate(reconciler, namespace or [], liveness))
 
 

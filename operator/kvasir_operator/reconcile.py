@@ -15,6 +15,7 @@ from kvasir_operator.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan import Apply, Delete, Scale, Wait, plan
 from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
+from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.network import url
 from kvasir_operator.spec import InferenceService, InvalidService, Model, parse
 from kvasir_operator.validate import ModelFacts, fact_problems
@@ -88,7 +89,7 @@ class Reconciler:
         for item in desired:
             if self._cluster.serves(item["apiVersion"], item["kind"]):
                 result.append(item)
-            else:
+            elif item["kind"] not in OPTIONAL_KINDS:
                 what = f"{item['apiVersion']} {item['kind']}"
                 message = f"{reference(item)} is left out: this cluster does not serve {what}"
                 self._cluster.event(document, True, "APINotServed", message, self._stamp(), what)

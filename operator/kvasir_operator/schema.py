@@ -55,7 +55,7 @@ def _schema(kind: inspect.Type) -> Schema:
         case inspect.LiteralType():
             return {"type": "string", "enum": list(kind.values)}
         case inspect.ListType():
-            return {"type": "array", "items": _schema(kind.item_type)}
+            return _some(type="array", items=_schema(kind.item_type), maxItems=kind.max_length)
         case inspect.DictType(value_type=inspect.AnyType()):
             return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         case inspect.DictType():
@@ -102,6 +102,8 @@ def problems(schema: Mapping[str, Any], value: object, path: str) -> Iterator[In
         case "array":
             if not isinstance(value, Sequence) or isinstance(value, str):
                 yield Invalid(path, f"must be a list, is {_shown(value)}")
+            elif len(value) > schema.get("maxItems", len(value)):
+                yield Invalid(path, f"must have at most {schema['maxItems']} items, has {len(value)}")
             else:
                 for index, item in enumerate(value):
                     yield from problems(schema["items"], item, f"{path}[{index}]")

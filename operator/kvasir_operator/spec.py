@@ -25,6 +25,7 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 _HOST = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _OBJECT_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
 _CLASS_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$"
+_LABEL_KEY = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$"
 _RESOURCE_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$"
 
 Device = Literal["cuda", "cpu"]
@@ -40,12 +41,39 @@ def _count(description: str, least: int, most: int = 2**31 - 1) -> Meta:
     return Meta(ge=least, le=most, extra_json_schema={"description": description})
 
 
+def _list(description: str, most: int) -> Meta:
+    return Meta(max_length=most, extra_json_schema={"description": description})
+
+
 def _about(description: str) -> Meta:
     return Meta(extra_json_schema={"description": description})
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Base of every object inside the spec."""
+
+
+class Cache(Part, frozen=True):
+    """Where a model that is downloaded is kept."""
+
+    claim_name: Annotated[
+        str,
+        _text(
+            "PersistentVolumeClaim that all pods share (ReadWriteMany, unless all run on one node). A Job loads "
+            "the model into it.",
+            _OBJECT_NAME,
+            253,
+        ),
+    ] = ""
+    host_path: Annotated[
+        str,
+        _text(
+            "Folder that every node has and user 65532 may write to. The first worker on a node loads the model "
+            "for the others. Pod security levels restricted and baseline forbid it.",
+            r"^(/[A-Za-z0-9][-A-Za-z0-9._]*)+$",
+            1024,
+        ),
+    ] = ""
 
 
 class Model(Part, frozen=True):
@@ -77,6 +105,23 @@ class Model(Part, frozen=True):
         Literal["auto", "bfloat16", "float16", "float32"],
         _about("Type of weights, activations and KV cache. auto: bfloat16."),
     ] = "auto"
+    size: Annotated[
+        Quantity,
+        _about(
+            "Bytes of the weights, for example 16Gi: a pod that does not listen after the time that loading so "
+            "much may take is restarted. Default: after an hour."
+        ),
+    ] = 0
+    cache: Annotated[
+        Cache,
+        _about("Where a downloaded model is kept. Default: in each pod, as long as it lives."),
+    ] = Cache()
+    token_secret_name: Annotated[
+        str,
+        _text(
+            "Secret whose key token holds the hub's access token, for private and gated models.", _OBJECT_NAME, 253
+        ),
+    ] = ""
 
 
 class Resources(Part, frozen=True):
@@ -188,6 +233,26 @@ class Drain(Part, frozen=True):
     deadline_seconds: Annotated[int, _count("Longest time to finish what runs before a pod ends.", 0, 86_400)] = 600
 
 
+class Placement(Part, frozen=True):
+    """Which nodes pods prefer."""
+
+    topology_key: Annotated[
+        str,
+        _text(
+            "Node label of a block (rack, fabric block) within which KV travels fast: workers are placed in the "
+            "same block where there is room. Default: no preference.",
+            _LABEL_KEY,
+            253,
+        ),
+    ] = ""
+
+
+class SecretReference(Part, frozen=True):
+    """A Secret of the same namespace."""
+
+    name: Annotated[str, _text("Name of the Secret.", _OBJECT_NAME, 253)]
+
+
 class Spec(Part, frozen=True):
     """What is wanted."""
 
@@ -198,6 +263,21 @@ class Spec(Part, frozen=True):
     transfer: Annotated[Transfer, _about("How KV travels from prefill to decode.")] = Transfer()
     rollout: Annotated[Rollout, _about("How workers of one revision give way to the next.")] = Rollout()
     drain: Annotated[Drain, _about("How a worker leaves.")] = Drain()
+    placement: Annotated[Placement, _about("Which nodes pods prefer.")] = Placement()
+    priority_class_name: Annotated[
+        str, _text("PriorityClass of all pods. Default: the cluster's.", _OBJECT_NAME, 253)
+    ] = ""
+    image_pull_secrets: Annotated[
+        list[SecretReference], _list("Secrets with which the engine's image is pulled.", 16)
+    ] = []
+    network_policy: Annotated[
+        Literal["Restricted", "None"],
+        _about(
+            "Restricted: NetworkPolicies let workers talk to each other, to DNS and, where they download the "
+            "model, to port 443; routers to workers, DNS and the API server; and only routers to workers. None: "
+            "no NetworkPolicies are made."
+        ),
+    ] = "Restricted"
 
     def workers(self, role: "WorkerRole") -> Workers:
         """The pool of that role."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kvasir_engine.model.uri import HubURI, ModelURIError
+from kvasir_engine.model.uri import ClaimURI, FileURI, HubURI, ModelURI, ModelURIError
 from kvasir_engine.model.uri import parse as parse_uri
 from kvasir_operator.fingerprint import unpaired
 from kvasir_operator.overlay import LISTS_BY_KEY
@@ -68,12 +68,23 @@ def _model(model: "Model") -> Iterator[Invalid]:
     except ModelURIError as error:
         yield Invalid("spec.model.uri", str(error))
         return
+    yield from _source(model, uri)
     if not model.revision:
         return
     if not isinstance(uri, HubURI):
         yield Invalid("spec.model.revision", f"only hf:// models have revisions, the uri is {model.uri}")
     elif uri.revision and uri.revision != model.revision:
         yield Invalid("spec.model.revision", f"{model.revision!r} contradicts the uri's {uri.revision!r}")
+
+
+def _source(model: "Model", uri: ModelURI) -> Iterator[Invalid]:
+    cache = model.cache
+    if cache.claim_name and cache.host_path:
+        yield Invalid("spec.model.cache", "has both claimName and hostPath; one of them is used")
+    if (cache.claim_name or cache.host_path) and isinstance(uri, ClaimURI | FileURI):
+        yield Invalid("spec.model.cache", f"nothing is downloaded, the uri is {model.uri}")
+    if model.token_secret_name and not isinstance(uri, HubURI):
+        yield Invalid("spec.model.tokenSecretName", f"only hf:// models need a token, the uri is {model.uri}")
 
 
 def _workers(workers: "Workers", path: str) -> Iterator[Invalid]:

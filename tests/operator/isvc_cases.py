@@ -1,7 +1,7 @@
 """InferenceServices for the operator's tests, and a cluster in memory."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvasir_operator.observed import Observed, Reference, observe, reference
@@ -32,6 +32,11 @@ def service(name: str = "llama", **spec: Any) -> InferenceService:
 def deployments(objects: list[Object]) -> dict[str, Object]:
     """The Deployments among `objects` by role."""
     return {o["metadata"]["labels"]["serving.kvasir.dev/role"]: o for o in objects if o["kind"] == "Deployment"}
+
+
+def pod_templates(objects: list[Object]) -> Iterator[Object]:
+    """The pod templates of all Deployments and Jobs."""
+    return (o["spec"]["template"] for o in objects if o["kind"] in ("Deployment", "Job"))
 
 
 def main_container(deployment: Object) -> Object:
@@ -175,4 +180,14 @@ def advance(
     return words, list(objects.values())
 
 
-__all__ = ["FakeCluster", "advance", "deployments", "document", "main_container", "service", "settled", "stamped"]
+__all__ = [
+    "FakeCluster",
+    "advance",
+    "deployments",
+    "document",
+    "main_container",
+    "pod_templates",
+    "service",
+    "settled",
+    "stamped",
+]

@@ -74,8 +74,9 @@ def test_chosen_namespaces_get_roles_and_the_cluster_none(template: Template) ->
 
 def test_the_flags_are_ones_that_the_operator_has(template: Template) -> None:
     run = get_command(app).commands["run"]  # type: ignore[attr-defined]
-    known = {option for parameter in run.params for option in parameter.opts}
-    for objects in (template(), template("watchNamespaces={a}")):
+    known = {option for parameter in run.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    others = template("watchNamespaces={a}", "monitoring.namespace=m", "monitoring.podMonitors=false")
+    for objects in (template(), others):
         command, *flags = operator_args(objects)
         assert command == "run"
         assert {flag.split("=")[0] for flag in flags} <= known

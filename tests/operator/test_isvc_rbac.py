@@ -117,7 +117,7 @@ def reconcile(server: FakeServer) -> None:
 
 def used() -> set[Verb]:
     """What the operator asks of an API server in the life of services of every kind of exposure."""
-    found = document(router={"expose": {"type": "Ingress"}})
+    found = document(router={"expose": {"type": "Ingress"}}, model={"uri": "hf://a/b", "cache": {"claimName": "c"}})
     server = FakeServer(found)
     reconcile(server)
     for expose in ({"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
@@ -127,7 +127,7 @@ def used() -> set[Verb]:
     stored["spec"]["prefill"] = {"replicas": -1}
     reconcile(server)
     # Kinds that a service always has become surplus when an operator of another version named them otherwise.
-    for item in render(parse(document()), Options()):
+    for item in render(parse(document(model=found["spec"]["model"])), Options()):
         plural = KINDS[item["apiVersion"], item["kind"]]
         root = "/api/v1" if item["apiVersion"] == "v1" else f"/apis/{item['apiVersion']}"
         name = f"{item['metadata']['name']}-older"

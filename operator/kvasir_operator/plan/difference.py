@@ -7,22 +7,15 @@ given up too), or when somebody changed what it says (a wanted value is not ther
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any
 
 from kvasir_operator.overlay import LISTS_BY_KEY
+from kvasir_operator.quantity import amount
 from kvasir_operator.render.names import Object
-from kvasir_operator.schema import QUANTITY
 from kvasir_operator.spec import GROUP
 
 STAMP = f"{GROUP}/applied"
-_BINARY = ("Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
-_DECIMAL = ("n", "u", "m", "", "k", "M", "G", "T", "P", "E")
-_FACTORS = {suffix: Decimal(1024) ** power for power, suffix in enumerate(_BINARY, 1)} | {
-    suffix: Decimal(1000) ** power for power, suffix in enumerate(_DECIMAL, -3)
-}
 
 
 def stamped(item: Object) -> Object:
@@ -51,12 +44,5 @@ def _holds(live: Any, desired: Any, field: str) -> bool:
             by_key = {item[key]: item for item in live}
             return all(_holds(by_key.get(item[key]), item, "") for item in desired)
         return len(live) == len(desired) and all(_holds(a, b, "") for a, b in zip(live, desired, strict=True))
-    return bool(live == desired) or _amount(live) == _amount(desired) is not None
-
-
-def _amount(value: Any) -> Decimal | None:
-    """A quantity's value: the API server writes quantities its own way (0.5 as 500m)."""
-    if isinstance(value, bool) or not isinstance(value, int | str) or not re.match(QUANTITY, str(value)):
-        return None
-    number, suffix = re.fullmatch(r"(.*?)([KMGTPE]i|[numkMGTPE]|)", str(value)).groups()  # type: ignore[union-attr]
-    return Decimal(number) * _FACTORS[suffix]
+    # The API server writes quantities its own way (0.5 as 500m).
+    return bool(live == desired) or amount(live) == amount(desired) is not None

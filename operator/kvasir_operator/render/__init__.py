@@ -4,10 +4,14 @@ Names, labels, ports, flags and volumes are those of docs/architecture.md. Nothi
 an environment, so the same service and options always give the same objects.
 """
 
+from kvasir_operator.render.guards import accounts, budgets
+from kvasir_operator.render.monitoring import pod_monitor
 from kvasir_operator.render.names import Object
 from kvasir_operator.render.network import network
 from kvasir_operator.render.options import Discovery, Options, PodWatch, Static
-from kvasir_operator.render.router import router
+from kvasir_operator.render.policies import policies
+from kvasir_operator.render.preload import preload_job
+from kvasir_operator.render.router import router_deployment
 from kvasir_operator.render.workers import worker_deployment
 from kvasir_operator.spec import WORKER_ROLES, InferenceService
 
@@ -17,7 +21,20 @@ __all__ = ["Discovery", "Object", "Options", "PodWatch", "Static", "render"]
 def render(service: InferenceService, options: Options) -> list[Object]:
     """Everything that `service` needs, in the order in which it is best created."""
     return [
-        *router(service, options),
+        *(_around(service, options) if options.in_cluster else ()),
+        router_deployment(service, options),
         *network(service),
         *(worker_deployment(service, role, options) for role in WORKER_ROLES),
+    ]
+
+
+def _around(service: InferenceService, options: Options) -> list[Object]:
+    """What only a cluster knows: who pods are, whom they may talk to, how many may go at once, who watches them."""
+    monitors = [pod_monitor(service)] if options.pod_monitors else []
+    return [
+        *accounts(service),
+        *policies(service, options),
+        *budgets(service),
+        *monitors,
+        *preload_job(service, options),
     ]

@@ -1,6 +1,6 @@
 """What the transfer's fabric changes in a worker's pod, besides the environment that `transfer/fabric.py` gives."""
 
-from kvasir_operator.render.names import SERVICE_LABEL, Object
+from kvasir_operator.render.names import Object, workers_of
 from kvasir_operator.spec import InferenceService, Workers
 
 
@@ -16,15 +16,7 @@ def share_node(service: InferenceService, spec: Object) -> None:
     spec["affinity"] = {
         "podAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": [
-                {
-                    "labelSelector": {
-                        "matchLabels": {SERVICE_LABEL: service.name},
-                        "matchExpressions": [
-                            {"key": "serving.kvasir.dev/role", "operator": "In", "values": ["prefill", "decode"]}
-                        ],
-                    },
-                    "topologyKey": "kubernetes.io/hostname",
-                }
+                {"labelSelector": workers_of(service), "topologyKey": "kubernetes.io/hostname"}
             ]
         }
     }

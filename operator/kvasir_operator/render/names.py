@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kvasir_operator.spec import API_VERSION, GROUP, KIND, InferenceService, WorkerRole
 
 Object = dict[str, Any]
 Role = Literal["prefill", "decode", "router"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 SERVICE_LABEL = f"{GROUP}/inferenceservice"
 ROLE_LABEL = f"{GROUP}/role"
@@ -18,8 +19,8 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "kvasir-operator"}
 REVISION_LENGTH = 8
 
 
-def labels(service: InferenceService, role: Role) -> dict[str, str]:
-    """The labels on every object of `role`."""
+def labels(service: InferenceService, role: Role | Literal["preload"]) -> dict[str, str]:
+    """The labels on every object of `role`, or of the Job that loads the model."""
     return {
         "app.kubernetes.io/name": "kvasir",
         "app.kubernetes.io/instance": service.name,
@@ -30,9 +31,15 @@ def labels(service: InferenceService, role: Role) -> dict[str, str]:
     }
 
 
-def selector(service: InferenceService, role: Role) -> dict[str, str]:
+def selector(service: InferenceService, role: Role | Literal["preload"]) -> dict[str, str]:
     """The labels by which pods of `role` are found. A Deployment's selector cannot change, so these never do."""
     return {SERVICE_LABEL: service.name, ROLE_LABEL: role}
+
+
+def workers_of(service: InferenceService) -> Object:
+    """The label selector of all workers, as an object."""
+    roles = {"key": ROLE_LABEL, "operator": "In", "values": ["prefill", "decode"]}
+    return {"matchLabels": {SERVICE_LABEL: service.name}, "matchExpressions": [roles]}
 
 
 def worker_selector(service: InferenceService) -> str:
@@ -42,7 +49,12 @@ def worker_selector(service: InferenceService) -> str:
 
 def router_name(service: InferenceService) -> str:
     """The name of the router's Deployment, Service and the rest."""
-    return f"{service.name}-router"
+    return role_name(service, "router")
+
+
+def role_name(service: InferenceService, role: Role) -> str:
+    """The name of what a role has one of, whatever its revision: account, disruption budget, network policy."""
+    return f"{service.name}-{role}"
 
 
 def worker_name(service: InferenceService, role: WorkerRole, revision: str) -> str:

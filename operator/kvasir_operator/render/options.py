@@ -17,7 +17,19 @@ Discovery = PodWatch | Static
 
 
 class Options(msgspec.Struct, frozen=True):
-    """`engine_image` runs every data-plane pod. `discovery`: how the router finds workers."""
+    """`engine_image` runs every data-plane pod. `discovery`: how the router finds workers.
+
+    `operator_namespace` and `metrics_namespace`: where the operator runs and where what scrapes metrics runs, which
+    NetworkPolicies then let in. `pod_monitors`: whether PodMonitors are made beside the scrape annotations.
+    """
 
     engine_image: str = "kvasir-engine:latest"
     discovery: Discovery = PodWatch()
+    operator_namespace: str = ""
+    metrics_namespace: str = ""
+    pod_monitors: bool = True
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether the pods run in a cluster, which has accounts, policies and budgets, or as plain processes."""
+        return isinstance(self.discovery, PodWatch)

@@ -1,17 +1,14 @@
-"""What the pods of all roles share: container, probes, security, model and cache volumes."""
+"""What the pods of all roles share: container, probes, security, accounts, and where they prefer to be."""
 
-from kvasir_engine.model.uri import ClaimURI
-from kvasir_engine.model.uri import parse as parse_uri
-from kvasir_operator.render.names import Object
-from kvasir_operator.spec import InferenceService, Model
+from kvasir_operator.render.names import Object, Role, role_name
+from kvasir_operator.render.options import Options
+from kvasir_operator.render.placement import spread
+from kvasir_operator.render.storage import CACHE_PATH, model_uri_in_pod, mount_model, startup_seconds
+from kvasir_operator.spec import InferenceService
 
 CONTAINER = "kvasir"
 PORT = 8000
-CACHE_PATH = "/var/cache/kvasir"
-MODELS_PATH = "/models"
 
-# Loading a large model from a slow hub takes long; a pod that still does not listen after this is restarted.
-STARTUP_SECONDS = 3600
 STARTUP_PERIOD_SECONDS = 2
 # Beyond the drain deadline: time to close connections, deregister memory and exit.
 GRACE_SECONDS = 15
@@ -20,7 +17,7 @@ USER_ID = 65532
 
 
 def container(image: str, args: list[str], env: dict[str, str], resources: Object) -> Object:
-    """The kvasir container, with the volumes that every role has mounted."""
+    """A kvasir container, without probes, that may do nothing but compute."""
     return {
         "name": CONTAINER,
         "image": image,
@@ -29,22 +26,25 @@ def container(image: str, args: list[str], env: dict[str, str], resources: Objec
         "env": [{"name": name, "value": value} for name, value in {"KVASIR_CACHE": CACHE_PATH, **env}.items()],
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources,
-        "startupProbe": {
-            **_probe("/health", STARTUP_PERIOD_SECONDS),
-            "failureThreshold": STARTUP_SECONDS // STARTUP_PERIOD_SECONDS,
-        },
-        "readinessProbe": {**_probe("/ready", 2), "failureThreshold": 2},
-        "livenessProbe": {**_probe("/health", 10), "failureThreshold": 6},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
         },
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": "cache", "mountPath": CACHE_PATH},
-            {"name": "tmp", "mountPath": "/tmp"},
-        ],
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def probes(service: InferenceService) -> Object:
+    """The probes of a container that serves."""
+    return {
+        "startupProbe": {
+            **_probe("/health", STARTUP_PERIOD_SECONDS),
+            "failureThreshold": startup_seconds(service) // STARTUP_PERIOD_SECONDS,
+        },
+        "readinessProbe": {**_probe("/ready", 2), "failureThreshold": 2},
+        "livenessProbe": {**_probe("/health", 10), "failureThreshold": 6},
     }
 
 
@@ -53,10 +53,10 @@ def _probe(path: str, period: int) -> Object:
 
 
 def pod_spec(service: InferenceService, main: Object) -> Object:
-    """A pod of one container, with what a restricted namespace asks for."""
+    """A pod of one container, with the model at hand and what a restricted namespace asks for."""
     spec: Object = {
         "containers": [main],
-        "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
         "securityContext": {
             "runAsNonRoot": True,
             "fsGroup": USER_ID,
@@ -64,14 +64,23 @@ def pod_spec(service: InferenceService, main: Object) -> Object:
         },
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": service.spec.drain.deadline_seconds + GRACE_SECONDS,
     }
-    uri = parse_uri(service.spec.model.uri)
-    if isinstance(uri, ClaimURI):
-        main["volumeMounts"].append({"name": "model", "mountPath": f"{MODELS_PATH}/{uri.claim}", "readOnly": True})
-        spec["volumes"].append(
-            {"name": "model", "persistentVolumeClaim": {"claimName": uri.claim, "readOnly": True}}
-        )
+    mount_model(service, main, spec)
+    if name := service.spec.priority_class_name:
+        spec["priorityClassName"] = name
+    if secrets := service.spec.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]
+    return spec
+
+
+def serving_pod(service: InferenceService, role: Role, main: Object, options: Options) -> Object:
+    """The pod of a role: as `pod_spec`, under the role's account, away from its own kind, with time to drain."""
+    main |= probes(service)
+    spec = pod_spec(service, main)
+    spec["terminationGracePeriodSeconds"] = service.spec.drain.deadline_seconds + GRACE_SECONDS
+    spread(service, role, spec)
+    if options.in_cluster:
+        spec["serviceAccountName"] = role_name(service, role)
     return spec
 
 
@@ -84,14 +93,6 @@ def model_args(service: InferenceService) -> list[str]:
     if model.max_length:
         args += ["--max-length", str(model.max_length)]
     return args
-
-
-def model_uri_in_pod(model: Model) -> str:
-    """The model's URI as the engine reads it: a claim is a mounted folder there."""
-    uri = parse_uri(model.uri)
-    if isinstance(uri, ClaimURI):
-        return f"file://{MODELS_PATH}/{uri.claim}" + (f"/{uri.path}" if uri.path else "")
-    return str(uri)
 
 
 def drain_args(service: InferenceService) -> list[str]:

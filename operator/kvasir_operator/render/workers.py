@@ -4,6 +4,7 @@ from kvasir_engine.transfer.fabric import fabric_env
 from kvasir_operator.fingerprint import fingerprint
 from kvasir_operator.overlay import overlay
 from kvasir_operator.render.fabric import rdma_requests, share_node
+from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     KV_LABEL,
     REVISION_LABEL,
@@ -15,7 +16,9 @@ from kvasir_operator.render.names import (
     worker_name,
 )
 from kvasir_operator.render.options import Options
-from kvasir_operator.render.pod import STARTUP_SECONDS, container, drain_args, model_args, pod_spec
+from kvasir_operator.render.placement import pair
+from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod
+from kvasir_operator.render.storage import startup_seconds
 from kvasir_operator.spec import InferenceService, WorkerRole, Workers
 from kvasir_operator.validate import GPU
 
@@ -45,7 +48,7 @@ def worker_deployment(service: InferenceService, role: WorkerRole, options: Opti
         ),
         "spec": {
             "replicas": service.spec.workers(role).replicas,
-            "progressDeadlineSeconds": STARTUP_SECONDS,
+            "progressDeadlineSeconds": startup_seconds(service),
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": {**selector(service, role), REVISION_LABEL: revision}},
             "template": template,
@@ -77,7 +80,7 @@ def worker_template(service: InferenceService, role: WorkerRole, options: Option
         fabric_env(transfer.fabric, workers.device == "cuda"),
         _resources(service, workers),
     )
-    spec = pod_spec(service, main)
+    spec = serving_pod(service, role, main, options)
     if transfer.fabric == "shm":
         share_node(service, spec)
     else:
@@ -89,7 +92,9 @@ def worker_template(service: InferenceService, role: WorkerRole, options: Option
         main["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     if workers.device == "cuda":
         _place_on_h100(workers, spec)
-    return overlay({"metadata": {"labels": labels(service, role)}, "spec": spec}, workers.template)
+    pair(service, spec)
+    metadata = {"labels": labels(service, role), "annotations": SCRAPE_ANNOTATIONS}
+    return overlay({"metadata": metadata, "spec": spec}, workers.template)
 
 
 def _resources(service: InferenceService, workers: Workers) -> Object:
