@@ -81,11 +81,11 @@ def test_an_old_deployment_is_deleted_only_once_its_pods_are_gone() -> None:
     scaled = [word for word in words if word.startswith("scale")]
     assert len(scaled) == 2
     for item in live:
-        if item["metadata"]["name"] in " ".join(scaled):
+        if item["kind"] == "Deployment" and item["metadata"]["name"] in " ".join(scaled):
             item["status"]["replicas"] = 1
     assert advance(NEW, live)[0] == ["wait"]
     for item in live:
-        if item["metadata"]["name"] in " ".join(scaled):
+        if item["kind"] == "Deployment" and item["metadata"]["name"] in " ".join(scaled):
             item["status"]["replicas"] = 0
             item["metadata"]["generation"] = 7
     assert advance(NEW, live)[0] == ["wait"], "what its controller has not seen yet does not count"
