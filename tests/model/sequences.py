@@ -17,6 +17,14 @@ class Sequences:
         shuffled = torch.randperm(runner.pool.pages, generator=torch.Generator().manual_seed(seed))
         self._pages = shuffled[: pages * len(prompts)].view(len(prompts), pages)
 
+    def reuse(self, source: int, target: int, tokens: int) -> None:
+        """Let `target` begin with the pages of `source` for the first `tokens`, in whole pages, which both have."""
+        pages, rest = divmod(tokens, self._runner.pool.page_size)
+        assert not rest
+        assert self._prompts[source][:tokens] == self._prompts[target][:tokens]
+        self._pages[target, :pages] = self._pages[source, :pages]
+        self._done[target] = tokens
+
     def step(self, counts: dict[int, int]) -> torch.Tensor:
         """Feed each sequence its next tokens, so many; logits [len(counts), vocab] after them."""
         new = {i: self._prompts[i][self._done[i] : self._done[i] + count] for i, count in counts.items()}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_gguf import SIZES, write_gguf
 
 from kvasir_engine.model import convert, source
-from kvasir_engine.model.config import load_config
+from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.packages import PACKAGES, ModelPackage
 from kvasir_engine.model.source import resolve

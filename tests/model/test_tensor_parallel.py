@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from sequences import random_tokens
-from tiny_models import llama, mistral, reference_logits
+from tiny_models import gemma3, llama, mistral, qwen2, qwen3, qwen3_moe, reference_logits
 
-from kvasir_engine.model.config import parse_config
+from kvasir_engine.model.architectures import parse_config
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.parallel import Shard, shard
 
@@ -26,7 +26,11 @@ MODELS = {
     "llama": (2, lambda: llama(**EVEN)),
     "llama, tied embeddings": (2, lambda: llama(**EVEN, tie_word_embeddings=True)),
     "llama, a KV head on two ranks": (2, lambda: llama(**EVEN, num_key_value_heads=1)),
-    "mistral": (2, lambda: mistral(**EVEN)),
+    "mistral": (2, lambda: mistral(**EVEN, sliding_window=30)),
+    "qwen2": (2, lambda: qwen2(**EVEN)),
+    "qwen3": (2, lambda: qwen3(**EVEN)),
+    "qwen3 moe": (2, lambda: qwen3_moe(**EVEN, mlp_only_layers=[1])),
+    "gemma 3": (2, lambda: gemma3(**EVEN)),
     "llama, three ranks, each with its KV head": (3, lambda: llama(vocab_size=153, num_key_value_heads=3)),
     "llama, four ranks, two to each KV head": (4, lambda: llama(**EVEN, num_attention_heads=8)),
 }
@@ -134,7 +138,7 @@ def config(**changes: Any) -> Any:
 
 
 def test_the_ranks_hold_everything_once() -> None:
-    assert shard(config()) == Shard(range(16), range(4), range(96), range(160))
+    assert shard(config()) == Shard(range(16), range(4), range(96), range(0), range(160))
     parts = [shard(config(), rank, 4) for rank in range(4)]
     for field, count in (("heads", 16), ("kv_heads", 4), ("intermediate", 96), ("vocab", 160)):
         assert [i for part in parts for i in getattr(part, field)] == list(range(count))

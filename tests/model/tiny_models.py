@@ -4,7 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from kvasir_engine.model.runner import ModelRunner
 
@@ -44,12 +57,38 @@ def mistral(**changes: Any) -> Any:
     return _lively(MistralForCausalLM(MistralConfig(**{**SIZES, "sliding_window": None, **changes})))
 
 
+def qwen2(**changes: Any) -> Any:
+    """A Qwen2ForCausalLM, the same each time."""
+    torch.manual_seed(0)
+    return _lively(Qwen2ForCausalLM(Qwen2Config(**{**SIZES, **changes})))
+
+
+def qwen3(**changes: Any) -> Any:
+    """A Qwen3ForCausalLM, the same each time."""
+    torch.manual_seed(0)
+    return _lively(Qwen3ForCausalLM(Qwen3Config(**{**SIZES, **changes})))
+
+
+def qwen3_moe(**changes: Any) -> Any:
+    """A Qwen3MoeForCausalLM, the same each time; its router's choices are far from ties."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+    return _lively(Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**sizes, **changes})))
+
+
+def gemma3(**changes: Any) -> Any:
+    """A Gemma3ForCausalLM, the same each time: two layers with a window to one without."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "sliding_window": 24, "sliding_window_pattern": 3, "query_pre_attn_scalar": 40}
+    return _lively(Gemma3ForCausalLM(Gemma3TextConfig(**{**sizes, **changes})))
+
+
 def _lively(model: Any) -> Any:
-    """Norm weights are all ones at first, which would hide a norm that ignores them."""
+    """Norm weights are all alike and biases zero at first, which would hide code that ignores them."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.rand_like(parameter) - 0.5)
     return model.eval()
 
 

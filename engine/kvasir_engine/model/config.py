@@ -1,15 +1,12 @@
-"""A model's shape, read from the `config.json` of its Hugging Face folder. Imports no torch."""
+"""A model's shape as its code needs it; `architectures.py` reads it from Hugging Face's files. Imports no torch."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from kvasir_engine.model.errors import ModelError
-
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-"""The Hugging Face names of what `loader.MODELS` can build."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,26 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the MLP's place in `layers`: `chosen` of `count` work on a token.
+
+    `normalized`: the weights of those chosen add up to one.
+    """
+
+    count: int
+    chosen: int
+    intermediate: int
+    normalized: bool
+    layers: frozenset[int]
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """The numbers that a decoder's code needs. `dtype` is the one the weights were published in."""
+    """The numbers that a decoder's code needs. `dtype` is the one the weights were published in.
+
+    `windows` has for each layer how many tokens a query attends to, its own included; None: all before it. Layers
+    with a window turn by `local_rope` where there is one.
+    """
 
     architecture: str
     layers: int
@@ -53,79 +68,37 @@ class ModelConfig:
     tied_embeddings: bool
     eos_ids: tuple[int, ...]
     dtype: str
-    sliding_window: int | None = None
+    activation: Literal["silu", "gelu_tanh"]
+    windows: tuple[int | None, ...]
+    attention_scale: float  # of the scores
+    embedding_scale: float = 1.0
+    local_rope: Rope | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False  # each head of Q and K is normalized
+    post_norms: bool = False  # what attention and MLP add is normalized too
+    norm_offset: float = 0.0  # added to each norm's weight
+    experts: Experts | None = None
 
     @property
     def positions(self) -> str:
         """How positions enter the KV, for its fingerprint: KV of models that differ here is not exchangeable."""
-        return f"{self.rope} dim={self.head_dim}"
+        said = [str(self.rope), f"dim={self.head_dim}"]
+        if self.local_rope is not None:
+            said.append(f"local {self.local_rope}")
+        if any(self.windows):
+            runs = ((window or "all", len(list(run))) for window, run in groupby(self.windows))
+            said.append("windows=" + ",".join(f"{window}*{count}" for window, count in runs))
+        return " ".join(said)
 
     def kv_bytes_per_token(self, element_size: int) -> int:
         """Bytes of KV a token takes over all layers."""
         return self.layers * 2 * self.kv_heads * self.head_dim * element_size
 
     def max_length(self, asked: int = 0) -> int:
-        """Most tokens a sequence may have, given the user's limit (0: the model's own). Raises ModelError.
-
-        Attention is computed over the whole sequence, which is what a sliding-window model does up to its window.
-        """
-        own = self.max_positions if self.sliding_window is None else min(self.max_positions, self.sliding_window)
-        if asked <= own:
-            return asked or own
-        if asked <= self.max_positions:
-            raise ModelError(
-                f"maximum length {asked} is beyond the model's sliding window of {own} tokens, "
-                "and attention in windows is not supported"
-            )
-        raise ModelError(f"maximum length {asked} is more than the model's {self.max_positions} positions")
-
-
-def load_config(folder: Path) -> ModelConfig:
-    """The configuration of the model in `folder`. Raises ModelError."""
-    values = read_json(folder / "config.json")
-    generation = folder / "generation_config.json"
-    eos = read_json(generation).get("eos_token_id") if generation.exists() else None
-    return parse_config(values, eos)
-
-
-def parse_config(values: Mapping[str, Any], generation_eos: int | list[int] | None = None) -> ModelConfig:
-    """The content of a `config.json` as a ModelConfig. Raises ModelError.
-
-    `generation_eos`, from `generation_config.json`, goes before the one in `config.json`.
-    """
-    names = values.get("architectures") or []
-    architecture = next((name for name in names if name in ARCHITECTURES), None)
-    if architecture is None:
-        raise ModelError(
-            f"architecture {', '.join(names) or 'none'} is not supported; supported: {', '.join(ARCHITECTURES)}"
-        )
-    _refuse_unsupported(values)
-    heads, hidden = _positive(values, "num_attention_heads"), _positive(values, "hidden_size")
-    kv_heads = _positive(values, "num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise ModelError(f"config.json: {heads} attention heads cannot share {kv_heads} KV heads evenly")
-    if values.get("head_dim") is None and hidden % heads:
-        raise ModelError(
-            f"config.json: hidden_size {hidden} is no multiple of {heads} heads and head_dim is missing"
-        )
-    eos = generation_eos if generation_eos is not None else values.get("eos_token_id")
-    return ModelConfig(
-        architecture=architecture,
-        layers=_positive(values, "num_hidden_layers"),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=_positive(values, "head_dim", hidden // heads),
-        intermediate=_positive(values, "intermediate_size"),
-        vocab=_positive(values, "vocab_size"),
-        max_positions=_positive(values, "max_position_embeddings"),
-        rope=_rope(values),
-        norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-        tied_embeddings=bool(values.get("tie_word_embeddings", False)),
-        eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
-        dtype=str(values.get("dtype") or values.get("torch_dtype") or "float32"),
-        sliding_window=values.get("sliding_window") if architecture == "MistralForCausalLM" else None,
-    )
+        """Most tokens a sequence may have, given the user's limit (0: the model's own). Raises ModelError."""
+        if asked > self.max_positions:
+            raise ModelError(f"maximum length {asked} is more than the model's {self.max_positions} positions")
+        return asked or self.max_positions
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -139,44 +112,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a {type(value).__name__}, not an object")
     return value
-
-
-def _refuse_unsupported(values: Mapping[str, Any]) -> None:
-    if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method", "unknown")
-        raise ModelError(f"config.json: weights quantized by {method} are not supported")
-    if (activation := values.get("hidden_act", "silu")) != "silu":
-        raise ModelError(f"config.json: activation {activation} is not supported; supported: silu")
-    for bias in ("attention_bias", "mlp_bias"):
-        if values.get(bias):
-            raise ModelError(f"config.json: {bias} is not supported")
-
-
-def _positive(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = values.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or value <= 0:
-        raise ModelError(f"config.json: {key} must be a positive integer, not {value!r}")
-    return value
-
-
-def _rope(values: Mapping[str, Any]) -> Rope:
-    # transformers 5 writes rope_parameters; before it, rope_theta stood alone and the rest in rope_scaling.
-    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or values.get("rope_theta") or 10000.0)
-    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ModelError("config.json: rotary positions on a part of the head are not supported")
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    try:
-        if kind == "default":
-            return Rope(theta)
-        if kind == "linear":
-            return Rope(theta, "linear", float(scaling["factor"]))
-        if kind == "llama3":
-            low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-            original = int(scaling["original_max_position_embeddings"])
-            return Rope(theta, "llama3", float(scaling["factor"]), low, high, original)
-    except KeyError as error:
-        raise ModelError(f"config.json: rope scaling {kind} lacks {error}") from None
-    raise ModelError(f"config.json: rope scaling {kind} is not supported; supported: default, linear, llama3")

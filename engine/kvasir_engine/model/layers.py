@@ -10,15 +10,16 @@ from kvasir_engine.model.parallel import ALONE, Group
 
 
 class Linear:
-    """y = x W^T, with W [out, in] laid out for the device it is on.
+    """y = x W^T + b, with W [out, in] laid out for the device it is on.
 
     On CPUs, bfloat16 weights are kept in oneDNN's blocked layout: reading them in order makes a step at small
     batches 1.4 to 2 times as fast.
     """
 
-    __slots__ = ("_packed", "_weight")
+    __slots__ = ("_bias", "_packed", "_weight")
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._bias = bias
         self._packed = (
             weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
@@ -29,9 +30,9 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
         if self._packed:
-            out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+            out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return out
-        return F.linear(x, self._weight)
+        return F.linear(x, self._weight, self._bias)
 
 
 class RowParallel:
@@ -95,18 +96,41 @@ class Head:
 
 
 class RMSNorm:
-    """Root mean square normalisation over the last dimension, of float32 into `dtype`."""
+    """Root mean square normalisation over the last dimension, of float32 into `dtype`.
+
+    `offset` is added to the weight: Gemma's are stored less one.
+    """
 
     __slots__ = ("_dtype", "_eps", "_weight")
 
-    def __init__(self, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None, offset: float = 0.0
+    ) -> None:
         self._dtype = dtype or weight.dtype
-        self._weight = weight.float()
+        self._weight = weight.float() + offset
         self._eps = eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden], float32, to the same shape."""
         return F.rms_norm(x, self._weight.shape, self._weight, self._eps).to(self._dtype)
+
+
+class HeadNorm:
+    """Root mean square normalisation of each head of Q and K by itself, in place."""
+
+    __slots__ = ("_eps", "_heads", "_weight")
+
+    def __init__(
+        self, q: torch.Tensor, k: torch.Tensor, heads: int, kv_heads: int, eps: float, offset: float
+    ) -> None:
+        self._weight = torch.cat((q.expand(heads, -1), k.expand(kv_heads, -1))).float() + offset
+        self._heads = heads + kv_heads
+        self._eps = eps
+
+    def __call__(self, qkv: torch.Tensor) -> None:
+        """[T, heads + 2 * kv_heads, head_dim]: Q and K are changed."""
+        qk = qkv[:, : self._heads]
+        qk.copy_(F.rms_norm(qk.float(), qk.shape[-1:], None, self._eps).mul_(self._weight))
 
 
 class Rotary:

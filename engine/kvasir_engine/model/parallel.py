@@ -95,11 +95,15 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Shard:
-    """What one rank holds of a model: query heads, KV heads, columns of the MLP, logits of the vocabulary."""
+    """What one rank holds of a model: query heads, KV heads, columns of the MLP, logits of the vocabulary.
+
+    `experts` are the columns of every expert: each rank has a part of all of them.
+    """
 
     heads: range
     kv_heads: range
     intermediate: range
+    experts: range
     vocab: range
 
 
@@ -117,10 +121,13 @@ def shard(config: ModelConfig, rank: int = 0, size: int = 1) -> Shard:
     else:
         head = rank * kv_heads // size
         kept = range(head, head + 1)
+    experts = config.experts
+    dense = experts is None or len(experts.layers) < config.layers
     return Shard(
         heads=_part("attention heads", config.heads, rank, size),
         kv_heads=kept,
-        intermediate=_part("intermediate columns", config.intermediate, rank, size),
+        intermediate=_part("intermediate columns", config.intermediate if dense else 0, rank, size),
+        experts=_part("columns of an expert", experts.intermediate if experts else 0, rank, size),
         vocab=_part("vocabulary entries", config.vocab, rank, size),
     )
 

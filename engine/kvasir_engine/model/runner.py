@@ -5,16 +5,14 @@ from pathlib import Path
 
 import torch
 
+from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory
 from kvasir_engine.attention.torch_backend import TorchBackend
+from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.config import load_config
-from kvasir_engine.model.llama import Llama
+from kvasir_engine.model.decoder import Decoder
 from kvasir_engine.model.loader import Progress, Weights, choose_device, choose_dtype
 from kvasir_engine.model.parallel import ALONE, Group, shard
-
-MODELS: dict[str, Callable[..., Llama]] = {"LlamaForCausalLM": Llama, "MistralForCausalLM": Llama}
-"""The code of each of `config.ARCHITECTURES`."""
 
 
 class ModelRunner:
@@ -45,7 +43,7 @@ class ModelRunner:
         self.dtype = choose_dtype(dtype, self.device)
         with torch.inference_mode():
             weights = Weights(folder, self.dtype, self.device, progress)
-            self._model = MODELS[self.config.architecture](self.config, weights, part, group)
+            self._model = Decoder(self.config, weights, part, group)
             weights.close()
         config = self.config
         shape = PoolShape(config.layers, len(part.kv_heads), config.head_dim, page_size, self.dtype)
@@ -53,7 +51,9 @@ class ModelRunner:
         self.pool = KVPool(
             shape, pages or shape.pages_within(kv_memory or default_kv_memory(self.device)), self.device
         )
-        self._attention = TorchBackend(self.pool, len(part.heads))
+        self._attention = TorchBackend(
+            self.pool, AttentionSpec(len(part.heads), config.attention_scale, config.windows)
+        )
 
     @property
     def vocab(self) -> int:

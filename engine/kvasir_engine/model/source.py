@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvasir_engine.model.config import load_config
+from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.convert import Progress, convert
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.packages import PACKAGES, ModelPackage

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from kvasir_engine.model.config import load_config
+from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.source import resolve

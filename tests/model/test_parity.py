@@ -1,12 +1,23 @@
 """Our forward pass against transformers', through the paged pool, in every shape of batch."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sequences import Sequences, random_tokens
-from tiny_models import LLAMA_3_SCALING, llama, mistral, reference_logits, runner_of
+from tiny_models import (
+    LLAMA_3_SCALING,
+    gemma3,
+    llama,
+    mistral,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    reference_logits,
+    runner_of,
+)
 
 from kvasir_engine.attention import torch_backend
 from kvasir_engine.model.runner import ModelRunner
@@ -22,13 +33,48 @@ MODELS = {
     ),
     "mistral": lambda: mistral(),
     "mistral within its window": lambda: mistral(sliding_window=300),
+    "mistral, short window": lambda: mistral(sliding_window=7),
+    "mistral, window of more than a block": lambda: mistral(sliding_window=141),
+    "qwen2": lambda: qwen2(),
+    "qwen2, window in the last layers": lambda: qwen2(
+        use_sliding_window=True, sliding_window=33, max_window_layers=1
+    ),
+    "qwen3": lambda: qwen3(),
+    "qwen3, window in one layer": lambda: qwen3(
+        use_sliding_window=True,
+        sliding_window=20,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "qwen3 moe": lambda: qwen3_moe(),
+    "qwen3 moe, weights of the chosen add up to one": lambda: qwen3_moe(norm_topk_prob=True),
+    "qwen3 moe, every second layer": lambda: qwen3_moe(decoder_sparse_step=2),
+    "qwen3 moe, dense first layer, window": lambda: qwen3_moe(
+        mlp_only_layers=[0], use_sliding_window=True, sliding_window=50
+    ),
+    "gemma 3": lambda: gemma3(),
+    "gemma 3, head of its own": lambda: gemma3(tie_word_embeddings=False),
+    "gemma 3, local and global rotary": lambda: gemma3(
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        }
+    ),
 }
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ModelRunner]:
-    model = llama()
-    return model, runner_of(model, tmp_path_factory.mktemp("llama"))
+# One of each kind of attention and MLP, for what every batch has to get right.
+KINDS = {
+    "full attention": lambda: llama(),
+    "windows": lambda: mistral(sliding_window=6),
+    "windows in some layers": lambda: gemma3(sliding_window=11),
+    "experts": lambda: qwen3_moe(),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ModelRunner]:
+    model = KINDS[request.param]()
+    return model, runner_of(model, tmp_path_factory.mktemp("tiny"))
 
 
 def assert_close(ours: torch.Tensor, reference: torch.Tensor) -> None:
@@ -83,6 +129,20 @@ def test_a_mixed_batch_gives_each_sequence_its_own_logits(tiny: tuple[Any, Model
             assert_close(logits[row], references[i][done[i] - 1])
 
 
+def test_a_reused_prefix_gives_the_logits_of_computing_it(tiny: tuple[Any, ModelRunner]) -> None:
+    model, runner = tiny
+    first = random_tokens(50, runner.vocab, 30)
+    second = first[:32] + random_tokens(18, runner.vocab, 31)
+    sequences = Sequences(runner, [first, second], 50)
+    sequences.step({0: 40})
+    sequences.reuse(0, 1, 32)
+    expected = [reference_logits(model, tokens) for tokens in (first, second)]
+    logits = sequences.step({1: 15, 0: 9})
+    assert_close(logits, torch.stack((expected[1][46], expected[0][48])))
+    logits = sequences.step({0: 1, 1: 1})
+    assert_close(logits, torch.stack((expected[0][49], expected[1][47])))
+
+
 def test_decoding_in_several_groups_changes_nothing(
     tiny: tuple[Any, ModelRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,8 +187,10 @@ def test_pages_of_others_are_neither_read_nor_written(tiny: tuple[Any, ModelRunn
         runner.pool.tensor.copy_(before)
 
 
-def test_the_pool_holds_a_token_s_keys_where_the_layout_says(tiny: tuple[Any, ModelRunner]) -> None:
-    model, runner = tiny
+@pytest.mark.parametrize("kind", [llama, qwen3])
+def test_the_pool_holds_a_token_s_keys_where_the_layout_says(kind: Callable[[], Any], tmp_path: Path) -> None:
+    model = kind()
+    runner = runner_of(model, tmp_path)
     tokens = random_tokens(11, runner.vocab, 5)
     sequences = Sequences(runner, [tokens], 11)
     sequences.step({0: 11})

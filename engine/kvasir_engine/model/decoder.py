@@ -1,0 +1,186 @@
+"""The decoder that all supported architectures are: grouped-query attention with rotary positions, gated MLPs.
+
+What an architecture has of its own is in its ModelConfig (`architectures.py`): biases, norms, windows, experts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from kvasir_engine.attention.base import AttentionBackend
+from kvasir_engine.model.config import ModelConfig
+from kvasir_engine.model.layers import Head, HeadNorm, Linear, RMSNorm, Rotary, RowParallel
+from kvasir_engine.model.loader import Rows, Weights
+from kvasir_engine.model.mlp import ACTIVATIONS, MLP, MixtureOfExperts
+from kvasir_engine.model.parallel import Group, Shard
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer. Q, K and V are one matrix. Not all models norm the heads, or what attention and MLP add."""
+
+    attention_norm: RMSNorm
+    qkv: Linear
+    head_norm: HeadNorm | None
+    rotary: Rotary
+    output: RowParallel
+    after_attention: RMSNorm | None
+    mlp_norm: RMSNorm
+    mlp: MLP | MixtureOfExperts
+    after_mlp: RMSNorm | None
+
+
+class Decoder:
+    """A rank's weights on one device, and the forward pass over a planned attention backend."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, shard: Shard, group: Group) -> None:
+        self._shard = shard
+        self._head_dim = config.head_dim
+        self._embedding = weights.tensor("model.embed_tokens.weight", config.vocab, config.hidden)
+        # Rounded as the embedding is: it was in training.
+        self._scale = torch.tensor(config.embedding_scale, dtype=weights.dtype).item()
+        self._blocks, self._rotaries = BlockLoader(config, weights, shard, group).load()
+        final = weights.tensor("model.norm.weight", config.hidden)
+        self._norm = RMSNorm(final, config.norm_eps, torch.float32, config.norm_offset)
+        if config.tied_embeddings:
+            head = self._embedding[shard.vocab.start : shard.vocab.stop]
+        else:
+            head = weights.tensor("lm_head.weight", config.vocab, config.hidden, rows=shard.vocab)
+        self._head = Head(head, group)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        last: torch.Tensor,
+        attention: AttentionBackend,
+        on_layer: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
+        """Logits [S, vocab], float32, after the tokens at the S places `last`, of `tokens` and `positions` [T].
+
+        `attention` is planned for these tokens. `on_layer` is called with each layer once its KV is in the pool.
+        """
+        heads, kv_heads = len(self._shard.heads), len(self._shard.kv_heads)
+        turns = {rotary: rotary.at(positions) for rotary in self._rotaries}
+        # The residual stream is float32: bfloat16 would round away the small contributions of the later layers.
+        x = F.embedding(tokens, self._embedding).float()
+        if self._scale != 1.0:
+            x *= self._scale
+        for index, block in enumerate(self._blocks):
+            qkv = block.qkv(block.attention_norm(x)).view(-1, heads + 2 * kv_heads, self._head_dim)
+            if block.head_norm is not None:
+                block.head_norm(qkv)
+            block.rotary.rotate(qkv[:, : heads + kv_heads], turns[block.rotary])
+            q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
+            out = block.output(attention.run(index, q, k, v))
+            if on_layer is not None:
+                on_layer(index)
+            x += out if block.after_attention is None else block.after_attention(out.float())
+            out = block.mlp(block.mlp_norm(x))
+            x += out if block.after_mlp is None else block.after_mlp(out.float())
+        return self._head(self._norm(x[last]))
+
+
+class BlockLoader:
+    """Makes the blocks of what a rank holds of the weights."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, shard: Shard, group: Group) -> None:
+        self._config = config
+        self._weights = weights
+        self._shard = shard
+        self._group = group
+        dim, kept = config.head_dim, (shard.heads, shard.kv_heads)
+        self._q, self._kv = (range(heads.start * dim, heads.stop * dim) for heads in kept)
+
+    def load(self) -> tuple[list[Block], list[Rotary]]:
+        """All blocks, and the rotary embeddings that they turn by. Raises ModelError."""
+        config, weights = self._config, self._weights
+        ropes = [
+            config.rope if config.local_rope is None or not window else config.local_rope
+            for window in config.windows
+        ]
+        rotaries = {
+            rope: Rotary(rope, config.head_dim, config.max_positions, weights.dtype, weights.device)
+            for rope in set(ropes)
+        }
+        return [self._block(i, rotaries[rope]) for i, rope in enumerate(ropes)], list(rotaries.values())
+
+    def _block(self, index: int, rotary: Rotary) -> Block:
+        config = self._config
+        layer = f"model.layers.{index}."
+        attention = layer + "self_attn."
+        # With norms after attention and MLP too, "post attention" is the one after, and the MLP's has another name.
+        mlp_norm = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
+        sparse = config.experts is not None and index in config.experts.layers
+        return Block(
+            attention_norm=self._norm(layer + "input_layernorm"),
+            qkv=self._qkv(attention),
+            head_norm=self._head_norm(attention) if config.qk_norm else None,
+            rotary=rotary,
+            output=RowParallel(
+                self._weights.tensor(
+                    attention + "o_proj.weight", config.hidden, config.heads * config.head_dim, columns=self._q
+                ),
+                self._group,
+            ),
+            after_attention=self._after(layer + "post_attention_layernorm"),
+            mlp_norm=self._norm(layer + mlp_norm),
+            mlp=self._mixture(layer + "mlp.") if sparse else self._mlp(layer + "mlp."),
+            after_mlp=self._after(layer + "post_feedforward_layernorm"),
+        )
+
+    def _norm(self, name: str, dtype: torch.dtype | None = None) -> RMSNorm:
+        config = self._config
+        weight = self._weights.tensor(f"{name}.weight", config.hidden)
+        return RMSNorm(weight, config.norm_eps, dtype, config.norm_offset)
+
+    def _after(self, name: str) -> RMSNorm | None:
+        return self._norm(name, torch.float32) if self._config.post_norms else None
+
+    def _qkv(self, attention: str) -> Linear:
+        config = self._config
+        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+
+        def stacked(kind: str, *columns: int) -> torch.Tensor:
+            parts = (("q", q, self._q), ("k", kv, self._kv), ("v", kv, self._kv))
+            return self._weights.stacked(
+                [Rows(f"{attention}{name}_proj.{kind}", count, kept) for name, count, kept in parts], *columns
+            )
+
+        return Linear(stacked("weight", config.hidden), stacked("bias") if config.qkv_bias else None)
+
+    def _head_norm(self, attention: str) -> HeadNorm:
+        config, shard = self._config, self._shard
+        q, k = (self._weights.tensor(f"{attention}{name}_norm.weight", config.head_dim) for name in ("q", "k"))
+        return HeadNorm(q, k, len(shard.heads), len(shard.kv_heads), config.norm_eps, config.norm_offset)
+
+    def _gate_up(self, mlp: str, count: int, columns: range) -> Linear:
+        names = ("gate_proj.weight", "up_proj.weight")
+        return Linear(
+            self._weights.stacked([Rows(mlp + name, count, columns) for name in names], self._config.hidden)
+        )
+
+    def _mlp(self, mlp: str) -> MLP:
+        config, columns = self._config, self._shard.intermediate
+        down = self._weights.tensor(mlp + "down_proj.weight", config.hidden, config.intermediate, columns=columns)
+        return MLP(
+            self._gate_up(mlp, config.intermediate, columns),
+            RowParallel(down, self._group),
+            ACTIVATIONS[config.activation],
+        )
+
+    def _mixture(self, mlp: str) -> MixtureOfExperts:
+        config, columns = self._config, self._shard.experts
+        assert config.experts is not None
+        router = self._weights.tensor(mlp + "gate.weight", config.experts.count, config.hidden)
+        experts = [
+            self._expert(f"{mlp}experts.{i}.", config.experts.intermediate, columns)
+            for i in range(config.experts.count)
+        ]
+        return MixtureOfExperts(router, experts, config.experts, self._group)
+
+    def _expert(self, expert: str, count: int, columns: range) -> MLP:
+        down = self._weights.tensor(expert + "down_proj.weight", self._config.hidden, count, columns=columns)
+        return MLP(self._gate_up(expert, count, columns), Linear(down), ACTIVATIONS[self._config.activation])
