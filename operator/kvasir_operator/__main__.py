@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import kopf
 import typer
 
-from kvasir_operator.cluster import connect
+from kvasir_operator.ask import PodReader
+from kvasir_operator.cluster import Cluster, connect
 from kvasir_operator.crd import crd_yaml
 from kvasir_operator.facts import FactsReader
 from kvasir_operator.plan import trace
@@ -27,7 +28,10 @@ log = logging.getLogger("kvasir.operator")
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 # What an InferenceService's status and next steps depend on, beside itself.
-WATCHED = (("apps", "v1", "deployments"), ("", "v1", "pods"), ("", "v1", "services"))
+WATCHED = (("apps", "v1", "deployments"), ("", "v1", "pods"), ("", "v1", "services"), ("batch", "v1", "jobs"))
+
+# How often a service is looked at while its model is loaded, of which no event tells.
+PROGRESS_SECONDS = 5.0
 
 Key = tuple[str, str]
 
@@ -65,8 +69,7 @@ def run(
         metrics_namespace=metrics_namespace,
         pod_monitors=pod_monitors,
     )
-    reconciler = Reconciler(cluster, options, FactsReader().read)
-    asyncio.run(_operate(reconciler, namespace or [], liveness))
+    asyncio.run(_operate(cluster, options, namespace or [], liveness))
 
 
 @app.command()
@@ -107,7 +110,14 @@ def _text(value: str) -> str:
     return Path(value[1:]).read_text() if value.startswith("@") else value
 
 
-async def _operate(reconciler: Reconciler, namespaces: list[str], liveness: str) -> None:
+async def _operate(cluster: Cluster, options: Options, namespaces: list[str], liveness: str) -> None:
+    loop = asyncio.get_running_loop()
+
+    def again(namespace: str, name: str) -> None:
+        loop.call_soon_threadsafe(queue.add_later, (namespace, name), PROGRESS_SECONDS)
+
+    reconciler = Reconciler(cluster, options, FactsReader().read, progress=PodReader().progress, again=again)
+
     async def handle(key: Key) -> bool:
         return await asyncio.to_thread(reconciler.reconcile, *key)
 

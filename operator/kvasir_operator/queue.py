@@ -45,6 +45,7 @@ class WorkQueue(Generic[Key]):
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._naps: dict[Key, asyncio.Event] = {}
         self._resyncs: dict[Key, asyncio.TimerHandle] = {}
+        self._later: dict[Key, asyncio.TimerHandle] = {}
 
     def add(self, key: Key, *, now: bool = False) -> None:
         """Have `key` handled soon; `now`: also when it just failed and would have to wait."""
@@ -54,9 +55,18 @@ class WorkQueue(Generic[Key]):
         elif now and (nap := self._naps.get(key)):
             nap.set()
 
+    def add_later(self, key: Key, seconds: float) -> None:
+        """Have `key` handled in `seconds`, once, however often this is called until then."""
+        if key not in self._later:
+            self._later[key] = asyncio.get_running_loop().call_later(seconds, self._add_now, key)
+
+    def _add_now(self, key: Key) -> None:
+        del self._later[key]
+        self.add(key)
+
     async def close(self) -> None:
         """Stop; what is being handled is cancelled."""
-        for timer in self._resyncs.values():
+        for timer in (*self._resyncs.values(), *self._later.values()):
             timer.cancel()
         tasks = list(self._tasks.values())
         for task in tasks:

@@ -13,9 +13,11 @@ import msgspec
 from kvasir_operator import status as statuses
 from kvasir_operator.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan import Apply, Delete, Scale, Wait, plan
+from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
+from kvasir_operator.render.names import ROLE_LABEL
 from kvasir_operator.render.network import url
 from kvasir_operator.spec import InferenceService, InvalidService, Model, parse
 from kvasir_operator.validate import ModelFacts, fact_problems
@@ -24,7 +26,11 @@ log = logging.getLogger("kvasir.reconcile")
 
 
 class Reconciler:
-    """Reconciles InferenceServices of one cluster. `facts` is asked for a model's facts, `now` for the time."""
+    """Reconciles InferenceServices of one cluster.
+
+    `facts` is asked for a model's facts, `now` for the time, `progress` how far the Job's pod at an address is;
+    `again` is told of services (namespace, name) that change without an event.
+    """
 
     def __init__(
         self,
@@ -32,11 +38,15 @@ class Reconciler:
         options: Options,
         facts: Callable[[Model], ModelFacts | None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        progress: Callable[[str], Progress | None] = lambda ip: None,
+        again: Callable[[str, str], None] = lambda namespace, name: None,
     ) -> None:
         self._cluster = cluster
         self._options = options
         self._facts = facts
         self._now = now
+        self._progress = progress
+        self._again = again
 
     def reconcile(self, namespace: str, name: str) -> bool:
         """Take an InferenceService a step further. False when it is gone.
@@ -64,11 +74,12 @@ class Reconciler:
 
     def _realize(self, document: Object, service: InferenceService) -> None:
         desired = self._servable(document, render(service, self._options))
-        observed = observe(
-            self._cluster.owned(service.namespace, service.name, service.uid),
-            self._cluster.pods(service.namespace, service.name),
-        )
+        pods = self._cluster.pods(service.namespace, service.name)
+        observed = observe(self._cluster.owned(service.namespace, service.name, service.uid), pods)
         failures = self._execute(service, desired, observed)
+        cached = loading(desired, observed, self._loaded(pods))
+        if cached and not cached.done:
+            self._again(service.namespace, service.name)
         status = statuses.accepted(
             desired,
             observed,
@@ -78,10 +89,20 @@ class Reconciler:
             generation=service.generation,
             previous=document.get("status", {}),
             now=self._now(),
+            cached=cached,
         )
         self._publish(document, status)
         for error in failures.values():
             raise error  # the status has them all; this one makes the queue come back
+
+    def _loaded(self, pods: list[Object]) -> Progress | None:
+        """How far the running pod of the Job is that loads the model."""
+        running = [
+            pod["status"]["podIP"]
+            for pod in pods
+            if pod["metadata"]["labels"][ROLE_LABEL] == PRELOAD and pod.get("status", {}).get("podIP")
+        ]
+        return next(filter(None, map(self._progress, running)), None)
 
     def _servable(self, document: Object, desired: list[Object]) -> list[Object]:
         """`desired` without the objects whose API this server has not got, which an Event tells of."""

@@ -5,6 +5,7 @@ All conditions are set by the operator's reconcile, which is their only writer.
 | condition    | True when                                                    | absent when       | for Ready |
 | ------------ | ------------------------------------------------------------ | ----------------- | --------- |
 | Accepted     | the spec is valid and fits the model                         | never             | counts    |
+| ModelCached  | the Job that loads the model into its claim is complete       | no claim caches   | counts    |
 | PrefillReady | every prefill worker of this spec's revision is ready        | Accepted is False | counts    |
 | DecodeReady  | every decode worker of this spec's revision is ready         | Accepted is False | counts    |
 | RouterReady  | every router of this spec is ready, that is, has workers     | Accepted is False | counts    |
@@ -25,6 +26,7 @@ import msgspec
 from msgspec import Meta
 
 from kvasir_operator.observed import Observed, Reference, Trouble, reference
+from kvasir_operator.plan.preload import PRELOAD, Loading
 from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL, Object, Role
 from kvasir_operator.schema import Invalid
 
@@ -90,6 +92,7 @@ def accepted(
     generation: int,
     previous: Mapping[str, Any],
     now: datetime,
+    cached: Loading | None = None,
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
 
@@ -98,7 +101,11 @@ def accepted(
     """
     refused = {o["metadata"]["labels"][ROLE_LABEL]: why for o in desired if (why := failures.get(reference(o)))}
     roles = {role: _role(role, desired, observed, refused.get(role, "")) for role in ROLES}
-    verdicts = [_Verdict("Accepted", True, "Valid", "spec is valid"), *(verdict for _, verdict in roles.values())]
+    verdicts = [
+        _Verdict("Accepted", True, "Valid", "spec is valid"),
+        *_cached(cached, refused.get(PRELOAD, "")),
+        *(verdict for _, verdict in roles.values()),
+    ]
     verdicts.append(_ready(verdicts, {role: status.replicas for role, (status, _) in roles.items()}))
     return Status(
         observed_generation=generation,
@@ -109,6 +116,12 @@ def accepted(
         decode=roles["decode"][0],
         router=roles["router"][0],
     )
+
+
+def _cached(state: Loading | None, refused: str) -> list[_Verdict]:
+    if refused:
+        return [_Verdict("ModelCached", False, "ApplyFailed", refused)]
+    return [_Verdict("ModelCached", state.done, state.reason, state.message)] if state else []
 
 
 def _role(role: Role, desired: list[Object], observed: Observed, refused: str) -> tuple[RoleStatus, _Verdict]:

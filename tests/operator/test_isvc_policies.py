@@ -114,10 +114,12 @@ def test_everybody_can_ask_for_names() -> None:
         assert "an address outside" not in leave(LOADED, role, "UDP")[HTTPS]
 
 
-def test_the_job_that_loads_a_model_reaches_the_hub_and_is_reached_by_nobody() -> None:
+def test_the_job_that_loads_a_model_reaches_the_hub_and_is_asked_by_the_operator_only() -> None:
     assert "an address outside" in leave(LOADED, "preload")[HTTPS]
     assert leave(LOADED, "preload")[NIXL] == set()
-    assert all(who == set() for who in reach(LOADED, "preload").values())
+    found = reach(LOADED, "preload")
+    assert found.pop(HTTP) == {"operator"}
+    assert all(who == set() for who in found.values())
 
 
 def test_without_a_metrics_namespace_nobody_else_is_let_in() -> None:

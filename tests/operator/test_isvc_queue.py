@@ -128,6 +128,29 @@ async def test_what_is_there_is_looked_at_again_and_what_is_gone_is_not() -> Non
     assert seen.count("gone") == 1
 
 
+async def test_what_is_to_come_back_later_comes_back_once() -> None:
+    rounds: list[str] = []
+    back = asyncio.Event()
+
+    async def handle(key: str) -> bool:
+        rounds.append(key)
+        if len(rounds) == 3:
+            back.set()
+        elif len(rounds) < 3:
+            for _ in range(4):  # as four events would, each with a reconcile of its own
+                queue.add_later(key, 0.0)
+        return True
+
+    queue = WorkQueue(handle, pace=PACE)
+    queue.add("a")
+    await asyncio.wait_for(back.wait(), 5)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    queue.add_later("a", 1000.0)
+    await queue.close()
+    assert rounds == ["a", "a", "a"]
+
+
 @pytest.mark.parametrize(("failures", "delay"), [(1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (50, 30.0)])
 def test_delays_grow_up_to_a_cap(failures: int, delay: float) -> None:
     assert Pace().delay(failures) == delay

@@ -51,7 +51,9 @@ def policies(service: InferenceService, options: Options) -> list[Object]:
         ),
     ]
     if preloads(service):
-        found.append(_policy(service, "preload", [], [_dns(), *hub]))
+        told = _operators(options)
+        progress = [{"from": told, "ports": _tcp(PORT)}] if told else []
+        found.append(_policy(service, "preload", progress, [_dns(), *hub]))
     return found
 
 
@@ -67,14 +69,16 @@ def _policy(service: InferenceService, role: _Role, ingress: list[Object], egres
     }
 
 
+def _operators(options: Options) -> list[Peer]:
+    if not options.operator_namespace:
+        return []
+    return [{**_namespace(options.operator_namespace), **_pods({"matchLabels": OPERATOR_LABELS})}]
+
+
 def _watchers(options: Options) -> list[Peer]:
     """The operator, and whatever collects metrics."""
-    found = []
-    if options.operator_namespace:
-        found.append({**_namespace(options.operator_namespace), **_pods({"matchLabels": OPERATOR_LABELS})})
-    if options.metrics_namespace:
-        found.append(_namespace(options.metrics_namespace))
-    return found
+    metrics = [_namespace(options.metrics_namespace)] if options.metrics_namespace else []
+    return [*_operators(options), *metrics]
 
 
 def _pods(labels: Object) -> Peer:

@@ -2,7 +2,7 @@
 
 from kvasir_operator.render.names import Object, labels, metadata, revision_of
 from kvasir_operator.render.options import Options
-from kvasir_operator.render.pod import container, pod_spec
+from kvasir_operator.render.pod import PORT, container, pod_spec
 from kvasir_operator.render.storage import preloads
 from kvasir_operator.spec import InferenceService
 
@@ -30,6 +30,7 @@ def preload_job(service: InferenceService, options: Options) -> list[Object]:
 
 def _pod(service: InferenceService, options: Options) -> Object:
     model = service.spec.model
-    args = ["fetch", model.uri, *(["--revision", model.revision] if model.revision else [])]
+    revision = ["--revision", model.revision] if model.revision else []
+    args = ["fetch", model.uri, *revision, "--progress-port", str(PORT)]
     main = container(options.engine_image, args, {}, _RESOURCES)
     return {**pod_spec(service, main), "restartPolicy": "OnFailure"}
