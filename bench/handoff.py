@@ -56,11 +56,11 @@ class Paced(Agent):
     rate = 0.0
     _free = 0.0
 
-    def write(self, agent: str, local: Pages, remote: Pages, layer: int | None = None) -> Transfer:
+    def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
         began = clock()
-        transfer = super().write(agent, local, remote, layer)
+        transfer = super().write(agent, local, remote, layers)
         if self.rate:
-            size = len(local) * PAGE_BYTES // (1 if layer is None else LAYERS)
+            size = len(local) * PAGE_BYTES * len(layers) // LAYERS
             self._free = max(began, self._free) + size / self.rate
             transfer.until = self._free  # type: ignore[attr-defined]
         return transfer
@@ -85,7 +85,7 @@ class Side:
             digests: Handoff(
                 self._maker(epoch * 2 + digests, digests),
                 lambda event: self.events.put((clock(), event)),
-                Digester(self.region.address, pages, PAGE_BYTES) if digests else None,
+                Digester(self.region.address, pages, PAGE_BYTES, LAYERS) if digests else None,
             )
             for digests in (False, True)
         }
@@ -163,7 +163,7 @@ def prefill(side: Side, job: Job) -> Written:
             if layer == LAYERS - 1:
                 handoff.push(key, Push(local, remote, layer if job.layerwise else None, final=final))
             elif job.layerwise:
-                handoff.push(key, Push(local, remote, layer, last=False))
+                handoff.push(key, Push(local, remote, layer))
     complete = Complete(job.lease.id, job.lease.epoch, total * PAGE_TOKENS, total, 0)
     handoff.push(key, Push(complete=complete))
     while side.wait(writer.Done)[1].push.complete is None:

@@ -9,7 +9,7 @@ from kvasir_engine.transfer import writer
 from kvasir_engine.transfer.agent import PeerDied, Transfer
 from kvasir_engine.transfer.handoff import Event, Handoff
 
-FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, 2, 1, 16, "rope")
+FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, 4, 1, 16, "rope")
 
 
 class DyingPeers:
@@ -24,8 +24,8 @@ class DyingPeers:
     def connect(self, endpoint: Endpoint) -> None:
         pass
 
-    def write(self, agent: str, local: object, remote: object, layer: int | None = None) -> Transfer:
-        self.written.put(layer or 0)
+    def write(self, agent: str, local: object, remote: object, layers: range) -> Transfer:
+        self.written.put(layers.start)
         return Transfer(None, "PROC")  # type: ignore[arg-type]
 
     def poll(self, agent: str, transfer: Transfer) -> bool | None:
@@ -60,8 +60,8 @@ def test_a_death_under_several_writes_fails_the_lease_once_and_not_the_thread(la
     handoff.start()
     key = handoff.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0))
     for layer in range(layers):
-        handoff.push(key, writer.Push((1,), (4,), layer, last=False))
-    assert [agent.written.get(timeout=10) for _ in range(layers)] == list(range(layers))
+        handoff.push(key, writer.Push((1,), (4,), layer))
+        assert agent.written.get(timeout=10) == layer
     agent.dead = True
     assert events.get(timeout=10) == writer.Failed(key, "the decode worker died")
     handoff.withdraw(key, "nothing happens")

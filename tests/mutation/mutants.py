@@ -196,18 +196,44 @@ MUTANTS = [
         "if message.pages != total or held.written != total:",
         "if held.written != total:",
     ),
-    Mutant("digests are not checked", HOLDER, "if self.digests and held.verified != total:", "if total < 0:"),
+    Mutant(
+        "digests are not checked", HOLDER, "if self.digests and held.verified != held.announced:", "if total < 0:"
+    ),
     Mutant(
         "pages written out of order are accepted",
         HOLDER,
-        "if first != held.written or len(pages) != count:",
-        "if len(pages) != count:",
+        "if first != held.written or len(pages) != count or",
+        "if len(pages) != count or",
     ),
     Mutant(
         "more pages written than leased are accepted",
         HOLDER,
-        "if first != held.written or len(pages) != count:",
-        "if first != held.written:",
+        "if first != held.written or len(pages) != count or",
+        "if first != held.written or",
+    ),
+    Mutant(
+        "layers of other pages than those begun are accepted",
+        HOLDER,
+        " or (held.layer and count != held.group):",
+        ":",
+    ),
+    Mutant(
+        "layers written out of order are accepted",
+        HOLDER,
+        "if not layers or layers.start != held.layer or",
+        "if not layers or",
+    ),
+    Mutant(
+        "more layers than there are are accepted",
+        HOLDER,
+        " or layers.stop > self._layers:",
+        ":",
+    ),
+    Mutant(
+        "a page counts as written after its first layer",
+        HOLDER,
+        "if held.layer == self._layers:",
+        "if held.layer:",
     ),
     Mutant(
         "an abort of a fenced lease fences it again", HOLDER, "if held is None or held.fenced:", "if held is None:"
@@ -260,14 +286,20 @@ MUTANTS = [
     Mutant(
         "Complete overtakes writes",
         WRITER,
-        "if lease.posted and (push.last or push.complete is not None):",
-        "if lease.posted and push.last and push.complete is None:",
+        "                if lease.posted:\n                    break\n",
+        "",
     ),
     Mutant(
-        "a page's last layer overtakes the others",
+        "a write is announced before those before it",
         WRITER,
-        "if lease.posted and (push.last or push.complete is not None):",
-        "if lease.posted and push.complete is not None:",
+        "while lease.posted and lease.posted[0].ended:\n            write = lease.posted.popleft()\n",
+        "while write in lease.posted:\n            lease.posted.remove(write)\n",
+    ),
+    Mutant(
+        "layers that go together are not bounded",
+        WRITER,
+        "and len(push.local) * (len(layers) + 1) <= PIECES",
+        "and len(push.local) > 0",
     ),
     Mutant("a write that failed counts as written", WRITER, "        if not ok:\n", "        if ok is None:\n"),
     Mutant(
@@ -297,15 +329,24 @@ MUTANTS = [
     Mutant(
         "pages are announced one by one whatever their number",
         WRITER,
-        "lease.announced += len(push.local)",
+        "lease.announced += len(write.push.local)",
         "lease.announced += 1",
     ),
     Mutant("there is no bound on writes under way", WRITER, " and len(lease.posted) < WINDOW:", ":"),
     # -- digests
     Mutant(
-        "a digest leaves out the page's last bytes", DIGEST, "(page + 1) * size]", "(page + 1) * size - size // 4]"
+        "a digest leaves out the last layer's end",
+        DIGEST,
+        "start + first : start + end",
+        "start + first : start + end - 1",
     ),
-    Mutant("a digest is of the page before", DIGEST, "data[page * size :", "data[max(0, page - 1) * size :"),
+    Mutant(
+        "a digest is of the page before",
+        DIGEST,
+        "(page * self._page_bytes for",
+        "(max(0, page - 1) * self._page_bytes for",
+    ),
+    Mutant("a digest is of all layers up to the last", DIGEST, "data[start + first :", "data[start :"),
     # -- the engine
     Mutant("a push does not hold its pages", ENGINE, "        self.cache.pool.hold(local)\n", ""),
     Mutant(

@@ -18,6 +18,7 @@ from kvasir_engine.transfer.writer import Push
 PAGES = 64
 PAGE_BYTES = 4096
 LAYERS = 4
+SPOILED = 4
 FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, LAYERS, 1, 16, "rope")
 
 E = TypeVar("E")
@@ -29,12 +30,15 @@ class Side:
 
     epoch: int
     fingerprint: Fingerprint = FINGERPRINT
+    spoils: bool = False
     events: queue.Queue[Event] = field(default_factory=queue.Queue)
 
     def __post_init__(self) -> None:
         self.pool = np.zeros((PAGES, PAGE_BYTES), np.uint8)
         region = Region(self.pool.ctypes.data, PAGES, PAGE_BYTES)
-        digest = Digester(region.address, PAGES, PAGE_BYTES)
+        # What the digests are computed of; a test lets it differ from what is written.
+        self.meant = np.zeros_like(self.pool) if self.spoils else self.pool
+        digest = Digester(self.meant.ctypes.data, PAGES, PAGE_BYTES, LAYERS)
         self.handoff = Handoff(lambda: Agent(self.epoch, region, self.fingerprint), self.events.put, digest)
         self.handoff.start()
 
@@ -49,9 +53,12 @@ class Side:
         return event
 
 
-def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint) -> None:
-    side = Side(epoch, fingerprint)
+def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool) -> None:
+    side = Side(epoch, fingerprint, spoils)
     side.pool[:] = np.arange(PAGES, dtype=np.uint8)[:, None]  # page i holds bytes i
+    side.meant[:] = side.pool
+    if spoils:
+        side.pool[SPOILED, -1] ^= 1
     pipe.send(side.endpoint)
     key = ("", 0)
     while True:
@@ -68,12 +75,12 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint) -> None:
 
 
 class Peer:
-    """The process. Its pool's page i holds the byte i everywhere."""
+    """The process. Its pool's page i holds the byte i everywhere; `spoils`: but for a bit of page SPOILED."""
 
-    def __init__(self, epoch: int, fingerprint: Fingerprint = FINGERPRINT) -> None:
+    def __init__(self, epoch: int, fingerprint: Fingerprint = FINGERPRINT, spoils: bool = False) -> None:
         context = mp.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, epoch, fingerprint), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, epoch, fingerprint, spoils), daemon=True)
         self.process.start()
         theirs.close()
         self.endpoint: Endpoint = self._pipe.recv()
@@ -81,8 +88,8 @@ class Peer:
     def open(self, to: Endpoint, lease: Lease) -> None:
         self._pipe.send(("open", to, lease))
 
-    def push(self, local: list[int], remote: list[int], layer: int | None = None, last: bool = True) -> None:
-        self._pipe.send(("push", Push(tuple(local), tuple(remote), layer, last)))
+    def push(self, local: list[int], remote: list[int], layer: int | None = None) -> None:
+        self._pipe.send(("push", Push(tuple(local), tuple(remote), layer)))
 
     def complete(self, complete: Complete) -> None:
         self._pipe.send(("push", Push(complete=complete)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from peer import FINGERPRINT, LAYERS, Peer, Side
+from peer import FINGERPRINT, LAYERS, SPOILED, Peer, Side
 
 from kvasir_engine.protocol import Lease
 from kvasir_engine.transfer import holder, writer
@@ -46,7 +46,7 @@ def test_pages_arrive_before_the_completion_and_nothing_else_is_touched(side: Si
     peer.open(side.endpoint, lease)
     peer.push([3, 4], [40, 7])
     for layer in range(LAYERS):
-        peer.push([5], [9], layer, last=layer == LAYERS - 1)
+        peer.push([5], [9], layer)
     peer.complete(complete(lease))
     settled = side.wait(holder.Settled)
     assert settled.complete == complete(lease)
@@ -56,18 +56,37 @@ def test_pages_arrive_before_the_completion_and_nothing_else_is_touched(side: Si
     assert [type(peer.event()) for _ in range(3)] == [writer.Done] * 3
 
 
-def test_a_layer_that_did_not_come_is_found_by_the_digest(side: Side, peer: Peer) -> None:
+def test_a_layer_that_did_not_come_is_missed(side: Side, peer: Peer) -> None:
     lease = lease_of(8, [2, 5])
     side.handoff.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3], [2])
     for layer in range(1, LAYERS):
-        peer.push([4], [5], layer, last=layer == LAYERS - 1)
+        peer.push([4], [5], layer)
     peer.complete(complete(lease))
-    reclaimed = side.wait(holder.Reclaimed)
-    assert reclaimed.code == "kv_digest_mismatch"
-    assert "1 of 2 pages" in reclaimed.reason
-    assert side.handoff.stats.digest_failures == 1
+    while isinstance(rejected := side.events.get(timeout=30), holder.Rejected):
+        assert "layers 1 to" in rejected.why or "0 were written" in rejected.why
+    assert isinstance(rejected, holder.Reclaimed)
+    assert "wrote 1 pages of 2" in rejected.reason
+
+
+@pytest.mark.parametrize("layerwise", [True, False])
+def test_a_page_that_is_not_what_was_sent_is_found_by_its_digest(side: Side, layerwise: bool) -> None:
+    peer = Peer(0x13, spoils=True)
+    try:
+        lease = lease_of(8, [2, 5])
+        side.handoff.grant(lease, peer.endpoint)
+        peer.open(side.endpoint, lease)
+        peer.push([SPOILED - 1], [2])
+        for layer in range(LAYERS) if layerwise else [None]:
+            peer.push([SPOILED], [5], layer)
+        peer.complete(complete(lease))
+        reclaimed = side.wait(holder.Reclaimed)
+        assert reclaimed.code == "kv_digest_mismatch"
+        assert reclaimed.reason.startswith("1 of ")
+        assert side.handoff.stats.digest_failures == 1
+    finally:
+        peer.close()
 
 
 def test_an_aborted_lease_comes_back_when_the_writer_says_it_stopped(side: Side, peer: Peer) -> None:

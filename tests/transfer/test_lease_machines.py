@@ -14,13 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kvasir_engine.transfer import holder, writer
 from kvasir_engine.transfer.holder import PING_INTERVAL, RELEASE_INTERVAL, SILENCE, Holder
 from kvasir_engine.transfer.messages import AnyMessage, Complete, Ping, Pong, Release, Stopped, Written
-from kvasir_engine.transfer.writer import WINDOW, Push, Writer
+from kvasir_engine.transfer.writer import PIECES, WINDOW, Push, Writer
 
 EPOCH = 7
 PAGES = 2
 LAYERS = 2
 P, D = "prefill", "decode"
 LEASES = st.integers(1, 3)
+ALL = range(LAYERS)
+SPAN = 0, LAYERS
 
 
 class Leases(RuleBasedStateMachine):
@@ -28,11 +30,11 @@ class Leases(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.holder, self.writer = Holder(EPOCH), Writer()
+        self.holder, self.writer = Holder(EPOCH, LAYERS), Writer(LAYERS)
         self.to_holder: deque[AnyMessage] = deque()
         self.to_writer: deque[AnyMessage] = deque()
         self.holder_now = self.writer_now = 0.0
-        self.posted: list[tuple[int, Push]] = []
+        self.posted: list[tuple[int, Push, range]] = []
         self.granted: set[int] = set()
         self.opened: dict[int, int] = {}  # lease -> pages pushed
         self.written: dict[int, int] = {}  # lease -> layers of pages that were written well
@@ -55,31 +57,35 @@ class Leases(RuleBasedStateMachine):
                 case holder.Reclaimed(lease, proof, _, code):
                     self.gets_back(lease, proof)
                     assert (code == "kv_digest_mismatch") <= (lease in self.corrupt)
-                case holder.Verify(lease, pages, digests):
+                case holder.Verify(lease, pages, _, digests):
                     assert len(pages) == len(digests)
                     self.holder.verified(lease, 0 if lease in self.corrupt else len(pages))
 
+    def written_now(self) -> set[int]:
+        return {lease for lease, _, _ in self.posted}
+
     def gets_back(self, lease: int, how: str) -> None:
         assert lease not in self.back, "pages came back twice"
-        assert how == "writer_died" or lease not in dict(self.posted), "pages came back under a write"
+        assert how == "writer_died" or lease not in self.written_now(), "pages came back under a write"
         self.back[lease] = how
 
     def at_writer(self, effects: Iterable[writer.Effect]) -> None:
         for effect in effects:
             match effect:
-                case writer.Post((agent, lease), push):
+                case writer.Post((agent, lease), push, layers):
                     assert agent == D
                     assert lease not in self.back, "a write into pages that were taken back"
-                    self.posted.append((lease, push))
-                case writer.Announce((agent, lease), epoch, first, push):
+                    self.posted.append((lease, push, layers))
+                case writer.Announce((agent, lease), epoch, first, push, layers):
                     assert agent == D
-                    self.to_holder.append(Written(lease, epoch, first, [0] * len(push.local)))
+                    span = layers.start, layers.stop
+                    self.to_holder.append(Written(lease, epoch, first, span, [0] * len(push.local)))
                 case writer.Tell(agent, message):
                     assert agent == D
                     self.to_holder.append(message)
                 case writer.Failed((_, lease), _):
                     assert lease not in self.done
-                    assert lease not in dict(self.posted), "told to forget pages that are still read"
+                    assert lease not in self.written_now(), "told to forget pages that are still read"
                     self.failed.add(lease)
                 case writer.Done((_, lease), push):
                     if push.complete is not None:
@@ -108,15 +114,15 @@ class Leases(RuleBasedStateMachine):
                 complete = Push(complete=Complete(lease, EPOCH, PAGES * 16, PAGES, 5))
                 return self.at_writer(self.writer.push((D, lease), complete, self.writer_now))
             for layer in range(LAYERS):
-                push = Push((page,), (page,), layer, last=layer == LAYERS - 1)
+                push = Push((page,), (page,), layer)
                 self.at_writer(self.writer.push((D, lease), push, self.writer_now))
         return None
 
     @precondition(lambda self: self.posted)
     @rule(data=st.data(), ok=st.sampled_from([True, True, True, False]))
     def a_write_ends(self, data: st.DataObject, ok: bool) -> None:
-        lease, push = self.posted.pop(data.draw(st.integers(0, len(self.posted) - 1)))
-        self.written[lease] = self.written.get(lease, 0) + ok
+        lease, push, layers = self.posted.pop(data.draw(st.integers(0, len(self.posted) - 1)))
+        self.written[lease] = self.written.get(lease, 0) + ok * len(layers)
         self.at_writer(self.writer.ended((D, lease), push, ok, self.writer_now))
 
     @rule(lease=LEASES)
@@ -164,7 +170,7 @@ class Leases(RuleBasedStateMachine):
     def the_writer_dies_and_is_reborn(self) -> None:
         self.posted.clear()
         self.to_holder.clear()
-        self.writer = Writer()
+        self.writer = Writer(LAYERS)
         self.at_holder(self.holder.died(P))
         self.to_writer.clear()
         self.failed |= set(self.opened)  # its requests died with it
@@ -192,7 +198,7 @@ class Leases(RuleBasedStateMachine):
             while self.to_writer:
                 self.the_writer_hears()
             while self.posted:
-                lease, push = self.posted.pop()
+                lease, push, _ = self.posted.pop()
                 self.at_writer(self.writer.ended((D, lease), push, False, self.writer_now))
             while self.to_holder:
                 self.the_holder_hears()
@@ -206,14 +212,14 @@ TestLeases.settings = settings(max_examples=300, stateful_step_count=40, deadlin
 
 
 def test_a_release_that_overtakes_the_prompt_refuses_it() -> None:
-    machine = Writer()
+    machine = Writer(LAYERS)
     assert [type(e) for e in machine.released(D, Release(1, EPOCH), 0.0)] == [writer.Tell]
     assert [type(e) for e in machine.open((D, 1), EPOCH, 9.0)] == [writer.Failed]
     assert list(machine.open((D, 1), EPOCH + 1, 9.0)) == []  # another life of the holder
 
 
 def test_a_timeout_alone_gives_no_page_back() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 1.0)
     effects = [e for t in range(2, 500) for e in machine.tick(float(t))]
     assert {type(e) for e in effects} == {holder.Fenced, holder.Ask}
@@ -221,7 +227,7 @@ def test_a_timeout_alone_gives_no_page_back() -> None:
 
 
 def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 60.0)
     machine.grant(2, "other", range(PAGES), 0.0, 60.0)
     asked = []
@@ -232,10 +238,10 @@ def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> No
 
 
 def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    (verify,) = machine.received(P, Written(1, EPOCH, 0, [7, 8]))
-    assert verify == holder.Verify(1, (0, 1), (7, 8))
+    (verify,) = machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]))
+    assert verify == holder.Verify(1, (0, 1), ALL, (7, 8))
     machine.verified(1, 2)
     (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
     assert isinstance(effect, holder.Reclaimed)
@@ -243,9 +249,9 @@ def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
 
 
 def test_a_completion_that_says_fewer_pages_is_none_though_all_are_written() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, [7, 8, 9])))
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
     machine.verified(1, 3)
     (effect,) = machine.received(P, Complete(1, EPOCH, 40, 2, 5))
     assert isinstance(effect, holder.Reclaimed)
@@ -253,7 +259,7 @@ def test_a_completion_that_says_fewer_pages_is_none_though_all_are_written() -> 
 
 
 def test_only_the_dead_writers_pages_come_back() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     for lease, agent in [(1, P), (2, "other"), (3, P)]:
         machine.grant(lease, agent, range(PAGES), 0.0, 9.0)
     gone = list(machine.died(P))
@@ -263,7 +269,7 @@ def test_only_the_dead_writers_pages_come_back() -> None:
 
 
 def test_a_lease_is_fenced_once_and_its_writer_asked_until_it_answers() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 9.0)
     ask = holder.Ask(P, Release(1, EPOCH))
     assert list(machine.revoke(1, 0.0)) == [holder.Fenced(1, "lease_aborted"), ask]
@@ -274,7 +280,7 @@ def test_a_lease_is_fenced_once_and_its_writer_asked_until_it_answers() -> None:
 
 
 def test_a_writer_that_owes_something_is_pinged_and_another_is_not() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     assert list(machine.tick(1.0)) == []
     machine.grant(1, P, range(PAGES), 1.0, 9.0)
     for quarter in range(5):
@@ -284,7 +290,7 @@ def test_a_writer_that_owes_something_is_pinged_and_another_is_not() -> None:
 
 
 def test_the_silence_between_two_leases_is_nobodys_fault() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 9.0)
     machine.heard(P, 0.5)
     list(machine.received(P, Stopped(1, EPOCH, "done")))
@@ -298,7 +304,7 @@ KEY = D, 1
 
 
 def opened(deadline: float = 9.0) -> Writer:
-    machine = Writer()
+    machine = Writer(LAYERS)
     assert list(machine.open(KEY, EPOCH, deadline)) == []
     return machine
 
@@ -309,18 +315,50 @@ def kinds(effects: Iterable[writer.Effect]) -> list[str]:
 
 
 def layers(page: int) -> list[Push]:
-    return [Push((page,), (page,), layer, last=layer == LAYERS - 1) for layer in range(LAYERS)]
+    return [Push((page,), (page,), layer) for layer in range(LAYERS)]
 
 
 def test_a_completion_waits_for_every_write_under_way() -> None:
     machine, (first, last) = opened(), layers(0)
     done = Push(complete=Complete(1, EPOCH, 16, 1, 5))
     assert kinds(machine.push(KEY, first, 0.0)) == ["Post"]
-    assert kinds(machine.push(KEY, last, 0.0)) == []  # the page's end waits for its other layers
+    assert kinds(machine.push(KEY, last, 0.0)) == ["Post"]
     assert kinds(machine.push(KEY, done, 0.0)) == []
-    assert kinds(machine.ended(KEY, first, True, 0.0)) == ["Post"]
+    assert kinds(machine.ended(KEY, first, True, 0.0)) == ["Announce"]
     assert kinds(machine.tick(0.0)) == []
     assert kinds(machine.ended(KEY, last, True, 0.0)) == ["Announce", "Done", "Complete", "Done"]
+
+
+def test_a_write_that_ends_before_an_earlier_one_is_not_announced_before_it() -> None:
+    machine, (first, last) = opened(), layers(0)
+    list(machine.push(KEY, first, 0.0))
+    list(machine.push(KEY, last, 0.0))
+    list(machine.push(KEY, Push(complete=Complete(1, EPOCH, 16, 1, 5)), 0.0))
+    assert kinds(machine.ended(KEY, last, True, 0.0)) == []
+    effects = machine.ended(KEY, first, True, 0.0)
+    assert kinds(effects) == ["Announce", "Announce", "Done", "Complete", "Done"]
+    assert [e.layers for e in effects if isinstance(e, writer.Announce)] == [range(1), range(1, 2)]
+
+
+def test_layers_that_wait_for_the_transport_go_together() -> None:
+    machine = Writer(8)
+    list(machine.open(KEY, EPOCH, 9.0))
+    busy = [Push((page,), (page,)) for page in range(WINDOW)]
+    for push in busy:
+        list(machine.push(KEY, push, 0.0))
+    pages, others = tuple(range(100, 100 + PIECES // 4)), tuple(range(200, 210))
+    waiting = [Push(pages, pages, layer) for layer in range(8)] + [
+        Push(others, others, layer) for layer in range(8)
+    ]
+    assert not any(e for push in waiting for e in machine.push(KEY, push, 0.0))
+    posts = [e for push in busy for e in machine.ended(KEY, push, True, 0.0) if isinstance(e, writer.Post)]
+    assert [(post.push.local, post.layers) for post in posts] == [
+        (pages, range(4)),
+        (pages, range(4, 8)),
+        (others, range(8)),
+    ]
+    effects = [e for post in posts for e in machine.ended(KEY, post.push, True, 0.0)]
+    assert [e.push for e in effects if isinstance(e, writer.Done)] == [waiting[7], waiting[15]]
 
 
 def test_a_completion_queued_under_the_last_write_does_not_overtake_it() -> None:
@@ -332,7 +370,7 @@ def test_a_completion_queued_under_the_last_write_does_not_overtake_it() -> None
 
 def test_whoever_wants_a_lease_to_end_waits_for_the_writes_under_way() -> None:
     for stop in ("withdraw", "release", "deadline", "a failed write"):
-        machine, pushes = opened(5.0), [Push((page,), (page,), 0, last=False) for page in range(3)]
+        machine, pushes = opened(5.0), [Push((page,), (page,), 0) for page in range(3)]
         for push in pushes:
             assert kinds(machine.push(KEY, push, 0.0)) == ["Post"]
         match stop:
@@ -395,7 +433,7 @@ def test_pages_are_announced_at_their_places_in_the_lease() -> None:
 
 def test_writes_under_way_are_bounded_and_the_rest_follows() -> None:
     machine = opened()
-    pushes = [Push((page,), (page,), 0, last=False) for page in range(WINDOW + 3)]
+    pushes = [Push((page,), (page,), 0) for page in range(WINDOW + 3)]
     posted = [e.push for push in pushes for e in machine.push(KEY, push, 0.0) if isinstance(e, writer.Post)]
     assert posted == pushes[:WINDOW]
     posted += [e.push for e in machine.ended(KEY, pushes[0], True, 0.0) if isinstance(e, writer.Post)]
@@ -403,9 +441,9 @@ def test_writes_under_way_are_bounded_and_the_rest_follows() -> None:
 
 
 def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, [7, 8, 9])))
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
     machine.verified(1, 2)
     (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
     assert isinstance(effect, holder.Reclaimed)
@@ -413,8 +451,25 @@ def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
 
 
 def test_pages_announced_out_of_order_are_refused() -> None:
-    machine = Holder(EPOCH)
+    machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
     for first, count in [(1, 1), (0, 4)]:
-        (effect,) = machine.received(P, Written(1, EPOCH, first, [0] * count))
+        (effect,) = machine.received(P, Written(1, EPOCH, first, SPAN, [0] * count))
         assert isinstance(effect, holder.Rejected)
+
+
+def test_layers_announced_out_of_order_are_refused() -> None:
+    for spans in [[(1, 2)], [(0, 1), (0, 1)], [(0, 3)], [(0, 0)], [(0, 1), (1, 3)]]:
+        machine = Holder(EPOCH, LAYERS)
+        machine.grant(1, P, range(3), 0.0, 9.0)
+        *before, last = [list(machine.received(P, Written(1, EPOCH, 0, span, [0, 0]))) for span in spans]
+        assert all(isinstance(effect, holder.Verify) for (effect,) in before)
+        assert [type(effect) for effect in last] == [holder.Rejected], spans
+
+
+def test_layers_of_other_pages_than_those_begun_are_refused() -> None:
+    machine = Holder(EPOCH, LAYERS)
+    machine.grant(1, P, range(3), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [0, 0])))
+    (effect,) = machine.received(P, Written(1, EPOCH, 0, (1, 2), [0, 0, 0]))
+    assert isinstance(effect, holder.Rejected)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from toy import ToyRunner
+from toy import LAYERS, ToyRunner
 
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
@@ -21,11 +21,6 @@ from kvasir_engine.worker.engine import Engine
 FINGERPRINT = Fingerprint("toy", "", "int64", "toy", 4, 1, 1, 1, "toy")
 
 
-def layers_of(push: Push) -> slice:
-    """The layers that a push copies."""
-    return slice(None) if push.layer is None else slice(push.layer, push.layer + 1)
-
-
 class Worker:
     """An engine with a transfer side that waits to be moved."""
 
@@ -36,10 +31,10 @@ class Worker:
         epoch = network.next_epoch()
         region = Region(self.runner.pool.address, pages, self.runner.pool.page_bytes)
         self.endpoint = Endpoint(f"{name}-{epoch}", epoch, b"", region, FINGERPRINT)
-        self.holder, self.writer = Holder(epoch), Writer()
+        self.holder, self.writer = Holder(epoch, LAYERS), Writer(LAYERS)
         self.commands: deque[Callable[[float], Iterable[Any]]] = deque()
         self.events: deque[Any] = deque()
-        self.writes: list[tuple[Key, Push]] = []
+        self.writes: list[tuple[Key, Push, range]] = []
         self.engine = Engine(self.runner, role, limits, 64, epoch, self)  # type: ignore[arg-type]
         network.workers[self.endpoint.agent] = self
 
@@ -100,14 +95,13 @@ class Worker:
 
     def end_write(self, place: int = 0) -> None:
         """A write under way ends well: its bytes are there."""
-        key, push = self.writes.pop(place)
+        key, push, layers = self.writes.pop(place)
         target = self.network.workers.get(key[0])
         if target is None:
             self._apply(self.writer.died(key[0]))
             return
-        layers = layers_of(push)
         for mine, theirs in zip(push.local, push.remote, strict=True):
-            target.runner.pool.tensor[theirs, layers] = self.runner.pool.tensor[mine, layers]
+            target.runner.pool.tensor[theirs, _slice(layers)] = self.runner.pool.tensor[mine, _slice(layers)]
         self._apply(self.writer.ended(key, push, True, self.network.now))
 
     def tick(self) -> None:
@@ -122,7 +116,7 @@ class Worker:
     def check(self) -> None:
         """Raise unless every page has its owner, and what is read or written by a write has the right one."""
         self.engine.check()
-        for key, push in self.writes:
+        for key, push, _ in self.writes:
             for page in push.local:
                 assert self.engine.cache.pool.owner(page) is Owner.HELD, f"page {page} is read, and nobody holds it"
             target = self.network.workers.get(key[0])
@@ -133,22 +127,24 @@ class Worker:
 
     def peer_died(self, agent: str) -> None:
         """The transport reports a death."""
-        self.writes = [(key, push) for key, push in self.writes if key[0] != agent]
+        self.writes = [write for write in self.writes if write[0][0] != agent]
         self._apply([*self.holder.died(agent), *self.writer.died(agent)])
 
     def _apply(self, effects: Iterable[Any]) -> None:
         for effect in effects:
             match effect:
-                case writer.Post(key, push):
-                    self.writes.append((key, push))
+                case writer.Post(key, push, layers):
+                    self.writes.append((key, push, layers))
                     target = self.network.workers.get(key[0])
                     if target is not None:  # the write has begun: what it writes to is not what it was
                         for page in push.remote:
-                            target.runner.pool.tensor[page, layers_of(push)] = -1
-                case writer.Announce((agent, lease), epoch, first, push):
-                    self._send(agent, messages.Written(lease, epoch, first, self.digests(push.local)))
-                case holder.Verify(lease, pages, digests):
-                    right = sum(a == b for a, b in zip(self.digests(pages), digests, strict=True))
+                            target.runner.pool.tensor[page, _slice(layers)] = -1
+                case writer.Announce((agent, lease), epoch, first, push, layers):
+                    digests = self.digests(push.local, layers)
+                    span = layers.start, layers.stop
+                    self._send(agent, messages.Written(lease, epoch, first, span, digests))
+                case holder.Verify(lease, pages, layers, digests):
+                    right = sum(a == b for a, b in zip(self.digests(pages, layers), digests, strict=True))
                     self.holder.verified(lease, right)
                 case holder.Ask(agent, message) | writer.Tell(agent, message):
                     self._send(agent, message)
@@ -161,9 +157,14 @@ class Worker:
         else:
             self._apply([*self.holder.died(agent), *self.writer.died(agent)])
 
-    def digests(self, pages: Iterable[int]) -> list[int]:
-        """What the pages hold, as one number each."""
-        return [hash(tuple(self.runner.pool.tensor[page].flatten().tolist())) for page in pages]
+    def digests(self, pages: Iterable[int], layers: range) -> list[int]:
+        """What these layers of the pages hold, as one number each page."""
+        pool = self.runner.pool.tensor[:, _slice(layers)]
+        return [hash(tuple(pool[page].flatten().tolist())) for page in pages]
+
+
+def _slice(layers: range) -> slice:
+    return slice(layers.start, layers.stop)
 
 
 class Network:

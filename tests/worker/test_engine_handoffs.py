@@ -228,12 +228,13 @@ def test_no_page_is_pushed_before_it_is_full(pair: Pair) -> None:
         pair.prefill.engine.step()
         pair.prefill.obey()
         while pair.prefill.writes:
-            key_push = pair.prefill.writes[0]
-            pushed.append((tokens, key_push[1].layer, key_push[1].remote))
+            _, push, layers = pair.prefill.writes[0]
+            pushed.append((tokens, layers, push.remote))
             pair.prefill.end_write()
     pages = tuple(lease.pages)
     first, rest = pages[:3], pages[3:]
-    assert pushed == [(12, 0, first), (12, 1, first), (23, 0, rest), (23, 1, rest)]
+    zero, one = range(1), range(1, 2)
+    assert pushed == [(12, zero, first), (12, one, first), (23, zero, rest), (23, one, rest)]
 
 
 def test_what_a_lease_builds_on_stays_while_it_is_open(pair: Pair) -> None:

@@ -93,8 +93,8 @@ class Agent:
             peer.layers.release()
             self._nixl.remove_remote_agent(agent)
 
-    def write(self, agent: str, local: Pages, remote: Pages, layer: int | None = None) -> Transfer:
-        """Start copying our pages `local` to the peer's `remote`, one layer of them or all.
+    def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
+        """Start copying these layers of our pages `local` to the peer's `remote`.
 
         On shared memory this blocks for most of the copy. Raises PeerDied.
         """
@@ -108,9 +108,9 @@ class Agent:
             handle = self._nixl.make_prepped_xfer(
                 "WRITE",
                 self._local,
-                self._indices(local, layer),
+                self._indices(local, layers),
                 peer.layers,
-                self._indices(remote, layer),
+                self._indices(remote, layers),
             )
             return Transfer(handle, self._nixl.transfer(handle))
         except nixlRemoteDisconnectError as error:
@@ -157,7 +157,7 @@ class Agent:
         table[:, 2] = region.device
         return table
 
-    def _indices(self, pages: Pages, layer: int | None) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-        """Places in the table of one layer, or of all, of `pages`. NIXL merges neighbours."""
-        layers = np.arange(self._layers, dtype=np.int32) if layer is None else np.asarray([layer], np.int32)
-        return (np.asarray(pages, np.int32)[:, None] * np.int32(self._layers) + layers).ravel()
+    def _indices(self, pages: Pages, layers: range) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """Places in the table of `layers` of `pages`. NIXL merges neighbours."""
+        places = np.arange(layers.start, layers.stop, dtype=np.int32)
+        return (np.asarray(pages, np.int32)[:, None] * np.int32(self._layers) + places).ravel()

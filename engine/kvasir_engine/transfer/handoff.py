@@ -7,7 +7,9 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -25,6 +27,8 @@ log = logging.getLogger("transfer")
 
 BUSY_WAIT = 0.0005
 IDLE_WAIT = 0.02
+POST_TIME = 0.001
+"""Seconds of posting after which the thread looks around: where a post blocks for its copy, one is enough."""
 
 DIED = "the worker at the other end died"
 
@@ -40,7 +44,7 @@ class HandoffStats:
     writes: int = 0
     descriptors: int = 0
     write_seconds: float = 0.0
-    digest_pages: int = 0
+    digests: int = 0
     digest_seconds: float = 0.0
     digest_failures: int = 0
     peers_died: int = 0
@@ -48,10 +52,26 @@ class HandoffStats:
     exposed_seconds: float = 0.0
 
 
+@dataclass(eq=False)
+class _Write:
+    """A write under way. It has ended when its bytes are there and its digests known."""
+
+    transfer: Transfer
+    digests: "Future[_Digests]"
+    ok: bool | None = None
+
+
+@dataclass(frozen=True)
+class _Digests:
+    values: list[int]
+    seconds: float
+
+
 class Handoff(threading.Thread):
     """Runs until `stop`. `make_agent` is called on the thread, which then owns the agent.
 
-    `digest` computes the digests of pages of our pool; None where digests are off.
+    `digest` computes the digests of pages of our pool, those of what is written beside the copy; None where digests
+    are off.
     """
 
     def __init__(
@@ -62,13 +82,17 @@ class Handoff(threading.Thread):
         self._emit = emit
         self._digest = digest
         self._commands: queue.SimpleQueue[Callable[[float], _Effects] | None] = queue.SimpleQueue()
-        self._writer = Writer()
-        self._underway: dict[tuple[Key, Push], Transfer] = {}
+        self._beside = ThreadPoolExecutor(1, "kvasir-digest")
+        self._posts: deque[writer.Post] = deque()  # decided and not begun
+        self._underway: dict[tuple[Key, Push], _Write] = {}
+        self._digested: dict[tuple[Key, Push], list[int]] = {}  # of writes that have ended
+        self._progressed = False
         self._computed: dict[Key, float] = {}  # when the prompt's last layer was
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._agent: Agent
         self._holder: Holder
+        self._writer: Writer
         self.endpoint: Endpoint
         self.stats = HandoffStats()
 
@@ -139,7 +163,11 @@ class Handoff(threading.Thread):
         try:
             self._agent = self._make_agent()
             self.endpoint = self._agent.endpoint
-            self._holder = Holder(self.endpoint.epoch, self._digest is not None)
+            layers = self.endpoint.fingerprint.layers
+            self._holder, self._writer = (
+                Holder(self.endpoint.epoch, layers, self._digest is not None),
+                Writer(layers),
+            )
         except BaseException as error:
             self._error = error
             return
@@ -151,12 +179,14 @@ class Handoff(threading.Thread):
         except Exception:
             log.exception("the transfer thread ends; the worker is unhealthy from now on")
         finally:
+            self._beside.shutdown(cancel_futures=True)
             self._agent.close()
 
     def _turn(self) -> bool:
         # All commands before any message: a grant must be known before its writer's word can arrive.
         busy = len(self._holder) or len(self._writer)
-        wait: float | None = BUSY_WAIT if busy else IDLE_WAIT
+        wait: float | None = None if self._progressed else BUSY_WAIT if busy else IDLE_WAIT
+        self._progressed = False
         while True:
             try:
                 command = self._commands.get(timeout=wait) if wait else self._commands.get_nowait()
@@ -166,18 +196,24 @@ class Handoff(threading.Thread):
                 return False
             wait = None
             self._apply(command(time.monotonic()))
+        self._post_waiting()
         for agent, data in self._agent.notifications():
+            self._progressed = True
             self._apply(self._receive(agent, data, time.monotonic()))
-        for (key, push), transfer in list(self._underway.items()):
+        for (key, push), write in list(self._underway.items()):
             if (key, push) not in self._underway:  # its peer died with an earlier one of these
                 continue
             try:
-                ok = self._agent.poll(key[0], transfer)
+                if write.ok is None:
+                    write.ok = self._agent.poll(key[0], write.transfer)
             except PeerDied:
                 self._apply(self._died(key[0]))
                 continue
-            if ok is not None and self._underway.pop((key, push), None) is not None:
-                self._apply(self._writer.ended(key, push, ok, time.monotonic()))
+            if write.ok is not None and write.digests.done():
+                self._progressed = True
+                del self._underway[key, push]
+                self._digested[key, push] = self._count(write.digests.result())
+                self._apply(self._writer.ended(key, push, write.ok, time.monotonic()))
         now = time.monotonic()
         self._apply([*self._holder.tick(now), *self._writer.tick(now)])
         return True
@@ -202,13 +238,15 @@ class Handoff(threading.Thread):
     def _apply(self, effects: _Effects) -> None:
         for effect in effects:
             match effect:
-                case writer.Post(key, push):
-                    self._apply(self._post(key, push))
-                case writer.Announce((agent, lease), epoch, first, push):
-                    self._apply(self._send(agent, Written(lease, epoch, first, self._digests(push.local))))
-                case holder.Verify(lease, pages, digests):
+                case writer.Post():
+                    self._posts.append(effect)
+                case writer.Announce((agent, lease) as key, epoch, first, push, layers):
+                    digests = self._digested.pop((key, push))
+                    written = Written(lease, epoch, first, (layers.start, layers.stop), digests)
+                    self._apply(self._send(agent, written))
+                case holder.Verify(lease, pages, layers, digests):
                     faults.hit("decode.written")
-                    self._verify(lease, pages, digests)
+                    self._verify(lease, pages, layers, digests)
                 case writer.Tell(agent, Complete() as complete):
                     faults.hit("prefill.completing")
                     self._apply(self._send(agent, complete))
@@ -223,21 +261,44 @@ class Handoff(threading.Thread):
         match event:
             case writer.Failed(key, _):
                 self._computed.pop(key, None)
+                for each in [each for each in self._digested if each[0] == key]:
+                    del self._digested[each]
             case writer.Done(key, push) if push.final:
                 self.stats.exposed_seconds += time.perf_counter() - self._computed.pop(key)
                 self.stats.handoffs += 1
 
-    def _post(self, key: Key, push: Push) -> _Effects:
+    def _post_waiting(self) -> None:
+        until = time.monotonic() + POST_TIME
+        while self._posts and time.monotonic() < until:
+            post = self._posts.popleft()
+            self._apply(self._post(post.key, post.push, post.layers))
+            self._progressed = True
+
+    def _post(self, key: Key, push: Push, layers: range) -> _Effects:
+        digests: Future[_Digests]
+        if self._digest is None:
+            digests = Future()
+            digests.set_result(_Digests([0] * len(push.local), 0.0))
+        else:
+            digests = self._beside.submit(self._digests, push.local, layers)
+            digests.add_done_callback(lambda _: self._commands.put(_wake))
         began = time.perf_counter()
         try:
-            self._underway[key, push] = self._agent.write(key[0], push.local, push.remote, push.layer)
+            transfer = self._agent.write(key[0], push.local, push.remote, layers)
+            self._underway[key, push] = _Write(transfer, digests)
         except PeerDied:
             return self._died(key[0])
         self.stats.writes += 1
         self.stats.descriptors += len(push.local)
         self.stats.write_seconds += time.perf_counter() - began
-        faults.hit(_pushed(push))
+        faults.hit(self._pushed(push, layers))
         return []
+
+    def _pushed(self, push: Push, layers: range) -> str:
+        """The fault point of a write that was posted."""
+        if layers.stop != self.endpoint.fingerprint.layers:
+            return "prefill.pushed_layer"
+        return "prefill.pushed_last" if push.final else "prefill.pushed_chunk"
 
     def _send(self, agent: str, message: AnyMessage) -> _Effects:
         try:
@@ -246,18 +307,21 @@ class Handoff(threading.Thread):
             return self._died(agent)
         return []
 
-    def _digests(self, pages: Iterable[int]) -> list[int]:
-        pages = list(pages)
-        if self._digest is None:
-            return [0] * len(pages)
+    def _digests(self, pages: tuple[int, ...], layers: range) -> _Digests:
+        """On either thread."""
+        assert self._digest is not None
         began = time.perf_counter()
-        digests = self._digest(pages)
-        self.stats.digest_pages += len(pages)
-        self.stats.digest_seconds += time.perf_counter() - began
-        return digests
+        values = self._digest(pages, layers)
+        return _Digests(values, time.perf_counter() - began)
 
-    def _verify(self, lease: int, pages: tuple[int, ...], digests: tuple[int, ...]) -> None:
-        right = sum(a == b for a, b in zip(self._digests(pages), digests, strict=True))
+    def _count(self, digests: _Digests) -> list[int]:
+        if self._digest is not None:
+            self.stats.digests += len(digests.values)
+            self.stats.digest_seconds += digests.seconds
+        return digests.values
+
+    def _verify(self, lease: int, pages: tuple[int, ...], layers: range, digests: tuple[int, ...]) -> None:
+        right = sum(a == b for a, b in zip(self._count(self._digests(pages, layers)), digests, strict=True))
         self._holder.verified(lease, right)
         if right != len(pages):
             self.stats.digest_failures += len(pages) - right
@@ -269,12 +333,11 @@ class Handoff(threading.Thread):
         self.stats.peers_died += 1
         for underway in [each for each in self._underway if each[0][0] == agent]:
             del self._underway[underway]
+        self._posts = deque(post for post in self._posts if post.key[0] != agent)
         self._agent.forget(agent)
         return [*self._holder.died(agent), *self._writer.died(agent)]
 
 
-def _pushed(push: Push) -> str:
-    """The fault point of a write that was posted."""
-    if not push.last:
-        return "prefill.pushed_layer"
-    return "prefill.pushed_last" if push.final else "prefill.pushed_chunk"
+def _wake(now: float) -> _Effects:
+    """A command that only ends the wait for one."""
+    return []

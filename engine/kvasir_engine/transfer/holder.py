@@ -52,10 +52,11 @@ class Reclaimed:
 
 @dataclass(frozen=True)
 class Verify:
-    """Compare `pages` with `digests` and report with `verified`."""
+    """Compare `layers` of `pages` with `digests` and report with `verified`."""
 
     lease: int
     pages: tuple[int, ...]
+    layers: range
     digests: tuple[int, ...]
 
 
@@ -86,18 +87,22 @@ class _Lease:
     pages: tuple[int, ...]
     fenced: bool = False
     asked: float = 0.0
-    written: int = 0  # pages the writer has announced
-    verified: int = 0  # pages whose digests were right
+    written: int = 0  # pages the writer has announced, all layers of them
+    layer: int = 0  # layers of the next `group` pages that it has announced
+    group: int = 0
+    announced: int = 0  # pieces of pages
+    verified: int = 0  # pieces whose digests were right
 
 
 class Holder:
     """All leases that this worker has granted and that still matter. Times are seconds of one monotonic clock.
 
-    With `digests`, a page counts only once its digest was right.
+    Its pages have `layers` layers. With `digests`, what is written counts only once its digest was right.
     """
 
-    def __init__(self, epoch: int, digests: bool = True) -> None:
+    def __init__(self, epoch: int, layers: int, digests: bool = True) -> None:
         self.epoch = epoch
+        self._layers = layers
         self.digests = digests
         self._leases: dict[int, _Lease] = {}
         self._heard: dict[str, float] = {}
@@ -151,13 +156,13 @@ class Holder:
         if message.pages != total or held.written != total:
             why = f"the writer wrote {min(message.pages, held.written)} pages of {total}"
             return [Reclaimed(message.lease, "acknowledged", why)]
-        if self.digests and held.verified != total:
-            why = f"{total - held.verified} of {total} pages are not what {agent} sent"
+        if self.digests and held.verified != held.announced:
+            why = f"{held.announced - held.verified} of {held.announced} pieces are not what {agent} sent"
             return [Reclaimed(message.lease, "acknowledged", why, "kv_digest_mismatch")]
         return [Settled(message.lease, message)]
 
     def verified(self, lease: int, right: int) -> None:
-        """So many pages of a `Verify` had the right digest."""
+        """So many pieces of a `Verify` had the right digest."""
         held = self._leases.get(lease)
         if held is not None:
             held.verified += right
@@ -192,15 +197,22 @@ class Holder:
         return effects
 
     def _written(self, agent: str, message: Written, held: _Lease) -> Iterable[Effect]:
-        first, count = message.first, len(message.digests)
+        first, count, layers = message.first, len(message.digests), range(*message.layers)
         pages = held.pages[first : first + count]
-        if first != held.written or len(pages) != count:
+        if first != held.written or len(pages) != count or (held.layer and count != held.group):
             why = f"pages {first} to {first + count} of {len(held.pages)}, {held.written} were written"
             return [Rejected(agent, message.lease, why)]
-        held.written += count
+        if not layers or layers.start != held.layer or layers.stop > self._layers:
+            why = f"layers {layers.start} to {layers.stop} of {self._layers}, {held.layer} were written"
+            return [Rejected(agent, message.lease, why)]
+        held.layer, held.group = layers.stop, count
+        held.announced += count
+        if held.layer == self._layers:
+            held.written += count
+            held.layer = 0
         if held.fenced or not self.digests:
             return []
-        return [Verify(message.lease, pages, tuple(message.digests))]
+        return [Verify(message.lease, pages, layers, tuple(message.digests))]
 
     def _fence(self, lease: int, held: _Lease, code: Code, now: float) -> list[Effect]:
         held.fenced, held.asked = True, now

@@ -30,9 +30,14 @@ class Complete(Message, frozen=True):
 
 
 class Written(Message, frozen=True):
-    """Writer to holder: the lease's pages from place `first` on are written. A digest each, 0 where off."""
+    """Writer to holder: layers `layers` (first, end) of the lease's pages from place `first` on are written.
+
+    `digests`: one for each page, over these layers; 0 where digests are off. A page's layers are announced in
+    order, and pages after the pages before them.
+    """
 
     first: int
+    layers: tuple[int, int]
     digests: list[int]
 
 

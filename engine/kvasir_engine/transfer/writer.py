@@ -4,10 +4,11 @@
     open      -> stopping  withdrawn, released by the holder, or past the deadline by our clock
     stopping  -> stopped   the writes under way have ended; then, and only then, `Stopped` is sent
 
-A few writes of a lease may be under way at a time. `Written` is sent when a page's last layer and all writes before
-it have ended, so neither it nor `Complete` overtakes bytes. A lease that ended leaves a tombstone: a `Release` that
-arrives before the prompt does refuses the prompt. Each input returns the effects that the caller must carry out,
-in order.
+A few writes of a lease may be under way at a time. Each is announced with `Written` once it and all writes before
+it have ended, so neither that nor `Complete` overtakes bytes. Layers that are computed faster than they are written
+go together: some layers of a page are one piece of memory, and cost less than a write each. A lease that ended
+leaves a tombstone: a `Release` that arrives before the prompt does refuses the prompt. Each input returns the
+effects that the caller must carry out, in order.
 """
 
 from collections import OrderedDict, deque
@@ -19,42 +20,45 @@ from kvasir_engine.transfer.messages import Complete, Release, Stopped
 TOMBSTONES = 65536
 WINDOW = 8
 """Most writes of a lease under way at once."""
+PIECES = 256
+"""Most layers of pages that go in one write where layers go together: it bounds how long a post can block."""
 
 Key = tuple[str, int]  # holder's agent, lease id
 
 
 @dataclass(frozen=True, eq=False)
 class Push:
-    """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all.
+    """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all. Layers come in order.
 
-    `last`: with it, all layers of its pages are pushed. `final`: and all pages of the lease. `complete` comes by
-    itself, when there is nothing to copy any more.
+    `final`: with it, all pages of the lease are pushed. `complete` comes by itself, when there is nothing to copy
+    any more.
     """
 
     local: tuple[int, ...] = ()
     remote: tuple[int, ...] = ()
     layer: int | None = None
-    last: bool = True
     final: bool = False
     complete: Complete | None = None
 
 
 @dataclass(frozen=True)
 class Post:
-    """Start writing `push` for lease `key`; report its end with `ended`."""
+    """Start writing `layers` of the pages of `push` for lease `key`; report its end with `ended`."""
 
     key: Key
     push: Push
+    layers: range
 
 
 @dataclass(frozen=True)
 class Announce:
-    """Tell the holder that the pages of `push`, which are the lease's from place `first` on, are written."""
+    """Tell the holder that `layers` of the pages of `push`, the lease's from place `first` on, are written."""
 
     key: Key
     epoch: int
     first: int
     push: Push
+    layers: range
 
 
 @dataclass(frozen=True)
@@ -85,19 +89,30 @@ Effect = Post | Announce | Done | Failed | Tell
 
 
 @dataclass
+class _Write:
+    push: Push
+    layers: range
+    ended: bool = False
+
+
+@dataclass
 class _Lease:
     epoch: int
     deadline: float
     queue: deque[Push] = field(default_factory=deque)
-    posted: list[Push] = field(default_factory=list)
+    posted: deque[_Write] = field(default_factory=deque)  # and not announced
     announced: int = 0
     stopping: str = ""
 
 
 class Writer:
-    """All leases under which this worker may write. Times are seconds of one monotonic clock."""
+    """All leases under which this worker may write its pages of `layers` layers.
 
-    def __init__(self) -> None:
+    Times are seconds of one monotonic clock.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
         self._leases: dict[Key, _Lease] = {}
         self._ended: OrderedDict[tuple[str, int, int], str] = OrderedDict()
 
@@ -121,17 +136,23 @@ class Writer:
         return self._advance(key, lease, now)
 
     def ended(self, key: Key, push: Push, ok: bool, now: float) -> Iterable[Effect]:
-        """A write under way has ended."""
+        """A write under way has ended. `push` as posted."""
         lease = self._leases.get(key)
-        if lease is None or push not in lease.posted:
+        write = None if lease is None else next((each for each in lease.posted if each.push is push), None)
+        if lease is None or write is None:
             return []
-        lease.posted.remove(push)
+        write.ended = True
         if not ok:
             lease.stopping = lease.stopping or "a write failed"
         effects: list[Effect] = []
-        if push.last and not lease.stopping:
-            effects += [Announce(key, lease.epoch, lease.announced, push), Done(key, push)]
-            lease.announced += len(push.local)
+        while lease.posted and lease.posted[0].ended:
+            write = lease.posted.popleft()
+            if lease.stopping:
+                continue
+            effects.append(Announce(key, lease.epoch, lease.announced, write.push, write.layers))
+            if write.layers.stop == self._layers:
+                effects.append(Done(key, write.push))
+                lease.announced += len(write.push.local)
         return effects + self._advance(key, lease, now)
 
     def withdraw(self, key: Key, reason: str, now: float) -> Iterable[Effect]:
@@ -174,18 +195,27 @@ class Writer:
         effects: list[Effect] = []
         while lease.queue and len(lease.posted) < WINDOW:
             push = lease.queue[0]
-            # A page's last layer waits for the layers before it, so that its end is the page's.
-            if lease.posted and (push.last or push.complete is not None):
-                break
-            lease.queue.popleft()
             if push.complete is not None:
+                if lease.posted:
+                    break
                 self._bury(key, lease, "the lease is complete")
                 return [*effects, Tell(key[0], push.complete), Done(key, push)]
-            lease.posted.append(push)
-            effects.append(Post(key, push))
-            if push.last:
-                break
+            write = self._next_write(lease.queue)
+            lease.posted.append(write)
+            effects.append(Post(key, write.push, write.layers))
         return effects
+
+    def _next_write(self, queue: deque[Push]) -> _Write:
+        """Take the next push from the queue, and with it the next layers of the same pages that are there."""
+        push = queue.popleft()
+        if push.layer is None:
+            return _Write(push, range(self._layers))
+        layers = range(push.layer, push.layer + 1)
+        # The layer that comes next is never another page's: those begin with layer 0.
+        while queue and queue[0].layer == layers.stop and len(push.local) * (len(layers) + 1) <= PIECES:
+            push = queue.popleft()
+            layers = range(layers.start, layers.stop + 1)
+        return _Write(push, layers)
 
     def _bury(self, key: Key, lease: _Lease, reason: str) -> None:
         del self._leases[key]

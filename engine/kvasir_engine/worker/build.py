@@ -88,7 +88,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         def emit(event: Event) -> None:
             thread.post(lambda engine: engine.transferred(event))
 
-        digest = Digester(pool.address, pool.pages, pool.page_bytes) if options.kv_digests else None
+        digest = Digester(pool.address, pool.pages, pool.page_bytes, config.layers) if options.kv_digests else None
         handoff = Handoff(lambda: Agent(epoch, region, fingerprint), emit, digest)
     thread = EngineThread(Engine(runner, role, limits, max_length, epoch, handoff))
     if handoff is not None:

@@ -461,7 +461,7 @@ class Engine:
                 if layer == last.layer:
                     handoff.push(key, last)
                 else:
-                    handoff.push(key, writer.Push(last.local, last.remote, layer, last=False))
+                    handoff.push(key, writer.Push(last.local, last.remote, layer))
 
         return on_layer
 

@@ -66,9 +66,11 @@ class EngineCollector(Collector):
         yield CounterMetricFamily("kvasir_kv_writes", "Writes posted.", stats.writes)
         yield CounterMetricFamily("kvasir_kv_write_descriptors", "Pieces of pages written.", stats.descriptors)
         yield CounterMetricFamily("kvasir_kv_write_seconds", "Time in posting writes.", stats.write_seconds)
-        yield CounterMetricFamily("kvasir_kv_digest_seconds", "Time in digests of pages.", stats.digest_seconds)
-        yield CounterMetricFamily("kvasir_kv_digest_pages", "Pages digested.", stats.digest_pages)
-        yield CounterMetricFamily("kvasir_kv_digest_failures", "Pages that came wrong.", stats.digest_failures)
+        yield CounterMetricFamily("kvasir_kv_digest_seconds", "Time in digests.", stats.digest_seconds)
+        yield CounterMetricFamily("kvasir_kv_digests", "Pieces of pages digested.", stats.digests)
+        yield CounterMetricFamily(
+            "kvasir_kv_digest_failures", "Pieces of pages that came wrong.", stats.digest_failures
+        )
         yield CounterMetricFamily("kvasir_kv_peers_died", "Peers whose death was seen.", stats.peers_died)
         yield SummaryMetricFamily(
             "kvasir_kv_exposed_seconds",
