@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kvasir_engine.api.drain import drain
 from kvasir_engine.errors import UserError
 from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.uri import ModelURIError
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(router)
 app.command()(worker)
 app.command()(serve)
+app.command()(drain)
 
 
 @app.command()

@@ -64,6 +64,10 @@ class EngineClient(Protocol):
         """Why no request can be served at this moment, or `None` when one can."""
         ...
 
+    async def wait_ready(self) -> str | None:
+        """Return `None` once a request can be served, or why none will be soon."""
+        ...
+
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
         """Yield the continuation of `request`. Closing the generator aborts the request.
 

@@ -59,6 +59,9 @@ class ScriptedEngine:
         self.requests: list[GenerateRequest] = []
         self.ended: asyncio.Queue[str] = asyncio.Queue()
 
+    async def wait_ready(self) -> str | None:
+        return self.unready_reason()
+
     def unready_reason(self) -> str | None:
         return self.reason
 

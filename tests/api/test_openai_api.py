@@ -327,6 +327,17 @@ async def test_readiness_tells_the_reason_and_requests_are_refused_with_it(model
         assert (await client.completions.create(model="tiny", prompt="x")).choices
 
 
+async def test_a_draining_process_closes_the_connection_so_that_the_next_request_goes_elsewhere(
+    model: ServedModel,
+) -> None:
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
+    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient() as http:
+        assert "connection" not in (await http.post(f"{api.url}/v1/completions", json=body)).headers
+        api.lifecycle.drain()
+        answer = await http.post(f"{api.url}/v1/completions", json=body)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+
 async def test_metrics(model: ServedModel) -> None:
     async with running(ScriptedEngine(saying(ids(model, "abc"))), model) as api, api.client() as client:
         await client.completions.create(model="tiny", prompt="x")

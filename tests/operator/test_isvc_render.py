@@ -136,6 +136,15 @@ def test_probes_drain_and_grace_agree(objects: list[Object]) -> None:
         assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
         grace = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         assert int(args(deployment)["--drain-seconds"]) < grace
+        hook = container["lifecycle"]["preStop"]["exec"]["command"]
+        quiet = ["--quiet", "3"] if args(deployment)[""] == "router" else []
+        assert hook == ["kvasir", "drain", *quiet]
+        assert {o for p in get_command(engine).commands["drain"].params for o in p.opts} >= set(hook[2::2])  # type: ignore[attr-defined]
+
+
+def test_a_router_without_a_service_before_it_leaves_as_soon_as_it_has_nothing_to_do() -> None:
+    found = deployments(render(service(), Options(discovery=Static(("http://127.0.0.1:1",)))))
+    assert main_container(found["router"])["lifecycle"]["preStop"]["exec"]["command"] == ["kvasir", "drain"]
 
 
 def test_workers_run_the_engine_with_what_the_spec_says() -> None:

@@ -389,6 +389,29 @@ async def test_a_worker_that_discovery_drops_finishes_what_it_has() -> None:
     assert tokens == continuation(PROMPT, 30)
 
 
+async def test_a_request_is_held_while_a_worker_that_is_known_is_on_its_way() -> None:
+    _, (d,) = pairs(0, 1)
+    async with cluster(d) as running:
+        await d.stop()
+        await running.until(lambda: running.client.unready_reason() is not None)
+        asked = asyncio.create_task(running.generate(PROMPT, 20))
+        waiting = asyncio.create_task(running.client.wait_ready())
+        await asyncio.sleep(0.05)
+        assert not asked.done()
+        assert not waiting.done()
+        await d.start()
+        assert await asked == continuation(PROMPT, 20)
+        assert await waiting is None
+        assert running.retries("decode_lost") == 0
+
+
+async def test_a_request_is_refused_at_once_where_no_worker_is_known() -> None:
+    async with cluster() as running:
+        assert await running.client.wait_ready() == "no worker is known"
+        with pytest.raises(EngineError, match="no worker is known"):
+            await running.generate(PROMPT, 20)
+
+
 async def test_readiness_and_the_workers_metric() -> None:
     (p,), (d,) = pairs(1, 1)
     async with cluster(p, d) as running:

@@ -74,9 +74,9 @@ class _Service:
     async def off_loop(self, work: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self.executor, work)
 
-    def check_ready(self) -> None:
-        """Refuse a request that no engine could take now."""
-        reason = self.client.unready_reason()
+    async def check_ready(self) -> None:
+        """Refuse a request that no engine will take soon."""
+        reason = await self.client.wait_ready()
         if reason is not None:
             message = f"The model is not ready to serve: {reason}."
             raise ApiError(503, message, code="no_worker", type="server_error")
@@ -204,7 +204,7 @@ def create_app(
             raise ApiError(
                 400, f"The model '{model.name}' has no chat template: use /v1/completions.", param="messages"
             )
-        service.check_ready()
+        await service.check_ready()
         try:
             tokens = await service.off_loop(partial(model.tokenizer.chat, messages))
         except TemplateError as error:
@@ -227,7 +227,7 @@ def create_app(
         service.check_model(body.model)
         params = completion_params(body, model.eos, model.vocab_size)
         asked = completion_prompts(body, model.vocab_size)
-        service.check_ready()
+        await service.check_ready()
         prompts = [
             each if isinstance(each, list) else await service.off_loop(partial(model.tokenizer.encode, each))
             for each in asked

@@ -29,6 +29,9 @@ class RequestMeter:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = str(message["status"])
+                if self._lifecycle.draining:
+                    # The next request of this client is to find its way to a process that stays.
+                    message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
             await send(message)
 
         started = time.perf_counter()

@@ -7,25 +7,14 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import uvicorn
 
+from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.errors import UserError
 
 log = logging.getLogger("api")
-
-
-_POLL_SECONDS = 0.05
-
-
-class Drainable(Protocol):
-    """What is served: it can stop taking work, and knows how much it has."""
-
-    @property
-    def inflight(self) -> int: ...
-
-    def drain(self) -> None: ...
 
 
 class PortTaken(UserError):
@@ -55,17 +44,19 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: Any, sock: socket.socket, service: Drainable, drain_seconds: float) -> None:
+async def serve(app: Any, sock: socket.socket, leaving: Leaving) -> None:
     """Serve the ASGI `app` until SIGTERM or SIGINT; then be unready, finish what is in flight, and return.
 
-    Returns after `drain_seconds` at the latest: what still runs then is cut off, as it is by a second signal.
+    What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
     """
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
     server = _Server(config)
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
 
     def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
+        if stop.is_set():
+            leaving.hurry()
+        stop.set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -74,15 +65,8 @@ async def serve(app: Any, sock: socket.socket, service: Drainable, drain_seconds
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done():
-            service.drain()
-            log.info("draining inflight=%d", service.inflight)
-            deadline = loop.time() + drain_seconds
-            while service.inflight and not hurry.is_set() and loop.time() < deadline:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(hurry.wait(), _POLL_SECONDS)
-            if service.inflight:
-                log.warning("cutting off requests inflight=%d", service.inflight)
+        if not serving.done() and (left := await leaving.done()):
+            log.warning("cutting off requests inflight=%d", left)
         server.should_exit = True
         await serving
     finally:

@@ -36,8 +36,8 @@ class PooledClient:
     """Implements EngineClient over a WorkerPool.
 
     `remote_threshold`: a prompt that a decode worker lacks fewer tokens of is prefilled there. `max_length` bounds
-    the workers' own (0: it does not). A request that lost its worker, and finds none ready, waits up to
-    `resume_seconds` for one.
+    the workers' own (0: it does not). A request that lost its worker, or finds none ready but one expected,
+    waits up to `resume_seconds` for one.
     """
 
     def __init__(
@@ -79,6 +79,17 @@ class PooledClient:
 
     def unready_reason(self) -> str | None:
         return self._pool.unready_reason()
+
+    async def wait_ready(self) -> str | None:
+        """As EngineClient has it: while a worker is expected, one may come within `resume_seconds`."""
+        deadline = asyncio.get_running_loop().time() + self._resume_seconds
+        while (reason := self.unready_reason()) is not None and self._pool.expecting():
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._pool.change()
+            except TimeoutError:
+                break
+        return reason
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
         """As EngineClient has it. A worker's failure is not seen here while another can go on."""
@@ -136,15 +147,17 @@ class PooledClient:
         deadline = asyncio.get_running_loop().time() + self._resume_seconds
         while (placed := await self._try_place(request, sent, failed)) is None:
             reason = self.unready_reason()
-            if not failed:
-                raise EngineError("no_worker", f"no worker can take the request: {reason}", 503)
-            if reason is None:  # those that are ready have failed
+            if failed and reason is None:  # those that are ready have failed
                 raise _exhausted(failed)
             try:
+                if not failed and not self._pool.expecting():
+                    raise TimeoutError
                 async with asyncio.timeout_at(deadline):
                     await self._pool.change()
             except TimeoutError:
-                raise _exhausted(failed) from None
+                if failed:
+                    raise _exhausted(failed) from None
+                raise EngineError("no_worker", f"no worker can take the request: {reason}", 503) from None
         return placed
 
     async def _try_place(

@@ -44,7 +44,8 @@ HELLO_SECONDS = 10.0
 PING_SECONDS = 10.0
 PONG_SECONDS = 20.0
 FIRST_BACKOFF = 0.1
-MOST_BACKOFF = 2.0
+MOST_BACKOFF = 0.5  # a worker serves as soon as it is ready: the one that it replaces may be about to leave
+REFUSED_BACKOFF = 2.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class WorkerConnection:
                     reason = "connection closed"
             except Refused as refusal:
                 reason = str(refusal)
-                backoff = MOST_BACKOFF
+                backoff = REFUSED_BACKOFF
                 self._become("refused", reason)
             except (OSError, WebSocketException, msgspec.DecodeError) as error:
                 reason = f"{type(error).__name__}: {error}"
@@ -170,7 +171,7 @@ class WorkerConnection:
             if self.state != "refused":
                 self._become("connecting", reason)
             await asyncio.sleep(backoff * random.uniform(0.5, 1))
-            backoff = min(2 * backoff, MOST_BACKOFF)
+            backoff = backoff if self.state == "refused" else min(2 * backoff, MOST_BACKOFF)
 
     async def _greet(self, socket: ClientConnection) -> None:
         await socket.send(encode(Hello(version=VERSION, epoch=self._epoch)))

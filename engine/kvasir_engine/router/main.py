@@ -98,6 +98,7 @@ async def run_router(options: RouterOptions) -> None:
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
+    from kvasir_engine.api.leaving import Leaving
     from kvasir_engine.api.lifecycle import Lifecycle
     from kvasir_engine.api.server import check_port, listen, serve
     from kvasir_engine.api.tokenizer import load_served_model
@@ -131,9 +132,11 @@ async def run_router(options: RouterOptions) -> None:
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "kvasir-tokenizer") as executor:
             app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
+            leaving = Leaving(lifecycle, options.drain_seconds)
+            leaving.mount(app)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            await serve(app, sock, lifecycle, options.drain_seconds)
+            await serve(app, sock, leaving)
     finally:
         await client.close()
         following.cancel()

@@ -74,6 +74,10 @@ class WorkerPool:
         """The workers that take new requests."""
         return [each for each in self._workers.values() if each.state == "ready" and each.peer is not None]
 
+    def expecting(self) -> bool:
+        """Whether a worker that is known may soon be ready."""
+        return any(each.state == "connecting" for each in self._workers.values())
+
     @property
     def max_length(self) -> int:
         """Most tokens a sequence may have on any ready worker that decodes; 0 while there is none."""

@@ -31,6 +31,10 @@ class InProcessClient:
         """Why no request can be served now, or None."""
         return self._thread.unhealthy_reason()
 
+    async def wait_ready(self) -> str | None:
+        """As EngineClient has it; an engine that is ill does not recover."""
+        return self.unready_reason()
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
         """See EngineClient."""
         request_id = f"{next(self._ids)}-{request.id}"

@@ -118,6 +118,7 @@ def worker(
 
 
 async def _worker(options: "EngineOptions", role: Role, name: str, host: str, port: int, drain: float) -> None:
+    from kvasir_engine.api.leaving import Leaving
     from kvasir_engine.api.server import check_port, listen, serve
     from kvasir_engine.worker.build import build
     from kvasir_engine.worker.server import WorkerServer
@@ -135,10 +136,13 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
         handoff.endpoint,
     )
     server = WorkerServer(thread, hello)
+    leaving = Leaving(server, drain)
+    leaving.mount(server.app)
+    server.show_status(leaving)
     try:
         sock = listen(host, port)
         log.info("serving role=%s address=%s:%d", role, *sock.getsockname()[:2])
-        await serve(server.app, sock, server, drain)
+        await serve(server.app, sock, leaving)
     finally:
         thread.stop()
         handoff.stop()
@@ -184,6 +188,7 @@ async def _serve(options: "EngineOptions", name: str, host: str, port: int, keys
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
+    from kvasir_engine.api.leaving import Leaving
     from kvasir_engine.api.lifecycle import Lifecycle
     from kvasir_engine.api.server import check_port, listen
     from kvasir_engine.api.server import serve as serve_app
@@ -203,8 +208,10 @@ async def _serve(options: "EngineOptions", name: str, host: str, port: int, keys
         with ThreadPoolExecutor(1, "kvasir-tokenizer") as executor:
             client = InProcessClient(thread)
             app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
+            leaving = Leaving(lifecycle, drain)
+            leaving.mount(app)
             sock = listen(host, port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            await serve_app(app, sock, lifecycle, drain)
+            await serve_app(app, sock, leaving)
     finally:
         thread.stop()

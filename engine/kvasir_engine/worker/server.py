@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from kvasir_engine import faults, protocol
+from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.protocol import Abort, Drain, Hello, Reserve, Resync, Submit, ToRouter
 from kvasir_engine.worker.metrics import EngineCollector
 from kvasir_engine.worker.thread import EngineThread
@@ -18,6 +19,15 @@ log = logging.getLogger("worker")
 
 PROTOCOL_ERROR = 1002
 POLICY_VIOLATION = 1008
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """`GET /status`: requests and leases that have not ended, and the seconds that are left when it drains."""
+
+    draining: bool
+    requests: int
+    leases: int
+    seconds_left: float | None
 
 
 class WorkerServer:
@@ -48,6 +58,15 @@ class WorkerServer:
         async def router(socket: WebSocket) -> None:
             await self._session(socket)
 
+    def show_status(self, leaving: Leaving) -> None:
+        """Add `GET /status`: what a worker that leaves still waits for."""
+
+        @self.app.get("/status")
+        async def status() -> Response:
+            engine = self._thread.engine
+            shown = WorkerStatus(self.draining, len(engine.jobs), engine.load().leases, leaving.seconds_left)
+            return Response(msgspec.json.encode(shown), media_type="application/json")
+
     @property
     def inflight(self) -> int:
         """Requests and leases that have not ended."""
@@ -55,6 +74,8 @@ class WorkerServer:
 
     def drain(self) -> None:
         """Tell the routers to send nothing new; what runs goes on."""
+        if self.draining:
+            return
         self.draining = True
         for outbox in self._outboxes:
             outbox.put_nowait(Drain())

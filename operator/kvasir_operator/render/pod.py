@@ -12,6 +12,8 @@ PORT = 8000
 STARTUP_PERIOD_SECONDS = 2
 # Beyond the drain deadline: time to close connections, deregister memory and exit.
 GRACE_SECONDS = 15
+# Clients reach a router for a while after it began to leave: every node hears of a Service's endpoints on its own.
+QUIET_SECONDS = 3
 # Group of the mounted volumes: the engine's image runs as this user.
 USER_ID = 65532
 
@@ -76,12 +78,22 @@ def pod_spec(service: InferenceService, main: Object) -> Object:
 def serving_pod(service: InferenceService, role: Role, main: Object, options: Options) -> Object:
     """The pod of a role: as `pod_spec`, under the role's account, away from its own kind, with time to drain."""
     main |= probes(service)
+    main["lifecycle"] = {"preStop": {"exec": {"command": _drain(role, options)}}}
     spec = pod_spec(service, main)
     spec["terminationGracePeriodSeconds"] = service.spec.drain.deadline_seconds + GRACE_SECONDS
     spread(service, role, spec)
     if options.in_cluster:
         spec["serviceAccountName"] = role_name(service, role)
     return spec
+
+
+def _drain(role: Role, options: Options) -> list[str]:
+    """The preStop hook: runs until nothing is in flight, at most to the drain deadline, which the process keeps.
+
+    By exec: a request from elsewhere could not be told from that of anybody who reaches the port.
+    """
+    quiet = ["--quiet", str(QUIET_SECONDS)] if role == "router" and options.in_cluster else []
+    return ["kvasir", "drain", *quiet]
 
 
 def model_args(service: InferenceService) -> list[str]:
