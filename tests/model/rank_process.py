@@ -1,6 +1,6 @@
 """One rank of a model: `rank_process.py RANK SIZE ADDRESS WORK`, a process of its own as in a worker.
 
-WORK is a JSON file: [{"folder", "params", "prompts", "steps", "most_tokens"}]. The logits after each step of each
+WORK is a JSON file: [{"folder", "dtype", "prompts", "steps", "most_tokens"}]. The logits after each step of each
 model are written beside it, as `logits-RANK.pt`.
 """
 
@@ -22,7 +22,7 @@ def main(rank: int, size: int, address: str, work: Path) -> None:
     results = []
     for job in json.loads(work.read_text()):
         runner = ModelRunner(
-            Path(job["folder"]), device="cpu", page_size=4, pages=128, group=group, **job["params"]
+            Path(job["folder"]), device="cpu", page_size=4, pages=128, group=group, dtype=job["dtype"]
         )
         sequences = Sequences(runner, job["prompts"], job["most_tokens"])
         logits = [sequences.step({int(i): count for i, count in step.items()}) for step in job["steps"]]

@@ -1,5 +1,6 @@
 """Loading weights: progress, what the device and the files lack, and the pool's share of memory."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import llama, mistral
 
+from kvasir_engine.model import loader
 from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.loader import choose_device, choose_dtype
+from kvasir_engine.model.loader import Weights, choose_device, choose_dtype
 from kvasir_engine.model.runner import ModelRunner, default_kv_memory
 
 CPU = torch.device("cpu")
@@ -74,6 +76,53 @@ def test_the_pool_takes_what_it_is_given(folder: Path) -> None:
     with pytest.raises(ModelError, match="no memory for the KV pool"):
         ModelRunner(folder, device="cpu", kv_memory=1 << 50)
     assert 0 < default_kv_memory(CPU) <= 4 << 30
+
+
+def test_weights_that_memory_cannot_hold_are_refused_before_they_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elements = sum(weight.numel() for weight in load_file(folder / "model.safetensors").values())
+    needed = elements * 2
+    monkeypatch.setattr(loader, "free_memory", lambda device: needed - 1)
+    heard: list[tuple[str, int, int]] = []
+    said = f"no memory for the weights: {needed:,} bytes in torch.bfloat16, {needed - 1:,} free on cpu"
+    with pytest.raises(ModelError, match=re.escape(said)):
+        ModelRunner(folder, device="cpu", pages=1, progress=lambda *step: heard.append(step))
+    assert not heard
+    Weights(folder, torch.bfloat16, CPU, ranks=2)  # half of it on each rank
+
+
+def test_what_needs_no_conversion_stays_in_the_file(folder: Path) -> None:
+    weights = Weights(folder, torch.float32, CPU)
+    own = range(2, 5)
+    whole = load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    mapped = weights.tensor("model.layers.0.mlp.down_proj.weight", 48, 96, rows=own)
+    assert torch.equal(mapped, whole[2:5])
+    assert in_file(mapped, folder / "model.safetensors")
+    columns = weights.tensor("model.layers.0.mlp.down_proj.weight", 48, 96, columns=own)
+    assert torch.equal(columns, whole[:, 2:5])
+    assert columns.is_contiguous()
+    assert not in_file(columns, folder / "model.safetensors")
+    assert not in_file(
+        Weights(folder, torch.bfloat16, CPU).tensor("model.norm.weight", 48), folder / "model.safetensors"
+    )
+
+
+def in_file(weight: torch.Tensor, file: Path) -> bool:
+    """Whether the tensor lies in a mapping of `file`."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(address, 16) for address in line.split()[0].split("-"))
+        if begin <= weight.data_ptr() < end:
+            return line.endswith(str(file))
+    return False
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", 1, 2) == torch.device("cuda", 1)
+    with pytest.raises(ModelError, match="tensor parallel size 4 needs as many GPUs, and 2 are visible"):
+        choose_device("cuda", 1, 4)
 
 
 @pytest.mark.parametrize("dtype", ["float8", "int8", ""])

@@ -3,26 +3,34 @@
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sequences import random_tokens
+import torch.nn.functional as F
+from sequences import Sequences, random_tokens
 from tiny_models import gemma3, llama, mistral, qwen2, qwen3, qwen3_moe, reference_logits
 
+from kvasir_engine.model import parallel
 from kvasir_engine.model.architectures import parse_config
 from kvasir_engine.model.errors import ModelError
+from kvasir_engine.model.layers import Head
 from kvasir_engine.model.parallel import Shard, shard
+from kvasir_engine.model.runner import ModelRunner
 
 RANK_PROCESS = Path(__file__).with_name("rank_process.py")
 EVEN = {"vocab_size": 152}
+BFLOAT16 = "llama in bfloat16"
 
 # A prompt in chunks, beside another that is decoded, and both decoded together.
 STEPS: list[dict[int, int]] = [{0: 40}, {0: 20, 1: 9}, {1: 1, 0: 33}, {0: 1, 1: 1}, {1: 1, 0: 1}]
 
-MODELS = {
+MODELS: dict[str, tuple[int, Callable[[], Any]]] = {
     "llama": (2, lambda: llama(**EVEN)),
     "llama, tied embeddings": (2, lambda: llama(**EVEN, tie_word_embeddings=True)),
     "llama, a KV head on two ranks": (2, lambda: llama(**EVEN, num_key_value_heads=1)),
@@ -31,69 +39,79 @@ MODELS = {
     "qwen3": (2, lambda: qwen3(**EVEN)),
     "qwen3 moe": (2, lambda: qwen3_moe(**EVEN, mlp_only_layers=[1])),
     "gemma 3": (2, lambda: gemma3(**EVEN)),
-    "llama, three ranks, each with its KV head": (3, lambda: llama(vocab_size=153, num_key_value_heads=3)),
+    BFLOAT16: (
+        2,
+        lambda: llama(**EVEN, num_attention_heads=8, head_dim=32, hidden_size=256, initializer_range=0.05),
+    ),
+    "llama, three ranks": (3, lambda: llama(vocab_size=153, num_key_value_heads=3)),
     "llama, four ranks, two to each KV head": (4, lambda: llama(**EVEN, num_attention_heads=8)),
 }
+ON_TWO = [name for name, (size, _) in MODELS.items() if size == 2 and name != BFLOAT16]
+ON_MORE = [name for name, (size, _) in MODELS.items() if size > 2]
 
 
 @dataclass(frozen=True)
-class Result:
-    kv_heads: int
-    logits: list[torch.Tensor]  # after each of STEPS, [sequences, vocab]
+class Divided:
+    """A model on several ranks: what transformers says after each of STEPS [sequences, vocab], and each rank."""
+
+    folder: Path
+    expected: list[torch.Tensor]
+    logits: list[list[torch.Tensor]]
+    kv_heads: list[int]
 
 
-def run_ranks(folder: Path, size: int, jobs: list[dict[str, Any]]) -> list[list[Result]]:
+def run_ranks(folder: Path, size: int, jobs: list[dict[str, Any]]) -> list[list[Any]]:
     """What each of `size` rank processes says of each job."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     work = folder / "work.json"
     work.write_text(json.dumps(jobs))
-    address = f"file://{folder}/meeting"
     ranks = [
         subprocess.Popen(
-            [sys.executable, RANK_PROCESS, str(rank), str(size), address, work], stderr=subprocess.PIPE, text=True
+            [sys.executable, RANK_PROCESS, str(rank), str(size), f"file://{folder}/meeting", work],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(size)
     ]
     try:
-        said = [rank.communicate(timeout=120)[1] for rank in ranks]
+        said = [rank.communicate(timeout=240)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
     assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(said)
-    loaded = [torch.load(folder / f"logits-{rank}.pt", weights_only=True) for rank in range(size)]
-    return [[Result(*result) for result in results] for results in loaded]
+    return [torch.load(folder / f"logits-{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def divide(root: Path, size: int) -> dict[str, Divided]:
+    """Those of MODELS that go on `size` ranks, through the same processes: their start takes most of the time."""
+    names = [name for name in MODELS if MODELS[name][0] == size]
+    models = [MODELS[name][1]() for name in names]
+    jobs = []
+    for number, (name, model) in enumerate(zip(names, models, strict=True)):
+        model.save_pretrained(root / str(number))
+        job = {"folder": str(root / str(number)), "dtype": "bfloat16" if name == BFLOAT16 else "float32"}
+        jobs.append({**job, "prompts": prompts_of(model), "steps": STEPS, "most_tokens": 96})
+    ranks = run_ranks(root / "ranks", size, jobs)
+    return {
+        name: Divided(
+            root / str(i), expected_logits(model), [rank[i][1] for rank in ranks], [rank[i][0] for rank in ranks]
+        )
+        for i, (name, model) in enumerate(zip(names, models, strict=True))
+    }
 
 
 @pytest.fixture(scope="module")
-def divided(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[torch.Tensor], list[Result]]]:
-    """For each of MODELS: transformers' logits after each of STEPS, and each rank's result.
-
-    All models of one size go through the same processes, as most of the time goes into their start.
-    """
-    root = tmp_path_factory.mktemp("divided")
-    outcome = {}
-    for size in sorted({size for size, _ in MODELS.values()}):
-        names = [name for name in MODELS if MODELS[name][0] == size]
-        jobs, expected = [], []
-        for number, name in enumerate(names):
-            model = MODELS[name][1]()
-            folder = root / f"{size}-{number}"
-            model.save_pretrained(folder)
-            prompts = [random_tokens(95, model.config.vocab_size, seed) for seed in (1, 2)]
-            expected.append(expected_logits(model, prompts))
-            params = {"dtype": "float32"}
-            jobs.append(
-                {"folder": str(folder), "params": params, "prompts": prompts, "steps": STEPS, "most_tokens": 96}
-            )
-        results = run_ranks(root / f"ranks-{size}", size, jobs)
-        for number, name in enumerate(names):
-            outcome[name] = (expected[number], [result[number] for result in results])
-    return outcome
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Divided]:
+    return divide(tmp_path_factory.mktemp("two"), 2)
 
 
-def expected_logits(model: Any, prompts: list[list[int]]) -> list[torch.Tensor]:
-    whole = [reference_logits(model, prompt) for prompt in prompts]
+def prompts_of(model: Any) -> list[list[int]]:
+    return [random_tokens(95, model.config.vocab_size, seed) for seed in (1, 2)]
+
+
+def expected_logits(model: Any) -> list[torch.Tensor]:
+    whole = [reference_logits(model, prompt) for prompt in prompts_of(model)]
     done, expected = [0, 0], []
     for step in STEPS:
         for i, count in step.items():
@@ -102,25 +120,84 @@ def expected_logits(model: Any, prompts: list[list[int]]) -> list[torch.Tensor]:
     return expected
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_rank_has_the_whole_model_s_logits(
-    name: str, divided: dict[str, tuple[list[torch.Tensor], list[Result]]]
-) -> None:
-    expected, ranks = divided[name]
-    assert len(ranks) == MODELS[name][0]
-    assert expected[0].std() > 0.5  # else closeness would mean nothing
-    for theirs, first, *others in zip(expected, *(rank.logits for rank in ranks), strict=True):
+def assert_whole(model: Divided) -> None:
+    assert model.expected[0].std() > 0.5  # else closeness would mean nothing
+    for theirs, first, *others in zip(model.expected, *model.logits, strict=True):
         torch.testing.assert_close(first, theirs, atol=1e-4, rtol=0)
         assert all(torch.equal(first, other) for other in others)
 
 
-def test_the_pool_of_a_rank_has_its_kv_heads_only(
-    divided: dict[str, tuple[list[torch.Tensor], list[Result]]],
-) -> None:
-    held = {name: [rank.kv_heads for rank in ranks] for name, (_, ranks) in divided.items()}
-    assert held["llama"] == [1, 1]
-    assert held["llama, a KV head on two ranks"] == [1, 1]
-    assert held["llama, three ranks, each with its KV head"] == [1, 1, 1]
+@pytest.mark.parametrize("name", ON_TWO)
+def test_both_ranks_have_the_whole_model_s_logits(name: str, on_two: dict[str, Divided]) -> None:
+    assert len(on_two[name].logits) == 2
+    assert on_two[name].kv_heads == [1, 1]
+    assert_whole(on_two[name])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ON_MORE)
+def test_three_and_four_ranks_have_the_whole_model_s_logits(name: str, tmp_path: Path) -> None:
+    size = MODELS[name][0]
+    model = divide(tmp_path, size)[name]
+    assert model.kv_heads == [1] * size
+    assert_whole(model)
+
+
+def test_bfloat16_ranks_stay_as_near_to_float32_as_one_process(on_two: dict[str, Divided]) -> None:
+    model = on_two[BFLOAT16]
+    alone = ModelRunner(model.folder, dtype="bfloat16", device="cpu", page_size=4, pages=128)
+    sequences = Sequences(alone, [random_tokens(95, 152, seed) for seed in (1, 2)], 96)
+    one = [sequences.step(step) for step in STEPS]
+    for theirs, whole, first, second in zip(model.expected, one, *model.logits, strict=True):
+        assert torch.equal(first, second)
+        assert (first - theirs).norm() < 1.5 * (whole - theirs).norm()
+        assert (first - theirs).norm() < 0.03 * theirs.norm()
+
+
+class TwoThreads:
+    """A Group of two threads."""
+
+    size = 2
+
+    def __init__(self, rank: int, barrier: threading.Barrier, shared: list[torch.Tensor]) -> None:
+        self.rank, self._barrier, self._shared = rank, barrier, shared
+
+    def _exchange(self, x: torch.Tensor) -> list[torch.Tensor]:
+        self._shared[self.rank] = x.clone()
+        self._barrier.wait(30)
+        both = list(self._shared)
+        self._barrier.wait(30)
+        return both
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        x.copy_(sum(self._exchange(x)))
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._exchange(x), -1)
+
+
+def test_a_head_on_two_ranks_tells_apart_what_bfloat16_makes_equal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5000, 64, generator=generator).bfloat16()
+    x = torch.randn(400, 64, generator=generator) * 4
+    x[7] = 0  # all are equal: too many to compute again
+    barrier, shared = threading.Barrier(2), [torch.empty(0)] * 2
+    heads = [Head(weight[rank * 2500 :][:2500], TwoThreads(rank, barrier, shared)) for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda head: head(x), heads)
+    assert torch.equal(first, second)
+    exact = F.linear(x, weight.float())
+    torch.testing.assert_close(first, exact, atol=0.5, rtol=0.02)
+    plain = F.linear(x.bfloat16(), weight)
+    wrong = int((plain.argmax(-1) != exact.argmax(-1)).sum())
+    assert wrong > 4
+    assert int((first.argmax(-1) != exact.argmax(-1)).sum()) < wrong / 4
+
+
+def test_a_rank_whose_peers_do_not_come_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "CONNECT_SECONDS", 0.2)
+    with pytest.raises(ModelError, match=r"rank 0 of 2 cannot connect to the others at file://.*/meeting"):
+        parallel.Ranks(0, 2, f"file://{tmp_path}/meeting", torch.device("cpu"))
 
 
 def config(**changes: Any) -> Any:

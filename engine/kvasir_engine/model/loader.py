@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from kvasir_engine.attention.pool import free_memory
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.weights import check_weights
 
@@ -30,17 +31,26 @@ class Weights:
     """The tensors of a model's folder by name: mapped from the files, converted and moved as they are asked for.
 
     `progress` hears ("load", bytes dealt with, bytes in all), by the bytes in the files: a tensor of which a rank
-    reads a part counts whole, as the rest is not for this rank to read.
+    reads a part counts whole, as the rest is not for this rank to read. Raises ModelError, before anything is
+    loaded, when the device has not the memory for one of `ranks` parts.
     """
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        progress: Progress | None = None,
+        ranks: int = 1,
     ) -> None:
         self.folder = folder
         self.dtype = dtype
         self.device = device
         self._progress = progress
         files = check_weights(folder)
+        needed, free = sum(file.elements for file in files) * dtype.itemsize // ranks, free_memory(device)
+        if needed > free:
+            raise ModelError(f"no memory for the weights: {needed:,} bytes in {dtype}, {free:,} free on {device}")
         self._total = sum(file.weight_bytes for file in files)
         self._done = 0
         self._files: dict[str, Any] = {}

@@ -42,7 +42,7 @@ class ModelRunner:
         self.device = choose_device(device, group.rank, group.size)
         self.dtype = choose_dtype(dtype, self.device)
         with torch.inference_mode():
-            weights = Weights(folder, self.dtype, self.device, progress)
+            weights = Weights(folder, self.dtype, self.device, progress, group.size)
             self._model = Decoder(self.config, weights, part, group)
             weights.close()
         config = self.config

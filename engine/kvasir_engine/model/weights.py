@@ -1,6 +1,7 @@
 """The safetensors files of a model's folder: found, checked for their length, read by name."""
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,11 +16,12 @@ _SAMPLE = 64 << 10
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One safetensors file: its bytes, those of them that are not the header, and the names of its tensors."""
+    """One safetensors file: its bytes, those of them that are not the header, its tensors' names and numbers."""
 
     path: Path
     size: int
     weight_bytes: int
+    elements: int
     tensors: tuple[str, ...]
 
 
@@ -62,6 +64,7 @@ def _check_file(path: Path) -> WeightFile:
                 raise ModelError(f"{path} is cut short: {size} bytes do not hold its header")
             header: dict[str, Any] = json.loads(stream.read(length))
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            elements = sum(math.prod(entry["shape"]) for entry in tensors.values())
             end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
@@ -73,4 +76,4 @@ def _check_file(path: Path) -> WeightFile:
         raise ModelError(
             f"{path} is {'cut short' if size < end else 'too long'}: {size} bytes, its header says {end}"
         )
-    return WeightFile(path, size, size - 8 - length, tuple(tensors))
+    return WeightFile(path, size, size - 8 - length, elements, tuple(tensors))
