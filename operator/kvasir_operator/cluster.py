@@ -6,7 +6,7 @@ Every call made here needs a verb of the shipped Role; `KINDS` says which kinds 
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -20,7 +20,7 @@ from kvasir_operator.render.names import MANAGED_BY, SERVICE_LABEL, Object
 from kvasir_operator.spec import API_VERSION, KIND, PLURAL
 
 FIELD_MANAGER = "kvasir"
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS = 30.0
 
 # The kinds that an InferenceService may own, and where the API serves them.
 KINDS: dict[tuple[str, str], str] = {
@@ -36,6 +36,9 @@ KINDS: dict[tuple[str, str], str] = {
     ("monitoring.coreos.com/v1", "PodMonitor"): "podmonitors",
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproutes",
 }
+
+
+Key = tuple[str, str]
 
 
 class Transport(Protocol):
@@ -56,7 +59,7 @@ class Cluster:
 
     def get_service(self, namespace: str, name: str) -> Object | None:
         """The InferenceService as it is stored, or `None`."""
-        return self._get(_path(API_VERSION, PLURAL, namespace, name))
+        return self._get(object_path(API_VERSION, PLURAL, namespace, name))
 
     def owned(self, namespace: str, name: str, uid: str) -> list[Object]:
         """All objects that carry the labels of an InferenceService and belong to the one with this uid."""
@@ -68,20 +71,27 @@ class Cluster:
 
     def foreign(self, item: Object) -> bool:
         """Whether an object of `item`'s name is there that `item`'s owner does not own."""
-        live = self._get(_object_path(item))
+        live = self._get(_path_of(item))
         return live is not None and not _owners(item) & _owners(live)
 
     def pods(self, namespace: str, name: str) -> list[Object]:
         """The pods of an InferenceService."""
         return self._list("v1", "Pod", "pods", namespace, name)
 
+    def versions(self, api_version: str, plural: str, namespace: str = "", labels: str = "") -> dict[Key, str]:
+        """The resourceVersions of a kind's objects, by namespace and name; of all namespaces if none is given."""
+        query = {"labelSelector": labels} if labels else {}
+        answer = self._call("GET", object_path(api_version, plural, namespace), query=query)
+        found = (item["metadata"] for item in json.loads(answer)["items"])
+        return {(each["namespace"], each["name"]): each["resourceVersion"] for each in found}
+
     def apply(self, item: Object) -> None:
         """Server-side apply `item`, taking over fields that others set. Raises ClusterError."""
-        self._write("PATCH", _object_path(item), item)
+        self._write("PATCH", _path_of(item), item)
 
     def scale(self, namespace: str, target: Reference, replicas: int, version: str) -> None:
         """Set a Deployment's replicas. Raises ClusterError 409 if its resourceVersion is not `version`."""
-        path = _path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
+        path = object_path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
         # Not an apply: that would give up every other field that this field manager has set.
         body = {"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}}
         query = {"fieldManager": FIELD_MANAGER}
@@ -90,14 +100,14 @@ class Cluster:
     def delete(self, namespace: str, target: Reference) -> None:
         """Delete an object and what it owns; nothing if it is gone already."""
         plural = KINDS[target.api_version, target.kind]
-        path = _path(target.api_version, plural, namespace, target.name)
+        path = object_path(target.api_version, plural, namespace, target.name)
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         self._call("DELETE", path, body=options, accept=(200, 202, 404))
 
     def set_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """Replace what this field manager said in the status; nothing if the InferenceService is gone."""
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "status": status}
-        path = _path(API_VERSION, PLURAL, namespace, name) + "/status"
+        path = object_path(API_VERSION, PLURAL, namespace, name) + "/status"
         self._write("PATCH", path, body, accept=(200, 201, 404))
 
     def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:
@@ -123,7 +133,7 @@ class Cluster:
             "count": 1,
             "source": {"component": "kvasir-operator"},
         }
-        path = _path("v1", "events", metadata["namespace"])
+        path = object_path("v1", "events", metadata["namespace"])
         self._call("POST", path, body=event, accept=(200, 201, 202, 409))
 
     def serves(self, api_version: str, kind: str) -> bool:
@@ -143,7 +153,7 @@ class Cluster:
     def _list(self, api_version: str, kind: str, plural: str, namespace: str, name: str) -> list[Object]:
         labels = {**MANAGED_BY, SERVICE_LABEL: name}
         query = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())}
-        answer = self._call("GET", _path(api_version, plural, namespace), query=query)
+        answer = self._call("GET", object_path(api_version, plural, namespace), query=query)
         # Items of a list do not say what they are.
         return [{**item, "apiVersion": api_version, "kind": kind} for item in json.loads(answer)["items"]]
 
@@ -166,26 +176,29 @@ class Cluster:
     ) -> bytes:
         status, answer = self._send(method, path, query or {}, body, content_type)
         if status not in accept:
-            raise ClusterError(status, _message(status, answer))
+            raise ClusterError(status, status_message(status, answer))
         # A plain 404 page (an unknown group on old servers) is no JSON.
         return answer if status != 404 else b"{}"
 
 
-def _path(api_version: str, plural: str, namespace: str, name: str = "") -> str:
+def object_path(api_version: str, plural: str, namespace: str, name: str = "") -> str:
+    """Where the API server has an object, or without a name the collection. Without a namespace, that of all."""
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
-    return f"{root}/namespaces/{quote(namespace)}/{plural}" + (f"/{quote(name)}" if name else "")
+    where = f"/namespaces/{quote(namespace)}" if namespace else ""
+    return f"{root}{where}/{plural}" + (f"/{quote(name)}" if name else "")
 
 
-def _object_path(item: Object) -> str:
+def _path_of(item: Object) -> str:
     plural = KINDS[item["apiVersion"], item["kind"]]
-    return _path(item["apiVersion"], plural, item["metadata"]["namespace"], item["metadata"]["name"])
+    return object_path(item["apiVersion"], plural, item["metadata"]["namespace"], item["metadata"]["name"])
 
 
 def _owners(item: Object) -> set[str]:
     return {owner["uid"] for owner in item["metadata"].get("ownerReferences", [])}
 
 
-def _message(status: int, answer: bytes) -> str:
+def status_message(status: int, answer: bytes) -> str:
+    """What the API server said against a request."""
     try:
         return str(json.loads(answer)["message"])
     except (ValueError, KeyError, TypeError):
@@ -194,14 +207,25 @@ def _message(status: int, answer: bytes) -> str:
 
 @dataclass(frozen=True)
 class ClientTransport:
-    """The official client's connection: addresses, certificates and tokens are its business."""
+    """The official client's connection: addresses, certificates and tokens are its business.
+
+    `left`: for how many seconds this replica may write yet. No write is begun after them, and none is waited for.
+    `limit`: seconds for any request.
+    """
 
     client: Any
+    left: Callable[[], float] | None = None
+    limit: float = TIMEOUT_SECONDS
 
     def __call__(
         self, method: str, path: str, query: Mapping[str, str], body: object, content_type: str
     ) -> tuple[int, bytes]:
         """Send and wait. Raises ClusterError with status 0 when no answer comes."""
+        seconds = self.limit
+        if method != "GET" and self.left is not None:
+            seconds = min(seconds, self.left())
+            if seconds <= 0:
+                raise ClusterError(0, "this replica does not lead")
         headers = {"Accept": "application/json", "Content-Type": content_type}
         if token := self.client.configuration.auth_settings().get("BearerToken"):
             headers[token["key"]] = token["value"]  # read again each time: service account tokens are rotated
@@ -209,7 +233,8 @@ class ClientTransport:
         url = self.client.configuration.host + path + _query(query)
         pool = self.client.rest_client.pool_manager
         try:
-            answer = pool.request(method, url, body=text, headers=headers, timeout=TIMEOUT_SECONDS, retries=False)
+            timeout = urllib3.Timeout(total=seconds)
+            answer = pool.request(method, url, body=text, headers=headers, timeout=timeout, retries=False)
         except urllib3.exceptions.HTTPError as error:
             raise ClusterError(0, f"the API server cannot be reached: {error}") from error
         return answer.status, answer.data
@@ -219,8 +244,8 @@ def _query(query: Mapping[str, str]) -> str:
     return "?" + "&".join(f"{key}={quote(value)}" for key, value in query.items()) if query else ""
 
 
-def connect() -> Cluster:
-    """The cluster whose pod this is, else the one of $KUBECONFIG or ~/.kube/config. Raises ClusterError."""
+def connect() -> Any:
+    """A client of the cluster whose pod this is, else of $KUBECONFIG or ~/.kube/config. Raises ClusterError."""
     try:
         kubernetes.config.load_incluster_config()
     except kubernetes.config.ConfigException:
@@ -228,4 +253,4 @@ def connect() -> Cluster:
             kubernetes.config.load_kube_config()
         except kubernetes.config.ConfigException as error:
             raise ClusterError(0, f"no cluster is configured: {error}") from None
-    return Cluster(ClientTransport(kubernetes.client.ApiClient()))
+    return kubernetes.client.ApiClient()

@@ -17,7 +17,7 @@ from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
-from kvasir_operator.render.names import ROLE_LABEL
+from kvasir_operator.render.names import PAUSED, ROLE_LABEL
 from kvasir_operator.render.network import url
 from kvasir_operator.spec import InferenceService, InvalidService, Model, parse
 from kvasir_operator.validate import ModelFacts, fact_problems
@@ -76,7 +76,8 @@ class Reconciler:
         desired = self._servable(document, render(service, self._options))
         pods = self._cluster.pods(service.namespace, service.name)
         observed = observe(self._cluster.owned(service.namespace, service.name, service.uid), pods)
-        failures = self._execute(service, desired, observed)
+        paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
+        failures = {} if paused else self._execute(service, desired, observed)
         cached = loading(desired, observed, self._loaded(pods))
         if cached and not cached.done:
             self._again(service.namespace, service.name)
@@ -90,6 +91,7 @@ class Reconciler:
             previous=document.get("status", {}),
             now=self._now(),
             cached=cached,
+            paused=paused,
         )
         self._publish(document, status)
         for error in failures.values():

@@ -9,6 +9,7 @@ All conditions are set by the operator's reconcile, which is their only writer.
 | PrefillReady | every prefill worker of this spec's revision is ready        | Accepted is False | counts    |
 | DecodeReady  | every decode worker of this spec's revision is ready         | Accepted is False | counts    |
 | RouterReady  | every router of this spec is ready, that is, has workers     | Accepted is False | counts    |
+| Paused       | its annotation says so: no object is changed                  | it does not       | no        |
 | Ready        | all of the above, and neither decode nor router has 0 wanted | never             | is it     |
 
 Ready speaks of the spec at `observedGeneration`: during a rollout it is False with reason RollingOut while the old
@@ -27,7 +28,7 @@ from msgspec import Meta
 
 from kvasir_operator.observed import Observed, Reference, Trouble, reference
 from kvasir_operator.plan.preload import PRELOAD, Loading
-from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL, Object, Role
+from kvasir_operator.render.names import PAUSED, REVISION_LABEL, ROLE_LABEL, Object, Role
 from kvasir_operator.schema import Invalid
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "router")
@@ -93,6 +94,7 @@ def accepted(
     previous: Mapping[str, Any],
     now: datetime,
     cached: Loading | None = None,
+    paused: bool = False,
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
 
@@ -105,6 +107,7 @@ def accepted(
         _Verdict("Accepted", True, "Valid", "spec is valid"),
         *_cached(cached, refused.get(PRELOAD, "")),
         *(verdict for _, verdict in roles.values()),
+        *([_Verdict("Paused", True, "Annotated", f"nothing is changed while {PAUSED} is true")] if paused else []),
     ]
     verdicts.append(_ready(verdicts, {role: status.replicas for role, (status, _) in roles.items()}))
     return Status(

@@ -56,7 +56,14 @@ def operator_args(objects: list[dict[str, Any]]) -> list[str]:
 
 def test_all_namespaces_by_default(template: Template) -> None:
     objects = template()
-    assert kinds(objects) == ["ClusterRole", "ClusterRoleBinding", "Deployment", "ServiceAccount"]
+    assert kinds(objects) == [
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Deployment",
+        "Role",
+        "RoleBinding",
+        "ServiceAccount",
+    ]
     assert "--all-namespaces" in operator_args(objects)
     (binding,) = [o for o in objects if o["kind"] == "ClusterRoleBinding"]
     (account,) = [o for o in objects if o["kind"] == "ServiceAccount"]
@@ -66,8 +73,9 @@ def test_all_namespaces_by_default(template: Template) -> None:
 
 def test_chosen_namespaces_get_roles_and_the_cluster_none(template: Template) -> None:
     objects = template("watchNamespaces={a,b}")
-    assert kinds(objects) == ["Deployment", "Role", "Role", "RoleBinding", "RoleBinding", "ServiceAccount"]
-    assert {o["metadata"]["namespace"] for o in objects if o["kind"] == "Role"} == {"a", "b"}
+    assert kinds(objects) == ["Deployment", *["Role"] * 3, *["RoleBinding"] * 3, "ServiceAccount"]
+    found = {(o["metadata"]["namespace"], o["metadata"]["name"]) for o in objects if o["kind"] == "Role"}
+    assert found == {("a", "kvasir"), ("b", "kvasir"), ("system", "kvasir-leader")}
     assert {"--namespace=a", "--namespace=b"} <= set(operator_args(objects))
     assert "--all-namespaces" not in operator_args(objects)
 
@@ -80,6 +88,19 @@ def test_the_flags_are_ones_that_the_operator_has(template: Template) -> None:
         command, *flags = operator_args(objects)
         assert command == "run"
         assert {flag.split("=")[0] for flag in flags} <= known
+
+
+def test_operators_elect_a_leader_by_a_lease_that_they_may_write(template: Template) -> None:
+    objects = template()
+    (name,) = [flag.split("=")[1] for flag in operator_args(objects) if flag.startswith("--lease-name=")]
+    assert "--leader-elect" in operator_args(objects)
+    (role,) = [o for o in objects if o["kind"] == "Role"]
+    assert role["metadata"]["namespace"] == "system"
+    (create, others) = role["rules"]
+    assert create == {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]}
+    assert others["resourceNames"] == [name]
+    (deployment,) = [o for o in objects if o["kind"] == "Deployment"]
+    assert deployment["spec"]["replicas"] == 2
 
 
 def test_values_reach_the_pod(template: Template) -> None:
@@ -95,7 +116,7 @@ def test_values_reach_the_pod(template: Template) -> None:
 
 
 @pytest.mark.parametrize(
-    "mistake", ["image.tagg=1", "watchNamespaces={Not A Name}", "engine.image.name=a", "replicas=2"]
+    "mistake", ["image.tagg=1", "watchNamespaces={Not A Name}", "engine.image.name=a", "replicas=two", "replica=1"]
 )
 def test_values_that_mean_nothing_are_refused(template: Template, mistake: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:

@@ -11,8 +11,11 @@ import pytest
 import yaml
 from isvc_cases import document
 
-from kvasir_operator.__main__ import WATCHED
 from kvasir_operator.cluster import KINDS, Cluster
+from kvasir_operator.controller import WATCHED
+from kvasir_operator.election import Leadership
+from kvasir_operator.lease import Candidate
+from kvasir_operator.leases import ClusterLease
 from kvasir_operator.port import ClusterError
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Options, render
@@ -25,6 +28,7 @@ PATH = re.compile(
 )
 
 Verb = tuple[str, str, str]
+LEASE = ("coordination.k8s.io", "leases")
 
 
 class FakeServer:
@@ -99,8 +103,9 @@ class FakeServer:
         return (200, json.dumps({"resources": kinds}).encode()) if kinds else (404, b"404 page not found")
 
 
-def shipped() -> set[Verb]:
-    text = re.sub(r"\{\{-?.*?-?\}\}", "", RULES.read_text(), flags=re.S)
+def shipped(template: str = "rules") -> set[Verb]:
+    (found,) = re.findall(rf'define "kvasir.{template}" -\}}\}}(.*?)\{{\{{- end', RULES.read_text(), flags=re.S)
+    text = re.sub(r"\{\{-?.*?-?\}\}", "x", found, flags=re.S)
     return {
         (group, resource, verb)
         for rule in yaml.safe_load(text)
@@ -152,6 +157,26 @@ def used() -> set[Verb]:
 
 def test_the_shipped_rules_are_the_calls_that_are_made() -> None:
     assert shipped() == used()
+
+
+def test_the_leases_rules_are_the_calls_that_are_made() -> None:
+    store: dict[str, Any] = {}
+    verbs = set()
+
+    def send(method: str, path: str, query: Any, body: Any, content_type: str) -> tuple[int, bytes]:
+        assert path.removesuffix("/kvasir").endswith("/namespaces/system/leases")
+        verbs.add({"GET": "get", "POST": "create", "PUT": "update"}[method])
+        if method == "GET":
+            return (200, json.dumps(store).encode()) if store else (404, b"{}")
+        store.update(body, metadata={"resourceVersion": "1"})
+        return 200, b"{}"
+
+    leadership = Leadership(Candidate("a"), ClusterLease(send, "system", "kvasir"))
+    leadership.attempt()
+    leadership.attempt()
+    leadership.resign()
+    assert LEASE == ("coordination.k8s.io", "leases")
+    assert shipped("leaseRules") == {(*LEASE, verb) for verb in verbs}
 
 
 def test_the_operator_holds_what_it_grants_to_routers() -> None:

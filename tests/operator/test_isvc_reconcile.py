@@ -100,6 +100,28 @@ def test_a_bad_edit_leaves_what_runs_running() -> None:
     assert cluster.conditions()["Ready"]["reason"] == "NotAccepted"
 
 
+def test_a_paused_service_is_watched_and_not_touched() -> None:
+    cluster = FakeCluster(document())
+    operator = reconciler(cluster)
+    operator.reconcile("default", "llama")
+    cluster.settle()
+    found = cluster.services["default", "llama"]
+    found["metadata"]["annotations"] = {"serving.kvasir.dev/paused": "true"}
+    found["spec"]["router"] = {"replicas": 5}
+    before = dict(cluster.objects)
+    cluster.calls.clear()
+    operator.reconcile("default", "llama")
+    assert cluster.objects == before
+    assert cluster.calls == ["status"]
+    assert cluster.conditions()["Paused"]["status"] == "True"
+    assert ("Paused", "Paused True 2026-01-01T00:00:00Z") in cluster.events
+    assert cluster.conditions()["RouterReady"]["status"] == "False", "its spec is not what runs"
+    found["metadata"]["annotations"] = {"serving.kvasir.dev/paused": "false"}
+    operator.reconcile("default", "llama")
+    assert "Paused" not in cluster.conditions()
+    assert cluster.objects != before
+
+
 def test_a_kind_that_is_not_served_is_skipped_with_one_event() -> None:
     cluster = FakeCluster(document(router={"expose": {"type": "HTTPRoute", "className": "g", "host": "a.example"}}))
     cluster.unserved.add("HTTPRoute")

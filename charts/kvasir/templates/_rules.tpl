@@ -41,3 +41,14 @@
   resources: [events]
   verbs: [create]
 {{- end }}
+
+{{- /* In the operator's own namespace: the Lease. */ -}}
+{{- define "kvasir.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "kvasir.fullname" . }}]
+  verbs: [get, update]
+{{- end }}

@@ -15,6 +15,8 @@ SERVICE_LABEL = f"{GROUP}/inferenceservice"
 ROLE_LABEL = f"{GROUP}/role"
 REVISION_LABEL = f"{GROUP}/revision"
 KV_LABEL = f"{GROUP}/kv"
+# "true" on an InferenceService: nothing of it is changed; its status is still written.
+PAUSED = f"{GROUP}/paused"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "kvasir-operator"}
 REVISION_LENGTH = 8
 

@@ -1,0 +1,180 @@
+"""The controller's wiring: kopf brings events, the queue spreads work, a Lease says who works."""
+
+import asyncio
+import logging
+import socket
+import uuid
+from typing import Any
+
+import kopf
+import msgspec
+
+from kvasir_operator.ask import PodReader
+from kvasir_operator.cluster import ClientTransport, Cluster
+from kvasir_operator.election import Leadership
+from kvasir_operator.facts import FactsReader
+from kvasir_operator.lease import Candidate
+from kvasir_operator.leases import ClusterLease
+from kvasir_operator.port import ClusterError
+from kvasir_operator.queue import WorkQueue
+from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.render import Options
+from kvasir_operator.render.names import SERVICE_LABEL
+from kvasir_operator.spec import API_VERSION, GROUP, PLURAL, VERSION
+from kvasir_operator.watchdog import Watchdog
+
+log = logging.getLogger("kvasir.operator")
+
+# What an InferenceService's status and next steps depend on, beside itself.
+WATCHED = (("apps", "v1", "deployments"), ("", "v1", "pods"), ("", "v1", "services"), ("batch", "v1", "jobs"))
+# How often a service is looked at while its model is loaded, of which no event tells.
+PROGRESS_SECONDS = 5.0
+# How often the watches are checked against a list.
+WATCHDOG_SECONDS = 60.0
+LEASE_SECONDS = 5.0  # for one request of the election
+
+Key = tuple[str, str]
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """How to run. `namespaces` empty: all. `lease`: namespace and name of the Lease, `None`: no election."""
+
+    namespaces: tuple[str, ...]
+    options: Options
+    liveness: str
+    lease: tuple[str, str] | None = None
+
+
+class WatchDied(Exception):
+    """A watch stays silent about objects that changed; only a new process has new watches."""
+
+
+class Controller:
+    """Runs one replica of the operator."""
+
+    def __init__(self, client: Any, setup: Setup) -> None:
+        self._setup = setup
+        self._leadership = _leadership(client, *setup.lease) if setup.lease else None
+        self._cluster = Cluster(ClientTransport(client, self._leadership.left if self._leadership else None))
+        self._queue: WorkQueue[Key] = WorkQueue(self._handle)
+        self._reconciler = Reconciler(
+            self._cluster, setup.options, FactsReader().read, progress=PodReader().progress, again=self._again
+        )
+        self._services: set[Key] = set()
+        self._dogs = {PLURAL: Watchdog[Key](), "deployments": Watchdog[Key]()}
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until SIGTERM, then leave the Lease to the next. Raises WatchDied."""
+        self._loop = asyncio.get_running_loop()
+        log.info("watching namespaces=%s", ",".join(self._setup.namespaces) or "all")
+        beside = [asyncio.create_task(self._watch_the_watches())]
+        if self._leadership:
+            beside.append(asyncio.create_task(self._leadership.run(self._all_again)))
+        for task in beside:
+            task.add_done_callback(lambda _: self._stop.set())  # neither ends by itself but by an error
+        try:
+            await kopf.operator(
+                registry=self._registry(),
+                settings=_settings(),
+                standalone=True,  # kopf's peering is no leader election
+                clusterwide=not self._setup.namespaces,
+                namespaces=self._setup.namespaces,
+                liveness_endpoint=self._setup.liveness,
+                stop_flag=self._stop,
+            )
+        finally:
+            for task in beside:
+                task.cancel()
+            ended = await asyncio.gather(*beside, return_exceptions=True)
+            await self._queue.close()
+            await self._loop.shutdown_default_executor()  # what runs in threads may still write
+            self._resign()
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    async def _handle(self, key: Key) -> bool:
+        if self._leadership:
+            await self._leadership.wait()
+        return await asyncio.to_thread(self._reconciler.reconcile, *key)
+
+    def _again(self, namespace: str, name: str) -> None:
+        self._loop.call_soon_threadsafe(self._queue.add_later, (namespace, name), PROGRESS_SECONDS)
+
+    def _all_again(self) -> None:
+        for key in self._services:
+            self._queue.add(key)
+
+    def _resign(self) -> None:
+        if self._leadership:
+            try:
+                self._leadership.resign()
+            except ClusterError as error:
+                log.warning("the lease is left to expire reason=%s", error)
+
+    async def _watch_the_watches(self) -> None:
+        watched = {PLURAL: (API_VERSION, ""), "deployments": ("apps/v1", SERVICE_LABEL)}
+        while True:
+            await asyncio.sleep(WATCHDOG_SECONDS)
+            for plural, dog in self._dogs.items():
+                api_version, labels = watched[plural]
+                try:
+                    listed = await asyncio.to_thread(self._versions, api_version, plural, labels)
+                except ClusterError as error:
+                    log.warning("cannot check the watch of %s reason=%s", plural, error)
+                    continue
+                if silent := dog.look(listed):
+                    raise WatchDied(f"the watch of {plural} says nothing of {len(silent)}, as {min(silent)}")
+
+    def _versions(self, api_version: str, plural: str, labels: str) -> dict[Key, str]:
+        found: dict[Key, str] = {}
+        for namespace in self._setup.namespaces or ("",):
+            found |= self._cluster.versions(api_version, plural, namespace, labels)
+        return found
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        """Every event, whatever it says, queues its InferenceService. Event handlers leave no traces on objects."""
+        registry = kopf.OperatorRegistry()
+
+        async def on_service(namespace: str, name: str, type: str | None, meta: kopf.Meta, **_: Any) -> None:
+            key, deleted = (namespace, name), type == "DELETED"
+            self._dogs[PLURAL].event(key, meta["resourceVersion"], deleted)
+            (self._services.discard if deleted else self._services.add)(key)
+            self._queue.add(key, now=True)  # an edit may be what a failing one waits for
+
+        async def on_part(
+            namespace: str,
+            name: str,
+            type: str | None,
+            meta: kopf.Meta,
+            labels: kopf.Labels,
+            resource: Any,
+            **_: Any,
+        ) -> None:
+            if dog := self._dogs.get(resource.plural):
+                dog.event((namespace, name), meta["resourceVersion"], type == "DELETED")
+            self._queue.add((namespace, labels[SERVICE_LABEL]))
+
+        kopf.on.login(registry=registry)(kopf.login_via_client)
+        kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(on_service)
+        for group, version, plural in WATCHED:
+            labelled = {SERVICE_LABEL: kopf.PRESENT}
+            kopf.on.event(group, version, plural, registry=registry, id=plural, labels=labelled)(on_part)
+        return registry
+
+
+def _leadership(client: Any, namespace: str, name: str) -> Leadership:
+    identity = f"{socket.gethostname()}_{uuid.uuid4()}"  # a restarted process is another candidate
+    return Leadership(
+        Candidate(identity), ClusterLease(ClientTransport(client, limit=LEASE_SECONDS), namespace, name)
+    )
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # kinds and namespaces are given; no rights to list CRDs are needed
+    settings.watching.connect_timeout = 10.0
+    settings.watching.server_timeout = 240  # the API server takes whole seconds only
+    return settings
