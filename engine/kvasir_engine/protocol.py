@@ -47,8 +47,16 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]] = []
 
 
+HEADS_APART = "pages,layers,kv,heads,tokens,dim"
+"""The layout in which a head's tokens of a page are one run of bytes: what other divisions of the KV need."""
+
+
 class Fingerprint(msgspec.Struct, frozen=True):
-    """What must agree for one worker's KV to be another's. Engine versions may differ."""
+    """What must agree for one worker's KV to be another's. Engine versions may differ.
+
+    `kv_heads` are the model's. `tensor_parallel` and `page_size` may differ within limits; `transfer/layout.py`
+    says which bytes are which then.
+    """
 
     model: str
     revision: str
@@ -66,13 +74,26 @@ class Fingerprint(msgspec.Struct, frozen=True):
         """The first field by which the two cannot pair, as `field: ours, theirs`; `None` when they can."""
         for field in self.__struct_fields__:
             ours, theirs = getattr(self, field), getattr(other, field)
-            if ours != theirs:
-                return f"{field}: {ours!r}, {theirs!r}"
+            if ours == theirs:
+                continue
+            why = self._unmovable(field, ours, theirs) if field in ("page_size", "tensor_parallel") else ""
+            if why is not None:
+                return f"{field}: {ours!r}, {theirs!r}{why}"
         return None
+
+    def _unmovable(self, field: str, ours: int, theirs: int) -> str | None:
+        """Why KV cannot move between two numbers of ranks, or two page sizes, that are not the same."""
+        if self.layout != HEADS_APART:
+            return f" (the layout {self.layout} moves between equal ones only)"
+        if field == "page_size":
+            return " (neither is a multiple of the other)" if max(ours, theirs) % min(ours, theirs) else None
+        if all(self.kv_heads % ranks == 0 or ranks % self.kv_heads == 0 for ranks in (ours, theirs)):
+            return None
+        return f" (one of them neither divides the {self.kv_heads} KV heads nor is a multiple of them)"
 
 
 class Region(msgspec.Struct, frozen=True):
-    """A worker's KV pool as its peers address it: `pages` pages of `page_bytes` bytes from `address` on."""
+    """A rank's KV pool as its peers address it: `pages` pages of `page_bytes` bytes from `address` on."""
 
     address: int
     pages: int
@@ -81,14 +102,34 @@ class Region(msgspec.Struct, frozen=True):
     device: int = 0
 
 
+class Address(msgspec.Struct, frozen=True):
+    """What one needs to reach one rank's memory. `metadata` is the NIXL agent's, opaque."""
+
+    agent: str
+    metadata: bytes
+    region: Region
+
+
 class Endpoint(msgspec.Struct, frozen=True):
-    """What one worker needs to reach another's memory. `metadata` is the NIXL agent's, opaque."""
+    """What one worker needs to reach another's memory: rank 0's agent, its metadata and region, and the `others`'.
+
+    Rank 0's agent stands for the worker where one name is enough. Page numbers mean the same on all ranks.
+    """
 
     agent: str
     epoch: int
     metadata: bytes
     region: Region
     fingerprint: Fingerprint
+    others: tuple[Address, ...] = ()
+
+    def agent_of(self, rank: int) -> str:
+        """The name of one rank's agent."""
+        return self.others[rank - 1].agent if 0 < rank <= len(self.others) else self.agent + f"-{rank}" * (rank > 0)
+
+    def address(self, rank: int) -> Address:
+        """The address of one rank."""
+        return self.others[rank - 1] if rank else Address(self.agent, self.metadata, self.region)
 
 
 class Load(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -151,8 +192,8 @@ class Reserve(Frame, frozen=True):
 class Lease(msgspec.Struct, frozen=True):
     """The right of one writer to write some pages of one decode worker.
 
-    `pages[i]` is to hold tokens `first + i * page_size` on; `first` is a multiple of the page size. The writer
-    stops posting `seconds` after it got the lease, by its own clock.
+    `pages[i]` is to hold tokens `first + i * page_size` on, with the decode worker's page size, of which `first` is
+    a multiple. The writer stops posting `seconds` after it got the lease, by its own clock.
     """
 
     id: int

@@ -21,8 +21,11 @@ class DyingPeers:
         self.forgotten: set[str] = set()
         self.written: queue.Queue[int] = queue.Queue()
 
-    def connect(self, endpoint: Endpoint) -> None:
+    def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
         pass
+
+    def sent(self, agent: str) -> None:
+        return None
 
     def write(self, agent: str, local: object, remote: object, layers: range) -> Transfer:
         self.written.put(layers.start)

@@ -28,6 +28,7 @@ SUITES = (
     "tests/kv",
     "tests/transfer/test_lease_machines.py",
     "tests/transfer/test_digest.py",
+    "tests/transfer/test_parts.py",
     "tests/scheduler",
     "tests/worker",
 )

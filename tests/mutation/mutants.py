@@ -25,7 +25,7 @@ class Mutant:
 
 PAGES, RADIX, HASHING = "kv/pages.py", "kv/radix.py", "kv/hashing.py"
 HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/digest.py"
-ENGINE, CACHE = "worker/engine.py", "worker/cache.py"
+ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
 
 MUTANTS = [
     # -- who owns a page
@@ -168,59 +168,66 @@ MUTANTS = [
     Mutant(
         "a fenced lease is freed after 30 s",
         HOLDER,
-        "        for lease, held in self._leases.items():\n            if held.fenced:\n",
-        "        for lease, held in list(self._leases.items()):\n"
-        "            if held.fenced and now >= held.deadline + 30:\n"
-        "                del self._leases[lease]\n"
-        '                effects.append(Reclaimed(lease, "acknowledged"))\n'
-        "            elif held.fenced:\n",
+        "        for key, part in self._parts.items():\n"
+        "            lease, writer = key\n            if part.fenced:\n",
+        "        for key, part in list(self._parts.items()):\n"
+        "            lease, writer = key\n"
+        "            if part.fenced and now >= part.deadline + 30:\n"
+        "                del self._parts[key]\n"
+        '                effects.append(Reclaimed(lease, "acknowledged", writer=writer))\n'
+        "            elif part.fenced:\n",
     ),
-    Mutant("an expired lease is not fenced", HOLDER, "elif now >= held.deadline:", "elif held.deadline < 0:"),
+    Mutant("an expired lease is not fenced", HOLDER, "elif now >= part.deadline:", "elif part.deadline < 0:"),
     Mutant("the holder skips the epoch", HOLDER, "if message.epoch != self.epoch:", "if message.epoch < 0:"),
-    Mutant("the holder hears strangers", HOLDER, "if held.writer != agent:", 'if agent == "":'),
+    Mutant(
+        "the holder hears strangers",
+        HOLDER,
+        "self._parts.get((lease, agent))",
+        "next((self._parts[k] for k in self._parts if k[0] == lease), None)",
+    ),
     Mutant(
         "a late completion settles a fenced lease",
         HOLDER,
-        '        if held.fenced:\n            return [Reclaimed(message.lease, "acknowledged")]\n',
+        '        if part.fenced:\n            return [Reclaimed(lease, "acknowledged", writer=agent)]\n',
         "",
     ),
     Mutant(
         "a completion counts without its pages being written",
         HOLDER,
-        "if message.pages != total or held.written != total:",
+        "if message.pages != total or part.written != total:",
         "if message.pages != total:",
     ),
     Mutant(
         "a completion's own count is not looked at",
         HOLDER,
-        "if message.pages != total or held.written != total:",
-        "if held.written != total:",
+        "if message.pages != total or part.written != total:",
+        "if part.written != total:",
     ),
     Mutant(
-        "digests are not checked", HOLDER, "if self.digests and held.verified != held.announced:", "if total < 0:"
+        "digests are not checked", HOLDER, "if self.digests and part.verified != part.announced:", "if total < 0:"
     ),
     Mutant(
         "pages written out of order are accepted",
         HOLDER,
-        "if first != held.written or len(pages) != count or",
+        "if first != part.written or len(pages) != count or",
         "if len(pages) != count or",
     ),
     Mutant(
         "more pages written than leased are accepted",
         HOLDER,
-        "if first != held.written or len(pages) != count or",
-        "if first != held.written or",
+        "if first != part.written or len(pages) != count or",
+        "if first != part.written or",
     ),
     Mutant(
         "layers of other pages than those begun are accepted",
         HOLDER,
-        " or (held.layer and count != held.group):",
+        " or (part.layer and count != part.group):",
         ":",
     ),
     Mutant(
         "layers written out of order are accepted",
         HOLDER,
-        "if not layers or layers.start != held.layer or",
+        "if not layers or layers.start != part.layer or",
         "if not layers or",
     ),
     Mutant(
@@ -232,29 +239,32 @@ MUTANTS = [
     Mutant(
         "a page counts as written after its first layer",
         HOLDER,
-        "if held.layer == self._layers:",
-        "if held.layer:",
+        "if part.layer == self._layers:",
+        "if part.layer:",
     ),
     Mutant(
-        "an abort of a fenced lease fences it again", HOLDER, "if held is None or held.fenced:", "if held is None:"
+        "an abort of a fenced lease fences it again",
+        HOLDER,
+        "if key[0] == lease and not part.fenced]",
+        "if key[0] == lease]",
     ),
     Mutant(
         "a writer's death frees the pages of all writers",
         HOLDER,
-        "for lease, held in self._leases.items() if held.writer == agent]",
-        "for lease, held in self._leases.items()]",
+        "for lease, writer in self._parts if writer == agent]",
+        "for lease, writer in self._parts]",
     ),
     Mutant("a silent writer is trusted", HOLDER, "+ SILENCE:", "+ 1e9:"),
     Mutant(
         "a writer is silent when it had nothing to say",
         HOLDER,
-        "            self._heard[writer] = now\n",
-        "            pass\n",
+        "            self._heard[writer] = now\n        self._parts",
+        "            pass\n        self._parts",
     ),
     Mutant(
         "a fenced lease's writer is asked once only",
         HOLDER,
-        "                    effects.append(Ask(held.writer, Release(lease, self.epoch)))\n",
+        "                    effects.append(Ask(writer, Release(lease, self.epoch)))\n",
         "",
     ),
     Mutant("nobody is pinged", HOLDER, "effects.append(Ask(writer, Ping(0, self.epoch)))", "pass"),
@@ -348,7 +358,7 @@ MUTANTS = [
     ),
     Mutant("a digest is of all layers up to the last", DIGEST, "data[start + first :", "data[start :"),
     # -- the engine
-    Mutant("a push does not hold its pages", ENGINE, "        self.cache.pool.hold(local)\n", ""),
+    Mutant("a push does not hold its pages", ENGINE, "        self.cache.pool.hold(pages)\n", ""),
     Mutant(
         "a request that ends under a push lets go of its pages",
         ENGINE,
@@ -391,26 +401,26 @@ MUTANTS = [
     Mutant(
         "a page is pushed before it is full",
         ENGINE,
-        "else end // size - first",
-        "else -(-end // size) - first",
+        "else end // job.block - first",
+        "else -(-end // job.block) - first",
     ),
     Mutant(
         "a cached page is pushed one too far",
         ENGINE,
-        "sequence.computed // size - first)",
-        "sequence.computed // size - first + 1)",
+        "sequence.computed // job.block - first)",
+        "sequence.computed // job.block - first + 1)",
     ),
     Mutant(
         "what the holder has already shifts what is sent",
         ENGINE,
-        "job.sequence.pages[first + job.pushed : first + ready]",
-        "job.sequence.pages[job.pushed : ready]",
+        "ours, first + job.pushed, first + ready)",
+        "ours, job.pushed, ready)",
     ),
     Mutant(
         "the first layer is not sent",
-        ENGINE,
-        "                else:\n                    handoff.push(key, writer.Push(last.local",
-        "                elif layer:\n                    handoff.push(key, writer.Push(last.local",
+        GROUP,
+        "            else:\n                handoff.push(key, Push(last.local",
+        "            elif layer:\n                handoff.push(key, Push(last.local",
     ),
     Mutant(
         "pages are held after their push has ended",

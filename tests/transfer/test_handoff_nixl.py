@@ -123,7 +123,7 @@ def test_the_death_of_a_writer_is_noticed_without_asking_and_is_proof(side: Side
 
 
 def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) -> None:
-    lease = lease_of(5, [1, 2], seconds=0.05)
+    lease = lease_of(5, [1, 2], seconds=0.5)
     side.handoff.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3], [1])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvasir_engine.transfer.layout import Route, Shape, block_numbers, block_tokens, pages_of, routes
 
-LAYERS, ROW = 2, 4
+LAYERS, ROW = 3, 4
 POWERS = st.sampled_from([1, 2, 4, 8])
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -58,9 +58,7 @@ def test_moving_by_the_layout_is_dividing_anew(
     layerwise: bool,
     seed: int,
 ) -> None:
-    writer, holder = (
-        Shape(LAYERS, kv_heads, size, ROW, count) for size, count in zip(sizes, ranks, strict=True)
-    )
+    writer, holder = (Shape(LAYERS, kv_heads, size, ROW, count) for size, count in zip(sizes, ranks, strict=True))
     unit = block_tokens(*sizes)
     first = min(cached * holder.page_size, tokens - 1) // holder.page_size * holder.page_size
     random = np.random.default_rng(seed)
@@ -74,8 +72,8 @@ def test_moving_by_the_layout_is_dividing_anew(
     local = block_numbers(ours, writer.page_size // unit, first // unit, first // unit + total)
     remote = block_numbers(theirs, holder.page_size // unit, 0, total)
     for route in routes(writer, holder):
-        for layer in range(LAYERS) if layerwise else [None]:
-            offsets: Any = route.offsets(local, remote, layer)
+        for layers in [range(1), range(1, LAYERS)] if layerwise else [range(LAYERS)]:
+            offsets: Any = route.offsets(local, remote, layers)
             pools = sources[route.writer], targets[route.holder]
             assert route.source.page_bytes == pools[0][0].nbytes
             assert route.target.page_bytes == pools[1][0].nbytes

@@ -59,7 +59,7 @@ class Leases(RuleBasedStateMachine):
                     assert (code == "kv_digest_mismatch") <= (lease in self.corrupt)
                 case holder.Verify(lease, pages, _, digests):
                     assert len(pages) == len(digests)
-                    self.holder.verified(lease, 0 if lease in self.corrupt else len(pages))
+                    self.holder.verified(lease, agent, 0 if lease in self.corrupt else len(pages))
 
     def written_now(self) -> set[int]:
         return {lease for lease, _, _ in self.posted}
@@ -234,15 +234,15 @@ def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> No
     for quarter in range(1, 16):
         machine.heard("other", quarter / 4)
         asked += [e for e in machine.tick(quarter / 4) if isinstance(e, holder.Fenced)]
-    assert asked == [holder.Fenced(1, "lease_writer_silent")]
+    assert asked == [holder.Fenced(1, "lease_writer_silent", P)]
 
 
 def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
     machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
     (verify,) = machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]))
-    assert verify == holder.Verify(1, (0, 1), ALL, (7, 8))
-    machine.verified(1, 2)
+    assert verify == holder.Verify(1, P, (0, 1), ALL, (7, 8))
+    machine.verified(1, P, 2)
     (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
     assert isinstance(effect, holder.Reclaimed)
     assert "2 pages of 3" in effect.reason
@@ -252,7 +252,7 @@ def test_a_completion_that_says_fewer_pages_is_none_though_all_are_written() -> 
     machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
     list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
-    machine.verified(1, 3)
+    machine.verified(1, P, 3)
     (effect,) = machine.received(P, Complete(1, EPOCH, 40, 2, 5))
     assert isinstance(effect, holder.Reclaimed)
     assert "2 pages of 3" in effect.reason
@@ -272,7 +272,7 @@ def test_a_lease_is_fenced_once_and_its_writer_asked_until_it_answers() -> None:
     machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 9.0)
     ask = holder.Ask(P, Release(1, EPOCH))
-    assert list(machine.revoke(1, 0.0)) == [holder.Fenced(1, "lease_aborted"), ask]
+    assert list(machine.revoke(1, 0.0)) == [holder.Fenced(1, "lease_aborted", P), ask]
     assert list(machine.revoke(1, 0.1)) == []
     for quarter in range(1, 9):
         assert list(machine.tick(quarter * RELEASE_INTERVAL)) == [ask]
@@ -444,7 +444,7 @@ def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
     machine = Holder(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
     list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
-    machine.verified(1, 2)
+    machine.verified(1, P, 2)
     (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
     assert isinstance(effect, holder.Reclaimed)
     assert (effect.code, effect.proof) == ("kv_digest_mismatch", "acknowledged")

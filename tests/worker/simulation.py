@@ -11,9 +11,11 @@ from typing import Any
 from toy import LAYERS, ToyRunner
 
 from kvasir_engine.kv.pages import Owner
-from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
+from kvasir_engine.protocol import Endpoint, Fingerprint, Region
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer import holder, messages, writer
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
+from kvasir_engine.transfer.group import HandoffGroup
 from kvasir_engine.transfer.holder import Holder
 from kvasir_engine.transfer.writer import Key, Push, Writer
 from kvasir_engine.worker.engine import Engine
@@ -35,39 +37,33 @@ class Worker:
         self.commands: deque[Callable[[float], Iterable[Any]]] = deque()
         self.events: deque[Any] = deque()
         self.writes: list[tuple[Key, Push, range]] = []
-        self.engine = Engine(self.runner, role, limits, 64, epoch, self)  # type: ignore[arg-type]
+        self.engine = Engine(self.runner, role, limits, 64, epoch, HandoffGroup(self))  # type: ignore[arg-type]
         network.workers[self.endpoint.agent] = self
 
     # -- the interface of Handoff
 
-    def grant(self, lease: Lease, to: Endpoint) -> None:
-        def command(now: float) -> Iterable[Any]:
-            if to.agent not in self.network.workers:
-                return [holder.Reclaimed(lease.id, "writer_died", "dead")]
-            self.holder.grant(lease.id, to.agent, lease.pages, now, lease.seconds)
-            return []
-
-        self.commands.append(command)
-
-    def revoke(self, lease: int) -> None:
-        self.commands.append(lambda now: self.holder.revoke(lease, now))
-
-    def open(self, to: Endpoint, lease: Lease) -> Key:
-        key = (to.agent, lease.id)
-
-        def command(now: float) -> Iterable[Any]:
-            if to.agent not in self.network.workers:
-                return [writer.Failed(key, "dead")]
-            return self.writer.open(key, lease.epoch, now + lease.seconds)
-
-        self.commands.append(command)
-        return key
+    def command(self, command: AnyCommand) -> None:
+        self.commands.append(lambda now: self._obey(command, now))
 
     def push(self, key: Key, push: Push) -> None:
         self.commands.append(lambda now: self.writer.push(key, push, now))
 
-    def withdraw(self, key: Key, reason: str) -> None:
-        self.commands.append(lambda now: self.writer.withdraw(key, reason, now))
+    def _obey(self, command: AnyCommand, now: float) -> Iterable[Any]:
+        match command:
+            case Grant(lease, to):
+                if to.agent not in self.network.workers:
+                    return [holder.Reclaimed(lease.id, "writer_died", "dead", writer=to.agent)]
+                self.holder.grant(lease.id, to.agent, lease.pages, now, lease.seconds)
+                return []
+            case Revoke(granted):
+                return self.holder.revoke(granted, now)
+            case Open(to, lease):
+                key = (to.agent, lease.id)
+                if to.agent not in self.network.workers:
+                    return [writer.Failed(key, "dead")]
+                return self.writer.open(key, lease.epoch, now + lease.seconds)
+            case Withdraw(key, reason):
+                return self.writer.withdraw(key, reason, now)
 
     # -- what a test can make happen
 
@@ -111,7 +107,7 @@ class Worker:
     def learn(self) -> None:
         """The engine takes what its transfer thread reported."""
         while self.events:
-            self.engine.transferred(self.events.popleft())
+            self.engine.reported(0, self.events.popleft())
 
     def check(self) -> None:
         """Raise unless every page has its owner, and what is read or written by a write has the right one."""
@@ -143,9 +139,9 @@ class Worker:
                     digests = self.digests(push.local, layers)
                     span = layers.start, layers.stop
                     self._send(agent, messages.Written(lease, epoch, first, span, digests))
-                case holder.Verify(lease, pages, layers, digests):
+                case holder.Verify(lease, agent, pages, layers, digests):
                     right = sum(a == b for a, b in zip(self.digests(pages, layers), digests, strict=True))
-                    self.holder.verified(lease, right)
+                    self.holder.verified(lease, agent, right)
                 case holder.Ask(agent, message) | writer.Tell(agent, message):
                     self._send(agent, message)
                 case _:

@@ -15,12 +15,15 @@ from nixl_cu13._bindings import (
     nixlMismatchError,
     nixlNotFoundError,
     nixlRemoteDisconnectError,
+    nixlXferDList,
 )
 
 from kvasir_engine.protocol import Endpoint, Fingerprint, Region
 from kvasir_engine.transfer.fabric import Fabric, fabric_env
+from kvasir_engine.transfer.layout import Cut, Offsets, Route, Shape, routes
 
 Pages = tuple[int, ...]
+"""Of two pools whose pages have different sizes, blocks (`layout.py`)."""
 
 
 class PeerDied(Exception):
@@ -41,8 +44,10 @@ class Transfer:
 
 @dataclass(frozen=True)
 class _Peer:
-    endpoint: Endpoint
-    layers: nixl_prepped_dlist_handle
+    region: Region
+    to: Route | None  # what goes from here to there
+    from_: Route | None
+    layers: nixl_prepped_dlist_handle | None  # where pages are pages on both sides
 
 
 def choose_fabric(fabric: Fabric, cuda: bool) -> None:
@@ -52,10 +57,12 @@ def choose_fabric(fabric: Fabric, cuda: bool) -> None:
 
 
 class Agent:
-    """This worker's agent; its name carries the epoch, so a restarted worker is another agent."""
+    """This rank's agent; its name carries the worker's epoch, so a restarted worker is another agent."""
 
-    def __init__(self, epoch: int, region: Region, fingerprint: Fingerprint) -> None:
-        self.name = f"kvasir-{epoch:016x}"
+    def __init__(self, epoch: int, region: Region, fingerprint: Fingerprint, rank: int = 0) -> None:
+        self.name = f"kvasir-{epoch:016x}" + (f"-{rank}" if rank else "")
+        self.rank = rank
+        self._shape = Shape.of(fingerprint).with_pages_of(region.page_bytes)
         self._nixl = nixl_agent(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         size = region.pages * region.page_bytes
         self._registered = self._nixl.register_memory([(region.address, size, region.device, "")], region.memory)
@@ -64,33 +71,57 @@ class Agent:
         self._local = self._nixl.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(region), region.memory)
         self._peers: dict[str, _Peer] = {}
 
-    def connect(self, endpoint: Endpoint) -> None:
-        """Make the peer reachable; nothing if it is already. Raises Refused, or PeerDied."""
-        if endpoint.agent in self._peers:
-            return
+    def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
+        """Make a rank of the peer reachable; nothing if it is already. Raises Refused, or PeerDied."""
         ours = self.endpoint
         reason = ours.fingerprint.mismatch(endpoint.fingerprint)
-        if reason is None and ours.region.page_bytes != endpoint.region.page_bytes:
-            reason = f"page_bytes: {ours.region.page_bytes}, {endpoint.region.page_bytes}"
         if reason is not None:
             raise Refused(f"KV of {endpoint.agent} does not fit: {reason}")
+        if rank > len(endpoint.others):
+            raise Refused(f"{endpoint.agent} names {1 + len(endpoint.others)} ranks, rank {rank} is needed")
+        peer = endpoint.address(rank)
+        if peer.agent in self._peers:
+            return
         try:
-            name = self._nixl.add_remote_agent(endpoint.metadata).decode()
-            if name != endpoint.agent:
-                raise Refused(f"metadata is of agent {name!r}, not {endpoint.agent!r}")
-            region = endpoint.region
-            layers = self._nixl.prep_xfer_dlist(endpoint.agent, self._table(region), region.memory)
+            theirs = Shape.of(endpoint.fingerprint).with_pages_of(peer.region.page_bytes)
+        except ValueError as error:
+            raise Refused(f"KV of {peer.agent} does not fit: {error}") from None
+        if theirs.row_bytes != self._shape.row_bytes:
+            sizes = f"{ours.region.page_bytes}, {peer.region.page_bytes}"
+            raise Refused(f"KV of {peer.agent} does not fit: page_bytes: {sizes}")
+        to = next((r for r in routes(self._shape, theirs) if (r.writer, r.holder) == (self.rank, rank)), None)
+        from_ = next((r for r in routes(theirs, self._shape) if (r.writer, r.holder) == (rank, self.rank)), None)
+        whole = any(route is not None and route.pieces == 1 for route in (to, from_))
+        try:
+            name = self._nixl.add_remote_agent(peer.metadata).decode()
+            if name != peer.agent:
+                raise Refused(f"metadata is of agent {name!r}, not {peer.agent!r}")
+            region = peer.region
+            layers = None
+            if whole:
+                layers = self._nixl.prep_xfer_dlist(peer.agent, self._table(region), region.memory)
         except nixlRemoteDisconnectError as error:
-            raise PeerDied(endpoint.agent) from error
+            raise PeerDied(peer.agent) from error
         except (nixlInvalidParamError, nixlMismatchError, nixlBackendError) as error:
-            raise Refused(f"NIXL cannot reach {endpoint.agent}: {error}") from error
-        self._peers[endpoint.agent] = _Peer(endpoint, layers)
+            raise Refused(f"NIXL cannot reach {peer.agent}: {error}") from error
+        self._peers[peer.agent] = _Peer(region, to, from_, layers)
+
+    def sent(self, agent: str) -> Cut | None:
+        """What of our pages goes to the peer; `None` if it is not known any more."""
+        peer = self._peers.get(agent)
+        return None if peer is None or peer.to is None else peer.to.source
+
+    def received(self, agent: str) -> Cut | None:
+        """What of our pages comes from the peer; `None` if it is not known any more."""
+        peer = self._peers.get(agent)
+        return None if peer is None or peer.from_ is None else peer.from_.target
 
     def forget(self, agent: str) -> None:
         """Drop a dead peer."""
         peer = self._peers.pop(agent, None)
         if peer is not None:
-            peer.layers.release()
+            if peer.layers is not None:
+                peer.layers.release()
             self._nixl.remove_remote_agent(agent)
 
     def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
@@ -101,17 +132,28 @@ class Agent:
         peer = self._peers.get(agent)
         if peer is None:
             raise PeerDied(agent)
-        limit = peer.endpoint.region.pages
+        if peer.to is None:
+            raise ValueError(f"nothing of rank {self.rank} goes to {agent}")
+        limit = peer.region.pages * peer.to.target.blocks
         if len(local) != len(remote) or any(not 0 <= page < limit for page in remote):
             raise ValueError(f"pages {remote} are not {len(local)} of the peer's {limit}")
         try:
-            handle = self._nixl.make_prepped_xfer(
-                "WRITE",
-                self._local,
-                self._indices(local, layers),
-                peer.layers,
-                self._indices(remote, layers),
-            )
+            if peer.to.pieces == 1:
+                handle = self._nixl.make_prepped_xfer(
+                    "WRITE",
+                    self._local,
+                    self._indices(local, layers),
+                    peer.layers,
+                    self._indices(remote, layers),
+                )
+            else:
+                ours, theirs = peer.to.offsets(local, remote, layers)
+                handle = self._nixl.initialize_xfer(
+                    "WRITE",
+                    self._pieces(self.endpoint.region, ours, peer.to.piece_bytes),
+                    self._pieces(peer.region, theirs, peer.to.piece_bytes),
+                    agent,
+                )
             return Transfer(handle, self._nixl.transfer(handle))
         except nixlRemoteDisconnectError as error:
             raise PeerDied(agent) from error
@@ -147,6 +189,14 @@ class Agent:
             self.forget(agent)
         self._local.release()
         self._nixl.deregister_memory(self._registered)
+
+    def _pieces(self, region: Region, offsets: Offsets, size: int) -> nixlXferDList:
+        """Descriptors of pieces of `size` bytes at `offsets` in a region."""
+        pieces = np.empty((len(offsets), 3), np.uint64)
+        pieces[:, 0] = offsets + region.address
+        pieces[:, 1] = size
+        pieces[:, 2] = region.device
+        return self._nixl.get_xfer_descs(pieces, region.memory)
 
     def _table(self, region: Region) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
         """One descriptor a layer of a page: [pages * layers, (address, bytes, device)]."""

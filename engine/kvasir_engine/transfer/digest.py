@@ -8,7 +8,10 @@ run meanwhile.
 import ctypes
 from collections.abc import Iterable
 
+import numpy as np
 import xxhash
+
+from kvasir_engine.transfer.layout import Cut
 
 NONE = "none"
 XXH3 = "xxh3-64"
@@ -23,11 +26,26 @@ class Digester:
         # A view, not a copy: the pool outlives its transfer thread.
         self._bytes = _view(address, pages * page_bytes)
 
-    def __call__(self, pages: Iterable[int], layers: range) -> list[int]:
-        """The digest of each page, over these layers of it."""
+    def __call__(self, blocks: Iterable[int], layers: range, cut: Cut | None = None) -> list[int]:
+        """The digest of each block of `cut`, over these layers of it; without `cut` of each page, whole.
+
+        It is over the rows in the order layer, K or V, head, token, so it is the same wherever they are.
+        """
+        if cut is not None and not cut.whole:
+            return [xxhash.xxh3_64_intdigest(part.data) for part in self._parts(blocks, layers, cut)]
         data, first, end = self._bytes, layers.start * self._layer_bytes, layers.stop * self._layer_bytes
-        starts = (page * self._page_bytes for page in pages)
+        starts = (page * self._page_bytes for page in blocks)
         return [xxhash.xxh3_64_intdigest(data[start + first : start + end]) for start in starts]
+
+    def _parts(
+        self, blocks: Iterable[int], layers: range, cut: Cut
+    ) -> Iterable[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+        pool = np.frombuffer(self._bytes, np.uint8)
+        pool = pool.reshape(-1, cut.layers, 2, cut.heads, cut.blocks, cut.block_bytes)
+        heads = slice(cut.first, cut.first + cut.count)
+        for block in blocks:
+            page, place = divmod(block, cut.blocks)
+            yield np.ascontiguousarray(pool[page, layers.start : layers.stop, :, heads, place])
 
 
 def _view(address: int, size: int) -> memoryview:

@@ -1,8 +1,10 @@
-"""The transfer thread: owns the NIXL agent, carries out what the lease machines decide, and reports what happened.
+"""A rank's transfer thread: owns the NIXL agent, carries out what the lease machines decide, reports events.
 
-The engine's thread calls the methods, which never block; the events come through `emit`, from this thread.
+Other threads call the methods, which never block; the events come through `emit`, from this thread. Of a peer's
+ranks it grants to, and writes to, those that its own rank has a part of the KV in common with; events name them.
 """
 
+import contextlib
 import logging
 import queue
 import threading
@@ -10,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import msgspec
 
@@ -18,8 +20,10 @@ from kvasir_engine import faults
 from kvasir_engine.protocol import Endpoint, Lease
 from kvasir_engine.transfer import holder, messages, writer
 from kvasir_engine.transfer.agent import Agent, PeerDied, Refused, Transfer
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.holder import Holder
+from kvasir_engine.transfer.layout import Cut, block_numbers, block_tokens, pairs
 from kvasir_engine.transfer.messages import AnyMessage, Complete, Ping, Pong, Release, Written
 from kvasir_engine.transfer.writer import Key, Push, Writer
 
@@ -50,6 +54,37 @@ class HandoffStats:
     peers_died: int = 0
     handoffs: int = 0
     exposed_seconds: float = 0.0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+    def __add__(self, other: "HandoffStats") -> "HandoffStats":
+        """The counters of two ranks, added up."""
+        names = [field.name for field in fields(self)]
+        return HandoffStats(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True)
+class _Pushed:
+    """A push on its way to the thread, and when its last layer was computed."""
+
+    key: Key
+    push: Push
+    computed: float
+
+
+class _Wake:
+    """Only ends the wait for a command."""
+
+
+@dataclass
+class _Opened:
+    """A lease of another worker: the parts of it that this rank writes, and when the prompt's last layer was."""
+
+    parts: list[Key]
+    computed: float = 0.0
+
+
+_Command = AnyCommand | _Pushed | _Wake
 
 
 @dataclass(eq=False)
@@ -71,23 +106,31 @@ class Handoff(threading.Thread):
     """Runs until `stop`. `make_agent` is called on the thread, which then owns the agent.
 
     `digest` computes the digests of pages of our pool, those of what is written beside the copy; None where digests
-    are off.
+    are off. `intake`, on ranks other than 0, returns rank 0's commands that have arrived.
     """
 
     def __init__(
-        self, make_agent: Callable[[], Agent], emit: Callable[[Event], None], digest: Digester | None
+        self,
+        make_agent: Callable[[], Agent],
+        emit: Callable[[Event], None],
+        digest: Digester | None,
+        rank: int = 0,
+        intake: Callable[[], list[AnyCommand]] | None = None,
     ) -> None:
         super().__init__(name="kvasir-transfer", daemon=True)
         self._make_agent = make_agent
         self._emit = emit
         self._digest = digest
-        self._commands: queue.SimpleQueue[Callable[[float], _Effects] | None] = queue.SimpleQueue()
+        self._rank = rank
+        self._intake = intake
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._beside = ThreadPoolExecutor(1, "kvasir-digest")
         self._posts: deque[writer.Post] = deque()  # decided and not begun
         self._underway: dict[tuple[Key, Push], _Write] = {}
         self._digested: dict[tuple[Key, Push], list[int]] = {}  # of writes that have ended
         self._progressed = False
-        self._computed: dict[Key, float] = {}  # when the prompt's last layer was
+        self._opened: dict[Key, _Opened] = {}
+        self._opened_as: dict[Key, Key] = {}  # the lease that a part is of
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._agent: Agent
@@ -108,54 +151,34 @@ class Handoff(threading.Thread):
         self._commands.put(None)
         self.join()
 
+    def command(self, command: AnyCommand) -> None:
+        """Carry out a command."""
+        self._commands.put(command)
+
     # -- the decode side
 
-    def grant(self, lease: Lease, to: Endpoint) -> None:
-        """`to` may write the pages of `lease` until it expires, or until proof that it stopped."""
-
-        def command(now: float) -> _Effects:
-            try:
-                self._agent.connect(to)
-            except PeerDied:
-                return [holder.Reclaimed(lease.id, "writer_died", DIED)]
-            except Refused as refused:
-                return [holder.Reclaimed(lease.id, "never_connected", str(refused))]
-            self._holder.grant(lease.id, to.agent, lease.pages, now, lease.seconds)
-            return []
-
-        self._commands.put(command)
+    def grant(self, lease: Lease, to: Endpoint, tokens: int = 0) -> None:
+        """`to` may write the pages of `lease`, `tokens` (0: all) of them, until proof that it has stopped."""
+        self.command(Grant(lease, to, tokens))
 
     def revoke(self, lease: int) -> None:
         """The request of `lease` was aborted: `Reclaimed` follows when its writer is proven stopped."""
-        self._commands.put(lambda now: self._holder.revoke(lease, now))
+        self.command(Revoke(lease))
 
     # -- the prefill side
 
     def open(self, to: Endpoint, lease: Lease) -> Key:
         """Begin to write under `lease`. The key names it in every later call and event."""
-        key = (to.agent, lease.id)
-
-        def command(now: float) -> _Effects:
-            try:
-                self._agent.connect(to)
-            except PeerDied:
-                return [writer.Failed(key, DIED)]
-            except Refused as refused:
-                return [writer.Failed(key, str(refused))]
-            return self._writer.open(key, lease.epoch, now + lease.seconds)
-
-        self._commands.put(command)
-        return key
+        self.command(Open(to, lease))
+        return to.agent, lease.id
 
     def push(self, key: Key, push: Push) -> None:
         """Copy pages, after the earlier pushes of this lease. `Done` follows for whole pages, or `Failed`."""
-        if push.final:
-            self._computed[key] = time.perf_counter()
-        self._commands.put(lambda now: self._writer.push(key, push, now))
+        self._commands.put(_Pushed(key, push, time.perf_counter()))
 
     def withdraw(self, key: Key, reason: str) -> None:
         """Write no more under the lease. `Failed` follows when the writes under way have ended."""
-        self._commands.put(lambda now: self._writer.withdraw(key, reason, now))
+        self.command(Withdraw(key, reason))
 
     # -- the thread
 
@@ -183,21 +206,23 @@ class Handoff(threading.Thread):
             self._agent.close()
 
     def _turn(self) -> bool:
-        # All commands before any message: a grant must be known before its writer's word can arrive.
         busy = len(self._holder) or len(self._writer)
-        wait: float | None = None if self._progressed else BUSY_WAIT if busy else IDLE_WAIT
+        commands = self._waiting(0.0 if self._progressed else BUSY_WAIT if busy else IDLE_WAIT)
         self._progressed = False
-        while True:
-            try:
-                command = self._commands.get(timeout=wait) if wait else self._commands.get_nowait()
-            except queue.Empty:
-                break
+        # What has arrived is fetched before the last commands, and looked at after them: a grant must be known
+        # before its writer's word, and a lease be open before its pushes, which come another way than commands.
+        arrived = self._agent.notifications()
+        ahead: list[AnyCommand] = []
+        if self._intake is None:
+            commands += self._waiting(0.0)
+        else:
+            ahead = self._intake()
+        for command in [*ahead, *commands]:
             if command is None:
                 return False
-            wait = None
-            self._apply(command(time.monotonic()))
+            self._apply(self._obey(command, time.monotonic()))
         self._post_waiting()
-        for agent, data in self._agent.notifications():
+        for agent, data in arrived:
             self._progressed = True
             self._apply(self._receive(agent, data, time.monotonic()))
         for (key, push), write in list(self._underway.items()):
@@ -217,6 +242,78 @@ class Handoff(threading.Thread):
         now = time.monotonic()
         self._apply([*self._holder.tick(now), *self._writer.tick(now)])
         return True
+
+    def _waiting(self, seconds: float) -> list[_Command | None]:
+        """The commands in the queue; of an empty one the next, if it comes in so many seconds."""
+        commands: list[_Command | None] = []
+        wait = seconds
+        with contextlib.suppress(queue.Empty):
+            while True:
+                commands.append(self._commands.get(timeout=wait) if wait else self._commands.get_nowait())
+                wait = 0.0
+        return commands
+
+    def _obey(self, command: _Command, now: float) -> _Effects:
+        match command:
+            case Grant(lease, to, tokens):
+                return self._grant(lease, to, tokens, now)
+            case Revoke(granted):
+                return self._holder.revoke(granted, now)
+            case Open(to, lease):
+                return self._open(to, lease, now)
+            case Withdraw(key, reason):
+                parts = list(self._opened[key].parts) if key in self._opened else []
+                return [effect for part in parts for effect in self._writer.withdraw(part, reason, now)]
+            case _Pushed(key, push, computed):
+                opened = self._opened.get(key)
+                if opened is None:
+                    return []
+                if push.final:
+                    opened.computed = computed
+                return [effect for part in list(opened.parts) for effect in self._writer.push(part, push, now)]
+            case _Wake():
+                return []
+
+    def _grant(self, lease: Lease, to: Endpoint, tokens: int, now: float) -> _Effects:
+        size = self.endpoint.fingerprint.page_size
+        block = block_tokens(size, to.fingerprint.page_size)
+        count = -(-tokens // block) if tokens else len(lease.pages) * size // block
+        blocks = block_numbers(lease.pages, size // block, 0, count)
+        effects: list[_Effect] = []
+        for rank in self._partners(to, writes=True):
+            agent = to.agent_of(rank)
+            try:
+                self._agent.connect(to, rank)
+                self._holder.grant(lease.id, agent, blocks, now, lease.seconds)
+            except PeerDied:
+                effects.append(holder.Reclaimed(lease.id, "writer_died", DIED, writer=agent))
+            except Refused as refused:
+                effects.append(holder.Reclaimed(lease.id, "never_connected", str(refused), writer=agent))
+        return effects
+
+    def _open(self, to: Endpoint, lease: Lease, now: float) -> _Effects:
+        key = to.agent, lease.id
+        opened = self._opened.setdefault(key, _Opened([]))
+        effects: list[_Effect] = []
+        for rank in self._partners(to, writes=False):
+            part = to.agent_of(rank), lease.id
+            opened.parts.append(part)
+            self._opened_as[part] = key
+            try:
+                self._agent.connect(to, rank)
+                effects += self._writer.open(part, lease.epoch, now + lease.seconds)
+            except PeerDied:
+                effects.append(writer.Failed(part, DIED))
+            except Refused as refused:
+                effects.append(writer.Failed(part, str(refused)))
+        return effects
+
+    def _partners(self, peer: Endpoint, writes: bool) -> list[int]:
+        """The ranks of `peer` that write to us, or that we write to."""
+        ours, theirs = self.endpoint.fingerprint, peer.fingerprint
+        if writes:
+            return [from_ for from_, to in pairs(theirs, ours) if to == self._rank]
+        return [to for from_, to in pairs(ours, theirs) if from_ == self._rank]
 
     def _receive(self, agent: str, data: bytes, now: float) -> _Effects:
         try:
@@ -244,9 +341,9 @@ class Handoff(threading.Thread):
                     digests = self._digested.pop((key, push))
                     written = Written(lease, epoch, first, (layers.start, layers.stop), digests)
                     self._apply(self._send(agent, written))
-                case holder.Verify(lease, pages, layers, digests):
+                case holder.Verify():
                     faults.hit("decode.written")
-                    self._verify(lease, pages, layers, digests)
+                    self._verify(effect)
                 case writer.Tell(agent, Complete() as complete):
                     faults.hit("prefill.completing")
                     self._apply(self._send(agent, complete))
@@ -259,13 +356,26 @@ class Handoff(threading.Thread):
 
     def _note(self, event: Event) -> None:
         match event:
-            case writer.Failed(key, _):
-                self._computed.pop(key, None)
-                for each in [each for each in self._digested if each[0] == key]:
-                    del self._digested[each]
-            case writer.Done(key, push) if push.final:
-                self.stats.exposed_seconds += time.perf_counter() - self._computed.pop(key)
+            case writer.Failed(part, _):
+                self._close(part)
+            case writer.Done(part, push) if push.complete is not None:
+                self._close(part)
+            case writer.Done(part, push) if push.final:
+                self.stats.exposed_seconds += time.perf_counter() - self._opened[self._opened_as[part]].computed
                 self.stats.handoffs += 1
+            case holder.Settled(_, complete, agent):
+                cut = self._agent.received(agent)
+                self.stats.received_bytes += complete.pages * cut.moved_bytes if cut is not None else 0
+
+    def _close(self, part: Key) -> None:
+        """A part of another worker's lease has ended."""
+        for each in [each for each in self._digested if each[0] == part]:
+            del self._digested[each]
+        key = self._opened_as.pop(part, None)
+        if key is not None:
+            self._opened[key].parts.remove(part)
+            if not self._opened[key].parts:
+                del self._opened[key]
 
     def _post_waiting(self) -> None:
         until = time.monotonic() + POST_TIME
@@ -280,8 +390,8 @@ class Handoff(threading.Thread):
             digests = Future()
             digests.set_result(_Digests([0] * len(push.local), 0.0))
         else:
-            digests = self._beside.submit(self._digests, push.local, layers)
-            digests.add_done_callback(lambda _: self._commands.put(_wake))
+            digests = self._beside.submit(self._digests, push.local, layers, self._agent.sent(key[0]))
+            digests.add_done_callback(lambda _: self._commands.put(_Wake()))
         began = time.perf_counter()
         try:
             transfer = self._agent.write(key[0], push.local, push.remote, layers)
@@ -290,6 +400,9 @@ class Handoff(threading.Thread):
             return self._died(key[0])
         self.stats.writes += 1
         self.stats.descriptors += len(push.local)
+        cut = self._agent.sent(key[0])
+        if cut is not None:
+            self.stats.sent_bytes += len(push.local) * cut.moved_bytes * len(layers) // cut.layers
         self.stats.write_seconds += time.perf_counter() - began
         faults.hit(self._pushed(push, layers))
         return []
@@ -307,11 +420,11 @@ class Handoff(threading.Thread):
             return self._died(agent)
         return []
 
-    def _digests(self, pages: tuple[int, ...], layers: range) -> _Digests:
+    def _digests(self, blocks: tuple[int, ...], layers: range, cut: Cut | None) -> _Digests:
         """On either thread."""
         assert self._digest is not None
         began = time.perf_counter()
-        values = self._digest(pages, layers)
+        values = self._digest(blocks, layers, cut)
         return _Digests(values, time.perf_counter() - began)
 
     def _count(self, digests: _Digests) -> list[int]:
@@ -320,12 +433,14 @@ class Handoff(threading.Thread):
             self.stats.digest_seconds += digests.seconds
         return digests.values
 
-    def _verify(self, lease: int, pages: tuple[int, ...], layers: range, digests: tuple[int, ...]) -> None:
-        right = sum(a == b for a, b in zip(self._count(self._digests(pages, layers)), digests, strict=True))
-        self._holder.verified(lease, right)
-        if right != len(pages):
-            self.stats.digest_failures += len(pages) - right
-            log.error("digests differ lease=%d pages=%d wrong=%d", lease, len(pages), len(pages) - right)
+    def _verify(self, verify: holder.Verify) -> None:
+        lease, agent, total = verify.lease, verify.writer, len(verify.pages)
+        digests = self._count(self._digests(verify.pages, verify.layers, self._agent.received(agent)))
+        right = sum(a == b for a, b in zip(digests, verify.digests, strict=True))
+        self._holder.verified(lease, agent, right)
+        if right != total:
+            self.stats.digest_failures += total - right
+            log.error("digests differ lease=%d pages=%d wrong=%d", lease, total, total - right)
 
     def _died(self, agent: str) -> _Effects:
         """The transport's word that the peer is gone: a proof for the leases of both sides."""
@@ -336,8 +451,3 @@ class Handoff(threading.Thread):
         self._posts = deque(post for post in self._posts if post.key[0] != agent)
         self._agent.forget(agent)
         return [*self._holder.died(agent), *self._writer.died(agent)]
-
-
-def _wake(now: float) -> _Effects:
-    """A command that only ends the wait for one."""
-    return []

@@ -7,11 +7,17 @@
 
 A fenced lease asks its writer again and again to stop; a timeout alone never frees a page. Each input returns
 the effects that the caller must carry out, in order.
+
+This is one rank's side: where several ranks of the writer write to it under a lease, each has its own part of it,
+with a state of its own, and `parts.py` makes one lease of all parts of all ranks. Pages are counted in the blocks
+of `layout.py`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from kvasir_engine.transfer.messages import Complete, Ping, Release, Stopped, Written
 
@@ -24,30 +30,31 @@ Proof = Literal["acknowledged", "writer_died", "never_connected"]
 Code = Literal["handoff_failed", "kv_digest_mismatch", "lease_aborted", "lease_expired", "lease_writer_silent"]
 
 
-@dataclass(frozen=True)
-class Settled:
-    """The pages hold the prompt's KV and nobody writes them any more."""
+class Settled(msgspec.Struct, frozen=True, tag=True):
+    """The pages hold the prompt's KV and nobody writes them any more. `writer`: whose part, empty for all."""
 
     lease: int
     complete: Complete
+    writer: str = ""
 
 
-@dataclass(frozen=True)
-class Fenced:
-    """The request of this lease has failed; its pages wait for the proof."""
+class Fenced(msgspec.Struct, frozen=True, tag=True):
+    """The request of this lease has failed; its pages wait for the proof. `reason` as in Reclaimed."""
 
     lease: int
     code: Code
+    writer: str = ""
+    reason: str = ""
 
 
-@dataclass(frozen=True)
-class Reclaimed:
+class Reclaimed(msgspec.Struct, frozen=True, tag=True):
     """The proof that the writer has stopped. `reason` says why, if the request was still wanted."""
 
     lease: int
     proof: Proof
     reason: str = ""
     code: Code = "handoff_failed"
+    writer: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Verify:
     """Compare `layers` of `pages` with `digests` and report with `verified`."""
 
     lease: int
+    writer: str
     pages: tuple[int, ...]
     layers: range
     digests: tuple[int, ...]
@@ -68,8 +76,7 @@ class Ask:
     message: Release | Ping
 
 
-@dataclass(frozen=True)
-class Rejected:
+class Rejected(msgspec.Struct, frozen=True, tag=True):
     """A message that fits no lease of ours: stale epoch, stranger, duplicate."""
 
     agent: str
@@ -81,8 +88,7 @@ Effect = Settled | Fenced | Reclaimed | Verify | Ask | Rejected
 
 
 @dataclass
-class _Lease:
-    writer: str
+class _Part:
     deadline: float
     pages: tuple[int, ...]
     fenced: bool = False
@@ -94,8 +100,11 @@ class _Lease:
     verified: int = 0  # pieces whose digests were right
 
 
+_Key = tuple[int, str]  # lease, writer's agent
+
+
 class Holder:
-    """All leases that this worker has granted and that still matter. Times are seconds of one monotonic clock.
+    """All parts of leases that this rank has granted and that still matter. Times: seconds of one monotonic clock.
 
     Its pages have `layers` layers. With `digests`, what is written counts only once its digest was right.
     """
@@ -104,33 +113,31 @@ class Holder:
         self.epoch = epoch
         self._layers = layers
         self.digests = digests
-        self._leases: dict[int, _Lease] = {}
+        self._parts: dict[_Key, _Part] = {}
         self._heard: dict[str, float] = {}
         self._pinged: dict[str, float] = {}
 
     def __len__(self) -> int:
-        return len(self._leases)
+        return len(self._parts)
 
     @property
     def fenced(self) -> int:
-        """Leases that wait for a proof."""
-        return sum(lease.fenced for lease in self._leases.values())
+        """Parts that wait for a proof."""
+        return sum(part.fenced for part in self._parts.values())
 
     def grant(self, lease: int, writer: str, pages: Iterable[int], now: float, seconds: float) -> None:
         """Open `lease` of `pages` for the agent `writer`."""
-        if lease in self._leases:
-            raise ValueError(f"lease {lease} was granted already")
-        self._leases[lease] = _Lease(writer, now + seconds, tuple(pages))
-        self._heard.setdefault(writer, now)
-        if not any(held.writer == writer for known, held in self._leases.items() if known != lease):
+        key = lease, writer
+        if key in self._parts:
+            raise ValueError(f"lease {lease} was granted to {writer} already")
+        if not any(known == writer for _, known in self._parts):
             self._heard[writer] = now
+        self._parts[key] = _Part(now + seconds, tuple(pages))
 
     def revoke(self, lease: int, now: float) -> Iterable[Effect]:
-        """The request was aborted. Idempotent; a lease that has ended is left alone."""
-        held = self._leases.get(lease)
-        if held is None or held.fenced:
-            return []
-        return self._fence(lease, held, "lease_aborted", now)
+        """The request was aborted. Idempotent; a part that has ended is left alone."""
+        open_ = [key for key, part in self._parts.items() if key[0] == lease and not part.fenced]
+        return [effect for key in open_ for effect in self._fence(key, "lease_aborted", now)]
 
     def heard(self, agent: str, now: float) -> None:
         """Any message at all came from `agent`."""
@@ -138,85 +145,89 @@ class Holder:
 
     def received(self, agent: str, message: Complete | Written | Stopped) -> Iterable[Effect]:
         """A writer's word."""
-        held = self._leases.get(message.lease)
+        lease = message.lease
         if message.epoch != self.epoch:
-            return [Rejected(agent, message.lease, f"stale epoch {message.epoch}, mine is {self.epoch}")]
-        if held is None:
-            return [Rejected(agent, message.lease, "no such lease")]
-        if held.writer != agent:
-            return [Rejected(agent, message.lease, f"the lease is {held.writer}'s")]
+            return [Rejected(agent, lease, f"stale epoch {message.epoch}, mine is {self.epoch}")]
+        part = self._parts.get((lease, agent))
+        if part is None:
+            writers = [writer for known, writer in self._parts if known == lease]
+            why = f"the lease is {writers[0]}'s" if writers else "no such lease"
+            return [Rejected(agent, lease, why)]
         if isinstance(message, Written):
-            return self._written(agent, message, held)
-        del self._leases[message.lease]
+            return self._written(agent, message, part)
+        del self._parts[lease, agent]
         if isinstance(message, Stopped):
-            return [Reclaimed(message.lease, "acknowledged", message.reason)]
-        if held.fenced:
-            return [Reclaimed(message.lease, "acknowledged")]
-        total = len(held.pages)
-        if message.pages != total or held.written != total:
-            why = f"the writer wrote {min(message.pages, held.written)} pages of {total}"
-            return [Reclaimed(message.lease, "acknowledged", why)]
-        if self.digests and held.verified != held.announced:
-            why = f"{held.announced - held.verified} of {held.announced} pieces are not what {agent} sent"
-            return [Reclaimed(message.lease, "acknowledged", why, "kv_digest_mismatch")]
-        return [Settled(message.lease, message)]
+            return [Reclaimed(lease, "acknowledged", message.reason, writer=agent)]
+        if part.fenced:
+            return [Reclaimed(lease, "acknowledged", writer=agent)]
+        total = len(part.pages)
+        if message.pages != total or part.written != total:
+            why = f"the writer wrote {min(message.pages, part.written)} pages of {total}"
+            return [Reclaimed(lease, "acknowledged", why, writer=agent)]
+        if self.digests and part.verified != part.announced:
+            why = f"{part.announced - part.verified} of {part.announced} pieces are not what {agent} sent"
+            return [Reclaimed(lease, "acknowledged", why, "kv_digest_mismatch", agent)]
+        return [Settled(lease, message, agent)]
 
-    def verified(self, lease: int, right: int) -> None:
+    def verified(self, lease: int, writer: str, right: int) -> None:
         """So many pieces of a `Verify` had the right digest."""
-        held = self._leases.get(lease)
-        if held is not None:
-            held.verified += right
+        part = self._parts.get((lease, writer))
+        if part is not None:
+            part.verified += right
 
     def died(self, agent: str) -> Iterable[Effect]:
         """The transport reports the agent's death."""
-        gone = [lease for lease, held in self._leases.items() if held.writer == agent]
+        gone = [lease for lease, writer in self._parts if writer == agent]
         for lease in gone:
-            del self._leases[lease]
+            del self._parts[lease, agent]
         self._forget(agent)
-        return [Reclaimed(lease, "writer_died", "the prefill worker died") for lease in gone]
+        return [Reclaimed(lease, "writer_died", "the prefill worker died", writer=agent) for lease in gone]
 
     def tick(self, now: float) -> Iterable[Effect]:
         """Time passed: fence what has expired or whose writer is silent, and ask those that have not answered."""
         effects: list[Effect] = []
         waiting: set[str] = set()
-        for lease, held in self._leases.items():
-            if held.fenced:
-                if now >= held.asked + RELEASE_INTERVAL:
-                    held.asked = now
-                    effects.append(Ask(held.writer, Release(lease, self.epoch)))
-            elif now >= held.deadline:
-                effects += self._fence(lease, held, "lease_expired", now)
-            elif now >= self._heard[held.writer] + SILENCE:
-                effects += self._fence(lease, held, "lease_writer_silent", now)
+        for key, part in self._parts.items():
+            lease, writer = key
+            if part.fenced:
+                if now >= part.asked + RELEASE_INTERVAL:
+                    part.asked = now
+                    effects.append(Ask(writer, Release(lease, self.epoch)))
+            elif now >= part.deadline:
+                effects += self._fence(key, "lease_expired", now)
+            elif now >= self._heard[writer] + SILENCE:
+                effects += self._fence(key, "lease_writer_silent", now)
             else:
-                waiting.add(held.writer)
+                waiting.add(writer)
         for writer in waiting:
             if now >= self._pinged.get(writer, 0.0) + PING_INTERVAL:
                 self._pinged[writer] = now
                 effects.append(Ask(writer, Ping(0, self.epoch)))
         return effects
 
-    def _written(self, agent: str, message: Written, held: _Lease) -> Iterable[Effect]:
+    def _written(self, agent: str, message: Written, part: _Part) -> Iterable[Effect]:
         first, count, layers = message.first, len(message.digests), range(*message.layers)
-        pages = held.pages[first : first + count]
-        if first != held.written or len(pages) != count or (held.layer and count != held.group):
-            why = f"pages {first} to {first + count} of {len(held.pages)}, {held.written} were written"
+        pages = part.pages[first : first + count]
+        if first != part.written or len(pages) != count or (part.layer and count != part.group):
+            why = f"pages {first} to {first + count} of {len(part.pages)}, {part.written} were written"
             return [Rejected(agent, message.lease, why)]
-        if not layers or layers.start != held.layer or layers.stop > self._layers:
-            why = f"layers {layers.start} to {layers.stop} of {self._layers}, {held.layer} were written"
+        if not layers or layers.start != part.layer or layers.stop > self._layers:
+            why = f"layers {layers.start} to {layers.stop} of {self._layers}, {part.layer} were written"
             return [Rejected(agent, message.lease, why)]
-        held.layer, held.group = layers.stop, count
-        held.announced += count
-        if held.layer == self._layers:
-            held.written += count
-            held.layer = 0
-        if held.fenced or not self.digests:
+        part.layer, part.group = layers.stop, count
+        part.announced += count
+        if part.layer == self._layers:
+            part.written += count
+            part.layer = 0
+        if part.fenced or not self.digests:
             return []
-        return [Verify(message.lease, pages, layers, tuple(message.digests))]
+        return [Verify(message.lease, agent, pages, layers, tuple(message.digests))]
 
-    def _fence(self, lease: int, held: _Lease, code: Code, now: float) -> list[Effect]:
-        held.fenced, held.asked = True, now
-        return [Fenced(lease, code), Ask(held.writer, Release(lease, self.epoch))]
+    def _fence(self, key: _Key, code: Code, now: float) -> list[Effect]:
+        lease, writer = key
+        part = self._parts[key]
+        part.fenced, part.asked = True, now
+        return [Fenced(lease, code, writer), Ask(writer, Release(lease, self.epoch))]
 
     def _forget(self, agent: str) -> None:
         self._heard.pop(agent, None)

@@ -2,16 +2,18 @@
 
 A rank's pool is [pages, layers, 2, kv_heads of the rank, page_size, head_dim]. What moves is counted in *blocks*: a
 block is as many tokens as the greatest common divisor of the two page sizes, which is the smaller of them where the
-two can pair. Block `i` of page `p` has the number `p * blocks_a_page + i`; where the page sizes are equal, blocks are
-pages. A *route* goes from one rank of the writer to one rank of the holder and carries the heads that both hold.
+two can pair. Block `i` of page `p` has the number `p * blocks_a_page + i`; where the page sizes are equal, blocks
+are pages. A *route* goes from one rank of the writer to one rank of the holder and carries heads that both hold.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+
+from kvasir_engine.protocol import Fingerprint
 
 Offsets = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -38,6 +40,18 @@ class Shape:
     def page_bytes(self) -> int:
         """Bytes of a page on each rank."""
         return self.layers * 2 * len(self.heads(0)) * self.page_size * self.row_bytes
+
+    @classmethod
+    def of(cls, fingerprint: Fingerprint) -> "Shape":
+        """The shape of a worker, for rows of one byte."""
+        return cls(fingerprint.layers, fingerprint.kv_heads, fingerprint.page_size, 1, fingerprint.tensor_parallel)
+
+    def with_pages_of(self, page_bytes: int) -> "Shape":
+        """The same for pages of so many bytes. Raises ValueError when that cannot be."""
+        rows, rest = divmod(page_bytes, replace(self, row_bytes=1).page_bytes)
+        if rest or not rows:
+            raise ValueError(f"page_bytes: {page_bytes} does not fit {self}")
+        return replace(self, row_bytes=rows)
 
 
 @dataclass(frozen=True)
@@ -69,21 +83,23 @@ class Cut:
         """Bytes of a block that the route carries."""
         return self.layers * 2 * self.count * self.block_bytes
 
-    def offsets(self, blocks: Sequence[int], layer: int | None, pieces: int) -> Offsets:
-        """Where the pieces of `blocks` begin in the pool, of one layer or of all: in order of block, layer, head.
+    def offsets(self, blocks: Sequence[int], layers: range, pieces: int) -> Offsets:
+        """Where the pieces of these layers of `blocks` begin in the pool: in order of block, layer, head.
 
         `pieces` a layer of a block: 1 where K and V are one piece, 2, or one a head of each.
         """
         page, place = np.divmod(np.asarray(blocks, np.int64), self.blocks)
         head_bytes = self.blocks * self.block_bytes
-        layers = np.arange(self.layers, dtype=np.int64) if layer is None else np.asarray([layer], np.int64)
         begin = page * self.page_bytes + place * self.block_bytes
         within = np.zeros(1, np.int64)
         if pieces > 1:
             heads = np.arange(pieces // 2, dtype=np.int64) + self.first
             within = (np.arange(2, dtype=np.int64)[:, None] * self.heads + heads).ravel() * head_bytes
         stride = 2 * self.heads * head_bytes
-        return (begin[:, None, None] + (layers * stride)[:, None] + within).ravel()
+        offsets: Offsets = (
+            begin[:, None, None] + (np.asarray(layers, np.int64) * stride)[:, None] + within
+        ).ravel()
+        return offsets
 
 
 @dataclass(frozen=True)
@@ -109,11 +125,9 @@ class Route:
         """Bytes of each of these."""
         return self.source.moved_bytes // self.source.layers // self.pieces
 
-    def offsets(
-        self, source: Sequence[int], target: Sequence[int], layer: int | None = None
-    ) -> tuple[Offsets, Offsets]:
+    def offsets(self, source: Sequence[int], target: Sequence[int], layers: range) -> tuple[Offsets, Offsets]:
         """Where each piece of the blocks begins in the writer's pool and in the holder's; equally many."""
-        return self.source.offsets(source, layer, self.pieces), self.target.offsets(target, layer, self.pieces)
+        return self.source.offsets(source, layers, self.pieces), self.target.offsets(target, layers, self.pieces)
 
 
 def block_tokens(ours: int, theirs: int) -> int:
@@ -153,6 +167,13 @@ def routes(writer: Shape, holder: Shape) -> tuple[Route, ...]:
             source = _cut(writer, tokens, theirs, heads)
             found.append(Route(rank, to, source, _cut(holder, tokens, wanted, heads)))
     return tuple(found)
+
+
+def pairs(writer: Fingerprint, holder: Fingerprint) -> tuple[tuple[int, int], ...]:
+    """Which rank of `writer` writes to which of `holder`. Of two that cannot pair, 0 to 0, which will refuse it."""
+    if writer.mismatch(holder) is not None:
+        return ((0, 0),)
+    return tuple((route.writer, route.holder) for route in routes(Shape.of(writer), Shape.of(holder)))
 
 
 def _cut(shape: Shape, tokens: int, held: range, heads: list[int]) -> Cut:

@@ -15,6 +15,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kvasir_engine.transfer.messages import Complete, Release, Stopped
 
 TOMBSTONES = 65536
@@ -30,6 +32,7 @@ Key = tuple[str, int]  # holder's agent, lease id
 class Push:
     """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all. Layers come in order.
 
+    Pages are counted in the blocks of `layout.py`.
     `final`: with it, all pages of the lease are pushed. `complete` comes by itself, when there is nothing to copy
     any more.
     """
@@ -69,8 +72,7 @@ class Done:
     push: Push
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True, tag=True):
     """The lease has ended early: none of its pages is read or written any more."""
 
     key: Key

@@ -12,11 +12,12 @@ from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.source import resolve
 from kvasir_engine.model.threads import use_own_cores
 from kvasir_engine.model.weights import weights_digest
-from kvasir_engine.protocol import Fingerprint, Region, Role
+from kvasir_engine.protocol import HEADS_APART, Fingerprint, Region, Role
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer.agent import Agent, choose_fabric
 from kvasir_engine.transfer.digest import NONE, XXH3, Digester
 from kvasir_engine.transfer.fabric import Fabric
+from kvasir_engine.transfer.group import HandoffGroup
 from kvasir_engine.transfer.handoff import Event, Handoff
 from kvasir_engine.worker.engine import Engine
 from kvasir_engine.worker.thread import EngineThread
@@ -42,7 +43,7 @@ class EngineOptions:
     kv_digests: bool = True
 
 
-def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, Handoff | None]:
+def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
     """Load the model and start the threads. Raises ModelError for what the user can mend."""
     if options.tensor_parallel != 1:
         raise ModelError(f"tensor parallel size {options.tensor_parallel} is not supported yet, only 1")
@@ -68,7 +69,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         model=weights_digest(folder),
         revision=options.revision or "",
         dtype=str(runner.dtype).removeprefix("torch."),
-        layout="pages,layers,kv,heads,tokens,dim",
+        layout=HEADS_APART,
         page_size=options.page_size,
         layers=config.layers,
         kv_heads=config.kv_heads,
@@ -85,14 +86,15 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         memory: Literal["DRAM", "VRAM"] = "VRAM" if runner.device.type == "cuda" else "DRAM"
         region = Region(pool.address, pool.pages, pool.page_bytes, memory, runner.device.index or 0)
 
-        def emit(event: Event) -> None:
-            thread.post(lambda engine: engine.transferred(event))
-
         digest = Digester(pool.address, pool.pages, pool.page_bytes, config.layers) if options.kv_digests else None
-        handoff = Handoff(lambda: Agent(epoch, region, fingerprint), emit, digest)
+        own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
+        own.start()
+        handoff = HandoffGroup(own)
     thread = EngineThread(Engine(runner, role, limits, max_length, epoch, handoff))
-    if handoff is not None:
-        handoff.start()
+
+    def report(rank: int, event: Event) -> None:
+        thread.post(lambda engine: engine.reported(rank, event))
+
     thread.start()
     log.info(
         "engine ready role=%s dtype=%s device=%s threads=%d pages=%d page_bytes=%d max_length=%d",

@@ -34,7 +34,9 @@ from kvasir_engine.sampling.sampler import SampleRequest, sample
 from kvasir_engine.scheduler.schedule import Limits, Plan, schedule
 from kvasir_engine.scheduler.sequence import Sequence
 from kvasir_engine.transfer import holder, writer
-from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.transfer.group import HandoffGroup, LayerPush
+from kvasir_engine.transfer.handoff import Event
+from kvasir_engine.transfer.layout import block_numbers, block_tokens, pages_of
 from kvasir_engine.transfer.messages import Complete
 from kvasir_engine.worker.cache import Cache
 
@@ -58,7 +60,9 @@ class Job:
     to: Endpoint | None = None  # prefill side: where the KV goes, under `lease`
     lease: Lease | None = None
     key: writer.Key | None = None
-    pushed: int = 0  # pages of the lease given to the transfer thread
+    block: int = 0  # tokens of what is pushed as one: a page, or where page sizes differ the smaller
+    blocks: int = 0  # how many of these the lease wants
+    pushed: int = 0  # how many of these the transfer thread has been given
     handed_off: bool = False  # the prompt is computed, and the pages are the lease's to read
     writer: Endpoint | None = None  # decode side: who writes, into `leased`
     leased: list[int] = field(default_factory=list)
@@ -107,7 +111,7 @@ class Engine:
         limits: Limits,
         max_length: int,
         epoch: int,
-        handoff: Handoff | None,
+        handoff: HandoffGroup | None,
     ) -> None:
         self.runner = runner
         self.role = role
@@ -146,13 +150,16 @@ class Engine:
         if job is None:
             return None
         if frame.lease is not None and frame.to is not None and self.handoff is not None:
-            pages = self.cache.pages_for(len(frame.tokens)) - frame.lease.first // self.limits.page_size
-            fits = frame.lease.first % self.limits.page_size == 0 and pages == len(frame.lease.pages)
+            theirs = frame.to.fingerprint.page_size
+            pages = -(-len(frame.tokens) // theirs) - frame.lease.first // theirs
+            fits = frame.lease.first % theirs == 0 and pages == len(frame.lease.pages)
             if not fits or (frame.to.agent, frame.lease.id) in self.pushes:
                 self._forget(job)
                 why = "is in use" if fits else "does not fit the prompt"
                 return self._refuse(session, frame.id, "bad_lease", f"the lease {why}")
             job.lease, job.to = frame.lease, frame.to
+            job.block = block_tokens(self.limits.page_size, theirs)
+            job.blocks = -(-len(frame.tokens) // job.block) - frame.lease.first // job.block
             job.key = self.handoff.open(frame.to, frame.lease)
             self.pushes[job.key] = []
             self._job_of_key[job.key] = job
@@ -186,8 +193,14 @@ class Engine:
 
     # -- the handoff's events
 
+    def reported(self, rank: int, event: Event) -> None:
+        """What the transfer thread of one rank reports."""
+        assert self.handoff is not None
+        for each in self.handoff.received(rank, event):
+            self.transferred(each)
+
     def transferred(self, event: Event) -> None:
-        """What the transfer thread reports."""
+        """What became of a lease, on all ranks."""
         match event:
             case writer.Done(key, push):
                 self._pushed(key, push)
@@ -195,8 +208,8 @@ class Engine:
                 self._push_failed(key, reason)
             case holder.Settled(lease, complete):
                 self._settle(lease, complete)
-            case holder.Fenced(lease, code):
-                self._fence(lease, code)
+            case holder.Fenced():
+                self._fence(event)
             case holder.Reclaimed():
                 self._reclaim(event)
             case holder.Rejected(agent, lease, why):
@@ -208,7 +221,7 @@ class Engine:
             reading = next(reading for reading in self.pushes[key] if reading.push is push)
             self.pushes[key].remove(reading)
             self.cache.tree.release(reading.pages)
-            self.stats.sent_pages += len(push.local)
+            self.stats.sent_pages += len(reading.pages)
         else:
             for reading in self.pushes.pop(key):
                 self.cache.tree.release(reading.pages)
@@ -250,10 +263,10 @@ class Engine:
         faults.hit("decode.settled")
         return None
 
-    def _fence(self, lease: int, code: str) -> None:
-        job = self.leased.get(lease)
+    def _fence(self, event: holder.Fenced) -> None:
+        job = self.leased.get(event.lease)
         if job is not None:
-            self._fail(job, code, "the prompt's KV did not come in time")
+            self._fail(job, event.code, event.reason or "the prompt's KV did not come in time")
 
     def _reclaim(self, event: holder.Reclaimed) -> None:
         pages = self.fenced.pop(event.lease, None)
@@ -312,7 +325,7 @@ class Engine:
         lease = Lease(self._leases, self.epoch, job.leased, job.sequence.computed, LEASE_SECONDS)
         job.lease = lease
         self.leased[lease.id] = job
-        self.handoff.grant(lease, job.writer)
+        self.handoff.grant(lease, job.writer, len(job.sequence.tokens) - lease.first)
         self._send(job, Leased(job.sequence.id, lease))
         faults.hit("decode.leased")
 
@@ -430,8 +443,7 @@ class Engine:
         )
         if finish is None:
             assert job.lease is not None
-            pages = len(job.lease.pages)
-            complete = Complete(job.lease.id, job.lease.epoch, prompt, pages, token, logprobs)
+            complete = Complete(job.lease.id, job.lease.epoch, prompt, job.blocks, token, logprobs)
             self.handoff.push(job.key, writer.Push(complete=complete))
             job.handed_off = True
         self.running.remove(sequence)
@@ -442,45 +454,39 @@ class Engine:
 
     def _layer_pushes(self, chunks: list[tuple[Sequence, int]]) -> Callable[[int], None] | None:
         """What gives the transfer thread each computed layer of the leases' pages that this step completes."""
-        growing = []
+        growing: list[LayerPush] = []
         for sequence, count in chunks:
             job = self._job_of[sequence]
             if job.key is not None and job.lease is not None and sequence.generated == 0:
-                size, first = self.limits.page_size, job.lease.first // self.limits.page_size
-                self._push_whole(job, sequence.computed // size - first)  # what the tree had, if anything
+                first = job.lease.first // job.block
+                self._push_whole(job, sequence.computed // job.block - first)  # what the tree had, if anything
                 end = sequence.computed + count
-                ready = len(job.lease.pages) if end == len(sequence.tokens) else end // size - first
+                ready = job.blocks if end == len(sequence.tokens) else end // job.block - first
                 if ready > job.pushed:
                     growing.append((job.key, self._next_push(job, ready, self.runner.config.layers - 1)))
         if not growing or self.handoff is None:
             return None
-        handoff = self.handoff
-
-        def on_layer(layer: int) -> None:
-            for key, last in growing:
-                if layer == last.layer:
-                    handoff.push(key, last)
-                else:
-                    handoff.push(key, writer.Push(last.local, last.remote, layer))
-
-        return on_layer
+        return self.handoff.push_layers(growing)
 
     def _push_whole(self, job: Job, ready: int) -> None:
-        """Push the lease's pages up to place `ready`, which are computed in full, all layers at once."""
+        """Push the lease's blocks up to place `ready`, which are computed in full, all layers at once."""
         if ready > job.pushed and job.key is not None and self.handoff is not None:
             self.handoff.push(job.key, self._next_push(job, ready, None))
 
     def _next_push(self, job: Job, ready: int, layer: int | None) -> writer.Push:
-        """The push of `layer` that finishes the lease's pages up to place `ready`; they are held until it ended."""
+        """The push of `layer` that finishes the lease's blocks up to place `ready`; held until it ended."""
         assert job.lease is not None
+        assert job.to is not None
         assert job.key is not None
-        first = job.lease.first // self.limits.page_size
-        local = tuple(job.sequence.pages[first + job.pushed : first + ready])
-        remote = tuple(job.lease.pages[job.pushed : ready])
-        push = writer.Push(local, remote, layer, final=ready == len(job.lease.pages))
+        ours, theirs = self.limits.page_size // job.block, job.to.fingerprint.page_size // job.block
+        first = job.lease.first // job.block
+        local = block_numbers(job.sequence.pages, ours, first + job.pushed, first + ready)
+        remote = block_numbers(job.lease.pages, theirs, job.pushed, ready)
+        push = writer.Push(local, remote, layer, final=ready == job.blocks)
         job.pushed = ready
-        self.cache.pool.hold(local)
-        self.pushes[job.key].append(_Reading(push, local))
+        pages = pages_of(local, ours)
+        self.cache.pool.hold(pages)
+        self.pushes[job.key].append(_Reading(push, pages))
         return push
 
     # -- endings

@@ -28,17 +28,10 @@ class EngineCollector(Collector):
         leases.add_metric(["fenced"], len(engine.fenced))
         leases.add_metric(["writing"], len(engine.pushes))
         yield leases
-        page_bytes = engine.runner.pool.page_bytes
         for name, text, value in (
             ("kvasir_kv_received_pages", "KV pages that other workers wrote here.", stats.received_pages),
             ("kvasir_kv_received_tokens", "Tokens whose KV came from other workers.", stats.received_tokens),
-            (
-                "kvasir_kv_received_bytes",
-                "Bytes of KV that other workers wrote.",
-                stats.received_pages * page_bytes,
-            ),
             ("kvasir_kv_sent_pages", "KV pages written to other workers.", stats.sent_pages),
-            ("kvasir_kv_sent_bytes", "Bytes of KV written to other workers.", stats.sent_pages * page_bytes),
             ("kvasir_kv_rejected_messages", "Handoff messages that fitted no lease.", stats.rejected_messages),
             ("kvasir_prefix_cache_hit_tokens", "Prompt tokens found in the radix tree.", stats.hit_tokens),
             ("kvasir_prefix_cache_miss_tokens", "Prompt tokens not found in the radix tree.", stats.miss_tokens),
@@ -63,6 +56,9 @@ class EngineCollector(Collector):
 
     @staticmethod
     def _handoff(stats: HandoffStats) -> Iterable[Metric]:
+        yield CounterMetricFamily("kvasir_kv_sent_bytes", "KV written to other workers.", stats.sent_bytes)
+        received = "KV that other workers wrote and that was found complete."
+        yield CounterMetricFamily("kvasir_kv_received_bytes", received, stats.received_bytes)
         yield CounterMetricFamily("kvasir_kv_writes", "Writes posted.", stats.writes)
         yield CounterMetricFamily("kvasir_kv_write_descriptors", "Pieces of pages written.", stats.descriptors)
         yield CounterMetricFamily("kvasir_kv_write_seconds", "Time in posting writes.", stats.write_seconds)

@@ -1,0 +1,152 @@
+"""The handoffs of all ranks of a worker, as the one that its engine knows.
+
+Everything here runs on the engine's thread: what the ranks report comes through `received`.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from kvasir_engine.protocol import Address, Endpoint, Lease
+from kvasir_engine.transfer import holder, writer
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
+from kvasir_engine.transfer.handoff import Event, Handoff, HandoffStats
+from kvasir_engine.transfer.layout import pairs
+from kvasir_engine.transfer.parts import Grants, Pushes, Stop
+from kvasir_engine.transfer.writer import Key, Push
+
+LayerPush = tuple[Key, Push]
+"""The push of a lease's last layer, from which those of the earlier layers follow."""
+
+
+class Others(Protocol):
+    """Ranks 1 and up, in processes of their own."""
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where their pools are."""
+        ...
+
+    def command(self, command: AnyCommand) -> None:
+        """For their transfer threads."""
+        ...
+
+    def push(self, key: Key, push: Push) -> None:
+        """Copy pages, after what they were given to compute before."""
+        ...
+
+    def push_layers(self, pushes: list[LayerPush]) -> None:
+        """Copy pages while the next step computes them."""
+        ...
+
+    @property
+    def stats(self) -> HandoffStats:
+        """Their counters, added up."""
+        ...
+
+
+class HandoffGroup:
+    """Rank 0's handoff and the `others`', with the interface of one handoff. `others` is None for one rank."""
+
+    def __init__(self, own: Handoff, others: Others | None = None) -> None:
+        self._own = own
+        self._others = others
+        self._grants = Grants()
+        self._pushes = Pushes()
+        self.endpoint = own.endpoint
+        if others is not None:
+            self.endpoint = msgspec.structs.replace(own.endpoint, others=others.addresses)
+
+    @property
+    def stats(self) -> HandoffStats:
+        """The counters of all ranks."""
+        return self._own.stats if self._others is None else self._own.stats + self._others.stats
+
+    def is_alive(self) -> bool:
+        """Whether rank 0's transfer thread runs. Where another rank's does not, the worker ends."""
+        return self._own.is_alive()
+
+    def stop(self) -> None:
+        """Deregister rank 0's pool and end its thread."""
+        self._own.stop()
+
+    def _command(self, command: AnyCommand) -> None:
+        self._own.command(command)
+        if self._others is not None:
+            self._others.command(command)
+
+    # -- the decode side
+
+    def grant(self, lease: Lease, to: Endpoint, tokens: int) -> None:
+        """As Handoff has it."""
+        found = pairs(to.fingerprint, self.endpoint.fingerprint)
+        self._grants.grant(lease.id, [(rank, to.agent_of(theirs)) for theirs, rank in found])
+        self._command(Grant(lease, to, tokens))
+
+    def revoke(self, lease: int) -> None:
+        """As Handoff has it."""
+        self._command(Revoke(lease))
+
+    # -- the prefill side
+
+    def open(self, to: Endpoint, lease: Lease) -> Key:
+        """As Handoff has it."""
+        key, found = (to.agent, lease.id), pairs(self.endpoint.fingerprint, to.fingerprint)
+        self._pushes.open(key, [(rank, to.agent_of(theirs)) for rank, theirs in found])
+        self._command(Open(to, lease))
+        return key
+
+    def push(self, key: Key, push: Push) -> None:
+        """As Handoff has it, for pages whose KV is there and for the completion."""
+        self._pushes.push(key, push)
+        self._own.push(key, push)
+        if self._others is not None:
+            self._others.push(key, push)
+
+    def push_layers(self, pushes: list[LayerPush]) -> Callable[[int], None]:
+        """Push pages layer by layer while the next step computes them. The result is to hear of each layer."""
+        for key, last in pushes:
+            self._pushes.push(key, last)
+        if self._others is not None:
+            self._others.push_layers(pushes)
+        return layer_pushes(self._own, pushes)
+
+    def withdraw(self, key: Key, reason: str) -> None:
+        """As Handoff has it."""
+        self._command(Withdraw(key, reason))
+
+    # -- what the ranks report
+
+    def received(self, rank: int, event: Event) -> list[Event]:
+        """What an event of one rank means for the worker's lease."""
+        events: list[Event] = []
+        effects = (
+            self._pushes.received(rank, event)
+            if isinstance(event, writer.Done | writer.Failed)
+            else self._grants.received(rank, event)
+        )
+        for effect in effects:
+            match effect:
+                case Stop(int() as lease):
+                    self.revoke(lease)
+                case Stop(tuple() as key, reason):
+                    self.withdraw(key, reason)
+                case holder.Settled() | holder.Fenced() | holder.Reclaimed() | holder.Rejected():
+                    events.append(effect)
+                case writer.Done() | writer.Failed():
+                    events.append(effect)
+        return events
+
+
+def layer_pushes(handoff: Handoff, pushes: list[LayerPush]) -> Callable[[int], None]:
+    """What gives `handoff` each layer of `pushes` as it is computed."""
+
+    def on_layer(layer: int) -> None:
+        for key, last in pushes:
+            if layer == last.layer:
+                handoff.push(key, last)
+            else:
+                handoff.push(key, Push(last.local, last.remote, layer))
+
+    return on_layer
