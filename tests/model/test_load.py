@@ -10,7 +10,7 @@ from tiny_models import llama, mistral
 
 from kvasir_engine.model import loader
 from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.loader import Weights, choose_device, choose_dtype
+from kvasir_engine.model.loader import Rows, Weights, choose_device, choose_dtype
 from kvasir_engine.model.runner import ModelRunner, default_kv_memory
 
 CPU = torch.device("cpu")
@@ -42,6 +42,15 @@ def test_progress_counts_up_to_the_files_bytes(folder: Path) -> None:
         == heard[-1][2]
         == sum(weight.nbytes for weight in load_file(folder / "model.safetensors").values())
     )
+
+
+def test_a_rank_s_progress_counts_what_the_other_ranks_read(folder: Path) -> None:
+    heard: list[int] = []
+    weights = Weights(folder, torch.float32, CPU, lambda stage, done, total: heard.append(done), ranks=2)
+    weights.tensor("model.layers.0.mlp.down_proj.weight", 48, 96, columns=range(48))
+    gate_up = ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight")
+    weights.stacked([Rows(name, 96, range(48)) for name in gate_up], 48)
+    assert heard == [48 * 96 * 4 * matrices for matrices in (1, 2, 3)]
 
 
 def test_weights_in_several_files_load_the_same(tmp_path: Path) -> None:

@@ -203,8 +203,9 @@ def test_the_pool_holds_a_token_s_keys_where_the_layout_says(kind: Callable[[], 
                 torch.testing.assert_close(held, expected[:, j], atol=1e-4, rtol=0)
 
 
-def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
-    model = llama(num_attention_heads=8, head_dim=32, hidden_size=256, initializer_range=0.05)
+@pytest.mark.parametrize("kind", [llama, qwen2, qwen3, gemma3])
+def test_bfloat16_stays_near_float32(kind: Callable[..., Any], tmp_path: Path) -> None:
+    model = kind(num_attention_heads=8, head_dim=32, hidden_size=256, initializer_range=0.05)
     tokens = random_tokens(120, 151, 6)
     reference = reference_logits(model, tokens)
     runner = runner_of(model, tmp_path, dtype="bfloat16")
