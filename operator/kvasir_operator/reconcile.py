@@ -151,7 +151,7 @@ class Reconciler:
         """Write the status where it is another than before, with an Event for every condition that changed."""
         previous: dict[str, Any] = document.get("status", {})
         current = msgspec.to_builtins(status)
-        if current == previous:
+        if statuses.same(current, previous):
             return
         metadata = document["metadata"]
         self._cluster.set_status(metadata["namespace"], metadata["name"], current)

@@ -191,6 +191,15 @@ def _conditions(
     return result
 
 
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two statuses say the same. API servers merge conditions by type, in an order of their own."""
+    first, second = (
+        {**status, "conditions": {condition["type"]: condition for condition in status.get("conditions", [])}}
+        for status in (one, other)
+    )
+    return first == second
+
+
 def transitions(previous: Mapping[str, Any], current: Status) -> list[Condition]:
     """The conditions whose status is another than in `previous`; a first False says nothing new but of Accepted."""
     before = {condition["type"]: condition["status"] for condition in previous.get("conditions", [])}
