@@ -374,10 +374,8 @@ MUTANTS = [
     Mutant(
         "an aborted lease is free at once",
         ENGINE,
-        "            self.cache.pool.fence(job.leased, job.lease.id)\n"
-        "            self.fenced[job.lease.id] = job.leased\n",
-        "            self.cache.pool.reclaim(job.leased, job.lease.id)\n"
-        "            self.fenced[job.lease.id] = []\n",
+        "            self.cache.pool.fence(job.leased, job.lease.id)\n",
+        "            self.cache.pool.reclaim(job.leased, job.lease.id)\n            job.leased = []\n",
     ),
     Mutant("an abort at decode is not told", ENGINE, "            self.handoff.revoke(job.lease.id)\n", ""),
     Mutant(

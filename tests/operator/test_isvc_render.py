@@ -251,7 +251,7 @@ def test_cpu_workers_ask_for_no_gpu_and_run_anywhere() -> None:
         ({"rdmaResource": "rdma/hca"}, True, True, None),
         ({}, False, False, None),
         ({"fabric": "tcp"}, False, False, "tcp,self,cuda_copy,cuda_ipc"),
-        ({"fabric": "shm"}, False, False, "sm,self,cuda_copy,cuda_ipc"),
+        ({"fabric": "shm"}, False, False, "sm,tcp,self,cuda_copy,cuda_ipc"),
     ],
 )
 def test_the_fabric_decides_devices_capabilities_and_transports(

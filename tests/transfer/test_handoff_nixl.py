@@ -3,6 +3,8 @@
 import os
 import queue
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import msgspec
@@ -11,6 +13,7 @@ from peer import FINGERPRINT, LAYERS, SPOILED, Peer, Side
 
 from kvasir_engine.protocol import Lease
 from kvasir_engine.transfer import holder, writer
+from kvasir_engine.transfer.fabric import Fabric, fabric_env
 from kvasir_engine.transfer.messages import Complete
 
 pytestmark = pytest.mark.dataplane
@@ -111,6 +114,24 @@ def test_an_aborted_lease_comes_back_when_the_writer_says_it_stopped(side: Side,
     assert not side.pool[[1, 2, 3]].any()
 
 
+def test_a_lease_aborted_before_its_prompt_reached_the_writer_comes_back_at_first_contact(
+    side: Side, peer: Peer
+) -> None:
+    lease = lease_of(4, [1, 2])
+    side.handoff.grant(lease, peer.endpoint)
+    side.handoff.revoke(lease.id)
+    assert side.wait(holder.Fenced).code == "lease_aborted"
+    assert side.wait(holder.Reclaimed).proof == "acknowledged"
+    peer.open(side.endpoint, lease)  # the prompt comes after all
+    assert isinstance(peer.event(), writer.Failed)
+    after = lease_of(5, [8])
+    side.handoff.grant(after, peer.endpoint)
+    peer.open(side.endpoint, after)
+    peer.push([6], [8])
+    peer.complete(complete(after))
+    assert side.wait(holder.Settled).lease == 5
+
+
 def test_the_death_of_a_writer_is_noticed_without_asking_and_is_proof(side: Side, peer: Peer) -> None:
     lease = lease_of(7, [1, 2])
     side.handoff.grant(lease, peer.endpoint)
@@ -137,6 +158,13 @@ def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) ->
     finally:
         os.kill(peer.process.pid, signal.SIGCONT)
     assert side.wait(holder.Reclaimed).proof == "acknowledged"
+
+
+@pytest.mark.parametrize("fabric", ["shm", "tcp"])
+def test_an_agent_starts_where_a_fabric_is_named(fabric: Fabric) -> None:
+    script = "from peer import Side; side = Side(1); side.handoff.stop()"
+    environment = os.environ | fabric_env(fabric, cuda=False) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=60)
 
 
 def test_a_writer_whose_kv_differs_is_refused_by_the_field(side: Side) -> None:

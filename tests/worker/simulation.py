@@ -42,6 +42,9 @@ class Worker:
 
     # -- the interface of Handoff
 
+    def is_alive(self) -> bool:
+        return True
+
     def command(self, command: AnyCommand) -> None:
         self.commands.append(lambda now: self._obey(command, now))
 

@@ -1,5 +1,7 @@
 """A step that raises fails its requests by name, and neither the engine nor a page is lost."""
 
+import queue
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -7,10 +9,10 @@ from simulation import Network, Worker
 from toy import reference
 
 from kvasir_engine.kv.pages import Owner
-from kvasir_engine.protocol import Delta, Sampling, Submit
+from kvasir_engine.protocol import Delta, Sampling, Step, Submit, ToRouter
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.worker.engine import Engine
-from kvasir_engine.worker.thread import EngineThread
+from kvasir_engine.worker.thread import FENCED_SECONDS, EngineThread, FenceWatch
 
 LIMITS = Limits(tokens=12, running=4, page_size=4)
 
@@ -63,6 +65,50 @@ def test_a_dead_transfer_thread_makes_the_worker_unhealthy(monkeypatch: pytest.M
     thread.start()
     try:
         assert thread.unhealthy_reason() == "the transfer thread is gone"
+    finally:
+        thread.stop()
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_lost_page_is_found_at_the_next_step_where_pages_are_checked(engine: Engine, checked: bool) -> None:
+    thread = EngineThread(engine, check_pages=checked)
+    thread.start()
+    try:
+        batches: queue.SimpleQueue[list[ToRouter]] = queue.SimpleQueue()
+        session = thread.attach(batches.put)
+        thread.post(lambda engine: engine.cache.pool.hold(engine.cache.pool.take(1)))  # nobody's
+        if checked:
+            thread.join(10)
+            assert thread.unhealthy_reason() == "the engine's thread is gone"
+        else:
+            thread.post(lambda engine: engine.submit(session, Submit("r", [1, 2], Sampling(max_tokens=1))))
+            while not any(isinstance(frame, Step) and frame.deltas for frame in batches.get(timeout=10)):
+                pass
+            assert thread.unhealthy_reason() is None
+    finally:
+        thread.stop()
+
+
+def test_a_pool_whose_fences_do_not_go_is_unhealthy_and_a_burst_of_them_is_not() -> None:
+    watch = FenceWatch(100)
+    assert not watch.stuck(26, 0.0)
+    assert not watch.stuck(26, FENCED_SECONDS - 1)
+    assert not watch.stuck(25, FENCED_SECONDS)  # some came back
+    assert not watch.stuck(100, FENCED_SECONDS + 1)
+    assert watch.stuck(26, 2 * FENCED_SECONDS + 1)
+    assert not watch.stuck(0, 2 * FENCED_SECONDS + 2)
+
+
+def test_a_worker_whose_fences_do_not_go_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = EngineThread(engine)
+    thread.start()
+    try:
+        pool = engine.cache.pool
+        pool.fence(pool.lease(5, 1), 1)
+        now = time.monotonic()
+        assert thread.unhealthy_reason() is None
+        monkeypatch.setattr("kvasir_engine.worker.thread.time.monotonic", lambda: now + FENCED_SECONDS + 1)
+        assert thread.unhealthy_reason() == "5 pages wait for proof that their writers have stopped"
     finally:
         thread.stop()
 

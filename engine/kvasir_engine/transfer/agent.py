@@ -18,7 +18,7 @@ from nixl_cu13._bindings import (
     nixlXferDList,
 )
 
-from kvasir_engine.protocol import Endpoint, Fingerprint, Region
+from kvasir_engine.protocol import Address, Endpoint, Fingerprint, Region
 from kvasir_engine.transfer.fabric import Fabric, fabric_env
 from kvasir_engine.transfer.layout import Cut, Offsets, Route, Shape, routes
 
@@ -70,6 +70,7 @@ class Agent:
         self._layers = fingerprint.layers
         self._local = self._nixl.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(region), region.memory)
         self._peers: dict[str, _Peer] = {}
+        self._met: set[str] = set()  # who can be told something, and nothing else yet
 
     def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
         """Make a rank of the peer reachable; nothing if it is already. Raises Refused, or PeerDied."""
@@ -93,9 +94,7 @@ class Agent:
         from_ = next((r for r in routes(theirs, self._shape) if (r.writer, r.holder) == (rank, self.rank)), None)
         whole = any(route is not None and route.pieces == 1 for route in (to, from_))
         try:
-            name = self._nixl.add_remote_agent(peer.metadata).decode()
-            if name != peer.agent:
-                raise Refused(f"metadata is of agent {name!r}, not {peer.agent!r}")
+            self.meet(peer)
             region = peer.region
             layers = None
             if whole:
@@ -105,6 +104,20 @@ class Agent:
         except (nixlInvalidParamError, nixlMismatchError, nixlBackendError) as error:
             raise Refused(f"NIXL cannot reach {peer.agent}: {error}") from error
         self._peers[peer.agent] = _Peer(region, to, from_, layers)
+
+    def meet(self, peer: Address) -> None:
+        """Make `notify` reach the peer. Raises Refused, or PeerDied."""
+        if peer.agent in self._met:
+            return
+        try:
+            name = self._nixl.add_remote_agent(peer.metadata).decode()
+        except nixlRemoteDisconnectError as error:
+            raise PeerDied(peer.agent) from error
+        except (nixlInvalidParamError, nixlMismatchError, nixlBackendError) as error:
+            raise Refused(f"NIXL cannot reach {peer.agent}: {error}") from error
+        if name != peer.agent:
+            raise Refused(f"metadata is of agent {name!r}, not {peer.agent!r}")
+        self._met.add(peer.agent)
 
     def sent(self, agent: str) -> Cut | None:
         """What of our pages goes to the peer; `None` if it is not known any more."""
@@ -119,9 +132,10 @@ class Agent:
     def forget(self, agent: str) -> None:
         """Drop a dead peer."""
         peer = self._peers.pop(agent, None)
-        if peer is not None:
-            if peer.layers is not None:
-                peer.layers.release()
+        if peer is not None and peer.layers is not None:
+            peer.layers.release()
+        if agent in self._met:
+            self._met.remove(agent)
             self._nixl.remove_remote_agent(agent)
 
     def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
@@ -172,7 +186,7 @@ class Agent:
 
     def notify(self, agent: str, message: bytes) -> None:
         """Send a notification of its own. Raises PeerDied."""
-        if agent not in self._peers:
+        if agent not in self._met:
             raise PeerDied(agent)
         try:
             self._nixl.send_notif(agent, message)
@@ -185,7 +199,7 @@ class Agent:
 
     def close(self) -> None:
         """Deregister the memory: after this nobody can write to it."""
-        for agent in list(self._peers):
+        for agent in list(self._met):
             self.forget(agent)
         self._local.release()
         self._nixl.deregister_memory(self._registered)

@@ -3,8 +3,9 @@
 UCX chooses transports by UCX_TLS (openucx.readthedocs.io, FAQ "Which transports does UCX use?"): `rc`, `ud` and
 `dc` stand for the verbs and mlx5 variants of these, `sm` for posix, sysv and cma; as soon as a list is given,
 GPU memory needs `cuda_copy` and `cuda_ipc` in it too. Naming a fabric leaves out the others, so that KV never
-takes a slower road in silence; `auto` leaves the choice to UCX, which ranks what it finds by bandwidth and
-latency. UCX_NET_DEVICES stays unset (all): a pod sees only the devices that were given to it.
+takes a slower road in silence; but shared memory cannot tell that a peer has died (UCX: "no peer failure handler"),
+so messages, and the news of a death, take TCP beside it. `auto` leaves the choice to UCX, which ranks what it finds
+by bandwidth and latency. UCX_NET_DEVICES stays unset (all): a pod sees only the devices that were given to it.
 """
 
 from typing import Literal, get_args
@@ -16,7 +17,7 @@ _TRANSPORTS: dict[Fabric, tuple[str, ...]] = {
     "auto": (),
     "rdma": ("rc", "ud", "dc", "self"),
     "tcp": ("tcp", "self"),
-    "shm": ("sm", "self"),
+    "shm": ("sm", "tcp", "self"),
 }
 _GPU_TRANSPORTS = ("cuda_copy", "cuda_ipc")
 

@@ -323,7 +323,12 @@ class Handoff(threading.Thread):
             return []
         self._holder.heard(agent, now)
         match message:
-            case Release():
+            case Release(sender=sender):
+                if sender is not None and sender.agent == agent:
+                    try:
+                        self._agent.meet(sender)
+                    except (PeerDied, Refused) as error:
+                        log.warning("cannot answer agent=%s reason=%s", agent, error)
                 return self._writer.released(agent, message, now)
             case Ping(lease, epoch):
                 return self._send(agent, Pong(lease, epoch))
@@ -348,6 +353,9 @@ class Handoff(threading.Thread):
                     faults.hit("prefill.completing")
                     self._apply(self._send(agent, complete))
                     faults.hit("prefill.completed")
+                case holder.Ask(agent, Release() as release):
+                    address = self.endpoint.address(0)
+                    self._apply(self._send(agent, msgspec.structs.replace(release, sender=address)))
                 case holder.Ask(agent, message) | writer.Tell(agent, message):
                     self._apply(self._send(agent, message))
                 case _:

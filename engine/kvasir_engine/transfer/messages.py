@@ -6,7 +6,7 @@ message names the lease and the epoch of the worker that granted it; the sender 
 
 import msgspec
 
-from kvasir_engine.protocol import TokenLogprobs
+from kvasir_engine.protocol import Address, TokenLogprobs
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
@@ -56,7 +56,12 @@ class Pong(Message, frozen=True):
 
 
 class Release(Message, frozen=True):
-    """Holder to writer: stop writing, then say so with `Stopped` (also if you never heard of this lease)."""
+    """Holder to writer: stop writing, then say so with `Stopped` (also if you never heard of this lease).
+
+    `sender`: whom to answer, for a writer that the prompt has not reached and that knows nobody by this name.
+    """
+
+    sender: Address | None = None
 
 
 AnyMessage = Complete | Written | Stopped | Release | Ping | Pong

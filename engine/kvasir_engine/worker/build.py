@@ -41,6 +41,7 @@ class EngineOptions:
     prefill_chunk: int = 512
     fabric: Fabric = "auto"
     kv_digests: bool = True
+    check_pages: bool = False
 
 
 def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
@@ -90,7 +91,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
         own.start()
         handoff = HandoffGroup(own)
-    thread = EngineThread(Engine(runner, role, limits, max_length, epoch, handoff))
+    thread = EngineThread(Engine(runner, role, limits, max_length, epoch, handoff), options.check_pages)
 
     def report(rank: int, event: Event) -> None:
         thread.post(lambda engine: engine.reported(rank, event))

@@ -504,6 +504,7 @@ class Engine:
         if job.leased and job.lease is not None and self.handoff is not None:
             del self.leased[job.lease.id]
             self.cache.pool.fence(job.leased, job.lease.id)
+            log.info("lease fenced lease=%d pages=%d reason=%r", job.lease.id, len(job.leased), reason)
             self.fenced[job.lease.id] = job.leased
             job.leased = []
             self.handoff.revoke(job.lease.id)

@@ -44,6 +44,10 @@ MaxRunning = Annotated[int, typer.Option(min=1, help="most sequences in a batch"
 PrefillChunk = Annotated[int, typer.Option(min=1, help="most prompt tokens a step", envvar="KVASIR_PREFILL_CHUNK")]
 FabricName = Annotated[str, typer.Option(help="auto, rdma, tcp or shm", envvar="KVASIR_FABRIC")]
 Digests = Annotated[bool, typer.Option(help="check each page that moved before use", envvar="KVASIR_KV_DIGESTS")]
+CheckPages = Annotated[
+    bool,
+    typer.Option(help="debugging: check at each step that every page has one owner", envvar="KVASIR_CHECK_PAGES"),
+]
 DrainSeconds = Annotated[float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")]
 
 UNITS = {
@@ -89,6 +93,7 @@ def worker(
     prefill_chunk: PrefillChunk = 512,
     fabric: FabricName = "auto",
     kv_digests: Digests = True,
+    check_pages: CheckPages = False,
     drain_seconds: DrainSeconds = 600.0,
 ) -> None:
     """One worker: computes prompts (prefill), generates (decode), or both."""
@@ -113,6 +118,7 @@ def worker(
         prefill_chunk=prefill_chunk,
         fabric=over,
         kv_digests=kv_digests,
+        check_pages=check_pages,
     )
     asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))
 
@@ -162,6 +168,7 @@ def serve(
     kv_cache_memory: CacheMemory = "0",
     max_running: MaxRunning = 64,
     prefill_chunk: PrefillChunk = 512,
+    check_pages: CheckPages = False,
     api_keys_file: Annotated[str, typer.Option(envvar="KVASIR_API_KEYS_FILE")] = "",
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
@@ -179,6 +186,7 @@ def serve(
         kv_cache_memory=bytes_of(kv_cache_memory),
         max_running=max_running,
         prefill_chunk=prefill_chunk,
+        check_pages=check_pages,
     )
     asyncio.run(_serve(options, served_model_name or model, host, port, api_keys_file, drain_seconds))
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import groupby
 
+from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import CacheEvent, CacheEvents, Delta, Leased, Load, Step, ToRouter
 from kvasir_engine.worker.engine import Engine
 
@@ -16,14 +17,37 @@ Sink = Callable[[list[ToRouter]], None]
 Command = Callable[[Engine], None]
 
 STALLED_AFTER = 60.0
+FENCED_SHARE, FENCED_SECONDS = 0.25, 30.0
+"""With more of the pool than this share fenced for so long, no proof will come; a new process helps."""
+
+
+class FenceWatch:
+    """Whether too many of a pool's `size` pages have been fenced for too long, as far as it was asked."""
+
+    def __init__(self, size: int) -> None:
+        self._most = FENCED_SHARE * size
+        self._since: float | None = None
+
+    def stuck(self, fenced: int, now: float) -> bool:
+        """Ask with the number of fenced pages at `now`, in seconds of a monotonic clock."""
+        if fenced <= self._most:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return self._since is not None and now >= self._since + FENCED_SECONDS
 
 
 class EngineThread(threading.Thread):
-    """Runs `engine` until `stop`. Sinks are called from this thread and must not block."""
+    """Runs `engine` until `stop`. Sinks are called from this thread and must not block.
 
-    def __init__(self, engine: Engine) -> None:
+    `check_pages`: after every step and command make sure that every page has one owner; when not, say so and end.
+    """
+
+    def __init__(self, engine: Engine, check_pages: bool = False) -> None:
         super().__init__(name="kvasir-engine", daemon=True)
         self.engine = engine
+        self._check_pages = check_pages
+        self._fences = FenceWatch(engine.cache.pool.size)
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._sinks: dict[int, Sink] = {}
         self._sessions = 0
@@ -80,6 +104,9 @@ class EngineThread(threading.Thread):
             return "the engine's thread is gone"
         if self.engine.handoff is not None and not self.engine.handoff.is_alive():
             return "the transfer thread is gone"
+        fenced = self.engine.cache.pool.count(Owner.FENCED)
+        if self._fences.stuck(fenced, time.monotonic()):
+            return f"{fenced} pages wait for proof that their writers have stopped"
         began = self._turn_began
         if began is not None and time.monotonic() - began > STALLED_AFTER:
             return f"a step takes more than {STALLED_AFTER:.0f} s"
@@ -99,6 +126,8 @@ class EngineThread(threading.Thread):
             if self._stopping:
                 return
             idle = not (self.engine.busy and self._step())
+            if self._check_pages and not self._conserved():
+                return
             self._flush()
 
     _stopping = False
@@ -123,6 +152,14 @@ class EngineThread(threading.Thread):
         finally:
             self.engine.stats.steps += 1
             self.engine.stats.step_seconds += time.perf_counter() - began
+
+    def _conserved(self) -> bool:
+        try:
+            self.engine.check()
+        except AssertionError:
+            log.exception("pages are not conserved; the worker is unhealthy from now on")
+            return False
+        return True
 
     def _flush(self) -> None:
         load = self.engine.load()
