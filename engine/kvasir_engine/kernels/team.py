@@ -1,0 +1,58 @@
+"""Kernels on torch's own threads.
+
+Numba's threading layers would bring a second pool of threads, and on few cores the two would spin in each other's
+way. So a kernel here is a C function of one pointer, which each thread of a team calls, and a team is what torch's
+operators use as well: libgomp's `GOMP_parallel`.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import types
+
+from kvasir_engine.model.source import cache_folder
+
+SIGNATURE = types.void(types.CPointer(types.int64))
+"""Of a kernel: a pointer to its arguments, addresses and numbers alike."""
+
+thread_number = types.ExternalFunction("kvasir_thread_number", types.int32())
+barrier = types.ExternalFunction("kvasir_barrier", types.void())
+
+
+def _libgomp() -> Any:
+    folder = Path(torch.__file__).parent
+    found = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
+    return ctypes.CDLL(str(found[0])) if found else None
+
+
+_gomp = _libgomp()
+if _gomp is not None:
+    _gomp.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    _gomp.GOMP_parallel.restype = None
+    llvm.add_symbol("kvasir_thread_number", ctypes.cast(_gomp.omp_get_thread_num, ctypes.c_void_p).value)
+    llvm.add_symbol("kvasir_barrier", ctypes.cast(_gomp.GOMP_barrier, ctypes.c_void_p).value)
+if "NUMBA_CACHE_DIR" not in os.environ:  # beside the package may be read-only
+    numba.config.CACHE_DIR = str(cache_folder() / "kernels")
+
+
+def unavailable_reason() -> str | None:
+    """Why there are no teams here, or None."""
+    return None if _gomp is not None else "torch was built with another OpenMP than libgomp"
+
+
+def kernel(function: Any) -> int:
+    """Compile `function(arguments)` with `SIGNATURE`, or take it from the cache; its address."""
+    address: int = numba.cfunc(SIGNATURE, cache=True, fastmath={"nsz", "arcp", "contract", "reassoc"})(function).address
+    return address
+
+
+def run(kernel: int, arguments: npt.NDArray[np.int64], threads: int) -> None:
+    """Call `kernel(arguments)` once on each of `threads` threads, the calling one among them."""
+    _gomp.GOMP_parallel(kernel, arguments.ctypes.data, threads, 0)
