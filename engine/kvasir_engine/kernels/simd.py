@@ -180,3 +180,40 @@ f32_at = _pointer(types.float32)
 i32_at = _pointer(types.int32)
 u16_at = _pointer(types.uint16)
 i64_at = _pointer(types.int64)
+
+
+@intrinsic
+def mix(typing: Any, weights: Any, v: Any, row: Any, out: Any) -> Any:
+    """Add 16 tokens' v, each times its weight, for 32 dimensions: (weights, v, bytes a token of v, out).
+
+    weights is [8, 2] bfloat16, v is [16, 32] bfloat16; out is [32] float32 in the order of `MIXED`.
+    """
+
+    def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        weights, v, row, out = arguments
+        words = ir.VectorType(ir.IntType(16), 2 * LANES)
+        low = _load(b, out, _FLOATS, 64)
+        high = _load(b, b.add(out, _const(64)), _FLOATS, 64)
+        # Words of two tokens are paired within each 128 bits, as VPUNPCKLWD and VPUNPCKHWD do.
+        order = [[8 * (i // 8) + start + i % 8 // 2 + 2 * LANES * (i % 2) for i in range(32)] for start in (0, 4)]
+        for pair in range(LANES // 2):
+            weight = _same_pair(b, b.add(weights, _const(4 * pair)))
+            first, second = (
+                _load(b, b.add(v, b.mul(row, _const(2 * pair + i))), words, 4) for i in range(2)
+            )
+            lows, highs = (
+                b.bitcast(
+                    b.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, 2 * LANES), lanes)), _HALVES
+                )
+                for lanes in order
+            )
+            low, high = _dot(b, low, weight, lows), _dot(b, high, weight, highs)
+        _store(b, low, out, 64)
+        _store(b, high, b.add(out, _const(64)), 64)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+MIXED = tuple(8 * (i % 16 // 4) + 4 * (i // 16) + i % 4 for i in range(32))
+"""The dimension of each element of `mix`'s result."""

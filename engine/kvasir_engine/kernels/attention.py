@@ -1,0 +1,213 @@
+"""Attention of decoding sequences over the paged pool, read where it lies.
+
+The context is divided into segments of a fixed length, and the parts of a segmented softmax are joined at the end
+(flash-decoding: Dao et al. 2023). Segments are worked on in the order of their place in the sequences, so what
+sequences share of their beginning is read from memory once for all of them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numba import carray
+
+from kvasir_engine.kernels import maths, simd, team
+from kvasir_engine.kernels.linear import aligned
+
+SEGMENT = 256
+"""Tokens of a segment: of a head, its KV of 64 KiB stays in a core's cache for the next sequence that has it too."""
+
+STEP = simd.LANES
+"""Tokens whose scores are one register; a page has a multiple of them."""
+
+WIDTH = 2 * STEP
+"""Dimensions that `mix` takes at once; a head has a multiple of them."""
+
+_MIXED = np.array(simd.MIXED, dtype=np.int64)
+
+
+def _attend(arguments):  # type: ignore[no-untyped-def]
+    a = carray(arguments, (23,))
+    q, out, pool, tables = a[0], a[1], a[2], a[3]
+    parts, scratch, mixed = a[4], a[5], carray(simd.i64_at(a[6]), (WIDTH,))
+    sequences, group, kv_heads, dim = a[11], a[12], a[13], a[14]
+    page_size, page_bytes, columns, q_row = a[15], a[16], a[17], a[18]
+    segments, window, threads = a[19], a[20], a[21]
+    rows = carray(simd.i64_at(a[7]), (sequences,))
+    contexts = carray(simd.i64_at(a[8]), (sequences,))
+    starts = carray(simd.i64_at(a[9]), (segments + 1,))
+    active = carray(simd.i64_at(a[10]), (segments,))
+
+    number = np.int64(team.thread_number())
+    scale = carray(simd.f32_at(a[22]), (1,))[0]
+    v_offset = kv_heads * page_size * dim * 2
+    part_row = (dim + STEP) * 4
+    part = group * part_row
+    own = scratch + number * (group * SEGMENT * 6 + STEP * dim * 2 + dim * 4)
+    weights_at = own + group * SEGMENT * 4
+    tail_at = weights_at + group * SEGMENT * 2
+    sums = carray(simd.f32_at(tail_at + STEP * dim * 2), (dim,))
+
+    items = starts[segments]
+    segment = 0
+    for item in range(number * items // threads, (number + 1) * items // threads):
+        while item >= starts[segment + 1]:
+            segment += 1
+        head = (item - starts[segment]) // active[segment]
+        rank = (item - starts[segment]) % active[segment]
+        first = segment * SEGMENT
+        count = min(SEGMENT, contexts[rank] - first)
+        hidden = max(0, contexts[rank] - window - first) if window else 0
+        result = parts + item * part
+        for g in range(group):
+            values = carray(simd.f32_at(result + g * part_row), (dim + STEP,))
+            for i in range(dim):
+                values[i] = np.float32(0)
+            values[dim], values[dim + 1] = -np.inf, np.float32(0)
+        if hidden >= count:
+            continue
+        begin = hidden // STEP * STEP
+        table = carray(simd.i64_at(tables + rows[rank] * columns * 8), (columns,))
+        queries = q + (rows[rank] * q_row + head * group * dim) * 2
+        base = pool + head * page_size * dim * 2
+        for at in range(begin, count, STEP):
+            token = first + at
+            k = base + table[token // page_size] * page_bytes + token % page_size * dim * 2
+            for g in range(group):
+                simd.scores(queries + g * dim * 2, k, dim // 2, own + (g * SEGMENT + at) * 4)
+        end = (count + STEP - 1) // STEP * STEP
+        for g in range(group):
+            scores = carray(simd.f32_at(own + g * SEGMENT * 4), (SEGMENT,))
+            weights = carray(simd.u16_at(weights_at + g * SEGMENT * 2), (SEGMENT,))
+            top = np.float32(-np.inf)
+            for i in range(hidden, count):
+                top = max(top, scores[i])
+            total = np.float32(0)
+            for i in range(begin, end):
+                weight = maths.exp((scores[i] - top) * scale)
+                weights[i] = maths.narrow(weight)
+            for i in range(begin, hidden):
+                weights[i] = np.uint16(0)
+            for i in range(count, end):
+                weights[i] = np.uint16(0)
+            for i in range(begin, end):
+                total += maths.widen(weights[i])
+            values = carray(simd.f32_at(result + g * part_row), (dim + STEP,))
+            values[dim], values[dim + 1] = top * scale, total
+        for at in range(begin, count, STEP):
+            token = first + at
+            v = base + v_offset + table[token // page_size] * page_bytes + token % page_size * dim * 2
+            if at + STEP > count:
+                # What is beyond the last token is not ours, and zero times a stray NaN would not be zero.
+                last = carray(simd.u16_at(v), (STEP * dim,))
+                tail = carray(simd.u16_at(tail_at), (STEP * dim,))
+                for i in range(STEP * dim):
+                    tail[i] = last[i] if i < (count - at) * dim else np.uint16(0)
+                v = tail_at
+            for g in range(group):
+                for chunk in range(0, dim, WIDTH):
+                    of = weights_at + (g * SEGMENT + at) * 2
+                    simd.mix(of, v + chunk * 2, dim * 2, result + g * part_row + chunk * 4)
+
+    team.barrier()
+    pairs = sequences * kv_heads
+    for pair in range(number * pairs // threads, (number + 1) * pairs // threads):
+        rank, head = pair // kv_heads, pair % kv_heads
+        count = (contexts[rank] + SEGMENT - 1) // SEGMENT
+        for g in range(group):
+            top = np.float32(-np.inf)
+            for i in range(count):
+                at = parts + (starts[i] + head * active[i] + rank) * part + g * part_row
+                top = max(top, carray(simd.f32_at(at), (dim + STEP,))[dim])
+            total = np.float32(0)
+            for d in range(dim):
+                sums[d] = np.float32(0)
+            for i in range(count):
+                at = parts + (starts[i] + head * active[i] + rank) * part + g * part_row
+                values = carray(simd.f32_at(at), (dim + STEP,))
+                weight = maths.exp(values[dim] - top)
+                total += weight * values[dim + 1]
+                for d in range(dim):
+                    sums[d] += weight * values[d]
+            y = carray(simd.u16_at(out + ((rows[rank] * kv_heads + head) * group + g) * dim * 2), (dim,))
+            for chunk in range(0, dim, WIDTH):
+                for i in range(WIDTH):
+                    y[chunk + mixed[i]] = maths.narrow(sums[chunk + i] / total)
+
+
+_kernel = team.kernel(_attend)
+
+
+def fits(group: int, head_dim: int, page_size: int) -> bool:
+    """Whether heads and pages of these sizes can be read in whole registers."""
+    return head_dim % WIDTH == 0 and page_size % STEP == 0 and SEGMENT % page_size == 0 and group <= 16
+
+
+class PagedDecode:
+    """Attention of one new token each of some sequences; planned once a step.
+
+    `pool` is [pages, layers, 2, kv_heads, page_size, head_dim] bfloat16; the new tokens' KV is in it already.
+    """
+
+    def __init__(self, pool: torch.Tensor, heads: int, scale: float) -> None:
+        _, _, _, self._kv_heads, self._page_size, self._dim = pool.shape
+        self._group = heads // self._kv_heads
+        self._pool = pool
+        self._layer_bytes = pool.stride(1) * 2
+        self._page_bytes = pool.stride(0) * 2
+        self._parts = self._scratch = aligned(0)
+        self._plan: tuple[np.ndarray, ...] = ()
+        self._arguments = np.zeros(23, dtype=np.int64)
+        self._scale = np.array([scale], dtype=np.float32)
+        self._arguments[22] = self._scale.ctypes.data
+
+    def plan(self, rows: Sequence[int], contexts: Sequence[int], page_table: torch.Tensor) -> None:
+        """The sequences: their rows in q, out and `page_table` [S, columns] int64, and their tokens so far."""
+        lengths = np.array(contexts, dtype=np.int64)
+        longest_first = np.argsort(-lengths, kind="stable")
+        lengths = lengths[longest_first]
+        parts = -(-lengths // SEGMENT)
+        segments = int(parts[0])
+        active = (parts[:, None] > np.arange(segments)).sum(0)
+        starts = np.concatenate(([0], np.cumsum(active * self._kv_heads)))
+        table = page_table.contiguous().numpy()
+        order = np.array(rows, dtype=np.int64)[longest_first]
+        threads = torch.get_num_threads()
+        wanted = int(starts[-1]) * self._group * (self._dim + STEP) * 4
+        if len(self._parts) < wanted:
+            self._parts = aligned(2 * wanted)
+        wanted = threads * (self._group * SEGMENT * 6 + STEP * self._dim * 2 + self._dim * 4)
+        if len(self._scratch) < wanted:
+            self._scratch = aligned(wanted)
+        self._plan = (table, order, lengths, starts, active)  # alive while the kernel reads them
+        self._arguments[3:20] = [
+            table.ctypes.data,
+            self._parts.data_ptr(),
+            self._scratch.data_ptr(),
+            _MIXED.ctypes.data,
+            order.ctypes.data,
+            lengths.ctypes.data,
+            starts.ctypes.data,
+            active.ctypes.data,
+            len(order),
+            self._group,
+            self._kv_heads,
+            self._dim,
+            self._page_size,
+            self._page_bytes,
+            table.shape[1],
+            0,
+            segments,
+        ]
+        self._arguments[21] = threads
+
+    def run(self, layer: int, q: torch.Tensor, out: torch.Tensor, window: int = 0) -> None:
+        """Attend in `layer`: q [T, heads, head_dim] bfloat16, out [T, heads * head_dim], contiguous.
+
+        Only the planned rows of `out` are written. With `window`, a token sees only so many, itself included.
+        """
+        arguments = self._arguments
+        arguments[0], arguments[1] = q.data_ptr(), out.data_ptr()
+        arguments[2] = self._pool.data_ptr() + layer * self._layer_bytes
+        arguments[18], arguments[20] = q.stride(0), window
+        team.run(_kernel, arguments, int(arguments[21]))

@@ -1,0 +1,111 @@
+"""What lies between the products: norms, rotary positions and the gate, one pass over memory each.
+
+Rows are divided among threads once they are many enough to be worth waking them.
+"""
+
+import numpy as np
+import torch
+from numba import carray
+
+from kvasir_engine.kernels import maths, simd, team
+
+SERIAL = 1 << 14
+"""Elements that one thread does alone."""
+
+
+def _threads(elements: int) -> int:
+    return 1 if elements <= SERIAL else torch.get_num_threads()
+
+
+def _rms_norm(arguments):  # type: ignore[no-untyped-def]
+    a = carray(arguments, (8,))
+    rows, columns, threads = a[3], a[4], a[6]
+    epsilon = carray(simd.f32_at(a[5]), (1,))[0]
+    number = np.int64(team.thread_number())
+    weight = carray(simd.f32_at(a[1]), (columns,))
+    for row in range(number * rows // threads, (number + 1) * rows // threads):
+        x = carray(simd.f32_at(a[0] + row * columns * 4), (columns,))
+        total = np.float32(0)
+        for i in range(columns):
+            total += x[i] * x[i]
+        scale = np.float32(1) / np.sqrt(total / np.float32(columns) + epsilon)
+        if a[7]:
+            half = carray(simd.u16_at(a[2] + row * columns * 2), (columns,))
+            for i in range(columns):
+                half[i] = maths.narrow(x[i] * scale * weight[i])
+        else:
+            full = carray(simd.f32_at(a[2] + row * columns * 4), (columns,))
+            for i in range(columns):
+                full[i] = x[i] * scale * weight[i]
+
+
+def _rotate(arguments):  # type: ignore[no-untyped-def]
+    a = carray(arguments, (8,))
+    tokens, heads, dim, stride, threads = a[3], a[4], a[5], a[6], a[7]
+    half = dim // 2
+    number = np.int64(team.thread_number())
+    for token in range(number * tokens // threads, (number + 1) * tokens // threads):
+        cos = carray(simd.u16_at(a[1] + token * dim * 2), (dim,))
+        sin = carray(simd.u16_at(a[2] + token * dim * 2), (dim,))
+        for head in range(heads):
+            x = carray(simd.u16_at(a[0] + (token * stride + head * dim) * 2), (dim,))
+            for i in range(half):
+                left, right = maths.widen(x[i]), maths.widen(x[half + i])
+                x[i] = maths.narrow(left * maths.widen(cos[i]) + right * maths.widen(sin[i]))
+                x[half + i] = maths.narrow(right * maths.widen(cos[half + i]) + left * maths.widen(sin[half + i]))
+
+
+def _silu_mul(arguments):  # type: ignore[no-untyped-def]
+    a = carray(arguments, (5,))
+    rows, columns, threads = a[2], a[3], a[4]
+    number = np.int64(team.thread_number())
+    for row in range(number * rows // threads, (number + 1) * rows // threads):
+        gate = carray(simd.u16_at(a[0] + row * columns * 4), (columns,))
+        up = carray(simd.u16_at(a[0] + row * columns * 4 + columns * 2), (columns,))
+        out = carray(simd.u16_at(a[1] + row * columns * 2), (columns,))
+        for i in range(columns):
+            g = maths.widen(gate[i])
+            # Beyond 80 the gate is open or shut to the last bit.
+            shut = maths.exp(min(-g, np.float32(80.0)))
+            out[i] = maths.narrow(g / (np.float32(1) + shut) * maths.widen(up[i]))
+
+
+_rms_norm_kernel = team.kernel(_rms_norm)
+_rotate_kernel = team.kernel(_rotate)
+_silu_mul_kernel = team.kernel(_silu_mul)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Root mean square norm of x [T, hidden] float32 by weight [hidden] float32, into out, float32 or bfloat16.
+
+    All contiguous; `epsilon` is one float32.
+    """
+    rows, columns = x.shape
+    threads = _threads(rows * columns)
+    narrow = out.dtype == torch.bfloat16
+    addresses = x.data_ptr(), weight.data_ptr(), out.data_ptr()
+    arguments = np.array([*addresses, rows, columns, epsilon.data_ptr(), threads, narrow], dtype=np.int64)
+    team.run(_rms_norm_kernel, arguments, threads)
+    return out
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Turn x [T, heads, head_dim] bfloat16 in place by factors [T, 1, head_dim] in the halves layout.
+
+    Tokens of x may be apart; the rest is contiguous. The first half of `sin` is negative.
+    """
+    tokens, heads, dim = x.shape
+    threads = _threads(x.numel())
+    addresses = x.data_ptr(), cos.data_ptr(), sin.data_ptr()
+    arguments = np.array([*addresses, tokens, heads, dim, x.stride(0), threads], dtype=np.int64)
+    team.run(_rotate_kernel, arguments, threads)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of [T, 2 * n] bfloat16, contiguous, gate first; [T, n]."""
+    rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(rows, columns)
+    threads = _threads(rows * columns)
+    arguments = np.array([gate_up.data_ptr(), out.data_ptr(), rows, columns, threads], dtype=np.int64)
+    team.run(_silu_mul_kernel, arguments, threads)
+    return out
