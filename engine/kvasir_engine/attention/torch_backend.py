@@ -102,11 +102,8 @@ class TorchBackend:
         rows, plan = self._rows[layer], self._plans[self._windows[layer]]
         rows.index_copy_(0, self._write_k, k.reshape(-1, self._head_dim))
         rows.index_copy_(0, self._write_v, v.reshape(-1, self._head_dim))
-        if len(plan.decodes) == 1 and not plan.chunks:
-            return self._run_decode(plan.decodes[0], rows, q)
         out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
-        for decode in plan.decodes:
-            out[decode.members] = self._run_decode(decode, rows, q)
+        self._run_decodes(layer, plan.decodes, q, out)
         for chunk in plan.chunks:
             out[chunk.begin : chunk.end] = self._run_chunk(chunk, rows, q)
         return out
@@ -154,6 +151,10 @@ class TorchBackend:
             members = slice(None) if whole else torch.tensor([starts[i] for i in group], device=pages.device)
             plans.append(_Decode(members, self._kv_rows(slots), mask, length))
         return plans
+
+    def _run_decodes(self, layer: int, decodes: list[_Decode], q: torch.Tensor, out: torch.Tensor) -> None:
+        for decode in decodes:
+            out[decode.members] = self._run_decode(decode, self._rows[layer], q)
 
     def _run_decode(self, plan: _Decode, rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         q = q[plan.members]

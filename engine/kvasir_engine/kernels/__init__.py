@@ -1,7 +1,7 @@
 """Kernels for CPUs in numba, where torch's and oneDNN's leave much of the machine unused.
 
-They need AVX-512 with bfloat16 (AMD Zen 4, Intel Cooper Lake and Sapphire Rapids, and later) and a torch that runs on
-GCC's OpenMP, as its Linux builds do. Elsewhere, and for float32, the model uses torch's own operators.
+They need AVX-512 with bfloat16 (AMD Zen 4, Intel Cooper Lake and Sapphire Rapids, and later) and a torch that runs
+on GCC's OpenMP, as its Linux builds do. Elsewhere, and for float32, the model uses torch's own operators.
 """
 
 from functools import cache

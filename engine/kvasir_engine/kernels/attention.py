@@ -15,13 +15,19 @@ from kvasir_engine.kernels import maths, simd, team
 from kvasir_engine.kernels.linear import aligned
 
 SEGMENT = 256
-"""Tokens of a segment: of a head, its KV of 64 KiB stays in a core's cache for the next sequence that has it too."""
+"""Tokens of a segment: a head's KV of them stays in a core's cache for the next sequence that has it too."""
 
 STEP = simd.LANES
 """Tokens whose scores are one register; a page has a multiple of them."""
 
 WIDTH = 2 * STEP
 """Dimensions that `mix` takes at once; a head has a multiple of them."""
+
+AHEAD = 2 * STEP
+"""Tokens from the one whose scores are computed to the one whose K is asked for."""
+
+LEAST = np.float32(-1e30)
+"""Stands for minus infinity; its weight beside any score is e to the -87, which vanishes in a sum."""
 
 _MIXED = np.array(simd.MIXED, dtype=np.int64)
 
@@ -63,35 +69,45 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
             values = carray(simd.f32_at(result + g * part_row), (dim + STEP,))
             for i in range(dim):
                 values[i] = np.float32(0)
-            values[dim], values[dim + 1] = -np.inf, np.float32(0)
+            values[dim], values[dim + 1] = LEAST, np.float32(0)
         if hidden >= count:
             continue
         begin = hidden // STEP * STEP
-        table = carray(simd.i64_at(tables + rows[rank] * columns * 8), (columns,))
+        table = carray(simd.i64_at(tables + rank * columns * 8), (columns,))
         queries = q + (rows[rank] * q_row + head * group * dim) * 2
         base = pool + head * page_size * dim * 2
         for at in range(begin, count, STEP):
             token = first + at
             k = base + table[token // page_size] * page_bytes + token % page_size * dim * 2
+            simd.prefetch(k + v_offset, STEP * dim * 2)
+            if at + AHEAD < count:
+                later = token + AHEAD
+                simd.prefetch(
+                    base + table[later // page_size] * page_bytes + later % page_size * dim * 2, STEP * dim * 2
+                )
             for g in range(group):
                 simd.scores(queries + g * dim * 2, k, dim // 2, own + (g * SEGMENT + at) * 4)
-        end = (count + STEP - 1) // STEP * STEP
+        length = (count - begin + STEP - 1) // STEP * STEP
         for g in range(group):
-            scores = carray(simd.f32_at(own + g * SEGMENT * 4), (SEGMENT,))
-            weights = carray(simd.u16_at(weights_at + g * SEGMENT * 2), (SEGMENT,))
-            top = np.float32(-np.inf)
-            for i in range(hidden, count):
+            # Arrays that begin where the loops do: an index that could be negative would keep them scalar.
+            scores = carray(simd.f32_at(own + (g * SEGMENT + begin) * 4), (length,))
+            weights = carray(simd.u16_at(weights_at + (g * SEGMENT + begin) * 2), (length,))
+            for i in range(hidden - begin):
+                scores[i] = LEAST
+            for i in range(begin + length - count):
+                scores[length - 1 - i] = LEAST
+            top = LEAST
+            for i in range(length):
                 top = max(top, scores[i])
             total = np.float32(0)
-            for i in range(begin, end):
+            for i in range(length):
                 weight = maths.exp((scores[i] - top) * scale)
+                total += weight
                 weights[i] = maths.narrow(weight)
-            for i in range(begin, hidden):
+            for i in range(hidden - begin):
                 weights[i] = np.uint16(0)
-            for i in range(count, end):
-                weights[i] = np.uint16(0)
-            for i in range(begin, end):
-                total += maths.widen(weights[i])
+            for i in range(begin + length - count):
+                weights[length - 1 - i] = np.uint16(0)
             values = carray(simd.f32_at(result + g * part_row), (dim + STEP,))
             values[dim], values[dim + 1] = top * scale, total
         for at in range(begin, count, STEP):
@@ -102,7 +118,9 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
                 last = carray(simd.u16_at(v), (STEP * dim,))
                 tail = carray(simd.u16_at(tail_at), (STEP * dim,))
                 for i in range(STEP * dim):
-                    tail[i] = last[i] if i < (count - at) * dim else np.uint16(0)
+                    tail[i] = np.uint16(0)
+                for i in range((count - at) * dim):
+                    tail[i] = last[i]
                 v = tail_at
             for g in range(group):
                 for chunk in range(0, dim, WIDTH):
@@ -115,7 +133,7 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
         rank, head = pair // kv_heads, pair % kv_heads
         count = (contexts[rank] + SEGMENT - 1) // SEGMENT
         for g in range(group):
-            top = np.float32(-np.inf)
+            top = LEAST
             for i in range(count):
                 at = parts + (starts[i] + head * active[i] + rank) * part + g * part_row
                 top = max(top, carray(simd.f32_at(at), (dim + STEP,))[dim])
@@ -162,7 +180,7 @@ class PagedDecode:
         self._arguments[22] = self._scale.ctypes.data
 
     def plan(self, rows: Sequence[int], contexts: Sequence[int], page_table: torch.Tensor) -> None:
-        """The sequences: their rows in q, out and `page_table` [S, columns] int64, and their tokens so far."""
+        """The sequences: their rows in q and out, their tokens so far, and their pages [S, columns] int64."""
         lengths = np.array(contexts, dtype=np.int64)
         longest_first = np.argsort(-lengths, kind="stable")
         lengths = lengths[longest_first]
@@ -170,7 +188,7 @@ class PagedDecode:
         segments = int(parts[0])
         active = (parts[:, None] > np.arange(segments)).sum(0)
         starts = np.concatenate(([0], np.cumsum(active * self._kv_heads)))
-        table = page_table.contiguous().numpy()
+        table = np.ascontiguousarray(page_table.numpy()[longest_first])
         order = np.array(rows, dtype=np.int64)[longest_first]
         threads = torch.get_num_threads()
         wanted = int(starts[-1]) * self._group * (self._dim + STEP) * 4

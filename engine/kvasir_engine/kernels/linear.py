@@ -1,11 +1,11 @@
 """Products with bfloat16 weights, from one row to thousands, on weights packed once."""
 
-import numpy as np
 import numba
+import numpy as np
 import torch
 from numba import carray
 
-from kvasir_engine.kernels import simd, team
+from kvasir_engine.kernels import maths, simd, team
 
 BLOCK = simd.LANES
 """Outputs side by side in a register."""
@@ -65,28 +65,32 @@ def _single(rows, weights, block, x, row, pairs, out):  # type: ignore[no-untype
 
 
 @numba.njit(inline="always")
-def _finish(sums, y, row, rows, columns, mode):  # type: ignore[no-untyped-def]
-    """Bring [rows, columns] sums to y, whose rows are `row` elements apart."""
-    values = carray(simd.f32_at(sums), (rows * columns,))
-    bits = carray(simd.i32_at(sums), (rows * columns,))
+def _finish(sums, y, row, rows, columns, bias, mode):  # type: ignore[no-untyped-def]
+    """Bring [rows, columns] sums to y, whose rows are `row` elements apart, with `bias` [columns] or 0."""
     for i in range(rows):
+        values = carray(simd.f32_at(sums + i * columns * 4), (columns,))
+        if bias:
+            added = carray(simd.f32_at(bias), (columns,))
+            for j in range(columns):
+                values[j] += added[j]
         if mode == BFLOAT16:
             rounded = carray(simd.u16_at(y + i * row * 2), (columns,))
             for j in range(columns):
-                u = bits[i * columns + j]
-                # to the nearest, ties to even
-                u += np.int32(0x7FFF) + ((u >> np.int32(16)) & np.int32(1))
-                rounded[j] = np.uint16(u >> np.int32(16))
+                rounded[j] = maths.narrow(values[j])
+        elif mode == ADD:
+            out = carray(simd.f32_at(y + i * row * 4), (columns,))
+            for j in range(columns):
+                out[j] += values[j]
         else:
             out = carray(simd.f32_at(y + i * row * 4), (columns,))
             for j in range(columns):
-                out[j] = values[i * columns + j] + (out[j] if mode == ADD else np.float32(0))
+                out[j] = values[j]
 
 
 def _linear(arguments):  # type: ignore[no-untyped-def]
-    a = carray(arguments, (11,))
+    a = carray(arguments, (12,))
     weights, x, y, tokens, blocks, pairs = a[0], a[1], a[2], a[3], a[4], a[5]
-    x_row, y_row, mode, scratch, threads = a[6], a[7], a[8], a[9], a[10]
+    x_row, y_row, mode, scratch, threads, bias = a[6], a[7], a[8], a[9], a[10], a[11]
     number = np.int64(team.thread_number())
     sums = scratch + number * SCRATCH
     block = pairs * 64
@@ -112,12 +116,45 @@ def _linear(arguments):  # type: ignore[no-untyped-def]
                 _triple(rows, own, block, own_x, x_row, pairs, sums)
             else:
                 _single(rows, own, block, own_x, x_row, pairs, sums)
-            _finish(sums, y + (done * y_row + at * BLOCK) * element, y_row, rows, count * BLOCK, mode)
+            out = y + (done * y_row + at * BLOCK) * element
+            _finish(sums, out, y_row, rows, count * BLOCK, bias + at * BLOCK * 4 if bias else 0, mode)
             done += rows
         at += count
 
 
 _kernel = team.kernel(_linear)
+
+
+def _settle(arguments):  # type: ignore[no-untyped-def]
+    a = carray(arguments, (9,))
+    logits, x, packed, tokens, vocab, pairs = a[0], a[1], a[2], a[3], a[4], a[5]
+    most, threads = a[6], a[7]
+    rounding = carray(simd.f32_at(a[8]), (1,))[0]
+    number = np.int64(team.thread_number())
+    for token in range(number * tokens // threads, (number + 1) * tokens // threads):
+        row = carray(simd.f32_at(logits + token * vocab * 4), (vocab,))
+        state = carray(simd.f32_at(x + token * pairs * 8), (2 * pairs,))
+        top = row[0]
+        for i in range(vocab):
+            top = max(top, row[i])
+        least = top - abs(top) * rounding
+        rivals = 0
+        for i in range(vocab):
+            rivals += row[i] >= least
+        if 1 < rivals <= most:
+            for i in range(vocab):
+                if row[i] >= least:
+                    weights = carray(
+                        simd.u16_at(packed + (i // BLOCK * pairs * BLOCK + i % BLOCK) * 4), (pairs * 32,)
+                    )
+                    total = np.float32(0)
+                    for pair in range(pairs):
+                        total += state[2 * pair] * maths.widen(weights[32 * pair])
+                        total += state[2 * pair + 1] * maths.widen(weights[32 * pair + 1])
+                    row[i] = total
+
+
+_settle_kernel = team.kernel(_settle)
 
 
 def aligned(size: int) -> torch.Tensor:
@@ -135,9 +172,10 @@ def fits(rows: int, columns: int) -> bool:
 class PackedWeight:
     """W [out, in] bfloat16, as [out / 16, in / 2, 16, 2]: what 16 outputs need of two inputs is one register."""
 
-    __slots__ = ("_packed", "_scratch", "columns", "rows")
+    __slots__ = ("_bias", "_packed", "_scratch", "columns", "rows")
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._bias = None if bias is None else bias.float()
         self.rows, self.columns = weight.shape
         shape = (self.rows // BLOCK, self.columns // 2, BLOCK, 2)
         self._packed = aligned(weight.nbytes).view(torch.bfloat16).view(shape)
@@ -145,7 +183,7 @@ class PackedWeight:
         self._scratch = aligned(0)
 
     def multiply(self, x: torch.Tensor, y: torch.Tensor, add: bool = False) -> torch.Tensor:
-        """y = x W^T for x [T, in] bfloat16 and y [T, out] bfloat16 or float32; `add`: y += x W^T, in float32.
+        """y = x W^T + b for x [T, in] bfloat16, y [T, out] bfloat16 or float32; `add`: y += all that, in float32.
 
         The last dimensions are contiguous. An element's sum is over the inputs in order, whatever T is.
         """
@@ -166,12 +204,21 @@ class PackedWeight:
                 mode,
                 self._scratch.data_ptr(),
                 threads,
+                0 if self._bias is None else self._bias.data_ptr(),
             ],
             dtype=np.int64,
         )
         team.run(_kernel, arguments, threads)
         return y
 
-    def row(self, rows: torch.Tensor) -> torch.Tensor:
-        """[R, in] of the given rows."""
-        return self._packed[rows // BLOCK, :, rows % BLOCK].reshape(len(rows), self.columns)
+    def settle(self, logits: torch.Tensor, x: torch.Tensor, rounding: float, most: int) -> None:
+        """Compute the largest of `logits` [T, out] again from x [T, in], both float32 and contiguous.
+
+        Those within `rounding`, relatively, of a row's largest, unless they are more than `most` or only itself.
+        """
+        tokens, threads = len(x), torch.get_num_threads()
+        share = np.array([rounding], dtype=np.float32)
+        addresses = logits.data_ptr(), x.data_ptr(), self._packed.data_ptr()
+        sizes = tokens, self.rows, self.columns // 2
+        arguments = np.array([*addresses, *sizes, most, threads, share.ctypes.data], dtype=np.int64)
+        team.run(_settle_kernel, arguments, threads)

@@ -1,7 +1,7 @@
 """What numba's Python cannot say: 16 lanes of float32, and products of pairs of bfloat16 summed into them.
 
-Everything takes addresses as int64. `_dot` is AVX-512's VDPBF16PS: each lane adds the products of two bfloat16 pairs
-to its float32.
+Everything takes addresses as int64. `_dot` is AVX-512's VDPBF16PS: each lane adds the products of two bfloat16
+pairs to its float32.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _PAIRS = ir.VectorType(_I32, LANES)
 
 
-class _BFloat(ir.types.Type):
+class _BFloat(ir.types.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite does not name."""
 
     intrinsic_name = "bf16"
@@ -165,6 +165,31 @@ def _shuffle(b: Any, left: Any, right: Any, lanes: list[int]) -> Any:
     return b.shuffle_vector(left, right, ir.Constant(ir.VectorType(_I32, LANES), lanes))
 
 
+@intrinsic
+def prefetch(typing: Any, address: Any, size: Any) -> Any:
+    """Ask for `size` bytes, a multiple of 64, at `address` to be brought near; they are only read later."""
+
+    def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        address, size = arguments
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        function = b.module.globals.get("llvm.prefetch.p0") or ir.Function(b.module, kind, "llvm.prefetch.p0")
+        before, loop, after = b.block, b.append_basic_block("lines"), b.append_basic_block("asked")
+        b.branch(loop)
+        b.position_at_end(loop)
+        offset = b.phi(_I64)
+        line = b.inttoptr(b.add(address, offset), byte)
+        b.call(function, [line, *(ir.Constant(_I32, v) for v in (0, 3, 1))])  # to read, all caches, data
+        following = b.add(offset, _const(64))
+        offset.add_incoming(_const(0), before)
+        offset.add_incoming(following, loop)
+        b.cbranch(b.icmp_signed("<", following, size), loop, after)
+        b.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
 def _pointer(kind: Any) -> Any:
     @intrinsic
     def pointer(typing: Any, address: Any) -> Any:
@@ -198,9 +223,7 @@ def mix(typing: Any, weights: Any, v: Any, row: Any, out: Any) -> Any:
         order = [[8 * (i // 8) + start + i % 8 // 2 + 2 * LANES * (i % 2) for i in range(32)] for start in (0, 4)]
         for pair in range(LANES // 2):
             weight = _same_pair(b, b.add(weights, _const(4 * pair)))
-            first, second = (
-                _load(b, b.add(v, b.mul(row, _const(2 * pair + i))), words, 4) for i in range(2)
-            )
+            first, second = (_load(b, b.add(v, b.mul(row, _const(2 * pair + i))), words, 4) for i in range(2))
             lows, highs = (
                 b.bitcast(
                     b.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, 2 * LANES), lanes)), _HALVES

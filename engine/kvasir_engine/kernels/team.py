@@ -7,6 +7,7 @@ operators use as well: libgomp's `GOMP_parallel`.
 
 import ctypes
 import os
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,22 @@ def _libgomp() -> Any:
     return ctypes.CDLL(str(found[0])) if found else None
 
 
+def _sources() -> str:
+    """A digest of all kernels: numba itself looks only at the file of the one it compiles."""
+    digest = blake2b(digest_size=8)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 _gomp = _libgomp()
 if _gomp is not None:
     _gomp.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     _gomp.GOMP_parallel.restype = None
     llvm.add_symbol("kvasir_thread_number", ctypes.cast(_gomp.omp_get_thread_num, ctypes.c_void_p).value)
     llvm.add_symbol("kvasir_barrier", ctypes.cast(_gomp.GOMP_barrier, ctypes.c_void_p).value)
-if "NUMBA_CACHE_DIR" not in os.environ:  # beside the package may be read-only
-    numba.config.CACHE_DIR = str(cache_folder() / "kernels")
+if "NUMBA_CACHE_DIR" not in os.environ:
+    numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _sources())
 
 
 def unavailable_reason() -> str | None:
@@ -49,7 +58,14 @@ def unavailable_reason() -> str | None:
 
 def kernel(function: Any) -> int:
     """Compile `function(arguments)` with `SIGNATURE`, or take it from the cache; its address."""
-    address: int = numba.cfunc(SIGNATURE, cache=True, fastmath={"nsz", "arcp", "contract", "reassoc"})(function).address
+    # Sums may be reordered and no number is NaN: else loops that sum or seek a largest stay scalar.
+    relaxed = {"nnan", "nsz", "arcp", "contract", "reassoc"}
+    options = {"fastmath": relaxed, "error_model": "numpy"}
+    try:
+        compiled = numba.cfunc(SIGNATURE, cache=True, **options)(function)
+    except RuntimeError:  # the cache cannot be written; this takes a second
+        compiled = numba.cfunc(SIGNATURE, **options)(function)
+    address: int = compiled.address
     return address
 
 

@@ -74,12 +74,17 @@ class Decoder:
                 block.head_norm(qkv)
             block.rotary.rotate(qkv[:, : heads + kv_heads], turns[block.rotary])
             q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
-            out = block.output(attention.run(index, q, k, v))
+            attended = attention.run(index, q, k, v)
             if on_layer is not None:
                 on_layer(index)
-            x += out if block.after_attention is None else block.after_attention(out.float())
-            out = block.mlp(block.mlp_norm(x))
-            x += out if block.after_mlp is None else block.after_mlp(out.float())
+            if block.after_attention is None:
+                block.output.add_to(x, attended)
+            else:
+                x += block.after_attention(block.output(attended).float())
+            if block.after_mlp is None:
+                block.mlp.add_to(x, block.mlp_norm(x))
+            else:
+                x += block.after_mlp(block.mlp(block.mlp_norm(x)).float())
         return self._head(self._norm(x[last]))
 
 

@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from kvasir_engine.model import cpu
 from kvasir_engine.model.config import Rope
 from kvasir_engine.model.parallel import ALONE, Group
 
@@ -12,27 +13,50 @@ from kvasir_engine.model.parallel import ALONE, Group
 class Linear:
     """y = x W^T + b, with W [out, in] laid out for the device it is on.
 
-    On CPUs, bfloat16 weights are kept in oneDNN's blocked layout: reading them in order makes a step at small
-    batches 1.4 to 2 times as fast.
+    On CPUs, bfloat16 weights are packed for this package's kernels, or where those cannot run for oneDNN: reading
+    them in order makes a step at small batches up to twice as fast.
     """
 
-    __slots__ = ("_bias", "_packed", "_weight")
+    __slots__ = ("_bias", "_blocked", "_packed", "_weight")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._bias = bias
-        self._packed = (
-            weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self._packed = cpu.pack(weight, bias)
+        self._blocked = (
+            self._packed is None
+            and weight.device.type == "cpu"
+            and weight.dtype == torch.bfloat16
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
-        self._weight: torch.Tensor = (
-            torch.ops.mkldnn._reorder_linear_weight(weight, None) if self._packed else weight
-        )
+        if self._packed is not None:
+            weight = weight.new_empty(0)
+        elif self._blocked:
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._weight = weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in] to [..., out]."""
-        if self._packed:
+        """[T, in] to [T, out]."""
+        if self._packed is not None:
+            return self._packed.multiply(x, x.new_empty(len(x), self._packed.rows))
+        if self._blocked:
             out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return out
         return F.linear(x, self._weight, self._bias)
+
+    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """Add to y [T, out], float32 and contiguous, what x [T, in] gives."""
+        if self._packed is not None:
+            self._packed.multiply(x, y, add=True)
+        else:
+            y += self(x)
+
+    def logits(self, x: torch.Tensor, rounding: float, rivals: int) -> torch.Tensor | None:
+        """What x [T, in] float32 gives in float32, the largest exactly (see Head); None if that is not at hand."""
+        if self._packed is None:
+            return None
+        out = self._packed.multiply(x.to(torch.bfloat16), torch.empty(len(x), self._packed.rows))
+        self._packed.settle(out, x.contiguous(), rounding, rivals)
+        return out
 
 
 class RowParallel:
@@ -49,6 +73,13 @@ class RowParallel:
         out = self._linear(x)
         self._group.all_reduce(out)
         return out
+
+    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """Add to y [T, out], float32 and contiguous, what x gives."""
+        if self._group.size == 1:
+            self._linear.add_to(y, x)
+        else:
+            y += self(x)
 
 
 class Head:
@@ -71,6 +102,10 @@ class Head:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[S, hidden], float32, to [S, vocab], float32."""
+        if self._group.size == 1:
+            settled = self._linear.logits(x, self._rounding, self.MOST_RIVALS)
+            if settled is not None:
+                return settled
         logits = self._group.all_gather(self._linear(x.to(self._weight.dtype))).float()
         if self._rounding:
             top = logits.amax(-1, keepdim=True)
@@ -101,17 +136,20 @@ class RMSNorm:
     `offset` is added to the weight: Gemma's are stored less one.
     """
 
-    __slots__ = ("_dtype", "_eps", "_weight")
+    __slots__ = ("_dtype", "_eps", "_fused", "_weight")
 
     def __init__(
         self, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None, offset: float = 0.0
     ) -> None:
         self._dtype = dtype or weight.dtype
+        self._fused = cpu.norm(weight, eps, offset)
         self._weight = weight.float() + offset
         self._eps = eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., hidden], float32, to the same shape."""
+        """[T, hidden], float32, to the same shape."""
+        if self._fused is not None:
+            return self._fused(x, torch.empty(x.shape, dtype=self._dtype))
         return F.rms_norm(x, self._weight.shape, self._weight, self._eps).to(self._dtype)
 
 
@@ -144,6 +182,7 @@ class Rotary:
         self._cos = torch.cat((cos, cos), -1).to(device, dtype)
         self._sin = torch.cat((-sin, sin), -1).to(device, dtype)
         self._half = head_dim // 2
+        self._fused = cpu.rotation(self._cos)
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors at `positions` [T], for `rotate`."""
@@ -151,8 +190,11 @@ class Rotary:
 
     def rotate(self, x: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Turn `x` [T, heads, head_dim] in place."""
+        if self._fused is not None:
+            return self._fused(x, *factors)
         swapped = torch.roll(x, self._half, -1)
         x.mul_(factors[0]).addcmul_(swapped, factors[1])
+        return None
 
 
 def rotary_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:

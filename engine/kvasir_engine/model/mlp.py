@@ -5,19 +5,31 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from kvasir_engine.model import cpu
 from kvasir_engine.model.config import Experts
 from kvasir_engine.model.layers import Linear, RowParallel
 from kvasir_engine.model.parallel import Group
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
+"""From [T, 2 * n], gate first, to activation(gate) * up [T, n]."""
 
 
-def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+def silu(gate_up: torch.Tensor) -> torch.Tensor:
+    """The sigmoid linear unit."""
+    fused = cpu.silu_mul(gate_up)
+    if fused is not None:
+        return fused(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def gelu_tanh(gate_up: torch.Tensor) -> torch.Tensor:
     """The Gaussian error linear unit by its tanh approximation."""
-    return F.gelu(x, approximate="tanh")
+    gate, up = gate_up.chunk(2, -1)
+    return F.gelu(gate, approximate="tanh").mul_(up)
 
 
-ACTIVATIONS: dict[str, Activation] = {"silu": F.silu, "gelu_tanh": gelu_tanh}
+ACTIVATIONS: dict[str, Activation] = {"silu": silu, "gelu_tanh": gelu_tanh}
 """The code of each of ModelConfig's activations."""
 
 
@@ -31,8 +43,11 @@ class MLP:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to the same."""
-        gate, up = self._gate_up(x).chunk(2, -1)
-        return self._down(self._activation(gate).mul_(up))
+        return self._down(self._activation(self._gate_up(x)))
+
+    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """Add to y [T, hidden], float32 and contiguous, what x gives."""
+        self._down.add_to(y, self._activation(self._gate_up(x)))
 
 
 class MixtureOfExperts:
@@ -66,3 +81,7 @@ class MixtureOfExperts:
         summed = out.to(x.dtype)
         self._group.all_reduce(summed)
         return summed
+
+    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """Add to y [T, hidden], float32, what x gives."""
+        y += self(x)

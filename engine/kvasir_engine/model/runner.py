@@ -1,18 +1,24 @@
 """The numeric engine: a model, its KV pool and its attention backend, one step at a time."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from kvasir_engine.attention import cpu_backend
 from kvasir_engine.attention.base import AttentionSpec
+from kvasir_engine.attention.cpu_backend import CpuBackend
 from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory
 from kvasir_engine.attention.torch_backend import TorchBackend
+from kvasir_engine.kernels import unavailable_reason
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.decoder import Decoder
 from kvasir_engine.model.loader import Progress, Weights, choose_device, choose_dtype
 from kvasir_engine.model.parallel import ALONE, Group, shard
+
+log = logging.getLogger("model")
 
 
 class ModelRunner:
@@ -51,9 +57,12 @@ class ModelRunner:
         self.pool = KVPool(
             shape, pages or shape.pages_within(kv_memory or default_kv_memory(self.device)), self.device
         )
-        self._attention = TorchBackend(
-            self.pool, AttentionSpec(len(part.heads), config.attention_scale, config.windows)
-        )
+        spec = AttentionSpec(len(part.heads), config.attention_scale, config.windows)
+        backend = CpuBackend if cpu_backend.usable(self.pool, spec) else TorchBackend
+        self._attention = backend(self.pool, spec)
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            reason = unavailable_reason()
+            log.info("CPU kernels %s", "in use" if reason is None else f"not in use: {reason}")
 
     @property
     def vocab(self) -> int:

@@ -1,0 +1,57 @@
+"""Which parts of a model this package's CPU kernels take; the rest is torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from kvasir_engine.kernels import unavailable_reason
+
+if TYPE_CHECKING:
+    from kvasir_engine.kernels.linear import PackedWeight
+
+
+def takes(tensor: torch.Tensor) -> bool:
+    """Whether kernels run on tensors of this one's device and dtype."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 and unavailable_reason() is None
+
+
+def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedWeight | None:
+    """W [out, in] packed."""
+    if not takes(weight):
+        return None
+    from kvasir_engine.kernels import linear
+
+    return linear.PackedWeight(weight, bias) if linear.fits(*weight.shape) else None
+
+
+def norm(
+    weight: torch.Tensor, eps: float, offset: float
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """A function of x [T, hidden] float32 and what the norm is written to, float32 or bfloat16."""
+    if not takes(weight):
+        return None
+    from kvasir_engine.kernels import elementwise
+
+    own, epsilon = weight.float() + offset, torch.tensor([eps])
+    return lambda x, out: elementwise.rms_norm(x, own, epsilon, out)
+
+
+def rotation(table: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
+    """A function that turns x [T, heads, head_dim] in place by the factors of its tokens."""
+    if not takes(table):
+        return None
+    from kvasir_engine.kernels import elementwise
+
+    return elementwise.rotate
+
+
+def silu_mul(gate_up: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A function from [T, 2 * n] to silu(gate) * up [T, n]."""
+    if not takes(gate_up):
+        return None
+    from kvasir_engine.kernels import elementwise
+
+    return elementwise.silu_mul
