@@ -257,10 +257,20 @@ class Cluster:
         """Run helm as cluster admin, as `kubectl` does."""
         return self._tool([str(self._binaries.helm), "--kubeconfig", str(self.kubeconfig), *arguments], None, check)
 
-    def _tool(self, command: Sequence[str], input: str | None, check: bool) -> "subprocess.CompletedProcess[str]":
+    def kubectl_process(self, *arguments: str) -> "subprocess.Popen[str]":
+        """kubectl as cluster admin, left running, its output to be read; the caller ends it."""
+        command = [str(self._binaries.kubectl), "--kubeconfig", str(self.kubeconfig), *arguments]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=self._environment()
+        )
+
+    def _environment(self) -> dict[str, str]:
         home = self.root / "home"
         home.mkdir(exist_ok=True)
-        env = {"HOME": str(home), "PATH": os.environ.get("PATH", "")}
+        return {"HOME": str(home), "PATH": os.environ.get("PATH", "")}
+
+    def _tool(self, command: Sequence[str], input: str | None, check: bool) -> "subprocess.CompletedProcess[str]":
+        env = self._environment()
         done = subprocess.run(command, input=input, capture_output=True, text=True, env=env, check=False)
         if check and done.returncode:
             raise ClusterError(f"`{' '.join(command)}` failed with {done.returncode}: {done.stderr or done.stdout}")

@@ -30,7 +30,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 # What decides a worker's KV: its flag, and the engine's own default where the rendered arguments do not set it. Not
-# the tensor-parallel size: a head of a page is contiguous, so that workers of different sizes can pair.
+# the tensor-parallel size: workers of different sizes pair (`transfer/layout.py`).
 _FLAGS = {"model": "", "revision": "", "dtype": "auto", "page-size": "16", "kv-digests": "true"}
 _SAME = {"dtype": {"auto": "bfloat16"}, "kv-digests": {"1": "true", "0": "false", "yes": "true", "no": "false"}}
 
@@ -38,6 +38,10 @@ _SAME = {"dtype": {"auto": "bfloat16"}, "kv-digests": {"1": "true", "0": "false"
 def fingerprint(spec: "Spec", role: "WorkerRole") -> str:
     """A name for the KV of `role`'s workers: equal exactly where all that decides it is equal."""
     values = {name: setting.value for name, setting in settings(spec, role).items()}
+    if _is_power_of_two(values["page-size"]):
+        values["page-size"] = (
+            "a power of two"  # of two such sizes one is a multiple of the other, so that they pair
+        )
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:LENGTH]
 
 
@@ -46,7 +50,7 @@ def unpaired(spec: "Spec") -> Iterator[tuple[str, str]]:
     prefill, decode = settings(spec, "prefill"), settings(spec, "decode")
     for name, theirs in decode.items():
         ours = prefill[name]
-        if ours.value != theirs.value:
+        if ours.value != theirs.value and not (name == "page-size" and _multiples(ours.value, theirs.value)):
             # The field to name is the one that departs from what holds for both.
             shared = theirs.path == "spec.decode" or theirs.path.startswith("spec.model")
             odd, other = (ours, theirs) if shared else (theirs, ours)
@@ -81,6 +85,16 @@ def settings(spec: "Spec", role: "WorkerRole") -> dict[str, Setting]:
         name: Setting(_SAME.get(name, {}).get(setting.value, setting.value), setting.path)
         for name, setting in found.items()
     }
+
+
+def _is_power_of_two(value: str) -> bool:
+    return value.isdecimal() and int(value) > 0 and int(value) & (int(value) - 1) == 0
+
+
+def _multiples(one: str, other: str) -> bool:
+    """Whether pages of these sizes fit each other."""
+    sizes = [int(each) if each.isdecimal() else 0 for each in (one, other)]
+    return min(sizes) > 0 and max(sizes) % min(sizes) == 0
 
 
 def _model(uri: str, revision: str) -> tuple[str, str]:

@@ -35,6 +35,8 @@ def kv(**spec: Any) -> str:
         ({}, {"model": {"uri": SMOL, "name": "other", "maxLength": 512}}),
         ({}, {"model": {"uri": SMOL, "dtype": "bfloat16"}}),
         ({}, {"prefill": told({"KVASIR_PAGE_SIZE": "16"})}),
+        ({}, {role: told({"KVASIR_PAGE_SIZE": "32"}) for role in ("prefill", "decode")}),
+        ({}, {"decode": told({"KVASIR_PAGE_SIZE": "32"})}),
         ({}, {"prefill": {"tensorParallel": 3}}),
         ({"model": {"uri": "hf://a/b@v1"}}, {"model": {"uri": "hf://a/b", "revision": "v1"}}),
         ({}, {"transfer": {"fabric": "tcp"}}),
@@ -50,7 +52,7 @@ def test_an_edit_that_leaves_the_kv_as_it_is(one: dict[str, Any], other: dict[st
         {"model": {"uri": "hf://a/b"}},
         {"model": {"uri": "hf://a/b@v2"}},
         {"model": {"uri": SMOL, "dtype": "float32"}},
-        {role: told({"KVASIR_PAGE_SIZE": "32"}) for role in ("prefill", "decode")},
+        {role: told({"KVASIR_PAGE_SIZE": "24"}) for role in ("prefill", "decode")},
         {role: told({"KVASIR_KV_DIGESTS": "false"}) for role in ("prefill", "decode")},
     ],
 )
@@ -62,14 +64,14 @@ def test_an_edit_that_changes_the_kv(edit: dict[str, Any]) -> None:
     ("spec", "path", "words"),
     [
         (
-            {"decode": told({"KVASIR_PAGE_SIZE": "32"})},
+            {"decode": told({"KVASIR_PAGE_SIZE": "24"})},
             "spec.decode.template.spec.containers[kvasir].env[KVASIR_PAGE_SIZE]",
-            "page-size '32' cannot pair with '16' of spec.prefill",
+            "page-size '24' cannot pair with '16' of spec.prefill",
         ),
         (
-            {"prefill": told({"KVASIR_PAGE_SIZE": "32"})},
+            {"prefill": told({"KVASIR_PAGE_SIZE": "24"})},
             "spec.prefill.template.spec.containers[kvasir].env[KVASIR_PAGE_SIZE]",
-            "page-size '32' cannot pair with '16' of spec.decode",
+            "page-size '24' cannot pair with '16' of spec.decode",
         ),
         (
             {"prefill": told({"KVASIR_KV_DIGESTS": "False"})},
@@ -106,7 +108,7 @@ def test_a_rendered_flag_wins_over_the_environment_as_it_does_in_the_engine() ->
 
 def test_both_roles_may_say_the_same_thing_their_own_way() -> None:
     service(
-        prefill=told(args=["worker", "--model", SMOL, "--page-size", "32"]), decode=told({"KVASIR_PAGE_SIZE": "32"})
+        prefill=told(args=["worker", "--model", SMOL, "--page-size", "24"]), decode=told({"KVASIR_PAGE_SIZE": "24"})
     )
 
 

@@ -1,0 +1,102 @@
+"""Paired capacity as the API server tells of it: every change of any worker pod, in order."""
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from e2e.controlplane.cluster import Cluster
+from e2e.steps import ready
+from kvasir_operator.plan.rollout import Goal, Group, State, capacity
+from kvasir_operator.render.names import KV_LABEL, REVISION_LABEL, ROLE_LABEL
+from kvasir_operator.spec import WORKER_ROLES, WorkerRole
+
+Groups = tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What was ready from one change to the next."""
+
+    seconds: float
+    window: str
+    groups: Groups
+
+    def capacity(self, targets: Mapping[WorkerRole, int]) -> float:
+        """Paired capacity in units of `targets`."""
+        wanted = [Goal("", "", targets[role]) for role in WORKER_ROLES]
+        return float(capacity(State(wanted[0], wanted[1], self.groups)))
+
+    def __str__(self) -> str:
+        shown = "  ".join(f"{g.role[0]} {g.revision[:4]}/{g.kv[:4]} {g.ready}/{g.replicas}" for g in self.groups)
+        return f"{self.seconds:6.1f} s  {self.window:<28} {shown}"
+
+
+@dataclass
+class Timeline:
+    """The worker pods of a namespace, followed by a watch. Pods on their way out count for nothing."""
+
+    cluster: Cluster
+    namespace: str
+    moments: list[Moment] = field(default_factory=list)
+    window: str = "start"
+    _pods: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def mark(self, window: str) -> None:
+        """From now on changes belong to this window, which begins with what there is."""
+        self.window = window
+        self._note()
+
+    def now(self) -> Groups:
+        """What there is."""
+        counts: dict[tuple[WorkerRole, str, str], list[int]] = {}
+        for pod in list(self._pods.values()):
+            labels = pod["metadata"]["labels"]
+            if pod["metadata"].get("deletionTimestamp") or pod["status"].get("phase") in ("Succeeded", "Failed"):
+                continue
+            key = labels[ROLE_LABEL], labels[REVISION_LABEL], labels[KV_LABEL]
+            count = counts.setdefault(key, [0, 0])
+            count[0] += 1
+            count[1] += ready(pod)
+        return tuple(Group(*key, *count) for key, count in sorted(counts.items(), key=lambda item: item[0]))
+
+    def least(self, window: str, targets: Mapping[WorkerRole, int]) -> float:
+        """The least paired capacity in a window, in units of `targets`."""
+        return min(moment.capacity(targets) for moment in self.moments if moment.window == window)
+
+    def _note(self) -> None:
+        moment = Moment(time.monotonic() - self._began, self.window, self.now())
+        last = self.moments[-1] if self.moments else None
+        if last is None or (last.window, last.groups) != (moment.window, moment.groups):
+            self.moments.append(moment)
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Follow the pods meanwhile."""
+        selector = f"{ROLE_LABEL} in (prefill,decode)"
+        command = ("get", "pods", "-n", self.namespace, "-l", selector, "-w", "--output-watch-events", "-o", "json")
+        process = self.cluster.kubectl_process(*command)
+        thread = threading.Thread(target=self._read, args=(process,))
+        thread.start()
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+            thread.join()
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:  # an event each
+            event = json.loads(line)
+            pod = event["object"]
+            if event["type"] == "DELETED":
+                self._pods.pop(pod["metadata"]["uid"], None)
+            else:
+                self._pods[pod["metadata"]["uid"]] = pod
+            self._note()
