@@ -2,12 +2,14 @@
 
 `KVASIR_FAULT` names them, `POINT[@N]=ACTION` and commas between several: `prefill.pushed_chunk@2=kill` sends
 SIGKILL to this process when it passes that point for the second time. Read once, at import. Without the variable
-`hit` and `closable` are functions that do nothing, and nothing can switch them on later.
+`hit` and `closable` are functions that do nothing, and nothing can switch them on later. An entry that begins with
+`rankN:` is for the worker's rank N, a process of its own.
 """
 
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -45,6 +47,8 @@ POINTS = frozenset(
 
 log = logging.getLogger("faults")
 
+_RANK = re.compile(r"rank(\d+):")
+
 
 @dataclass
 class Fault:
@@ -55,10 +59,20 @@ class Fault:
     action: Action
 
 
+def for_rank(text: str, rank: int) -> str:
+    """The part of KVASIR_FAULT that is for one rank's process, without the prefixes; rank 0's has none."""
+    chosen = []
+    for entry in filter(None, text.split(",")):
+        prefix = _RANK.match(entry.strip())
+        if int(prefix[1] if prefix else 0) == rank:
+            chosen.append(entry.strip()[prefix.end() if prefix else 0 :])
+    return ",".join(chosen)
+
+
 def parse(text: str) -> list[Fault]:
     """The faults that KVASIR_FAULT names. Raises UserError."""
     faults = []
-    for entry in text.split(","):
+    for entry in filter(None, text.split(",")):
         where, equals, action = entry.strip().partition("=")
         point, at, passage = where.partition("@")
         if not equals or action not in get_args(Action):
@@ -129,5 +143,5 @@ def _not_closable(close: Callable[[], None]) -> AbstractContextManager[None]:
 hit: Callable[[str], None] = _nothing
 closable: Callable[[Callable[[], None]], AbstractContextManager[None]] = _not_closable
 if VARIABLE in os.environ:
-    _faults = Faults(parse(os.environ[VARIABLE]))
+    _faults = Faults(parse(for_rank(os.environ[VARIABLE], 0)))
     hit, closable = _faults.hit, _faults.closable

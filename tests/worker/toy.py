@@ -66,6 +66,10 @@ class ToyRunner:
         self.pool = ToyPool(pages, page_size)
         self.computed = 0
 
+    def copy_page(self, source: int, target: int) -> None:
+        """As ModelRunner has it."""
+        self.pool.tensor[target] = self.pool.tensor[source]
+
     def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """One-hot logits [S, VOCAB] for the last token of each sequence."""
         size, total = self.pool.page_size, [0] * len(batch.query_lens)

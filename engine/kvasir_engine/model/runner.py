@@ -25,7 +25,8 @@ class ModelRunner:
     """Loads the model in `folder` and computes logits.
 
     `dtype` is `auto`, `bfloat16`, `float16` or `float32`; `device` is `auto`, `cpu` or `cuda`. The pool gets
-    `pages` pages, or with `pages` 0 as many as `kv_memory` bytes hold (0: see `default_kv_memory`).
+    `pages` pages, or with `pages` 0 as many as `kv_memory` bytes, all ranks together, hold (0: see
+    `default_kv_memory`); every rank has as many.
     With a `group` this process is one rank of several and holds its part of the weights and of the KV heads; every
     rank is given the same batches and gets the same logits. `progress` hears ("load", bytes, bytes in all). Raises
     ModelError.
@@ -54,9 +55,11 @@ class ModelRunner:
         config = self.config
         shape = PoolShape(config.layers, len(part.kv_heads), config.head_dim, page_size, self.dtype)
         # Outside inference mode, so that others may write into the pool outside it.
-        self.pool = KVPool(
-            shape, pages or shape.pages_within(kv_memory or default_kv_memory(self.device)), self.device
-        )
+        if not pages:
+            memory = kv_memory // group.size or default_kv_memory(self.device, group.size)
+            counts = group.all_gather(torch.tensor([shape.pages_within(memory)], device=self.device))
+            pages = int(counts.min())
+        self.pool = KVPool(shape, pages, self.device)
         spec = AttentionSpec(len(part.heads), config.attention_scale, config.windows)
         backend = CpuBackend if cpu_backend.usable(self.pool, spec) else TorchBackend
         self._attention = backend(self.pool, spec)
@@ -80,11 +83,19 @@ class ModelRunner:
         last = torch.tensor(batch.query_lens, device=self.device).cumsum(0) - 1
         return self._model.forward(tokens, positions, last, self._attention, on_layer)
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` hold what page `source` holds."""
+        self.pool.copy_page(source, target)
 
-def default_kv_memory(device: torch.device) -> int:
-    """Bytes for a KV pool when nobody says how many: 90% of what a GPU has free; of a host, a quarter up to 4 GiB.
+    def close(self) -> None:
+        """Let go of what other processes compute for this one."""
+
+
+def default_kv_memory(device: torch.device, ranks: int = 1) -> int:
+    """Bytes for a rank's KV pool when nobody says how many: 90% of what a GPU has free; of a host, a quarter up to
+    4 GiB for all ranks.
 
     A host is shared, often by several workers of the same model; a GPU is ours.
     """
     free = free_memory(device)
-    return free * 9 // 10 if device.type == "cuda" else min(free // 4, 4 << 30)
+    return free * 9 // 10 if device.type == "cuda" else min(free // 4, 4 << 30) // ranks

@@ -6,13 +6,16 @@ from pathlib import Path
 import torch
 
 
-def use_own_cores() -> int:
+def use_own_cores(ranks: int = 1) -> int:
     """Keep torch to the cores that this process may use, its cgroup's quota included. OMP_NUM_THREADS wins.
+
+    `ranks` processes share them.
 
     By default torch takes a thread for every core of the node, which throttles a container with a CPU limit.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(own_cores(len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup")))
+        cores = own_cores(len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup"))
+        torch.set_num_threads(max(1, cores // ranks))
     return torch.get_num_threads()
 
 

@@ -32,7 +32,7 @@ Key = tuple[str, int]  # holder's agent, lease id
 class Push:
     """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all. Layers come in order.
 
-    Pages are counted in the blocks of `layout.py`.
+    Pages are counted in the blocks of `layout.py`. `number` names the push between the ranks of a worker.
     `final`: with it, all pages of the lease are pushed. `complete` comes by itself, when there is nothing to copy
     any more.
     """
@@ -42,6 +42,7 @@ class Push:
     layer: int | None = None
     final: bool = False
     complete: Complete | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,18 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from pathlib import Path
 
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.errors import ModelError
+from kvasir_engine.model.loader import choose_device
+from kvasir_engine.model.parallel import ALONE, shard
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.source import resolve
 from kvasir_engine.model.threads import use_own_cores
 from kvasir_engine.model.weights import weights_digest
-from kvasir_engine.protocol import HEADS_APART, Fingerprint, Region, Role
+from kvasir_engine.protocol import HEADS_APART, Fingerprint, Role
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer.agent import Agent, choose_fabric
 from kvasir_engine.transfer.digest import NONE, XXH3, Digester
@@ -20,6 +23,9 @@ from kvasir_engine.transfer.fabric import Fabric
 from kvasir_engine.transfer.group import HandoffGroup
 from kvasir_engine.transfer.handoff import Event, Handoff
 from kvasir_engine.worker.engine import Engine
+from kvasir_engine.worker.frames import Serve
+from kvasir_engine.worker.rank import region_of
+from kvasir_engine.worker.ranks import RankedRunner, RankProcesses
 from kvasir_engine.worker.thread import EngineThread
 
 log = logging.getLogger("worker")
@@ -46,19 +52,14 @@ class EngineOptions:
 
 def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
     """Load the model and start the threads. Raises ModelError for what the user can mend."""
-    if options.tensor_parallel != 1:
-        raise ModelError(f"tensor parallel size {options.tensor_parallel} is not supported yet, only 1")
     folder = resolve(options.model, options.revision, progress=log_progress())
     max_length = load_config(folder).max_length(options.max_length)
-    threads = use_own_cores()
-    runner = ModelRunner(
-        folder,
-        dtype=options.dtype,
-        device=options.device,
-        page_size=options.page_size,
-        kv_memory=options.kv_cache_memory,
-        progress=log_progress(),
-    )
+    threads = use_own_cores(options.tensor_parallel)
+
+    def report(rank: int, event: Event) -> None:
+        thread.post(lambda engine: engine.reported(rank, event))
+
+    runner, ranks = _load(options, folder, report)
     config, pool = runner.config, runner.pool
     if options.max_length == 0:
         max_length = min(max_length, pool.pages * options.page_size)
@@ -80,22 +81,18 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         digest=XXH3 if options.kv_digests else NONE,
     )
     epoch = secrets.randbits(63)
+    if ranks is not None:
+        ranks.start(Serve(epoch, fingerprint, options.fabric, options.kv_digests) if moves_kv else None)
     limits = Limits(options.prefill_chunk + options.max_running, options.max_running, options.page_size)
     handoff = None
     if moves_kv:
         choose_fabric(options.fabric, runner.device.type == "cuda")
-        memory: Literal["DRAM", "VRAM"] = "VRAM" if runner.device.type == "cuda" else "DRAM"
-        region = Region(pool.address, pool.pages, pool.page_bytes, memory, runner.device.index or 0)
-
+        region = region_of(runner)
         digest = Digester(pool.address, pool.pages, pool.page_bytes, config.layers) if options.kv_digests else None
         own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
         own.start()
-        handoff = HandoffGroup(own)
+        handoff = HandoffGroup(own, ranks)
     thread = EngineThread(Engine(runner, role, limits, max_length, epoch, handoff), options.check_pages)
-
-    def report(rank: int, event: Event) -> None:
-        thread.post(lambda engine: engine.reported(rank, event))
-
     thread.start()
     log.info(
         "engine ready role=%s dtype=%s device=%s threads=%d pages=%d page_bytes=%d max_length=%d",
@@ -108,6 +105,36 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         max_length,
     )
     return thread, handoff
+
+
+def _load(
+    options: EngineOptions, folder: Path, report: Callable[[int, Event], None]
+) -> tuple[ModelRunner, RankProcesses | None]:
+    """The model, or this process's part of it and the processes that have the other parts."""
+    group, ranks = ALONE, None
+    if options.tensor_parallel > 1:
+        device = choose_device(options.device, 0, options.tensor_parallel)
+        shard(load_config(folder), 0, options.tensor_parallel)  # refused here, before there are processes
+        ranks = RankProcesses(
+            options.tensor_parallel,
+            folder,
+            options.dtype,
+            options.device,
+            options.page_size,
+            options.kv_cache_memory,
+            report,
+        )
+        group = ranks.meet(device)
+    runner = (ModelRunner if ranks is None else partial(RankedRunner, ranks))(
+        folder,
+        dtype=options.dtype,
+        device=options.device,
+        page_size=options.page_size,
+        kv_memory=options.kv_cache_memory,
+        group=group,
+        progress=log_progress(),
+    )
+    return runner, ranks
 
 
 def log_progress() -> Callable[[str, int, int], None]:

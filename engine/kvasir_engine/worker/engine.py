@@ -119,7 +119,7 @@ class Engine:
         self.max_length = max_length
         self.epoch = epoch
         self.handoff = handoff
-        self.cache = Cache(runner.pool.pages, limits.page_size, self._copy_page)
+        self.cache = Cache(runner.pool.pages, limits.page_size, runner.copy_page)
         self.stats = Stats()
         self.jobs: dict[JobId, Job] = {}
         self.waiting: deque[Sequence] = deque()
@@ -132,9 +132,6 @@ class Engine:
         self._arrivals = 0
         self._leases = 0
         self._out: dict[int, list[Delta | Leased]] = {}
-
-    def _copy_page(self, source: int, target: int) -> None:
-        self.runner.pool.tensor[target] = self.runner.pool.tensor[source]
 
     # -- requests
 

@@ -32,12 +32,13 @@ Host = Annotated[str, typer.Option(envvar="KVASIR_HOST")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one", envvar="KVASIR_PORT")]
 DType = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32", envvar="KVASIR_DTYPE")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda", envvar="KVASIR_DEVICE")]
-TensorParallel = Annotated[int, typer.Option(min=1, envvar="KVASIR_TENSOR_PARALLEL")]
+TensorParallel = Annotated[int, typer.Option(min=1, help="processes, or GPUs", envvar="KVASIR_TENSOR_PARALLEL")]
 PageSize = Annotated[int, typer.Option(min=1, max=256, help="tokens a page", envvar="KVASIR_PAGE_SIZE")]
 CacheMemory = Annotated[
     str,
     typer.Option(
-        help="memory of the KV pool, such as 512Mi; 0: from what is free", envvar="KVASIR_KV_CACHE_MEMORY"
+        help="memory of the KV pool, all ranks, such as 512Mi; 0: from what is free",
+        envvar="KVASIR_KV_CACHE_MEMORY",
     ),
 ]
 MaxRunning = Annotated[int, typer.Option(min=1, help="most sequences in a batch", envvar="KVASIR_MAX_RUNNING")]
@@ -152,6 +153,7 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
     finally:
         thread.stop()
         handoff.stop()
+        thread.engine.runner.close()
 
 
 def serve(
@@ -223,3 +225,4 @@ async def _serve(options: "EngineOptions", name: str, host: str, port: int, keys
             await serve_app(app, sock, leaving)
     finally:
         thread.stop()
+        thread.engine.runner.close()

@@ -1,0 +1,202 @@
+"""A rank other than 0 of a worker, a process of its own: `python -m kvasir_engine.worker.rank RANK STEPS REPORTS`.
+
+STEPS and REPORTS are descriptors of the sockets to rank 0 (`frames.py`). Its main thread computes what it is given,
+its transfer thread moves its part of the KV; it decides nothing. It ends with rank 0.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from kvasir_engine.errors import UserError
+from kvasir_engine.logs import log_to_stderr
+from kvasir_engine.model.loader import choose_device
+from kvasir_engine.model.parallel import Ranks
+from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.model.threads import use_own_cores
+from kvasir_engine.protocol import Address, Region
+from kvasir_engine.transfer import writer
+from kvasir_engine.transfer.agent import Agent, choose_fabric
+from kvasir_engine.transfer.commands import AnyCommand
+from kvasir_engine.transfer.digest import Digester
+from kvasir_engine.transfer.group import layer_pushes
+from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.worker import frames
+from kvasir_engine.worker.frames import (
+    Copied,
+    Copies,
+    Failed,
+    Loaded,
+    Pushed,
+    PushFrame,
+    Ready,
+    Report,
+    Serve,
+    Step,
+)
+
+log = logging.getLogger("rank")
+
+
+class Reports:
+    """The socket to rank 0 that both threads write to and the transfer thread reads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(connection.fileno(), select.POLLIN)
+
+    def send(self, frame: frames.FromRank) -> None:
+        """From any thread."""
+        with self._lock:
+            self._connection.send_bytes(frames.encode(frame))
+
+    def commands(self) -> list[AnyCommand]:
+        """Those that have arrived. Ends the process when rank 0 has gone."""
+        arrived = []
+        try:
+            while self._poll.poll(0):
+                arrived.append(frames.decode_command(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            os._exit(0)
+        return arrived
+
+
+class Rank:
+    """The rank's model, and its handoff when KV moves."""
+
+    def __init__(self, setup: frames.Setup, reports: Reports) -> None:
+        self._rank = setup.rank
+        self._reports = reports
+        device = choose_device(setup.device, setup.rank, setup.size)
+        use_own_cores(setup.size)
+        group = Ranks(setup.rank, setup.size, setup.address, device)
+        self._runner = ModelRunner(
+            Path(setup.folder),
+            dtype=setup.dtype,
+            device=setup.device,
+            page_size=setup.page_size,
+            kv_memory=setup.kv_memory,
+            group=group,
+        )
+        self._handoff: Handoff | None = None
+        reports.send(Loaded(self._runner.pool.pages))
+
+    def serve(self, serve: Serve) -> None:
+        """Start the transfer thread."""
+        runner, pool = self._runner, self._runner.pool
+        choose_fabric(serve.fabric, runner.device.type == "cuda")
+        region = region_of(runner)
+        layers = runner.config.layers
+        digest = Digester(pool.address, pool.pages, pool.page_bytes, layers) if serve.digests else None
+        self._handoff = Handoff(
+            lambda: Agent(serve.epoch, region, serve.fingerprint, self._rank),
+            self._report,
+            digest,
+            self._rank,
+            self._reports.commands,
+        )
+        self._handoff.start()
+        threading.Thread(target=self._end_with_handoff, args=[self._handoff], daemon=True).start()
+        endpoint = self._handoff.endpoint
+        self._reports.send(Ready(Address(endpoint.agent, endpoint.metadata, endpoint.region)))
+
+    def step(self, step: Step) -> None:
+        """Compute."""
+        self.copy(step.copies)
+        on_layer = None
+        if step.pushes and self._handoff is not None:
+            on_layer = layer_pushes(self._handoff, [(frame.key, frame.push()) for frame in step.pushes])
+        self._runner.forward(step.batch(), on_layer)
+
+    def copy(self, pages: list[tuple[int, int]]) -> None:
+        """Copy pages, (source, target), in order."""
+        for source, target in pages:
+            self._runner.copy_page(source, target)
+
+    def push(self, frame: PushFrame) -> None:
+        """Push pages whose KV is there."""
+        assert self._handoff is not None
+        self._handoff.push(frame.key, frame.push())
+
+    def _end_with_handoff(self, handoff: Handoff) -> None:
+        handoff.join()
+        self._reports.send(Failed("has lost its transfer thread"))
+        os._exit(1)
+
+    def _report(self, event: Event) -> None:
+        assert self._handoff is not None
+        reported = Pushed(event.key, event.push.number) if isinstance(event, writer.Done) else event
+        self._reports.send(Report(reported, dataclasses.asdict(self._handoff.stats)))
+
+
+def region_of(runner: ModelRunner) -> Region:
+    """A rank's pool as its peers address it."""
+    pool, device = runner.pool, runner.device
+    return Region(
+        pool.address, pool.pages, pool.page_bytes, "VRAM" if device.type == "cuda" else "DRAM", device.index or 0
+    )
+
+
+def serve_rank(steps: Connection, reports: Reports) -> None:
+    """Do what rank 0 says until it says no more. Raises what a step raised."""
+    setup = frames.decode_to_main(steps.recv_bytes())
+    assert isinstance(setup, frames.Setup)
+    rank = Rank(setup, reports)
+    while True:
+        match frames.decode_to_main(steps.recv_bytes()):
+            case Step() as step:
+                rank.step(step)
+            case PushFrame() as push:
+                rank.push(push)
+            case Copies(pages):
+                rank.copy(pages)
+                reports.send(Copied())
+            case Serve() as serve:
+                rank.serve(serve)
+            case frames.Stop():
+                return
+
+
+def _end_with_rank_0() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+    os._exit(0)
+
+
+def main() -> None:
+    """Entry point. Leaves without tidying up: a rank that waits for others in an exchange would wait for ever."""
+    number, *descriptors = map(int, sys.argv[1:])
+    log_to_stderr(prefix=f"rank{number}.")
+    for each in (signal.SIGINT, signal.SIGTERM):  # a signal to the worker is rank 0's to obey
+        signal.signal(each, signal.SIG_IGN)
+    threading.Thread(target=_end_with_rank_0, daemon=True).start()
+    steps, reports = (Connection(descriptor) for descriptor in descriptors)
+    channel = Reports(reports)
+    status = 1
+    try:
+        serve_rank(steps, channel)
+        status = 0
+    except EOFError:
+        status = 0
+    except UserError as error:
+        channel.send(Failed(f"cannot start: {error}"))
+    except Exception as error:
+        log.exception("the rank fails")
+        channel.send(Failed(f"failed: {error}"))
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
