@@ -67,7 +67,7 @@ ROLES: tuple[Role, ...] = ("prefill", "decode", "both")
 
 def bytes_of(quantity: str) -> int:
     """A Kubernetes quantity in bytes. Raises UserError."""
-    digits = quantity.rstrip("kMGTi")
+    digits = quantity.rstrip("kKMGTi")
     try:
         value = float(digits) * UNITS[quantity[len(digits) :]]
     except (KeyError, ValueError):
