@@ -71,6 +71,10 @@ KINDS = {
 }
 
 
+def windowed(**changes: Any) -> Any:
+    return mistral(sliding_window=21, **changes)
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ModelRunner]:
     model = KINDS[request.param]()
@@ -203,12 +207,13 @@ def test_the_pool_holds_a_token_s_keys_where_the_layout_says(kind: Callable[[], 
                 torch.testing.assert_close(held, expected[:, j], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [llama, qwen2, qwen3, gemma3])
-def test_bfloat16_stays_near_float32(kind: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("page_size", [4, 16])  # which the CPU's kernels cannot and can read in place
+@pytest.mark.parametrize("kind", [llama, windowed, qwen2, qwen3, gemma3])
+def test_bfloat16_stays_near_float32(kind: Callable[..., Any], page_size: int, tmp_path: Path) -> None:
     model = kind(num_attention_heads=8, head_dim=32, hidden_size=256, initializer_range=0.05)
     tokens = random_tokens(120, 151, 6)
     reference = reference_logits(model, tokens)
-    runner = runner_of(model, tmp_path, dtype="bfloat16")
+    runner = runner_of(model, tmp_path, dtype="bfloat16", page_size=page_size)
     assert runner.pool.tensor.dtype == torch.bfloat16
     sequences = Sequences(runner, [tokens], 120)
     rows = [sequences.step({0: 60}), sequences.step({0: 59}), sequences.step({0: 1})]
