@@ -13,7 +13,7 @@ from kvasir_engine.model.loader import choose_device
 from kvasir_engine.model.parallel import ALONE, shard
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.source import resolve
-from kvasir_engine.model.threads import use_own_cores
+from kvasir_engine.model.threads import apart, use_own_cores
 from kvasir_engine.model.weights import weights_digest
 from kvasir_engine.protocol import HEADS_APART, Fingerprint, Role
 from kvasir_engine.scheduler.schedule import Limits
@@ -52,7 +52,7 @@ class EngineOptions:
 
 def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
     """Load the model and start the threads. Raises ModelError for what the user can mend."""
-    folder = resolve(options.model, options.revision, progress=log_progress())
+    folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
     threads = use_own_cores(options.tensor_parallel)
 
@@ -125,7 +125,8 @@ def _load(
             report,
         )
         group = ranks.meet(device)
-    runner = (ModelRunner if ranks is None else partial(RankedRunner, ranks))(
+    load = partial(
+        ModelRunner if ranks is None else partial(RankedRunner, ranks),
         folder,
         dtype=options.dtype,
         device=options.device,
@@ -134,7 +135,7 @@ def _load(
         group=group,
         progress=log_progress(),
     )
-    return runner, ranks
+    return apart(load), ranks
 
 
 def log_progress() -> Callable[[str, int, int], None]:
