@@ -1,9 +1,11 @@
 """Paired capacity as it is in the simulated cluster, and whether an operator's write takes it below its bound.
 
 Only what operators do is judged: pods that fail and people who meddle take capacity away too. A write may leave no
-less than there was, or than the bound of a spec that the operator can have read.
+less than there was, or than the bound, by a spec that the operator can have read. A pod that has only just become
+ready does not count as what there was: no operator can know of it.
 """
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -36,7 +38,7 @@ class CapacityWatch:
     def before(self, path: str) -> None:
         """To be called before a write to `path` has its effect."""
         if (name := self._service(path)) is not None:
-            self._before = self._pairs(name)
+            self._before = self._pairs(name, self._server.time() - READ_SECONDS)
             self._name = name
 
     def after(self, path: str) -> str:
@@ -61,7 +63,7 @@ class CapacityWatch:
         name: str = item["metadata"]["labels"][SERVICE]
         return name if self._server.get(service_path(name)) is not None else None
 
-    def _pairs(self, name: str) -> Pairs:
+    def _pairs(self, name: str, before: float = math.inf) -> Pairs:
         pairs: Pairs = {}
         for _, item in self._server.items("deployments"):
             labels = item["metadata"]["labels"]
@@ -71,7 +73,7 @@ class CapacityWatch:
             pods = (
                 pod for _, pod in self._server.items("pods") if pod["metadata"]["ownerReferences"][0]["uid"] == uid
             )
-            ready = sum(is_ready(pod) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
+            ready = sum(is_ready(pod, before) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
             pair = pairs.setdefault(labels[KV], [0, 0])
             pair[labels[ROLE] == "decode"] += min(ready, item["spec"]["replicas"])
         return pairs

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,7 +164,10 @@ class Controllers:
         if pod is None or "deletionTimestamp" in pod["metadata"]:
             return
         word = "True" if ready else "False"
-        conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": word}]
+        conditions = [
+            {"type": "PodScheduled", "status": "True"},
+            {"type": "Ready", "status": word, "since": self._loop.time()},
+        ]
         self._server.replace(path, status={"phase": "Running", "conditions": conditions})
         self._note(f"pod {path.rpartition('/')[2]} ready={word}")
         if not ready:
@@ -197,6 +201,7 @@ def _hash(template: Object) -> str:
     return hashlib.sha256(msgspec.json.encode(template, order="deterministic")).hexdigest()[:8]
 
 
-def is_ready(pod: Object) -> bool:
-    """Whether the pod's Ready condition is True."""
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+def is_ready(pod: Object, before: float = math.inf) -> bool:
+    """Whether the pod's Ready condition is True, and became so before that time."""
+    conditions = pod["status"].get("conditions", [])
+    return any(c["type"] == "Ready" and c["status"] == "True" and c["since"] < before for c in conditions)

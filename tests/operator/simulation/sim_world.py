@@ -25,7 +25,7 @@ from kvasir_operator.render import Options, render
 from kvasir_operator.render.names import SERVICE_LABEL
 from kvasir_operator.spec import PLURAL, InvalidService, parse
 
-CHAOS_SECONDS = 240.0
+CHAOS_SECONDS = 180.0
 ACT_SECONDS = 8.0
 # Longer than the queue's resync, after which a missed event no longer matters, and than any rollout here.
 QUIET_SECONDS = 7200.0
