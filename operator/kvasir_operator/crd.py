@@ -1,12 +1,14 @@
 """The CustomResourceDefinition, generated from the types. Pure.
 
-It keeps to what structural schemas of API server 1.20 know, so it says the same on old servers and new.
+It keeps to what structural schemas of API server 1.20 know, but for the rules of `cel.py`, which old servers drop.
 """
 
+import copy
 from typing import Any
 
 import yaml
 
+from kvasir_operator.cel import add_rules
 from kvasir_operator.schema import Schema, structural
 from kvasir_operator.spec import GROUP, KIND, PLURAL, VERSION, object_schema
 from kvasir_operator.status import Status
@@ -23,7 +25,8 @@ _COLUMNS = [
 
 def crd() -> dict[str, Any]:
     """The CRD as an object."""
-    schema = object_schema()
+    schema = copy.deepcopy(object_schema())
+    add_rules(schema["properties"]["spec"])
     schema["properties"]["status"] = {**_status_schema(), "description": "What is there."}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kvasir_operator.spec import Expose, InferenceService, Model, Rollout, Transfer, Workers
 
 GPU = "nvidia.com/gpu"
+GPUS_OF_A_NODE = 8
 OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/")
 
 
@@ -88,6 +89,12 @@ def _source(model: "Model", uri: ModelURI) -> Iterator[Invalid]:
 
 
 def _workers(workers: "Workers", path: str) -> Iterator[Invalid]:
+    if workers.device == "cuda" and workers.tensor_parallel > GPUS_OF_A_NODE:
+        yield Invalid(
+            f"{path}.tensorParallel",
+            f"{workers.tensor_parallel} GPUs are more than the {GPUS_OF_A_NODE} of a node: a worker is one pod, "
+            "and one over several nodes is not supported",
+        )
     for field in ("requests", "limits"):
         amounts: dict[str, int | str] = getattr(workers.resources, field)
         where = join(f"{path}.resources.{field}", GPU)

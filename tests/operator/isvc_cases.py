@@ -65,6 +65,19 @@ def controlled(item: Object, replicas: int) -> Object:
     return settled({**item, "spec": {**item["spec"], "replicas": replicas}}, ready)
 
 
+def with_defaults(schema: dict[str, Any], value: Any) -> Any:
+    """What an API server stores: defaults filled in, top down."""
+    if not isinstance(value, dict) or "properties" not in schema:
+        return value
+    filled = dict(value)
+    for name, field in schema["properties"].items():
+        if name not in filled and "default" in field:
+            filled[name] = field["default"]
+        if name in filled:
+            filled[name] = with_defaults(field, filled[name])
+    return filled
+
+
 class FakeCluster:
     """A cluster in memory: keeps what is applied; `refuse` and `unserved` make it say no."""
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from isvc_cases import document
+from isvc_cases import document, with_defaults
 
 from kvasir_operator.crd import crd, crd_yaml
 from kvasir_operator.spec import InvalidService, object_schema, parse
@@ -51,19 +51,6 @@ def test_every_default_is_a_value_that_the_schema_allows() -> None:
     for schema in _walk(SCHEMA):
         if "default" in schema:
             jsonschema.validate(schema["default"], schema)
-
-
-def with_defaults(schema: dict[str, Any], value: Any) -> Any:
-    """What an API server stores: defaults filled in, top down."""
-    if not isinstance(value, dict) or "properties" not in schema:
-        return value
-    filled = dict(value)
-    for name, field in schema["properties"].items():
-        if name not in filled and "default" in field:
-            filled[name] = field["default"]
-        if name in filled:
-            filled[name] = with_defaults(field, filled[name])
-    return filled
 
 
 def test_the_servers_defaults_are_the_operators() -> None:

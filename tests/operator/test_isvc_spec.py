@@ -168,7 +168,7 @@ FACTS = ModelFacts(heads=32, kv_heads=8, max_positions=4096)
     [
         ({"prefill": {"tensorParallel": 8}}, FACTS, []),
         ({"prefill": {"tensorParallel": 3}}, FACTS, ["spec.prefill.tensorParallel"]),
-        ({"prefill": {"tensorParallel": 16}}, FACTS, ["spec.prefill.tensorParallel"]),
+        ({"prefill": {"tensorParallel": 16, "device": "cpu"}}, FACTS, ["spec.prefill.tensorParallel"]),
         ({"prefill": {"tensorParallel": 3}}, None, []),
         (
             {"prefill": {"tensorParallel": 5}, "decode": {"tensorParallel": 6}},
