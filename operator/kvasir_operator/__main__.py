@@ -11,8 +11,10 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from kvasir_operator.cluster import ClientTransport, Cluster, connect
-from kvasir_operator.controller import Controller, Setup, WatchDied
+from kvasir_operator.controller import Controller, Setup, WatchDied, Webhook
 from kvasir_operator.crd import crd_yaml
+from kvasir_operator.election import sign_of_life
+from kvasir_operator.leases import ClusterLease
 from kvasir_operator.plan import trace
 from kvasir_operator.port import ClusterError
 from kvasir_operator.render import Options
@@ -40,6 +42,11 @@ def run(
         bool, typer.Option(help="Work only while holding a Lease, so that several replicas can run.")
     ] = False,
     lease_name: Annotated[str, typer.Option(help="Name of the Lease, in the operator's namespace.")] = "kvasir",
+    metrics_port: Annotated[int, typer.Option(help="Port of the operator's own metrics; 0: none.")] = 0,
+    webhook_port: Annotated[int, typer.Option(help="Port of the admission webhook; 0: none.")] = 0,
+    webhook_certificates: Annotated[
+        Path, typer.Option(help="Folder with the webhook's tls.crt and tls.key.")
+    ] = Path("/etc/kvasir/webhook"),
     pod_monitors: Annotated[bool, typer.Option(help="Make PodMonitors where they are served.")] = True,
 ) -> None:
     """Run the controller until SIGTERM."""
@@ -62,12 +69,34 @@ def run(
         pod_monitors=pod_monitors,
     )
     lease = (own_namespace, lease_name) if leader_elect else None
-    controller = Controller(client, Setup(tuple(namespace or ()), options, liveness, lease))
+    files = [str(webhook_certificates / name) for name in ("tls.crt", "tls.key")]
+    webhook = Webhook(webhook_port, *files) if webhook_port else None
+    setup = Setup(tuple(namespace or ()), options, liveness, lease, metrics_port, webhook)
+    controller = Controller(client, setup)
     try:
         asyncio.run(controller.run())
     except WatchDied as error:
         typer.echo(f"kvasir-operator: error: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+@app.command()
+def check(
+    own_namespace: Annotated[str, typer.Option(help="Where the operator runs.")],
+    lease_name: Annotated[str, typer.Option(help="Name of its Lease.")] = "kvasir",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a sign of life.")] = 60.0,
+) -> None:
+    """Say whether the installation works: the resource is known, and an operator renews its Lease."""
+    try:
+        transport = ClientTransport(connect())
+        if not Cluster(transport).serves(API_VERSION, KIND):
+            _fail(f"the cluster does not know {KIND} of {API_VERSION}")
+        holder = sign_of_life(ClusterLease(transport, own_namespace, lease_name), timeout)
+    except ClusterError as error:
+        _fail(str(error))
+    if not holder:
+        _fail(f"no operator renewed the Lease {own_namespace}/{lease_name} within {timeout:g} s")
+    typer.echo(f"{holder} leads")
 
 
 @app.command()

@@ -8,13 +8,16 @@ from typing import Any
 
 import kopf
 import msgspec
+from prometheus_client import CollectorRegistry, start_http_server
 
+from kvasir_operator.admission import refusal
 from kvasir_operator.ask import PodReader
 from kvasir_operator.cluster import ClientTransport, Cluster
 from kvasir_operator.election import Leadership
 from kvasir_operator.facts import FactsReader
 from kvasir_operator.lease import Candidate
 from kvasir_operator.leases import ClusterLease
+from kvasir_operator.metrics import OperatorMetrics
 from kvasir_operator.port import ClusterError
 from kvasir_operator.queue import WorkQueue
 from kvasir_operator.reconcile import Reconciler
@@ -36,13 +39,26 @@ LEASE_SECONDS = 5.0  # for one request of the election
 Key = tuple[str, str]
 
 
+class Webhook(msgspec.Struct, frozen=True):
+    """Where the admission webhook listens, and its certificate's files, which are read again when they change."""
+
+    port: int
+    certificate: str
+    key: str
+
+
 class Setup(msgspec.Struct, frozen=True):
-    """How to run. `namespaces` empty: all. `lease`: namespace and name of the Lease, `None`: no election."""
+    """How to run. `namespaces` empty: all. `lease`: namespace and name of the Lease, `None`: no election.
+
+    `metrics_port` 0: no metrics. `webhook` `None`: no admission webhook.
+    """
 
     namespaces: tuple[str, ...]
     options: Options
     liveness: str
     lease: tuple[str, str] | None = None
+    metrics_port: int = 0
+    webhook: Webhook | None = None
 
 
 class WatchDied(Exception):
@@ -57,9 +73,13 @@ class Controller:
         self._leadership = _leadership(client, *setup.lease) if setup.lease else None
         self._cluster = Cluster(ClientTransport(client, self._leadership.left if self._leadership else None))
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
+        self._facts = FactsReader().read
         self._reconciler = Reconciler(
-            self._cluster, setup.options, FactsReader().read, progress=PodReader().progress, again=self._again
+            self._cluster, setup.options, self._facts, progress=PodReader().progress, again=self._again
         )
+        self._metrics = OperatorMetrics(CollectorRegistry())
+        self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
+        self._metrics.services.set_function(lambda: len(self._services))
         self._services: set[Key] = set()
         self._dogs = {PLURAL: Watchdog[Key](), "deployments": Watchdog[Key]()}
         self._stop = asyncio.Event()
@@ -67,6 +87,8 @@ class Controller:
     async def run(self) -> None:
         """Work until SIGTERM, then leave the Lease to the next. Raises WatchDied."""
         self._loop = asyncio.get_running_loop()
+        if self._setup.metrics_port:
+            start_http_server(self._setup.metrics_port, registry=self._metrics.registry)
         log.info("watching namespaces=%s", ",".join(self._setup.namespaces) or "all")
         beside = [asyncio.create_task(self._watch_the_watches())]
         if self._leadership:
@@ -76,7 +98,7 @@ class Controller:
         try:
             await kopf.operator(
                 registry=self._registry(),
-                settings=_settings(),
+                settings=_settings(self._setup.webhook),
                 standalone=True,  # kopf's peering is no leader election
                 clusterwide=not self._setup.namespaces,
                 namespaces=self._setup.namespaces,
@@ -97,7 +119,14 @@ class Controller:
     async def _handle(self, key: Key) -> bool:
         if self._leadership:
             await self._leadership.wait()
-        return await asyncio.to_thread(self._reconciler.reconcile, *key)
+        result = "retried"
+        try:
+            with self._metrics.seconds.time():
+                alive = await asyncio.to_thread(self._reconciler.reconcile, *key)
+            result = "done"
+        finally:
+            self._metrics.reconciles.labels(result).inc()
+        return alive
 
     def _again(self, namespace: str, name: str) -> None:
         self._loop.call_soon_threadsafe(self._queue.add_later, (namespace, name), PROGRESS_SECONDS)
@@ -156,6 +185,12 @@ class Controller:
                 dog.event((namespace, name), meta["resourceVersion"], type == "DELETED")
             self._queue.add((namespace, labels[SERVICE_LABEL]))
 
+        async def on_admission(body: kopf.Body, old: kopf.Body | None, **_: Any) -> None:
+            if reason := await asyncio.to_thread(refusal, body, old, self._facts):
+                raise kopf.AdmissionError(reason, code=422)
+
+        if self._setup.webhook:
+            kopf.on.validate(GROUP, VERSION, PLURAL, registry=registry, id="validate")(on_admission)
         kopf.on.login(registry=registry)(kopf.login_via_client)
         kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(on_service)
         for group, version, plural in WATCHED:
@@ -171,8 +206,13 @@ def _leadership(client: Any, namespace: str, name: str) -> Leadership:
     )
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(webhook: Webhook | None) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
+    if webhook:
+        # The chart has made the webhook's configuration: kopf manages none, and needs no rights for it.
+        settings.admission.server = kopf.WebhookServer(
+            port=webhook.port, certfile=webhook.certificate, pkeyfile=webhook.key
+        )
     settings.posting.enabled = False
     settings.scanning.disabled = True  # kinds and namespaces are given; no rights to list CRDs are needed
     settings.watching.connect_timeout = 10.0

@@ -84,5 +84,16 @@ class Leadership:
             await self._leads.wait()
 
 
+def sign_of_life(lease: LeasePort, seconds: float, wait: Callable[[float], None] = time.sleep) -> str:
+    """The holder that renewed the Lease within `seconds`; empty: none did. Blocking. Raises ClusterError."""
+    first = lease.read()
+    for _ in range(max(1, int(seconds))):
+        wait(1.0)
+        found = lease.read()
+        if found is not None and found.holder and (first is None or found.version != first.version):
+            return found.holder
+    return ""
+
+
 def _stamp() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,5 +1,6 @@
 """The chart and the images install what the tests run."""
 
+import base64
 import json
 import os
 import re
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.x509 import DNSName, SubjectAlternativeName, load_pem_x509_certificate
+from pod_security import violations
 from typer.main import get_command
 
 from kvasir_operator.__main__ import app
+from kvasir_operator.spec import GROUP, PLURAL
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/kvasir"
@@ -34,12 +38,13 @@ def template(tmp_path: Path) -> Template:
     if helm is None:
         pytest.skip("no helm here; `make e2e-binaries` brings one")
 
-    def run(*sets: str) -> list[dict[str, Any]]:
+    def run(*sets: str, tests: bool = False) -> list[dict[str, Any]]:
         command = [helm, "template", "kvasir", str(CHART), "--namespace", "system"]
         command += [word for value in sets for word in ("--set", value)]
         env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-        return [found for found in yaml.safe_load_all(done.stdout) if found]
+        found = [found for found in yaml.safe_load_all(done.stdout) if found]
+        return [o for o in found if tests == ("helm.sh/hook" in o["metadata"].get("annotations", {}))]
 
     return run
 
@@ -83,11 +88,68 @@ def test_chosen_namespaces_get_roles_and_the_cluster_none(template: Template) ->
 def test_the_flags_are_ones_that_the_operator_has(template: Template) -> None:
     run = get_command(app).commands["run"]  # type: ignore[attr-defined]
     known = {option for parameter in run.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    others = template("watchNamespaces={a}", "monitoring.namespace=m", "monitoring.podMonitors=false")
+    others = template(
+        "watchNamespaces={a}", "monitoring.namespace=m", "monitoring.podMonitors=false", "webhook.enabled=true"
+    )
     for objects in (template(), others):
         command, *flags = operator_args(objects)
         assert command == "run"
         assert {flag.split("=")[0] for flag in flags} <= known
+
+
+def test_helm_test_asks_for_a_sign_of_life(template: Template) -> None:
+    (pod,) = template(tests=True)
+    (container,) = pod["spec"]["containers"]
+    command, *flags = container["args"]
+    context = get_command(app).commands[command].make_context(command, flags)  # type: ignore[attr-defined]
+    assert (context.params["own_namespace"], context.params["lease_name"]) == ("system", "kvasir")
+    deployment = next(o for o in template() if o["kind"] == "Deployment")
+    selector = deployment["spec"]["selector"]["matchLabels"]
+    assert not selector.items() <= pod["metadata"]["labels"].items(), "it is no operator"
+
+
+def test_the_operators_own_pods_are_restricted(template: Template) -> None:
+    (deployment,) = [o for o in template("webhook.enabled=true") if o["kind"] == "Deployment"]
+    (test,) = template(tests=True)
+    assert violations(deployment["spec"]["template"]["spec"]) == set()
+    assert violations(test["spec"]) == set()
+
+
+def test_the_webhook_is_served_where_the_api_server_looks_for_it(template: Template) -> None:
+    objects = {o["kind"]: o for o in template("webhook.enabled=true", "watchNamespaces={a,b}")}
+    (hook,) = objects["ValidatingWebhookConfiguration"]["webhooks"]
+    (rule,) = hook["rules"]
+    assert (rule["apiGroups"], rule["resources"]) == ([GROUP], [PLURAL])
+    assert hook["failurePolicy"] == "Ignore"
+    (expression,) = hook["namespaceSelector"]["matchExpressions"]
+    assert expression["values"] == ["a", "b"]
+    config, service, secret = hook["clientConfig"], objects["Service"], objects["Secret"]
+    assert config["service"]["name"] == service["metadata"]["name"]
+    assert config["service"]["path"] == "/validate"
+    pod = objects["Deployment"]["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    ports = {p["name"]: p["containerPort"] for p in pod["spec"]["containers"][0]["ports"]}
+    assert ports[service["spec"]["ports"][0]["targetPort"]] == 9443
+    (volume,) = pod["spec"]["volumes"]
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+    assert config["caBundle"] == secret["data"]["ca.crt"]
+    authority, own = (load_pem_x509_certificate(base64.b64decode(secret["data"][n])) for n in ("ca.crt", "tls.crt"))
+    own.verify_directly_issued_by(authority)
+    names = own.extensions.get_extension_for_class(SubjectAlternativeName).value.get_values_for_type(DNSName)
+    assert f"{service['metadata']['name']}.system.svc" in names
+    assert "Secret" not in {o["kind"] for o in template()}
+
+
+def test_what_is_not_asked_for_is_not_installed(template: Template) -> None:
+    asked = template("monitoring.dashboard=true", "priorityClass.create=true", "priorityClass.name=p")
+    assert set(kinds(asked)) - set(kinds(template())) == {"ConfigMap", "PriorityClass"}
+    (found,) = [o for o in asked if o["kind"] == "PriorityClass"]
+    assert found["metadata"]["name"] == "p"
+    (dashboard,) = [o for o in asked if o["kind"] == "ConfigMap"]
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(dashboard["data"]["kvasir.json"]) == json.loads(
+        (CHART / "dashboards/kvasir.json").read_text()
+    )
 
 
 def test_operators_elect_a_leader_by_a_lease_that_they_may_write(template: Template) -> None:
