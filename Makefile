@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FILE ?= manifests/smollm2-cpu.yaml
 PORT ?= 8000
 
-.PHONY: setup up test unit e2e e2e-binaries lint bench soak clean
+.PHONY: setup up test unit e2e e2e-binaries lint crds bench soak clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
+
+# after a change of spec.py, status.py or cel.py
+crds: setup
+	$(BIN)/kvasir-operator crd > crds/serving.kvasir.dev_inferenceservices.yaml
+	$(BIN)/kvasir-operator crd > charts/kvasir/files/crd.yaml
+	$(BIN)/kvasir-operator crd --no-rules > charts/kvasir/files/crd-without-rules.yaml
 
 bench: setup
 	$(BIN)/python -m bench.serving --plot

@@ -185,3 +185,37 @@ def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
         assert not [verb for verb, answers in used.items() if 403 in answers]
     finally:
         cluster.kubectl("delete", "crd", *[o["metadata"]["name"] for o in others])
+
+
+def upgraded(cluster: Cluster, *sets: str) -> None:
+    """`helm upgrade` with these values, and its pods."""
+    values = [word for value in sets for word in ("--set", value)]
+    cluster.helm("upgrade", kvasir.RELEASE, str(kvasir.CHART), "--namespace", kvasir.NAMESPACE, *values)
+    cluster.kubectl("-n", kvasir.NAMESPACE, "rollout", "status", "deployment", kvasir.RELEASE, "--timeout=60s")
+
+
+def test_helm_test_finds_a_sign_of_life(cluster: Cluster) -> None:
+    cluster.helm("test", kvasir.RELEASE, "--namespace", kvasir.NAMESPACE, "--timeout", "90s")
+
+
+def test_the_webhook_refuses_at_apply_what_the_schema_cannot(cluster: Cluster, namespace: str) -> None:
+    asked = ("webhook.enabled=true", "webhook.failurePolicy=Fail")
+    secret = ("secret", f"{kvasir.RELEASE}-webhook", "-n", kvasir.NAMESPACE)
+    upgraded(cluster, *asked)
+    try:
+        bad = service(model={"uri": "pvc://models/m", "revision": "main"})
+
+        def refused() -> str:
+            applied = cluster.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(bad), check=False)
+            assert applied.returncode
+            return applied.stderr if "denied the request" in applied.stderr else ""
+
+        said = eventually(refused, 60, "the webhook answers", cluster)
+        assert "spec.model.revision: only hf:// models have revisions" in said
+        reconciled(cluster, service(drain={"deadlineSeconds": 9}))
+        before = cluster.get(*secret)["data"]
+        upgraded(cluster, *asked)
+        assert cluster.get(*secret)["data"] == before, "an upgrade keeps the certificate"
+    finally:
+        upgraded(cluster, "webhook.enabled=false")
+    assert not cluster.get("validatingwebhookconfigurations")["items"]

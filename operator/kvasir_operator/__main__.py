@@ -55,7 +55,8 @@ def run(
     if leader_elect and not own_namespace:
         _fail("--leader-elect needs --own-namespace: the Lease is there")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    for quiet in ("kopf", "aiohttp.access"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
     try:
         client = connect()
         if not Cluster(ClientTransport(client)).serves(API_VERSION, KIND):
@@ -100,9 +101,11 @@ def check(
 
 
 @app.command()
-def crd() -> None:
+def crd(
+    rules: Annotated[bool, typer.Option(help="With CEL rules, which API servers know from 1.25 on.")] = True,
+) -> None:
     """Print the CustomResourceDefinition as YAML."""
-    typer.echo(crd_yaml(), nl=False)
+    typer.echo(crd_yaml(rules), nl=False)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Rules of the CRD in CEL, for API servers that know them (1.25 on): a bad spec is refused when it is applied.
 
-They say a part of what `validate.py` says, which the operator checks in any case; a test holds the two together. An
-older API server drops them silently. Pure.
+They say a part of what `validate.py` says, which the operator checks in any case; a test holds the two together.
+Pure.
 """
 
 from typing import Any

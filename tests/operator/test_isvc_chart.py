@@ -17,6 +17,7 @@ from pod_security import violations
 from typer.main import get_command
 
 from kvasir_operator.__main__ import app
+from kvasir_operator.crd import crd
 from kvasir_operator.spec import GROUP, PLURAL
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +39,8 @@ def template(tmp_path: Path) -> Template:
     if helm is None:
         pytest.skip("no helm here; `make e2e-binaries` brings one")
 
-    def run(*sets: str, tests: bool = False) -> list[dict[str, Any]]:
-        command = [helm, "template", "kvasir", str(CHART), "--namespace", "system"]
+    def run(*sets: str, tests: bool = False, version: str = "v1.30.0") -> list[dict[str, Any]]:
+        command = [helm, "template", "kvasir", str(CHART), "--namespace", "system", "--kube-version", version]
         command += [word for value in sets for word in ("--set", value)]
         env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
@@ -64,6 +65,7 @@ def test_all_namespaces_by_default(template: Template) -> None:
     assert kinds(objects) == [
         "ClusterRole",
         "ClusterRoleBinding",
+        "CustomResourceDefinition",
         "Deployment",
         "Role",
         "RoleBinding",
@@ -78,7 +80,13 @@ def test_all_namespaces_by_default(template: Template) -> None:
 
 def test_chosen_namespaces_get_roles_and_the_cluster_none(template: Template) -> None:
     objects = template("watchNamespaces={a,b}")
-    assert kinds(objects) == ["Deployment", *["Role"] * 3, *["RoleBinding"] * 3, "ServiceAccount"]
+    assert kinds(objects) == [
+        "CustomResourceDefinition",
+        "Deployment",
+        *["Role"] * 3,
+        *["RoleBinding"] * 3,
+        "ServiceAccount",
+    ]
     found = {(o["metadata"]["namespace"], o["metadata"]["name"]) for o in objects if o["kind"] == "Role"}
     assert found == {("a", "kvasir"), ("b", "kvasir"), ("system", "kvasir-leader")}
     assert {"--namespace=a", "--namespace=b"} <= set(operator_args(objects))
@@ -138,6 +146,14 @@ def test_the_webhook_is_served_where_the_api_server_looks_for_it(template: Templ
     names = own.extensions.get_extension_for_class(SubjectAlternativeName).value.get_values_for_type(DNSName)
     assert f"{service['metadata']['name']}.system.svc" in names
     assert "Secret" not in {o["kind"] for o in template()}
+
+
+@pytest.mark.parametrize(("version", "rules"), [("v1.36.1", True), ("v1.25.0", True), ("v1.20.2", False)])
+def test_the_crd_has_rules_where_the_api_server_knows_them(template: Template, version: str, rules: bool) -> None:
+    (found,) = [o for o in template(version=version) if o["kind"] == "CustomResourceDefinition"]
+    assert found["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert found == crd(rules)
+    assert not [o for o in template("crds.install=false") if o["kind"] == "CustomResourceDefinition"]
 
 
 def test_what_is_not_asked_for_is_not_installed(template: Template) -> None:
