@@ -38,7 +38,6 @@ _NODE_STOP_SECONDS = 15.0
 _AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
-    "omitStages": ["RequestReceived"],
     "rules": [
         {"level": "Metadata", "userGroups": ["system:serviceaccounts:kvasir-system"]},
         {"level": "None"},

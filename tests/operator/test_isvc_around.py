@@ -12,6 +12,7 @@ from typer.main import get_command
 from kvasir_engine.cli import app as engine
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Object, Options, Static, render
+from kvasir_operator.render.storage import CACHE_VOLUMES
 from kvasir_operator.spec import InvalidService, parse
 from kvasir_operator.validate import semantic_problems
 
@@ -147,7 +148,7 @@ def test_the_hubs_token_is_a_file_from_its_secret_and_nothing_else() -> None:
 def test_the_cache_is_where_the_spec_says() -> None:
     def cache(**model: Any) -> list[Object]:
         found = pods(model={"uri": "hf://org/m", **model})
-        return [next(v for v in pod["volumes"] if v["name"] == "cache") for pod in found.values()]
+        return [next(v for v in pod["volumes"] if v["name"] in CACHE_VOLUMES) for pod in found.values()]
 
     assert all("emptyDir" in volume for volume in cache())
     claims = cache(cache={"claimName": "models"})
@@ -155,6 +156,8 @@ def test_the_cache_is_where_the_spec_says() -> None:
     assert all(volume["persistentVolumeClaim"] == {"claimName": "models"} for volume in claims)
     folders = cache(cache={"hostPath": "/data/kvasir"})
     assert len(folders) == 3, "a Job would fill one node's folder only"
+    names = {volume["name"] for found in (cache(), claims, folders) for volume in found}
+    assert len(names) == 3, "namesakes of two kinds are merged by the API server, and refused"
     assert all(volume["hostPath"] == {"path": "/data/kvasir", "type": "Directory"} for volume in folders)
 
 

@@ -20,6 +20,7 @@ from kvasir_operator.local.proxy import Proxy
 from kvasir_operator.local.state import PodState, RunState
 from kvasir_operator.pods import Backoff, Host, Image, PodError, PodRunner, host_environment
 from kvasir_operator.render.pod import PORT
+from kvasir_operator.render.storage import CACHE_VOLUMES
 from kvasir_operator.spec import Model
 from kvasir_operator.validate import ModelFacts, fact_problems
 
@@ -177,7 +178,7 @@ class Supervisor:
         cache.mkdir(parents=True, exist_ok=True)
         return Host(
             images={pods.ENGINE_IMAGE: Image(command, programs={"kvasir": command})},
-            volumes={"cache": cache},
+            volumes=dict.fromkeys(CACHE_VOLUMES, cache),
             claims={claim: Path(path) for claim, path in here.claims.items()},
             secrets=secrets,
             node_name="localhost",

@@ -8,6 +8,7 @@ from kvasir_operator.spec import InferenceService, Model
 
 CACHE_PATH = "/var/cache/kvasir"
 MODELS_PATH = "/models"
+CACHE_VOLUMES = ("cache", "cache-claim", "cache-host")
 HUB_PATH = "/etc/kvasir/hub"
 HUB_KEY = "token"
 
@@ -41,8 +42,9 @@ def startup_seconds(service: InferenceService) -> int:
 
 def mount_model(service: InferenceService, main: Object, spec: Object) -> None:
     """Give the container `main` of the pod `spec` the model's volume, the cache and the hub's token."""
-    main["volumeMounts"].append({"name": "cache", "mountPath": CACHE_PATH})
-    spec["volumes"].append({"name": "cache", **_cache(service)})
+    cache = _cache(service)
+    main["volumeMounts"].append({"name": cache["name"], "mountPath": CACHE_PATH})
+    spec["volumes"].append(cache)
     uri, secret = parse_uri(service.spec.model.uri), service.spec.model.token_secret_name
     if isinstance(uri, ClaimURI):
         main["volumeMounts"].append({"name": "model", "mountPath": f"{MODELS_PATH}/{uri.claim}", "readOnly": True})
@@ -60,12 +62,13 @@ def mount_model(service: InferenceService, main: Object, spec: Object) -> None:
 
 
 def _cache(service: InferenceService) -> Object:
+    """The volume. Each kind has its name: an API server merges namesakes, and refuses what is of two kinds then."""
     cache = service.spec.model.cache
     if cache.claim_name:
-        return {"persistentVolumeClaim": {"claimName": cache.claim_name}}
+        return {"name": "cache-claim", "persistentVolumeClaim": {"claimName": cache.claim_name}}
     if cache.host_path:
-        return {"hostPath": {"path": cache.host_path, "type": "Directory"}}
-    return {"emptyDir": {}}
+        return {"name": "cache-host", "hostPath": {"path": cache.host_path, "type": "Directory"}}
+    return {"name": "cache", "emptyDir": {}}
 
 
 def model_uri_in_pod(model: Model) -> str:
