@@ -31,8 +31,11 @@ POINTS = frozenset(
         "prefill.pushed_chunk",  # the last layer of some pages is posted, more pages follow
         "prefill.pushed_last",  # the last write is posted
         "prefill.completing",  # all is written, Complete is not sent
+        "prefill.reading",  # a read of a decode worker's pages is posted
+        "prefill.read",  # they are here and right, the decode worker is not told
         "prefill.completed",  # Complete is sent, the router is not told
         "decode.reserved",  # a reservation has arrived
+        "decode.lent",  # pages are lent to the prefill worker, the router is not told
         "decode.leased",  # pages are leased, the router is not told
         "decode.written",  # some pages are announced, not checked
         "decode.settled",  # the KV is there and its first token known
@@ -44,6 +47,9 @@ POINTS = frozenset(
         "router.streaming",  # the client has got some tokens
     }
 )
+
+READ_POINTS = frozenset({"prefill.reading", "prefill.read", "decode.lent"})
+"""Those that only a second turn passes."""
 
 log = logging.getLogger("faults")
 

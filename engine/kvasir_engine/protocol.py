@@ -133,7 +133,10 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A worker's load at the end of a step, in requests, tokens and pages."""
+    """A worker's load at the end of a step, in requests, tokens and pages.
+
+    Measured and 0 before: `prefill_rate` in tokens a second, `read_rate` of other workers' KV in bytes a second.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -141,6 +144,8 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True):
     free_pages: int = 0
     cached_pages: int = 0
     leases: int = 0
+    prefill_rate: float = 0.0
+    read_rate: float = 0.0
 
 
 class Hello(Frame, frozen=True):
@@ -178,7 +183,8 @@ class Reserve(Frame, frozen=True):
     """Router to decode worker: lease pages for `tokens`, to be written by `writer`.
 
     If fewer than `threshold` prompt tokens are missing here, the worker prefills them itself and answers
-    `Leased` without a lease; the request then runs as if it had been submitted.
+    `Leased` without a lease; the request then runs as if it had been submitted. With `lend_from`, the writer has
+    so many of the tokens, and may read the pages that this worker has beyond them.
     """
 
     id: str
@@ -187,13 +193,13 @@ class Reserve(Frame, frozen=True):
     writer: Endpoint
     salt: str = ""
     threshold: int = 0
+    lend_from: int | None = None
 
 
-class Lease(msgspec.Struct, frozen=True):
-    """The right of one writer to write some pages of one decode worker.
+class Loan(msgspec.Struct, frozen=True):
+    """The right of a prefill worker to read some pages of a decode worker, which stay as they are meanwhile.
 
-    `pages[i]` is to hold tokens `first + i * page_size` on, with the decode worker's page size, of which `first` is
-    a multiple. The writer stops posting `seconds` after it got the lease, by its own clock.
+    `pages[i]` holds tokens `first + i * page_size` on. A read that ends after `seconds` is none.
     """
 
     id: int
@@ -201,6 +207,22 @@ class Lease(msgspec.Struct, frozen=True):
     pages: list[int]
     first: int
     seconds: float
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right of one writer to write some pages of one decode worker.
+
+    `pages[i]` is to hold tokens `first + i * page_size` on, with the decode worker's page size, of which `first` is
+    a multiple. The writer stops posting `seconds` after it got the lease, by its own clock. `loan`: pages before
+    these that it may read first.
+    """
+
+    id: int
+    epoch: int
+    pages: list[int]
+    first: int
+    seconds: float
+    loan: Loan | None = None
 
 
 class Leased(Frame, frozen=True):

@@ -74,7 +74,7 @@ class Member:
     def owned(self) -> dict[str, int]:
         """What is not at rest in a worker: pages neither free nor only cached, and leases, by owner and state."""
         values = self.metrics()
-        owners, states = ("held", "leased", "fenced"), ("open", "fenced", "writing")
+        owners, states = ("held", "leased", "fenced"), ("open", "fenced", "writing", "lent", "reading")
         owned = {f"pages {each}": values["kvasir_kv_pages", (("owner", each),)] for each in owners}
         owned |= {f"leases {each}": values["kvasir_kv_leases", (("state", each),)] for each in states}
         return {what: int(count) for what, count in owned.items() if count}

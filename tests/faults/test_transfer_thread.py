@@ -38,6 +38,9 @@ class DyingPeers:
             raise PeerDied(agent)
         return None
 
+    def cancel(self, transfer: Transfer) -> None:
+        pass
+
     def notify(self, agent: str, message: bytes) -> None:
         if self.dead:
             raise PeerDied(agent)

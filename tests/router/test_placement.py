@@ -1,9 +1,12 @@
 """Placement as a table: who takes a prompt of 1,000 tokens."""
 
+import dataclasses
+
+import msgspec
 import pytest
 from fake_worker import fingerprint
 
-from kvasir_engine.router.placement import Candidate, place
+from kvasir_engine.router.placement import Candidate, place, readable
 
 
 def worker(name: str, *, queued: int = 0, requests: int = 0, cached: int = 0, dtype: str = "bfloat16") -> Candidate:
@@ -52,3 +55,48 @@ def test_placement(candidates: list[Candidate], decode: str | None, prefill: str
         assert placement is not None
         assert placement.decode.name == decode
         assert (placement.prefill.name if placement.prefill else None) == prefill
+
+
+PAGE = fingerprint("bfloat16").page_size
+READS = [  # what prefill has, what decode has, prefill tokens/s, read bytes/s -> from where prefill reads
+    ("decode has more", 0, 640, 1000.0, 1e9, 0),
+    ("and prefill a beginning", 320, 640, 1000.0, 1e9, 320),
+    ("prefill has as much", 640, 640, 1000.0, 1e9, None),
+    ("prefill has more", 800, 640, 1000.0, 1e9, None),
+    ("less than a page more", 640, 640 + PAGE - 1, 1000.0, 1e9, None),
+    ("nothing was measured yet", 0, 640, 0.0, 0.0, 0),
+    ("reading is slower than computing", 0, 640, 1000.0, 1e6, None),
+    ("computing is fast", 0, 640, 1e6, 1e9, None),
+    ("too little for what a read costs beside its bytes", 624, 640, 1e4, 1e12, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "prefill", "decode", "prefill_rate", "read_rate", "lend_from"), READS, ids=[case[0] for case in READS]
+)
+def test_what_decode_has_is_read_where_that_is_cheaper_than_computing_it(
+    case: str, prefill: int, decode: int, prefill_rate: float, read_rate: float, lend_from: int | None
+) -> None:
+    writer = dataclasses.replace(
+        worker("p1", cached=prefill), prefill_rate=prefill_rate, read_rate=read_rate, token_bytes=10_000
+    )
+    placement = place(1000, [writer, worker("d1", cached=decode)], threshold=64)
+    assert placement is not None
+    assert placement.prefill is writer
+    assert placement.lend_from == lend_from
+
+
+def test_a_prefill_worker_that_can_read_is_as_good_as_one_that_has_it() -> None:
+    decode = worker("d1", cached=640)
+    have = worker("p1", cached=640, queued=100)
+    can_read = dataclasses.replace(worker("p2"), prefill_rate=1000.0, read_rate=1e9, token_bytes=10_000)
+    placement = place(1000, [have, can_read, decode], threshold=64)
+    assert placement is not None
+    assert (placement.prefill, placement.lend_from) == (can_read, 0)
+
+
+def test_nothing_is_read_between_workers_that_divide_the_kv_differently() -> None:
+    decode = worker("d1", cached=640)
+    other = msgspec.structs.replace(decode.fingerprint, tensor_parallel=2)
+    assert readable(dataclasses.replace(worker("p1"), fingerprint=other), decode) == 0
+    assert readable(worker("p1"), decode) == 640

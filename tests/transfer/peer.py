@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
+from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Loan, Region
 from kvasir_engine.transfer.agent import Agent
+from kvasir_engine.transfer.commands import Read
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.handoff import Event, Handoff
-from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.transfer.messages import Complete, Stopped
 from kvasir_engine.transfer.writer import Push
 
 PAGES = 64
@@ -67,6 +68,11 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool)
                 key = side.handoff.open(to, lease)
             case ("push", Push() as push):
                 side.handoff.push(key, push)
+            case ("read", Endpoint() as to, Loan() as loan):
+                side.handoff.command(Read(to, loan))
+                key = to.agent, loan.id
+            case ("look", list() as pages):
+                pipe.send([set(side.pool[page].tolist()) for page in pages])
             case ("event",):
                 pipe.send(side.events.get(timeout=30))
             case ("stop",):
@@ -91,7 +97,16 @@ class Peer:
     def push(self, local: list[int], remote: list[int], layer: int | None = None) -> None:
         self._pipe.send(("push", Push(tuple(local), tuple(remote), layer)))
 
-    def complete(self, complete: Complete) -> None:
+    def read(self, to: Endpoint, loan: Loan) -> None:
+        self._pipe.send(("read", to, loan))
+
+    def look(self, pages: list[int]) -> list[set[int]]:
+        """The bytes that occur in each of these pages."""
+        self._pipe.send(("look", pages))
+        found: list[set[int]] = self._pipe.recv()
+        return found
+
+    def complete(self, complete: Complete | Stopped) -> None:
         self._pipe.send(("push", Push(complete=complete)))
 
     def event(self) -> Event:

@@ -14,8 +14,9 @@ from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Endpoint, Fingerprint, Region
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer import holder, messages, writer
-from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.transfer.group import HandoffGroup
+from kvasir_engine.transfer.handoff import HandoffStats
 from kvasir_engine.transfer.holder import Holder
 from kvasir_engine.transfer.writer import Key, Push, Writer
 from kvasir_engine.worker.engine import Engine
@@ -37,6 +38,9 @@ class Worker:
         self.commands: deque[Callable[[float], Iterable[Any]]] = deque()
         self.events: deque[Any] = deque()
         self.writes: list[tuple[Key, Push, range]] = []
+        self.lent: dict[Key, dict[int, int]] = {}  # digests that came with loans to us
+        self.stats = HandoffStats()
+        self.reads: dict[Key, list[Push]] = {}  # loans that we read under; what waits for their digests
         self.engine = Engine(self.runner, role, limits, 64, epoch, HandoffGroup(self))  # type: ignore[arg-type]
         network.workers[self.endpoint.agent] = self
 
@@ -49,7 +53,13 @@ class Worker:
         self.commands.append(lambda now: self._obey(command, now))
 
     def push(self, key: Key, push: Push) -> None:
-        self.commands.append(lambda now: self.writer.push(key, push, now))
+        def command(now: float) -> Iterable[Any]:
+            if key in self.reads and key not in self.lent:
+                self.reads[key].append(push)
+                return []
+            return self.writer.push(key, push, now)
+
+        self.commands.append(command)
 
     def _obey(self, command: AnyCommand, now: float) -> Iterable[Any]:
         match command:
@@ -67,6 +77,19 @@ class Worker:
                 return self.writer.open(key, lease.epoch, now + lease.seconds)
             case Withdraw(key, reason):
                 return self.writer.withdraw(key, reason, now)
+            case Lend(loan, to):
+                if to.agent not in self.network.workers:
+                    return [holder.Reclaimed(loan.id, "writer_died", "dead", writer=to.agent)]
+                self.holder.lend(loan.id, to.agent, now, loan.seconds)
+                digests = self.digests(loan.pages, range(LAYERS))
+                self._send(to.agent, messages.Lent(loan.id, loan.epoch, loan.pages, digests))
+                return []
+            case Read(to, loan):
+                key = (to.agent, loan.id)
+                self.reads[key] = []
+                if to.agent not in self.network.workers:
+                    return [writer.Failed(key, "dead")]
+                return self.writer.open(key, loan.epoch, now + loan.seconds, reading=True)
 
     # -- what a test can make happen
 
@@ -89,6 +112,11 @@ class Worker:
                     self._send(sender, messages.Pong(lease, epoch))
                 case messages.Pong():
                     pass
+                case messages.Lent(lease, _, pages, digests):
+                    self.lent[sender, lease] = dict(zip(pages, digests, strict=True))
+                    waiting = self.reads.get((sender, lease), [])
+                    while waiting:
+                        self._apply(self.writer.push((sender, lease), waiting.pop(0), self.network.now))
                 case _:
                     self._apply(self.holder.received(sender, message))
 
@@ -98,6 +126,12 @@ class Worker:
         target = self.network.workers.get(key[0])
         if target is None:
             self._apply(self.writer.died(key[0]))
+            return
+        if key in self.reads:
+            for mine, theirs in zip(push.local, push.remote, strict=True):
+                self.runner.pool.tensor[mine] = target.runner.pool.tensor[theirs]
+            right = self.digests(push.local, layers) == [self.lent[key][page] for page in push.remote]
+            self._apply(self.writer.ended(key, push, right, self.network.now))
             return
         for mine, theirs in zip(push.local, push.remote, strict=True):
             target.runner.pool.tensor[theirs, _slice(layers)] = self.runner.pool.tensor[mine, _slice(layers)]
@@ -116,6 +150,9 @@ class Worker:
         """Raise unless every page has its owner, and what is read or written by a write has the right one."""
         self.engine.check()
         for key, push, _ in self.writes:
+            if key in self.reads:
+                self.check_read(key, push)
+                continue
             for page in push.local:
                 assert self.engine.cache.pool.owner(page) is Owner.HELD, f"page {page} is read, and nobody holds it"
             target = self.network.workers.get(key[0])
@@ -123,6 +160,17 @@ class Worker:
                 for page in push.remote:
                     owner = target.engine.cache.pool.owner(page)
                     assert owner in (Owner.LEASED, Owner.FENCED), f"page {page} is written, and is {owner.name}"
+
+    def check_read(self, key: Key, push: Push) -> None:
+        """Raise unless what a read under way reads is held and as it was lent, and what it writes is held."""
+        for page in push.local:
+            assert self.engine.cache.pool.owner(page) is Owner.HELD, f"page {page} is read into, nobody holds it"
+        target = self.network.workers.get(key[0])
+        if target is not None:
+            for page in push.remote:
+                assert target.engine.cache.pool.owner(page) is Owner.HELD, f"page {page} is lent, nobody holds it"
+            lent = [self.lent[key][page] for page in push.remote]
+            assert target.digests(push.remote, range(LAYERS)) == lent, "what is lent has changed"
 
     def peer_died(self, agent: str) -> None:
         """The transport reports a death."""
@@ -134,6 +182,10 @@ class Worker:
             match effect:
                 case writer.Post(key, push, layers):
                     self.writes.append((key, push, layers))
+                    if key in self.reads:
+                        for page in push.local:
+                            self.runner.pool.tensor[page] = -1
+                        continue
                     target = self.network.workers.get(key[0])
                     if target is not None:  # the write has begun: what it writes to is not what it was
                         for page in push.remote:
@@ -148,6 +200,11 @@ class Worker:
                 case holder.Ask(agent, message) | writer.Tell(agent, message):
                     self._send(agent, message)
                 case _:
+                    if isinstance(effect, writer.Failed) or (
+                        isinstance(effect, writer.Done) and effect.push.complete is not None
+                    ):
+                        self.reads.pop(effect.key, None)
+                        self.lent.pop(effect.key, None)
                     self.events.append(effect)
 
     def _send(self, agent: str, message: messages.AnyMessage) -> None:

@@ -18,6 +18,7 @@ from kvasir_engine.scheduler.schedule import Limits
 
 LIMITS = Limits(tokens=12, running=4, page_size=4)
 ROUTER = 1
+TALK = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
 
 
 @dataclass
@@ -48,21 +49,40 @@ class Schedules(RuleBasedStateMachine):
         self.prefill = Worker(self.network, "prefill", "p", prefill_pages, LIMITS)
         self.decode = Worker(self.network, "decode", "d", decode_pages, LIMITS)
         self.streams: dict[str, Stream] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing has happened yet."""
 
     # -- the router
+
+    def reserve(self, prompt: list[int], count: int, threshold: int, lend_from: int | None) -> None:
+        stream = Stream(f"r{len(self.streams)}", prompt, Sampling(max_tokens=count))
+        self.streams[stream.id] = stream
+        writer = self.prefill.endpoint
+        frame = Reserve(stream.id, prompt, stream.sampling, writer, "", threshold, lend_from)
+        self.decode.engine.reserve(ROUTER, frame)
 
     @rule(
         start=st.lists(st.integers(0, 2), max_size=9),
         end=st.lists(st.integers(0, 1), min_size=1, max_size=6),
         count=st.integers(1, 6),
         threshold=st.sampled_from([0, 0, 3, 50]),
+        lend_from=st.sampled_from([None, 0, 0, 4]),
     )
-    def a_request_comes(self, start: list[int], end: list[int], count: int, threshold: int) -> None:
-        prompt = sorted(start) + end
-        stream = Stream(f"r{len(self.streams)}", prompt, Sampling(max_tokens=count))
-        self.streams[stream.id] = stream
-        frame = Reserve(stream.id, prompt, stream.sampling, self.prefill.endpoint, "", threshold)
-        self.decode.engine.reserve(ROUTER, frame)
+    def a_request_comes(
+        self, start: list[int], end: list[int], count: int, threshold: int, lend_from: int | None
+    ) -> None:
+        self.reserve(sorted(start) + end, count, threshold, lend_from)
+
+    @rule(
+        known=st.integers(5, len(TALK)),
+        end=st.lists(st.integers(0, 1), min_size=1, max_size=4),
+        count=st.integers(1, 3),
+        lend_from=st.sampled_from([0, 0, 4]),
+    )
+    def a_conversation_goes_on(self, known: int, end: list[int], count: int, lend_from: int) -> None:
+        self.reserve(TALK[:known] + end, count, 0, lend_from)
 
     def collect(self, worker: Worker) -> None:
         for frame in worker.engine.drain().get(ROUTER, []):
@@ -98,10 +118,13 @@ class Schedules(RuleBasedStateMachine):
         ready = [s for s in self.streams.values() if s.lease and s.lease.lease and not s.submitted and not s.over]
         if ready:
             stream = data.draw(st.sampled_from(ready))
-            assert stream.lease is not None
-            stream.submitted = True
-            submit = Submit(stream.id, stream.prompt, stream.sampling, "", stream.lease.lease, self.decode.endpoint)
-            self.prefill.engine.submit(ROUTER, submit)
+            self.submit(stream)
+
+    def submit(self, stream: Stream) -> None:
+        assert stream.lease is not None
+        stream.submitted = True
+        submit = Submit(stream.id, stream.prompt, stream.sampling, "", stream.lease.lease, self.decode.endpoint)
+        self.prefill.engine.submit(ROUTER, submit)
 
     def abort(self, stream: Stream) -> None:
         stream.aborted = True
@@ -184,10 +207,7 @@ class Schedules(RuleBasedStateMachine):
             before = (self.prefill.runner.computed, self.decode.runner.computed)
             for stream in self.streams.values():
                 if stream.lease and stream.lease.lease and not stream.submitted and not stream.over:
-                    stream.submitted = True
-                    lease = stream.lease.lease
-                    submit = Submit(stream.id, stream.prompt, stream.sampling, "", lease, self.decode.endpoint)
-                    self.prefill.engine.submit(ROUTER, submit)
+                    self.submit(stream)
             for worker in (self.prefill, self.decode):
                 progressed = worker.engine.step()
                 worker.obey()
@@ -220,3 +240,21 @@ class Schedules(RuleBasedStateMachine):
 
 TestSchedules = Schedules.TestCase
 TestSchedules.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+class Conversations(Schedules):
+    """The same from where decode has a conversation that prefill lacks, and two prompts go on from it."""
+
+    def begin(self) -> None:
+        self.reserve([*TALK, 0], 1, 50, None)
+        self.steps(1, "decode")
+        for end in (1, 2):
+            self.reserve([*TALK, end], 2, 0, 0)
+        self.steps(2, "decode")
+        for stream in self.streams.values():
+            if stream.lease is not None and stream.lease.lease is not None and not stream.over:
+                self.submit(stream)
+
+
+TestConversations = Conversations.TestCase
+TestConversations.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)

@@ -50,7 +50,8 @@ class Attempt:
     """Runs `tokens` on `decode`, with the prompt's KV from `prefill` when there is one.
 
     D is asked to reserve; its lease goes to P with the prompt; P sends the first token, D repeats it and goes on.
-    When D grants no lease, or there is no P, D does it all.
+    When D grants no lease, or there is no P, D does it all. With `lend_from`, P has so many of the tokens, and D is
+    to lend it what it has beyond them.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Attempt:
         threshold: int,
         decode: Target,
         prefill: Target | None,
+        lend_from: int | None = None,
     ) -> None:
         self._id = id
         self._tokens = tokens
@@ -70,6 +72,7 @@ class Attempt:
         self._threshold = threshold
         self._decode = decode
         self._prefill = prefill
+        self._lend_from = lend_from
         self._inbox: asyncio.Queue[tuple[Target, Event]] = asyncio.Queue()
         self._output: list[int] = []
         self._leased = False
@@ -119,6 +122,7 @@ class Attempt:
             writer=prefill.peer.endpoint,
             salt=self._salt,
             threshold=self._threshold,
+            lend_from=self._lend_from,
         )
         self._open(decode, reserve, 0)
 

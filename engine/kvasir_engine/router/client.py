@@ -97,7 +97,7 @@ class PooledClient:
         cached = 0
         failed: list[WorkerFailed] = []
         while True:
-            decode, prefill = await self._place(request, sent, failed)
+            decode, prefill, lend_from = await self._place(request, sent, failed)
             begun = len(sent)
             attempt = Attempt(
                 next(self._ids),
@@ -107,6 +107,7 @@ class PooledClient:
                 self._threshold,
                 decode,
                 prefill,
+                lend_from,
             )
             try:
                 async with aclosing(attempt.run()) as parts:
@@ -142,7 +143,7 @@ class PooledClient:
 
     async def _place(
         self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
-    ) -> tuple[Target, Target | None]:
+    ) -> tuple[Target, Target | None, int | None]:
         """The workers for the next attempt. Raises EngineError when there is none."""
         deadline = asyncio.get_running_loop().time() + self._resume_seconds
         while (placed := await self._try_place(request, sent, failed)) is None:
@@ -162,7 +163,7 @@ class PooledClient:
 
     async def _try_place(
         self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
-    ) -> tuple[Target, Target | None] | None:
+    ) -> tuple[Target, Target | None, int | None] | None:
         tokens = [*request.tokens, *sent]
         workers = [each for each in self._pool.ready() if not any(each.peer is one.avoid for one in failed)]
         random.shuffle(workers)  # so that routers with the same view do not all take the first of equals
@@ -181,7 +182,7 @@ class PooledClient:
         if placement is None:
             return None
         prefill = targets[placement.prefill.name] if placement.prefill else None
-        return targets[placement.decode.name], prefill
+        return targets[placement.decode.name], prefill, placement.lend_from
 
     def _refused(self, decode: Candidate, targets: dict[str, Target]) -> frozenset[str]:
         """Names of those that may not write to `decode`."""
@@ -217,6 +218,9 @@ def _candidate(worker: WorkerConnection, peer: Peer, pages: list[int], tokens: i
         requests=worker.requests,
         # the last token is always computed: its logits are what is asked for
         cached_tokens=min(worker.prefixes.longest(pages) * fingerprint.page_size, tokens - 1),
+        prefill_rate=worker.load.prefill_rate,
+        read_rate=worker.load.read_rate,
+        token_bytes=peer.endpoint.region.page_bytes // fingerprint.page_size,
     )
 
 

@@ -9,13 +9,17 @@ from kvasir_engine.protocol import Fingerprint, Role
 RUNNING_TOKENS = 32
 # Moving a token's KV costs this share of computing it.
 TRANSFER_SHARE = 0.05
+# What a read costs beside its bytes, in seconds, and its rate until it was measured, in bytes a second.
+READ_SECONDS = 0.003
+FIRST_READ_RATE = 1e9
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A worker that could take the prompt: its load in tokens and requests, and how much of the prompt it has.
 
-    `refuses`: names of the prefill workers that may not write to it now.
+    `refuses`: names of the prefill workers that may not write to it now. `prefill_rate` in tokens a second and
+    `read_rate` in bytes a second are as measured, or 0; `token_bytes`: KV of a token.
     """
 
     name: str
@@ -25,18 +29,36 @@ class Candidate:
     requests: int
     cached_tokens: int
     refuses: frozenset[str] = frozenset()
+    prefill_rate: float = 0.0
+    read_rate: float = 0.0
+    token_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Placement:
-    """`decode` generates; `prefill`, when there is one, computes the prompt's KV for it."""
+    """`decode` generates; `prefill`, when there is one, computes the prompt's KV for it.
+
+    With `lend_from`, `prefill` has so many tokens and is to read from `decode` what that has beyond them.
+    """
 
     decode: Candidate
     prefill: Candidate | None = None
+    lend_from: int | None = None
 
 
 def _busy(candidate: Candidate) -> float:
     return candidate.queued_tokens + RUNNING_TOKENS * candidate.requests
+
+
+def readable(writer: Candidate, decode: Candidate) -> int:
+    """Tokens that `decode` has beyond `writer`'s and that are estimated cheaper to read there than to compute."""
+    size = decode.fingerprint.page_size
+    tokens = (decode.cached_tokens // size - writer.cached_tokens // size) * size
+    if tokens <= 0 or decode.fingerprint != writer.fingerprint or decode.fingerprint.tensor_parallel != 1:
+        return 0
+    reading = READ_SECONDS + tokens * writer.token_bytes / (writer.read_rate or FIRST_READ_RATE)
+    computing = tokens / writer.prefill_rate if writer.prefill_rate else float("inf")
+    return tokens if reading < computing else 0
 
 
 def place(prompt_tokens: int, candidates: Sequence[Candidate], threshold: int) -> Placement | None:
@@ -61,10 +83,12 @@ def place(prompt_tokens: int, candidates: Sequence[Candidate], threshold: int) -
             options = [(_busy(decode) + missing, Placement(decode))]
         else:
             arriving = _busy(decode) + TRANSFER_SHARE * missing
-            options = [
-                (arriving + _busy(writer) + prompt_tokens - writer.cached_tokens, Placement(decode, writer))
-                for writer in writers
-            ]
+            options = []
+            for writer in writers:
+                read = readable(writer, decode)
+                work = prompt_tokens - writer.cached_tokens - read + TRANSFER_SHARE * read
+                lend_from = writer.cached_tokens if read else None
+                options.append((arriving + _busy(writer) + work, Placement(decode, writer, lend_from)))
         for option in options:
             if best is None or option[0] < best[0]:
                 best = option

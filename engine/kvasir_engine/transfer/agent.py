@@ -4,6 +4,7 @@ Belongs to one thread. NIXL runs without its progress thread, which would spin o
 calls `notifications` often enough instead. Death of a peer shows as `PeerDied` from any call that talks to it.
 """
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -171,6 +172,28 @@ class Agent:
             return Transfer(handle, self._nixl.transfer(handle))
         except nixlRemoteDisconnectError as error:
             raise PeerDied(agent) from error
+
+    def read(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
+        """Start copying these layers of the peer's pages `remote` to our pages `local`. Raises PeerDied.
+
+        Only between equal fingerprints, where pages are pages on both sides.
+        """
+        peer = self._peers.get(agent)
+        if peer is None:
+            raise PeerDied(agent)
+        if len(local) != len(remote) or any(not 0 <= page < peer.region.pages for page in remote):
+            raise ValueError(f"pages {remote} are not {len(local)} of the peer's {peer.region.pages}")
+        ours, theirs = self._indices(local, layers), self._indices(remote, layers)
+        try:
+            handle = self._nixl.make_prepped_xfer("READ", self._local, ours, peer.layers, theirs)
+            return Transfer(handle, self._nixl.transfer(handle))
+        except nixlRemoteDisconnectError as error:
+            raise PeerDied(agent) from error
+
+    def cancel(self, transfer: Transfer) -> None:
+        """End a transfer with a peer that is dead: nothing reads or writes our memory for it any more."""
+        with contextlib.suppress(nixlRemoteDisconnectError, nixlNotFoundError, nixlBackendError):
+            transfer.handle.release()
 
     def poll(self, agent: str, transfer: Transfer) -> bool | None:
         """`True`: the write has ended well, `False`: badly, `None`: it is under way. Raises PeerDied."""

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from kvasir_engine.protocol import Endpoint, Lease
+from kvasir_engine.protocol import Endpoint, Lease, Loan
 from kvasir_engine.transfer.writer import Key
 
 
@@ -38,4 +38,18 @@ class Withdraw(Command, frozen=True):
     reason: str
 
 
-AnyCommand = Grant | Revoke | Open | Withdraw
+class Lend(Command, frozen=True):
+    """`to` may read the pages of `loan` until it says that it has, or is dead. `Revoke` takes a loan back too."""
+
+    loan: Loan
+    to: Endpoint
+
+
+class Read(Command, frozen=True):
+    """Begin to read under a loan of another worker."""
+
+    to: Endpoint
+    loan: Loan
+
+
+AnyCommand = Grant | Revoke | Open | Withdraw | Lend | Read

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import msgspec
 
-from kvasir_engine.protocol import Address, Endpoint, Lease
+from kvasir_engine.protocol import Address, Endpoint, Lease, Loan
 from kvasir_engine.transfer import holder, writer
-from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.transfer.handoff import Event, Handoff, HandoffStats
 from kvasir_engine.transfer.layout import pairs
 from kvasir_engine.transfer.parts import Grants, Pushes, Stop
@@ -115,6 +115,24 @@ class HandoffGroup:
     def withdraw(self, key: Key, reason: str) -> None:
         """As Handoff has it."""
         self._command(Withdraw(key, reason))
+
+    # -- pages that are read back: between workers of one rank and one shape
+
+    def reads(self, peer: Endpoint) -> bool:
+        """Whether pages can be read from `peer`, or by it, as they are."""
+        return self._others is None and not peer.others and peer.fingerprint == self.endpoint.fingerprint
+
+    def lend(self, loan: Loan, to: Endpoint) -> None:
+        """`to` may read the pages of `loan`. `Reclaimed` follows when it has, or is proven not to read any more."""
+        self._grants.grant(loan.id, [(0, to.agent)])
+        self._own.command(Lend(loan, to))
+
+    def read(self, to: Endpoint, loan: Loan) -> Key:
+        """Begin to read under `loan`. What is pushed under the key is read; `Done` and `Failed` as for writes."""
+        key = to.agent, loan.id
+        self._pushes.open(key, [(0, to.agent)])
+        self._own.command(Read(to, loan))
+        return key
 
     # -- what the ranks report
 

@@ -9,28 +9,29 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import msgspec
 
 from kvasir_engine import faults
-from kvasir_engine.protocol import Endpoint, Lease
+from kvasir_engine.protocol import Endpoint, Lease, Loan
 from kvasir_engine.transfer import holder, messages, writer
 from kvasir_engine.transfer.agent import Agent, PeerDied, Refused, Transfer
-from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.holder import Holder
 from kvasir_engine.transfer.layout import Cut, block_numbers, block_tokens, pairs
-from kvasir_engine.transfer.messages import AnyMessage, Complete, Ping, Pong, Release, Written
+from kvasir_engine.transfer.messages import AnyMessage, Complete, Lent, Ping, Pong, Release, Written
 from kvasir_engine.transfer.writer import Key, Push, Writer
 
 log = logging.getLogger("transfer")
 
 BUSY_WAIT = 0.0005
 IDLE_WAIT = 0.02
+LOANS = 1024
 POST_TIME = 0.001
 """Seconds of posting after which the thread looks around: where a post blocks for its copy, one is enough."""
 
@@ -56,10 +57,17 @@ class HandoffStats:
     exposed_seconds: float = 0.0
     sent_bytes: int = 0
     received_bytes: int = 0
+    read_bytes: int = 0
+    read_seconds: float = 0.0
+
+    @property
+    def read_rate(self) -> float:
+        """Bytes a second of reads, from posting them to knowing that they are right; 0 before the first."""
+        return self.read_bytes / self.read_seconds if self.read_seconds else 0.0
 
     def __add__(self, other: "HandoffStats") -> "HandoffStats":
         """The counters of two ranks, added up."""
-        names = [field.name for field in fields(self)]
+        names = [each.name for each in fields(self)]
         return HandoffStats(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
@@ -70,6 +78,15 @@ class _Pushed:
     key: Key
     push: Push
     computed: float
+
+
+@dataclass(frozen=True)
+class _LoanDigested:
+    """The digests of a loan's pages are known."""
+
+    loan: Loan
+    reader: str
+    digests: "Future[_Digests]"
 
 
 class _Wake:
@@ -84,15 +101,27 @@ class _Opened:
     computed: float = 0.0
 
 
-_Command = AnyCommand | _Pushed | _Wake
+@dataclass
+class _Read:
+    """A loan of another worker that we read under; nothing is read before the digests are here."""
+
+    digests: dict[int, int] | None
+    waiting: list[Push] = field(default_factory=list)
+
+
+_Command = AnyCommand | _Pushed | _LoanDigested | _Wake
 
 
 @dataclass(eq=False)
 class _Write:
-    """A write under way. It has ended when its bytes are there and its digests known."""
+    """A write, or a read, under way. It has ended when its bytes are there and its digests known.
+
+    Those of a read are computed (`digests` None until then) once its bytes are there.
+    """
 
     transfer: Transfer
-    digests: "Future[_Digests]"
+    digests: "Future[_Digests] | None"
+    began: float
     ok: bool | None = None
 
 
@@ -129,6 +158,8 @@ class Handoff(threading.Thread):
         self._underway: dict[tuple[Key, Push], _Write] = {}
         self._digested: dict[tuple[Key, Push], list[int]] = {}  # of writes that have ended
         self._progressed = False
+        self._reads: dict[Key, _Read] = {}
+        self._lent: OrderedDict[Key, dict[int, int]] = OrderedDict()  # digests of loans that nobody reads yet
         self._opened: dict[Key, _Opened] = {}
         self._opened_as: dict[Key, Key] = {}  # the lease that a part is of
         self._ready = threading.Event()
@@ -136,6 +167,7 @@ class Handoff(threading.Thread):
         self._agent: Agent
         self._holder: Holder
         self._writer: Writer
+        self._layers: int
         self.endpoint: Endpoint
         self.stats = HandoffStats()
 
@@ -186,7 +218,7 @@ class Handoff(threading.Thread):
         try:
             self._agent = self._make_agent()
             self.endpoint = self._agent.endpoint
-            layers = self.endpoint.fingerprint.layers
+            self._layers = layers = self.endpoint.fingerprint.layers
             self._holder, self._writer = (
                 Holder(self.endpoint.epoch, layers, self._digest is not None),
                 Writer(layers),
@@ -234,10 +266,16 @@ class Handoff(threading.Thread):
             except PeerDied:
                 self._apply(self._died(key[0]))
                 continue
-            if write.ok is not None and write.digests.done():
+            if write.ok is not None and write.digests is None:
+                write.digests = self._digest_beside(push.local, range(self._layers), None)
+            if write.ok is not None and write.digests is not None and write.digests.done():
                 self._progressed = True
                 del self._underway[key, push]
-                self._digested[key, push] = self._count(write.digests.result())
+                digests = self._count(write.digests.result())
+                if key in self._reads:
+                    write.ok = write.ok and self._was_read(key, push, digests, write.began)
+                else:
+                    self._digested[key, push] = digests
                 self._apply(self._writer.ended(key, push, write.ok, time.monotonic()))
         now = time.monotonic()
         self._apply([*self._holder.tick(now), *self._writer.tick(now)])
@@ -270,7 +308,19 @@ class Handoff(threading.Thread):
                     return []
                 if push.final:
                     opened.computed = computed
+                if key in self._reads and self._reads[key].digests is None:
+                    self._reads[key].waiting.append(push)
+                    return []
                 return [effect for part in list(opened.parts) for effect in self._writer.push(part, push, now)]
+            case Lend(loan, to):
+                return self._lend(loan, to, now)
+            case _LoanDigested(loan, reader, digests):
+                values = self._count(digests.result())
+                if not self._holder.lends(loan.id, reader):
+                    return []
+                return self._send(reader, Lent(loan.id, loan.epoch, loan.pages, values))
+            case Read(to, loan):
+                return self._open_read(to, loan, now)
             case _Wake():
                 return []
 
@@ -308,6 +358,56 @@ class Handoff(threading.Thread):
                 effects.append(writer.Failed(part, str(refused)))
         return effects
 
+    def _lend(self, loan: Loan, to: Endpoint, now: float) -> _Effects:
+        try:
+            self._agent.connect(to)
+        except PeerDied:
+            return [holder.Reclaimed(loan.id, "writer_died", DIED, writer=to.agent)]
+        except Refused as refused:
+            return [holder.Reclaimed(loan.id, "never_connected", str(refused), writer=to.agent)]
+        self._holder.lend(loan.id, to.agent, now, loan.seconds)
+        digests = self._digest_beside(tuple(loan.pages), range(self._layers), None)
+        digests.add_done_callback(lambda done: self._commands.put(_LoanDigested(loan, to.agent, done)))
+        return []
+
+    def _open_read(self, to: Endpoint, loan: Loan, now: float) -> _Effects:
+        key = to.agent, loan.id
+        self._opened.setdefault(key, _Opened([])).parts.append(key)
+        self._opened_as[key] = key
+        self._reads[key] = _Read(self._lent.pop(key, None))
+        try:
+            self._agent.connect(to)
+        except PeerDied:
+            return [writer.Failed(key, DIED)]
+        except Refused as refused:
+            return [writer.Failed(key, str(refused))]
+        return self._writer.open(key, loan.epoch, now + loan.seconds, reading=True)
+
+    def _digests_came(self, key: Key, message: Lent, now: float) -> _Effects:
+        digests = dict(zip(message.pages, message.digests, strict=True))
+        read = self._reads.get(key)
+        if read is None:
+            self._lent[key] = digests
+            if len(self._lent) > LOANS:
+                self._lent.popitem(last=False)
+            return []
+        read.digests, waiting = digests, read.waiting
+        read.waiting = []
+        return [effect for push in waiting for effect in self._writer.push(key, push, now)]
+
+    def _was_read(self, key: Key, push: Push, digests: list[int], began: float) -> bool:
+        """Whether a read brought what was lent."""
+        known = self._reads[key].digests or {}
+        wrong = sum(known.get(page) != digest for page, digest in zip(push.remote, digests, strict=True))
+        if wrong:
+            self.stats.digest_failures += wrong
+            log.error("digests of a read differ agent=%s lease=%d wrong=%d", *key, wrong)
+        else:
+            self.stats.read_bytes += len(push.local) * self.endpoint.region.page_bytes
+            self.stats.read_seconds += time.perf_counter() - began
+            faults.hit("prefill.read")
+        return not wrong
+
     def _partners(self, peer: Endpoint, writes: bool) -> list[int]:
         """The ranks of `peer` that write to us, or that we write to."""
         ours, theirs = self.endpoint.fingerprint, peer.fingerprint
@@ -334,6 +434,8 @@ class Handoff(threading.Thread):
                 return self._send(agent, Pong(lease, epoch))
             case Pong():
                 return []
+            case Lent(lease):
+                return self._digests_came((agent, lease), message, now)
             case _:
                 return self._holder.received(agent, message)
 
@@ -379,6 +481,8 @@ class Handoff(threading.Thread):
         """A part of another worker's lease has ended."""
         for each in [each for each in self._digested if each[0] == part]:
             del self._digested[each]
+        self._reads.pop(part, None)
+        self._lent.pop(part, None)
         key = self._opened_as.pop(part, None)
         if key is not None:
             self._opened[key].parts.remove(part)
@@ -393,17 +497,16 @@ class Handoff(threading.Thread):
             self._progressed = True
 
     def _post(self, key: Key, push: Push, layers: range) -> _Effects:
-        digests: Future[_Digests]
-        if self._digest is None:
-            digests = Future()
-            digests.set_result(_Digests([0] * len(push.local), 0.0))
-        else:
-            digests = self._beside.submit(self._digests, push.local, layers, self._agent.sent(key[0]))
-            digests.add_done_callback(lambda _: self._commands.put(_Wake()))
         began = time.perf_counter()
         try:
+            if key in self._reads:
+                transfer = self._agent.read(key[0], push.local, push.remote, layers)
+                self._underway[key, push] = _Write(transfer, None, began)
+                faults.hit("prefill.reading")
+                return []
+            digests = self._digest_beside(push.local, layers, self._agent.sent(key[0]))
             transfer = self._agent.write(key[0], push.local, push.remote, layers)
-            self._underway[key, push] = _Write(transfer, digests)
+            self._underway[key, push] = _Write(transfer, digests, began)
         except PeerDied:
             return self._died(key[0])
         self.stats.writes += 1
@@ -417,7 +520,7 @@ class Handoff(threading.Thread):
 
     def _pushed(self, push: Push, layers: range) -> str:
         """The fault point of a write that was posted."""
-        if layers.stop != self.endpoint.fingerprint.layers:
+        if layers.stop != self._layers:
             return "prefill.pushed_layer"
         return "prefill.pushed_last" if push.final else "prefill.pushed_chunk"
 
@@ -427,6 +530,16 @@ class Handoff(threading.Thread):
         except PeerDied:
             return self._died(agent)
         return []
+
+    def _digest_beside(self, blocks: tuple[int, ...], layers: range, cut: Cut | None) -> "Future[_Digests]":
+        """Begin to digest on the other thread; this one wakes when it is done."""
+        if self._digest is None:
+            digests: Future[_Digests] = Future()
+            digests.set_result(_Digests([0] * len(blocks), 0.0))
+        else:
+            digests = self._beside.submit(self._digests, blocks, layers, cut)
+            digests.add_done_callback(lambda _: self._commands.put(_Wake()))
+        return digests
 
     def _digests(self, blocks: tuple[int, ...], layers: range, cut: Cut | None) -> _Digests:
         """On either thread."""
@@ -455,7 +568,7 @@ class Handoff(threading.Thread):
         log.warning("peer died agent=%s", agent)
         self.stats.peers_died += 1
         for underway in [each for each in self._underway if each[0][0] == agent]:
-            del self._underway[underway]
+            self._agent.cancel(self._underway.pop(underway).transfer)
         self._posts = deque(post for post in self._posts if post.key[0] != agent)
         self._agent.forget(agent)
         return [*self._holder.died(agent), *self._writer.died(agent)]

@@ -98,6 +98,7 @@ class _Part:
     group: int = 0
     announced: int = 0  # pieces of pages
     verified: int = 0  # pieces whose digests were right
+    loan: bool = False  # to read: only `Stopped` or death ends it
 
 
 _Key = tuple[int, str]  # lease, writer's agent
@@ -134,6 +135,15 @@ class Holder:
             self._heard[writer] = now
         self._parts[key] = _Part(now + seconds, tuple(pages))
 
+    def lend(self, loan: int, reader: str, now: float, seconds: float) -> None:
+        """Open `loan` for the agent `reader`. `Stopped` or its death ends it; nothing settles it."""
+        self.grant(loan, reader, (), now, seconds)
+        self._parts[loan, reader].loan = True
+
+    def lends(self, loan: int, reader: str) -> bool:
+        """Whether the loan has not ended."""
+        return (loan, reader) in self._parts
+
     def revoke(self, lease: int, now: float) -> Iterable[Effect]:
         """The request was aborted. Idempotent; a part that has ended is left alone."""
         open_ = [key for key, part in self._parts.items() if key[0] == lease and not part.fenced]
@@ -153,6 +163,8 @@ class Holder:
             writers = [writer for known, writer in self._parts if known == lease]
             why = f"the lease is {writers[0]}'s" if writers else "no such lease"
             return [Rejected(agent, lease, why)]
+        if part.loan and not isinstance(message, Stopped):
+            return [Rejected(agent, lease, "the lease is to read, not to write")]
         if isinstance(message, Written):
             return self._written(agent, message, part)
         del self._parts[lease, agent]

@@ -41,8 +41,18 @@ class Written(Message, frozen=True):
     digests: list[int]
 
 
+class Lent(Message, frozen=True):
+    """Holder to reader: `pages` are lent, and these are their digests, over all layers."""
+
+    pages: list[int]
+    digests: list[int]
+
+
 class Stopped(Message, frozen=True):
-    """Writer to holder: I have stopped before the end and will never write under this lease again."""
+    """Writer to holder: I have stopped before the end and will never write under this lease again.
+
+    Reader to holder: I have read what I wanted, or gave up, and read no more.
+    """
 
     reason: str
 
@@ -64,7 +74,7 @@ class Release(Message, frozen=True):
     sender: Address | None = None
 
 
-AnyMessage = Complete | Written | Stopped | Release | Ping | Pong
+AnyMessage = Complete | Written | Lent | Stopped | Release | Ping | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

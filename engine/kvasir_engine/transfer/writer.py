@@ -41,7 +41,7 @@ class Push:
     remote: tuple[int, ...] = ()
     layer: int | None = None
     final: bool = False
-    complete: Complete | None = None
+    complete: Complete | Stopped | None = None
     number: int = 0
 
 
@@ -106,6 +106,7 @@ class _Lease:
     posted: deque[_Write] = field(default_factory=deque)  # and not announced
     announced: int = 0
     stopping: str = ""
+    reading: bool = False
 
 
 class Writer:
@@ -122,12 +123,15 @@ class Writer:
     def __len__(self) -> int:
         return len(self._leases)
 
-    def open(self, key: Key, epoch: int, deadline: float) -> Iterable[Effect]:
-        """Begin to write under a lease. Fails at once if the lease has ended already."""
+    def open(self, key: Key, epoch: int, deadline: float, reading: bool = False) -> Iterable[Effect]:
+        """Begin to write under a lease, or to read under a loan. Fails at once if it has ended already.
+
+        What is pushed under a loan is read, from `remote` to `local`; nothing is announced.
+        """
         ended = self._ended.get((*key, epoch))
         if key in self._leases or ended is not None:
             return [Failed(key, ended or "the lease is in use")]
-        self._leases[key] = _Lease(epoch, deadline)
+        self._leases[key] = _Lease(epoch, deadline, reading=reading)
         return []
 
     def push(self, key: Key, push: Push, now: float) -> Iterable[Effect]:
@@ -146,13 +150,16 @@ class Writer:
             return []
         write.ended = True
         if not ok:
-            lease.stopping = lease.stopping or "a write failed"
+            lease.stopping = lease.stopping or ("a read failed" if lease.reading else "a write failed")
+        if lease.reading and now >= lease.deadline:  # what was read may be another prompt's by now
+            lease.stopping = lease.stopping or "the lease expired"
         effects: list[Effect] = []
         while lease.posted and lease.posted[0].ended:
             write = lease.posted.popleft()
             if lease.stopping:
                 continue
-            effects.append(Announce(key, lease.epoch, lease.announced, write.push, write.layers))
+            if not lease.reading:
+                effects.append(Announce(key, lease.epoch, lease.announced, write.push, write.layers))
             if write.layers.stop == self._layers:
                 effects.append(Done(key, write.push))
                 lease.announced += len(write.push.local)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kvasir_engine.kv.pages import Owner, PagePool
+from kvasir_engine.kv.pages import OutOfPages, Owner, PagePool
 from kvasir_engine.kv.radix import Match, RadixTree
 from kvasir_engine.scheduler.sequence import Sequence
 
@@ -66,6 +66,19 @@ class Cache:
         sequence.pages = list(match.pages)
         sequence.computed = len(match.pages) * self.page_size
         return self.pool.lease(missing, lease)
+
+    def prefix(self, tokens: list[int], salt: str) -> list[int]:
+        """The whole pages that are cached of a prompt, not held."""
+        return self.tree.match(tokens[:-1], salt).pages
+
+    def make_longer(self, pages: list[int], count: int) -> list[int]:
+        """Hold cached `pages` of a prompt and `count` fresh ones to follow them. Raises OutOfPages."""
+        self.tree.acquire(Match(pages))
+        try:
+            return [*pages, *self._take(count)]
+        except OutOfPages:
+            self.tree.release(pages)
+            raise
 
     def extend(self, sequence: Sequence, tokens: int) -> None:
         """Pages for `tokens` more computed tokens. Raises OutOfPages."""

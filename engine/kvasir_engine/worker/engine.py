@@ -39,6 +39,7 @@ from kvasir_engine.transfer.handoff import Event
 from kvasir_engine.transfer.layout import block_numbers, block_tokens, pages_of
 from kvasir_engine.transfer.messages import Complete
 from kvasir_engine.worker.cache import Cache
+from kvasir_engine.worker.readback import Readback
 
 if TYPE_CHECKING:
     from kvasir_engine.model.runner import ModelRunner
@@ -60,6 +61,7 @@ class Job:
     to: Endpoint | None = None  # prefill side: where the KV goes, under `lease`
     lease: Lease | None = None
     key: writer.Key | None = None
+    reading: writer.Key | None = None  # the loan that is read under before the prompt is admitted
     block: int = 0  # tokens of what is pushed as one: a page, or where page sizes differ the smaller
     blocks: int = 0  # how many of these the lease wants
     pushed: int = 0  # how many of these the transfer thread has been given
@@ -67,6 +69,8 @@ class Job:
     writer: Endpoint | None = None  # decode side: who writes, into `leased`
     leased: list[int] = field(default_factory=list)
     threshold: int = 0
+    lend_from: int | None = None  # tokens that the writer has; what we have beyond it may read
+    loan: int | None = None
     counted: bool = False  # in the statistics of prompts
 
     @property
@@ -98,6 +102,7 @@ class Stats:
     sent_pages: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     rejected_messages: int = 0
+    computed_tokens: int = 0
     proofs: dict[str, int] = field(default_factory=dict)  # leases that ended without their tokens, by proof
 
 
@@ -120,7 +125,9 @@ class Engine:
         self.epoch = epoch
         self.handoff = handoff
         self.cache = Cache(runner.pool.pages, limits.page_size, runner.copy_page)
+        self.readback = Readback(self.cache)
         self.stats = Stats()
+        self.prefill_rate = 0.0  # tokens a second of the steps that prefill, as measured by whoever takes the steps
         self.jobs: dict[JobId, Job] = {}
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of arrival
@@ -161,7 +168,10 @@ class Engine:
             self.pushes[job.key] = []
             self._job_of_key[job.key] = job
             faults.hit("prefill.submitted")
-        self.waiting.append(job.sequence)
+            if frame.lease.loan is not None:
+                job.reading = self.readback.read(self.handoff, frame.to, frame.lease.loan, job.sequence)
+        if job.reading is None:
+            self.waiting.append(job.sequence)
         return None
 
     def reserve(self, session: int, frame: Reserve) -> None:
@@ -171,7 +181,7 @@ class Engine:
         job = self._new_job(session, frame.id, frame.tokens, frame.sampling, frame.salt)
         if job is not None:
             job.sequence.remote = True
-            job.writer, job.threshold = frame.writer, frame.threshold
+            job.writer, job.threshold, job.lend_from = frame.writer, frame.threshold, frame.lend_from
             self.waiting.append(job.sequence)
             faults.hit("decode.reserved")
         return None
@@ -199,6 +209,11 @@ class Engine:
     def transferred(self, event: Event) -> None:
         """What became of a lease, on all ranks."""
         match event:
+            case writer.Done(key, push) if key in self.readback.reads:
+                if push.complete is not None:
+                    self._read(self.readback.ended(key))
+            case writer.Failed(key, reason) if key in self.readback.reads:
+                self._read(self.readback.failed(key, reason))
             case writer.Done(key, push):
                 self._pushed(key, push)
             case writer.Failed(key, reason):
@@ -212,6 +227,13 @@ class Engine:
             case holder.Rejected(agent, lease, why):
                 self.stats.rejected_messages += 1
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
+
+    def _read(self, sequence: Sequence | None) -> None:
+        """What a sequence wanted to read is here, or will not come: it waits to be admitted, in its place."""
+        if sequence is not None:
+            self._job_of[sequence].reading = None
+            place = next((i for i, s in enumerate(self.waiting) if s.arrival > sequence.arrival), len(self.waiting))
+            self.waiting.insert(place, sequence)
 
     def _pushed(self, key: writer.Key, push: writer.Push) -> None:
         if push.complete is None:
@@ -266,6 +288,8 @@ class Engine:
             self._fail(job, event.code, event.reason or "the prompt's KV did not come in time")
 
     def _reclaim(self, event: holder.Reclaimed) -> None:
+        if event.lease in self.readback.lent:
+            return self.readback.returned(event.lease)
         pages = self.fenced.pop(event.lease, None)
         if pages is None:
             job = self.leased.pop(event.lease)
@@ -274,6 +298,7 @@ class Engine:
         self.cache.pool.reclaim(pages, event.lease)
         self.stats.proofs[event.proof] = self.stats.proofs.get(event.proof, 0) + 1
         log.info("lease reclaimed lease=%d proof=%s pages=%d", event.lease, event.proof, len(pages))
+        return None
 
     # -- a step
 
@@ -319,7 +344,14 @@ class Engine:
         self._leases += 1
         job.leased = self.cache.reserve(job.sequence, self._leases)
         self._count_prompt(job)
-        lease = Lease(self._leases, self.epoch, job.leased, job.sequence.computed, LEASE_SECONDS)
+        loan = None
+        lease_id = self._leases
+        if job.lend_from is not None:
+            self._leases += 1
+            cached = job.sequence.pages
+            loan = self.readback.lend(self.handoff, job.writer, cached, job.lend_from, self._leases, self.epoch)
+            job.loan = None if loan is None else loan.id
+        lease = Lease(lease_id, self.epoch, job.leased, job.sequence.computed, LEASE_SECONDS, loan)
         job.lease = lease
         self.leased[lease.id] = job
         self.handoff.grant(lease, job.writer, len(job.sequence.tokens) - lease.first)
@@ -367,6 +399,7 @@ class Engine:
 
     def _advance(self, chunks: list[tuple[Sequence, int]], logits: torch.Tensor) -> None:
         """Account for the computed tokens; sample where a sequence has caught up with its tokens."""
+        self.stats.computed_tokens += sum(count for _, count in chunks)
         rows, places = [], []
         for place, (sequence, count) in enumerate(chunks):
             sequence.computed += count
@@ -505,6 +538,10 @@ class Engine:
             self.fenced[job.lease.id] = job.leased
             job.leased = []
             self.handoff.revoke(job.lease.id)
+        if job.loan in self.readback.lent and self.handoff is not None:
+            self.handoff.revoke(job.loan)
+        if job.reading is not None and self.handoff is not None:
+            self.readback.give_up(self.handoff, job.reading, reason)
         self._part(job, keep=False)  # what it still has is not known to be right
         self._forget(job)
 
@@ -525,7 +562,7 @@ class Engine:
         """Fail whatever a step may have touched, after one that raised. What is in its pages is not shared."""
         elsewhere = set(self.waiting)
         elsewhere |= {job.sequence for job in self.leased.values()}
-        elsewhere |= {job.sequence for job in self.jobs.values() if job.handed_off}
+        elsewhere |= {job.sequence for job in self.jobs.values() if job.handed_off or job.reading is not None}
         self.running.clear()
         for job in [job for job in self.jobs.values() if job.sequence not in elsewhere]:
             self._fail(job, code, message)
@@ -576,7 +613,11 @@ class Engine:
     @property
     def owing(self) -> int:
         """Requests, and leases on either side, that have not ended."""
-        return len(self.jobs) + len(self.fenced) + len(self.pushes)
+        return len(self.jobs) + len(self.fenced) + len(self.pushes) + self._loans
+
+    @property
+    def _loans(self) -> int:
+        return len(self.readback.lent) + len(self.readback.reads)
 
     def load(self) -> Load:
         """The load now."""
@@ -586,13 +627,16 @@ class Engine:
             queued_tokens=sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self.running),
             free_pages=self.cache.pool.count(Owner.FREE),
             cached_pages=self.cache.pool.count(Owner.CACHED),
-            leases=len(self.leased) + len(self.fenced) + len(self.pushes),
+            leases=len(self.leased) + len(self.fenced) + len(self.pushes) + self._loans,
+            prefill_rate=round(self.prefill_rate),
+            read_rate=0 if self.handoff is None else round(self.handoff.stats.read_rate),
         )
 
     def check(self) -> None:
         """Raise unless every page is accounted for."""
         held = [s.pages for s in self.running]
         held += [job.sequence.pages for job in self.leased.values()]
+        held += self.readback.held()
         held += [list(reading.pages) for readings in self.pushes.values() for reading in readings]
         self.cache.pool.check(held, self.cache.tree.pages())
         self.cache.tree.check()

@@ -15,7 +15,7 @@ from kvasir_engine.protocol import Address, Fingerprint
 from kvasir_engine.transfer import holder, writer
 from kvasir_engine.transfer.commands import AnyCommand
 from kvasir_engine.transfer.fabric import Fabric
-from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.transfer.messages import Complete, Stopped
 from kvasir_engine.transfer.writer import Key, Push
 
 
@@ -54,7 +54,7 @@ class PushFrame(Frame, frozen=True):
     remote: tuple[int, ...]
     layer: int | None
     final: bool
-    complete: Complete | None
+    complete: Complete | Stopped | None
 
     @classmethod
     def of(cls, key: Key, number: int, push: Push) -> "PushFrame":

@@ -27,11 +27,15 @@ class EngineCollector(Collector):
         leases.add_metric(["open"], len(engine.leased))
         leases.add_metric(["fenced"], len(engine.fenced))
         leases.add_metric(["writing"], len(engine.pushes))
+        leases.add_metric(["lent"], len(engine.readback.lent))
+        leases.add_metric(["reading"], len(engine.readback.reads))
         yield leases
         for name, text, value in (
             ("kvasir_kv_received_pages", "KV pages that other workers wrote here.", stats.received_pages),
             ("kvasir_kv_received_tokens", "Tokens whose KV came from other workers.", stats.received_tokens),
             ("kvasir_kv_sent_pages", "KV pages written to other workers.", stats.sent_pages),
+            ("kvasir_kv_read_pages", "KV pages read from other workers.", engine.readback.stats.pages),
+            ("kvasir_kv_read_tokens", "Tokens whose KV was read from others.", engine.readback.stats.tokens),
             ("kvasir_kv_rejected_messages", "Handoff messages that fitted no lease.", stats.rejected_messages),
             ("kvasir_prefix_cache_hit_tokens", "Prompt tokens found in the radix tree.", stats.hit_tokens),
             ("kvasir_prefix_cache_miss_tokens", "Prompt tokens not found in the radix tree.", stats.miss_tokens),
@@ -44,6 +48,10 @@ class EngineCollector(Collector):
         for code, count in list(stats.failures.items()):
             failures.add_metric([code], count)
         yield failures
+        reads = CounterMetricFamily("kvasir_kv_reads", "Reads of others' pages, by outcome.", labels=["outcome"])
+        for outcome, count in list(engine.readback.stats.outcomes.items()):
+            reads.add_metric([outcome], count)
+        yield reads
         proofs = CounterMetricFamily("kvasir_kv_reclaims", "Leases taken back, by proof.", labels=["proof"])
         for proof, count in list(stats.proofs.items()):
             proofs.add_metric([proof], count)
@@ -59,6 +67,8 @@ class EngineCollector(Collector):
         yield CounterMetricFamily("kvasir_kv_sent_bytes", "KV written to other workers.", stats.sent_bytes)
         received = "KV that other workers wrote and that was found complete."
         yield CounterMetricFamily("kvasir_kv_received_bytes", received, stats.received_bytes)
+        yield CounterMetricFamily("kvasir_kv_read_bytes", "KV read from other workers.", stats.read_bytes)
+        yield CounterMetricFamily("kvasir_kv_read_seconds", "Time of reads, one by one.", stats.read_seconds)
         yield CounterMetricFamily("kvasir_kv_writes", "Writes posted.", stats.writes)
         yield CounterMetricFamily("kvasir_kv_write_descriptors", "Pieces of pages written.", stats.descriptors)
         yield CounterMetricFamily("kvasir_kv_write_seconds", "Time in posting writes.", stats.write_seconds)

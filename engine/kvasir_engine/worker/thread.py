@@ -17,6 +17,8 @@ Sink = Callable[[list[ToRouter]], None]
 Command = Callable[[Engine], None]
 
 STALLED_AFTER = 60.0
+PREFILL_TOKENS = 32
+"""A step that computes so many tokens is a prefill: its rate is worth noting."""
 FENCED_SHARE, FENCED_SECONDS = 0.25, 30.0
 """With more of the pool than this share fenced for so long, no proof will come; a new process helps."""
 
@@ -142,7 +144,7 @@ class EngineThread(threading.Thread):
         return command
 
     def _step(self) -> bool:
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), self.engine.stats.computed_tokens
         try:
             return self.engine.step()
         except Exception:
@@ -150,8 +152,13 @@ class EngineThread(threading.Thread):
             self.engine.fail_all("internal_error", "a step failed; the worker's log says why")
             return True
         finally:
+            seconds = time.perf_counter() - began
             self.engine.stats.steps += 1
-            self.engine.stats.step_seconds += time.perf_counter() - began
+            self.engine.stats.step_seconds += seconds
+            computed = self.engine.stats.computed_tokens - computed
+            if computed >= PREFILL_TOKENS:
+                rate = self.engine.prefill_rate or computed / seconds
+                self.engine.prefill_rate = 0.8 * rate + 0.2 * computed / seconds
 
     def _conserved(self) -> bool:
         try:
