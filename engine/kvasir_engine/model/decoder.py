@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from kvasir_engine.attention.base import AttentionBackend
-from kvasir_engine.model.config import ModelConfig
+from kvasir_engine.model.config import Experts, ModelConfig
+from kvasir_engine.model.experts import MixtureOfExperts, experts_of
 from kvasir_engine.model.layers import Head, HeadNorm, Linear, RMSNorm, Rotary, RowParallel
 from kvasir_engine.model.loader import Rows, Weights
-from kvasir_engine.model.mlp import ACTIVATIONS, MLP, MixtureOfExperts
+from kvasir_engine.model.mlp import ACTIVATIONS, MLP
 from kvasir_engine.model.parallel import Group, Shard
 
 
@@ -118,7 +119,7 @@ class BlockLoader:
         attention = layer + "self_attn."
         # With norms after attention and MLP too, "post attention" is the one after, and the MLP's has another name.
         mlp_norm = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
-        sparse = config.experts is not None and index in config.experts.layers
+        experts = config.experts if config.experts and index in config.experts.layers else None
         return Block(
             attention_norm=self._norm(layer + "input_layernorm"),
             qkv=self._qkv(attention),
@@ -132,7 +133,7 @@ class BlockLoader:
             ),
             after_attention=self._after(layer + "post_attention_layernorm"),
             mlp_norm=self._norm(layer + mlp_norm),
-            mlp=self._mixture(layer + "mlp.") if sparse else self._mlp(layer + "mlp."),
+            mlp=self._mixture(layer + "mlp.", experts) if experts else self._mlp(layer + "mlp."),
             after_mlp=self._after(layer + "post_feedforward_layernorm"),
         )
 
@@ -161,31 +162,29 @@ class BlockLoader:
         q, k = (self._weights.tensor(f"{attention}{name}_norm.weight", config.head_dim) for name in ("q", "k"))
         return HeadNorm(q, k, len(shard.heads), len(shard.kv_heads), config.norm_eps, config.norm_offset)
 
-    def _gate_up(self, mlp: str, count: int, columns: range) -> Linear:
+    def _gate_up(self, mlp: str, count: int, columns: range) -> torch.Tensor:
         names = ("gate_proj.weight", "up_proj.weight")
-        return Linear(
-            self._weights.stacked([Rows(mlp + name, count, columns) for name in names], self._config.hidden)
-        )
+        return self._weights.stacked([Rows(mlp + name, count, columns) for name in names], self._config.hidden)
+
+    def _down(self, mlp: str, count: int, columns: range) -> torch.Tensor:
+        return self._weights.tensor(mlp + "down_proj.weight", self._config.hidden, count, columns=columns)
 
     def _mlp(self, mlp: str) -> MLP:
         config, columns = self._config, self._shard.intermediate
-        down = self._weights.tensor(mlp + "down_proj.weight", config.hidden, config.intermediate, columns=columns)
         return MLP(
-            self._gate_up(mlp, config.intermediate, columns),
-            RowParallel(down, self._group),
+            Linear(self._gate_up(mlp, config.intermediate, columns)),
+            RowParallel(self._down(mlp, config.intermediate, columns), self._group),
             ACTIVATIONS[config.activation],
         )
 
-    def _mixture(self, mlp: str) -> MixtureOfExperts:
+    def _mixture(self, mlp: str, experts: Experts) -> MixtureOfExperts:
         config, columns = self._config, self._shard.experts
-        assert config.experts is not None
-        router = self._weights.tensor(mlp + "gate.weight", config.experts.count, config.hidden)
-        experts = [
-            self._expert(f"{mlp}experts.{i}.", config.experts.intermediate, columns)
-            for i in range(config.experts.count)
-        ]
-        return MixtureOfExperts(router, experts, config.experts, self._group)
-
-    def _expert(self, expert: str, count: int, columns: range) -> MLP:
-        down = self._weights.tensor(expert + "down_proj.weight", self._config.hidden, count, columns=columns)
-        return MLP(self._gate_up(expert, count, columns), Linear(down), ACTIVATIONS[self._config.activation])
+        names = [f"{mlp}experts.{i}." for i in range(experts.count)]
+        weights = (  # one at a time: where they are packed, their memory is needed twice until then
+            (self._gate_up(name, experts.intermediate, columns), self._down(name, experts.intermediate, columns))
+            for name in names
+        )
+        router = self._weights.tensor(mlp + "gate.weight", experts.count, config.hidden)
+        device, dtype = self._weights.device, self._weights.dtype
+        answers = experts_of(weights, device, dtype, ACTIVATIONS[config.activation])
+        return MixtureOfExperts(router, answers, experts, self._group)

@@ -64,6 +64,8 @@ class Ranks:
 
         self.rank = rank
         self.size = size
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what is allocated without a device, by NCCL and kernels, is its own too
         # The ranks of a worker share its pod: nobody outside should be able to connect.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         try:
