@@ -131,8 +131,17 @@ def test_every_pod_has_the_priority_and_the_pull_secrets_of_the_spec() -> None:
         assert not {"priorityClassName", "imagePullSecrets"} & set(pod)
 
 
+def test_who_downloads_nothing_has_no_token() -> None:
+    def holders(**model: Any) -> set[str]:
+        return {role for role, pod in pods(model=model).items() if "'secretName': 'hub'" in str(pod)}
+
+    assert holders(**LOADED) == {"preload", "router"}
+    assert holders(uri="hf://org/m", tokenSecretName="hub") == set(ROLES)
+    assert holders(uri="hf://org/m") == set()
+
+
 def test_the_hubs_token_is_a_file_from_its_secret_and_nothing_else() -> None:
-    for pod in pods(model=LOADED).values():
+    for pod in pods(model={"uri": "hf://org/m", "tokenSecretName": "hub"}).values():
         (container,) = pod["containers"]
         (path,) = [e["value"] for e in container["env"] if e["name"] == "HF_TOKEN_PATH"]
         (mount,) = [m for m in container["volumeMounts"] if path.startswith(m["mountPath"] + "/")]

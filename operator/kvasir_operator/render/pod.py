@@ -3,7 +3,7 @@
 from kvasir_operator.render.names import Object, Role, role_name
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.placement import spread
-from kvasir_operator.render.storage import CACHE_PATH, model_uri_in_pod, mount_model, startup_seconds
+from kvasir_operator.render.storage import CACHE_PATH, model_uri_in_pod, mount_model, preloads, startup_seconds
 from kvasir_operator.spec import InferenceService
 
 CONTAINER = "kvasir"
@@ -54,8 +54,11 @@ def _probe(path: str, period: int) -> Object:
     return {"httpGet": {"path": path, "port": "http"}, "periodSeconds": period, "timeoutSeconds": 5}
 
 
-def pod_spec(service: InferenceService, main: Object) -> Object:
-    """A pod of one container, with the model at hand and what a restricted namespace asks for."""
+def pod_spec(service: InferenceService, main: Object, token: bool) -> Object:
+    """A pod of one container, with the model at hand and what a restricted namespace asks for.
+
+    `token`: whether it may ask the model hub in the user's name.
+    """
     spec: Object = {
         "containers": [main],
         "volumes": [{"name": "tmp", "emptyDir": {}}],
@@ -67,7 +70,7 @@ def pod_spec(service: InferenceService, main: Object) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
     }
-    mount_model(service, main, spec)
+    mount_model(service, main, spec, token)
     if name := service.spec.priority_class_name:
         spec["priorityClassName"] = name
     if secrets := service.spec.image_pull_secrets:
@@ -79,7 +82,8 @@ def serving_pod(service: InferenceService, role: Role, main: Object, options: Op
     """The pod of a role: as `pod_spec`, under the role's account, away from its own kind, with time to drain."""
     main |= probes(service)
     main["lifecycle"] = {"preStop": {"exec": {"command": _drain(role, options)}}}
-    spec = pod_spec(service, main)
+    # A router reads the tokenizer; a worker reads the weights that a Job has loaded.
+    spec = pod_spec(service, main, token=role == "router" or not preloads(service))
     spec["terminationGracePeriodSeconds"] = service.spec.drain.deadline_seconds + GRACE_SECONDS
     spread(service, role, spec)
     if options.in_cluster:

@@ -33,4 +33,4 @@ def _pod(service: InferenceService, options: Options) -> Object:
     revision = ["--revision", model.revision] if model.revision else []
     args = ["fetch", model.uri, *revision, "--progress-port", str(PORT)]
     main = container(options.engine_image, args, {}, _RESOURCES)
-    return {**pod_spec(service, main), "restartPolicy": "OnFailure"}
+    return {**pod_spec(service, main, token=True), "restartPolicy": "OnFailure"}

@@ -40,8 +40,8 @@ def startup_seconds(service: InferenceService) -> int:
     return int(_START_SECONDS + size / (_DOWNLOAD_RATE if slow else _READ_RATE))
 
 
-def mount_model(service: InferenceService, main: Object, spec: Object) -> None:
-    """Give the container `main` of the pod `spec` the model's volume, the cache and the hub's token."""
+def mount_model(service: InferenceService, main: Object, spec: Object, token: bool) -> None:
+    """Give the container `main` of the pod `spec` the model's volume, the cache and, if `token`, the hub's token."""
     cache = _cache(service)
     main["volumeMounts"].append({"name": cache["name"], "mountPath": CACHE_PATH})
     spec["volumes"].append(cache)
@@ -51,7 +51,7 @@ def mount_model(service: InferenceService, main: Object, spec: Object) -> None:
         spec["volumes"].append(
             {"name": "model", "persistentVolumeClaim": {"claimName": uri.claim, "readOnly": True}}
         )
-    if secret:
+    if secret and token:
         # A file, not a variable: it is in no process's environment, and a new token needs no new pod.
         main["env"].append({"name": "HF_TOKEN_PATH", "value": f"{HUB_PATH}/{HUB_KEY}"})
         main["volumeMounts"].append({"name": "hub-token", "mountPath": HUB_PATH, "readOnly": True})

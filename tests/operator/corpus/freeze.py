@@ -1,0 +1,50 @@
+"""Declare that an upgrade rolls pods: `python tests/operator/corpus/freeze.py "why"`.
+
+Each InferenceService of this folder is rendered, and the revisions of its pods are appended to `revisions.yaml` with
+the reason. The test beside it fails while what is rendered is not what was declared last: operators are upgraded
+while models are served, and a pod that is rolled by surprise is a model that is loaded again.
+"""
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from kvasir_operator.render import Options, render
+from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL
+from kvasir_operator.spec import parse
+
+HERE = Path(__file__).parent
+DECLARED = HERE / "revisions.yaml"
+OPTIONS = Options(engine_image="registry.example/kvasir-engine:frozen", operator_namespace="kvasir-system")
+
+
+def cases() -> list[Path]:
+    """The frozen InferenceServices."""
+    return sorted(path for path in HERE.glob("*.yaml") if path != DECLARED)
+
+
+def rendered() -> dict[str, dict[str, str]]:
+    """The revision of each role's pods, by case."""
+    found = {}
+    for path in cases():
+        objects = render(parse(yaml.safe_load(path.read_text())), OPTIONS)
+        templates = [o["spec"]["template"]["metadata"]["labels"] for o in objects if o["kind"] == "Deployment"]
+        found[path.stem] = {labels[ROLE_LABEL]: labels[REVISION_LABEL] for labels in templates}
+    return found
+
+
+def declared() -> list[dict[str, object]]:
+    """What was declared, the oldest first: `why` and `revisions`."""
+    entries: list[dict[str, object]] = yaml.safe_load(DECLARED.read_text()) if DECLARED.exists() else []
+    return entries
+
+
+def main() -> None:
+    """Append what is rendered now."""
+    entry = {"why": sys.argv[1], "revisions": rendered()}
+    DECLARED.write_text(yaml.safe_dump([*declared(), entry], sort_keys=False, default_flow_style=None, width=110))
+
+
+if __name__ == "__main__":
+    main()
