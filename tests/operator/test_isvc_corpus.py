@@ -1,6 +1,7 @@
 """An upgrade of the operator rolls no pod of a service that is there, unless that is declared."""
 
 import importlib.util
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -45,7 +46,7 @@ def test_every_declaration_has_a_reason_and_changed_something() -> None:
     entries = freeze.declared()
     assert all(len(entry["why"]) > 10 for entry in entries)
     revisions = [entry["revisions"] for entry in entries]
-    assert all(before != after for before, after in zip(revisions, revisions[1:], strict=False))
+    assert all(before != after for before, after in pairwise(revisions))
 
 
 @pytest.mark.parametrize("path", freeze.cases(), ids=lambda path: path.stem)

@@ -41,7 +41,7 @@ def startup_seconds(service: InferenceService) -> int:
 
 
 def mount_model(service: InferenceService, main: Object, spec: Object, token: bool) -> None:
-    """Give the container `main` of the pod `spec` the model's volume, the cache and, if `token`, the hub's token."""
+    """Give the container `main` of the pod `spec` the model's volume, the cache and, if asked, the hub's token."""
     cache = _cache(service)
     main["volumeMounts"].append({"name": cache["name"], "mountPath": CACHE_PATH})
     spec["volumes"].append(cache)

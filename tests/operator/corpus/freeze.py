@@ -1,8 +1,8 @@
 """Declare that an upgrade rolls pods: `python tests/operator/corpus/freeze.py "why"`.
 
-Each InferenceService of this folder is rendered, and the revisions of its pods are appended to `revisions.yaml` with
-the reason. The test beside it fails while what is rendered is not what was declared last: operators are upgraded
-while models are served, and a pod that is rolled by surprise is a model that is loaded again.
+Each InferenceService of this folder is rendered, and the revisions of its pods are appended to `revisions.yaml`
+with the reason. A test fails while what is rendered is not what was declared last: operators are upgraded while
+models are served, and a pod that is rolled by surprise is a model that is loaded again.
 """
 
 import sys

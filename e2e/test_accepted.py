@@ -1,0 +1,76 @@
+"""What is rendered, of every example and of the chart with everything switched on, is taken by a real API server.
+
+It is applied as a server-side dry run: schema, defaults and validation of every object, and nothing created.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e import kvasir
+from e2e.controlplane.cluster import Cluster
+from kvasir_operator.cluster import KINDS
+from kvasir_operator.render import Options, render
+from kvasir_operator.spec import KIND, parse
+
+EXAMPLES = sorted((kvasir.REPOSITORY / "manifests").glob("*.yaml"))
+CORPUS = sorted(
+    path for path in (kvasir.REPOSITORY / "tests/operator/corpus").glob("*.yaml") if path.stem != "revisions"
+)
+EVERYTHING = (
+    "webhook.enabled=true",
+    "monitoring.dashboard=true",
+    "monitoring.namespace=monitoring",
+    "priorityClass.create=true",
+    "watchNamespaces={default}",
+)
+Object = dict[str, Any]
+
+
+def accepted(cluster: Cluster, objects: list[Object]) -> None:
+    """Fails with the server's words unless it takes each of the objects."""
+    items = {"apiVersion": "v1", "kind": "List", "items": objects}
+    arguments = ("-n", "default", "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-")
+    done = cluster.kubectl(*arguments, input=json.dumps(items))
+    assert done.stdout.count("serverside-applied (server dry run)") == len(objects)
+
+
+def served(cluster: Cluster) -> set[str]:
+    return set(cluster.kubectl("api-versions").stdout.split())
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES, *CORPUS], ids=lambda path: path.stem)
+def test_every_object_of_a_service_is_taken(nodes: Cluster, path: Path) -> None:
+    versions, rendered = served(nodes), []
+    for document in yaml.safe_load_all(path.read_text()):
+        if document["kind"] == KIND:
+            document["metadata"] = {"name": document["metadata"]["name"]}
+            accepted(nodes, [document])
+            rendered += render(parse(document), Options(operator_namespace="o", metrics_namespace="m"))
+        else:
+            accepted(nodes, [document])
+    assert {(o["apiVersion"], o["kind"]) for o in rendered} <= set(KINDS)
+    accepted(nodes, [item for item in rendered if item["apiVersion"] in versions])
+
+
+def test_the_chart_with_everything_is_taken(nodes: Cluster) -> None:
+    values = [word for value in EVERYTHING for word in ("--set", value)]
+    version = nodes.kubectl("version", "-o", "json", check=False).stdout
+    number = json.loads(version)["serverVersion"]["gitVersion"]
+    command = ("template", "other", str(kvasir.CHART), "--namespace", kvasir.NAMESPACE, "--kube-version", number)
+    text = nodes.helm(*command, *values).stdout
+    objects = [
+        found for found in yaml.safe_load_all(text) if found and "helm.sh/hook" not in str(found["metadata"])
+    ]
+    crds = [found for found in objects if found["kind"] == "CustomResourceDefinition"]
+    assert len(crds) == 1
+    for found in objects:
+        namespace = found["metadata"].get("namespace", "default")
+        done = nodes.kubectl(
+            *("-n", namespace, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"),
+            input=json.dumps(found),
+        )
+        assert "(server dry run)" in done.stdout
