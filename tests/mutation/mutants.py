@@ -26,6 +26,7 @@ class Mutant:
 PAGES, RADIX, HASHING = "kv/pages.py", "kv/radix.py", "kv/hashing.py"
 HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/digest.py"
 ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
+READBACK = "worker/readback.py"
 
 MUTANTS = [
     # -- who owns a page
@@ -494,5 +495,107 @@ MUTANTS = [
         CACHE,
         "self.pages_for(sequence.computed + tokens) - len(sequence.pages)",
         "self.pages_for(sequence.computed) - len(sequence.pages)",
+    ),
+    # -- what is read back
+    Mutant("what is lent is not held", READBACK, "        self._cache.pool.hold(pages)\n", ""),
+    Mutant(
+        "only the pages that are lent are held, not those before them",
+        READBACK,
+        "        self._cache.pool.hold(pages)\n        self.lent[id] = list(pages)\n",
+        "        self._cache.pool.hold(pages[skip:])\n        self.lent[id] = list(pages[skip:])\n",
+    ),
+    Mutant(
+        "what comes back from a reader leaks",
+        READBACK,
+        "self._cache.tree.release(self.lent.pop(id))",
+        "del self.lent[id]",
+    ),
+    Mutant(
+        "pages before those wanted are read",
+        READBACK,
+        "skip = len(matched) - loan.first // size",
+        "skip = 0",
+    ),
+    Mutant("a gap before a loan is not seen", READBACK, "len(matched) * size < loan.first or wanted", "wanted"),
+    Mutant(
+        "more pages are read than the prompt has",
+        READBACK,
+        "wanted = min(whole, fresh) - len(matched)",
+        "wanted = max(whole, fresh) - len(matched)",
+    ),
+    Mutant(
+        "a declined loan is not given back", READBACK, '            handoff.withdraw(key, "nothing to read")\n', ""
+    ),
+    Mutant(
+        "pages that came wrong enter the tree",
+        READBACK,
+        "        reading = self.reads.pop(key)\n"
+        "        self._cache.tree.release(reading.pages)\n"
+        "        self.stats.count",
+        "        reading = self.reads.pop(key)\n"
+        "        count = len(reading.pages) * self._cache.page_size\n"
+        "        self._cache.tree.release(\n"
+        "            self._cache.tree.insert(reading.tokens[:count], reading.pages, reading.salt)\n"
+        "        )\n"
+        "        self.stats.count",
+    ),
+    Mutant(
+        "pages of a read that failed leak",
+        READBACK,
+        "        self._cache.tree.release(reading.pages)\n        self.stats.count",
+        "        self.stats.count",
+    ),
+    Mutant(
+        "a request that is gone comes back when its read ends",
+        READBACK,
+        "            reading.sequence = None\n            handoff.withdraw(key, reason)\n",
+        "            handoff.withdraw(key, reason)\n",
+    ),
+    Mutant(
+        "a read goes on after its request",
+        READBACK,
+        "            reading.sequence = None\n            handoff.withdraw(key, reason)\n",
+        "            reading.sequence = None\n            self.failed(key, reason)\n",
+    ),
+    Mutant(
+        "a loan outlives its request", ENGINE, "            self.handoff.revoke(job.loan)\n", "            pass\n"
+    ),
+    Mutant(
+        "a loan ends when its request does",
+        ENGINE,
+        "            self.handoff.revoke(job.loan)\n",
+        "            self.readback.returned(job.loan)\n",
+    ),
+    Mutant(
+        "a prompt is admitted before its first read page is here",
+        ENGINE,
+        "                if push.complete is not None:\n                    self._read(self.readback.ended(key))\n",
+        "                self._read(self.readback.ended(key))\n",
+    ),
+    Mutant(
+        "who waited to read goes to the end of the queue",
+        ENGINE,
+        "            self.waiting.insert(place, sequence)\n",
+        "            self.waiting.append(sequence)\n",
+    ),
+    Mutant("what is read onto is not held", CACHE, "        self.tree.acquire(Match(pages))\n", ""),
+    Mutant(
+        "without room to read, what was held stays held",
+        CACHE,
+        "            self.tree.release(pages)\n            raise\n",
+        "            raise\n",
+    ),
+    Mutant(
+        "a read that ends after the loan counts",
+        WRITER,
+        "if lease.reading and now >= lease.deadline:",
+        "if lease.deadline < 0:",
+    ),
+    Mutant("a read is announced as a write", WRITER, "if not lease.reading:", "if lease:"),
+    Mutant(
+        "a reader can complete a loan",
+        HOLDER,
+        "if part.loan and not isinstance(message, Stopped):",
+        "if part.loan and isinstance(message, Written):",
     ),
 ]

@@ -116,6 +116,7 @@ def test_what_decode_has_of_a_conversation_is_read_and_not_computed(cold: bool, 
     assert talk.failures == []
     assert talk.prefill.runner.computed - talk.computed == len(talk.turn2) - lease.first
     assert talk.prefill.engine.readback.stats.pages == read
+    assert talk.decode.engine.stats.rejected_messages == 0
     assert talk.at_rest()
 
 
