@@ -46,13 +46,9 @@ def fact_problems(service: "InferenceService", facts: ModelFacts | None) -> list
         return []
     spec, found = service.spec, []
     for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
-        if facts.kv_heads % workers.tensor_parallel:
-            found.append(
-                Invalid(
-                    f"spec.{role}.tensorParallel",
-                    f"{workers.tensor_parallel} does not divide the model's {facts.kv_heads} KV heads",
-                )
-            )
+        problem = _undivided(facts, workers.tensor_parallel)
+        if problem:
+            found.append(Invalid(f"spec.{role}.tensorParallel", f"{workers.tensor_parallel} {problem}"))
     if spec.model.max_length > facts.max_positions:
         found.append(
             Invalid(
@@ -61,6 +57,15 @@ def fact_problems(service: "InferenceService", facts: ModelFacts | None) -> list
             )
         )
     return found
+
+
+def _undivided(facts: ModelFacts, ranks: int) -> str:
+    """Why a worker cannot divide the model among its ranks, as `kvasir_engine.model.parallel` does; or nothing."""
+    if facts.heads % ranks:
+        return f"does not divide the model's {facts.heads} attention heads"
+    if facts.kv_heads % ranks and ranks % facts.kv_heads:
+        return f"neither divides the model's {facts.kv_heads} KV heads nor is a multiple of them"
+    return ""
 
 
 def _model(model: "Model") -> Iterator[Invalid]:

@@ -168,7 +168,10 @@ FACTS = ModelFacts(heads=32, kv_heads=8, max_positions=4096)
     [
         ({"prefill": {"tensorParallel": 8}}, FACTS, []),
         ({"prefill": {"tensorParallel": 3}}, FACTS, ["spec.prefill.tensorParallel"]),
-        ({"prefill": {"tensorParallel": 16, "device": "cpu"}}, FACTS, ["spec.prefill.tensorParallel"]),
+        ({"prefill": {"tensorParallel": 16, "device": "cpu"}}, FACTS, []),
+        ({"prefill": {"tensorParallel": 64, "device": "cpu"}}, FACTS, ["spec.prefill.tensorParallel"]),
+        ({"prefill": {"tensorParallel": 4}}, ModelFacts(12, 3, 8192), ["spec.prefill.tensorParallel"]),
+        ({"prefill": {"tensorParallel": 6}}, ModelFacts(12, 3, 8192), []),
         ({"prefill": {"tensorParallel": 3}}, None, []),
         (
             {"prefill": {"tensorParallel": 5}, "decode": {"tensorParallel": 6}},

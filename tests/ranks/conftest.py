@@ -24,7 +24,7 @@ def greedy(folder: Path) -> Greedy:
     return Greedy(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workers(folder: Path) -> Iterator[Workers]:
     """Workers by their shape, started when first asked for."""
     threads = os.environ.get("OMP_NUM_THREADS")

@@ -1,8 +1,10 @@
 """Workers of several ranks as processes, driven through pipes by a test that is their router."""
 
+import contextlib
 import multiprocessing as mp
 import os
 import random
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvasir_engine.faults import VARIABLE
 from kvasir_engine.kv.pages import Owner
+from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.protocol import Abort, Delta, Endpoint, Leased, Reserve, Sampling, Step, Submit
@@ -56,7 +59,7 @@ class Greedy:
             batch = ForwardBatch(fresh, positions, [len(fresh)], [len(tokens)], torch.tensor([[0]]))
             best = self._runner.forward(batch)[0].topk(2)
             computed = len(tokens)
-            if best.values[0] - best.values[1] < 1e-2:
+            if best.values[0] - best.values[1] < 1e-3:
                 return None
             tokens.append(int(best.indices[0]))
         return tokens[len(prompt) :]
@@ -70,7 +73,10 @@ class Greedy:
                 return prompt
 
 
-def _work(pipe: Connection, options: EngineOptions, role: Any, fault: str) -> None:
+def _work(pipe: Connection, options: EngineOptions, role: Any, fault: str, log: Path) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    log_to_stderr()
     os.environ[VARIABLE] = fault
     thread, handoff = build(options, role, True)
     assert handoff is not None
@@ -118,10 +124,11 @@ class Worker:
             max_running=8,
             prefill_chunk=48,
         )
+        self.log = folder / f"{secrets.token_hex(4)}.log"
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["rank_workers"])
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, options, role, fault))
+        self.process = context.Process(target=_work, args=(theirs, options, role, fault, self.log))
         self.process.start()
         theirs.close()
         self._endpoint: Endpoint | None = None
@@ -145,9 +152,18 @@ class Worker:
     def frames(self) -> list[Any]:
         """What the engine has said since the last time."""
         frames, self._others = self._others, []
-        while self.pipe.poll():
-            frames += self.pipe.recv()
+        with contextlib.suppress(EOFError, OSError):  # it has died
+            while self.pipe.poll():
+                frames += self.pipe.recv()
         return frames
+
+    def rank_pids(self) -> list[int]:
+        """Processes of the ranks other than 0."""
+        return [
+            int(pid)
+            for path in Path(f"/proc/{self.process.pid}/task").glob("*/children")
+            for pid in path.read_text().split()
+        ]
 
     def wait_quiet(self) -> None:
         """Until no page is held, leased or fenced."""
@@ -203,24 +219,25 @@ class Request:
 
 
 class Router:
-    """Takes requests to a pair of workers. Aborts on both what fails on one."""
+    """Takes requests to a decode worker and to `prefill`, or another that is named. Aborts on both what fails."""
 
     def __init__(self, prefill: Worker, decode: Worker) -> None:
         self.prefill, self.decode = prefill, decode
         self.requests: dict[str, Request] = {}
+        self._writers: dict[str, Worker] = {}
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: Request, prefill: Worker | None = None) -> None:
         """Begin."""
         self.requests[request.id] = request
-        writer = self.prefill.endpoint
-        self.decode.pipe.send(Reserve(request.id, request.prompt, Sampling(request.count), writer))
+        self._writers[request.id] = writer = prefill or self.prefill
+        assert self.decode.endpoint
+        self.decode.pipe.send(Reserve(request.id, request.prompt, Sampling(request.count), writer.endpoint))
 
     def abort(self, request: Request) -> None:
         """The client left."""
         request.failures.append("aborted")
-        for worker in (self.prefill, self.decode):
-            if worker.process.is_alive():
-                worker.pipe.send(Abort(request.id))
+        for worker in (self._writers[request.id], self.decode):
+            _send(worker, Abort(request.id))
 
     def run(self, until: Callable[[], bool] | None = None) -> None:
         """Pass frames on until `until`, or until all requests are over."""
@@ -228,26 +245,24 @@ class Router:
         until = until or (lambda: all(each.over for each in self.requests.values()))
         while not until():
             assert time.monotonic() < deadline, f"waited in vain: {self.requests}"
-            living = [each for each in (self.prefill, self.decode) if each.process.is_alive()]
+            living = [each for each in {*self._writers.values(), self.decode} if each.process.is_alive()]
             wait([each.pipe for each in living], 0.1)
             for worker in living:
-                try:
-                    frames = worker.frames()
-                except (EOFError, OSError):
-                    continue
-                for frame in frames:
+                for frame in worker.frames():
                     self._take(worker, frame)
 
     def _take(self, worker: Worker, frame: Any) -> None:
         if isinstance(frame, Leased):
-            request = self.requests[frame.id]
-            if frame.lease is not None and not request.over:
+            request = self.requests.get(frame.id)
+            if request is not None and frame.lease is not None and not request.over:
                 sampling, to = Sampling(request.count), self.decode.endpoint
                 request.cached = frame.lease.first
-                self.prefill.pipe.send(Submit(request.id, request.prompt, sampling, lease=frame.lease, to=to))
+                submit = Submit(request.id, request.prompt, sampling, lease=frame.lease, to=to)
+                _send(self._writers[request.id], submit)
         elif isinstance(frame, Step):
             for delta in frame.deltas:
-                self._note(worker, self.requests[delta.id], delta)
+                if delta.id in self.requests:  # and not an earlier router's
+                    self._note(worker, self.requests[delta.id], delta)
 
     def _note(self, worker: Worker, request: Request, delta: Delta) -> None:
         for index, token in enumerate(delta.tokens, delta.index):
@@ -257,3 +272,8 @@ class Router:
             self.abort(request)
         if worker is self.decode and delta.finish is not None:
             request.finished = True
+
+
+def _send(worker: Worker, frame: Any) -> None:
+    with contextlib.suppress(OSError):  # it has died
+        worker.pipe.send(frame)

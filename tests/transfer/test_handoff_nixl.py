@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from peer import FINGERPRINT, LAYERS, SPOILED, Peer, Side
 
-from kvasir_engine.protocol import Lease
+from kvasir_engine.protocol import HEADS_APART, Lease
 from kvasir_engine.transfer import holder, writer
 from kvasir_engine.transfer.fabric import Fabric, fabric_env
 from kvasir_engine.transfer.messages import Complete
@@ -178,3 +178,29 @@ def test_a_writer_whose_kv_differs_is_refused_by_the_field(side: Side) -> None:
         assert "dtype" in failed.reason
     finally:
         other.close()
+
+
+TWO_HEADS = msgspec.structs.replace(FINGERPRINT, layout=HEADS_APART, kv_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reasons"),
+    [
+        ({"page_size": 24}, ["page_size: 16, 24 (neither is a multiple of the other)"]),
+        ({"head_dim": 17}, ["head_dim: 16, 17"]),
+        ({"tensor_parallel": 2}, ["page_bytes: 4096, 4096", "names 1 ranks, rank 1 is needed"]),
+    ],
+)
+def test_what_cannot_be_written_is_refused_with_the_reason(
+    peer: Peer, theirs: dict[str, int], reasons: list[str]
+) -> None:
+    side = Side(HOLDER_EPOCH, TWO_HEADS)
+    try:
+        claimed = msgspec.structs.replace(TWO_HEADS, **theirs)
+        side.handoff.grant(lease_of(6, [1]), msgspec.structs.replace(peer.endpoint, fingerprint=claimed))
+        for reason in reasons:
+            reclaimed = side.wait(holder.Reclaimed)
+            assert reclaimed.proof == "never_connected"
+            assert reason in reclaimed.reason
+    finally:
+        side.handoff.stop()
