@@ -308,14 +308,19 @@ def request(prompt: list[int], count: int, **sampling: object) -> GenerateReques
 
 @contextlib.asynccontextmanager
 async def cluster(
-    *workers: FakeWorker, threshold: int = 0, model: str = "", ready: int | None = None
+    *workers: FakeWorker, threshold: int = 0, model: str = "", ready: int | None = None, **options: float
 ) -> AsyncIterator[Cluster]:
     """The real router client over `workers`; begins when `ready` of them (all) are ready."""
     for worker in workers:
         await worker.start()
     registry, pool = CollectorRegistry(), WorkerPool(model)
     client = PooledClient(
-        pool, registry=registry, remote_threshold=threshold, resume_seconds=1.0, canary_seconds=0.05
+        pool,
+        registry=registry,
+        remote_threshold=threshold,
+        resume_seconds=1.0,
+        canary_seconds=0.05,
+        **options,  # type: ignore[arg-type]
     )
     pool.set_workers({worker.url: worker.name for worker in workers})
     running = Cluster(client, pool, registry, list(workers))

@@ -412,6 +412,31 @@ async def test_a_request_is_refused_at_once_where_no_worker_is_known() -> None:
             await running.generate(PROMPT, 20)
 
 
+async def test_requests_are_held_without_a_worker_where_one_is_started_for_them() -> None:
+    _, (d,) = pairs(0, 1)
+    async with cluster(d, hold_seconds=60.0, hold_requests=2) as running:
+        running.pool.set_workers({})
+        assert running.client.unready_reason() is None, "the router must get the requests that a worker starts for"
+        waiting = [asyncio.create_task(running.client.wait_ready()) for _ in range(2)]
+        await running.until(lambda: running.registry.get_sample_value("kvasir_router_held") == 2)
+        assert await running.client.wait_ready() == "no worker is known", "no more than two"
+        running.pool.set_workers({d.url: d.name})
+        assert await asyncio.gather(*waiting) == [None, None]
+        assert running.registry.get_sample_value("kvasir_router_held") == 0
+        assert await running.generate(PROMPT, 20) == continuation(PROMPT, 20)
+
+
+async def test_a_request_is_held_no_longer_than_it_may_and_gives_its_place_back() -> None:
+    async with cluster(hold_seconds=0.05, hold_requests=1) as running:
+        assert await running.client.wait_ready() == "no worker is known"
+    async with cluster(hold_seconds=60.0, hold_requests=1) as running:
+        left = asyncio.create_task(running.client.wait_ready())
+        await running.until(lambda: running.registry.get_sample_value("kvasir_router_held") == 1)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        assert running.registry.get_sample_value("kvasir_router_held") == 0
+
+
 async def test_readiness_and_the_workers_metric() -> None:
     (p,), (d,) = pairs(1, 1)
     async with cluster(p, d) as running:

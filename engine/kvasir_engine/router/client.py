@@ -37,7 +37,8 @@ class PooledClient:
 
     `remote_threshold`: a prompt that a decode worker lacks fewer tokens of is prefilled there. `max_length` bounds
     the workers' own (0: it does not). A request that lost its worker, or finds none ready but one expected,
-    waits up to `resume_seconds` for one.
+    waits up to `resume_seconds` for one. Where workers are started for requests that wait, up to
+    `hold_requests` are held for `hold_seconds` (0: none are) though no worker is known, and the router is ready.
     """
 
     def __init__(
@@ -49,11 +50,16 @@ class PooledClient:
         max_length: int = 0,
         resume_seconds: float = 5.0,
         canary_seconds: float = CANARY_SECONDS,
+        hold_seconds: float = 0.0,
+        hold_requests: int = 0,
     ) -> None:
         self._pool = pool
         self._threshold = remote_threshold
         self._max_length = max_length
         self._resume_seconds = resume_seconds
+        self._hold_seconds = hold_seconds
+        self._hold_requests = hold_requests
+        self._held = 0
         self._ids = (f"{n:x}" for n in itertools.count())
         self._retries = Counter(
             "kvasir_router_retries",
@@ -68,6 +74,9 @@ class PooledClient:
             "Pairs of workers that move no KV until a canary passes.",
             registry=registry,
         ).set_function(lambda: len(self.quarantine))
+        Gauge(
+            "kvasir_router_held", "Requests that wait for the first worker to start.", registry=registry
+        ).set_function(lambda: self._held)
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -78,17 +87,26 @@ class PooledClient:
         return min((length for length in (self._max_length, self._pool.max_length) if length), default=0)
 
     def unready_reason(self) -> str | None:
-        return self._pool.unready_reason()
+        """As EngineClient has it; a router that holds requests takes them at any time."""
+        return None if self._hold_seconds else self._pool.unready_reason()
 
     async def wait_ready(self) -> str | None:
-        """As EngineClient has it: while a worker is expected, one may come within `resume_seconds`."""
-        deadline = asyncio.get_running_loop().time() + self._resume_seconds
-        while (reason := self.unready_reason()) is not None and self._pool.expecting():
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._pool.change()
-            except TimeoutError:
-                break
+        """As EngineClient has it: a worker that is expected may come within `resume_seconds`, or a hold's time."""
+        loop = asyncio.get_running_loop()
+        begun, holds = loop.time(), False
+        try:
+            while (reason := self._pool.unready_reason()) is not None:
+                if self._hold_seconds and not holds and self._held < self._hold_requests:
+                    holds = True
+                    self._held += 1
+                patience = self._resume_seconds if self._pool.expecting() else 0.0
+                try:
+                    async with asyncio.timeout_at(begun + max(patience, self._hold_seconds if holds else 0.0)):
+                        await self._pool.change()
+                except TimeoutError:
+                    break
+        finally:
+            self._held -= holds
         return reason
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
@@ -147,7 +165,7 @@ class PooledClient:
         """The workers for the next attempt. Raises EngineError when there is none."""
         deadline = asyncio.get_running_loop().time() + self._resume_seconds
         while (placed := await self._try_place(request, sent, failed)) is None:
-            reason = self.unready_reason()
+            reason = self._pool.unready_reason()
             if failed and reason is None:  # those that are ready have failed
                 raise _exhausted(failed)
             try:

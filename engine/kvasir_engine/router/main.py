@@ -30,6 +30,8 @@ class RouterOptions:
     api_keys_file: str = ""
     remote_threshold: int = 32
     drain_seconds: float = 600.0
+    hold_seconds: float = 0.0
+    hold_requests: int = 1000
 
 
 def router(
@@ -69,6 +71,17 @@ def router(
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")
     ] = 600.0,
+    hold_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="to hold requests while no worker is known, where one is started for them; 0: refuse them",
+            envvar="KVASIR_HOLD_SECONDS",
+        ),
+    ] = 0.0,
+    hold_requests: Annotated[
+        int, typer.Option(min=1, help="most requests that are held", envvar="KVASIR_HOLD_REQUESTS")
+    ] = 1000,
 ) -> None:
     """The OpenAI API over a pool of workers."""
     options = RouterOptions(
@@ -84,6 +97,8 @@ def router(
         api_keys_file=api_keys_file,
         remote_threshold=remote_threshold,
         drain_seconds=drain_seconds,
+        hold_seconds=hold_seconds,
+        hold_requests=hold_requests,
     )
     if "torch" not in sys.modules:
         # The router never computes. transformers imports torch wherever it can: seconds and hundreds of MB.
@@ -126,7 +141,12 @@ async def run_router(options: RouterOptions) -> None:
     model = await asyncio.to_thread(load_served_model, folder, name)
     registry, lifecycle, pool = CollectorRegistry(), Lifecycle(), WorkerPool(name)
     client = PooledClient(
-        pool, registry=registry, remote_threshold=options.remote_threshold, max_length=options.max_length
+        pool,
+        registry=registry,
+        remote_threshold=options.remote_threshold,
+        max_length=options.max_length,
+        hold_seconds=options.hold_seconds,
+        hold_requests=options.hold_requests,
     )
     following = asyncio.create_task(pool.follow(discovery))
     try:

@@ -40,6 +40,7 @@ class Controllers:
         self._note = note
         self._due: set[str] = set()
         self._pods = 0
+        self._collecting = False
         self._loop = asyncio.get_running_loop()
         server.watchers.append(self._changed)
 
@@ -50,7 +51,9 @@ class Controllers:
         elif plural == "pods":
             owner = item["metadata"]["ownerReferences"][0]["name"]
             self._soon(f"/apis/apps/v1/namespaces/{namespace}/deployments/{owner}")
-        if plural in ("deployments", "inferenceservices"):
+        # An owner that goes leaves orphans, and an operator may create one after its owner went.
+        if (gone or plural != "pods") and not self._collecting:
+            self._collecting = True
             self._later(self._weather.controller_seconds, self._collect)
 
     def _soon(self, path: str) -> None:
@@ -185,6 +188,7 @@ class Controllers:
 
     def _collect(self) -> None:
         """Remove what belongs only to owners that are gone."""
+        self._collecting = False
         alive = {item["metadata"]["uid"] for _, item in self._server.everything()} | {ELSEWHERE}
         for path, item in self._server.everything():
             owners = item["metadata"].get("ownerReferences", [])
