@@ -199,8 +199,11 @@ class PooledClient:
         placement = place(len(tokens), candidates, self._threshold)
         if placement is None:
             return None
+        decode = targets[placement.decode.name]
         prefill = targets[placement.prefill.name] if placement.prefill else None
-        return targets[placement.decode.name], prefill, placement.lend_from
+        if prefill is not None and placement.lend_from is not None:  # it computes what neither has
+            prefill = dataclasses.replace(prefill, expected_tokens=decode.expected_tokens)
+        return decode, prefill, placement.lend_from
 
     def _refused(self, decode: Candidate, targets: dict[str, Target]) -> frozenset[str]:
         """Names of those that may not write to `decode`."""
