@@ -289,3 +289,17 @@ def test_a_second_prompt_under_the_same_loan_reads_nothing() -> None:
     talk.run()
     assert talk.said("other") == talk.said("two") == reference(talk.turn2, 3)
     assert talk.at_rest()
+
+
+def test_who_waited_to_read_keeps_its_place_in_the_queue() -> None:
+    talk = Talk()
+    talk.begin()
+    later = talk.reserve("later", [4] * 9)
+    talk.submit("later", [4] * 9, later)
+    while talk.prefill.writes:
+        talk.prefill.end_write()
+    talk.prefill.learn()
+    assert [sequence.id for sequence in talk.prefill.engine.waiting] == ["two", "later"]
+    talk.run()
+    assert talk.said("two") == reference(talk.turn2, 3)
+    assert talk.at_rest()
