@@ -45,7 +45,7 @@ def served(cluster: Cluster, namespace: str, model: None) -> dict[str, Any]:
 def test_apply_leads_to_ready_and_a_url(served: dict[str, Any]) -> None:
     status = served["status"]
     assert status["url"] == f"http://{NAME}-router.{NAMESPACE}.svc"
-    for kind in ("Accepted", "PrefillReady", "DecodeReady", "RouterReady", "Ready"):
+    for kind in ("Accepted", "PrefillReady", "DecodeReady", "RouterReady", "KVTransferVerified", "Ready"):
         assert condition(served, kind)["status"] == "True"
         assert condition(served, kind)["observedGeneration"] == served["metadata"]["generation"]
     assert {
@@ -55,6 +55,20 @@ def test_apply_leads_to_ready_and_a_url(served: dict[str, Any]) -> None:
         "decode": (2, 2),
         "router": (1, 1),
     }
+
+
+def test_kubectl_describe_tells_what_happened_in_order(cluster: Cluster, served: dict[str, Any]) -> None:
+    items = cluster.get("events", "-n", NAMESPACE)["items"]
+    ours = [event for event in items if event["source"].get("component") == "kvasir-operator"]
+    ours = [event for event in ours if event["reason"] != "APINotServed"]  # what an old API server has not got
+    ours.sort(key=lambda event: int(event["metadata"]["resourceVersion"]))
+    told = [event["reason"] for event in ours]
+    ready = told.index("Ready")
+    assert {event["type"] for event in ours[:ready]} == {"Normal"}, "nothing went wrong"
+    assert told[:2] == ["Accepted", "Scaling"]
+    assert {"PrefillReady", "DecodeReady", "RouterReady", "KVTransferVerified", "Complete"} <= set(told[:ready])
+    described = cluster.kubectl("-n", NAMESPACE, "describe", "kvi", NAME).stdout
+    assert "CanaryPassed: a canary was decoded from KV that prefill had sent" in described
 
 
 def test_what_kvasir_renders_kubectl_accepts(cluster: Cluster) -> None:

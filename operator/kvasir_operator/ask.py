@@ -1,12 +1,21 @@
 """What pods say of themselves over HTTP: an edge. A pod that does not answer is nobody's error."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import httpx
 import msgspec
 
+from kvasir_engine.reports import RouterStatus, WorkerStatus
 from kvasir_operator.plan.preload import Progress
 from kvasir_operator.render.pod import PORT
 
 TIMEOUT_SECONDS = 2.0
+# Pods of one service that are asked at once; all of them together take no longer than the slowest.
+PARALLEL = 8
+
+T = TypeVar("T")
 
 
 class PodReader:
@@ -18,10 +27,28 @@ class PodReader:
 
     def progress(self, ip: str) -> Progress | None:
         """How far the Job's pod at `ip` is, or `None`."""
+        return self._ask(ip, "/progress", Progress)
+
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus]:
+        """What the routers at these addresses say; of the first few only, should there be many."""
+        return [status for status in self._ask_all(ips[:PARALLEL], RouterStatus) if status]
+
+    def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
+        """What the workers at these addresses say, or `None`; of those beyond the first few nothing is known."""
+        known = self._ask_all(ips[:PARALLEL], WorkerStatus)
+        return [*known, *(None for _ in ips[PARALLEL:])]
+
+    def _ask_all(self, ips: Sequence[str], kind: type[T]) -> list[T | None]:
+        if len(ips) < 2:
+            return [self._ask(ip, "/status", kind) for ip in ips]
+        with ThreadPoolExecutor(len(ips)) as pool:
+            return list(pool.map(lambda ip: self._ask(ip, "/status", kind), ips))
+
+    def _ask(self, ip: str, path: str, kind: type[T]) -> T | None:
         host = f"[{ip}]" if ":" in ip else ip
         try:
-            answer = self._client.get(f"http://{host}:{PORT}/progress")
+            answer = self._client.get(f"http://{host}:{PORT}{path}")
             answer.raise_for_status()
-            return msgspec.json.decode(answer.content, type=Progress)
+            return msgspec.json.decode(answer.content, type=kind)
         except (httpx.HTTPError, msgspec.DecodeError):
             return None

@@ -30,8 +30,6 @@ log = logging.getLogger("kvasir.operator")
 
 # What an InferenceService's status and next steps depend on, beside itself.
 WATCHED = (("apps", "v1", "deployments"), ("", "v1", "pods"), ("", "v1", "services"), ("batch", "v1", "jobs"))
-# How often a service is looked at while its model is loaded, of which no event tells.
-PROGRESS_SECONDS = 5.0
 # How often the watches are checked against a list.
 WATCHDOG_SECONDS = 60.0
 LEASE_SECONDS = 5.0  # for one request of the election
@@ -74,9 +72,7 @@ class Controller:
         self._cluster = Cluster(ClientTransport(client, self._leadership.left if self._leadership else None))
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
         self._facts = FactsReader().read
-        self._reconciler = Reconciler(
-            self._cluster, setup.options, self._facts, progress=PodReader().progress, again=self._again
-        )
+        self._reconciler = Reconciler(self._cluster, setup.options, self._facts, ask=PodReader(), again=self._again)
         self._metrics = OperatorMetrics(CollectorRegistry())
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))
@@ -128,8 +124,8 @@ class Controller:
             self._metrics.reconciles.labels(result).inc()
         return alive
 
-    def _again(self, namespace: str, name: str) -> None:
-        self._loop.call_soon_threadsafe(self._queue.add_later, (namespace, name), PROGRESS_SECONDS)
+    def _again(self, namespace: str, name: str, seconds: float) -> None:
+        self._loop.call_soon_threadsafe(self._queue.add_later, (namespace, name), seconds)
 
     def _all_again(self) -> None:
         for key in self._services:

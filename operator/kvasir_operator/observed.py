@@ -76,25 +76,40 @@ class PodState(msgspec.Struct, frozen=True):
     revision: str
     ready: bool
     trouble: Trouble | None = None
+    ip: str = ""
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """Everything there is of an InferenceService. `objects`: what it owns (pods are owned by their Deployments)."""
+    """Everything there is of an InferenceService. `objects`: what it owns (pods are owned by their Deployments).
+
+    Pods that are `leaving` have been deleted, and finish what they have.
+    """
 
     objects: dict[Reference, Object] = {}
     pods: tuple[PodState, ...] = ()
+    leaving: tuple[PodState, ...] = ()
 
     def deployments(self, role: Role) -> list[DeploymentState]:
         """The Deployments of a role, by name."""
         found = [deployment_state(o) for r, o in sorted(self.objects.items()) if r.kind == "Deployment"]
         return [state for state in found if state.role == role]
 
+    def ready(self, deployment: DeploymentState) -> int:
+        """How many of a Deployment's pods are ready: by the pods themselves, as its own count comes later."""
+        own = [p for p in self.pods if (p.role, p.revision) == (deployment.role, deployment.revision)]
+        return min(sum(p.ready for p in own) if own else deployment.ready, deployment.wanted)
+
 
 def observe(objects: Iterable[Object], pods: Iterable[Object]) -> Observed:
-    """The state of what was listed. Objects and pods that are on their way out count for nothing."""
+    """The state of what was listed. Objects that are on their way out count for nothing."""
+    present: list[PodState] = []
+    leaving: list[PodState] = []
+    for pod in pods:
+        (leaving if "deletionTimestamp" in pod["metadata"] else present).append(pod_state(pod))
     return Observed(
         objects={reference(o): o for o in objects if "deletionTimestamp" not in o["metadata"]},
-        pods=tuple(pod_state(p) for p in pods if "deletionTimestamp" not in p["metadata"]),
+        pods=tuple(present),
+        leaving=tuple(leaving),
     )
 
 
@@ -132,6 +147,7 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
         revision=metadata["labels"].get(REVISION_LABEL, ""),
         ready=ready,
         trouble=None if ready else _trouble(metadata["name"], status, conditions),
+        ip=status.get("podIP", ""),
     )
 
 

@@ -18,4 +18,7 @@ def amount(value: Any) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, int | str) or not re.match(QUANTITY, str(value)):
         return None
     number, suffix = re.fullmatch(r"(.*?)([KMGTPE]i|[numkMGTPE]|)", str(value)).groups()  # type: ignore[union-attr]
-    return Decimal(number) * _FACTORS[suffix]
+    try:
+        return Decimal(number) * _FACTORS[suffix]
+    except ArithmeticError:  # a hash such as 7e812345 looks like one, and is beyond all numbers
+        return None

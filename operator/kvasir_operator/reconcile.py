@@ -4,32 +4,59 @@ Nothing is remembered between reconciles, so it does not matter which event led 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from kvasir_engine.reports import RouterStatus, WorkerStatus
 from kvasir_operator import status as statuses
 from kvasir_operator.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan import Apply, Delete, Scale, Wait, plan
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
+from kvasir_operator.plan.workers import progress
 from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
-from kvasir_operator.render.names import PAUSED, ROLE_LABEL
+from kvasir_operator.render.names import PAUSED
 from kvasir_operator.render.network import url
-from kvasir_operator.spec import InferenceService, InvalidService, Model, parse
+from kvasir_operator.spec import WORKER_ROLES, InferenceService, InvalidService, Model, parse
+from kvasir_operator.story import tellings
 from kvasir_operator.validate import ModelFacts, fact_problems
+from kvasir_operator.verdicts import VERIFIED, Leaving
 
 log = logging.getLogger("kvasir.reconcile")
+
+
+# How soon a service is looked at again of which no event tells: while its model is loaded, while a canary is on its
+# way or a worker finishes what it has, and while no canary comes right.
+LOADING_SECONDS = 5.0
+SOON_SECONDS = 1.0
+FAILED_SECONDS = 10.0
+
+
+class Ask(Protocol):
+    """Asks pods by their addresses, which may not answer."""
+
+    def progress(self, ip: str) -> Progress | None:
+        """How far the Job's pod is."""
+        ...
+
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus]:
+        """What those of the routers say that answer."""
+        ...
+
+    def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
+        """What each worker says."""
+        ...
 
 
 class Reconciler:
     """Reconciles InferenceServices of one cluster.
 
-    `facts` is asked for a model's facts, `now` for the time, `progress` how far the Job's pod at an address is;
-    `again` is told of services (namespace, name) that change without an event.
+    `facts` is asked for a model's facts, `now` for the time, `ask` what pods say of themselves (without it, nothing
+    is said of canaries). `again` is told of services (namespace, name, seconds) that change without an event.
     """
 
     def __init__(
@@ -38,14 +65,14 @@ class Reconciler:
         options: Options,
         facts: Callable[[Model], ModelFacts | None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        progress: Callable[[str], Progress | None] = lambda ip: None,
-        again: Callable[[str, str], None] = lambda namespace, name: None,
+        ask: Ask | None = None,
+        again: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
     ) -> None:
         self._cluster = cluster
         self._options = options
         self._facts = facts
         self._now = now
-        self._progress = progress
+        self._ask = ask
         self._again = again
 
     def reconcile(self, namespace: str, name: str) -> bool:
@@ -74,13 +101,15 @@ class Reconciler:
 
     def _realize(self, document: Object, service: InferenceService) -> None:
         desired = self._servable(document, render(service, self._options))
-        pods = self._cluster.pods(service.namespace, service.name)
-        observed = observe(self._cluster.owned(service.namespace, service.name, service.uid), pods)
+        # Pods last: what is ready counts most, and changes by itself.
+        owned = self._cluster.owned(service.namespace, service.name, service.uid)
+        observed = observe(owned, self._cluster.pods(service.namespace, service.name))
         paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
         failures = {} if paused else self._execute(service, desired, observed)
-        cached = loading(desired, observed, self._loaded(pods))
+        cached = loading(desired, observed, self._loaded(observed))
         if cached and not cached.done:
-            self._again(service.namespace, service.name)
+            self._again(service.namespace, service.name, LOADING_SECONDS)
+        routers, leaving = self._routers(observed), self._leaving(observed)
         status = statuses.accepted(
             desired,
             observed,
@@ -92,19 +121,39 @@ class Reconciler:
             now=self._now(),
             cached=cached,
             paused=paused,
+            routers=routers,
+            planned=progress(desired, observed, service.spec.rollout),
+            leaving=leaving,
         )
         self._publish(document, status)
+        verified = next((c for c in status.conditions if c.type == VERIFIED), None)
+        if leaving or (routers and verified and verified.status != "True"):
+            failed = bool(not leaving and verified and verified.status == "False")
+            self._again(service.namespace, service.name, FAILED_SECONDS if failed else SOON_SECONDS)
         for error in failures.values():
             raise error  # the status has them all; this one makes the queue come back
 
-    def _loaded(self, pods: list[Object]) -> Progress | None:
+    def _loaded(self, observed: Observed) -> Progress | None:
         """How far the running pod of the Job is that loads the model."""
-        running = [
-            pod["status"]["podIP"]
-            for pod in pods
-            if pod["metadata"]["labels"][ROLE_LABEL] == PRELOAD and pod.get("status", {}).get("podIP")
+        if self._ask is None:
+            return None
+        running = [pod.ip for pod in observed.pods if pod.role == PRELOAD and pod.ip]
+        return next(filter(None, map(self._ask.progress, running)), None)
+
+    def _routers(self, observed: Observed) -> list[RouterStatus] | None:
+        """What the ready routers say."""
+        if self._ask is None:
+            return None
+        return self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
+
+    def _leaving(self, observed: Observed) -> list[Leaving]:
+        """The workers on their way out, and what they have to finish."""
+        pods = [pod for pod in observed.leaving if pod.role in WORKER_ROLES]
+        said = self._ask.workers([pod.ip for pod in pods]) if self._ask else [None] * len(pods)
+        return [
+            Leaving(pod.name, status.requests, status.leases) if status else Leaving(pod.name)
+            for pod, status in zip(pods, said, strict=True)
         ]
-        return next(filter(None, map(self._progress, running)), None)
 
     def _servable(self, document: Object, desired: list[Object]) -> list[Object]:
         """`desired` without the objects whose API this server has not got, which an Event tells of."""
@@ -155,12 +204,8 @@ class Reconciler:
             return
         metadata = document["metadata"]
         self._cluster.set_status(metadata["namespace"], metadata["name"], current)
-        for condition in statuses.transitions(previous, status):
-            bad, since = condition.status == "False", condition.last_transition_time
-            occasion = f"{condition.type} {condition.status} {since}"
-            reason = condition.type if not bad else f"Not{condition.type}"
-            message = f"{condition.reason}: {condition.message}"
-            self._cluster.event(document, bad, reason, message, since, occasion)
+        for each in tellings(previous, status):
+            self._cluster.event(document, each.warning, each.reason, each.message, each.since, each.occasion)
 
     def _stamp(self) -> str:
         return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")

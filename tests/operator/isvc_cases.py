@@ -1,11 +1,13 @@
 """InferenceServices for the operator's tests, and a cluster in memory."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kvasir_engine.reports import PairReport, RouterStatus, WorkerStatus
 from kvasir_operator.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan import Apply, Delete, Scale, plan, stamped
+from kvasir_operator.plan.preload import Progress
 from kvasir_operator.port import ClusterError
 from kvasir_operator.render import Object
 from kvasir_operator.spec import API_VERSION, KIND, InferenceService, Rollout, parse
@@ -165,6 +167,24 @@ class FakeCluster:
         return {c["type"]: c for c in self.services["default", name]["status"]["conditions"]}
 
 
+class FakePods:
+    """What pods say of themselves: the Job's by address, all routers' the same, workers' by address."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Progress] = {}
+        self.pairs: PairReport | None = None
+        self.left: dict[str, WorkerStatus] = {}
+
+    def progress(self, ip: str) -> Progress | None:
+        return self.told.get(ip)
+
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus]:
+        return [RouterStatus(False, 0, "", self.pairs) for _ in ips] if self.pairs else []
+
+    def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
+        return [self.left.get(ip) for ip in ips]
+
+
 def advance(
     desired: list[Object], live: list[Object], limits: Rollout | None = None
 ) -> tuple[list[str], list[Object]]:
@@ -195,6 +215,7 @@ def advance(
 
 __all__ = [
     "FakeCluster",
+    "FakePods",
     "advance",
     "deployments",
     "document",

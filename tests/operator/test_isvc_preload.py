@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from isvc_cases import FakeCluster, document
+from isvc_cases import FakeCluster, FakePods, document
 
 from kvasir_engine.errors import UserError
 from kvasir_engine.model.progress import ProgressServer
@@ -25,7 +25,7 @@ class Stand:
 
     def __init__(self, **model: Any) -> None:
         self.cluster = FakeCluster(document(model={**MODEL, **model}))
-        self.told: dict[str, Progress] = {}
+        self.pods = FakePods()
         self.again: list[tuple[str, str]] = []
 
     def reconcile(self) -> None:
@@ -34,8 +34,8 @@ class Stand:
             Options(),
             lambda model: None,
             lambda: datetime(2026, 1, 1, tzinfo=UTC),
-            self.told.get,
-            lambda *key: self.again.append(key),
+            self.pods,
+            lambda namespace, name, seconds: self.again.append((namespace, name)),
         ).reconcile("default", "llama")
 
     def jobs(self) -> list[Object]:
@@ -120,7 +120,7 @@ def test_a_pool_is_scaled_while_its_job_runs_once_more() -> None:
 def test_the_status_says_how_far_it_is(progress: Progress, message: str) -> None:
     stand = Stand()
     stand.pod(phase="Running", podIP="10.0.0.7", conditions=[])
-    stand.told["10.0.0.7"] = progress
+    stand.pods.told["10.0.0.7"] = progress
     stand.reconcile()
     stand.reconcile()
     assert stand.cached()["message"] == message

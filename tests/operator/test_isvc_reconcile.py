@@ -41,6 +41,8 @@ def test_from_nothing_to_ready() -> None:
         "DecodeReady",
         "RouterReady",
         "Ready",
+        "Scaling",
+        "Complete",
     }
 
 

@@ -11,6 +11,8 @@ from kvasir_operator import status
 from kvasir_operator.observed import Reference, observe, pod_state
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.schema import Invalid
+from kvasir_operator.story import transitions
+from kvasir_operator.verdicts import CONDITIONS
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 4, 4, 5, tzinfo=UTC)
@@ -63,17 +65,21 @@ def test_all_is_ready_when_all_that_is_wanted_is_there() -> None:
         "PrefillReady": ("True", "AllReady"),
         "DecodeReady": ("True", "AllReady"),
         "RouterReady": ("True", "AllReady"),
+        "Progressing": ("False", "Complete"),
+        "Degraded": ("False", "AsExpected"),
         "Ready": ("True", "AllReady"),
     }
+    assert found.explain == ""
     assert found.decode == status.RoleStatus(replicas=2, ready=2, summary="2/2")
     assert (found.url, found.model, found.observed_generation) == ("http://u", "m", 4)
     assert {c.observed_generation for c in found.conditions} == {4}
 
 
-@pytest.mark.parametrize(("role", "condition"), status.CONDITIONS.items())
+@pytest.mark.parametrize(("role", "condition"), CONDITIONS.items())
 def test_one_role_that_is_not_ready_keeps_the_service_from_being_ready(role: str, condition: str) -> None:
     found = computed(live(**{role: 0}))
-    assert {name for name, (value, _) in conditions(found).items() if value == "False"} == {condition, "Ready"}
+    untrue = {name for name, (value, _) in conditions(found).items() if value == "False"}
+    assert untrue - {"Progressing", "Degraded"} == {condition, "Ready"}
     assert message(found, "Ready").startswith(f"{condition}: 0 of ")
 
 
@@ -228,7 +234,8 @@ def test_a_refused_spec_says_so_and_nothing_about_roles() -> None:
     found = status.rejected(problems, 7, {}, NOW)
     assert conditions(found) == {"Accepted": ("False", "Invalid"), "Ready": ("False", "NotAccepted")}
     assert message(found, "Accepted") == "spec.model.uri: is odd; spec.decode.replicas: is too"
-    assert set(msgspec.to_builtins(found)) == {"observedGeneration", "conditions"}
+    assert set(msgspec.to_builtins(found)) == {"observedGeneration", "conditions", "explain"}
+    assert found.explain == "The spec is refused: spec.model.uri: is odd; spec.decode.replicas: is too."
 
 
 def test_a_transition_time_moves_only_with_the_status() -> None:
@@ -243,7 +250,7 @@ def test_a_transition_time_moves_only_with_the_status() -> None:
 
 def test_transitions_are_the_conditions_whose_status_changed() -> None:
     def changed(previous: dict[str, Any], current: status.Status) -> set[tuple[str, str]]:
-        return {(c.type, c.status) for c in status.transitions(previous, current)}
+        return {(c.type, c.status) for c in transitions(previous, current)}
 
     starting, complete = computed(live(decode=0, prefill=0, router=0)), computed(live())
     assert changed({}, starting) == {("Accepted", "True")}, "not to be ready at first is no news"

@@ -27,7 +27,7 @@ MOST_FAILURES = 6
 # Failures that every worker would answer with.
 REQUEST_FAULTS = frozenset({"bad_request", "context_length_exceeded", "kv_pool_too_small"})
 CANARY_TOKENS = 48
-CANARY_VOCABULARY = 1000  # token ids below this exist in every model
+CANARY_VOCABULARY = 200  # token ids below this exist in every model
 # Hashing more tokens than this would hold up the event loop for more than a fraction of a millisecond.
 HASH_OFF_LOOP = 2048
 
@@ -68,7 +68,7 @@ class PooledClient:
             registry=registry,
         )
         PoolCollector(pool, registry)
-        self.quarantine = Quarantine(self._canary, canary_seconds)
+        self.quarantine = Quarantine(self._released, canary_seconds)
         Gauge(
             "kvasir_router_quarantined_pairs",
             "Pairs of workers that move no KV until a canary passes.",
@@ -214,19 +214,26 @@ class PooledClient:
             name for name, target in targets.items() if self.quarantine.refuses(target.peer.endpoint.agent, holder)
         )
 
-    async def _canary(self, prefill: Target, decode: Target) -> bool:
-        """A prompt that no tree has goes from one to the other, and a token is decoded from its KV."""
+    async def canary(self, prefill: Target, decode: Target) -> str | None:
+        """A prompt that no tree has goes from one to the other, and a token is decoded from its KV.
+
+        Returns why not, or None when it did.
+        """
         prompt = [random.randrange(CANARY_VOCABULARY) for _ in range(CANARY_TOKENS)]
         salt = f"canary-{random.getrandbits(64):x}"
         attempt = Attempt(next(self._ids), prompt, Sampling(max_tokens=2), salt, 0, decode, prefill)
         try:
             async with aclosing(attempt.run()) as parts:
-                return sum([len(part.tokens) async for part in parts]) == 2
+                tokens = sum([len(part.tokens) async for part in parts])
+            return None if tokens == 2 else f"{tokens} tokens instead of 2"
         except (WorkerFailed, EngineError) as failure:
             log.warning(
                 "canary failed prefill=%s decode=%s reason=%s", prefill.worker.name, decode.worker.name, failure
             )
-            return False
+            return str(failure)
+
+    async def _released(self, prefill: Target, decode: Target) -> bool:
+        return await self.canary(prefill, decode) is None
 
 
 def _candidate(worker: WorkerConnection, peer: Peer, pages: list[int], tokens: int) -> Candidate:

@@ -127,6 +127,8 @@ async def run_router(options: RouterOptions) -> None:
         worker_url,
     )
     from kvasir_engine.router.pool import WorkerPool
+    from kvasir_engine.router.status import show_status
+    from kvasir_engine.router.verify import PairVerifier
 
     if bool(options.workers) == bool(options.watch_pods):
         raise DiscoveryError("name the workers with --worker or with --watch-pods, one of the two")
@@ -148,17 +150,21 @@ async def run_router(options: RouterOptions) -> None:
         hold_seconds=options.hold_seconds,
         hold_requests=options.hold_requests,
     )
+    verifier = PairVerifier(pool, client.canary, client.quarantine, registry)
     following = asyncio.create_task(pool.follow(discovery))
+    verifying = asyncio.create_task(verifier.run())
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "kvasir-tokenizer") as executor:
             app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
             leaving = Leaving(lifecycle, options.drain_seconds)
             leaving.mount(app)
+            show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
             await serve(app, sock, leaving)
     finally:
         await client.close()
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        for task in (following, verifying):
+            task.cancel()
+        await asyncio.gather(following, verifying, return_exceptions=True)
         await pool.close()

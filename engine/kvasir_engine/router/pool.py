@@ -94,17 +94,23 @@ class WorkerPool:
         states = sorted(f"{each.name} is {each.state} ({each.reason})" for each in self._workers.values())
         return "no worker is ready: " + ", ".join(states)
 
-    def _report_unpaired(self) -> None:
-        """Log each prefill worker and decode worker that cannot pair, once by name and reason."""
+    def unpaired(self) -> list[tuple[str, str, str]]:
+        """The ready prefill and decode workers that cannot pair, by name, and why."""
         peers = [(each.name, each.peer) for each in self.ready() if each.peer]
-        for prefill, writer in peers:
-            for decode, reader in peers:
-                if writer.role != "prefill" or reader.role == "prefill":
-                    continue
-                why = writer.endpoint.fingerprint.mismatch(reader.endpoint.fingerprint)
-                if why is not None and (prefill, decode, why) not in self._unpaired:
-                    self._unpaired.add((prefill, decode, why))
-                    log.warning("workers cannot pair prefill=%s decode=%s reason=%r", prefill, decode, why)
+        found = [
+            (prefill, decode, writer.endpoint.fingerprint.mismatch(reader.endpoint.fingerprint))
+            for prefill, writer in peers
+            for decode, reader in peers
+            if writer.role == "prefill" and reader.role != "prefill"
+        ]
+        return [(prefill, decode, why) for prefill, decode, why in found if why is not None]
+
+    def _report_unpaired(self) -> None:
+        """Log those that cannot pair, each once."""
+        for each in self.unpaired():
+            if each not in self._unpaired:
+                self._unpaired.add(each)
+                log.warning("workers cannot pair prefill=%s decode=%s reason=%r", *each)
 
     def states(self) -> Iterator[tuple[str, str]]:
         """Role (`unknown` until its hello) and state of each worker."""

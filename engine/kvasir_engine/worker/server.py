@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from kvasir_engine import faults, protocol
 from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.protocol import Abort, Drain, Hello, Reserve, Resync, Submit, ToRouter
+from kvasir_engine.reports import WorkerStatus
 from kvasir_engine.worker.metrics import EngineCollector
 from kvasir_engine.worker.thread import EngineThread
 
@@ -19,15 +20,6 @@ log = logging.getLogger("worker")
 
 PROTOCOL_ERROR = 1002
 POLICY_VIOLATION = 1008
-
-
-class WorkerStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """`GET /status`: requests and leases that have not ended, and the seconds that are left when it drains."""
-
-    draining: bool
-    requests: int
-    leases: int
-    seconds_left: float | None
 
 
 class WorkerServer:

@@ -24,7 +24,7 @@ def rollout_state(desired: Sequence[Object], observed: Observed, limits: Rollout
     """What the rollout planner is to know: the wanted revisions, and the counts of all that are there."""
     wanted = {item["metadata"]["labels"][ROLE_LABEL]: item for item in filter(is_worker, desired)}
     groups = [
-        Group(role, each.revision, each.kv, each.wanted, min(each.ready, each.wanted))
+        Group(role, each.revision, each.kv, each.wanted, observed.ready(each))
         for role in WORKER_ROLES
         for each in observed.deployments(role)
     ]
@@ -68,6 +68,13 @@ def worker_steps(desired: Sequence[Object], observed: Observed, limits: Rollout)
     if not grow and not shrink and not _settled(state, wanted):
         return [Wait(waits_for(state))]
     return [*grow, *shrink]
+
+
+def progress(desired: Sequence[Object], observed: Observed, limits: Rollout) -> str:
+    """What the workers' plan still waits for; empty when all is as it should be."""
+    state = rollout_state(desired, observed, limits)
+    wanted = {_key(item) for item in filter(is_worker, desired)}
+    return "" if _settled(state, wanted) else waits_for(state)
 
 
 def waits_for(state: State) -> str:

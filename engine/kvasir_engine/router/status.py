@@ -1,0 +1,19 @@
+"""`GET /status` of a router: what the operator asks it."""
+
+import msgspec
+from fastapi import FastAPI, Response
+
+from kvasir_engine.api.lifecycle import Lifecycle
+from kvasir_engine.reports import RouterStatus
+from kvasir_engine.router.client import PooledClient
+from kvasir_engine.router.verify import PairVerifier
+
+
+def show_status(app: FastAPI, verifier: PairVerifier, client: PooledClient, lifecycle: Lifecycle) -> None:
+    """Add `GET /status`."""
+
+    @app.get("/status")
+    async def status() -> Response:
+        reason = client.unready_reason() or ""
+        shown = RouterStatus(lifecycle.draining, lifecycle.inflight, reason, verifier.report())
+        return Response(msgspec.json.encode(shown), media_type="application/json")

@@ -1,0 +1,162 @@
+"""PURE: what is observed of a service, judged: one verdict a condition. `status.py` says what each means."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from kvasir_engine.reports import RouterStatus
+from kvasir_operator.observed import Observed, PodState, Trouble
+from kvasir_operator.plan.preload import Loading
+from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL, Object, Role
+
+ROLES: tuple[Role, ...] = ("prefill", "decode", "router")
+CONDITIONS: dict[Role, str] = {"prefill": "PrefillReady", "decode": "DecodeReady", "router": "RouterReady"}
+VERIFIED = "KVTransferVerified"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A condition to be: true, false, or `None` for unknown. `trouble`: time alone does not mend it."""
+
+    type: str
+    true: bool | None
+    reason: str
+    message: str
+    trouble: bool = False
+
+
+class Leaving(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A worker's pod that is on its way out, and what it still has to finish; `None` where it does not say."""
+
+    pod: str
+    requests: int | None = None
+    leases: int | None = None
+
+    def __str__(self) -> str:
+        if self.requests is None or self.leases is None:
+            return f"pod {self.pod} leaves"
+        return (
+            f"pod {self.pod} leaves when {_count(self.requests, 'request')} and {_count(self.leases, 'lease')} end"
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def model_cached(state: Loading | None, refused: str) -> list[Verdict]:
+    """The verdict on the Job that loads the model; none where there is no such Job."""
+    if refused:
+        return [Verdict("ModelCached", False, "ApplyFailed", refused, trouble=True)]
+    if state is None:
+        return []
+    return [
+        Verdict(
+            "ModelCached", state.done, state.reason, state.message, not state.done and state.reason != "Loading"
+        )
+    ]
+
+
+def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refused: str) -> tuple[int, int, Verdict]:
+    """How many of a role are wanted and how many of them ready, and the verdict. `refused`: what the API server
+    said against its objects."""
+    item = next(o for o in desired if o["kind"] == "Deployment" and o["metadata"]["labels"][ROLE_LABEL] == role)
+    name, wanted = item["metadata"]["name"], int(item["spec"]["replicas"])
+    revision = item["spec"]["template"]["metadata"]["labels"][REVISION_LABEL]
+    states = observed.deployments(role)
+    state = next((s for s in states if s.name == name), None)
+    ready = min(state.ready, wanted) if state else 0
+    done = state is not None and state.complete and state.wanted == wanted
+    count = f"{ready} of {wanted} ready"
+
+    def verdict(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, Verdict]:
+        return wanted, ready, Verdict(CONDITIONS[role], true, reason, message, trouble)
+
+    if refused:
+        return verdict(False, "ApplyFailed", f"{count}; {refused}", trouble=True)
+    if done:
+        return (
+            verdict(True, "AllReady", count) if wanted else verdict(True, "ScaledToZero", "no replicas are wanted")
+        )
+    if state and state.failure:
+        return verdict(False, "FailedCreate", f"{count}; {state.failure}", trouble=True)
+    if trouble := _trouble(role, revision, observed.pods):
+        return verdict(False, trouble.reason, f"{count}; {_told(trouble)}", trouble=True)
+    serving = [f"{s.ready} of revision {s.revision}" for s in states if s.name != name and s.ready]
+    if serving:
+        return verdict(False, "RollingOut", f"{count} of revision {revision}; {' and '.join(serving)} still serve")
+    if state and ready == wanted:
+        message = f"{count}, {min(state.updated, wanted)} of them of revision {revision}"
+        return verdict(False, "RollingOut", message)
+    return verdict(False, "Starting", count)
+
+
+def _trouble(role: Role, revision: str, pods: Sequence[PodState]) -> Trouble | None:
+    """The first trouble among the pods of the wanted revision, by pod name."""
+    found = [p.trouble for p in pods if p.role == role and p.revision == revision and p.trouble]
+    return min(found, default=None)
+
+
+def _told(trouble: Trouble) -> str:
+    return f"pod {trouble.pod}: {trouble.reason}" + (f": {trouble.message}" if trouble.message else "")
+
+
+def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, Any]) -> Verdict:
+    """Whether KV was seen to move, by what the routers say of their canaries.
+
+    When none of them answers, what was known stands: a condition does not fall by a lost packet.
+    """
+    pairs = [router.pairs for router in routers]
+    failures = [failure for each in pairs for failure in each.failures]
+    verified, pending = sum(each.verified for each in pairs), sum(each.pending for each in pairs)
+    unpaired = [why for each in pairs for why in each.unpaired]
+    if failures:
+        return Verdict(VERIFIED, False, "CanaryFailed", f"no KV moves from {failures[0]}", trouble=True)
+    if verified:
+        return Verdict(VERIFIED, True, "CanaryPassed", "a canary was decoded from KV that prefill had sent")
+    if pending:
+        return Verdict(VERIFIED, None, "Verifying", "a canary is on its way from prefill to decode")
+    if unpaired:
+        return Verdict(VERIFIED, False, "NoPair", f"no workers can pair: {unpaired[0]}", trouble=True)
+    before = next((c for c in previous.get("conditions", []) if c["type"] == VERIFIED), None)
+    if before and before["status"] == "True" and not routers:
+        return Verdict(VERIFIED, True, before["reason"], before["message"])
+    return Verdict(VERIFIED, None, "NoReport", "no router has told of a pair of workers yet")
+
+
+def progressing(planned: str, rolling: bool, leaving: Sequence[Leaving]) -> Verdict:
+    """Whether workers come or go. `planned`: what the plan waits for, empty when it has nothing left to do."""
+    waits = "; ".join(filter(None, [planned, *map(str, leaving)]))
+    if planned:
+        return Verdict("Progressing", True, "RollingOut" if rolling else "Scaling", f"waits: {waits}")
+    if leaving:
+        return Verdict("Progressing", True, "Draining", f"waits: {waits}")
+    return Verdict("Progressing", False, "Complete", "all workers that are wanted are ready, and no other is left")
+
+
+def degraded(verdicts: Sequence[Verdict], generation: int, previous: Mapping[str, Any]) -> Verdict:
+    """Whether something is wrong that time alone does not mend, or that was right before with the same spec."""
+    for each in verdicts:
+        if each.trouble:
+            return Verdict("Degraded", True, each.reason, f"{each.type}: {each.message}")
+    before = {c["type"]: c for c in previous.get("conditions", [])}
+    had_all = before.get("Ready", {}).get("status") == "True" or before.get("Degraded", {}).get("reason") == LOST
+    if had_all and previous.get("observedGeneration") == generation:
+        for each in verdicts:
+            if each.type in CONDITIONS.values() and not each.true:
+                return Verdict("Degraded", True, LOST, f"{each.type}: {each.message}, where all were")
+    return Verdict("Degraded", False, "AsExpected", "nothing is wrong")
+
+
+LOST = "PodsLost"
+
+
+def ready(verdicts: Sequence[Verdict], replicas: Mapping[Role, int]) -> Verdict:
+    """Whether requests are served, by all that counts for it."""
+    for each in verdicts:
+        if not each.true:
+            return Verdict("Ready", False, each.reason, f"{each.type}: {each.message}")
+    for role in ("decode", "router"):
+        if replicas[role] == 0:
+            return Verdict("Ready", False, "ScaledToZero", f"no {role} replicas are wanted, so nothing is served")
+    return Verdict("Ready", True, "AllReady", "requests are served")
