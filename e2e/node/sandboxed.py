@@ -73,6 +73,22 @@ async def _data(api: Api, namespace: str, kind: str, names: set[str]) -> dict[st
     return found
 
 
+async def _claims(api: Api, namespace: str, spec: Mapping[str, Any]) -> dict[str, Path]:
+    """The folders of the claims that a pod's volumes name. Raises PodError for one that is bound to no folder."""
+    found: dict[str, Path] = {}
+    for volume in spec.get("volumes") or ():
+        if not (source := volume.get("persistentVolumeClaim")):
+            continue
+        name = source["claimName"]
+        claim = await api.find(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}")
+        bound = (claim or {}).get("spec", {}).get("volumeName")
+        target = await api.find(f"/api/v1/persistentvolumes/{bound}") if bound else None
+        if target is None or "hostPath" not in target["spec"]:
+            raise PodError(f"persistentvolumeclaim {name!r} is not bound to a hostPath volume")
+        found[name] = Path(target["spec"]["hostPath"]["path"])
+    return found
+
+
 async def _credentials(api: Api, pod: Object, config: Config, folder: Path) -> Path:
     """A token bound to the pod, the authority's certificate and the namespace, as files. Raises PodError."""
     meta, account = pod["metadata"], pod["spec"].get("serviceAccountName") or "default"
@@ -172,6 +188,7 @@ async def prepare(
         volumes=config.volumes,
         secrets=data["secrets"],
         config_maps=data["configmaps"],
+        claims=await _claims(api, pod["metadata"]["namespace"], spec),
         environ=environment(),
         node_name=node.name,
         host_ip=host_ip,

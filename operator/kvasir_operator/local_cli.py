@@ -193,7 +193,8 @@ def render(
         read = manifest.load(manifest.read(file), file)
     for secret in read.secrets:
         typer.echo(f"kvasir: note: Secret {secret} is the manifest's own and not printed", err=True)
-    options = Options(engine_image=image) if image else Options()
+    # Whether a cluster has the Prometheus operator is not known here; without it a PodMonitor could not be applied.
+    options = Options(engine_image=image or Options().engine_image, pod_monitors=False)
     typer.echo(yaml.safe_dump_all(render_objects(read.service, options), sort_keys=False), nl=False)
 
 
