@@ -71,12 +71,14 @@ SCALARS = st.one_of(
     st.booleans(),
     st.sampled_from(["", "a", "cpu", "cuda", "auto", "tcp", "Ingress", "x y", "A.b"]),
 )
+# 9 to 64 are a CPU role's; what a device makes of a number is beyond the schema.
+RANKS = SCALARS.filter(lambda value: isinstance(value, str) or not 8 < value < 65)
 QUANTITIES = st.one_of(st.integers(0, 5), st.sampled_from(["1", "500m", "2Gi", "many", "1.5", "-1"]))
 WORKERS = st.fixed_dictionaries(
     {},
     optional={
         "replicas": SCALARS,
-        "tensorParallel": SCALARS,
+        "tensorParallel": RANKS,
         "device": SCALARS,
         "resources": st.fixed_dictionaries(
             {}, optional={"requests": st.dictionaries(st.sampled_from(["cpu", "memory"]), QUANTITIES)}
