@@ -71,7 +71,7 @@ def nothing(folder: Path) -> None:
         (
             lambda folder: configured(folder, intermediate_size=65),
             [],
-            "is [32, 64], the configuration makes it [32, 65]",
+            "is [64, 32], the configuration makes it [65, 32]",
         ),
         (
             nothing,
@@ -88,7 +88,7 @@ def nothing(folder: Path) -> None:
         ),
         (nothing, ["--kv-cache-memory", "1Kb"], "'1Kb' is no amount of memory"),
         (nothing, ["--max-length", "513"], "maximum length 513 is more than the model's 512 positions"),
-        (nothing, ["--tensor-parallel", "5"], "tensor parallel size 5 "),
+        (nothing, ["--tensor-parallel", "5"], "tensor parallel size 5 is no multiple of the model's 2 KV heads"),
     ],
 )
 def test_it_says_what_is_wrong_and_opens_no_port(
