@@ -29,13 +29,15 @@ class EngineError(Exception):
 class GenerateRequest(msgspec.Struct, frozen=True):
     """One sequence to continue. `tokens` is the whole prompt as token ids, never empty.
 
-    `salt` separates cache identities: requests with different salts never share KV.
+    `salt` separates cache identities: requests with different salts never share KV. Requests of a lower `priority`
+    are served first (vLLM's sense): each level is worth as many places in the queue as `engine.LEVEL` says.
     """
 
     id: str
     tokens: list[int]
     sampling: Sampling
     salt: str = ""
+    priority: int = 0
 
 
 class Output(msgspec.Struct, frozen=True):

@@ -168,7 +168,7 @@ class Submit(Frame, frozen=True):
     """Router to worker: generate for `tokens`.
 
     Without `lease` the worker does it all. With one, the worker (prefill) computes the prompt's KV, pushes what
-    the lease asks for to `to`, samples one token and is done.
+    the lease asks for to `to`, samples one token and is done. `priority`: see `GenerateRequest`.
     """
 
     id: str
@@ -177,6 +177,7 @@ class Submit(Frame, frozen=True):
     salt: str = ""
     lease: "Lease | None" = None
     to: Endpoint | None = None
+    priority: int = 0
 
 
 class Reserve(Frame, frozen=True):
@@ -194,6 +195,7 @@ class Reserve(Frame, frozen=True):
     salt: str = ""
     threshold: int = 0
     lend_from: int | None = None
+    priority: int = 0
 
 
 class Loan(msgspec.Struct, frozen=True):

@@ -48,6 +48,14 @@ async def test_chat_completion(model: ServedModel) -> None:
     assert request.sampling.stop_token_ids == [EOS]
 
 
+async def test_a_priority_reaches_the_engine(model: ServedModel) -> None:
+    engine = ScriptedEngine(saying(ids(model, "yes")))
+    async with running(engine, model) as api, api.client() as client:
+        await client.chat.completions.create(model="tiny", messages=HELLO, extra_body={"priority": -3})
+        await client.completions.create(model="tiny", prompt="a")
+    assert [request.priority for request in engine.requests] == [-3, 0]
+
+
 async def test_a_streamed_chat_is_the_same_text_in_whole_characters(model: ServedModel) -> None:
     engine = ScriptedEngine(saying(ids(model, "€ and 😀"), cached=3))
     async with running(engine, model) as api, api.client() as client:

@@ -221,6 +221,14 @@ async def test_when_no_worker_is_left_the_error_has_the_reason() -> None:
         assert (caught.value.code, caught.value.status) == ("no_worker", 503)
 
 
+async def test_where_all_workers_are_overloaded_that_is_the_error() -> None:
+    full, busy = (FakeWorker("both", Fabric(), name, hook=always("submit", Fail("overloaded"))) for name in "ab")
+    async with cluster(full, busy) as running:
+        with pytest.raises(EngineError, match="all workers are overloaded") as caught:
+            await running.generate(PROMPT, 20)
+        assert (caught.value.code, caught.value.status) == ("overloaded", 503)
+
+
 async def test_a_worker_that_failed_at_a_request_does_not_get_it_again() -> None:
     _, (bad, good) = pairs(0, 2)
     bad.cached = PROMPT  # the best place, were it not for this

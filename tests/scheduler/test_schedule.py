@@ -152,3 +152,26 @@ def test_a_plan_can_always_be_carried_out(state: tuple[list[Sequence], list[Sequ
     assert plan.chunks or not active or (available == 0 and len(active) == 1), (
         "sequences run and nothing was planned"
     )
+
+
+def test_what_follows_is_found_out_once_and_then_waits_for_all_that_is_shared() -> None:
+    leader, follower = running(20, 4, 0), waiting(20, 1)
+    follower.tokens[:16] = leader.tokens[:16]
+    plan = schedule([leader], [follower], Pool(99, {follower: 4}), Limits(64, 8, PAGE))
+    assert plan.follow == ((follower, leader, 16),)
+    follower.leader, follower.shared = leader, 16
+    asked: list[Sequence] = []
+    pool = Pool(99, {follower: 12})
+    found = pool.cost
+    pool.cost = lambda sequence: asked.append(sequence) or found(sequence)  # type: ignore[method-assign, func-returns-value]
+    leader.computed = 12
+    plan = schedule([leader], [follower], pool, Limits(64, 8, PAGE))
+    assert (plan.admit, plan.follow, asked) == ((), (), [])
+    assert schedule([], [follower], pool, Limits(64, 8, PAGE)).admit == (follower,), "its leader is gone"
+
+
+def test_the_last_token_is_never_waited_for() -> None:
+    leader, follower = running(16, 4, 0), waiting(16, 1)
+    follower.tokens[:] = leader.tokens
+    plan = schedule([leader], [follower], Pool(99, {follower: 4}), Limits(64, 8, PAGE))
+    assert plan.follow == ((follower, leader, 12),)

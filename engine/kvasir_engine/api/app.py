@@ -91,9 +91,8 @@ class _Service:
                     params.sampling, max_tokens=most, seed=choice_seed(params.sampling.seed, n)
                 )
                 detokenizer = Detokenizer(self.model.tokenizer, params.stop, sampling.min_tokens)
-                choices.append(
-                    Choice(index, place, GenerateRequest(f"{id}-{index}", tokens, sampling, salt), detokenizer)
-                )
+                request = GenerateRequest(f"{id}-{index}", tokens, sampling, salt, params.priority)
+                choices.append(Choice(index, place, request, detokenizer))
         return choices
 
     def answer(self, id: str, prompts: list[list[int]], choices: list[Choice]) -> Answer:
@@ -123,7 +122,7 @@ async def _read(request: Request, kind: type[B]) -> B:
 
 
 def _error_response(error: ApiError) -> Response:
-    headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+    headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(error.status)
     return Response(error.body, error.status, headers, "application/json")
 
 

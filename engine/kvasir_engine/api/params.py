@@ -29,6 +29,7 @@ class Params:
     max_tokens: int | None
     stream: bool
     include_usage: bool
+    priority: int = 0
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -120,6 +121,7 @@ def _params(
         max_tokens=max_tokens,
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        priority=request.priority or 0,
     )
 
 

@@ -35,6 +35,7 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     min_tokens: int | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    priority: int | None = None
 
     user: str | None = None
 

@@ -64,8 +64,10 @@ class Attempt:
         decode: Target,
         prefill: Target | None,
         lend_from: int | None = None,
+        priority: int = 0,
     ) -> None:
         self._id = id
+        self._priority = priority
         self._tokens = tokens
         self._sampling = sampling
         self._salt = salt
@@ -112,7 +114,7 @@ class Attempt:
     def _start(self) -> None:
         decode, prefill = self._decode, self._prefill
         if prefill is None:
-            submit = Submit(id=self._id, tokens=self._tokens, sampling=self._sampling, salt=self._salt)
+            submit = Submit(self._id, self._tokens, self._sampling, self._salt, priority=self._priority)
             self._open(decode, submit, decode.expected_tokens)
             return
         reserve = Reserve(
@@ -123,6 +125,7 @@ class Attempt:
             salt=self._salt,
             threshold=self._threshold,
             lend_from=self._lend_from,
+            priority=self._priority,
         )
         self._open(decode, reserve, 0)
 
@@ -141,6 +144,7 @@ class Attempt:
             salt=self._salt,
             lease=lease,
             to=self._decode.peer.endpoint,
+            priority=self._priority,
         )
         self._open(prefill, submit, prefill.expected_tokens)
 

@@ -126,6 +126,7 @@ class PooledClient:
                 decode,
                 prefill,
                 lend_from,
+                request.priority,
             )
             try:
                 async with aclosing(attempt.run()) as parts:
@@ -268,5 +269,7 @@ def _continued(sampling: Sampling, sent: int) -> Sampling:
 
 
 def _exhausted(failed: list[WorkerFailed]) -> EngineError:
+    if all(each.code == "overloaded" for each in failed):
+        return EngineError("overloaded", f"all workers are overloaded: {failed[-1].message}", 503)
     reasons = "; ".join(f"{each.worker.name}: {each.code}: {each.message}" for each in failed)
     return EngineError("no_worker", f"no worker could finish the request: {reasons}", 503)

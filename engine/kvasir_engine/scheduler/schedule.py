@@ -47,11 +47,15 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What one step does, in this order: `preempt`, `admit`, then compute `chunks` (sequence, new tokens)."""
+    """What one step does, in this order: `preempt`, `admit`, then compute `chunks` (sequence, new tokens).
+
+    `follow` is what was found out of those that go on waiting: (sequence, its leader, tokens they share).
+    """
 
     preempt: tuple[Sequence, ...] = ()
     admit: tuple[Sequence, ...] = ()
     chunks: tuple[tuple[Sequence, int], ...] = ()
+    follow: tuple[tuple[Sequence, Sequence, int], ...] = ()
 
 
 def schedule(
@@ -91,13 +95,17 @@ def schedule(
             budget -= chunks[sequence]
 
     admitted: list[Sequence] = []
-    leaders = [s for s in prefills if s not in preempted]
+    follow: list[tuple[Sequence, Sequence, int]] = []
+    leaders = dict.fromkeys(s for s in prefills if s not in preempted)
     active = len(running) - len(preempted) + leased
     for sequence in () if preempted else waiting:
         if active >= limits.running or (budget == 0 and not sequence.remote):
             break
+        if sequence.leader in leaders and sequence.leader.computed < sequence.shared:
+            continue
         cost, cached = pool.cost(sequence)
-        if not sequence.remote and _follows(sequence, cached, leaders, limits.page_size):
+        if not sequence.remote and (found := _leader(sequence, cached, leaders, limits.page_size)) is not None:
+            follow.append((sequence, *found))
             continue
         if cost + active > available:
             break
@@ -107,16 +115,24 @@ def schedule(
         if not sequence.remote:
             chunks[sequence] = min(len(sequence.tokens) - cached, budget)
             budget -= chunks[sequence]
-            leaders.append(sequence)
-    return Plan(tuple(preempted), tuple(admitted), tuple(chunks.items()))
+            leaders[sequence] = None
+    return Plan(tuple(preempted), tuple(admitted), tuple(chunks.items()), tuple(follow))
 
 
-def _follows(sequence: Sequence, cached: int, leaders: Iterable[Sequence], page_size: int) -> bool:
-    """Whether one of `leaders` is about to compute the next page that `sequence` lacks."""
+def _leader(
+    sequence: Sequence, cached: int, leaders: Iterable[Sequence], page_size: int
+) -> tuple[Sequence, int] | None:
+    """The one of `leaders` that is about to compute the next page that `sequence` lacks; tokens of whole pages
+    that they share."""
     end = (cached // page_size + 1) * page_size
-    return end < len(sequence.tokens) and any(
-        leader.computed < end <= len(leader.tokens)
-        and leader.salt == sequence.salt
-        and leader.tokens[:end] == sequence.tokens[:end]
-        for leader in leaders
-    )
+    for leader in leaders:
+        last = min(len(sequence.tokens) - 1, len(leader.tokens))  # the last token is always computed
+        if leader.computed < end <= last and leader.salt == sequence.salt:
+            shared = 0
+            while (until := shared + page_size) <= last and (
+                leader.tokens[shared:until] == sequence.tokens[shared:until]
+            ):
+                shared = until
+            if shared >= end:
+                return leader, shared
+    return None

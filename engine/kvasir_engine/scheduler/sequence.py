@@ -14,6 +14,8 @@ class Sequence:
     sequence is simply one whose `computed` went back to what the radix tree still has.
 
     `remote`: another worker computes the prompt; admission leases pages instead of holding fresh ones.
+    `arrival` orders all sequences: lower ones are served first and preempted last. While it waits, `leader` may be
+    the sequence that is computing this one's first `shared` tokens.
     """
 
     id: str
@@ -26,6 +28,8 @@ class Sequence:
     computed: int = 0
     cached: int = 0
     pages: list[int] = field(default_factory=list)
+    leader: "Sequence | None" = None
+    shared: int = 0
 
     def __post_init__(self) -> None:
         self.prompt = len(self.tokens)

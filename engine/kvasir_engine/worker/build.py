@@ -16,13 +16,14 @@ from kvasir_engine.model.source import resolve
 from kvasir_engine.model.threads import apart, use_own_cores
 from kvasir_engine.model.weights import weights_digest
 from kvasir_engine.protocol import HEADS_APART, Fingerprint, Role
+from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer.agent import Agent, choose_fabric
 from kvasir_engine.transfer.digest import NONE, XXH3, Digester
 from kvasir_engine.transfer.fabric import Fabric
 from kvasir_engine.transfer.group import HandoffGroup
 from kvasir_engine.transfer.handoff import Event, Handoff
-from kvasir_engine.worker.engine import Engine
+from kvasir_engine.worker.engine import NO_LIMITS, Engine
 from kvasir_engine.worker.frames import Serve
 from kvasir_engine.worker.rank import region_of
 from kvasir_engine.worker.ranks import RankedRunner, RankProcesses
@@ -48,6 +49,7 @@ class EngineOptions:
     fabric: Fabric = "auto"
     kv_digests: bool = True
     check_pages: bool = False
+    queue: QueueLimits = NO_LIMITS
 
 
 def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
@@ -92,7 +94,9 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
         own.start()
         handoff = HandoffGroup(own, ranks)
-    thread = EngineThread(Engine(runner, role, limits, max_length, epoch, handoff), options.check_pages)
+    thread = EngineThread(
+        Engine(runner, role, limits, max_length, epoch, handoff, options.queue), options.check_pages
+    )
     thread.start()
     log.info(
         "engine ready role=%s dtype=%s device=%s threads=%d pages=%d page_bytes=%d max_length=%d",

@@ -6,7 +6,8 @@ lease settles, then runs as any other.
 """
 
 import logging
-from collections import deque
+import math
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -26,11 +27,11 @@ from kvasir_engine.protocol import (
     Load,
     Reserve,
     Role,
-    Sampling,
     Submit,
     TokenLogprobs,
 )
 from kvasir_engine.sampling.sampler import SampleRequest, sample
+from kvasir_engine.scheduler.queue import QueueLimits, WaitingQueue, place_in_queue
 from kvasir_engine.scheduler.schedule import Limits, Plan, schedule
 from kvasir_engine.scheduler.sequence import Sequence
 from kvasir_engine.transfer import holder, writer
@@ -48,6 +49,8 @@ log = logging.getLogger("engine")
 
 LEASE_SECONDS = 600.0
 """A lease covers the prompt's wait at prefill. A dead or silent writer is found by pings, long before."""
+
+NO_LIMITS = QueueLimits()
 
 JobId = tuple[int, str]  # session, the request's id in it
 
@@ -72,6 +75,7 @@ class Job:
     lend_from: int | None = None  # tokens that the writer has; what we have beyond it may read
     loan: int | None = None
     counted: bool = False  # in the statistics of prompts
+    came: float = 0.0  # by the engine's clock
 
     @property
     def id(self) -> JobId:
@@ -117,6 +121,8 @@ class Engine:
         max_length: int,
         epoch: int,
         handoff: HandoffGroup | None,
+        queue: QueueLimits = NO_LIMITS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
         self.role = role
@@ -124,12 +130,15 @@ class Engine:
         self.max_length = max_length
         self.epoch = epoch
         self.handoff = handoff
+        self.queue = queue
+        self._clock = clock
+        self._expiry = -math.inf
         self.cache = Cache(runner.pool.pages, limits.page_size, runner.copy_page)
         self.readback = Readback(self.cache)
         self.stats = Stats()
         self.prefill_rate = 0.0  # tokens a second of the steps that prefill, as measured by whoever takes the steps
         self.jobs: dict[JobId, Job] = {}
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []  # in order of arrival
         self.leased: dict[int, Job] = {}  # open leases of ours
         self.fenced: dict[int, list[int]] = {}  # leases of ours that wait for a proof, with their pages
@@ -150,7 +159,7 @@ class Engine:
             return self._refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
         if frame.lease is not None and (self.role == "decode" or self.handoff is None):
             return self._refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
-        job = self._new_job(session, frame.id, frame.tokens, frame.sampling, frame.salt)
+        job = self._new_job(session, frame)
         if job is None:
             return None
         if frame.lease is not None and frame.to is not None and self.handoff is not None:
@@ -171,18 +180,18 @@ class Engine:
             if frame.lease.loan is not None:
                 job.reading = self.readback.read(self.handoff, frame.to, frame.lease.loan, job.sequence)
         if job.reading is None:
-            self.waiting.append(job.sequence)
+            self.waiting.add(job.sequence)
         return None
 
     def reserve(self, session: int, frame: Reserve) -> None:
         """A new request whose prompt another worker computes, unless little of it is missing here."""
         if self.role == "prefill" or self.handoff is None:
             return self._refuse(session, frame.id, "wrong_role", f"a {self.role} worker grants no leases")
-        job = self._new_job(session, frame.id, frame.tokens, frame.sampling, frame.salt)
+        job = self._new_job(session, frame)
         if job is not None:
             job.sequence.remote = True
             job.writer, job.threshold, job.lend_from = frame.writer, frame.threshold, frame.lend_from
-            self.waiting.append(job.sequence)
+            self.waiting.add(job.sequence)
             faults.hit("decode.reserved")
         return None
 
@@ -309,20 +318,35 @@ class Engine:
 
     def step(self) -> bool:
         """Plan, compute and account for one step. `False` if there was nothing that could be done."""
+        self._expire()
         plan = schedule(self.running, self.waiting, self.cache, self.limits, len(self.leased))
         for sequence in reversed(plan.preempt):
             self.running.remove(sequence)
             self._part(self._job_of[sequence])
-            self.waiting.appendleft(sequence)
+            self.waiting.add(sequence)
             self.stats.preemptions += 1
         for sequence in plan.admit:
             self.waiting.remove(sequence)
+            sequence.leader = None
             self._admit(self._job_of[sequence])
+        for sequence, leader, shared in plan.follow:
+            sequence.leader, sequence.shared = leader, shared
         chunks = self._allocate(plan)
         if chunks:
             logits = self.runner.forward(self._batch(chunks), self._layer_pushes(chunks))
             self._advance(chunks, logits)
         return bool(chunks or plan.admit or plan.preempt)
+
+    def _expire(self) -> None:
+        """Fail those that waited too long for their first step. Looked at ten times within the limit."""
+        now, seconds = self._clock(), self.queue.seconds
+        if seconds == 0 or now < self._expiry:
+            return
+        self._expiry = now + seconds / 10
+        for sequence in list(self.waiting):
+            job = self._job_of[sequence]
+            if not job.counted and now - job.came >= seconds:
+                self._fail(job, "overloaded", f"not served within {seconds:g} s")
 
     def _admit(self, job: Job) -> None:
         sequence = job.sequence
@@ -571,7 +595,8 @@ class Engine:
         self.stats.failures[code] = self.stats.failures.get(code, 0) + 1
         self._out.setdefault(session, []).append(Delta(request, failure=Failure(code, message)))
 
-    def _new_job(self, session: int, request: str, tokens: list[int], sampling: Sampling, salt: str) -> Job | None:
+    def _new_job(self, session: int, frame: Submit | Reserve) -> Job | None:
+        request, tokens, sampling = frame.id, frame.tokens, frame.sampling
         vocab = self.runner.vocab
         problem = None
         if (session, request) in self.jobs:
@@ -582,11 +607,14 @@ class Engine:
             problem = "bad_request", f"max_tokens must be at least 1, not {sampling.max_tokens}"
         elif len(tokens) >= self.max_length:
             problem = "context_length_exceeded", f"the prompt has {len(tokens)} tokens, {self.max_length - 1} fit"
+        elif 0 < self.queue.length <= len(self.waiting):
+            problem = "overloaded", f"{len(self.waiting)} requests wait already"
         if problem is not None:
             self._refuse(session, request, *problem)
             return None
         self._arrivals += 1
-        job = Job(session, Sequence(request, list(tokens), sampling, self._arrivals, salt))
+        arrival = place_in_queue(self._arrivals, frame.priority)
+        job = Job(session, Sequence(request, list(tokens), sampling, arrival, frame.salt), came=self._clock())
         self.jobs[job.id] = job
         self._job_of[job.sequence] = job
         return job

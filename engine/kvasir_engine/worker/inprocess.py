@@ -40,7 +40,7 @@ class InProcessClient:
         request_id = f"{next(self._ids)}-{request.id}"
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
         self._streams[request_id] = deltas
-        submit = Submit(request_id, request.tokens, request.sampling, request.salt)
+        submit = Submit(request_id, request.tokens, request.sampling, request.salt, priority=request.priority)
         self._thread.post(lambda engine: engine.submit(self._session, submit))
         try:
             while True:

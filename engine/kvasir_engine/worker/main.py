@@ -13,6 +13,7 @@ import typer
 
 from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import VERSION, Hello, Role
+from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.transfer.fabric import FABRICS
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ Digests = Annotated[bool, typer.Option(help="check each page that moved before u
 CheckPages = Annotated[
     bool,
     typer.Option(help="debugging: check at each step that every page has one owner", envvar="KVASIR_CHECK_PAGES"),
+]
+MaxWaiting = Annotated[
+    int, typer.Option(min=0, help="most requests that wait, 0: any; more get 503", envvar="KVASIR_MAX_WAITING")
+]
+QueueSeconds = Annotated[
+    float,
+    typer.Option(min=0, help="longest wait for a first step, 0: any; then 503", envvar="KVASIR_QUEUE_SECONDS"),
 ]
 DrainSeconds = Annotated[float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")]
 
@@ -95,6 +103,8 @@ def worker(
     fabric: FabricName = "auto",
     kv_digests: Digests = True,
     check_pages: CheckPages = False,
+    max_waiting: MaxWaiting = 1024,
+    queue_seconds: QueueSeconds = 0.0,
     drain_seconds: DrainSeconds = 600.0,
 ) -> None:
     """One worker: computes prompts (prefill), generates (decode), or both."""
@@ -120,6 +130,7 @@ def worker(
         fabric=over,
         kv_digests=kv_digests,
         check_pages=check_pages,
+        queue=QueueLimits(max_waiting, queue_seconds),
     )
     asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))
 
@@ -171,6 +182,8 @@ def serve(
     max_running: MaxRunning = 64,
     prefill_chunk: PrefillChunk = 512,
     check_pages: CheckPages = False,
+    max_waiting: MaxWaiting = 1024,
+    queue_seconds: QueueSeconds = 0.0,
     api_keys_file: Annotated[str, typer.Option(envvar="KVASIR_API_KEYS_FILE")] = "",
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
@@ -189,6 +202,7 @@ def serve(
         max_running=max_running,
         prefill_chunk=prefill_chunk,
         check_pages=check_pages,
+        queue=QueueLimits(max_waiting, queue_seconds),
     )
     asyncio.run(_serve(options, served_model_name or model, host, port, api_keys_file, drain_seconds))
 
