@@ -241,8 +241,7 @@ class Engine:
         """What a sequence wanted to read is here, or will not come: it waits to be admitted, in its place."""
         if sequence is not None:
             self._job_of[sequence].reading = None
-            place = next((i for i, s in enumerate(self.waiting) if s.arrival > sequence.arrival), len(self.waiting))
-            self.waiting.insert(place, sequence)
+            self.waiting.add(sequence)
 
     def _pushed(self, key: writer.Key, push: writer.Push) -> None:
         if push.complete is None:
