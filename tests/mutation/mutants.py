@@ -574,9 +574,9 @@ MUTANTS = [
     ),
     Mutant(
         "who waited to read goes to the end of the queue",
-        ENGINE,
-        "            self.waiting.insert(place, sequence)\n",
-        "            self.waiting.append(sequence)\n",
+        "scheduler/queue.py",
+        "        self._sequences.insert(self._at(sequence), sequence)\n",
+        "        self._sequences.append(sequence)\n",
     ),
     Mutant("what is read onto is not held", CACHE, "        self.tree.acquire(Match(pages))\n", ""),
     Mutant(
