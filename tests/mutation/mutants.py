@@ -585,12 +585,6 @@ MUTANTS = [
         "            self.tree.release(pages)\n            raise\n",
         "            raise\n",
     ),
-    Mutant(
-        "a read that ends after the loan counts",
-        WRITER,
-        "if lease.reading and now >= lease.deadline:",
-        "if lease.deadline < 0:",
-    ),
     Mutant("a read is announced as a write", WRITER, "if not lease.reading:", "if lease:"),
     Mutant(
         "a reader can complete a loan",

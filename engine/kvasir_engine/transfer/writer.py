@@ -151,8 +151,6 @@ class Writer:
         write.ended = True
         if not ok:
             lease.stopping = lease.stopping or ("a read failed" if lease.reading else "a write failed")
-        if lease.reading and now >= lease.deadline:  # what was read may be another prompt's by now
-            lease.stopping = lease.stopping or "the lease expired"
         effects: list[Effect] = []
         while lease.posted and lease.posted[0].ended:
             write = lease.posted.popleft()
