@@ -30,7 +30,12 @@ SUITES = (
     "tests/transfer/test_digest.py",
     "tests/transfer/test_parts.py",
     "tests/scheduler",
-    "tests/worker",
+    "tests/worker/test_readback.py",
+    "tests/worker/test_known_faults.py",
+    "tests/worker/test_engine_handoffs.py",
+    "tests/worker/test_engine_failures.py",
+    "tests/worker/test_engine_queue.py",
+    "tests/worker/test_engine_schedules.py",
 )
 LIMIT = 120.0
 """Seconds a mutant gets; whoever is not done hangs, and a hang that the suite shows is caught."""
