@@ -29,6 +29,8 @@ SUITES = (
     "tests/transfer/test_lease_machines.py",
     "tests/transfer/test_digest.py",
     "tests/transfer/test_parts.py",
+    "tests/transfer/test_layout.py",
+    "tests/transfer/test_rank_leases.py",
     "tests/scheduler",
     "tests/worker/test_readback.py",
     "tests/worker/test_known_faults.py",

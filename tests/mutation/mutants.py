@@ -26,6 +26,7 @@ class Mutant:
 PAGES, RADIX, HASHING = "kv/pages.py", "kv/radix.py", "kv/hashing.py"
 HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/digest.py"
 ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
+PARTS, LAYOUT = "transfer/parts.py", "transfer/layout.py"
 READBACK = "worker/readback.py"
 
 MUTANTS = [
@@ -592,4 +593,47 @@ MUTANTS = [
         "if part.loan and not isinstance(message, Stopped):",
         "if part.loan and isinstance(message, Written):",
     ),
+    # -- several ranks
+    Mutant(
+        "a lease is back with the first of its parts",
+        PARTS,
+        "            if not others:\n",
+        "            if True:\n",
+    ),
+    Mutant("a part that failed fails nothing", PARTS, "elif grant.failed is None:", "elif grant is None:"),
+    Mutant(
+        "the holder's other parts go on after one has failed",
+        PARTS,
+        "                effects.append(Stop(event.lease, event.reason))\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "the writer's other parts go on after one has failed",
+        PARTS,
+        "                effects.append(Stop(key, event.reason))\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "pages are done when they are in one part", PARTS, "            if not left:\n", "            if True:\n"
+    ),
+    Mutant(
+        "ranks that do not agree settle a lease",
+        PARTS,
+        "if any(complete != grant.settled[0] for",
+        "if any(complete is None for",
+    ),
+    Mutant("only rank 0 is told", GROUP, "            self._others.command(command)\n", "            pass\n"),
+    Mutant(
+        "a rank's heads are counted from the model's first",
+        LAYOUT,
+        "first=heads[0] - held.start,",
+        "first=heads[0],",
+    ),
+    Mutant("every block is a page's first", LAYOUT, " + place * self.block_bytes", " + 0 * place"),
+    Mutant("V goes where K is", LAYOUT, "[:, None] * self.heads + heads", "[:, None] * 0 + heads"),
+    Mutant(
+        "a layer begins where the one before does", LAYOUT, "stride = 2 * self.heads", "stride = 1 * self.heads"
+    ),
+    Mutant("a block's place is its page's", LAYOUT, "* a_page + place % a_page for", "* a_page for"),
+    Mutant("one of the copies of a head is always the one written", LAYOUT, "having[asked[head] % len(having)]", "having[0]"),
 ]

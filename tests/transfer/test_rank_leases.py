@@ -1,0 +1,310 @@
+"""Leases between workers of several ranks: real machines on every rank, and the groups that make one of them.
+
+Every rank takes its commands, hears its peers and reports in its own time. The property is that of one rank: once
+the holder has its pages back, no rank of the writer writes them, and none will.
+"""
+
+from collections import deque
+from typing import Any
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from kvasir_engine.protocol import HEADS_APART, Address, Endpoint, Fingerprint, Lease, Region
+from kvasir_engine.transfer import holder, messages, writer
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
+from kvasir_engine.transfer.group import HandoffGroup
+from kvasir_engine.transfer.handoff import HandoffStats
+from kvasir_engine.transfer.holder import Holder
+from kvasir_engine.transfer.layout import pairs
+from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.transfer.writer import Push, Writer
+
+PAGES, LAYERS, SECONDS = 2, 1, 30.0
+SHAPE = Fingerprint("m", "", "float32", HEADS_APART, 16, LAYERS, 2, 16, "rope")
+REGION = Region(0, 8, 64)
+
+
+class Rank:
+    """A transfer thread that does one thing when it is told to."""
+
+    def __init__(self, world: "Leases", endpoint: Endpoint, rank: int) -> None:
+        self.world, self.rank, self.agent = world, rank, endpoint.agent_of(rank)
+        self.endpoint = endpoint
+        self.holder, self.writer = Holder(endpoint.epoch, LAYERS), Writer(LAYERS)
+        self.commands: deque[AnyCommand] = deque()
+        self.pushes: deque[tuple[Any, Push]] = deque()
+        self.inbox: deque[tuple[str, Any]] = deque()
+        self.events: deque[Any] = deque()
+        self.posted: list[tuple[Any, Push]] = []
+        self.stats = HandoffStats()
+
+    def command(self, command: AnyCommand) -> None:
+        self.commands.append(command)
+
+    def push(self, key: Any, push: Push) -> None:
+        self.pushes.append((key, push))
+
+    def partners(self, peer: Endpoint, writes: bool) -> list[str]:
+        ours, theirs = self.endpoint.fingerprint, peer.fingerprint
+        if writes:
+            return [peer.agent_of(a) for a, b in pairs(theirs, ours) if b == self.rank]
+        return [peer.agent_of(b) for a, b in pairs(ours, theirs) if a == self.rank]
+
+    def obey(self) -> None:
+        while self.commands:
+            match self.commands.popleft():
+                case Grant(lease, to):
+                    for agent in self.partners(to, writes=True):
+                        if agent in self.world.living:
+                            self.holder.grant(lease.id, agent, lease.pages, self.world.now, lease.seconds)
+                        else:
+                            self.apply([holder.Reclaimed(lease.id, "writer_died", "dead", writer=agent)])
+                case Revoke(lease):
+                    self.apply(self.holder.revoke(lease, self.world.now))
+                case Open(to, lease):
+                    for agent in self.partners(to, writes=False):
+                        self.apply(self.writer.open((agent, lease.id), lease.epoch, self.world.now + lease.seconds))
+                case Withdraw((_, lease), reason):
+                    for agent in self.world.agents(self.world.decode):
+                        self.apply(self.writer.withdraw((agent, lease), reason, self.world.now))
+        while self.pushes:
+            (_, lease), push = self.pushes.popleft()
+            for agent in self.partners(self.world.decode[0].endpoint, writes=False):
+                self.apply(self.writer.push((agent, lease), push, self.world.now))
+
+    def hear(self) -> None:
+        if not self.inbox:
+            return
+        agent, message = self.inbox.popleft()
+        self.obey()
+        self.holder.heard(agent, self.world.now)
+        match message:
+            case messages.Release():
+                self.apply(self.writer.released(agent, message, self.world.now))
+            case messages.Ping(lease, epoch):
+                self.send(agent, messages.Pong(lease, epoch))
+            case messages.Pong():
+                pass
+            case _:
+                self.apply(self.holder.received(agent, message))
+
+    def tick(self) -> None:
+        self.apply([*self.holder.tick(self.world.now), *self.writer.tick(self.world.now)])
+
+    def end_write(self, place: int, ok: bool) -> None:
+        key, push = self.posted.pop(place)
+        if ok:
+            self.world.written.add((key[1], self.agent, key[0], push.local[0]))
+        self.apply(self.writer.ended(key, push, ok, self.world.now))
+
+    def send(self, agent: str, message: Any) -> None:
+        if agent in self.world.living:
+            self.world.living[agent].inbox.append((self.agent, message))
+        else:
+            self.apply([*self.holder.died(agent), *self.writer.died(agent)])
+
+    def apply(self, effects: Any) -> None:
+        for effect in effects:
+            match effect:
+                case writer.Post(key, push):
+                    assert key[1] not in self.world.back, "a rank writes pages that were taken back"
+                    self.posted.append((key, push))
+                case writer.Announce((agent, lease), epoch, first, push, layers):
+                    span = layers.start, layers.stop
+                    self.send(agent, messages.Written(lease, epoch, first, span, [0] * len(push.local)))
+                case holder.Verify(lease, agent, pages):
+                    self.holder.verified(lease, agent, len(pages))
+                case holder.Ask(agent, message) | writer.Tell(agent, message):
+                    self.send(agent, message)
+                case _:
+                    self.events.append(effect)
+
+
+class Others:
+    """What HandoffGroup knows of ranks 1 and up."""
+
+    def __init__(self, ranks: list[Rank]) -> None:
+        self.ranks = ranks
+        self.addresses = ranks[0].endpoint.others
+        self.stats = HandoffStats()
+
+    def command(self, command: AnyCommand) -> None:
+        for rank in self.ranks:
+            rank.command(command)
+
+    def push(self, key: Any, push: Push) -> None:
+        for rank in self.ranks:
+            rank.push(key, push)
+
+
+class Leases(RuleBasedStateMachine):
+    """A writer and a holder of some ranks each. The writer's ranks die together, and are seen to die one by one."""
+
+    @initialize(ranks=st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2])))
+    def start(self, ranks: tuple[int, int]) -> None:
+        self.now, self.lives = 0.0, 0
+        self.living: dict[str, Rank] = {}
+        self.back: dict[int, str] = {}
+        self.over: dict[int, str] = {}  # leases by how they ended for the writer
+        self.written: set[tuple[int, str, str, int]] = set()
+        self.granted: dict[int, Lease] = {}
+        self.opened: dict[int, int] = {}
+        self.sizes = ranks
+        self.decode, self.holders = self.worker("d", ranks[1])
+        self.prefill, self.writers = self.worker("p", ranks[0])
+
+    def worker(self, name: str, size: int) -> tuple[list[Rank], HandoffGroup]:
+        self.lives += 1
+        name += str(self.lives)
+        others = tuple(Address(f"{name}-{rank}", b"", REGION) for rank in range(1, size))
+        shape = msgspec.structs.replace(SHAPE, tensor_parallel=size)
+        endpoint = Endpoint(name, self.lives, b"", REGION, shape, others)
+        ranks = [Rank(self, endpoint, rank) for rank in range(size)]
+        self.living |= {rank.agent: rank for rank in ranks}
+        group = HandoffGroup(ranks[0], Others(ranks[1:]) if others else None)  # type: ignore[arg-type]
+        return ranks, group
+
+    def agents(self, ranks: list[Rank]) -> list[str]:
+        return [rank.agent for rank in ranks]
+
+    def posted(self, lease: int) -> bool:
+        return any(key[1] == lease for rank in self.prefill for key, _ in rank.posted)
+
+    # -- the engines
+
+    @rule(seconds=st.sampled_from([3.0, SECONDS]))
+    def a_lease_is_granted(self, seconds: float) -> None:
+        lease = Lease(len(self.granted), self.decode[0].endpoint.epoch, [0, 1], 0, seconds)
+        self.granted[lease.id] = lease
+        self.holders.grant(lease, self.prefill[0].endpoint, 0)
+
+    @precondition(lambda self: self.granted.keys() - self.opened.keys())
+    @rule(data=st.data())
+    def a_prompt_reaches_the_writer(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.granted.keys() - self.opened.keys())))
+        self.opened[lease] = 0
+        self.writers.open(self.decode[0].endpoint, self.granted[lease])
+
+    @precondition(lambda self: any(pushed <= PAGES for pushed in self.opened.values()))
+    @rule(data=st.data())
+    def a_page_is_pushed(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from([each for each, pushed in self.opened.items() if pushed <= PAGES]))
+        page, key = self.opened[lease], (self.decode[0].agent, lease)
+        self.opened[lease] += 1
+        if page < PAGES:
+            self.writers.push(key, Push((page,), (page,)))
+        else:
+            epoch = self.granted[lease].epoch
+            self.writers.push(key, Push(complete=Complete(lease, epoch, PAGES * 16, PAGES, 5)))
+
+    @precondition(lambda self: self.granted)
+    @rule(data=st.data(), at_writer=st.booleans())
+    def a_request_is_aborted(self, data: st.DataObject, at_writer: bool) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.granted)))
+        if at_writer:
+            self.writers.withdraw((self.decode[0].agent, lease), "aborted")
+        else:
+            self.holders.revoke(lease)
+
+    # -- the ranks
+
+    @rule(data=st.data(), times=st.integers(1, 4))
+    def a_rank_turns(self, data: st.DataObject, times: int) -> None:
+        rank = data.draw(st.sampled_from([*self.prefill, *self.decode]))
+        rank.obey()
+        for _ in range(times):
+            rank.hear()
+
+    @precondition(lambda self: any(rank.posted for rank in self.prefill))
+    @rule(data=st.data(), ok=st.sampled_from([True, True, True, False]))
+    def a_write_ends(self, data: st.DataObject, ok: bool) -> None:
+        rank = data.draw(st.sampled_from([rank for rank in self.prefill if rank.posted]))
+        rank.end_write(data.draw(st.integers(0, len(rank.posted) - 1)), ok)
+
+    @rule(data=st.data())
+    def the_engines_learn(self, data: st.DataObject) -> None:
+        self.learn(data.draw(st.sampled_from([*self.prefill, *self.decode])))
+
+    def learn(self, rank: Rank) -> None:
+        group = self.holders if rank in self.decode else self.writers
+        while rank.events:
+            for event in group.received(rank.rank, rank.events.popleft()):
+                self.note(event)
+
+    def note(self, event: Any) -> None:
+        match event:
+            case holder.Settled(lease):
+                self.gets_back(lease, "settled")
+                for from_, to in pairs(self.prefill[0].endpoint.fingerprint, self.decode[0].endpoint.fingerprint):
+                    for page in range(PAGES):
+                        agents = self.granted_to[lease].agent_of(from_), self.decode[to].agent
+                        assert (lease, *agents, page) in self.written, "settled, and a part was not written"
+            case holder.Reclaimed(lease, proof):
+                self.gets_back(lease, proof)
+            case writer.Failed((_, lease)):
+                self.ends(lease, "failed")
+            case writer.Done((_, lease), push) if push.complete is not None:
+                self.ends(lease, "done")
+
+    def gets_back(self, lease: int, how: str) -> None:
+        assert lease not in self.back, "pages came back twice"
+        assert not self.posted(lease), "pages came back under a write"
+        self.back[lease] = how
+
+    def ends(self, lease: int, how: str) -> None:
+        assert lease not in self.over, "a lease ended twice for its writer"
+        assert not self.posted(lease), "pages were let go of while a write reads them"
+        self.over[lease] = how
+
+    @property
+    def granted_to(self) -> dict[int, Endpoint]:
+        """Settled leases were written by the writer that lives."""
+        return dict.fromkeys(self.granted, self.prefill[0].endpoint)
+
+    @rule(seconds=st.sampled_from([0.3, 2.5]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for rank in (*self.prefill, *self.decode):
+            rank.tick()
+
+    @rule(data=st.data())
+    def the_writer_dies(self, data: st.DataObject) -> None:
+        for rank in self.decode:  # what it had sent has come
+            while rank.inbox or rank.events:
+                rank.hear()
+                self.learn(rank)
+        dead = self.agents(self.prefill)
+        for agent in dead:
+            del self.living[agent]
+        self.over |= {lease: "died" for lease in self.opened if lease not in self.over}
+        self.opened |= dict.fromkeys(self.granted, PAGES + 1)
+        self.prefill, self.writers = self.worker("p", self.sizes[0])
+        for agent in data.draw(st.permutations(dead)):
+            for rank in self.decode:
+                rank.apply(rank.holder.died(agent))
+
+    def teardown(self) -> None:
+        """However it went, once all are aborted and all is delivered, every lease has ended on every rank."""
+        if not hasattr(self, "decode"):
+            return
+        for lease in self.granted:
+            self.holders.revoke(lease)
+        for _ in range(12):
+            self.time_passes(0.3)
+            for rank in (*self.prefill, *self.decode):
+                rank.obey()
+                while rank.inbox:
+                    rank.hear()
+                while rank.posted:
+                    rank.end_write(0, True)
+                self.learn(rank)
+        assert self.back.keys() == self.granted.keys()
+        assert self.opened.keys() - self.over.keys() <= {each for each in self.opened if self.opened[each] > PAGES}
+        assert not any(len(rank.holder) or len(rank.writer) for rank in (*self.prefill, *self.decode))
+
+
+TestLeases = Leases.TestCase
+TestLeases.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
