@@ -635,5 +635,10 @@ MUTANTS = [
         "a layer begins where the one before does", LAYOUT, "stride = 2 * self.heads", "stride = 1 * self.heads"
     ),
     Mutant("a block's place is its page's", LAYOUT, "* a_page + place % a_page for", "* a_page for"),
-    Mutant("one of the copies of a head is always the one written", LAYOUT, "having[asked[head] % len(having)]", "having[0]"),
+    Mutant(
+        "one of the copies of a head is always the one written",
+        LAYOUT,
+        "having[asked[head] % len(having)]",
+        "having[0]",
+    ),
 ]
