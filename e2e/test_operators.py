@@ -198,6 +198,19 @@ def test_helm_test_finds_a_sign_of_life(cluster: Cluster) -> None:
     cluster.helm("test", kvasir.RELEASE, "--namespace", kvasir.NAMESPACE, "--timeout", "90s")
 
 
+def test_the_operators_metrics_say_that_one_of_them_leads(cluster: Cluster) -> None:
+    def leaders() -> list[str]:
+        found = [
+            steps.http(cluster, pod["status"]["podIP"], 8081, "/metrics")
+            for pod in pods(cluster, kvasir.NAMESPACE, "app.kubernetes.io/name=kvasir-operator")
+        ]
+        return sorted(
+            value for text in found for value in re.findall(r"^kvasir_operator_leader (\S+)$", text, re.M)
+        )
+
+    eventually(lambda: leaders() == ["0.0", "1.0"], 30, "one of two operators leads", cluster)
+
+
 def test_the_webhook_refuses_at_apply_what_the_schema_cannot(cluster: Cluster, namespace: str) -> None:
     asked = ("webhook.enabled=true", "webhook.failurePolicy=Fail")
     secret = ("secret", f"{kvasir.RELEASE}-webhook", "-n", kvasir.NAMESPACE)
