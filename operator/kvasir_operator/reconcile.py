@@ -126,10 +126,8 @@ class Reconciler:
             leaving=leaving,
         )
         self._publish(document, status)
-        verified = next((c for c in status.conditions if c.type == VERIFIED), None)
-        if leaving or (routers and verified and verified.status != "True"):
-            failed = bool(not leaving and verified and verified.status == "False")
-            self._again(service.namespace, service.name, FAILED_SECONDS if failed else SOON_SECONDS)
+        if seconds := _look_again(status, asked=bool(routers)):
+            self._again(service.namespace, service.name, seconds)
         for error in failures.values():
             raise error  # the status has them all; this one makes the queue come back
 
@@ -209,3 +207,12 @@ class Reconciler:
 
     def _stamp(self) -> str:
         return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _look_again(status: statuses.Status, asked: bool) -> float:
+    """In how many seconds what pods say may be another; 0 when it is not waited for. `asked`: routers answered."""
+    verified = next((c.status for c in status.conditions if c.type == VERIFIED), "True")
+    if any(each.requests is not None for each in status.leaving) or (asked and verified == "Unknown"):
+        return SOON_SECONDS
+    # A worker that does not say what it has may be on a node that is gone: nothing to hurry for.
+    return FAILED_SECONDS if status.leaving or (asked and verified == "False") else 0.0

@@ -233,3 +233,22 @@ def test_a_field_that_is_no_longer_wanted_makes_a_difference() -> None:
     more = copy.deepcopy(item)
     more["spec"]["template"]["spec"]["priorityClassName"] = "high"
     assert differs(stamped(item), stamped(more))
+
+
+@pytest.mark.parametrize("truth", [0, 1])
+def test_the_pods_themselves_say_what_is_ready(truth: int) -> None:
+    """A Deployment's own count lags: behind pods that became ready, and behind pods that were lost."""
+    live = [settled(o, 1 - truth) for o in advance(NEW, serving())[1]]
+    pods = [
+        {
+            "metadata": {
+                "name": f"{o['metadata']['name']}-x",
+                "labels": o["spec"]["template"]["metadata"]["labels"],
+            },
+            "status": {"conditions": [{"type": "Ready", "status": "True" if truth else "False"}]},
+        }
+        for o in live
+        if o["kind"] == "Deployment"
+    ]
+    state = rollout_state(NEW, observe(live, pods), Rollout())
+    assert {group.ready for group in state.groups} == {truth}

@@ -283,6 +283,9 @@ def test_a_worker_on_its_way_out_is_asked_what_it_has_until_it_is_gone() -> None
     stand.reconcile()
     assert stand.status()["leaving"] == [{"pod": "llama-decode-x", "requests": 3, "leases": 1}]
     assert stand.again == [SOON_SECONDS]
+    stand.pods.left.clear()
+    stand.reconcile()
+    assert stand.again == [FAILED_SECONDS], "one that does not answer may never"
     stand.cluster.listed_pods.pop()
     stand.reconcile()
     assert "leaving" not in stand.status()
