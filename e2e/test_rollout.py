@@ -24,6 +24,7 @@ CLIENTS = 2
 # Longer than the least that is sent to prefill, and of different first tokens, so that each is routed by itself.
 PROMPTS = [[seed + 3 * i % 200 for i in range(90)] for seed in (5, 17, 31, 47)]
 TOKENS = 60
+LONG_TOKENS = 1500  # a stream of seconds, in flight when its worker and its router are told to leave
 
 Targets = dict[WorkerRole, int]
 
@@ -59,6 +60,7 @@ class Stage:
         self.cluster = cluster
         self.traffic = traffic
         self.timeline = timeline
+        self.long = Traffic(traffic.connect, NAME, PROMPTS[:1], LONG_TOKENS)
 
     def window(self, name: str, manifest: Object) -> None:
         """Apply `manifest` and begin a window with it."""
@@ -110,7 +112,8 @@ def report(stage: Stage) -> None:
     """Print the timeline and what the clients saw."""
     for moment in stage.timeline.moments:
         print(moment)
-    print(json.dumps({"whole answers": stage.traffic.counts(), "broken": len(stage.traffic.failures())}))
+    for kind, traffic in (("short", stage.traffic), ("long", stage.long)):
+        print(json.dumps({kind: traffic.counts(), "broken": [each.failure for each in traffic.failures()]}))
 
 
 def test_rollout_scaling_and_rollback_under_traffic(stage: Stage) -> None:
@@ -141,16 +144,18 @@ def test_rollout_scaling_and_rollback_under_traffic(stage: Stage) -> None:
         # The same KV: each role rolls by itself, and so does the router.
         bounds["same KV, router too"] = {"prefill": 1, "decode": 1}
         before = stage.revisions()
-        stage.window("same KV, router too", service(1, 1, True, deadline=61))
-        stage.until(
-            lambda: stage.rolled({"prefill": 1, "decode": 1}) and not before & stage.revisions(),
-            "rolled to the new deadline",
-        )
+        with stage.long.flowing(1):
+            stage.window("same KV, router too", service(1, 1, True, deadline=61))
+            stage.until(
+                lambda: stage.rolled({"prefill": 1, "decode": 1}) and not before & stage.revisions(),
+                "rolled to the new deadline",
+            )
         stage.answered()
     finally:
         report(stage)
 
     assert not stage.traffic.failures()
+    assert not stage.long.failures()
     for window, targets in bounds.items():
         assert stage.timeline.least(window, targets) >= 1.0, window
         assert stage.traffic.counts().get(window), f"nothing was asked in the window {window!r}"
