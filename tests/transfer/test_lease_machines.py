@@ -473,3 +473,27 @@ def test_layers_of_other_pages_than_those_begun_are_refused() -> None:
     list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [0, 0])))
     (effect,) = machine.received(P, Written(1, EPOCH, 0, (1, 2), [0, 0, 0]))
     assert isinstance(effect, holder.Rejected)
+
+
+def test_a_strangers_word_about_a_lease_is_refused_whatever_it_is() -> None:
+    for message in (
+        Written(1, EPOCH, 0, SPAN, [7, 8]),
+        Complete(1, EPOCH, 40, 2, 5),
+        Stopped(1, EPOCH, "done"),
+    ):
+        machine = Holder(EPOCH, LAYERS)
+        machine.grant(1, P, range(2), 0.0, 9.0)
+        (effect,) = machine.received("stranger", message)
+        assert effect == holder.Rejected("stranger", 1, f"the lease is {P}'s")
+        assert len(machine) == 1
+
+
+def test_a_completion_after_the_fence_gives_the_pages_back_and_settles_nothing() -> None:
+    machine = Holder(EPOCH, LAYERS)
+    machine.grant(1, P, range(2), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8])))
+    machine.verified(1, P, 2)
+    list(machine.revoke(1, 1.0))
+    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5))
+    assert isinstance(effect, holder.Reclaimed)
+    assert effect.proof == "acknowledged"
