@@ -46,6 +46,8 @@ lint: setup
 crds: setup
 	$(BIN)/kvasir-operator crd > crds/serving.kvasir.dev_inferenceservices.yaml
 	$(BIN)/kvasir-operator crd > charts/kvasir/files/crd.yaml
+	$(BIN)/kvasir-operator crd --roles > crds/serving.kvasir.dev_inferenceroles.yaml
+	$(BIN)/kvasir-operator crd --roles > charts/kvasir/files/crd-roles.yaml
 	$(BIN)/kvasir-operator crd --no-rules > charts/kvasir/files/crd-without-rules.yaml
 
 # after a change of the chart: what manifests/install applies without Helm

@@ -66,7 +66,7 @@ def test_the_chart_with_everything_is_taken(nodes: Cluster) -> None:
         found for found in yaml.safe_load_all(text) if found and "helm.sh/hook" not in str(found["metadata"])
     ]
     crds = [found for found in objects if found["kind"] == "CustomResourceDefinition"]
-    assert len(crds) == 1
+    assert len(crds) == 2
     for found in objects:
         namespace = found["metadata"].get("namespace", "default")
         done = nodes.kubectl(

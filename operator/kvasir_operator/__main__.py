@@ -12,7 +12,7 @@ import typer
 
 from kvasir_operator.cluster import ClientTransport, Cluster, connect
 from kvasir_operator.controller import Controller, Setup, WatchDied, Webhook
-from kvasir_operator.crd import crd_yaml
+from kvasir_operator.crd import crd_yaml, role_crd_yaml
 from kvasir_operator.election import sign_of_life
 from kvasir_operator.leases import ClusterLease
 from kvasir_operator.plan import trace
@@ -103,9 +103,10 @@ def check(
 @app.command()
 def crd(
     rules: Annotated[bool, typer.Option(help="With CEL rules, which API servers know from 1.25 on.")] = True,
+    roles: Annotated[bool, typer.Option("--roles", help="The definition of InferenceRole instead.")] = False,
 ) -> None:
     """Print the CustomResourceDefinition as YAML."""
-    typer.echo(crd_yaml(rules), nl=False)
+    typer.echo(role_crd_yaml() if roles else crd_yaml(rules), nl=False)
 
 
 @app.command()

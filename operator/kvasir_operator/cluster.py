@@ -17,7 +17,7 @@ import urllib3
 from kvasir_operator.observed import Reference
 from kvasir_operator.port import ClusterError
 from kvasir_operator.render.names import MANAGED_BY, SERVICE_LABEL, Object
-from kvasir_operator.spec import API_VERSION, KIND, PLURAL
+from kvasir_operator.spec import API_VERSION, KIND, PLURAL, ROLE_KIND, ROLE_PLURAL
 
 FIELD_MANAGER = "kvasir"
 TIMEOUT_SECONDS = 30.0
@@ -35,6 +35,7 @@ KINDS: dict[tuple[str, str], str] = {
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("monitoring.coreos.com/v1", "PodMonitor"): "podmonitors",
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproutes",
+    (API_VERSION, ROLE_KIND): ROLE_PLURAL,
 }
 
 
@@ -90,12 +91,23 @@ class Cluster:
         self._write("PATCH", _path_of(item), item)
 
     def scale(self, namespace: str, target: Reference, replicas: int, version: str) -> None:
-        """Set a Deployment's replicas. Raises ClusterError 409 if its resourceVersion is not `version`."""
+        """Set an object's replicas. Raises ClusterError 409 if its resourceVersion is not `version`."""
         path = object_path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
         # Not an apply: that would give up every other field that this field manager has set.
         body = {"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}}
         query = {"fieldManager": FIELD_MANAGER}
         self._call("PATCH", path, query, body, "application/merge-patch+json")
+
+    def report(self, namespace: str, target: Reference, replicas: int) -> None:
+        """Set the replicas in an InferenceRole's status; nothing if it is gone."""
+        body = {
+            "apiVersion": target.api_version,
+            "kind": target.kind,
+            "metadata": {"name": target.name},
+            "status": {"replicas": replicas},
+        }
+        path = object_path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
+        self._write("PATCH", path + "/status", body, accept=(200, 201, 404))
 
     def delete(self, namespace: str, target: Reference) -> None:
         """Delete an object and what it owns; nothing if it is gone already."""

@@ -23,13 +23,19 @@ from kvasir_operator.queue import WorkQueue
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Options
 from kvasir_operator.render.names import SERVICE_LABEL
-from kvasir_operator.spec import API_VERSION, GROUP, PLURAL, VERSION
+from kvasir_operator.spec import API_VERSION, GROUP, PLURAL, ROLE_PLURAL, VERSION
 from kvasir_operator.watchdog import Watchdog
 
 log = logging.getLogger("kvasir.operator")
 
 # What an InferenceService's status and next steps depend on, beside itself.
-WATCHED = (("apps", "v1", "deployments"), ("", "v1", "pods"), ("", "v1", "services"), ("batch", "v1", "jobs"))
+WATCHED = (
+    ("apps", "v1", "deployments"),
+    ("", "v1", "pods"),
+    ("", "v1", "services"),
+    ("batch", "v1", "jobs"),
+    (GROUP, VERSION, ROLE_PLURAL),
+)
 # How often the watches are checked against a list.
 WATCHDOG_SECONDS = 60.0
 LEASE_SECONDS = 5.0  # for one request of the election

@@ -63,7 +63,11 @@ class ClusterPort(Protocol):
         ...
 
     def scale(self, namespace: str, target: Reference, replicas: int, version: str) -> None:
-        """Set a Deployment's replicas, unless it has changed since `version` or is gone (ClusterError 409, 404)."""
+        """Set an object's replicas, unless it has changed since `version` or is gone (ClusterError 409, 404)."""
+        ...
+
+    def report(self, namespace: str, target: Reference, replicas: int) -> None:
+        """Set the replicas in an InferenceRole's status; nothing if it is gone."""
         ...
 
     def delete(self, namespace: str, target: Reference) -> None:

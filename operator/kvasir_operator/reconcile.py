@@ -13,8 +13,9 @@ import msgspec
 from kvasir_engine.reports import RouterStatus, WorkerStatus
 from kvasir_operator import status as statuses
 from kvasir_operator.observed import Observed, Reference, observe, reference
-from kvasir_operator.plan import Apply, Delete, Scale, Wait, plan
+from kvasir_operator.plan import Apply, Delete, Report, Scale, Step, Wait, plan
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
+from kvasir_operator.plan.sizing import sized
 from kvasir_operator.plan.workers import progress
 from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
@@ -100,12 +101,15 @@ class Reconciler:
         self._publish(document, statuses.rejected(error.problems, generation, previous, self._now()))
 
     def _realize(self, document: Object, service: InferenceService) -> None:
-        desired = self._servable(document, render(service, self._options))
         # Pods last: what is ready counts most, and changes by itself.
         owned = self._cluster.owned(service.namespace, service.name, service.uid)
         observed = observe(owned, self._cluster.pods(service.namespace, service.name))
+        sizing = sized(service, observed)
+        service = sizing.service
+        desired = self._servable(document, render(service, self._options))
         paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
-        failures = {} if paused else self._execute(service, desired, observed)
+        steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
+        failures = self._execute(service, steps, observed)
         cached = loading(desired, observed, self._loaded(observed))
         if cached and not cached.done:
             self._again(service.namespace, service.name, LOADING_SECONDS)
@@ -166,11 +170,11 @@ class Reconciler:
         return result
 
     def _execute(
-        self, service: InferenceService, desired: list[Object], observed: Observed
+        self, service: InferenceService, steps: list[Step], observed: Observed
     ) -> dict[Reference, ClusterError]:
         """Apply the plan's steps. What the API server refuses is returned; without an answer it raises."""
         failures: dict[Reference, ClusterError] = {}
-        for step in plan(desired, observed, service.spec.rollout):
+        for step in steps:
             match step:
                 case Apply(object=item):
                     target = reference(item)
@@ -190,6 +194,8 @@ class Reconciler:
                 case Delete(target=target):
                     log.info("delete object=%s namespace=%s", target, service.namespace)
                     self._cluster.delete(service.namespace, target)
+                case Report(target=target, replicas=replicas):
+                    self._cluster.report(service.namespace, target, replicas)
                 case Wait(reason=reason):
                     log.info("wait service=%s/%s reason=%s", service.namespace, service.name, reason)
         return failures

@@ -18,6 +18,8 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "InferenceService"
 PLURAL = "inferenceservices"
+ROLE_KIND = "InferenceRole"
+ROLE_PLURAL = "inferenceroles"
 
 # The longest derived name is `NAME-prefill-REVISION`; derived names stay DNS labels (RFC 1035), as Services must.
 NAME_LENGTH = 63 - len("-prefill-") - 8
@@ -233,6 +235,19 @@ class Drain(Part, frozen=True):
     deadline_seconds: Annotated[int, _count("Longest time to finish what runs before a pod ends.", 0, 86_400)] = 600
 
 
+class Scaling(Part, frozen=True):
+    """Who says how many workers there are."""
+
+    mode: Annotated[
+        Literal["Fixed", "External"],
+        _about(
+            "Fixed: each role's replicas. External: the replicas of the InferenceRoles NAME-prefill and "
+            "NAME-decode, which begin with each role's replicas and have the scale subresource for kubectl scale, "
+            "a HorizontalPodAutoscaler or KEDA."
+        ),
+    ] = "Fixed"
+
+
 class Placement(Part, frozen=True):
     """Which nodes pods prefer."""
 
@@ -263,6 +278,7 @@ class Spec(Part, frozen=True):
     transfer: Annotated[Transfer, _about("How KV travels from prefill to decode.")] = Transfer()
     rollout: Annotated[Rollout, _about("How workers of one revision give way to the next.")] = Rollout()
     drain: Annotated[Drain, _about("How a worker leaves.")] = Drain()
+    scaling: Annotated[Scaling, _about("Who says how many workers there are.")] = Scaling()
     placement: Annotated[Placement, _about("Which nodes pods prefer.")] = Placement()
     priority_class_name: Annotated[
         str, _text("PriorityClass of all pods. Default: the cluster's.", _OBJECT_NAME, 253)

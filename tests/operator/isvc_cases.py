@@ -137,6 +137,10 @@ class FakeCluster:
         metadata = {**item["metadata"], "resourceVersion": str(self.version)}
         self.objects[reference(item)] = {**item, "metadata": metadata}
 
+    def report(self, namespace: str, target: Reference, replicas: int) -> None:
+        self.calls.append(f"report {target} {replicas}")
+        self.objects[target] = {**self.objects[target], "status": {"replicas": replicas}}
+
     def delete(self, namespace: str, target: Reference) -> None:
         self.calls.append(f"delete {target}")
         self.objects.pop(target, None)

@@ -66,6 +66,7 @@ def test_all_namespaces_by_default(template: Template) -> None:
         "ClusterRole",
         "ClusterRoleBinding",
         "CustomResourceDefinition",
+        "CustomResourceDefinition",
         "Deployment",
         "Role",
         "RoleBinding",
@@ -81,6 +82,7 @@ def test_all_namespaces_by_default(template: Template) -> None:
 def test_chosen_namespaces_get_roles_and_the_cluster_none(template: Template) -> None:
     objects = template("watchNamespaces={a,b}")
     assert kinds(objects) == [
+        "CustomResourceDefinition",
         "CustomResourceDefinition",
         "Deployment",
         *["Role"] * 3,
@@ -150,7 +152,10 @@ def test_the_webhook_is_served_where_the_api_server_looks_for_it(template: Templ
 
 @pytest.mark.parametrize(("version", "rules"), [("v1.36.1", True), ("v1.25.0", True), ("v1.20.2", False)])
 def test_the_crd_has_rules_where_the_api_server_knows_them(template: Template, version: str, rules: bool) -> None:
-    (found,) = [o for o in template(version=version) if o["kind"] == "CustomResourceDefinition"]
+    definitions = [o for o in template(version=version) if o["kind"] == "CustomResourceDefinition"]
+    found, roles = sorted(definitions, key=lambda o: o["spec"]["names"]["kind"] == "InferenceRole")
+    assert roles["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert "scale" in roles["spec"]["versions"][0]["subresources"]
     assert found["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
     assert found == crd(rules)
     assert not [o for o in template("crds.install=false") if o["kind"] == "CustomResourceDefinition"]

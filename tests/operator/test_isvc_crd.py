@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from isvc_cases import document, with_defaults
 
-from kvasir_operator.crd import crd, crd_yaml
+from kvasir_operator.crd import crd, crd_yaml, role_crd_yaml
 from kvasir_operator.spec import KIND, InvalidService, object_schema, parse
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +27,13 @@ SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 )
 def test_the_crd_in_the_repository_is_the_generated_one(path: str, rules: bool) -> None:
     assert (ROOT / path).read_text() == crd_yaml(rules), "run `make crds`"
+
+
+@pytest.mark.parametrize(
+    "path", ["crds/serving.kvasir.dev_inferenceroles.yaml", "charts/kvasir/files/crd-roles.yaml"]
+)
+def test_the_crd_of_roles_in_the_repository_is_the_generated_one(path: str) -> None:
+    assert (ROOT / path).read_text() == role_crd_yaml(), "run `make crds`"
 
 
 def test_the_crd_is_small_enough_for_client_side_apply() -> None:

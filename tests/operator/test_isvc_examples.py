@@ -63,6 +63,7 @@ def test_the_install_is_the_charts() -> None:
         "ClusterRole",
         "ClusterRoleBinding",
         "CustomResourceDefinition",
+        "CustomResourceDefinition",
         "Deployment",
         "Namespace",
         "Role",

@@ -122,9 +122,15 @@ def reconcile(server: FakeServer) -> None:
 
 def used() -> set[Verb]:
     """What the operator asks of an API server in the life of services of every kind of exposure."""
-    found = document(router={"expose": {"type": "Ingress"}}, model={"uri": "hf://a/b", "cache": {"claimName": "c"}})
+    found = document(
+        router={"expose": {"type": "Ingress"}},
+        model={"uri": "hf://a/b", "cache": {"claimName": "c"}},
+        scaling={"mode": "External"},
+    )
     server = FakeServer(found)
     reconcile(server)
+    reconcile(server)  # InferenceRoles that are there are told their sizes
+    found["spec"]["scaling"] = {}
     for expose in ({"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
         stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
         stored["spec"]["router"] = {"expose": expose}

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from kvasir_operator.observed import Observed, reference
 from kvasir_operator.plan.difference import differs, stamped
 from kvasir_operator.plan.preload import held
-from kvasir_operator.plan.steps import Apply, Delete, Scale, Step, Wait
+from kvasir_operator.plan.steps import Apply, Delete, Report, Scale, Step, Wait
 from kvasir_operator.plan.workers import is_worker, worker_steps
 from kvasir_operator.render.names import Object
 from kvasir_operator.spec import Rollout
 
-__all__ = ["Apply", "Delete", "Scale", "Step", "Wait", "plan", "stamped"]
+__all__ = ["Apply", "Delete", "Report", "Scale", "Step", "Wait", "plan", "stamped"]
 
 
 def plan(desired: Sequence[Object], observed: Observed, limits: Rollout) -> list[Step]:

@@ -13,11 +13,18 @@ class Apply(msgspec.Struct, frozen=True, tag=True):
 
 
 class Scale(msgspec.Struct, frozen=True, tag=True):
-    """Set the replicas of a Deployment, unless it has changed since `version`, its resourceVersion."""
+    """Set the replicas of a Deployment or InferenceRole, unless it has changed since `version`."""
 
     target: Reference
     replicas: int
     version: str = ""
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """Say in an InferenceRole's status how many of its workers are ready."""
+
+    target: Reference
+    replicas: int
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True):
@@ -32,4 +39,4 @@ class Wait(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Step = Apply | Scale | Delete | Wait
+Step = Apply | Scale | Report | Delete | Wait

@@ -12,6 +12,7 @@ from kvasir_operator.render.options import Discovery, Options, PodWatch, Static
 from kvasir_operator.render.policies import policies
 from kvasir_operator.render.preload import preload_job
 from kvasir_operator.render.router import router_deployment
+from kvasir_operator.render.scale import inference_roles
 from kvasir_operator.render.workers import worker_deployment
 from kvasir_operator.spec import WORKER_ROLES, InferenceService
 
@@ -36,5 +37,6 @@ def _around(service: InferenceService, options: Options) -> list[Object]:
         *policies(service, options),
         *budgets(service),
         *monitors,
+        *inference_roles(service),
         *preload_job(service, options),
     ]

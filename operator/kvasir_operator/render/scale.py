@@ -1,0 +1,19 @@
+"""The InferenceRoles: the sizes of roles as objects with /scale, where the spec leaves them to others."""
+
+from kvasir_operator.render.names import Object, labels, metadata, role_name, selector
+from kvasir_operator.spec import API_VERSION, ROLE_KIND, WORKER_ROLES, InferenceService
+
+
+def inference_roles(service: InferenceService) -> list[Object]:
+    """One a role; none where the spec has the replicas. They are without replicas: those are others' to set."""
+    if service.spec.scaling.mode != "External":
+        return []
+    return [
+        {
+            "apiVersion": API_VERSION,
+            "kind": ROLE_KIND,
+            "metadata": metadata(service, role_name(service, role), labels(service, role)),
+            "spec": {"selector": ",".join(f"{key}={value}" for key, value in selector(service, role).items())},
+        }
+        for role in WORKER_ROLES
+    ]
