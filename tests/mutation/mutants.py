@@ -355,10 +355,10 @@ MUTANTS = [
     Mutant(
         "a digest is of the page before",
         DIGEST,
-        "(page * self._page_bytes for",
-        "(max(0, page - 1) * self._page_bytes for",
+        "start = page * self._page_bytes",
+        "start = max(0, page - 1) * self._page_bytes",
     ),
-    Mutant("a digest is of all layers up to the last", DIGEST, "data[start + first :", "data[start :"),
+    Mutant("a digest is of all layers up to the last", DIGEST, "[start + first :", "[start :"),
     # -- the engine
     Mutant("a push does not hold its pages", ENGINE, "        self.cache.pool.hold(pages)\n", ""),
     Mutant(

@@ -81,7 +81,15 @@ class ModelRunner:
         self._attention.plan(batch)
         tokens, positions = batch.tokens.to(self.device), batch.positions.to(self.device)
         last = torch.tensor(batch.query_lens, device=self.device).cumsum(0) - 1
-        return self._model.forward(tokens, positions, last, self._attention, on_layer)
+        if self.device.type != "cuda":
+            return self._model.forward(tokens, positions, last, self._attention, on_layer)
+        logits = self._model.forward(tokens, positions, last, self._attention)
+        # On a GPU work is only queued: whoever reads the pool from outside its streams has to wait for all of it.
+        torch.cuda.synchronize(self.device)
+        if on_layer is not None:
+            for layer in range(self.config.layers):
+                on_layer(layer)
+        return logits
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` hold what page `source` holds."""

@@ -19,13 +19,13 @@ from kvasir_engine.protocol import HEADS_APART, Fingerprint, Role
 from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer.agent import Agent, choose_fabric
-from kvasir_engine.transfer.digest import NONE, XXH3, Digester
+from kvasir_engine.transfer.digest import NONE, XXH3
 from kvasir_engine.transfer.fabric import Fabric
 from kvasir_engine.transfer.group import HandoffGroup
 from kvasir_engine.transfer.handoff import Event, Handoff
 from kvasir_engine.worker.engine import NO_LIMITS, Engine
 from kvasir_engine.worker.frames import Serve
-from kvasir_engine.worker.rank import region_of
+from kvasir_engine.worker.rank import digester_of, region_of
 from kvasir_engine.worker.ranks import RankedRunner, RankProcesses
 from kvasir_engine.worker.thread import EngineThread
 
@@ -90,7 +90,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
     if moves_kv:
         choose_fabric(options.fabric, runner.device.type == "cuda")
         region = region_of(runner)
-        digest = Digester(pool.address, pool.pages, pool.page_bytes, config.layers) if options.kv_digests else None
+        digest = digester_of(runner) if options.kv_digests else None
         own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
         own.start()
         handoff = HandoffGroup(own, ranks)

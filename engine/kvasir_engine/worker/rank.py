@@ -15,6 +15,10 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
 from kvasir_engine.errors import UserError
 from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.loader import choose_device
@@ -92,11 +96,10 @@ class Rank:
 
     def serve(self, serve: Serve) -> None:
         """Start the transfer thread."""
-        runner, pool = self._runner, self._runner.pool
+        runner = self._runner
         choose_fabric(serve.fabric, runner.device.type == "cuda")
         region = region_of(runner)
-        layers = runner.config.layers
-        digest = Digester(pool.address, pool.pages, pool.page_bytes, layers) if serve.digests else None
+        digest = digester_of(runner) if serve.digests else None
         self._handoff = Handoff(
             lambda: Agent(serve.epoch, region, serve.fingerprint, self._rank),
             self._report,
@@ -144,6 +147,19 @@ def region_of(runner: ModelRunner) -> Region:
     return Region(
         pool.address, pool.pages, pool.page_bytes, "VRAM" if device.type == "cuda" else "DRAM", device.index or 0
     )
+
+
+def digester_of(runner: ModelRunner) -> Digester:
+    """Digests of a rank's pages. A GPU's are copied to the host for it, page by page."""
+    pool, layers = runner.pool, runner.config.layers
+    if runner.device.type == "cpu":
+        return Digester(pool.address, pool.pages, pool.page_bytes, layers)
+    return Digester(0, pool.pages, pool.page_bytes, layers, lambda page, some: fetched(pool.tensor, page, some))
+
+
+def fetched(tensor: torch.Tensor, page: int, layers: range) -> npt.NDArray[np.uint8]:
+    """The bytes of some layers of a page of [pages, layers, ...] on any device."""
+    return tensor[page, layers.start : layers.stop].contiguous().view(torch.uint8).cpu().flatten().numpy()
 
 
 def serve_rank(steps: Connection, reports: Reports) -> None:
