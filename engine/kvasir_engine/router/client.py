@@ -27,7 +27,7 @@ MOST_FAILURES = 6
 # Failures that every worker would answer with.
 REQUEST_FAULTS = frozenset({"bad_request", "context_length_exceeded", "kv_pool_too_small"})
 CANARY_TOKENS = 48
-CANARY_VOCABULARY = 200  # token ids below this exist in every model
+CANARY_VOCABULARY = 64  # token ids below this exist in every model
 # Hashing more tokens than this would hold up the event loop for more than a fraction of a millisecond.
 HASH_OFF_LOOP = 2048
 
