@@ -166,7 +166,13 @@ class Cluster:
         owned: dict[str, dict[str, int]] = {}
 
         def quiet() -> bool:
-            owned.update({member.name: member.owned() for member in self.workers()})
+            owned.clear()
+            for member in self.workers():
+                try:
+                    owned[member.name] = member.owned()
+                except httpx.TransportError:
+                    if member.state:  # if not, it died meanwhile, of a fault that a canary came upon
+                        raise
             return not any(owned.values())
 
         try:
@@ -174,6 +180,18 @@ class Cluster:
         except AssertionError:
             logs = "\n".join(f"--- {name}\n{self.log(name)}" for name in self.members)
             raise AssertionError(f"pages that nobody gave back within {seconds} s: {owned}\n{logs}") from None
+
+    def wait_settled(self) -> None:
+        """Until all that live serve; the dead are forgotten."""
+
+        def settled() -> bool:
+            self.members = {name: member for name, member in self.members.items() if member.state}
+            try:
+                return all(self._serves(name) for name in self.members)
+            except AssertionError:
+                return False  # one has died
+
+        self.wait(settled, "serving", START_SECONDS)
 
     def log(self, name: str, lines: int = 30) -> str:
         """The end of a member's last log."""
