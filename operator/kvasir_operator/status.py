@@ -153,7 +153,9 @@ def _conditions(
         )
         old = before.get(verdict.type, {})
         since = old.get("lastTransitionTime", stamp) if old.get("status") == status else stamp
-        result.append(Condition(verdict.type, status, verdict.reason, verdict.message, generation, since))
+        # Never empty: where a text was, server-side apply of Kubernetes 1.20 makes null of "", and refuses that.
+        message = verdict.message or verdict.reason
+        result.append(Condition(verdict.type, status, verdict.reason, message, generation, since))
     return result
 
 

@@ -147,6 +147,8 @@ class FakeCluster:
 
     def set_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         self.calls.append("status")
+        if any(not condition["message"] for condition in status["conditions"]):
+            raise ClusterError(422, "status.conditions.message must be of type string: null")  # so does 1.20
         self.services[namespace, name]["status"] = dict(status)
 
     def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:

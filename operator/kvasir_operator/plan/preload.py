@@ -13,7 +13,7 @@ _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What the Job's pod says of itself: bytes or files done, `total` 0 while unknown."""
+    """What the Job's pod says of itself: bytes or files done, `total` 0 while unknown, `stage` empty before any."""
 
     stage: str
     done: int
@@ -55,7 +55,7 @@ def loading(desired: Sequence[Object], observed: Observed, progress: Progress | 
     troubles = sorted(p.trouble for p in observed.pods if p.role == PRELOAD and p.trouble)
     if troubles:
         return Loading(False, troubles[0].reason, f"pod {troubles[0].pod}: {troubles[0].message}")
-    return Loading(False, "Loading", str(progress) if progress else f"Job {name} loads it")
+    return Loading(False, "Loading", str(progress) if progress and progress.stage else f"Job {name} loads it")
 
 
 def _conditions(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
