@@ -1,0 +1,45 @@
+"""The InferenceService as types: parse, default, validate. The CRD is generated from these (`crd.py`).
+
+What a field means stands in its description, which `kubectl explain` shows. A default stands on the field alone.
+Checks that a schema cannot express are in `validate.py`.
+"""
+
+from kvasir_operator.spec.kinds import (
+    API_VERSION,
+    GROUP,
+    KIND,
+    NAME_PATTERN,
+    PLURAL,
+    ROLE_KIND,
+    ROLE_PLURAL,
+    VERSION,
+)
+from kvasir_operator.spec.model import Model
+from kvasir_operator.spec.parse import InvalidService, object_schema, parse
+from kvasir_operator.spec.rollout import Rollout
+from kvasir_operator.spec.router import Expose
+from kvasir_operator.spec.service import WORKER_ROLES, InferenceService, Spec, WorkerRole
+from kvasir_operator.spec.workers import Transfer, Workers
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "NAME_PATTERN",
+    "PLURAL",
+    "ROLE_KIND",
+    "ROLE_PLURAL",
+    "VERSION",
+    "WORKER_ROLES",
+    "Expose",
+    "InferenceService",
+    "InvalidService",
+    "Model",
+    "Rollout",
+    "Spec",
+    "Transfer",
+    "WorkerRole",
+    "Workers",
+    "object_schema",
+    "parse",
+]

@@ -1,0 +1,46 @@
+"""The OpenAI endpoint: how it is reached, and by whom."""
+
+from typing import Annotated, Literal
+
+from kvasir_operator.spec.fields import OBJECT_NAME, Part, about, count, text
+
+_HOST = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_CLASS_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$"
+
+
+class Expose(Part, frozen=True):
+    """How clients outside the cluster reach the router."""
+
+    type: Annotated[
+        Literal["Service", "Ingress", "HTTPRoute"],
+        about("Service: inside the cluster only. Ingress and HTTPRoute also give the /v1 paths to the outside."),
+    ] = "Service"
+    host: Annotated[str, text("Host name of the Ingress or HTTPRoute. Default: any.", _HOST, 253)] = ""
+    class_name: Annotated[
+        str,
+        text("Ingress: the IngressClass. HTTPRoute: the Gateway, as name or namespace/name.", _CLASS_NAME, 253),
+    ] = ""
+    tls_secret_name: Annotated[
+        str, text("Ingress only: the Secret with the certificate; a Gateway has its own.", OBJECT_NAME, 253)
+    ] = ""
+
+
+class Auth(Part, frozen=True):
+    """Who may ask."""
+
+    secret_name: Annotated[
+        str,
+        text(
+            "Secret whose values are API keys, one a key or one a line. Default: no key is asked for.",
+            OBJECT_NAME,
+            253,
+        ),
+    ] = ""
+
+
+class Router(Part, frozen=True):
+    """The OpenAI endpoint."""
+
+    replicas: Annotated[int, count("Number of routers.", 0, 1000)] = 1
+    expose: Annotated[Expose, about("How clients outside the cluster reach the router.")] = Expose()
+    auth: Annotated[Auth, about("Who may ask.")] = Auth()
