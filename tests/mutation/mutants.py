@@ -28,6 +28,7 @@ HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/d
 ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
 PARTS, LAYOUT = "transfer/parts.py", "transfer/layout.py"
 READBACK = "worker/readback.py"
+PUSHES, LEASES = "worker/pushes.py", "worker/leases.py"
 
 MUTANTS = [
     # -- who owns a page
@@ -360,59 +361,59 @@ MUTANTS = [
     ),
     Mutant("a digest is of all layers up to the last", DIGEST, "[start + first :", "[start :"),
     # -- the engine
-    Mutant("a push does not hold its pages", ENGINE, "        self.cache.pool.hold(pages)\n", ""),
+    Mutant("a push does not hold its pages", PUSHES, "        self._cache.pool.hold(pages)\n", ""),
     Mutant(
         "a request that ends under a push lets go of its pages",
-        ENGINE,
+        PUSHES,
         "if readings and pages:",
         "if pages is None:",
     ),
     Mutant(
         "preempted pages are not released",
         ENGINE,
-        "            self._part(self._job_of[sequence])\n",
+        "            self._part(self.requests.of(sequence))\n",
         "",
     ),
     Mutant(
         "an aborted lease is free at once",
-        ENGINE,
-        "            self.cache.pool.fence(job.leased, job.lease.id)\n",
-        "            self.cache.pool.reclaim(job.leased, job.lease.id)\n            job.leased = []\n",
+        LEASES,
+        "            self._cache.pool.fence(job.leased, job.lease.id)\n",
+        "            self._cache.pool.reclaim(job.leased, job.lease.id)\n            job.leased = []\n",
     ),
-    Mutant("an abort at decode is not told", ENGINE, "            self.handoff.revoke(job.lease.id)\n", ""),
+    Mutant("an abort at decode is not told", LEASES, "            self._handoff.revoke(job.lease.id)\n", ""),
     Mutant(
         "an abort at prefill is not told",
-        ENGINE,
-        "            self.handoff.withdraw(job.key, reason)\n",
+        PUSHES,
+        "            self._handoff.withdraw(job.key, reason)\n",
         "            pass\n",
     ),
     Mutant(
         "a completion of another length is taken",
-        ENGINE,
+        LEASES,
         "if complete.tokens != len(sequence.tokens):",
         "if complete.tokens < 0:",
     ),
     Mutant(
         "a completion that crosses an abort leaks",
-        ENGINE,
-        "            return self.cache.pool.reclaim(pages, lease)\n",
+        LEASES,
+        "            self._cache.pool.reclaim(pages, lease)\n            return None\n",
         "            return None\n",
     ),
     Mutant(
         "a page is pushed before it is full",
-        ENGINE,
+        PUSHES,
         "else end // job.block - first",
         "else -(-end // job.block) - first",
     ),
     Mutant(
         "a cached page is pushed one too far",
-        ENGINE,
+        PUSHES,
         "sequence.computed // job.block - first)",
         "sequence.computed // job.block - first + 1)",
     ),
     Mutant(
         "what the holder has already shifts what is sent",
-        ENGINE,
+        PUSHES,
         "ours, first + job.pushed, first + ready)",
         "ours, job.pushed, ready)",
     ),
@@ -424,15 +425,15 @@ MUTANTS = [
     ),
     Mutant(
         "pages are held after their push has ended",
-        ENGINE,
-        "            self.cache.tree.release(reading.pages)\n            self.stats.sent_pages",
-        "            self.stats.sent_pages",
+        PUSHES,
+        "            self._cache.tree.release(reading.pages)\n            self._stats.sent_pages",
+        "            self._stats.sent_pages",
     ),
     Mutant(
         "a failed push keeps its pages",
-        ENGINE,
-        "        for reading in self.pushes.pop(key, []):\n            self.cache.tree.release(reading.pages)\n",
-        "        self.pushes.pop(key, None)\n",
+        PUSHES,
+        "        for reading in self.open.pop(key, []):\n            self._cache.tree.release(reading.pages)\n",
+        "        self.open.pop(key, None)\n",
     ),
     Mutant(
         "one router's end is the end of all requests",
@@ -442,8 +443,8 @@ MUTANTS = [
     ),
     Mutant(
         "a lease that does not fit the prompt is taken",
-        ENGINE,
-        "pages == len(frame.lease.pages)\n",
+        PUSHES,
+        "pages == len(lease.pages)\n",
         "pages >= 0\n",
     ),
     # -- its cache
@@ -559,13 +560,13 @@ MUTANTS = [
         "            reading.sequence = None\n            self.failed(key, reason)\n",
     ),
     Mutant(
-        "a loan outlives its request", ENGINE, "            self.handoff.revoke(job.loan)\n", "            pass\n"
+        "a loan outlives its request", LEASES, "            self._handoff.revoke(job.loan)\n", "            pass\n"
     ),
     Mutant(
         "a loan ends when its request does",
-        ENGINE,
-        "            self.handoff.revoke(job.loan)\n",
-        "            self.readback.returned(job.loan)\n",
+        LEASES,
+        "            self._handoff.revoke(job.loan)\n",
+        "            self._readback.returned(job.loan)\n",
     ),
     Mutant(
         "a prompt is admitted before its first read page is here",

@@ -113,7 +113,8 @@ def _owned(engine: Any) -> dict[str, int]:
     engine.check()
     pool = engine.cache.pool
     owned = {owner.name: pool.count(owner) for owner in (Owner.HELD, Owner.LEASED, Owner.FENCED)}
-    owned |= {"leases": len(engine.leased) + len(engine.fenced), "pushes": len(engine.pushes)}
+    owned |= {"leases": len(engine.leases.open) + len(engine.leases.fenced)}
+    owned |= {"pushes": len(engine.pushes.open)}
     return {what: count for what, count in owned.items() if count}
 
 

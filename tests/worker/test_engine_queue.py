@@ -49,7 +49,7 @@ def test_requests_of_a_lower_priority_are_served_first(engine: Engine) -> None:
 
 
 def test_a_full_queue_refuses_at_once_and_spoils_nothing(engine: Engine) -> None:
-    engine.queue = QueueLimits(length=2)
+    engine.requests.queue = QueueLimits(length=2)
     submit(engine, "1")
     engine.step()
     for request in "234":
@@ -63,7 +63,7 @@ def test_who_waits_too_long_is_refused_and_who_has_begun_is_not() -> None:
     clock = Clock()
     network = Network()
     engine = Worker(network, "both", "b", 12, LIMITS).engine
-    engine.queue, engine._clock = QueueLimits(seconds=10), clock
+    engine.requests.queue, engine.requests.clock = QueueLimits(seconds=10), clock
     submit(engine, "1")
     engine.step()
     submit(engine, "2")

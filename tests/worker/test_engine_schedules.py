@@ -221,7 +221,7 @@ class Schedules(RuleBasedStateMachine):
             quiet = (self.prefill.runner.computed, self.decode.runner.computed) == before and not progressed
             if quiet and not any(w.events or w.commands or w.writes for w in (self.prefill, self.decode)):
                 self.network.now += 0.3
-                if all(s.over for s in self.streams.values()) and not self.decode.engine.fenced:
+                if all(s.over for s in self.streams.values()) and not self.decode.engine.leases.fenced:
                     break
 
     def teardown(self) -> None:

@@ -16,7 +16,7 @@ from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.protocol import Sampling, Step, Submit, ToRouter
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer import messages
-from kvasir_engine.worker.engine import LEASE_SECONDS
+from kvasir_engine.worker.leases import LEASE_SECONDS
 from kvasir_engine.worker.thread import EngineThread
 
 LIMITS = Limits(tokens=12, running=4, page_size=4)

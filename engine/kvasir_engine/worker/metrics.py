@@ -24,9 +24,9 @@ class EngineCollector(Collector):
             pages.add_metric([owner.name.lower()], pool.count(owner))
         yield pages
         leases = GaugeMetricFamily("kvasir_kv_leases", "Leases by state, on both sides.", labels=["state"])
-        leases.add_metric(["open"], len(engine.leased))
-        leases.add_metric(["fenced"], len(engine.fenced))
-        leases.add_metric(["writing"], len(engine.pushes))
+        leases.add_metric(["open"], len(engine.leases.open))
+        leases.add_metric(["fenced"], len(engine.leases.fenced))
+        leases.add_metric(["writing"], len(engine.pushes.open))
         leases.add_metric(["lent"], len(engine.readback.lent))
         leases.add_metric(["reading"], len(engine.readback.reads))
         yield leases

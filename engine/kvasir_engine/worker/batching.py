@@ -1,0 +1,28 @@
+"""A step's chunks as the arrays that the model reads."""
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.scheduler.sequence import Sequence
+
+
+def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int) -> ForwardBatch:
+    """The batch that computes so many more tokens of each sequence; the sequences have pages for them."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    for sequence, count in chunks:
+        end = sequence.computed + count
+        tokens += sequence.tokens[sequence.computed : end]
+        positions += range(sequence.computed, end)
+    context = [sequence.computed + count for sequence, count in chunks]
+    used = [-(-length // page_size) for length in context]
+    width = max(used)
+    table = torch.tensor(
+        [sequence.pages[:n] + [0] * (width - n) for (sequence, _), n in zip(chunks, used, strict=True)],
+        dtype=torch.int64,
+    )
+    return ForwardBatch(
+        torch.tensor(tokens), torch.tensor(positions), [count for _, count in chunks], context, table
+    )

@@ -1,0 +1,105 @@
+"""The decode side of handoffs: pages that other workers write into, from grant to the proof that they stopped."""
+
+import logging
+from dataclasses import dataclass
+
+from kvasir_engine.protocol import Lease
+from kvasir_engine.transfer import holder
+from kvasir_engine.transfer.group import HandoffGroup
+from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.worker.cache import Cache
+from kvasir_engine.worker.readback import Readback
+from kvasir_engine.worker.requests import Job, Stats
+
+log = logging.getLogger("engine")
+
+LEASE_SECONDS = 600.0
+"""A lease covers the prompt's wait at prefill. A dead or silent writer is found by pings, long before."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What came under a lease is not the job's prompt."""
+
+    job: Job
+    why: str
+
+
+class Leases:
+    """Leases that this worker granted, and the loans within them."""
+
+    def __init__(
+        self, cache: Cache, handoff: HandoffGroup | None, readback: Readback, epoch: int, stats: Stats
+    ) -> None:
+        self.open: dict[int, Job] = {}
+        self.fenced: dict[int, list[int]] = {}  # leases that wait for a proof, with their pages
+        self._cache = cache
+        self._handoff = handoff
+        self._readback = readback
+        self._epoch = epoch
+        self._stats = stats
+        self._ids = 0
+
+    def grant(self, job: Job) -> Lease:
+        """Lease pages for what is missing of a job's prompt to its writer, and lend it what it lacks."""
+        assert job.writer is not None
+        assert self._handoff is not None
+        self._ids += 1
+        lease_id = self._ids
+        job.leased = self._cache.reserve(job.sequence, lease_id)
+        loan = None
+        if job.lend_from is not None:
+            self._ids += 1
+            cached = job.sequence.pages
+            loan = self._readback.lend(self._handoff, job.writer, cached, job.lend_from, self._ids, self._epoch)
+            job.loan = None if loan is None else loan.id
+        lease = Lease(lease_id, self._epoch, job.leased, job.sequence.computed, LEASE_SECONDS, loan)
+        job.lease = lease
+        self.open[lease.id] = job
+        self._handoff.grant(lease, job.writer, len(job.sequence.tokens) - lease.first)
+        return lease
+
+    def settle(self, lease: int, complete: Complete) -> Job | Refused | None:
+        """The prompt's KV is all here: the job whose sequence has it now, unless nobody waits for it any more."""
+        pages = self.fenced.pop(lease, None)
+        if pages is not None:
+            self._cache.pool.reclaim(pages, lease)
+            return None
+        job = self.open.pop(lease)
+        sequence = job.sequence
+        if complete.tokens != len(sequence.tokens):
+            self._cache.pool.reclaim(job.leased, lease)
+            job.leased = []
+            return Refused(job, f"prefill completed {complete.tokens} tokens of {len(sequence.tokens)}")
+        self._cache.pool.settle(job.leased, lease)
+        self._stats.received_pages += len(job.leased)
+        self._stats.received_tokens += len(sequence.tokens) - sequence.computed
+        sequence.pages += job.leased
+        sequence.computed = len(sequence.tokens)
+        job.leased = []
+        sequence.remote = False
+        return job
+
+    def reclaim(self, event: holder.Reclaimed) -> Job | None:
+        """A lease's pages come back, on proof. The job that fails by it, if it still waited."""
+        job = None
+        pages = self.fenced.pop(event.lease, None)
+        if pages is None:
+            job = self.open.pop(event.lease)
+            pages, job.leased = job.leased, []
+        self._cache.pool.reclaim(pages, event.lease)
+        self._stats.proofs[event.proof] = self._stats.proofs.get(event.proof, 0) + 1
+        log.info("lease reclaimed lease=%d proof=%s pages=%d", event.lease, event.proof, len(pages))
+        return job
+
+    def give_up(self, job: Job, reason: str) -> None:
+        """The job ends: fence what is leased for it, and take back what is lent. Idempotent."""
+        if job.leased and job.lease is not None and self._handoff is not None:
+            del self.open[job.lease.id]
+            self._cache.pool.fence(job.leased, job.lease.id)
+            log.info("lease fenced lease=%d pages=%d reason=%r", job.lease.id, len(job.leased), reason)
+            self.fenced[job.lease.id] = job.leased
+            job.leased = []
+            self._handoff.revoke(job.lease.id)
+        if job.loan in self._readback.lent and self._handoff is not None:
+            self._handoff.revoke(job.loan)

@@ -1,0 +1,147 @@
+"""The requests of a worker: what each one is, where it waits or runs, and what its router is to be told."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kvasir_engine.protocol import Delta, Endpoint, Failure, Lease, Leased, Reserve, Submit
+from kvasir_engine.scheduler.queue import QueueLimits, WaitingQueue, place_in_queue
+from kvasir_engine.scheduler.sequence import Sequence
+from kvasir_engine.transfer.writer import Key
+
+JobId = tuple[int, str]  # session, the request's id in it
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request and what it owes to whom."""
+
+    session: int
+    sequence: Sequence
+    to: Endpoint | None = None  # prefill side: where the KV goes, under `lease`
+    lease: Lease | None = None
+    key: Key | None = None
+    reading: Key | None = None  # the loan that is read under before the prompt is admitted
+    block: int = 0  # tokens of what is pushed as one: a page, or where page sizes differ the smaller
+    blocks: int = 0  # how many of these the lease wants
+    pushed: int = 0  # how many of these the transfer thread has been given
+    handed_off: bool = False  # the prompt is computed, and the pages are the lease's to read
+    writer: Endpoint | None = None  # decode side: who writes, into `leased`
+    leased: list[int] = field(default_factory=list)
+    threshold: int = 0
+    lend_from: int | None = None  # tokens that the writer has; what we have beyond it may read
+    loan: int | None = None
+    counted: bool = False  # in the statistics of prompts
+    came: float = 0.0  # by the engine's clock
+
+    @property
+    def id(self) -> JobId:
+        return self.session, self.sequence.id
+
+
+@dataclass
+class Stats:
+    """Counters since the start; read by the metrics collector from another thread."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    hit_tokens: int = 0
+    miss_tokens: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    preemptions: int = 0
+    received_pages: int = 0
+    received_tokens: int = 0
+    sent_pages: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    rejected_messages: int = 0
+    computed_tokens: int = 0
+    proofs: dict[str, int] = field(default_factory=dict)  # leases that ended without their tokens, by proof
+
+
+class Requests:
+    """All requests that have not ended. `vocab` and `max_length` bound a prompt, `queue` those that wait."""
+
+    def __init__(
+        self, vocab: int, max_length: int, queue: QueueLimits, stats: Stats, clock: Callable[[], float]
+    ) -> None:
+        self.queue = queue
+        self.jobs: dict[JobId, Job] = {}
+        self.waiting = WaitingQueue()
+        self.running: list[Sequence] = []  # in order of arrival
+        self._of: dict[Sequence, Job] = {}
+        self._vocab = vocab
+        self._max_length = max_length
+        self._stats = stats
+        self.clock = clock
+        self._expiry = -math.inf
+        self._arrivals = 0
+        self._out: dict[int, list[Delta | Leased]] = {}
+
+    def new(self, session: int, frame: Submit | Reserve) -> Job | None:
+        """A job for `frame`, in no queue yet; None if its router has been told why there is none."""
+        request, tokens, sampling = frame.id, frame.tokens, frame.sampling
+        vocab = self._vocab
+        problem = None
+        if (session, request) in self.jobs:
+            problem = "bad_request", f"the id {request!r} is in use"
+        elif not tokens or min(tokens) < 0 or max(tokens) >= vocab:
+            problem = "bad_request", f"a prompt is one or more tokens from 0 to {vocab - 1}"
+        elif sampling.max_tokens < 1:
+            problem = "bad_request", f"max_tokens must be at least 1, not {sampling.max_tokens}"
+        elif len(tokens) >= self._max_length:
+            problem = "context_length_exceeded", f"the prompt has {len(tokens)} tokens, {self._max_length - 1} fit"
+        elif 0 < self.queue.length <= len(self.waiting):
+            problem = "overloaded", f"{len(self.waiting)} requests wait already"
+        if problem is not None:
+            self.refuse(session, request, *problem)
+            return None
+        self._arrivals += 1
+        arrival = place_in_queue(self._arrivals, frame.priority)
+        job = Job(session, Sequence(request, list(tokens), sampling, arrival, frame.salt), came=self.clock())
+        self.jobs[job.id] = job
+        self._of[job.sequence] = job
+        return job
+
+    def of(self, sequence: Sequence) -> Job:
+        """The job of a sequence that has not ended."""
+        return self._of[sequence]
+
+    def run(self, sequence: Sequence) -> None:
+        """It runs from now on, in its place."""
+        place = next((i for i, s in enumerate(self.running) if s.arrival > sequence.arrival), len(self.running))
+        self.running.insert(place, sequence)
+
+    def expired(self) -> list[Job]:
+        """Those that waited too long for their first step. Looked at ten times within the limit."""
+        now, seconds = self.clock(), self.queue.seconds
+        if seconds == 0 or now < self._expiry:
+            return []
+        self._expiry = now + seconds / 10
+        waiting = [self._of[sequence] for sequence in self.waiting]
+        return [job for job in waiting if not job.counted and now - job.came >= seconds]
+
+    def forget(self, job: Job) -> None:
+        """It has ended. Idempotent."""
+        self.jobs.pop(job.id, None)
+        self._of.pop(job.sequence, None)
+
+    # -- what goes out
+
+    def tell(self, job: Job, frame: Delta | Leased) -> None:
+        """Something for the job's router."""
+        self._out.setdefault(job.session, []).append(frame)
+
+    def refuse(self, session: int, request: str, code: str, message: str) -> None:
+        """Tell a router that a request fails."""
+        self._stats.failures[code] = self._stats.failures.get(code, 0) + 1
+        self._out.setdefault(session, []).append(Delta(request, failure=Failure(code, message)))
+
+    def silence(self, session: int) -> None:
+        """Nobody hears this session any more."""
+        self._out.pop(session, None)
+
+    def drain(self) -> dict[int, list[Delta | Leased]]:
+        """What each session is to be told, in order."""
+        out, self._out = self._out, {}
+        return out
