@@ -143,3 +143,5 @@ def test_norm_rotation_and_gate(rows: int) -> None:
     gate, up = gate_up.double().chunk(2, -1)
     right = (torch.nn.functional.silu(gate) * up).bfloat16()
     torch.testing.assert_close(elementwise.silu_mul(gate_up), right, atol=1e-30, rtol=0.01)
+    right = (torch.nn.functional.gelu(gate, approximate="tanh") * up).bfloat16()
+    torch.testing.assert_close(elementwise.gelu_mul(gate_up), right, atol=1e-6, rtol=0.01)

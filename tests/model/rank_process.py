@@ -1,7 +1,7 @@
 """One rank of a model: `rank_process.py RANK SIZE ADDRESS WORK`, a process of its own as in a worker.
 
-WORK is a JSON file: [{"folder", "dtype", "prompts", "steps", "most_tokens"}]. The logits after each step of each
-model are written beside it, as `logits-RANK.pt`.
+WORK is a JSON file: [{"folder", "dtype", "prompts", "steps", "most_tokens"}], with "deterministic" if so. The
+logits after each step of each model are written beside it, as `logits-RANK.pt`.
 """
 
 import json
@@ -21,8 +21,15 @@ def main(rank: int, size: int, address: str, work: Path) -> None:
     group = Ranks(rank, size, address, torch.device("cpu"))
     results = []
     for job in json.loads(work.read_text()):
+        invariant = job.get("deterministic", False)
         runner = ModelRunner(
-            Path(job["folder"]), device="cpu", page_size=4, pages=128, group=group, dtype=job["dtype"]
+            Path(job["folder"]),
+            device="cpu",
+            page_size=16 if invariant else 4,
+            pages=128,
+            group=group,
+            dtype=job["dtype"],
+            deterministic=invariant,
         )
         sequences = Sequences(runner, job["prompts"], job["most_tokens"])
         logits = [sequences.step({int(i): count for i, count in step.items()}) for step in job["steps"]]

@@ -25,6 +25,11 @@ class Sequences:
         self._pages[target, :pages] = self._pages[source, :pages]
         self._done[target] = tokens
 
+    def kv(self, index: int) -> torch.Tensor:
+        """A copy of the KV of a sequence's tokens so far, [layers, 2, kv_heads, tokens, head_dim]."""
+        pages = self._runner.pool.tensor[self._pages[index]]
+        return pages.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)[:, :, :, : self._done[index]].clone()
+
     def step(self, counts: dict[int, int]) -> torch.Tensor:
         """Feed each sequence its next tokens, so many; logits [len(counts), vocab] after them."""
         new = {i: self._prompts[i][self._done[i] : self._done[i] + count] for i, count in counts.items()}

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from sequences import Sequences, random_tokens
 from tiny_models import gemma3, llama, mistral, qwen2, qwen3, qwen3_moe, reference_logits
 
+from kvasir_engine.kernels import unavailable_reason
 from kvasir_engine.model import parallel
 from kvasir_engine.model.architectures import parse_config
 from kvasir_engine.model.errors import ModelError
@@ -152,6 +153,29 @@ def test_bfloat16_ranks_stay_as_near_to_float32_as_one_process(on_two: dict[str,
         assert torch.equal(first, second)
         assert (first - theirs).norm() < 1.5 * (whole - theirs).norm()
         assert (first - theirs).norm() < 0.03 * theirs.norm()
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason=f"CPU kernels cannot run here: {unavailable_reason()}")
+def test_two_deterministic_ranks_have_the_same_bits_in_any_batch(tmp_path: Path) -> None:
+    model = llama(vocab_size=160, head_dim=32, num_attention_heads=4, intermediate_size=96)
+    model.save_pretrained(tmp_path / "model")
+    job = {"folder": str(tmp_path / "model"), "dtype": "bfloat16", "deterministic": True, "most_tokens": 96}
+    alone = [{i: count} for i in (0, 1) for step in STEPS for j, count in step.items() if j == i]
+    whole = [{0: 95}, {1: 12}]
+    jobs = [{**job, "prompts": prompts_of(model), "steps": steps} for steps in (STEPS, alone, whole)]
+    found: list[dict[tuple[int, int], torch.Tensor]] = []
+    for (_, logits), (_, others), each in zip(*run_ranks(tmp_path / "ranks", 2, jobs), jobs, strict=True):
+        done, places = [0, 0], {}
+        for step, one, other in zip(each["steps"], logits, others, strict=True):
+            assert torch.equal(one, other)
+            for row, (i, count) in enumerate(step.items()):
+                done[i] += count
+                places[i, done[i]] = one[row]
+        found.append(places)
+    assert found[0].keys() == found[1].keys()
+    assert found[2].keys() <= found[0].keys()
+    for others in found[1:]:
+        assert all(torch.equal(found[0][place], bits) for place, bits in others.items())
 
 
 class TwoThreads:

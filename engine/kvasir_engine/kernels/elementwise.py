@@ -70,9 +70,26 @@ def _silu_mul(arguments):  # type: ignore[no-untyped-def]
             out[i] = maths.narrow(g / (np.float32(1) + shut) * maths.widen(up[i]))
 
 
+def _gelu_mul(arguments):  # type: ignore[no-untyped-def]
+    a = carray(arguments, (5,))
+    rows, columns, threads = a[2], a[3], a[4]
+    number = np.int64(team.thread_number())
+    for row in range(number * rows // threads, (number + 1) * rows // threads):
+        gate = carray(simd.u16_at(a[0] + row * columns * 4), (columns,))
+        up = carray(simd.u16_at(a[0] + row * columns * 4 + columns * 2), (columns,))
+        out = carray(simd.u16_at(a[1] + row * columns * 2), (columns,))
+        for i in range(columns):
+            g = maths.widen(gate[i])
+            # (1 + tanh(u)) / 2 is 1 / (1 + exp(-2 u)), with u = sqrt(2 / pi) (g + 0.044715 g^3).
+            twice = np.float32(1.5957691) * g * (np.float32(1) + np.float32(0.044715) * g * g)
+            shut = maths.exp(min(-twice, np.float32(80.0)))
+            out[i] = maths.narrow(g / (np.float32(1) + shut) * maths.widen(up[i]))
+
+
 _rms_norm_kernel = team.kernel(_rms_norm)
 _rotate_kernel = team.kernel(_rotate)
 _silu_mul_kernel = team.kernel(_silu_mul)
+_gelu_mul_kernel = team.kernel(_gelu_mul)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -103,9 +120,18 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up of [T, 2 * n] bfloat16, contiguous, gate first; [T, n]."""
+    return _gated(_silu_mul_kernel, gate_up)
+
+
+def gelu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """gelu(gate) * up likewise, by the tanh approximation (Hendrycks and Gimpel 2016)."""
+    return _gated(_gelu_mul_kernel, gate_up)
+
+
+def _gated(kernel: int, gate_up: torch.Tensor) -> torch.Tensor:
     rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, columns)
     threads = _threads(rows * columns)
     arguments = np.array([gate_up.data_ptr(), out.data_ptr(), rows, columns, threads], dtype=np.int64)
-    team.run(_silu_mul_kernel, arguments, threads)
+    team.run(kernel, arguments, threads)
     return out

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
 
 from kvasir_engine.kernels import unavailable_reason
+from kvasir_engine.model.errors import ModelError
 
 if TYPE_CHECKING:
     from kvasir_engine.kernels.linear import PackedWeight
+
+
+_only = ContextVar("only", default=False)
+
+
+@contextmanager
+def only() -> Iterator[None]:
+    """What is made meanwhile gives a token the same bits in any batch: its products are kernels', or refused."""
+    token = _only.set(True)
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
+def batch_invariant() -> bool:
+    """Whether what is made now is for `only`."""
+    return _only.get()
 
 
 def takes(tensor: torch.Tensor) -> bool:
@@ -19,12 +40,17 @@ def takes(tensor: torch.Tensor) -> bool:
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedWeight | None:
-    """W [out, in] packed."""
-    if not takes(weight):
-        return None
-    from kvasir_engine.kernels import linear
+    """W [out, in] packed; None where torch has to multiply. Raises ModelError if it must not."""
+    if takes(weight):
+        from kvasir_engine.kernels import linear
 
-    return linear.PackedWeight(weight, bias) if linear.fits(*weight.shape) else None
+        if linear.fits(*weight.shape):
+            return linear.PackedWeight(weight, bias)
+    if _only.get():
+        raise ModelError(
+            f"deterministic mode: no kernel multiplies by a {list(weight.shape)} matrix (outputs come in 16s)"
+        )
+    return None
 
 
 def norm(
@@ -55,3 +81,12 @@ def silu_mul(gate_up: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | 
     from kvasir_engine.kernels import elementwise
 
     return elementwise.silu_mul
+
+
+def gelu_mul(gate_up: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A function from [T, 2 * n] to gelu(gate) * up [T, n], by the tanh approximation."""
+    if not takes(gate_up):
+        return None
+    from kvasir_engine.kernels import elementwise
+
+    return elementwise.gelu_mul

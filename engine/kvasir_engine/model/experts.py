@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from kvasir_engine.model import cpu
 from kvasir_engine.model.config import Experts
 from kvasir_engine.model.layers import Linear
 from kvasir_engine.model.mlp import MLP, Activation
@@ -70,19 +71,38 @@ class MixtureOfExperts:
     """
 
     def __init__(self, router: torch.Tensor, experts: Answers, config: Experts, group: Group) -> None:
-        self._router = router.float()  # in bfloat16 experts would often be equally likely
+        # In float32: rounded to bfloat16, experts would often be equally likely.
+        self._packed = cpu.pack(router, None)
+        self._router = router.float() if self._packed is None else router.new_empty(0)
+        self._invariant = cpu.batch_invariant()
         self._experts = experts
         self._config = config
         self._group = group
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to the same."""
-        weights, chosen = F.linear(x.float(), self._router).softmax(-1).topk(self._config.chosen)
+        weights, chosen = self._likelihoods(x).softmax(-1).topk(self._config.chosen)
         if self._config.normalized:
             weights /= weights.sum(-1, keepdim=True)
-        summed = torch.bmm(weights.to(x.dtype).unsqueeze(1), self._experts(x, chosen)).squeeze(1)
+        summed = self._weighted(weights.to(x.dtype), self._experts(x, chosen))
         self._group.all_reduce(summed)
         return summed
+
+    def _likelihoods(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] to what the router says of each expert [T, experts], float32."""
+        if self._packed is None:
+            return F.linear(x.float(), self._router)
+        return self._packed.multiply(x, torch.empty(len(x), self._packed.rows))
+
+    def _weighted(self, weights: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+        """The sums [T, hidden] of `answers` [T, n, hidden] by `weights` [T, n]."""
+        if not self._invariant:
+            return torch.bmm(weights.unsqueeze(1), answers).squeeze(1)
+        # One after the other, each rounded by itself: a library's product may order them by the batch.
+        summed = weights[:, :1].float() * answers[:, 0]
+        for i in range(1, weights.shape[1]):
+            summed += weights[:, i : i + 1].float() * answers[:, i]
+        return summed.to(answers.dtype)
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """Add to y [T, hidden], float32, what x gives."""

@@ -23,6 +23,9 @@ def silu(gate_up: torch.Tensor) -> torch.Tensor:
 
 def gelu_tanh(gate_up: torch.Tensor) -> torch.Tensor:
     """The Gaussian error linear unit by its tanh approximation."""
+    fused = cpu.gelu_mul(gate_up)
+    if fused is not None:
+        return fused(gate_up)
     gate, up = gate_up.chunk(2, -1)
     return F.gelu(gate, approximate="tanh").mul_(up)
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -9,12 +10,15 @@ import torch
 from kvasir_engine.attention import cpu_backend
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.cpu_backend import CpuBackend
+from kvasir_engine.attention.invariant_backend import InvariantBackend
 from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory
 from kvasir_engine.attention.torch_backend import TorchBackend
 from kvasir_engine.kernels import unavailable_reason
+from kvasir_engine.model import cpu
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.decoder import Decoder
+from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.loader import Progress, Weights, choose_device, choose_dtype
 from kvasir_engine.model.parallel import ALONE, Group, shard
 
@@ -28,8 +32,9 @@ class ModelRunner:
     `pages` pages, or with `pages` 0 as many as `kv_memory` bytes, all ranks together, hold (0: see
     `default_kv_memory`); every rank has as many.
     With a `group` this process is one rank of several and holds its part of the weights and of the KV heads; every
-    rank is given the same batches and gets the same logits. `progress` hears ("load", bytes, bytes in all). Raises
-    ModelError.
+    rank is given the same batches and gets the same logits. `progress` hears ("load", bytes, bytes in all).
+    `deterministic`: a token's logits and KV depend on the tokens before it alone, to the last bit, not on what is
+    in the batch, nor on chunks and cached prefixes. Raises ModelError.
     """
 
     def __init__(
@@ -42,13 +47,16 @@ class ModelRunner:
         pages: int = 0,
         kv_memory: int = 0,
         group: Group = ALONE,
+        deterministic: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.config = load_config(folder)
         part = shard(self.config, group.rank, group.size)
         self.device = choose_device(device, group.rank, group.size)
         self.dtype = choose_dtype(dtype, self.device)
-        with torch.inference_mode():
+        if deterministic:
+            _check_deterministic(self.device, self.dtype, group)
+        with torch.inference_mode(), cpu.only() if deterministic else nullcontext():
             weights = Weights(folder, self.dtype, self.device, progress, group.size)
             self._model = Decoder(self.config, weights, part, group)
             weights.close()
@@ -61,8 +69,7 @@ class ModelRunner:
             pages = int(counts.min())
         self.pool = KVPool(shape, pages, self.device)
         spec = AttentionSpec(len(part.heads), config.attention_scale, config.windows)
-        backend = CpuBackend if cpu_backend.usable(self.pool, spec) else TorchBackend
-        self._attention = backend(self.pool, spec)
+        self._attention = _backend(deterministic, self.pool, spec)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             reason = unavailable_reason()
             log.info("CPU kernels %s", "in use" if reason is None else f"not in use: {reason}")
@@ -97,6 +104,31 @@ class ModelRunner:
 
     def close(self) -> None:
         """Let go of what other processes compute for this one."""
+
+
+def _check_deterministic(device: torch.device, dtype: torch.dtype, group: Group) -> None:
+    """Raises ModelError when nothing here computes the same bits in any batch."""
+    if device.type != "cpu":
+        reason: str | None = f"it runs on CPUs, not on {device.type}"
+    elif dtype != torch.bfloat16:
+        reason = f"its kernels compute in bfloat16, not in {str(dtype).removeprefix('torch.')}"
+    elif group.size > 2:
+        reason = f"{group.size} ranks add up in an order that depends on the batch; it takes at most 2"
+    else:
+        reason = unavailable_reason()
+    if reason is not None:
+        raise ModelError(f"deterministic mode: {reason}")
+
+
+def _backend(deterministic: bool, pool: KVPool, spec: AttentionSpec) -> TorchBackend:
+    if cpu_backend.usable(pool, spec):
+        return (InvariantBackend if deterministic else CpuBackend)(pool, spec)
+    if deterministic:
+        shape = pool.shape
+        raise ModelError(
+            f"deterministic mode: no kernel attends over heads of {shape.head_dim} and pages of {shape.page_size}"
+        )
+    return TorchBackend(pool, spec)
 
 
 def default_kv_memory(device: torch.device, ranks: int = 1) -> int:

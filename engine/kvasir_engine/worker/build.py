@@ -49,6 +49,7 @@ class EngineOptions:
     fabric: Fabric = "auto"
     kv_digests: bool = True
     check_pages: bool = False
+    deterministic: bool = False
     queue: QueueLimits = NO_LIMITS
 
 
@@ -126,6 +127,7 @@ def _load(
             options.device,
             options.page_size,
             options.kv_cache_memory,
+            options.deterministic,
             report,
         )
         group = ranks.meet(device)
@@ -137,6 +139,7 @@ def _load(
         page_size=options.page_size,
         kv_memory=options.kv_cache_memory,
         group=group,
+        deterministic=options.deterministic,
         progress=log_progress(),
     )
     return apart(load), ranks

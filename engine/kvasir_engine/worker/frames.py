@@ -34,6 +34,7 @@ class Setup(Frame, frozen=True):
     device: str
     page_size: int
     kv_memory: int
+    deterministic: bool
 
 
 class Serve(Frame, frozen=True):

@@ -50,6 +50,12 @@ CheckPages = Annotated[
     bool,
     typer.Option(help="debugging: check at each step that every page has one owner", envvar="KVASIR_CHECK_PAGES"),
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        help="the same bits for a request in any batch, on CPUs in bfloat16; slower", envvar="KVASIR_DETERMINISTIC"
+    ),
+]
 MaxWaiting = Annotated[
     int, typer.Option(min=0, help="most requests that wait, 0: any; more get 503", envvar="KVASIR_MAX_WAITING")
 ]
@@ -103,6 +109,7 @@ def worker(
     fabric: FabricName = "auto",
     kv_digests: Digests = True,
     check_pages: CheckPages = False,
+    deterministic: Deterministic = False,
     max_waiting: MaxWaiting = 1024,
     queue_seconds: QueueSeconds = 0.0,
     drain_seconds: DrainSeconds = 600.0,
@@ -130,6 +137,7 @@ def worker(
         fabric=over,
         kv_digests=kv_digests,
         check_pages=check_pages,
+        deterministic=deterministic,
         queue=QueueLimits(max_waiting, queue_seconds),
     )
     asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))
@@ -182,6 +190,7 @@ def serve(
     max_running: MaxRunning = 64,
     prefill_chunk: PrefillChunk = 512,
     check_pages: CheckPages = False,
+    deterministic: Deterministic = False,
     max_waiting: MaxWaiting = 1024,
     queue_seconds: QueueSeconds = 0.0,
     api_keys_file: Annotated[str, typer.Option(envvar="KVASIR_API_KEYS_FILE")] = "",
@@ -202,6 +211,7 @@ def serve(
         max_running=max_running,
         prefill_chunk=prefill_chunk,
         check_pages=check_pages,
+        deterministic=deterministic,
         queue=QueueLimits(max_waiting, queue_seconds),
     )
     asyncio.run(_serve(options, served_model_name or model, host, port, api_keys_file, drain_seconds))

@@ -90,6 +90,7 @@ class Rank:
             page_size=setup.page_size,
             kv_memory=setup.kv_memory,
             group=group,
+            deterministic=setup.deterministic,
         )
         self._handoff: Handoff | None = None
         reports.send(Loaded(self._runner.pool.pages))

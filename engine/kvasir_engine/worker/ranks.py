@@ -119,6 +119,7 @@ class RankProcesses:
         device: str,
         page_size: int,
         kv_memory: int,
+        deterministic: bool,
         report: Callable[[int, Event], None],
     ) -> None:
         self.size = size
@@ -134,7 +135,8 @@ class RankProcesses:
         address = f"file://{self._meeting}/address"
         self._ranks = [_Rank(rank, self._ended, self._report) for rank in range(1, size)]
         for each in self._ranks:
-            each.send(Setup(each.rank, size, address, str(folder), dtype, device, page_size, kv_memory))
+            setup = Setup(each.rank, size, address, str(folder), dtype, device, page_size, kv_memory, deterministic)
+            each.send(setup)
         self._address = address
 
     def meet(self, device: torch.device) -> Ranks:

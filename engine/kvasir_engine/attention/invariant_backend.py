@@ -1,0 +1,26 @@
+"""Attention that has the same bits for a token in any batch and however its prompt was divided into chunks."""
+
+import torch
+
+from kvasir_engine.attention.cpu_backend import CpuBackend
+from kvasir_engine.attention.torch_backend import TorchBackend, _Plan
+from kvasir_engine.model.batch import ForwardBatch
+
+
+class InvariantBackend(CpuBackend):
+    """CpuBackend with every token of a chunk attended as if it were decoded.
+
+    That kernel divides a token's context at fixed places and joins the parts in their order, whatever is beside it.
+    """
+
+    def plan(self, batch: ForwardBatch) -> None:
+        """See AttentionBackend."""
+        TorchBackend.plan(self, batch)
+        self._decoding = list(range(len(batch.tokens)))
+        pages = batch.page_table.repeat_interleave(torch.tensor(batch.query_lens), 0)
+        self._kernel.plan(self._decoding, (batch.positions + 1).tolist(), pages)
+
+    def _plan_window(
+        self, batch: ForwardBatch, pages: torch.Tensor, starts: list[int], window: int | None
+    ) -> _Plan:
+        return _Plan([], [])
