@@ -38,8 +38,9 @@ from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
 from kvasir_engine.transfer import holder, writer
 from kvasir_engine.transfer.agent import Agent, Pages, Transfer, choose_fabric
 from kvasir_engine.transfer.digest import NONE, XXH3, Digester
-from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.transfer.handoff import Handoff
 from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.transfer.parts import Event
 from kvasir_engine.transfer.writer import Push
 
 LAYERS, PAGE_TOKENS = 32, 16

@@ -7,7 +7,8 @@ import pytest
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
 from kvasir_engine.transfer import writer
 from kvasir_engine.transfer.agent import PeerDied, Transfer
-from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.transfer.handoff import Handoff
+from kvasir_engine.transfer.parts import Event
 
 FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, 4, 1, 16, "rope")
 

@@ -12,8 +12,9 @@ from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Loan, Region
 from kvasir_engine.transfer.agent import Agent
 from kvasir_engine.transfer.commands import Read
 from kvasir_engine.transfer.digest import Digester
-from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.transfer.handoff import Handoff
 from kvasir_engine.transfer.messages import Complete, Stopped
+from kvasir_engine.transfer.parts import Event
 from kvasir_engine.transfer.writer import Push
 
 PAGES = 64

@@ -16,10 +16,10 @@ from kvasir_engine.protocol import HEADS_APART, Address, Endpoint, Fingerprint, 
 from kvasir_engine.transfer import holder, messages, writer
 from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
 from kvasir_engine.transfer.group import HandoffGroup
-from kvasir_engine.transfer.handoff import HandoffStats
 from kvasir_engine.transfer.holder import Holder
 from kvasir_engine.transfer.layout import pairs
 from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.transfer.stats import HandoffStats
 from kvasir_engine.transfer.writer import Push, Writer
 
 PAGES, LAYERS, SECONDS = 2, 1, 30.0

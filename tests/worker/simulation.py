@@ -16,8 +16,8 @@ from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer import holder, messages, writer
 from kvasir_engine.transfer.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.transfer.group import HandoffGroup
-from kvasir_engine.transfer.handoff import HandoffStats
 from kvasir_engine.transfer.holder import Holder
+from kvasir_engine.transfer.stats import HandoffStats
 from kvasir_engine.transfer.writer import Key, Push, Writer
 from kvasir_engine.worker.engine import Engine
 

@@ -11,9 +11,10 @@ import msgspec
 from kvasir_engine.protocol import Address, Endpoint, Lease, Loan
 from kvasir_engine.transfer import holder, writer
 from kvasir_engine.transfer.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
-from kvasir_engine.transfer.handoff import Event, Handoff, HandoffStats
+from kvasir_engine.transfer.handoff import Handoff
 from kvasir_engine.transfer.layout import pairs
-from kvasir_engine.transfer.parts import Grants, Pushes, Stop
+from kvasir_engine.transfer.parts import Event, Grants, Pushes, Stop
+from kvasir_engine.transfer.stats import HandoffStats
 from kvasir_engine.transfer.writer import Key, Push
 
 LayerPush = tuple[Key, Push]

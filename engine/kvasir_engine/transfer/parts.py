@@ -17,6 +17,7 @@ Part = tuple[int, str]
 
 HolderEvent = holder.Settled | holder.Fenced | holder.Reclaimed | holder.Rejected
 WriterEvent = writer.Done | writer.Failed
+Event = HolderEvent | WriterEvent
 
 
 @dataclass(frozen=True)

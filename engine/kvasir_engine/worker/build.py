@@ -22,7 +22,8 @@ from kvasir_engine.transfer.agent import Agent, choose_fabric
 from kvasir_engine.transfer.digest import NONE, XXH3
 from kvasir_engine.transfer.fabric import Fabric
 from kvasir_engine.transfer.group import HandoffGroup
-from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.transfer.handoff import Handoff
+from kvasir_engine.transfer.parts import Event
 from kvasir_engine.worker.engine import NO_LIMITS, Engine
 from kvasir_engine.worker.frames import Serve
 from kvasir_engine.worker.rank import digester_of, region_of

@@ -19,8 +19,8 @@ from kvasir_engine.scheduler.schedule import Limits, Plan, schedule
 from kvasir_engine.scheduler.sequence import Sequence
 from kvasir_engine.transfer import holder, writer
 from kvasir_engine.transfer.group import HandoffGroup
-from kvasir_engine.transfer.handoff import Event
 from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.transfer.parts import Event
 from kvasir_engine.worker.batching import batch_of
 from kvasir_engine.worker.cache import Cache
 from kvasir_engine.worker.leases import Leases, Refused

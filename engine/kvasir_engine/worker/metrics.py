@@ -6,7 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kvasir_engine.kv.pages import Owner
-from kvasir_engine.transfer.handoff import HandoffStats
+from kvasir_engine.transfer.stats import HandoffStats
 from kvasir_engine.worker.engine import Engine
 
 

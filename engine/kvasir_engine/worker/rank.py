@@ -31,7 +31,8 @@ from kvasir_engine.transfer.agent import Agent, choose_fabric
 from kvasir_engine.transfer.commands import AnyCommand
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.group import layer_pushes
-from kvasir_engine.transfer.handoff import Event, Handoff
+from kvasir_engine.transfer.handoff import Handoff
+from kvasir_engine.transfer.parts import Event
 from kvasir_engine.worker import frames
 from kvasir_engine.worker.frames import (
     Copied,

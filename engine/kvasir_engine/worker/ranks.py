@@ -30,7 +30,8 @@ from kvasir_engine.protocol import Address
 from kvasir_engine.transfer import writer
 from kvasir_engine.transfer.commands import AnyCommand, Grant
 from kvasir_engine.transfer.group import LayerPush
-from kvasir_engine.transfer.handoff import Event, HandoffStats
+from kvasir_engine.transfer.parts import Event
+from kvasir_engine.transfer.stats import HandoffStats
 from kvasir_engine.transfer.writer import Key, Push
 from kvasir_engine.worker import frames
 from kvasir_engine.worker.frames import Copied, Copies, Failed, Loaded, PushFrame, Ready, Report, Serve, Setup, Step

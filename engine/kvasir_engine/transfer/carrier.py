@@ -1,0 +1,333 @@
+"""What a transfer thread does: carries out commands and what the lease machines decide, on one NIXL agent.
+
+Everything here runs on that thread. Of a peer's ranks a rank grants to, writes to, lends to and reads from those
+that it has a part of the KV in common with; events name them.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import msgspec
+
+from kvasir_engine import faults
+from kvasir_engine.protocol import Endpoint, Lease, Loan
+from kvasir_engine.transfer import holder, messages, writer
+from kvasir_engine.transfer.agent import Agent, PeerDied, Refused
+from kvasir_engine.transfer.beside import Digests, DigestThread
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
+from kvasir_engine.transfer.holder import Holder
+from kvasir_engine.transfer.layout import block_numbers, block_tokens, pairs
+from kvasir_engine.transfer.messages import AnyMessage, Complete, Lent, Ping, Pong, Release, Written
+from kvasir_engine.transfer.opened import Opened
+from kvasir_engine.transfer.parts import Event
+from kvasir_engine.transfer.reads import Reads
+from kvasir_engine.transfer.stats import HandoffStats
+from kvasir_engine.transfer.underway import Ended, Underway
+from kvasir_engine.transfer.writer import Key, Push, Writer
+
+log = logging.getLogger("transfer")
+
+DIED = "the worker at the other end died"
+
+_Effect = Event | holder.Ask | holder.Verify | writer.Post | writer.Announce | writer.Tell
+_Effects = Iterable[_Effect]
+
+
+@dataclass(frozen=True)
+class _Lending:
+    """A part of a loan whose digests are being computed."""
+
+    loan: Loan
+    reader: str
+    blocks: tuple[int, ...]
+    digests: "Future[Digests]"
+
+
+class Carrier:
+    """The leases and loans of one rank, on both sides. `emit` gets the events."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        rank: int,
+        digests: DigestThread,
+        verifies: bool,
+        stats: HandoffStats,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._agent = agent
+        self._rank = rank
+        self._digests = digests
+        self._stats = stats
+        self._emit = emit
+        self._endpoint = agent.endpoint
+        self._layers = layers = agent.endpoint.fingerprint.layers
+        self._holder = Holder(agent.endpoint.epoch, layers, verifies)
+        self._writer = Writer(layers)
+        self._underway = Underway(agent, digests, stats)
+        self._opened = Opened()
+        self._reads = Reads()
+        self._lending: list[_Lending] = []
+        self._digested: dict[tuple[Key, Push], list[int]] = {}  # of writes that have ended
+
+    @property
+    def busy(self) -> bool:
+        """Whether a lease or a loan is open on either side."""
+        return bool(len(self._holder) or len(self._writer))
+
+    def obey(self, command: AnyCommand) -> None:
+        """Carry out a command."""
+        self._apply(self._obey(command, time.monotonic()))
+
+    def push(self, key: Key, push: Push, computed: float) -> None:
+        """Copy pages, whose last layer was computed at the moment `computed`, in all parts of a lease."""
+        if push.final:
+            self._opened.computed(key, computed)
+        for part in self._opened.parts(key):
+            if not self._reads.waits(part, push):
+                self._apply(self._writer.push(part, push, time.monotonic()))
+
+    def turn(self, arrived: list[tuple[str, bytes]]) -> bool:
+        """Post what is due, take what has `arrived` from peers, see what has ended. Whether there was anything."""
+        progressed = bool(arrived)
+        for post in self._underway.due():
+            self._apply(self._post(post))
+            progressed = True
+        for agent, data in arrived:
+            self._apply(self._receive(agent, data, time.monotonic()))
+        for key, push in self._underway.copies():
+            try:
+                ended = self._underway.ended(key, push)
+            except PeerDied:
+                self._apply(self._died(key[0]))
+                continue
+            if ended is not None:
+                progressed = True
+                self._apply(self._ended(ended))
+        for lending in [each for each in self._lending if each.digests.done()]:
+            self._lending.remove(lending)
+            self._apply(self._lent(lending))
+        now = time.monotonic()
+        self._apply([*self._holder.tick(now), *self._writer.tick(now)])
+        return progressed
+
+    # -- commands
+
+    def _obey(self, command: AnyCommand, now: float) -> _Effects:
+        match command:
+            case Grant(lease, to, tokens):
+                return self._grant(lease, to, tokens, now)
+            case Revoke(granted):
+                return self._holder.revoke(granted, now)
+            case Open(to, lease):
+                return self._open(to, lease.id, lease.epoch, now + lease.seconds)
+            case Withdraw(key, reason):
+                parts = self._opened.parts(key)
+                return [effect for part in parts for effect in self._writer.withdraw(part, reason, now)]
+            case Lend(loan, to):
+                return self._lend(loan, to, now)
+            case Read(to, loan):
+                return self._open(to, loan.id, loan.epoch, now + loan.seconds, reading=True)
+
+    def _grant(self, lease: Lease, to: Endpoint, tokens: int, now: float) -> _Effects:
+        size = self._endpoint.fingerprint.page_size
+        block = block_tokens(size, to.fingerprint.page_size)
+        count = -(-tokens // block) if tokens else len(lease.pages) * size // block
+        blocks = block_numbers(lease.pages, size // block, 0, count)
+        effects: list[_Effect] = []
+        for rank in self._partners(to, incoming=True):
+            refused = self._connect(lease.id, to, rank)
+            if refused is None:
+                self._holder.grant(lease.id, to.agent_of(rank), blocks, now, lease.seconds)
+            else:
+                effects.append(refused)
+        return effects
+
+    def _lend(self, loan: Loan, to: Endpoint, now: float) -> _Effects:
+        size = self._endpoint.fingerprint.page_size
+        a_page = size // block_tokens(size, to.fingerprint.page_size)
+        blocks = block_numbers(loan.pages, a_page, 0, len(loan.pages) * a_page)
+        effects: list[_Effect] = []
+        for rank in self._partners(to, incoming=False):
+            agent, refused = to.agent_of(rank), self._connect(loan.id, to, rank)
+            if refused is None:
+                self._holder.lend(loan.id, agent, now, loan.seconds)
+                digests = self._digests.begin(blocks, range(self._layers), self._agent.sent(agent))
+                self._lending.append(_Lending(loan, agent, blocks, digests))
+            else:
+                effects.append(refused)
+        return effects
+
+    def _connect(self, lease: int, to: Endpoint, rank: int) -> holder.Reclaimed | None:
+        """Why a part of a lease or loan of ours ends at once."""
+        try:
+            self._agent.connect(to, rank)
+        except PeerDied:
+            return holder.Reclaimed(lease, "writer_died", DIED, writer=to.agent_of(rank))
+        except Refused as refused:
+            return holder.Reclaimed(lease, "never_connected", str(refused), writer=to.agent_of(rank))
+        return None
+
+    def _open(self, to: Endpoint, lease: int, epoch: int, deadline: float, reading: bool = False) -> _Effects:
+        """Begin to write, or to read, under a lease or loan of another worker."""
+        parts = {rank: (to.agent_of(rank), lease) for rank in self._partners(to, incoming=reading)}
+        self._opened.open((to.agent, lease), list(parts.values()))
+        effects: list[_Effect] = []
+        for rank, part in parts.items():
+            if reading:
+                self._reads.open(part)
+            try:
+                self._agent.connect(to, rank)
+                effects += self._writer.open(part, epoch, deadline, reading)
+            except PeerDied:
+                effects.append(writer.Failed(part, DIED))
+            except Refused as refused:
+                effects.append(writer.Failed(part, str(refused)))
+        return effects
+
+    def _partners(self, peer: Endpoint, incoming: bool) -> list[int]:
+        """The ranks of `peer` that our KV comes from, or goes to."""
+        ours, theirs = self._endpoint.fingerprint, peer.fingerprint
+        if incoming:
+            return [from_ for from_, to in pairs(theirs, ours) if to == self._rank]
+        return [to for from_, to in pairs(ours, theirs) if from_ == self._rank]
+
+    # -- what peers say
+
+    def _receive(self, agent: str, data: bytes, now: float) -> _Effects:
+        try:
+            message = messages.decode(data)
+        except msgspec.DecodeError as error:
+            log.warning("unreadable notification agent=%s error=%s", agent, error)
+            return []
+        self._holder.heard(agent, now)
+        match message:
+            case Release(sender=sender):
+                if sender is not None and sender.agent == agent:
+                    try:
+                        self._agent.meet(sender)
+                    except (PeerDied, Refused) as error:
+                        log.warning("cannot answer agent=%s reason=%s", agent, error)
+                return self._writer.released(agent, message, now)
+            case Ping(lease, epoch):
+                return self._send(agent, Pong(lease, epoch))
+            case Pong():
+                return []
+            case Lent(lease, _, blocks, digests):
+                waiting = self._reads.lent((agent, lease), dict(zip(blocks, digests, strict=True)))
+                return [effect for push in waiting for effect in self._writer.push((agent, lease), push, now)]
+            case _:
+                return self._holder.received(agent, message)
+
+    def _send(self, agent: str, message: AnyMessage) -> _Effects:
+        try:
+            self._agent.notify(agent, messages.encode(message))
+        except PeerDied:
+            return self._died(agent)
+        return []
+
+    def _died(self, agent: str) -> _Effects:
+        """The transport's word that the peer is gone: a proof for the leases of both sides."""
+        log.warning("peer died agent=%s", agent)
+        self._stats.peers_died += 1
+        self._underway.died(agent)
+        self._agent.forget(agent)
+        return [*self._holder.died(agent), *self._writer.died(agent)]
+
+    # -- copies
+
+    def _post(self, post: writer.Post) -> _Effects:
+        try:
+            if post.key in self._reads:
+                self._underway.read(post)
+            else:
+                self._underway.write(post)
+        except PeerDied:
+            return self._died(post.key[0])
+        return []
+
+    def _ended(self, ended: Ended) -> _Effects:
+        ok = ended.ok
+        if ended.key in self._reads:
+            ok = ok and self._was_read(ended)
+        else:
+            self._digested[ended.key, ended.push] = ended.digests
+        return self._writer.ended(ended.key, ended.push, ok, time.monotonic())
+
+    def _was_read(self, read: Ended) -> bool:
+        """Whether a read brought what was lent."""
+        wrong = self._reads.wrong(read.key, read.push, read.digests)
+        if wrong:
+            self._stats.digest_failures += wrong
+            log.error("digests of a read differ agent=%s lease=%d wrong=%d", *read.key, wrong)
+        else:
+            self._stats.read_bytes += len(read.push.local) * self._endpoint.region.page_bytes
+            self._stats.read_seconds += read.seconds
+            faults.hit("prefill.read")
+        return not wrong
+
+    def _lent(self, lending: _Lending) -> _Effects:
+        """Tell the reader what it will have read, if it still may."""
+        digests, loan = self._digests.take(lending.digests), lending.loan
+        if not self._holder.lends(loan.id, lending.reader):
+            return []
+        return self._send(lending.reader, Lent(loan.id, loan.epoch, list(lending.blocks), digests))
+
+    def _verify(self, verify: holder.Verify) -> None:
+        lease, agent, total = verify.lease, verify.writer, len(verify.pages)
+        digests = self._digests.here(verify.pages, verify.layers, self._agent.received(agent))
+        right = sum(a == b for a, b in zip(digests, verify.digests, strict=True))
+        self._holder.verified(lease, agent, right)
+        if right != total:
+            self._stats.digest_failures += total - right
+            log.error("digests differ lease=%d pages=%d wrong=%d", lease, total, total - right)
+
+    # -- what the machines decide
+
+    def _apply(self, effects: _Effects) -> None:
+        for effect in effects:
+            match effect:
+                case writer.Post():
+                    self._underway.wait(effect)
+                case writer.Announce((agent, lease) as key, epoch, first, push, layers):
+                    digests = self._digested.pop((key, push))
+                    written = Written(lease, epoch, first, (layers.start, layers.stop), digests)
+                    self._apply(self._send(agent, written))
+                case holder.Verify():
+                    faults.hit("decode.written")
+                    self._verify(effect)
+                case writer.Tell(agent, Complete() as complete):
+                    faults.hit("prefill.completing")
+                    self._apply(self._send(agent, complete))
+                    faults.hit("prefill.completed")
+                case holder.Ask(agent, Release() as release):
+                    address = self._endpoint.address(0)
+                    self._apply(self._send(agent, msgspec.structs.replace(release, sender=address)))
+                case holder.Ask(agent, message) | writer.Tell(agent, message):
+                    self._apply(self._send(agent, message))
+                case _:
+                    self._note(effect)
+                    self._emit(effect)
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case writer.Failed(part, _):
+                self._close(part)
+            case writer.Done(part, push) if push.complete is not None:
+                self._close(part)
+            case writer.Done(part, push) if push.final:
+                self._stats.exposed_seconds += time.perf_counter() - self._opened.computed_at(part)
+                self._stats.handoffs += 1
+            case holder.Settled(_, complete, agent):
+                cut = self._agent.received(agent)
+                self._stats.received_bytes += complete.pages * cut.moved_bytes if cut is not None else 0
+
+    def _close(self, part: Key) -> None:
+        """A part of another worker's lease has ended."""
+        for each in [each for each in self._digested if each[0] == part]:
+            del self._digested[each]
+        self._reads.close(part)
+        self._opened.close(part)

@@ -1,0 +1,60 @@
+"""The parts of loans that one rank reads under, and the digests that came with them: pure."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from kvasir_engine.transfer.writer import Key, Push
+
+LOANS = 1024
+"""Loans whose digests are kept until the prompt comes."""
+
+
+@dataclass
+class _Read:
+    digests: dict[int, int] | None
+    waiting: list[Push] = field(default_factory=list)
+
+
+class Reads:
+    """Nothing is read before its digests are here."""
+
+    def __init__(self) -> None:
+        self._reads: dict[Key, _Read] = {}
+        self._lent: OrderedDict[Key, dict[int, int]] = OrderedDict()  # digests of loans that nobody reads yet
+
+    def __contains__(self, part: Key) -> bool:
+        return part in self._reads
+
+    def open(self, part: Key) -> None:
+        """Begin to read under `part`."""
+        self._reads[part] = _Read(self._lent.pop(part, None))
+
+    def lent(self, part: Key, digests: dict[int, int]) -> list[Push]:
+        """The digests of what is lent, by block of the lender's. Returns the pushes that waited for them."""
+        read = self._reads.get(part)
+        if read is None:
+            self._lent[part] = digests
+            if len(self._lent) > LOANS:
+                self._lent.popitem(last=False)
+            return []
+        read.digests, waiting = digests, read.waiting
+        read.waiting = []
+        return waiting
+
+    def waits(self, part: Key, push: Push) -> bool:
+        """Whether `push` has to wait for the digests; `lent` returns it then."""
+        read = self._reads.get(part)
+        if read is None or read.digests is not None:
+            return False
+        read.waiting.append(push)
+        return True
+
+    def wrong(self, part: Key, push: Push, digests: list[int]) -> int:
+        """How many of the blocks that came with `push`, with these digests, are not what was lent."""
+        known = self._reads[part].digests or {}
+        return sum(known.get(block) != digest for block, digest in zip(push.remote, digests, strict=True))
+
+    def close(self, part: Key) -> None:
+        """The part has ended. Idempotent."""
+        self._reads.pop(part, None)
+        self._lent.pop(part, None)
