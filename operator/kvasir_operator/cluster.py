@@ -123,7 +123,10 @@ class Cluster:
         self._write("PATCH", path, body, accept=(200, 201, 404))
 
     def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:
-        """Post an Event about an InferenceService at `stamp` (RFC 3339). It is posted once an `occasion`."""
+        """Post an Event about an InferenceService at `stamp` (RFC 3339). It is posted once an `occasion`.
+
+        Nothing is posted into a namespace that is being deleted.
+        """
         metadata = service["metadata"]
         key = hashlib.sha256("\0".join((metadata["uid"], reason, occasion)).encode()).hexdigest()[:16]
         event = {
@@ -146,7 +149,11 @@ class Cluster:
             "source": {"component": "kvasir-operator"},
         }
         path = object_path("v1", "events", metadata["namespace"])
-        self._call("POST", path, body=event, accept=(200, 201, 202, 409))
+        try:
+            self._call("POST", path, body=event, accept=(200, 201, 202, 409))
+        except ClusterError as error:
+            if not error.terminating:  # nobody will read it
+                raise
 
     def serves(self, api_version: str, kind: str) -> bool:
         """Whether the API server serves this kind. A group that is there is asked about once."""

@@ -19,6 +19,11 @@ class ClusterError(Exception):
         """The same request would be refused again: something other than time has to change."""
         return 400 <= self.status < 500 and self.status not in (401, 408, 409, 429)
 
+    @property
+    def terminating(self) -> bool:
+        """Nothing may be created any more: the namespace is being deleted."""
+        return self.status == 403 and "because it is being terminated" in str(self)
+
 
 class ForeignObject(ClusterError):
     """An object of the wanted name is there and somebody else's; it is left alone."""

@@ -1,4 +1,4 @@
-"""Stands for the engine's image: `fetch`, `worker` and `router` with its flags, HTTP paths and exit statuses.
+"""Stands for the engine's image: its commands with their flags, HTTP paths and exit statuses.
 
 Steered by the environment of its pod: FAKE_FAIL exits with that error, FAKE_UNREADY is never ready. A router is
 ready when all its workers are. `/slow` streams a line, waits until the file that the query names exists, and
@@ -36,6 +36,7 @@ def fetch(uri: str) -> None:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = 5  # a probe given up before it asked may leave its connection, and the server waits for its thread
     workers: tuple[str, ...] = ()
 
     def do_GET(self) -> None:
@@ -103,9 +104,11 @@ def main() -> None:
         fetch(sys.argv[2])
         return
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["worker", "router"])
+    parser.add_argument("command", choices=["worker", "router", "drain"])
     parser.add_argument("--worker", action="append", default=[])
     options, _ = parser.parse_known_args()
+    if options.command == "drain":
+        return  # SIGTERM alone lets requests finish
     if message := os.environ.get("FAKE_FAIL"):
         fail(message)
     serve(options.worker)
