@@ -1,4 +1,4 @@
-"""The CPU kernels beside what torch has: all products of one step, and one step's decode attention.
+"""The CPU kernels beside what torch has: all products of one step, and one step's attention.
 
     python -m bench.kernels
 
@@ -7,14 +7,14 @@ The shapes are SmolLM2-135M's. Each pair is timed in turn, so that the machine's
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from kvasir_engine.attention.base import AttentionSpec
+from kvasir_engine.attention.base import AttentionBackend, AttentionSpec
 from kvasir_engine.attention.cpu_backend import CpuBackend
 from kvasir_engine.attention.pool import KVPool, PoolShape
 from kvasir_engine.attention.torch_backend import TorchBackend
@@ -24,6 +24,7 @@ from kvasir_engine.model.batch import ForwardBatch
 LAYERS, HIDDEN, HEADS, KV_HEADS, DIM, VOCABULARY = 30, 576, 9, 3, 64, 49152
 SHAPES = [(960, HIDDEN), (HIDDEN, HIDDEN), (3072, HIDDEN), (HIDDEN, 1536)]
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+CHUNKS = ((64, 64), (512, 512), (512, 1536), (512, 2500))
 SEQUENCES = ((1, 128), (4, 704), (8, 2000), (16, 208))
 PAGE = 16
 
@@ -70,27 +71,42 @@ def products() -> Table:
     return table
 
 
-def attention() -> Table:
-    """One new token each of some sequences, over all layers."""
+def attention() -> Iterator[Table]:
+    """One new token each of some sequences, and then a chunk of one, over all layers."""
     pool = KVPool(PoolShape(LAYERS, KV_HEADS, DIM, PAGE, torch.bfloat16), 1200, torch.device("cpu"))
     pool.tensor.normal_()
     spec = AttentionSpec(HEADS, DIM**-0.5, (None,) * LAYERS)
+
+    def compare(count: int, new: int, context: int) -> list[float]:
+        pages = torch.randint(0, pool.pages, (count, -(-context // PAGE)))
+        positions = torch.arange(context - new, context).repeat(count)
+        batch = ForwardBatch(torch.zeros_like(positions), positions, [new] * count, [context] * count, pages)
+        qkv = torch.randn(len(positions), HEADS + 2 * KV_HEADS, DIM).bfloat16()
+        return in_turn(
+            10 if new == 1 else 4,
+            *(partial(step, kind(pool, spec), batch, qkv) for kind in (TorchBackend, CpuBackend)),
+        )
+
     table = Table(
         "sequences", "tokens each", "gathered ms", "in place ms", "ratio", title="attention of a decode step"
     )
     for count, context in SEQUENCES:
-        columns = -(-context // PAGE)
-        pages = torch.randint(0, pool.pages, (count, columns))
-        tokens = torch.zeros(count, dtype=torch.int64)
-        batch = ForwardBatch(tokens, tokens + context - 1, [1] * count, [context] * count, pages)
-        qkv = torch.randn(count, HEADS + 2 * KV_HEADS, DIM).bfloat16()
-        gathering, reading = (partial(step, kind(pool, spec), batch, qkv) for kind in (TorchBackend, CpuBackend))
-        before, now = in_turn(10, gathering, reading)
+        before, now = compare(count, 1, context)
         table.add_row(f"{count}", f"{context}", f"{before:.2f}", f"{now:.2f}", f"{before / now:.2f}")
-    return table
+    yield table
+
+    table = Table(
+        "new tokens", "of", "gathered ms", "in place ms", "ratio", "GFLOP/s", title="attention of a prefill chunk"
+    )
+    for new, context in CHUNKS:
+        before, now = compare(1, new, context)
+        products = 4 * DIM * HEADS * LAYERS * sum(range(context - new + 1, context + 1))
+        rate = products / now / 1e6
+        table.add_row(f"{new}", f"{context}", f"{before:.1f}", f"{now:.1f}", f"{before / now:.2f}", f"{rate:.0f}")
+    yield table
 
 
-def step(backend: TorchBackend, batch: ForwardBatch, qkv: torch.Tensor) -> None:
+def step(backend: AttentionBackend, batch: ForwardBatch, qkv: torch.Tensor) -> None:
     """The attention of one step."""
     backend.plan(batch)
     q, k, v = qkv.split([HEADS, KV_HEADS, KV_HEADS], 1)
@@ -103,7 +119,7 @@ def main() -> None:
     if (reason := unavailable_reason()) is not None:
         raise SystemExit(f"the kernels cannot run here: {reason}")
     with torch.inference_mode():
-        for table in (products(), attention()):
+        for table in (products(), *attention()):
             for column in table.columns:
                 column.justify = "right"
             Console().print(table)

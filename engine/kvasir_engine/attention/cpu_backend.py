@@ -1,10 +1,10 @@
-"""Attention on CPUs whose kernels read the pages of decoding sequences in place."""
+"""Attention on CPUs whose kernels read all sequences' pages in place."""
 
+import numpy as np
 import torch
 
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.pool import KVPool
-from kvasir_engine.attention.torch_backend import TorchBackend, _Decode
 from kvasir_engine.kernels import unavailable_reason
 from kvasir_engine.model.batch import ForwardBatch
 
@@ -19,33 +19,47 @@ def usable(pool: KVPool, spec: AttentionSpec) -> bool:
     return attention.fits(spec.heads // shape.kv_heads, shape.head_dim, shape.page_size)
 
 
-class CpuBackend(TorchBackend):
-    """TorchBackend, but for sequences with one new token: nothing of their context is copied."""
+class CpuBackend:
+    """An AttentionBackend that copies no context: one kernel for decoding sequences, one for prefill chunks."""
 
     def __init__(self, pool: KVPool, spec: AttentionSpec) -> None:
         from kvasir_engine.kernels.attention import PagedDecode
+        from kvasir_engine.kernels.elementwise import KVStore
+        from kvasir_engine.kernels.prefill import PagedPrefill
 
-        super().__init__(pool, spec)
-        self._kernel = PagedDecode(pool.tensor, spec.heads, spec.scale)
-        self._decoding: list[int] = []
+        self.pool = pool
+        self._windows = spec.windows
+        self._store = KVStore(pool.tensor)
+        self._decode = PagedDecode(pool.tensor, spec.heads, spec.scale)
+        self._prefill = PagedPrefill(pool.tensor, spec.heads, spec.scale)
+        self._decoding = self._prefilling = False
 
     def plan(self, batch: ForwardBatch) -> None:
         """See AttentionBackend."""
-        super().plan(batch)
-        self._decoding = [i for i, count in enumerate(batch.query_lens) if count == 1]
-        if self._decoding:
-            ends = torch.tensor(batch.query_lens).cumsum(0).tolist()
-            self._kernel.plan(
-                [ends[i] - 1 for i in self._decoding],
-                [batch.context_lens[i] for i in self._decoding],
-                batch.page_table[self._decoding],
-            )
+        self._plan_store(batch)
+        counts, contexts, table = batch.query_lens, batch.context_lens, batch.page_table
+        starts = [0, *np.cumsum(counts).tolist()]
+        decoding = [i for i, count in enumerate(counts) if count == 1]
+        chunks = [i for i, count in enumerate(counts) if count > 1]
+        self._decoding, self._prefilling = bool(decoding), bool(chunks)
+        if decoding:
+            self._decode.plan([starts[i] for i in decoding], [contexts[i] for i in decoding], table[decoding])
+        if chunks:
+            begins, new, lengths = ([of[i] for i in chunks] for of in (starts, counts, contexts))
+            self._prefill.plan(begins, new, lengths, table[chunks])
 
-    def _plan_decodes(
-        self, batch: ForwardBatch, pages: torch.Tensor, starts: list[int], window: int | None
-    ) -> list[_Decode]:
-        return []
+    def _plan_store(self, batch: ForwardBatch) -> None:
+        owners = np.repeat(np.arange(len(batch.query_lens)), batch.query_lens)
+        pages, offsets = np.divmod(batch.positions.numpy(), self.pool.page_size)
+        self._store.plan(batch.page_table.numpy()[owners, pages], offsets)
 
-    def _run_decodes(self, layer: int, decodes: list[_Decode], q: torch.Tensor, out: torch.Tensor) -> None:
+    def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """See AttentionBackend."""
+        self._store.run(layer, k, v)
+        out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+        window = self._windows[layer] or 0
         if self._decoding:
-            self._kernel.run(layer, q, out, self._windows[layer] or 0)
+            self._decode.run(layer, q, out, window)
+        if self._prefilling:
+            self._prefill.run(layer, q, out, window)
+        return out

@@ -3,7 +3,6 @@
 import torch
 
 from kvasir_engine.attention.cpu_backend import CpuBackend
-from kvasir_engine.attention.torch_backend import TorchBackend, _Plan
 from kvasir_engine.model.batch import ForwardBatch
 
 
@@ -15,12 +14,7 @@ class InvariantBackend(CpuBackend):
 
     def plan(self, batch: ForwardBatch) -> None:
         """See AttentionBackend."""
-        TorchBackend.plan(self, batch)
-        self._decoding = list(range(len(batch.tokens)))
+        self._plan_store(batch)
+        self._decoding = True
         pages = batch.page_table.repeat_interleave(torch.tensor(batch.query_lens), 0)
-        self._kernel.plan(self._decoding, (batch.positions + 1).tolist(), pages)
-
-    def _plan_window(
-        self, batch: ForwardBatch, pages: torch.Tensor, starts: list[int], window: int | None
-    ) -> _Plan:
-        return _Plan([], [])
+        self._decode.plan(range(len(batch.tokens)), (batch.positions + 1).tolist(), pages)

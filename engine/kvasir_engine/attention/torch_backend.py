@@ -1,4 +1,4 @@
-"""Attention over the paged pool in plain torch: the reference on every device, and what CPUs run.
+"""Attention over the paged pool in plain torch: the reference, and what runs where no kernels do.
 
 All the sequences of a step with one new token are attended together: their KV rows are gathered from the pool
 with one indexed read a layer, into groups of similar length. A sequence with more new tokens (a prefill chunk) is

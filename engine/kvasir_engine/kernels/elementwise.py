@@ -86,10 +86,27 @@ def _gelu_mul(arguments):  # type: ignore[no-untyped-def]
             out[i] = maths.narrow(g / (np.float32(1) + shut) * maths.widen(up[i]))
 
 
+def _store(arguments):  # type: ignore[no-untyped-def]
+    a = carray(arguments, (11,))
+    k, v, pool, slots, tokens = a[0], a[1], a[2], a[3], a[4]
+    heads, dim, row, head_bytes, v_offset, threads = a[5], a[6], a[7], a[8], a[9], a[10]
+    number = np.int64(team.thread_number())
+    places = carray(simd.i64_at(slots), (tokens,))
+    for token in range(number * tokens // threads, (number + 1) * tokens // threads):
+        for head in range(heads):
+            target = pool + places[token] + head * head_bytes
+            source = (token * row + head * dim) * 2
+            for from_, to in ((k + source, target), (v + source, target + v_offset)):
+                values, stored = carray(simd.u16_at(from_), (dim,)), carray(simd.u16_at(to), (dim,))
+                for i in range(dim):
+                    stored[i] = values[i]
+
+
 _rms_norm_kernel = team.kernel(_rms_norm)
 _rotate_kernel = team.kernel(_rotate)
 _silu_mul_kernel = team.kernel(_silu_mul)
 _gelu_mul_kernel = team.kernel(_gelu_mul)
+_store_kernel = team.kernel(_store)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -135,3 +152,25 @@ def _gated(kernel: int, gate_up: torch.Tensor) -> torch.Tensor:
     arguments = np.array([gate_up.data_ptr(), out.data_ptr(), rows, columns, threads], dtype=np.int64)
     team.run(kernel, arguments, threads)
     return out
+
+
+class KVStore:
+    """Brings new tokens' K and V into `pool` [pages, layers, 2, kv_heads, page_size, head_dim] bfloat16."""
+
+    def __init__(self, pool: torch.Tensor) -> None:
+        _, _, _, self._heads, self._page_size, self._dim = pool.shape
+        self._pool = pool
+        self._slots = np.empty(0, dtype=np.int64)
+
+    def plan(self, pages: np.ndarray, offsets: np.ndarray) -> None:
+        """The page of each of T tokens and its place in it, both [T] int64."""
+        self._slots = pages * (self._pool.stride(0) * 2) + offsets * (self._dim * 2)
+
+    def run(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store k and v [T, kv_heads, head_dim] bfloat16 in `layer`; tokens of both are equally far apart."""
+        threads = _threads(2 * k.numel())
+        pool = self._pool.data_ptr() + layer * self._pool.stride(1) * 2
+        head = self._page_size * self._dim * 2
+        addresses = k.data_ptr(), v.data_ptr(), pool, self._slots.ctypes.data
+        sizes = len(self._slots), self._heads, self._dim, k.stride(0), head, self._heads * head, threads
+        team.run(_store_kernel, np.array([*addresses, *sizes], dtype=np.int64), threads)

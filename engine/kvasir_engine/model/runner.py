@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kvasir_engine.attention import cpu_backend
-from kvasir_engine.attention.base import AttentionSpec
+from kvasir_engine.attention.base import AttentionBackend, AttentionSpec
 from kvasir_engine.attention.cpu_backend import CpuBackend
 from kvasir_engine.attention.invariant_backend import InvariantBackend
 from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory
@@ -120,7 +120,7 @@ def _check_deterministic(device: torch.device, dtype: torch.dtype, group: Group)
         raise ModelError(f"deterministic mode: {reason}")
 
 
-def _backend(deterministic: bool, pool: KVPool, spec: AttentionSpec) -> TorchBackend:
+def _backend(deterministic: bool, pool: KVPool, spec: AttentionSpec) -> AttentionBackend:
     if cpu_backend.usable(pool, spec):
         return (InvariantBackend if deterministic else CpuBackend)(pool, spec)
     if deterministic:
