@@ -115,7 +115,7 @@ def main() -> None:
         try:
             plot(results, arguments.workloads, arguments.systems, where, picture)
         except ImportError:
-            print("no plot: matplotlib is not installed", file=sys.stderr)
+            print("no plot: matplotlib is not installed (the extra `bench`)", file=sys.stderr)
         else:
             print(f"plot: {picture}")
 
