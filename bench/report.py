@@ -98,15 +98,19 @@ def _ratio(value: float, reference: float | None, digits: int) -> str:
 def plot(
     measurements: Sequence[Measurement], workloads: Sequence[str], systems: Sequence[str], where: str, target: Path
 ) -> None:
-    """Output rate and time to first token, a group of bars a workload. Raises ImportError without matplotlib."""
+    """Rates and time to first token, a group of bars a workload. Raises ImportError without matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
     width = 0.8 / len(systems)
-    panels = {"out_tok_s": "output tokens a second (more is better)", "ttft_p50": "TTFT p50, ms (less is better)"}
+    panels = {
+        "out_tok_s": "output tokens a second (more is better)",
+        "in_tok_s": "input tokens a second (more is better)",
+        "ttft_p50": "TTFT p50, ms (less is better)",
+    }
     for axis, (field, title) in zip(axes, panels.items(), strict=True):
         for place, system in enumerate(systems):
             cells = [cell(measurements, system, workload) for workload in workloads]
@@ -118,7 +122,7 @@ def plot(
         axis.set_xticks(range(len(workloads)), workloads)
         axis.set_yscale("log")
         axis.set_title(title, fontsize=10)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(systems), fontsize=8)
     figure.suptitle(f"SmolLM2-135M-Instruct, bfloat16, {where}", fontsize=10)
     figure.savefig(target, dpi=140)
     pyplot.close(figure)
