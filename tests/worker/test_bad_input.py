@@ -62,6 +62,13 @@ def nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "flags", "said"),
     [
+        (nothing, ["--attention-backend", "cuda"], "attention backend 'cuda' is none of auto, torch, flashinfer"),
+        pytest.param(
+            nothing,
+            ["--attention-backend", "flashinfer"],
+            "no attention backend flashinfer: CUDA is not available",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (cut_short, [], "model.safetensors is cut short: 9000 bytes, its header says "),
         (
             lambda folder: configured(folder, architectures=["FalconForCausalLM"]),

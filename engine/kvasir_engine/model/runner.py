@@ -7,12 +7,9 @@ from pathlib import Path
 
 import torch
 
-from kvasir_engine.attention import cpu_backend
-from kvasir_engine.attention.base import AttentionBackend, AttentionSpec
-from kvasir_engine.attention.cpu_backend import CpuBackend
-from kvasir_engine.attention.invariant_backend import InvariantBackend
+from kvasir_engine.attention.base import AttentionSpec
+from kvasir_engine.attention.choose import BackendName, choose_backend, refuse_missing
 from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory
-from kvasir_engine.attention.torch_backend import TorchBackend
 from kvasir_engine.kernels import unavailable_reason
 from kvasir_engine.model import cpu
 from kvasir_engine.model.architectures import load_config
@@ -30,7 +27,7 @@ class ModelRunner:
 
     `dtype` is `auto`, `bfloat16`, `float16` or `float32`; `device` is `auto`, `cpu` or `cuda`. The pool gets
     `pages` pages, or with `pages` 0 as many as `kv_memory` bytes, all ranks together, hold (0: see
-    `default_kv_memory`); every rank has as many.
+    `default_kv_memory`); every rank has as many. `attention`: see `choose_backend`.
     With a `group` this process is one rank of several and holds its part of the weights and of the KV heads; every
     rank is given the same batches and gets the same logits. `progress` hears ("load", bytes, bytes in all).
     `deterministic`: a token's logits and KV depend on the tokens before it alone, to the last bit, not on what is
@@ -46,10 +43,12 @@ class ModelRunner:
         page_size: int = 16,
         pages: int = 0,
         kv_memory: int = 0,
+        attention: BackendName = "auto",
         group: Group = ALONE,
         deterministic: bool = False,
         progress: Progress | None = None,
     ) -> None:
+        refuse_missing(attention)
         self.config = load_config(folder)
         part = shard(self.config, group.rank, group.size)
         self.device = choose_device(device, group.rank, group.size)
@@ -69,7 +68,8 @@ class ModelRunner:
             pages = int(counts.min())
         self.pool = KVPool(shape, pages, self.device)
         spec = AttentionSpec(len(part.heads), config.attention_scale, config.windows)
-        self._attention = _backend(deterministic, self.pool, spec)
+        self._attention = choose_backend(attention, self.pool, spec, deterministic)
+        log.info("attention by %s", type(self._attention).__name__)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             reason = unavailable_reason()
             log.info("CPU kernels %s", "in use" if reason is None else f"not in use: {reason}")
@@ -118,17 +118,6 @@ def _check_deterministic(device: torch.device, dtype: torch.dtype, group: Group)
         reason = unavailable_reason()
     if reason is not None:
         raise ModelError(f"deterministic mode: {reason}")
-
-
-def _backend(deterministic: bool, pool: KVPool, spec: AttentionSpec) -> AttentionBackend:
-    if cpu_backend.usable(pool, spec):
-        return (InvariantBackend if deterministic else CpuBackend)(pool, spec)
-    if deterministic:
-        shape = pool.shape
-        raise ModelError(
-            f"deterministic mode: no kernel attends over heads of {shape.head_dim} and pages of {shape.page_size}"
-        )
-    return TorchBackend(pool, spec)
 
 
 def default_kv_memory(device: torch.device, ranks: int = 1) -> int:

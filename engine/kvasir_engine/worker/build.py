@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from kvasir_engine.attention.choose import BackendName, refuse_missing
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.loader import choose_device
@@ -41,6 +42,7 @@ class EngineOptions:
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    attention_backend: BackendName = "auto"
     tensor_parallel: int = 1
     max_length: int = 0
     page_size: int = 16
@@ -56,6 +58,7 @@ class EngineOptions:
 
 def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
     """Load the model and start the threads. Raises ModelError for what the user can mend."""
+    refuse_missing(options.attention_backend)  # before anything is downloaded
     folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
     threads = use_own_cores(options.tensor_parallel)
@@ -129,6 +132,7 @@ def _load(
             options.page_size,
             options.kv_cache_memory,
             options.deterministic,
+            options.attention_backend,
             report,
         )
         group = ranks.meet(device)
@@ -139,6 +143,7 @@ def _load(
         device=options.device,
         page_size=options.page_size,
         kv_memory=options.kv_cache_memory,
+        attention=options.attention_backend,
         group=group,
         deterministic=options.deterministic,
         progress=log_progress(),

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import torch
 
+from kvasir_engine.attention.choose import BackendName
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.protocol import Address, Fingerprint
 from kvasir_engine.transfer import holder, writer
@@ -35,6 +36,7 @@ class Setup(Frame, frozen=True):
     page_size: int
     kv_memory: int
     deterministic: bool
+    attention: BackendName
 
 
 class Serve(Frame, frozen=True):

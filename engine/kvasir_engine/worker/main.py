@@ -17,6 +17,7 @@ from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.transfer.fabric import FABRICS
 
 if TYPE_CHECKING:
+    from kvasir_engine.attention.choose import BackendName
     from kvasir_engine.worker.build import EngineOptions
 
 log = logging.getLogger("worker")
@@ -33,6 +34,9 @@ Host = Annotated[str, typer.Option(envvar="KVASIR_HOST")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: a free one", envvar="KVASIR_PORT")]
 DType = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32", envvar="KVASIR_DTYPE")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda", envvar="KVASIR_DEVICE")]
+Attention = Annotated[
+    str, typer.Option(help="auto, torch or flashinfer (NVIDIA GPUs)", envvar="KVASIR_ATTENTION_BACKEND")
+]
 TensorParallel = Annotated[int, typer.Option(min=1, help="processes, or GPUs", envvar="KVASIR_TENSOR_PARALLEL")]
 PageSize = Annotated[int, typer.Option(min=1, max=256, help="tokens a page", envvar="KVASIR_PAGE_SIZE")]
 CacheMemory = Annotated[
@@ -91,6 +95,16 @@ def bytes_of(quantity: str) -> int:
     return int(value)
 
 
+def backend_named(name: str) -> "BackendName":
+    """The attention backend called so. Raises UserError."""
+    from kvasir_engine.attention.choose import BACKENDS
+
+    backend = next((known for known in BACKENDS if known == name), None)
+    if backend is None:
+        raise UserError(f"attention backend {name!r} is none of {', '.join(BACKENDS)}")
+    return backend
+
+
 def worker(
     role: Annotated[str, typer.Option(help="prefill, decode or both", envvar="KVASIR_ROLE")],
     model: Model,
@@ -101,6 +115,7 @@ def worker(
     port: Port = 8000,
     dtype: DType = "auto",
     device: Device = "auto",
+    attention_backend: Attention = "auto",
     tensor_parallel: TensorParallel = 1,
     page_size: PageSize = 16,
     kv_cache_memory: CacheMemory = "0",
@@ -128,6 +143,7 @@ def worker(
         revision=revision or None,
         dtype=dtype,
         device=device,
+        attention_backend=backend_named(attention_backend),
         tensor_parallel=tensor_parallel,
         max_length=max_length,
         page_size=page_size,
@@ -184,6 +200,7 @@ def serve(
     port: Port = 8000,
     dtype: DType = "auto",
     device: Device = "auto",
+    attention_backend: Attention = "auto",
     tensor_parallel: TensorParallel = 1,
     page_size: PageSize = 16,
     kv_cache_memory: CacheMemory = "0",
@@ -204,6 +221,7 @@ def serve(
         revision=revision or None,
         dtype=dtype,
         device=device,
+        attention_backend=backend_named(attention_backend),
         tensor_parallel=tensor_parallel,
         max_length=max_length,
         page_size=page_size,

@@ -90,6 +90,7 @@ class Rank:
             device=setup.device,
             page_size=setup.page_size,
             kv_memory=setup.kv_memory,
+            attention=setup.attention,
             group=group,
             deterministic=setup.deterministic,
         )

@@ -23,6 +23,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from kvasir_engine import faults
+from kvasir_engine.attention.choose import BackendName
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.parallel import Ranks
 from kvasir_engine.model.runner import ModelRunner
@@ -121,6 +122,7 @@ class RankProcesses:
         page_size: int,
         kv_memory: int,
         deterministic: bool,
+        attention: BackendName,
         report: Callable[[int, Event], None],
     ) -> None:
         self.size = size
@@ -136,7 +138,18 @@ class RankProcesses:
         address = f"file://{self._meeting}/address"
         self._ranks = [_Rank(rank, self._ended, self._report) for rank in range(1, size)]
         for each in self._ranks:
-            setup = Setup(each.rank, size, address, str(folder), dtype, device, page_size, kv_memory, deterministic)
+            setup = Setup(
+                each.rank,
+                size,
+                address,
+                str(folder),
+                dtype,
+                device,
+                page_size,
+                kv_memory,
+                deterministic,
+                attention,
+            )
             each.send(setup)
         self._address = address
 

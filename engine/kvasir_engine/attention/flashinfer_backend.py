@@ -1,0 +1,173 @@
+"""Attention on NVIDIA GPUs by FlashInfer's paged kernels (Ye et al., MLSys 2025), over the page-major pool.
+
+A layer of the pool, [pages, 2, kv_heads, page_size, head_dim] with the stride of a whole page between two, is what
+FlashInfer calls a paged cache of layout HND: its kernels take the pages' stride from the tensor, nothing is copied.
+The sequences at the batch's beginning with one new token each go to the decode wrapper, the others to the prefill
+wrapper.
+
+Both wrappers are used with FA2's kernels, decoding on tensor cores: the two are then one compiled module, and its
+schedule is a pure function of the lengths.
+"""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kvasir_engine.attention.base import AttentionSpec
+from kvasir_engine.attention.paged import PagedRows, decoding, paged_rows, slots
+from kvasir_engine.attention.pool import KVPool
+from kvasir_engine.attention.staging import pinned, staged
+from kvasir_engine.model.batch import ForwardBatch
+
+WORKSPACE_BYTES = 256 << 20
+"""For the partial results of sequences that are split over the GPU's processors."""
+
+HEAD_DIMS = (64, 128, 256)
+
+IN_FLIGHT = 2
+"""Steps whose plans exist at once: the one that runs and the one that is prepared. A wrapper's plan is copied to
+the device from page-locked memory of its own, which must not be written again before that step has ended."""
+
+
+def missing() -> str | None:
+    """Why FlashInfer cannot be used on this machine at all, or None."""
+    if not torch.cuda.is_available():
+        return "CUDA is not available"
+    if importlib.util.find_spec("flashinfer") is None:
+        return "the package flashinfer-python is not installed (the extra `cuda` has it)"
+    return None
+
+
+def unsupported(pool: KVPool, spec: AttentionSpec) -> str | None:
+    """Why FlashInfer cannot attend over this pool, or None."""
+    shape = pool.shape
+    if pool.tensor.device.type != "cuda":
+        return f"the pool is on {pool.tensor.device}, not on a GPU"
+    if shape.head_dim not in HEAD_DIMS:
+        return f"head size {shape.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
+    if shape.dtype not in (torch.bfloat16, torch.float16):
+        return f"dtype {str(shape.dtype).removeprefix('torch.')} is none of bfloat16, float16"
+    if spec.heads % shape.kv_heads:
+        return f"{spec.heads} heads are no multiple of {shape.kv_heads} KV heads"
+    return None
+
+
+@dataclass(frozen=True)
+class _Wrappers:
+    """The decode and the prefill wrapper of the layers of one window."""
+
+    decode: Any
+    prefill: Any
+
+
+class FlashInferBackend:
+    """One backend a model: plans go to the wrappers of `IN_FLIGHT` steps in turn. `library` is FlashInfer's module.
+
+    `plan` waits for nothing: what it copies to the device comes from page-locked memory and follows, in the stream,
+    what the steps before still compute.
+    """
+
+    def __init__(
+        self, pool: KVPool, spec: AttentionSpec, library: Any = None, workspace_bytes: int = WORKSPACE_BYTES
+    ) -> None:
+        library = library or importlib.import_module("flashinfer")
+        shape, device = pool.shape, pool.tensor.device
+        self.pool = pool
+        self._spec = spec
+        workspace = torch.zeros(workspace_bytes, dtype=torch.uint8, device=device)
+        self._sets = [
+            {
+                window: _Wrappers(
+                    library.BatchDecodeWithPagedKVCacheWrapper(
+                        workspace, "HND", use_tensor_cores=True, backend="fa2"
+                    ),
+                    library.BatchPrefillWithPagedKVCacheWrapper(workspace, "HND", backend="fa2"),
+                )
+                for window in set(spec.windows)
+            }
+            for _ in range(IN_FLIGHT)
+        ]
+        self._turn = 0
+        self._decodes = 0
+        # [layers][pages, 2, kv_heads, page_size, head_dim]
+        self._layers = pool.tensor.unbind(1)
+        rows = pool.tensor.view(-1, shape.head_dim)
+        layer_rows = 2 * shape.kv_heads * shape.page_size
+        self._rows = [rows[layer * layer_rows :] for layer in range(shape.layers)]
+        heads = torch.arange(2 * shape.kv_heads) * shape.page_size  # of K, then of V
+        self._heads = heads.to(device)
+        self._page_rows = shape.layers * layer_rows
+        self._write = torch.empty(0)
+
+    def plan(self, batch: ForwardBatch) -> None:
+        """See AttentionBackend."""
+        size = self.pool.page_size
+        self._turn = (self._turn + 1) % IN_FLIGHT
+        self._decodes = decoding(batch)
+        where = slots(batch, size)
+        rows = staged(where // size * self._page_rows + where % size, self.pool.tensor.device)
+        self._write = (rows[:, None] + self._heads).flatten()
+        if self._decodes:
+            self._plan_decode(paged_rows(batch, size, range(self._decodes)))
+        if self._decodes < len(batch.query_lens):
+            self._plan_prefill(paged_rows(batch, size, range(self._decodes, len(batch.query_lens))))
+
+    def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """See AttentionBackend."""
+        dim = self.pool.shape.head_dim
+        # Token by token all heads of K and then all of V, as `_write` has them.
+        self._rows[layer].index_copy_(0, self._write, torch.cat((k, v), 1).view(-1, dim))
+        wrappers, cache = self._sets[self._turn][self._spec.windows[layer]], self._layers[layer]
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        count = self._decodes
+        if count:
+            wrappers.decode.run(q[:count], cache, out=out[:count])
+        if count < q.shape[0]:
+            wrappers.prefill.run(q[count:], cache, out=out[count:])
+        return out.view(q.shape[0], -1)
+
+    def _plan_decode(self, rows: PagedRows) -> None:
+        shape = self.pool.shape
+        indices = staged(rows.kv_indices, self.pool.tensor.device)
+        for window, wrappers in self._sets[self._turn].items():
+            wrappers.decode.plan(
+                pinned(rows.kv_indptr, self.pool.tensor.device),
+                indices,
+                pinned(rows.kv_last_page_len, self.pool.tensor.device),
+                self._spec.heads,
+                shape.kv_heads,
+                shape.head_dim,
+                shape.page_size,
+                window_left=window_left(window),
+                q_data_type=shape.dtype,
+                kv_data_type=shape.dtype,
+                sm_scale=self._spec.scale,
+            )
+
+    def _plan_prefill(self, rows: PagedRows) -> None:
+        shape = self.pool.shape
+        indices = staged(rows.kv_indices, self.pool.tensor.device)
+        for window, wrappers in self._sets[self._turn].items():
+            wrappers.prefill.plan(
+                pinned(rows.qo_indptr, self.pool.tensor.device),
+                pinned(rows.kv_indptr, self.pool.tensor.device),
+                indices,
+                pinned(rows.kv_last_page_len, self.pool.tensor.device),
+                self._spec.heads,
+                shape.kv_heads,
+                shape.head_dim,
+                shape.page_size,
+                causal=True,
+                window_left=window_left(window),
+                q_data_type=shape.dtype,
+                kv_data_type=shape.dtype,
+                sm_scale=self._spec.scale,
+            )
+
+
+def window_left(window: int | None) -> int:
+    """FlashInfer's count of a window: the tokens before a query's own; -1 for all."""
+    return -1 if window is None else window - 1

@@ -1,0 +1,17 @@
+"""Host memory on its way to a device without a wait. A copy from pageable memory would wait for all that is queued.
+
+Page-locked memory is torch's caching host allocator's, which gives a block out again only when copies from it have
+ended.
+"""
+
+import torch
+
+
+def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` in host memory that copies to `device` need not wait for."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def staged(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`, once what is queued there before has ended."""
+    return pinned(tensor, device).to(device, non_blocking=True)
