@@ -68,8 +68,8 @@ $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	touch $@
 
-soak: setup
-	$(BIN)/python -m pytest tests -m soak
+soak: setup e2e-binaries
+	$(BIN)/python -m pytest tests e2e -m soak
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -2,7 +2,7 @@
 
     host namespace       the test process; no link into the cluster, only sockets (`forward.py`)
     OWNER.N              one cluster: `br0` 10.244.0.1/16, control plane, node agent, Service addresses on `lo`
-    OWNER.N.pod-K        one pod: `eth0` 10.244.NODE.M/16, a veth pair into `br0`, default route to the bridge
+    OWNER.N.pod-NODE-K   one pod: `eth0` 10.244.NODE.M/16, a veth pair into `br0`, default route to the bridge
 
 No namespace has a way out: what is not in 10.244.0.0/16 or a Service is answered with "network unreachable".
 """
@@ -140,6 +140,11 @@ def names(prefix: str) -> list[str]:
     if not DIRECTORY.is_dir():
         return []
     return sorted((entry.name for entry in DIRECTORY.iterdir() if entry.name.startswith(prefix)), reverse=True)
+
+
+def links(name: str) -> list[str]:
+    """The network devices in a namespace."""
+    return [line.split()[0].partition("@")[0] for line in ip("-n", name, "-br", "link").splitlines()]
 
 
 def sweep() -> list[str]:

@@ -93,11 +93,11 @@ def wait_ready(cluster: Cluster, namespace: str, name: str, seconds: float) -> O
     return seen
 
 
-def client(cluster: Cluster, namespace: str, name: str) -> openai.OpenAI:
-    """The official client, at the ClusterIP of the InferenceService's router."""
+def client(cluster: Cluster, namespace: str, name: str, patience: float = 30.0) -> openai.OpenAI:
+    """The official client, at the ClusterIP of the InferenceService's router. `patience`: seconds between bytes."""
     address = cluster.get("service", f"{name}-router", "-n", namespace)["spec"]["clusterIP"]
     url = f"http://127.0.0.1:{cluster.port(address, 80)}/v1"
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30.0)
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=patience)
 
 
 def pod_networks(cluster: Cluster) -> set[str]:
@@ -111,3 +111,33 @@ def scratch(cluster: Cluster, name: str) -> Iterator[str]:
     cluster.kubectl("create", "namespace", name)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def node_unknown(cluster: Cluster, name: str) -> None:
+    """Write what the node lifecycle controller writes of a node whose agent is silent for its grace period.
+
+    The period itself (40 s by default) is not waited for. Taints and evictions are the real controllers'.
+    """
+    unknown = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}
+    _patch_status(cluster, {"conditions": [unknown]}, "node", name)
+    for pod in _pods_on(cluster, name):
+        not_ready = {"conditions": [{"type": "Ready", "status": "False"}]}
+        _patch_status(cluster, not_ready, "pod", pod["metadata"]["name"], "-n", pod["metadata"]["namespace"])
+
+
+def forget_node(cluster: Cluster, name: str) -> None:
+    """Delete a lost node and its pods, as whoever knows that the machine is no more does."""
+    for pod in _pods_on(cluster, name):
+        meta = pod["metadata"]
+        force = ("--force", "--grace-period=0", "--ignore-not-found")
+        cluster.kubectl("-n", meta["namespace"], "delete", "pod", meta["name"], *force)
+    cluster.kubectl("delete", "node", name, "--ignore-not-found")
+
+
+def _pods_on(cluster: Cluster, node: str) -> list[Object]:
+    items: list[Object] = cluster.get("pods", "-A", "--field-selector", f"spec.nodeName={node}")["items"]
+    return items
+
+
+def _patch_status(cluster: Cluster, status: Mapping[str, Any], *target: str) -> None:
+    cluster.kubectl("patch", *target, "--subresource=status", "-p", json.dumps({"status": status}))

@@ -1,4 +1,7 @@
-"""Paired capacity as the API server tells of it: every change of any worker pod, in order."""
+"""Paired capacity as the API server tells of it: every change of any worker pod, in order.
+
+Followed by list and watch, and again when the API server goes away: what was said stands until it is back.
+"""
 
 import json
 import subprocess
@@ -8,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from e2e.controlplane.cluster import Cluster
 from e2e.steps import ready
@@ -16,6 +20,7 @@ from kvasir_operator.render.names import KV_LABEL, REVISION_LABEL, ROLE_LABEL
 from kvasir_operator.spec import WORKER_ROLES, WorkerRole
 
 Groups = tuple[Group, ...]
+_AGAIN_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Timeline:
     window: str = "start"
     _pods: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _watch: "subprocess.Popen[str] | None" = None
 
     def mark(self, window: str) -> None:
         """From now on changes belong to this window, which begins with what there is."""
@@ -78,23 +85,43 @@ class Timeline:
     @contextmanager
     def followed(self) -> Iterator[None]:
         """Follow the pods meanwhile."""
-        selector = f"{ROLE_LABEL} in (prefill,decode)"
-        command = ("get", "pods", "-n", self.namespace, "-l", selector, "-w", "--output-watch-events", "-o", "json")
-        process = self.cluster.kubectl_process(*command)
-        thread = threading.Thread(target=self._read, args=(process,))
+        thread = threading.Thread(target=self._follow)
         thread.start()
         try:
             yield
         finally:
-            process.terminate()
-            process.wait()
+            self._stop.set()
+            if self._watch is not None:
+                self._watch.terminate()
             thread.join()
+
+    def _follow(self) -> None:
+        selector = quote(f"{ROLE_LABEL} in (prefill,decode)")
+        path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={selector}"
+        while not self._stop.is_set():
+            listed = self.cluster.kubectl("get", "--raw", path, check=False).stdout
+            if not listed:
+                self._stop.wait(_AGAIN_SECONDS)
+                continue
+            pods = json.loads(listed)
+            self._pods = {pod["metadata"]["uid"]: pod for pod in pods["items"]}
+            self._note()
+            version = pods["metadata"]["resourceVersion"]
+            self._watch = self.cluster.kubectl_process("get", "--raw", f"{path}&watch=1&resourceVersion={version}")
+            if self._stop.is_set():  # it may have looked for the watch just before
+                self._watch.terminate()
+            self._read(self._watch)
+            self._watch.wait()
 
     def _read(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
         for line in process.stdout:  # an event each
+            if not line.endswith("\n"):
+                return  # cut off
             event = json.loads(line)
             pod = event["object"]
+            if event["type"] == "ERROR":
+                return
             if event["type"] == "DELETED":
                 self._pods.pop(pod["metadata"]["uid"], None)
             else:

@@ -55,8 +55,9 @@ class Traffic:
 
     @contextmanager
     def flowing(self, clients: int) -> Iterator[None]:
-        """Run so many clients meanwhile. Their last requests are finished, not cut off."""
-        for place in range(len(self.prompts)):
+        """Run so many clients meanwhile, after references are asked for. Their last requests are finished."""
+        self._stop.clear()
+        for place in set(range(len(self.prompts))) - set(self.references):
             self._ask(place, self.connect())
         threads = [threading.Thread(target=self._run, args=(place,)) for place in range(clients)]
         for thread in threads:

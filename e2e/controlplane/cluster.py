@@ -15,25 +15,22 @@ import re
 import shutil
 import ssl
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from e2e import netns
+from e2e.controlplane.agents import Agents
 from e2e.controlplane.binaries import Binaries
 from e2e.controlplane.forward import Forwarder
 from e2e.controlplane.pki import Authority, service_account_keys
 from e2e.controlplane.process import ClusterError, Program
-from e2e.node.config import Config, Node
+from e2e.node.config import Node
 
 SERVICE_NETWORK = "10.96.0.0/16"
 _API_PORT = 6443
 _START_SECONDS = 60.0
-_NODE_STOP_SECONDS = 15.0
 # What Kvasir's own accounts do is noted, for tests to hold against their rules.
 _AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
@@ -43,6 +40,7 @@ _AUDIT = {
         {"level": "None"},
     ],
 }
+_APISERVER = "kube-apiserver"
 _serial = itertools.count()
 
 
@@ -74,7 +72,7 @@ class Cluster:
         self.namespace = f"{netns.owner()}.{next(_serial)}"
         self._binaries = binaries
         self._programs: list[Program] = []
-        self._nodes: Program | None = None
+        self._agents: Agents | None = None
         self._forwarder: Forwarder | None = None
 
     def start(self) -> None:
@@ -93,8 +91,7 @@ class Cluster:
         etcd = self._start_etcd()
         self._make_credentials()
         etcd.wait_until("healthy", lambda: self._healthy("127.0.0.1", 2379, "/health", tls=False), _START_SECONDS)
-        server = self._start_apiserver()
-        server.wait_until("ready", lambda: self._healthy(netns.GATEWAY, _API_PORT, "/readyz"), _START_SECONDS)
+        self._start_apiserver()
         self._run(
             "kube-scheduler",
             self._binaries.scheduler,
@@ -148,12 +145,12 @@ class Cluster:
         outside = f"https://127.0.0.1:{self.port(netns.GATEWAY, _API_PORT)}"
         authority.kubeconfig("admin", outside, "e2e-admin", groups=["system:masters"])
 
-    def _start_apiserver(self) -> Program:
+    def _start_apiserver(self) -> None:
         pki = self._pki
         policy = self.root / "audit.yaml"
         policy.write_text(json.dumps(_AUDIT))
-        return self._run(
-            "kube-apiserver",
+        server = self._run(
+            _APISERVER,
             self._binaries.apiserver,
             "--etcd-servers=http://127.0.0.1:2379",
             f"--advertise-address={netns.GATEWAY}",
@@ -177,6 +174,14 @@ class Cluster:
             f"--proxy-client-cert-file={pki / 'aggregator' / 'client.crt'}",
             f"--proxy-client-key-file={pki / 'aggregator' / 'client.key'}",
         )
+        server.wait_until("ready", lambda: self._healthy(netns.GATEWAY, _API_PORT, "/readyz"), _START_SECONDS)
+
+    def restart_apiserver(self) -> None:
+        """Kill the API server and start it again; returns when it is ready. etcd stays."""
+        server = next(program for program in self._programs if program.name == _APISERVER)
+        self._programs.remove(server)  # its end is no failure
+        server.kill()
+        self._start_apiserver()
 
     def start_controllers(self) -> None:
         """Start the controller-manager, once the custom resources are defined; returns when it is healthy."""
@@ -190,6 +195,7 @@ class Cluster:
             "--leader-elect=false",
             # The node agent registers nodes as Ready once and sends no heartbeats.
             "--node-monitor-grace-period=24h",
+            "--node-monitor-period=1s",
             "--kube-api-qps=200",
             "--kube-api-burst=400",
             *_no_insecure_port(self._binaries.controller_manager),
@@ -201,28 +207,28 @@ class Cluster:
 
         `volumes`: folders of this machine that stand for the pods' volumes of these names.
         """
-        config = Config(
-            kubeconfig=self._pki / "node.kubeconfig",
-            ca=self._pki / "ca.crt",
-            netns=self.namespace,
-            state=self.root / "nodes",
-            nodes=tuple(nodes),
-            volumes=dict(volumes),
-        )
-        path = self.root / "nodes.json"
-        path.write_bytes(msgspec.json.encode(config, enc_hook=str))
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("KUBE", "KVASIR_"))}
-        repository = str(Path(__file__).resolve().parents[2])
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, env.get("PYTHONPATH")]))
-        command = [sys.executable, "-m", "e2e.node", str(path)]
-        self._nodes = Program("node-agent", self.namespace, command, self.logs, env)
+        self._agents = Agents(self.namespace, self.root, self._pki, volumes)
+        self._joined(self._agents.start(nodes, proxy=True), nodes)
 
+    def join(self, node: Node) -> Program:
+        """Add a node with an agent of its own, for `lose`; returns the agent when the node is Ready."""
+        assert self._agents is not None, "no nodes are started"
+        agent = self._agents.start([node], proxy=False)
+        self._joined(agent, [node])
+        return agent
+
+    def lose(self, agent: Program, *, silently: bool) -> None:
+        """End a node's agent and all that runs there. `silently`: its network first, so that nobody hears."""
+        assert self._agents is not None, "no nodes are started"
+        self._agents.lose(agent, silently=silently)
+
+    def _joined(self, agent: Program, nodes: Sequence[Node]) -> None:
         def ready() -> bool:
             items: list[dict[str, Any]] = self.get("nodes")["items"]
             up = {node["metadata"]["name"] for node in items if _schedulable(node)}
             return {node.name for node in nodes} <= up
 
-        self._nodes.wait_until("all nodes Ready", ready, _START_SECONDS)
+        agent.wait_until("all nodes Ready", ready, _START_SECONDS)
 
     def _healthy(self, host: str, port: int, path: str, *, tls: bool = True) -> bool:
         context = None
@@ -282,7 +288,7 @@ class Cluster:
 
     def check(self) -> None:
         """Raise ClusterError when a part of the cluster has ended."""
-        for program in [*self._programs, *([self._nodes] if self._nodes else [])]:
+        for program in [*self._programs, *(self._agents.running() if self._agents else [])]:
             program.check()
 
     def processes(self) -> list[int]:
@@ -292,10 +298,9 @@ class Cluster:
 
     def stop(self) -> None:
         """End everything and remove the namespaces; idempotent. Logs stay, etcd's data does not."""
-        if self._nodes is not None:
-            # It stops the pods and waits for them.
-            self._nodes.terminate(_NODE_STOP_SECONDS)
-            self._nodes = None
+        if self._agents is not None:
+            self._agents.stop()
+            self._agents = None
         # Nothing of the control plane is kept: no reason to wait for its graceful end.
         for program in reversed(self._programs):
             program.kill()

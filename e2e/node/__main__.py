@@ -21,7 +21,8 @@ async def run(config: Config) -> None:
     assert main is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)
     async with Api(config.kubeconfig) as api, asyncio.TaskGroup() as group:
-        group.create_task(Proxy(api, config.netns).run())
+        if config.proxy:
+            group.create_task(Proxy(api, config.netns).run())
         group.create_task(Agent(api, config).run())
 
 

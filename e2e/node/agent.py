@@ -28,7 +28,7 @@ class Agent:
     def __init__(self, api: Api, config: Config) -> None:
         self._api = api
         self._config = config
-        self._nodes = {node.name: (index, node) for index, node in enumerate(config.nodes, start=1)}
+        self._nodes = {node.name: (index, node) for index, node in enumerate(config.nodes, start=config.first)}
         self._pods: dict[str, NodePod] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._serial = 0
@@ -93,7 +93,13 @@ class Agent:
         index, node = self._nodes[pod["spec"]["nodeName"]]
         self._serial += 1
         running = NodePod(
-            self._api, self._config, node, _node_address(index), pod, self._address(index), self._serial
+            self._api,
+            self._config,
+            node,
+            _node_address(index),
+            pod,
+            self._address(index),
+            f"{index}-{self._serial}",
         )
         self._pods[uid] = running
         running.update(pod)

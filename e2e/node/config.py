@@ -30,7 +30,8 @@ class Config(msgspec.Struct, frozen=True):
 
     `netns` is the cluster's namespace (pods' names are made from it), `state` the folder for volumes and logs.
     `volumes` replaces the pods' volumes of these names by folders of this machine (for example the model cache, so
-    that a model is converted once and not once a pod).
+    that a model is converted once and not once a pod). `first` is the number of the first node, from which
+    addresses and names are made: agents of one cluster have different ones. `proxy`: Services are this agent's too.
     """
 
     kubeconfig: Path
@@ -39,6 +40,8 @@ class Config(msgspec.Struct, frozen=True):
     state: Path
     nodes: tuple[Node, ...]
     volumes: dict[str, Path] = {}
+    first: int = 1
+    proxy: bool = True
 
 
 def h100_node(name: str, gpus: int = 8) -> Node:
@@ -61,6 +64,6 @@ def h100_node(name: str, gpus: int = 8) -> Node:
     )
 
 
-def cpu_node(name: str) -> Node:
+def cpu_node(name: str, *taints: Taint) -> Node:
     """A node without accelerators."""
-    return Node(name=name, capacity={"cpu": "64", "memory": "256Gi", "pods": "110"})
+    return Node(name=name, taints=taints, capacity={"cpu": "64", "memory": "256Gi", "pods": "110"})

@@ -29,7 +29,7 @@ class NodePod:
     """Runs a pod bound to a node: network, volumes, processes, status, and the end that the API asks for."""
 
     def __init__(
-        self, api: Api, config: Config, node: Node, host_ip: str, pod: Object, ip: str, serial: int
+        self, api: Api, config: Config, node: Node, host_ip: str, pod: Object, ip: str, serial: str
     ) -> None:
         meta = pod["metadata"]
         self.node = node.name
