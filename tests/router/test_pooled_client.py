@@ -475,3 +475,31 @@ async def test_the_longest_prefix_wins_and_lost_cache_events_are_asked_for_again
         await knowing.send(CacheEvents(knowing.seq + 5, [CacheEvent(stored=page_hashes([9] * PAGE, PAGE))]))
         await running.until(lambda: sum(isinstance(frame, Resync) for frame in knowing.frames) == 2)
         await running.until(lambda: not worker.prefixes.degraded and len(worker.prefixes) == 2)
+
+
+async def test_a_request_whose_last_worker_leaves_after_it_was_let_in_is_held_too() -> None:
+    _, (d,) = pairs(0, 1)
+    async with cluster(d, hold_seconds=60.0, hold_requests=1) as running:
+        assert await running.client.wait_ready() is None
+        running.pool.set_workers({})
+        answer = asyncio.create_task(running.generate(PROMPT, 20))
+        await running.until(lambda: running.client.load.held == 1)
+        running.pool.set_workers({d.url: d.name})
+        assert await answer == continuation(PROMPT, 20)
+        assert running.client.load.report().held == 0
+
+
+async def test_what_the_operator_is_told_counts_every_sequence_once() -> None:
+    _, (d,) = pairs(0, 1)
+    async with cluster(d, hold_seconds=60.0, hold_requests=4) as running:
+        running.pool.set_workers({})
+        waiting = asyncio.create_task(running.client.wait_ready())
+        await running.until(lambda: running.client.load.held == 1)
+        running.pool.set_workers({d.url: d.name})
+        assert await waiting is None
+        await running.generate(PROMPT, 5)
+        await running.generate(PROMPT, 5)
+        load = running.client.load.report()
+        assert (load.arrivals, load.held, load.ttft.count, load.decode.count) == (2, 0, 2, 2)
+        assert load.itl.count == 8
+        assert load.idle > 0

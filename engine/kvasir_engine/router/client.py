@@ -16,6 +16,7 @@ from kvasir_engine.kv.hashing import page_hashes
 from kvasir_engine.protocol import Sampling
 from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
 from kvasir_engine.router.connection import Peer, WorkerConnection
+from kvasir_engine.router.load import LoadMeter, Stopwatch
 from kvasir_engine.router.placement import Candidate, place
 from kvasir_engine.router.pool import PoolCollector, WorkerPool
 from kvasir_engine.router.quarantine import CANARY_SECONDS, MISMATCH, Quarantine
@@ -59,7 +60,7 @@ class PooledClient:
         self._resume_seconds = resume_seconds
         self._hold_seconds = hold_seconds
         self._hold_requests = hold_requests
-        self._held = 0
+        self.load = LoadMeter()
         self._ids = (f"{n:x}" for n in itertools.count())
         self._retries = Counter(
             "kvasir_router_retries",
@@ -76,7 +77,7 @@ class PooledClient:
         ).set_function(lambda: len(self.quarantine))
         Gauge(
             "kvasir_router_held", "Requests that wait for the first worker to start.", registry=registry
-        ).set_function(lambda: self._held)
+        ).set_function(lambda: self.load.held)
 
     async def close(self) -> None:
         """End what runs in the background."""
@@ -92,25 +93,38 @@ class PooledClient:
 
     async def wait_ready(self) -> str | None:
         """As EngineClient has it: a worker that is expected may come within `resume_seconds`, or a hold's time."""
-        loop = asyncio.get_running_loop()
-        begun, holds = loop.time(), False
-        try:
-            while (reason := self._pool.unready_reason()) is not None:
-                if self._hold_seconds and not holds and self._held < self._hold_requests:
-                    holds = True
-                    self._held += 1
-                patience = self._resume_seconds if self._pool.expecting() else 0.0
-                try:
-                    async with asyncio.timeout_at(begun + max(patience, self._hold_seconds if holds else 0.0)):
-                        await self._pool.change()
-                except TimeoutError:
-                    break
-        finally:
-            self._held -= holds
+        if self._pool.unready_reason() is None:
+            return None
+        if not self._may_hold():
+            return await self._wait_for_worker(0.0)
+        with self.load.hold() as held:
+            reason = await self._wait_for_worker(self._hold_seconds)
+            held.released = reason is None
+        return reason
+
+    def _may_hold(self) -> bool:
+        return self._hold_seconds > 0 and self.load.held < self._hold_requests
+
+    async def _wait_for_worker(self, seconds: float) -> str | None:
+        """Until a worker decodes, for `seconds`, or while one is expected; why there is none then."""
+        begun = asyncio.get_running_loop().time()
+        while (reason := self._pool.unready_reason()) is not None:
+            patience = self._resume_seconds if self._pool.expecting() else 0.0
+            try:
+                async with asyncio.timeout_at(begun + max(patience, seconds)):
+                    await self._pool.change()
+            except TimeoutError:
+                break
         return reason
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
         """As EngineClient has it. A worker's failure is not seen here while another can go on."""
+        with self.load.sequence() as watch:
+            async with aclosing(self._attempts(request, watch)) as outputs:
+                async for output in outputs:
+                    yield output
+
+    async def _attempts(self, request: GenerateRequest, watch: Stopwatch) -> AsyncGenerator[Output, None]:
         sent: list[int] = []
         cached = 0
         failed: list[WorkerFailed] = []
@@ -134,6 +148,7 @@ class PooledClient:
                         sent += part.tokens
                         if begun == 0:
                             cached = max(cached, part.cached)
+                        watch.tokens(len(part.tokens))
                         yield Output(part.tokens, part.logprobs, part.finish, min(cached, len(request.tokens)))
                 return
             except WorkerFailed as failure:
@@ -169,6 +184,8 @@ class PooledClient:
             reason = self._pool.unready_reason()
             if failed and reason is None:  # those that are ready have failed
                 raise _exhausted(failed)
+            if reason is not None and not failed and self._may_hold() and await self.wait_ready() is None:
+                continue  # the last worker had gone since the request was let in
             try:
                 if not failed and not self._pool.expecting():
                     raise TimeoutError

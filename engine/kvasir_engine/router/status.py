@@ -15,5 +15,7 @@ def show_status(app: FastAPI, verifier: PairVerifier, client: PooledClient, life
     @app.get("/status")
     async def status() -> Response:
         reason = client.unready_reason() or ""
-        shown = RouterStatus(lifecycle.draining, lifecycle.inflight, reason, verifier.report())
+        shown = RouterStatus(
+            lifecycle.draining, lifecycle.inflight, reason, verifier.report(), client.load.report()
+        )
         return Response(msgspec.json.encode(shown), media_type="application/json")

@@ -11,8 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from kvasir_engine import faults, protocol
 from kvasir_engine.api.leaving import Leaving
+from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Abort, Drain, Hello, Reserve, Resync, Submit, ToRouter
-from kvasir_engine.reports import WorkerStatus
+from kvasir_engine.reports import WorkerLoad, WorkerStatus
 from kvasir_engine.worker.metrics import EngineCollector
 from kvasir_engine.worker.thread import EngineThread
 
@@ -56,8 +57,23 @@ class WorkerServer:
         @self.app.get("/status")
         async def status() -> Response:
             engine = self._thread.engine
-            shown = WorkerStatus(self.draining, len(engine.jobs), engine.load().leases, leaving.seconds_left)
+            left = leaving.seconds_left
+            shown = WorkerStatus(self.draining, len(engine.jobs), engine.load().leases, left, self._load())
             return Response(msgspec.json.encode(shown), media_type="application/json")
+
+    def _load(self) -> WorkerLoad:
+        engine, meter = self._thread.engine, self._thread.meter
+        pool = engine.cache.pool
+        return WorkerLoad(
+            waiting=len(engine.waiting),
+            running=len(engine.running),
+            leases=len(engine.leased),
+            used_pages=pool.size - pool.count(Owner.FREE) - pool.count(Owner.CACHED),
+            pages=pool.size,
+            prompts=meter.prompts,
+            busy=meter.busy,
+            alone=meter.alone,
+        )
 
     @property
     def inflight(self) -> int:

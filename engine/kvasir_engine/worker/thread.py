@@ -10,6 +10,7 @@ from itertools import groupby
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import CacheEvent, CacheEvents, Delta, Leased, Load, Step, ToRouter
 from kvasir_engine.worker.engine import Engine
+from kvasir_engine.worker.load import StepMeter
 
 log = logging.getLogger("worker")
 
@@ -56,6 +57,7 @@ class EngineThread(threading.Thread):
         self._sessions_lock = threading.Lock()
         self._events = 0
         self._load = Load()
+        self.meter = StepMeter()
         self._turn_began: float | None = None
 
     # -- from any thread
@@ -156,6 +158,7 @@ class EngineThread(threading.Thread):
             self.engine.stats.steps += 1
             self.engine.stats.step_seconds += seconds
             computed = self.engine.stats.computed_tokens - computed
+            self.meter.step(seconds, computed)
             if computed >= PREFILL_TOKENS:
                 rate = self.engine.prefill_rate or computed / seconds
                 self.engine.prefill_rate = 0.8 * rate + 0.2 * computed / seconds
@@ -171,6 +174,7 @@ class EngineThread(threading.Thread):
     def _flush(self) -> None:
         load = self.engine.load()
         out = self.engine.drain()
+        self.meter.computed(sum(_first_tokens(items) for items in out.values()))
         events = list(_runs(self.engine.cache.tree.log.drain()))
         shared: list[ToRouter] = []
         if events:
@@ -194,6 +198,10 @@ def _runs(entries: Iterable[tuple[bool, int]]) -> Iterable[CacheEvent]:
     for stored, run in groupby(entries, key=lambda entry: entry[0]):
         hashes = [hash_ for _, hash_ in run]
         yield CacheEvent(stored=hashes) if stored else CacheEvent(evicted=hashes)
+
+
+def _first_tokens(items: Iterable[Delta | Leased]) -> int:
+    return sum(isinstance(each, Delta) and each.index == 0 and bool(each.tokens) for each in items)
 
 
 def _frames(items: Iterable[Delta | Leased], load: Load) -> Iterable[ToRouter]:
