@@ -80,7 +80,7 @@ def planner(model: Model, window: float = WINDOW) -> Scaler:
     """Kvasir's planner, with the objectives as its targets."""
     bounds: dict[WorkerRole, Bounds] = {role: Bounds(1, model.most_workers) for role in WORKER_ROLES}
     targets = Targets(model.ttft, model.itl, window)
-    needs: dict[WorkerRole, tuple[Need, ...]] = dict.fromkeys(WORKER_ROLES, ())
+    needs: dict[WorkerRole, tuple[Need, ...] | None] = dict.fromkeys(WORKER_ROLES, None)
 
     def scale(sight: Sight) -> Mapping[WorkerRole, int]:
         pools = {role: Pool(sight.asked[role], sight.ready[role], needs[role]) for role in WORKER_ROLES}

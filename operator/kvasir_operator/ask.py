@@ -1,7 +1,7 @@
 """What pods say of themselves over HTTP: an edge. A pod that does not answer is nobody's error."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import httpx
@@ -12,8 +12,9 @@ from kvasir_operator.plan.preload import Progress
 from kvasir_operator.render.pod import PORT
 
 TIMEOUT_SECONDS = 2.0
-# Pods of one service that are asked at once; all of them together take no longer than the slowest.
-PARALLEL = 8
+# Pods that are asked at once, and the time after which those that have not answered are not waited for.
+PARALLEL = 32
+ALL_SECONDS = 4.0
 
 T = TypeVar("T")
 
@@ -29,20 +30,24 @@ class PodReader:
         """How far the Job's pod at `ip` is, or `None`."""
         return self._ask(ip, "/progress", Progress)
 
-    def routers(self, ips: Sequence[str]) -> list[RouterStatus]:
-        """What the routers at these addresses say; of the first few only, should there be many."""
-        return [status for status in self._ask_all(ips[:PARALLEL], RouterStatus) if status]
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
+        """What the routers at these addresses say, or `None`."""
+        return self._ask_all(ips, RouterStatus)
 
     def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
-        """What the workers at these addresses say, or `None`; of those beyond the first few nothing is known."""
-        known = self._ask_all(ips[:PARALLEL], WorkerStatus)
-        return [*known, *(None for _ in ips[PARALLEL:])]
+        """What the workers at these addresses say, or `None`."""
+        return self._ask_all(ips, WorkerStatus)
 
     def _ask_all(self, ips: Sequence[str], kind: type[T]) -> list[T | None]:
         if len(ips) < 2:
             return [self._ask(ip, "/status", kind) for ip in ips]
-        with ThreadPoolExecutor(len(ips)) as pool:
-            return list(pool.map(lambda ip: self._ask(ip, "/status", kind), ips))
+        pool = ThreadPoolExecutor(min(len(ips), PARALLEL))
+        try:
+            asked: list[Future[T | None]] = [pool.submit(self._ask, ip, "/status", kind) for ip in ips]
+            done, _ = wait(asked, ALL_SECONDS)
+            return [each.result() if each in done else None for each in asked]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, ip: str, path: str, kind: type[T]) -> T | None:
         host = f"[{ip}]" if ":" in ip else ip

@@ -25,6 +25,12 @@ def _asks_no_gpu(kind: str) -> str:
     return f"self.device != 'cpu' || !has(self.resources.{kind}) || !('{_GPU}' in self.resources.{kind})"
 
 
+_BOUNDS = ("self.minReplicas <= self.maxReplicas", "minReplicas is more than maxReplicas")
+_AWAKE = (
+    "self.minReplicas > 0 || self.maxReplicas == 0",
+    "minReplicas must be at least 1; both roles go to zero together with scaleToZero",
+)
+
 _WORKERS = (
     (
         "self.device != 'cuda' || self.tensorParallel <= 8",
@@ -69,6 +75,28 @@ RULES: dict[Path, tuple[tuple[str, str], ...]] = {
             f"self.type != 'HTTPRoute' || {_unset('tlsSecretName')}",
             "tlsSecretName: an HTTPRoute's certificate belongs to its Gateway",
         ),
+    ),
+    ("scaling",): (
+        (
+            "self.mode in ['Auto', 'Shadow'] || !has(self.auto)",
+            "auto means nothing with mode Fixed or External; use Auto or Shadow",
+        ),
+        (
+            "!(self.mode in ['Auto', 'Shadow']) || has(self.auto)",
+            "auto is required with mode Auto or Shadow: at least prefill.maxReplicas and decode.maxReplicas",
+        ),
+    ),
+    ("scaling", "auto"): (
+        (
+            "!has(self.scaleToZero) || self.scaleToZero.idleSeconds >= self.stabilizationWindowSeconds",
+            "scaleToZero.idleSeconds is less than stabilizationWindowSeconds",
+        ),
+    ),
+    ("scaling", "auto", "prefill"): (_BOUNDS, _AWAKE),
+    ("scaling", "auto", "decode"): (
+        _BOUNDS,
+        _AWAKE,
+        ("self.maxReplicas > 0", "maxReplicas must be at least 1: without decode nothing is served"),
     ),
     ("transfer",): (
         (

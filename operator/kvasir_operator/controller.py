@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from kvasir_operator.admission import refusal
 from kvasir_operator.ask import PodReader
+from kvasir_operator.autoscaler import WAKE_SECONDS, Autoscaler
 from kvasir_operator.cluster import ClientTransport, Cluster
 from kvasir_operator.election import Leadership
 from kvasir_operator.facts import FactsReader
@@ -20,7 +21,7 @@ from kvasir_operator.leases import ClusterLease
 from kvasir_operator.metrics import OperatorMetrics
 from kvasir_operator.port import ClusterError
 from kvasir_operator.queue import WorkQueue
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.reconcile import Reconciler, utc_now
 from kvasir_operator.render import Options
 from kvasir_operator.render.names import SERVICE_LABEL
 from kvasir_operator.spec import API_VERSION, GROUP, PLURAL, ROLE_PLURAL, VERSION
@@ -78,8 +79,12 @@ class Controller:
         self._cluster = Cluster(ClientTransport(client, self._leadership.left if self._leadership else None))
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
         self._facts = FactsReader().read
-        self._reconciler = Reconciler(self._cluster, setup.options, self._facts, ask=PodReader(), again=self._again)
         self._metrics = OperatorMetrics(CollectorRegistry())
+        pods = PodReader()
+        self._autoscaler = Autoscaler(pods, utc_now, self._again, self._metrics.scaling.show)
+        self._reconciler = Reconciler(
+            self._cluster, setup.options, self._facts, utc_now, pods, self._again, self._autoscaler
+        )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))
         self._services: set[Key] = set()
@@ -92,7 +97,7 @@ class Controller:
         if self._setup.metrics_port:
             start_http_server(self._setup.metrics_port, registry=self._metrics.registry)
         log.info("watching namespaces=%s", ",".join(self._setup.namespaces) or "all")
-        beside = [asyncio.create_task(self._watch_the_watches())]
+        beside = [asyncio.create_task(self._watch_the_watches()), asyncio.create_task(self._wake())]
         if self._leadership:
             beside.append(asyncio.create_task(self._leadership.run(self._all_again)))
         for task in beside:
@@ -157,6 +162,13 @@ class Controller:
                     continue
                 if silent := dog.look(listed):
                     raise WatchDied(f"the watch of {plural} says nothing of {len(silent)}, as {min(silent)}")
+
+    async def _wake(self) -> None:
+        """Reconcile services without workers as soon as their routers hold requests."""
+        while True:
+            await asyncio.sleep(WAKE_SECONDS)
+            for key in await asyncio.to_thread(self._autoscaler.wake):
+                self._queue.add(key, now=True)
 
     def _versions(self, api_version: str, plural: str, labels: str) -> dict[Key, str]:
         found: dict[Key, str] = {}

@@ -1,8 +1,17 @@
 """The operator's own Prometheus metrics."""
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from kvasir_operator.plan.autoscale import ScalingStatus
+from kvasir_operator.plan.scaling import Signals
+from kvasir_operator.spec import WORKER_ROLES
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
+_SERVICE = ["namespace", "inferenceservice"]
 
 
 class OperatorMetrics:
@@ -18,3 +27,40 @@ class OperatorMetrics:
         self.services = Gauge(
             "kvasir_operator_inferenceservices", "InferenceServices this replica knows of.", registry=registry
         )
+        self.scaling = ScalingMetrics()
+        registry.register(self.scaling)
+
+
+class ScalingMetrics(Collector):
+    """What the scaling planner decided last, and from what."""
+
+    def __init__(self) -> None:
+        self._services: dict[tuple[str, str], tuple[ScalingStatus, Signals | None]] = {}
+
+    def show(self, key: tuple[str, str], scaling: ScalingStatus | None, signals: Signals | None) -> None:
+        """What was decided about a service; nothing more of it without a decision."""
+        if scaling is None:
+            self._services.pop(key, None)
+        else:
+            self._services[key] = scaling, signals
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """See prometheus_client."""
+        desired = GaugeMetricFamily(
+            "kvasir_operator_scaling_desired_replicas",
+            "What the scaling planner decided; mode Shadow: what it would have.",
+            labels=[*_SERVICE, "role", "mode"],
+        )
+        load = GaugeMetricFamily(
+            "kvasir_operator_scaling_load",
+            "What the scaling planner went by. A signal that was not measured is absent.",
+            labels=[*_SERVICE, "signal"],
+        )
+        for key, (scaling, signals) in list(self._services.items()):
+            for role in WORKER_ROLES:
+                desired.add_metric([*key, role, scaling.mode], scaling.role(role).replicas)
+            for name in signals.__struct_fields__ if signals else ():
+                if (value := getattr(signals, name)) is not None:
+                    load.add_metric([*key, name], value)
+        yield desired
+        yield load

@@ -1,6 +1,7 @@
 """What the API server says about an InferenceService's objects, as types. Pure: dictionaries in, values out."""
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -69,7 +70,7 @@ class Trouble(msgspec.Struct, frozen=True, order=True):
 
 
 class PodState(msgspec.Struct, frozen=True):
-    """A pod of a role, and what keeps it from being ready."""
+    """A pod of a role, and what keeps it from being ready. `started`: seconds from creation to readiness."""
 
     name: str
     role: Role
@@ -77,6 +78,7 @@ class PodState(msgspec.Struct, frozen=True):
     ready: bool
     trouble: Trouble | None = None
     ip: str = ""
+    started: float | None = None
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -148,7 +150,16 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
         ready=ready,
         trouble=None if ready else _trouble(metadata["name"], status, conditions),
         ip=status.get("podIP", ""),
+        started=_between(metadata, conditions["Ready"]) if ready else None,
     )
+
+
+def _between(metadata: Mapping[str, Any], became: Mapping[str, Any]) -> float | None:
+    """Seconds from an object's creation to when a condition became what it is."""
+    begin, end = metadata.get("creationTimestamp"), became.get("lastTransitionTime")
+    if not begin or not end:
+        return None
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
 
 
 def _trouble(name: str, status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Trouble | None:

@@ -56,9 +56,13 @@ class WorkQueue(Generic[Key]):
             nap.set()
 
     def add_later(self, key: Key, seconds: float) -> None:
-        """Have `key` handled in `seconds`, once, however often this is called until then."""
-        if key not in self._later:
-            self._later[key] = asyncio.get_running_loop().call_later(seconds, self._add_now, key)
+        """Have `key` handled in `seconds`, once, however often this is called until then: the soonest counts."""
+        loop = asyncio.get_running_loop()
+        if timer := self._later.get(key):
+            if timer.when() <= loop.time() + seconds:
+                return
+            timer.cancel()
+        self._later[key] = loop.call_later(seconds, self._add_now, key)
 
     def _add_now(self, key: Key) -> None:
         del self._later[key]

@@ -12,8 +12,10 @@ import msgspec
 
 from kvasir_engine.reports import RouterStatus, WorkerStatus
 from kvasir_operator import status as statuses
+from kvasir_operator.autoscaler import Autoscaler
 from kvasir_operator.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan import Apply, Delete, Report, Scale, Step, Wait, plan
+from kvasir_operator.plan.autoscale import ScalingStatus, remembered, resized
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.plan.sizing import sized
 from kvasir_operator.plan.workers import progress
@@ -23,9 +25,9 @@ from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED
 from kvasir_operator.render.network import url
 from kvasir_operator.spec import WORKER_ROLES, InferenceService, InvalidService, Model, parse
-from kvasir_operator.story import tellings
+from kvasir_operator.story import rescalings, tellings
 from kvasir_operator.validate import ModelFacts, fact_problems
-from kvasir_operator.verdicts import VERIFIED, Leaving
+from kvasir_operator.verdicts import VERIFIED, Leaving, elastic
 
 log = logging.getLogger("kvasir.reconcile")
 
@@ -37,6 +39,11 @@ SOON_SECONDS = 1.0
 FAILED_SECONDS = 10.0
 
 
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
 class Ask(Protocol):
     """Asks pods by their addresses, which may not answer."""
 
@@ -44,8 +51,8 @@ class Ask(Protocol):
         """How far the Job's pod is."""
         ...
 
-    def routers(self, ips: Sequence[str]) -> list[RouterStatus]:
-        """What those of the routers say that answer."""
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
+        """What each router says."""
         ...
 
     def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
@@ -65,10 +72,12 @@ class Reconciler:
         cluster: ClusterPort,
         options: Options,
         facts: Callable[[Model], ModelFacts | None],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
         ask: Ask | None = None,
         again: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
+        autoscaler: Autoscaler | None = None,
     ) -> None:
+        self._autoscaler = autoscaler or Autoscaler(ask, now, again)
         self._cluster = cluster
         self._options = options
         self._facts = facts
@@ -83,6 +92,7 @@ class Reconciler:
         """
         document = self._cluster.get_service(namespace, name)
         if document is None:
+            self._autoscaler.forget((namespace, name))
             return False
         if "deletionTimestamp" in document["metadata"]:
             return True  # the API server's garbage collection does the rest
@@ -104,10 +114,11 @@ class Reconciler:
         # Pods last: what is ready counts most, and changes by itself.
         owned = self._cluster.owned(service.namespace, service.name, service.uid)
         observed = observe(owned, self._cluster.pods(service.namespace, service.name))
-        sizing = sized(service, observed)
+        paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
+        scaling = self._rescale(document, service, observed, paused)
+        sizing = sized(resized(service, scaling), observed)
         service = sizing.service
         desired = self._servable(document, render(service, self._options))
-        paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         failures = self._execute(service, steps, observed)
         cached = loading(desired, observed, self._loaded(observed))
@@ -128,12 +139,33 @@ class Reconciler:
             routers=routers,
             planned=progress(desired, observed, service.spec.rollout),
             leaving=leaving,
+            scaling=scaling,
+            elastic=elastic(service),
         )
         self._publish(document, status)
         if seconds := _look_again(status, asked=bool(routers)):
             self._again(service.namespace, service.name, seconds)
         for error in failures.values():
             raise error  # the status has them all; this one makes the queue come back
+
+    def _rescale(
+        self, document: Object, service: InferenceService, observed: Observed, paused: bool
+    ) -> ScalingStatus | None:
+        """The sizes that the operator decides on itself. A new one is in `document`'s status before it is carried
+        out: whoever goes on from there, should this be cut off, knows of it."""
+        previous = document.get("status", {})
+        before = remembered(previous)
+        if paused:
+            return before
+        scaling = self._autoscaler.scale(service, observed, previous)
+        if scaling is not None and scaling != before:
+            metadata = document["metadata"]
+            document["status"] = {**previous, "scaling": msgspec.to_builtins(scaling)}
+            self._cluster.set_status(metadata["namespace"], metadata["name"], document["status"])
+            for each in rescalings(before, scaling):
+                log.info("rescale service=%s/%s %s", service.namespace, service.name, each.message)
+                self._cluster.event(document, each.warning, each.reason, each.message, each.since, each.occasion)
+        return scaling
 
     def _loaded(self, observed: Observed) -> Progress | None:
         """How far the running pod of the Job is that loads the model."""
@@ -146,7 +178,8 @@ class Reconciler:
         """What the ready routers say."""
         if self._ask is None:
             return None
-        return self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
+        told = self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
+        return [each for each in told if each]
 
     def _leaving(self, observed: Observed) -> list[Leaving]:
         """The workers on their way out, and what they have to finish."""

@@ -17,6 +17,9 @@ All conditions are set by the operator's reconcile, which is their only writer.
 
 (1) or Accepted is False.
 
+Where the operator scales roles itself (mode Auto), Ready does not fall while workers come beyond the fewest, nor,
+where routers hold requests, while there are none: what counts is that requests are served.
+
 Ready speaks of the spec at `observedGeneration`: during a rollout it is False with reason RollingOut while the old
 revision still serves, and the message says with how many workers. Reasons of the role conditions: AllReady,
 ScaledToZero, RollingOut, Starting, ApplyFailed (the API server did not take an object), FailedCreate (nor its
@@ -37,10 +40,11 @@ from kvasir_engine.reports import RouterStatus
 from kvasir_operator import verdicts
 from kvasir_operator.explain import explain
 from kvasir_operator.observed import Observed, Reference, reference
+from kvasir_operator.plan.autoscale import ScalingStatus
 from kvasir_operator.plan.preload import PRELOAD, Loading
 from kvasir_operator.render.names import PAUSED, ROLE_LABEL, Object
 from kvasir_operator.schema import Invalid
-from kvasir_operator.verdicts import ROLES, Leaving, Verdict
+from kvasir_operator.verdicts import ROLES, Elastic, Leaving, Verdict
 
 
 class Condition(msgspec.Struct, frozen=True, rename="camel"):
@@ -79,6 +83,10 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         list[Leaving],
         Meta(extra_json_schema={"description": "Workers on their way out, and what they still have to finish."}),
     ] = []
+    scaling: Annotated[
+        ScalingStatus | None,
+        Meta(extra_json_schema={"description": "What the planner decided, in the modes Auto and Shadow."}),
+    ] = None
 
 
 def rejected(problems: list[Invalid], generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
@@ -108,12 +116,15 @@ def accepted(
     routers: Sequence[RouterStatus] | None = None,
     planned: str = "",
     leaving: Sequence[Leaving] = (),
+    scaling: ScalingStatus | None = None,
+    elastic: Elastic | None = None,
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
 
     `failures`: what the API server said against objects it did not take. `previous`: the status so far, for
     transition times. `routers`: what the ready ones said; `None` where nobody asks them, and nothing is said of
     canaries. `planned`: what the plan for the workers waits for. `leaving`: workers on their way out.
+    `scaling`: what was decided about sizes. `elastic`: how the sizes change by themselves, if they do.
     """
     refused = {o["metadata"]["labels"][ROLE_LABEL]: why for o in desired if (why := failures.get(reference(o)))}
     roles = {role: verdicts.role_ready(role, desired, observed, refused.get(role, "")) for role in ROLES}
@@ -124,10 +135,11 @@ def accepted(
     ]
     if routers is not None and roles["prefill"][0] and roles["decode"][0]:
         counting.append(verdicts.transfer_verified(routers, previous))
-    ready = verdicts.ready(counting, {role: wanted for role, (wanted, _, _) in roles.items()})
+    sizes = {role: (wanted, count) for role, (wanted, count, _) in roles.items()}
+    ready = verdicts.ready(counting, sizes, elastic)
     others = [
         verdicts.progressing(planned, any(v.reason == "RollingOut" for v in counting), leaving),
-        verdicts.degraded(counting, generation, previous),
+        verdicts.degraded(counting, generation, previous, sizes),
         *([Verdict("Paused", True, "Annotated", f"nothing is changed while {PAUSED} is true")] if paused else []),
     ]
     return Status(
@@ -137,6 +149,7 @@ def accepted(
         model=model,
         url=url,
         leaving=list(leaving),
+        scaling=scaling,
         **{role: RoleStatus(wanted, count, f"{count}/{wanted}") for role, (wanted, count, _) in roles.items()},
     )
 

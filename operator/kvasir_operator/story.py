@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 
+from kvasir_operator.plan.autoscale import ScalingStatus
+from kvasir_operator.spec import WORKER_ROLES
 from kvasir_operator.status import Condition, Status
 
 # A False for one of these reasons is part of the way, and no warning.
@@ -26,6 +28,20 @@ class Telling(msgspec.Struct, frozen=True):
 def tellings(previous: Mapping[str, Any], current: Status) -> list[Telling]:
     """The Events of the conditions that are not what they were in `previous`."""
     return [_telling(condition) for condition in transitions(previous, current)]
+
+
+def rescalings(before: ScalingStatus | None, current: ScalingStatus) -> list[Telling]:
+    """An Event for each role whose size the operator changes; what it would only do is no event."""
+    if before is None or current.mode != "Auto" or before.mode != "Auto":
+        return []
+    found = []
+    for role in WORKER_ROLES:
+        old, new = before.role(role), current.role(role)
+        if old.replicas != new.replicas:
+            reason = "ScaledUp" if new.replicas > old.replicas else "ScaledDown"
+            message = f"{role} from {old.replicas} to {new.replicas}: {new.reason}"
+            found.append(Telling(False, reason, message, new.since, f"{role} {new.replicas} {new.since}"))
+    return found
 
 
 def transitions(previous: Mapping[str, Any], current: Status) -> list[Condition]:

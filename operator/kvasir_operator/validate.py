@@ -10,6 +10,7 @@ from kvasir_engine.model.uri import parse as parse_uri
 from kvasir_operator.fingerprint import unpaired
 from kvasir_operator.overlay import LISTS_BY_KEY
 from kvasir_operator.schema import Invalid, join
+from kvasir_operator.validate_scaling import scaling_problems
 
 if TYPE_CHECKING:
     from kvasir_operator.spec import Expose, InferenceService, Model, Rollout, Transfer, Workers
@@ -36,6 +37,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)
     yield from _rollout(spec.rollout)
+    yield from scaling_problems(spec)
     for path, reason in unpaired(spec):
         yield Invalid(path, reason)
 

@@ -9,6 +9,7 @@ from kvasir_engine.reports import RouterStatus
 from kvasir_operator.observed import Observed, PodState, Trouble
 from kvasir_operator.plan.preload import Loading
 from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL, Object, Role
+from kvasir_operator.spec import InferenceService
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "router")
 CONDITIONS: dict[Role, str] = {"prefill": "PrefillReady", "decode": "DecodeReady", "router": "RouterReady"}
@@ -134,29 +135,82 @@ def progressing(planned: str, rolling: bool, leaving: Sequence[Leaving]) -> Verd
     return Verdict("Progressing", False, "Complete", "all workers that are wanted are ready, and no other is left")
 
 
-def degraded(verdicts: Sequence[Verdict], generation: int, previous: Mapping[str, Any]) -> Verdict:
+def degraded(
+    verdicts: Sequence[Verdict], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
+) -> Verdict:
     """Whether something is wrong that time alone does not mend, or that was right before with the same spec."""
     for each in verdicts:
         if each.trouble:
             return Verdict("Degraded", True, each.reason, f"{each.type}: {each.message}")
     before = {c["type"]: c for c in previous.get("conditions", [])}
-    had_all = before.get("Ready", {}).get("status") == "True" or before.get("Degraded", {}).get("reason") == LOST
+    lost = before.get("Degraded", {}).get("reason") == LOST
+    had_all = before.get("Ready", {}).get("status") == "True" or lost
     if had_all and previous.get("observedGeneration") == generation:
-        for each in verdicts:
-            if each.type in CONDITIONS.values() and not each.true:
-                return Verdict("Degraded", True, LOST, f"{each.type}: {each.message}, where all were")
+        for role, condition in CONDITIONS.items():
+            found = next((v for v in verdicts if v.type == condition), None)
+            if found and not found.true and (lost or _fewer(role, previous, sizes or {})):
+                return Verdict("Degraded", True, LOST, f"{found.type}: {found.message}, where all were")
     return Verdict("Degraded", False, "AsExpected", "nothing is wrong")
+
+
+def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
+    """Whether pods are missing that were there, and not only some that were asked for since."""
+    if role not in sizes:
+        return True
+    wanted, ready = sizes[role]
+    before: int = previous.get(role, {}).get("ready", wanted)
+    return ready < min(wanted, before)
 
 
 LOST = "PodsLost"
 
+# Of each role, how many are wanted and how many of them are ready.
+Sizes = Mapping[Role, tuple[int, int]]
 
-def ready(verdicts: Sequence[Verdict], replicas: Mapping[Role, int]) -> Verdict:
+
+class Elastic(msgspec.Struct, frozen=True):
+    """A service that the operator scales itself: the fewest workers of each role, and whether routers hold requests
+    while there are none."""
+
+    least: Mapping[Role, int]
+    holds: bool
+
+    def serves(self, role: Role, reason: str, ready: int) -> bool:
+        """Whether requests are served though a role is not as it should be."""
+        if reason == "Starting" and self.holds and role != "router":
+            return True
+        return role in self.least and reason in ("Starting", "Unschedulable") and ready >= max(1, self.least[role])
+
+
+def elastic(service: InferenceService) -> Elastic | None:
+    """How the sizes of a service change by themselves; `None` where they do not."""
+    scaling = service.spec.scaling
+    if scaling.mode != "Auto" or scaling.auto is None:
+        return None
+    least: dict[Role, int] = {
+        "prefill": scaling.auto.prefill.min_replicas,
+        "decode": scaling.auto.decode.min_replicas,
+    }
+    return Elastic(least, scaling.holds is not None)
+
+
+def ready(verdicts: Sequence[Verdict], sizes: Sizes, elastic: Elastic | None = None) -> Verdict:
     """Whether requests are served, by all that counts for it."""
+    roles = {condition: role for role, condition in CONDITIONS.items()}
     for each in verdicts:
-        if not each.true:
-            return Verdict("Ready", False, each.reason, f"{each.type}: {each.message}")
+        if each.true:
+            continue
+        if elastic and each.type in roles:
+            role = roles[each.type]
+            if elastic.serves(role, each.reason, sizes[role][1]):
+                continue
+        if elastic and elastic.holds and each.type == VERIFIED and each.true is None:
+            continue  # a pair has only just started
+        return Verdict("Ready", False, each.reason, f"{each.type}: {each.message}")
+    if elastic and elastic.holds and sizes["router"][0] and not sizes["decode"][1]:
+        reason = "Starting" if sizes["decode"][0] else "ScaledToZero"
+        return Verdict("Ready", True, reason, "no worker runs; routers hold requests until a pair has started")
     for role in ("decode", "router"):
-        if replicas[role] == 0:
+        if sizes[role][0] == 0:
             return Verdict("Ready", False, "ScaledToZero", f"no {role} replicas are wanted, so nothing is served")
     return Verdict("Ready", True, "AllReady", "requests are served")

@@ -147,7 +147,7 @@ class FakeCluster:
 
     def set_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         self.calls.append("status")
-        if any(not condition["message"] for condition in status["conditions"]):
+        if any(not condition["message"] for condition in status.get("conditions", [])):
             raise ClusterError(422, "status.conditions.message must be of type string: null")  # so does 1.20
         self.services[namespace, name]["status"] = dict(status)
 
@@ -184,7 +184,7 @@ class FakePods:
     def progress(self, ip: str) -> Progress | None:
         return self.told.get(ip)
 
-    def routers(self, ips: Sequence[str]) -> list[RouterStatus]:
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
         return [RouterStatus(False, 0, "", self.pairs) for _ in ips] if self.pairs else []
 
     def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:

@@ -51,6 +51,10 @@ def operator_refuses(spec: dict[str, Any]) -> list[str]:
     return []
 
 
+def auto(**more: Any) -> dict[str, Any]:
+    return {"prefill": {"maxReplicas": 2}, "decode": {"maxReplicas": 2}, **more}
+
+
 HF, PVC = {"uri": "hf://a/b"}, {"uri": "pvc://c/m"}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": {**PVC, "revision": "main"}}, "spec.model: revision"),
@@ -76,6 +80,25 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model": HF, "transfer": {"fabric": "rdma"}}, "spec.transfer: rdmaResource: fabric rdma needs"),
     ({"model": HF, "transfer": {"fabric": "tcp", "rdmaResource": "r/h"}}, "spec.transfer: rdmaResource: means"),
+    ({"model": HF, "scaling": {"mode": "Auto"}}, "spec.scaling: auto is required"),
+    ({"model": HF, "scaling": {"auto": auto()}}, "spec.scaling: auto means nothing"),
+    (
+        {"model": HF, "scaling": {"mode": "Auto", "auto": auto(scaleToZero={"idleSeconds": 9})}},
+        "spec.scaling.auto: scaleToZero.idleSeconds",
+    ),
+    *(
+        (
+            {"model": HF, "scaling": {"mode": "Shadow", "auto": auto(**{role: bounds})}},
+            f"spec.scaling.auto.{role}: {why}",
+        )
+        for role, bounds, why in (
+            ("prefill", {"maxReplicas": 2, "minReplicas": 3}, "minReplicas is more"),
+            ("decode", {"maxReplicas": 2, "minReplicas": 3}, "minReplicas is more"),
+            ("prefill", {"maxReplicas": 2, "minReplicas": 0}, "minReplicas must be at least 1"),
+            ("decode", {"maxReplicas": 2, "minReplicas": 0}, "minReplicas must be at least 1"),
+            ("decode", {"maxReplicas": 0, "minReplicas": 0}, "maxReplicas must be at least 1"),
+        )
+    ),
 ]
 
 
@@ -107,6 +130,20 @@ WORKERS = st.fixed_dictionaries(
         ),
     },
 )
+BOUNDS = st.fixed_dictionaries({"maxReplicas": st.integers(0, 2)}, optional={"minReplicas": st.integers(0, 2)})
+SCALING = st.fixed_dictionaries(
+    {},
+    optional={
+        "mode": st.sampled_from(["Fixed", "External", "Auto", "Shadow"]),
+        "auto": st.fixed_dictionaries(
+            {"prefill": BOUNDS, "decode": BOUNDS},
+            optional={
+                "scaleToZero": st.fixed_dictionaries({}, optional={"idleSeconds": st.sampled_from([100, 400])}),
+                "stabilizationWindowSeconds": st.sampled_from([100, 400]),
+            },
+        ),
+    },
+)
 SPECS = st.fixed_dictionaries(
     {
         "model": st.fixed_dictionaries(
@@ -122,6 +159,7 @@ SPECS = st.fixed_dictionaries(
     },
     optional={
         "prefill": WORKERS,
+        "scaling": SCALING,
         "transfer": st.fixed_dictionaries(
             {},
             optional={

@@ -22,9 +22,14 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_examples_are_there() -> None:
-    assert {"smollm2-cpu", "llama-3.1-8b-1p1d-h100", "llama-3.1-70b-tp4-rdma", "two-tenants", "private-model"} <= {
-        path.stem for path in EXAMPLES
-    }
+    assert {
+        "smollm2-cpu",
+        "llama-3.1-8b-1p1d-h100",
+        "llama-3.1-70b-tp4-rdma",
+        "two-tenants",
+        "private-model",
+        "scale-to-zero-cpu",
+    } <= {path.stem for path in EXAMPLES}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 """The scaling planner: what moves which role, and what never happens whatever is measured."""
 
+import msgspec
 import pytest
 from bench.scaling import planner, play, two_hpas
 from bench.twin import Model, Outcome
@@ -36,18 +37,19 @@ def decisions(
     signals: Signals | None,
     now: float = 0.0,
     *,
-    needs: tuple[Need, ...] = (Need(-1e6, 0),),
+    needs: tuple[Need, ...] | None = (),
     least: int = 1,
     most: int = 20,
     gpus: int = 0,
     ready: int | None = None,
+    idle: float | None = None,
 ) -> dict[WorkerRole, Decision]:
     pools: dict[WorkerRole, Pool] = {
         "prefill": Pool(prefill, prefill if ready is None else ready, needs),
         "decode": Pool(decode, decode if ready is None else ready, needs),
     }
     bounds: dict[WorkerRole, Bounds] = {role: Bounds(least, most) for role in WORKER_ROLES}
-    return decide(now, pools, bounds, Targets(TARGETS.ttft, TARGETS.itl, TARGETS.window, gpus), signals)
+    return decide(now, pools, bounds, Targets(TARGETS.ttft, TARGETS.itl, TARGETS.window, gpus, idle), signals)
 
 
 def but(**changes: object) -> Signals:
@@ -87,15 +89,46 @@ def test_without_measurements_nothing_moves() -> None:
     assert sizes(3, 2, Signals(arrivals=1.0, inflight=1)) == (3, 2)
 
 
-def test_both_roles_go_to_zero_together_and_only_after_a_window_without_requests() -> None:
-    needs: tuple[Need, ...] = (Need(0.0, 1),)
-    assert sizes(1, 1, Signals(), 299.0, needs=needs, least=0) == (1, 1)
-    assert sizes(1, 1, Signals(), 300.0, needs=needs, least=0) == (0, 0)
-    assert sizes(1, 1, Signals(), 300.0, needs=needs, least=1) == (1, 1)
+def test_both_roles_go_to_zero_together_when_nobody_has_asked_for_long_enough() -> None:
+    assert sizes(3, 2, Signals(idle_seconds=599.0), idle=600.0) == (1, 1)
+    assert sizes(3, 2, Signals(idle_seconds=600.0), idle=600.0) == (0, 0)
+    assert sizes(3, 2, Signals(idle_seconds=600.0)) == (1, 1), "only where that is wanted"
+    assert sizes(3, 2, Signals(idle_seconds=600.0), idle=600.0, needs=None) == (3, 2), "what was, is not known"
+    assert sizes(0, 0, Signals(idle_seconds=600.0), idle=600.0) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "somebody", [{"inflight": 1}, {"running": 1}, {"queued": 1}, {"held": 1}, {"partial": True}]
+)
+def test_no_role_goes_to_zero_while_somebody_may_want_something(somebody: dict[str, int]) -> None:
+    assert 0 not in sizes(1, 1, Signals(idle_seconds=600.0, **somebody), idle=600.0)  # type: ignore[arg-type]
 
 
 def test_requests_that_routers_hold_bring_both_roles_back() -> None:
-    assert sizes(0, 0, Signals(held=3, inflight=3), least=0) == (1, 1)
+    assert sizes(0, 0, Signals(held=3, inflight=3), idle=600.0) == (1, 1)
+    assert sizes(0, 0, Signals(held=3, inflight=3), least=2, idle=600.0) == (2, 2)
+
+
+def test_nothing_goes_down_on_silence_and_what_is_known_takes_roles_up() -> None:
+    assert sizes(5, 5, CALM) == (2, 4)
+    assert sizes(5, 5, but(partial=True)) == (5, 5)
+    assert sizes(2, 1, but(partial=True, ttft=1.5, kv_use=0.9)) == (3, 2)
+    assert sizes(0, 0, None, idle=600.0) == (0, 0)
+    assert sizes(0, 0, None) == (1, 1), "a router without workers is not ready and tells nothing"
+    decided = decisions(3, 2, None, 100.0)
+    assert decided["prefill"].needs == (Need(100.0, 3),), "it may have been needed: the window begins anew"
+
+
+def test_a_role_of_which_little_is_asked_shrinks_though_nothing_runs_at_the_moment() -> None:
+    little = but(arrivals=0.1, running=0, inflight=1, decode_seconds=2.0)
+    assert sizes(4, 4, little) == (1, 1)
+    assert sizes(4, 4, but(arrivals=0.0, running=2, inflight=2, prefill_seconds=None))[0] == 1
+
+
+def test_sequences_that_wait_for_room_in_decode_move_decode_and_not_prefill() -> None:
+    full = but(kv_use=1.0, ttft=1.5)
+    assert sizes(2, 2, msgspec.structs.replace(full, queued=40))[1] > sizes(2, 2, full)[1]
+    assert sizes(2, 2, msgspec.structs.replace(full, queued=40))[0] == 2
 
 
 def test_bounds_hold_whatever_the_load() -> None:
@@ -121,6 +154,7 @@ SIGNALS = st.one_of(
         held=st.integers(0, 50),
         inflight=st.integers(0, 500),
         waiting=st.integers(0, 500),
+        queued=st.integers(0, 50),
         running=st.integers(0, 500),
         prefill_seconds=st.none() | st.floats(0.01, 5),
         decode_seconds=st.none() | st.floats(0.1, 60),
@@ -129,27 +163,35 @@ SIGNALS = st.one_of(
         itl_floor=st.floats(0, 0.05),
         kv_use=st.floats(0, 1),
         startup=st.floats(1, 600),
+        idle_seconds=st.floats(0, 1000),
+        partial=st.booleans(),
     ),
 )
 
 
-@given(st.lists(st.tuples(SIGNALS, st.floats(1, 120)), max_size=40), st.integers(0, 1), st.integers(0, 12))
+@given(
+    st.lists(st.tuples(SIGNALS, st.floats(1, 120)), max_size=40),
+    st.integers(1, 2),
+    st.integers(0, 12),
+    st.none() | st.just(300.0),
+)
 def test_no_load_makes_a_role_go_down_within_a_window_of_going_up(
-    loads: list[tuple[Signals | None, float]], least: int, gpus: int
+    loads: list[tuple[Signals | None, float]], least: int, gpus: int, idle: float | None
 ) -> None:
     now, raised = 0.0, dict.fromkeys(WORKER_ROLES, -1e9)
     size: dict[WorkerRole, int] = dict.fromkeys(WORKER_ROLES, 1)
-    needs: dict[WorkerRole, tuple[Need, ...]] = dict.fromkeys(WORKER_ROLES, ())
+    needs: dict[WorkerRole, tuple[Need, ...] | None] = dict.fromkeys(WORKER_ROLES, None)
     bounds: dict[WorkerRole, Bounds] = {role: Bounds(least, 8) for role in WORKER_ROLES}
     for signals, seconds in loads:
         now += seconds
         pools = {role: Pool(size[role], size[role], needs[role]) for role in WORKER_ROLES}
-        decided = decide(now, pools, bounds, Targets(1.0, 0.05, 300.0, gpus), signals)
+        decided = decide(now, pools, bounds, Targets(1.0, 0.05, 300.0, gpus, idle), signals)
         assert bool(decided["prefill"].replicas) == bool(decided["decode"].replicas)
-        assert not gpus or sum(each.replicas for each in decided.values()) <= max(gpus, 2)
+        assert not gpus or sum(each.replicas for each in decided.values()) <= max(gpus, 2 * least)
         for role in WORKER_ROLES:
             after = decided[role].replicas
-            assert least <= after <= 8
+            assert (0 if idle else least) <= after <= 8
+            assert after >= size[role] or gpus or (signals and not signals.partial)
             assert len(decided[role].needs) <= 9
             if after > size[role]:
                 raised[role] = now

@@ -58,6 +58,8 @@ def check(manifest: Manifest, machine: Machine) -> list[str]:
 def _problems(manifest: Manifest, machine: Machine) -> Iterator[str]:
     service, spec = manifest.service, manifest.service.spec
     yield from _gpu_problems(service, machine)
+    if spec.scaling.mode in ("Auto", "Shadow"):
+        yield f"spec.scaling.mode is {spec.scaling.mode}, and nothing scales workers on one machine: use Fixed"
     if spec.transfer.fabric == "rdma" and not machine.rdma:
         yield "spec.transfer.fabric is rdma, and this machine has no RDMA device: use auto, tcp or shm"
     uri = parse_uri(spec.model.uri)

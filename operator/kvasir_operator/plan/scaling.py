@@ -9,7 +9,8 @@ latency and on KV memory. Three things set this apart from one autoscaler a role
 - Roles go to zero and come back together: one without the other serves nothing.
 
 A role never goes down within `window` seconds of a moment at which it needed more, so it cannot go up, down and up
-again within a window, whatever the load does.
+again within a window, whatever the load does. Nor does it go down while somebody who should tell of the load is
+silent: what was not measured is no zero.
 """
 
 import math
@@ -30,7 +31,7 @@ MOST_GROWTH = 4.0
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """Least and most workers of a role, and what one costs in GPUs."""
+    """Least and most workers of a role while it has any, and what one costs in GPUs."""
 
     least: int
     most: int
@@ -38,28 +39,35 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Targets(msgspec.Struct, frozen=True):
-    """What is to be held. Times in seconds. `gpus`: most of both roles together, 0 without a limit."""
+    """What is to be held. Times in seconds. `gpus`: most of both roles together, 0 without a limit.
+
+    `idle`: after so long without a request both roles go to zero, `None`: never. No less than `window`.
+    """
 
     ttft: float
     itl: float
     window: float
     gpus: int = 0
+    idle: float | None = None
 
 
 class Signals(msgspec.Struct, frozen=True):
     """What was measured over the last interval, of all routers and workers together. `None`: nothing to measure.
 
-    `arrivals` in requests a second; `waiting` for prefill and `running` in decode are counts now, `held` are at
-    routers without a worker, `inflight` all that clients wait for. `prefill_seconds` is what one request occupies a
-    prefill worker for, `decode_seconds` a decode worker. `ttft`, `itl`: means, in seconds; `itl_floor`: the least
-    ITL that was seen, that of a worker with little to do. `kv_use`: share of the decode workers' pages in use.
-    `startup`: seconds from a worker's creation to its readiness.
+    `arrivals` in requests a second; `waiting` for prefill, `queued` for room in decode and `running` in decode are
+    counts now, `held` are at routers without a worker, `inflight` all that clients wait for. `prefill_seconds` is
+    what one request occupies a prefill worker for, `decode_seconds` a decode worker. `ttft`, `itl`: means, in
+    seconds; `itl_floor`: the least ITL that was seen, that of a worker with little to do. `kv_use`: share of the
+    decode workers' pages in use.
+    `startup`: seconds from a worker's creation to its readiness. `idle_seconds`: since any router's last request.
+    `partial`: somebody did not answer, and the figures are those of the others.
     """
 
     arrivals: float = 0.0
     held: int = 0
     inflight: int = 0
     waiting: int = 0
+    queued: int = 0
     running: int = 0
     prefill_seconds: float | None = None
     decode_seconds: float | None = None
@@ -68,11 +76,14 @@ class Signals(msgspec.Struct, frozen=True):
     itl_floor: float = 0.0
     kv_use: float = 0.0
     startup: float = 60.0
+    idle_seconds: float = 0.0
+    partial: bool = False
 
     @property
     def idle(self) -> bool:
         """Nobody wants anything."""
-        return not (self.arrivals or self.held or self.inflight or self.waiting or self.running)
+        waits = self.held or self.waiting or self.queued
+        return not (self.arrivals or waits or self.inflight or self.running or self.partial)
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -83,11 +94,14 @@ class Need(msgspec.Struct, frozen=True):
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """A role as it is: `replicas` are asked for, `ready` of them serve. `needs`: see `remember`."""
+    """A role as it is: `replicas` are asked for, `ready` of them serve.
+
+    `needs`: see `remember`; `None` where nothing is known of the time before.
+    """
 
     replicas: int
     ready: int
-    needs: tuple[Need, ...] = ()
+    needs: tuple[Need, ...] | None = None
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -107,20 +121,20 @@ def decide(
 ) -> dict[WorkerRole, Decision]:
     """What each role should have. `signals` is `None` where nothing could be measured: then nothing moves."""
     if signals is None:
-        return {role: _stay(pools[role], bounds[role]) for role in WORKER_ROLES}
+        return {role: _stay(now, pools[role], bounds[role], targets) for role in WORKER_ROLES}
+    asleep = targets.idle is not None and signals.idle and signals.idle_seconds >= targets.idle
     asked = _needs(pools, targets, signals)
     wanted: dict[WorkerRole, int] = {}
     reasons: dict[WorkerRole, str] = {}
     kept: dict[WorkerRole, tuple[Need, ...]] = {}
     for role in WORKER_ROLES:
-        need, why = asked[role]
-        least = bounds[role].least if signals.idle else max(1, bounds[role].least)
-        need = min(max(need, least), bounds[role].most)
-        # Nothing is known of the time before the first decision: what there is may have been needed.
-        before = pools[role].needs or (Need(now, pools[role].replicas),)
-        kept[role] = remember(before, now, need, targets.window)
-        wanted[role], reasons[role] = _held(pools[role], need, why, kept[role], now, targets.window)
-        wanted[role] = min(max(wanted[role], bounds[role].least), bounds[role].most)
+        pool, (need, why) = pools[role], asked[role]
+        need = min(need, bounds[role].most)
+        kept[role] = remember(_before(now, pool), now, need, targets.window)
+        size, reasons[role] = _held(pool, need, why, kept[role], now, targets.window)
+        if signals.partial:
+            size = max(size, pool.replicas)
+        wanted[role] = min(max(size, 0 if asleep else bounds[role].least), bounds[role].most)
     _pair(wanted, reasons, bounds)
     _fit(wanted, reasons, {role: asked[role][0] for role in WORKER_ROLES}, bounds, targets.gpus)
     return {role: Decision(wanted[role], reasons[role], kept[role]) for role in WORKER_ROLES}
@@ -150,6 +164,8 @@ def _prefill(pool: Pool, targets: Targets, signals: Signals) -> tuple[int, str]:
     if signals.idle:
         return 0, "no requests"
     waiting = signals.waiting + signals.held
+    if not signals.arrivals and not waiting:
+        return 1, "nothing arrives"
     if signals.prefill_seconds is None or not pool.ready:
         return max(1, pool.replicas), f"{waiting} requests wait" if waiting else "nothing was measured yet"
     busy = signals.arrivals * signals.prefill_seconds
@@ -161,8 +177,10 @@ def _prefill(pool: Pool, targets: Targets, signals: Signals) -> tuple[int, str]:
     if waiting * signals.prefill_seconds / pool.ready > targets.ttft and later > 0:
         clearing = later * signals.prefill_seconds / max(signals.startup, targets.ttft)
         reason = f"{waiting} requests wait, {later:.0f} when a worker has started"
-    elif signals.ttft is not None and signals.ttft > targets.ttft:
-        steady = max(steady, pool.ready + 1.0)
+    elif (
+        signals.ttft is not None and signals.ttft > targets.ttft and not signals.queued and pool.ready + 1 > steady
+    ):
+        steady = pool.ready + 1.0
         reason = f"TTFT is {signals.ttft:.2f} s, the target {targets.ttft:g} s"
     return math.ceil(max(steady, busy + clearing) - 1e-9), reason
 
@@ -170,12 +188,12 @@ def _prefill(pool: Pool, targets: Targets, signals: Signals) -> tuple[int, str]:
 def _decode(pool: Pool, signals: Signals, targets: Targets) -> tuple[int, str]:
     if signals.idle:
         return 0, "no requests"
+    coming = signals.arrivals * (signals.decode_seconds or 0.0)  # Little's law
+    if pool.ready and signals.decode_seconds is not None and not signals.running and not signals.queued:
+        return 1, "nothing is decoded at the moment"  # the window keeps what other moments need
     if not pool.ready or not signals.running or signals.itl is None:
         return max(1, pool.replicas), "nothing was measured yet"
-    expected = float(signals.running)
-    if signals.decode_seconds is not None:
-        expected = max(expected, signals.arrivals * signals.decode_seconds)  # Little's law
-        expected = min(expected, MOST_GROWTH * signals.running)
+    expected = min(max(signals.running, coming), MOST_GROWTH * signals.running) + signals.queued
     each = signals.running / pool.ready
     # ITL rises about linearly with the batch, from what a lone sequence sees.
     above = signals.itl - signals.itl_floor
@@ -232,6 +250,14 @@ def _fit(
         reasons[role] = f"{needs[role]} are needed, the budget is {budget} GPUs"
 
 
-def _stay(pool: Pool, bounds: Bounds) -> Decision:
-    replicas = min(max(pool.replicas, bounds.least), bounds.most)
-    return Decision(replicas, "routers and workers tell nothing", pool.needs)
+def _before(now: float, pool: Pool) -> tuple[Need, ...]:
+    """What was needed; of a time of which nothing is known, what there is may have been."""
+    return (Need(now, pool.replicas),) if pool.needs is None else pool.needs
+
+
+def _stay(now: float, pool: Pool, bounds: Bounds, targets: Targets) -> Decision:
+    """What there is. None at all may be right, too, where roles go to zero."""
+    asleep = not pool.replicas and targets.idle is not None
+    replicas = 0 if asleep else min(max(pool.replicas, bounds.least), bounds.most)
+    needs = remember(_before(now, pool), now, pool.replicas, targets.window)
+    return Decision(replicas, "routers and workers tell nothing", needs)

@@ -42,6 +42,8 @@ def router_deployment(service: InferenceService, options: Options) -> Object:
 
 def _pod(service: InferenceService, options: Options) -> Object:
     args = ["router", *model_args(service), *_discovery_args(service, options), *drain_args(service)]
+    if holds := service.spec.scaling.holds:
+        args += ["--hold-seconds", str(holds.hold_seconds), "--hold-requests", str(holds.hold_requests)]
     main = container(options.engine_image, args, {}, {"requests": dict(REQUESTS)})
     spec = serving_pod(service, "router", main, options)
     if options.in_cluster:
