@@ -212,7 +212,7 @@ class Stand:
     def _worker(self, role: str) -> WorkerStatus:
         load = self.load
         running = -(-self._running // max(1, self.ready("decode"))) if role == "decode" else 0
-        told = WorkerLoad(0, running, 0, running * load.pages_each, load.pages, 100, 100 * load.prompt, load.itl)
+        told = WorkerLoad(0, running, running * load.pages_each, load.pages, 100, 100 * load.prompt, load.itl)
         return WorkerStatus(False, running, 0, None, told)
 
 

@@ -67,7 +67,6 @@ class WorkerServer:
         return WorkerLoad(
             waiting=len(engine.waiting),
             running=len(engine.running),
-            leases=len(engine.leased),
             used_pages=pool.size - pool.count(Owner.FREE) - pool.count(Owner.CACHED),
             pages=pool.size,
             prompts=meter.prompts,
