@@ -53,9 +53,8 @@ class RouterStatus(msgspec.Struct, frozen=True, rename="camel"):
 class WorkerLoad(msgspec.Struct, frozen=True, rename="camel"):
     """What a worker has now, and what its steps cost in the last COST_SECONDS.
 
-    `waiting` are not admitted yet, `running` in the batch.
-    `used_pages` are held or leased. `prompts` were computed, `busy` is the seconds of all steps meanwhile, and
-    `alone` the mean seconds of a step of one token, 0 where there was none.
+    `waiting` are not admitted yet, `running` in the batch, `used_pages` held or leased. `prompts` were computed,
+    `busy` is the seconds of all steps meanwhile, `alone` the mean seconds of a step of one token, 0 without any.
     """
 
     waiting: int
