@@ -124,9 +124,9 @@ def test_a_sequence_has_the_same_bits_beside_any_other() -> None:
 def test_norm_rotation_and_gate(rows: int) -> None:
     x, weight = torch.randn(rows, 80) * 3, torch.rand(80)
     right = torch.nn.functional.rms_norm(x, (80,), weight, 1e-5)
-    epsilon = torch.tensor([1e-5])
-    torch.testing.assert_close(elementwise.rms_norm(x, weight, epsilon, torch.empty(rows, 80)), right)
-    narrowed = elementwise.rms_norm(x, weight, epsilon, torch.empty(rows, 80, dtype=torch.bfloat16))
+    norm = elementwise.Norm(weight, 1e-5)
+    torch.testing.assert_close(norm(x, torch.empty(rows, 80)), right)
+    narrowed = norm(x, torch.empty(rows, 80, dtype=torch.bfloat16))
     torch.testing.assert_close(narrowed, right.bfloat16())
 
     angles = torch.rand(rows, 1, 16)

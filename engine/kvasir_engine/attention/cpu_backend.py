@@ -1,5 +1,9 @@
 """Attention on CPUs whose kernels read all sequences' pages in place."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
@@ -7,6 +11,9 @@ from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.pool import KVPool
 from kvasir_engine.kernels import unavailable_reason
 from kvasir_engine.model.batch import ForwardBatch
+
+if TYPE_CHECKING:
+    from kvasir_engine.kernels.team import Arguments, Call
 
 
 def usable(pool: KVPool, spec: AttentionSpec) -> bool:
@@ -52,6 +59,20 @@ class CpuBackend:
         owners = np.repeat(np.arange(len(batch.query_lens)), batch.query_lens)
         pages, offsets = np.divmod(batch.positions.numpy(), self.pool.page_size)
         self._store.plan(batch.page_table.numpy()[owners, pages], offsets)
+
+    def calls(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
+    ) -> tuple[Call, Call, Call]:
+        """What `run` may run, as it is planned now: storing, decoding sequences, chunks."""
+        window = self._windows[layer] or 0
+        chunks = self._prefill.call(layer, q, out, window)
+        return self._store.call(layer, k, v), self._decode.call(layer, q, out, window), chunks
+
+    @property
+    def planned(self) -> tuple[Arguments, Arguments | None, Arguments | None]:
+        """What these begin with, for all layers alike; None for those that are not needed."""
+        decoding = self._decode.planned if self._decoding else None
+        return self._store.planned, decoding, self._prefill.planned if self._prefilling else None
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See AttentionBackend."""

@@ -34,18 +34,17 @@ _MIXED = np.array(simd.MIXED, dtype=np.int64)
 
 def _attend(arguments):  # type: ignore[no-untyped-def]
     a = carray(arguments, (23,))
-    q, out, pool, tables = a[0], a[1], a[2], a[3]
-    parts, scratch, mixed = a[4], a[5], carray(simd.i64_at(a[6]), (WIDTH,))
-    sequences, group, kv_heads, dim = a[11], a[12], a[13], a[14]
-    page_size, page_bytes, columns, q_row = a[15], a[16], a[17], a[18]
-    segments, window, threads = a[19], a[20], a[21]
+    threads, sequences, tables, columns, segments, parts, scratch = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
     rows = carray(simd.i64_at(a[7]), (sequences,))
     contexts = carray(simd.i64_at(a[8]), (sequences,))
     starts = carray(simd.i64_at(a[9]), (segments + 1,))
     active = carray(simd.i64_at(a[10]), (segments,))
+    group, kv_heads, dim, page_size, page_bytes = a[11], a[12], a[13], a[14], a[15]
+    mixed = carray(simd.i64_at(a[16]), (WIDTH,))
+    q, out, pool, q_row, window = a[18], a[19], a[20], a[21], a[22]
 
     number = np.int64(team.thread_number())
-    scale = carray(simd.f32_at(a[22]), (1,))[0]
+    scale = carray(simd.f32_at(a[17]), (1,))[0]
     v_offset = kv_heads * page_size * dim * 2
     part_row = (dim + STEP) * 4
     part = group * part_row
@@ -165,6 +164,7 @@ class PagedDecode:
     """Attention of one new token each of some sequences; planned once a step.
 
     `pool` is [pages, layers, 2, kv_heads, page_size, head_dim] bfloat16; the new tokens' KV is in it already.
+    `planned` are the first arguments of a call, which `plan` changes.
     """
 
     def __init__(self, pool: torch.Tensor, heads: int, scale: float) -> None:
@@ -175,9 +175,10 @@ class PagedDecode:
         self._page_bytes = pool.stride(0) * 2
         self._parts = self._scratch = aligned(0)
         self._plan: tuple[np.ndarray, ...] = ()
-        self._arguments = np.zeros(23, dtype=np.int64)
         self._scale = np.array([scale], dtype=np.float32)
-        self._arguments[22] = self._scale.ctypes.data
+        addresses = _MIXED.ctypes.data, self._scale.ctypes.data
+        sizes = self._group, self._kv_heads, self._dim, self._page_size, self._page_bytes
+        self.planned = np.array([0] * 11 + [*sizes, *addresses], dtype=np.int64)
 
     def plan(self, rows: Sequence[int], contexts: Sequence[int], page_table: torch.Tensor) -> None:
         """The sequences: their rows in q and out, their tokens so far, and their pages [S, columns] int64."""
@@ -198,34 +199,20 @@ class PagedDecode:
         if len(self._scratch) < wanted:
             self._scratch = aligned(wanted)
         self._plan = (table, order, lengths, starts, active)  # alive while the kernel reads them
-        self._arguments[3:20] = [
-            table.ctypes.data,
-            self._parts.data_ptr(),
-            self._scratch.data_ptr(),
-            _MIXED.ctypes.data,
-            order.ctypes.data,
-            lengths.ctypes.data,
-            starts.ctypes.data,
-            active.ctypes.data,
-            len(order),
-            self._group,
-            self._kv_heads,
-            self._dim,
-            self._page_size,
-            self._page_bytes,
-            table.shape[1],
-            0,
-            segments,
-        ]
-        self._arguments[21] = threads
+        numbers = len(order), table.ctypes.data, table.shape[1], segments
+        memory = self._parts.data_ptr(), self._scratch.data_ptr()
+        arrays = (each.ctypes.data for each in (order, lengths, starts, active))
+        self.planned[:11] = [threads, *numbers, *memory, *arrays]
+
+    def call(self, layer: int, q: torch.Tensor, out: torch.Tensor, window: int = 0) -> team.Call:
+        """What `run` runs."""
+        pool = self._pool.data_ptr() + layer * self._layer_bytes
+        own = q.data_ptr(), out.data_ptr(), pool, q.stride(0), window
+        return team.Call.of(_kernel, *self.planned, *own)
 
     def run(self, layer: int, q: torch.Tensor, out: torch.Tensor, window: int = 0) -> None:
         """Attend in `layer`: q [T, heads, head_dim] bfloat16, out [T, heads * head_dim], contiguous.
 
         Only the planned rows of `out` are written. With `window`, a token sees only so many, itself included.
         """
-        arguments = self._arguments
-        arguments[0], arguments[1] = q.data_ptr(), out.data_ptr()
-        arguments[2] = self._pool.data_ptr() + layer * self._layer_bytes
-        arguments[18], arguments[20] = q.stride(0), window
-        team.run(_kernel, arguments, int(arguments[21]))
+        self.call(layer, q, out, window).run()

@@ -89,8 +89,8 @@ def _finish(sums, y, row, rows, columns, bias, mode):  # type: ignore[no-untyped
 
 def _linear(arguments):  # type: ignore[no-untyped-def]
     a = carray(arguments, (12,))
-    weights, x, y, tokens, blocks, pairs = a[0], a[1], a[2], a[3], a[4], a[5]
-    x_row, y_row, mode, scratch, threads, bias = a[6], a[7], a[8], a[9], a[10], a[11]
+    threads, tokens, weights, x, y, blocks, pairs = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
+    x_row, y_row, mode, scratch, bias = a[7], a[8], a[9], a[10], a[11]
     number = np.int64(team.thread_number())
     sums = scratch + number * SCRATCH
     block = pairs * 64
@@ -127,8 +127,7 @@ _kernel = team.kernel(_linear)
 
 def _settle(arguments):  # type: ignore[no-untyped-def]
     a = carray(arguments, (9,))
-    logits, x, packed, tokens, vocab, pairs = a[0], a[1], a[2], a[3], a[4], a[5]
-    most, threads = a[6], a[7]
+    threads, tokens, logits, x, packed, vocab, pairs, most = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
     rounding = carray(simd.f32_at(a[8]), (1,))[0]
     number = np.int64(team.thread_number())
     for token in range(number * tokens // threads, (number + 1) * tokens // threads):
@@ -187,38 +186,26 @@ class PackedWeight:
 
         The last dimensions are contiguous. An element's sum is over the inputs in order, whatever T is.
         """
+        self.call(x, y, add).run()
+        return y
+
+    def call(self, x: torch.Tensor, y: torch.Tensor, add: bool = False) -> team.Call:
+        """What `multiply` runs. It reads and writes the memory that x and y have now."""
         threads = torch.get_num_threads()
         if len(self._scratch) < threads * SCRATCH:
             self._scratch = aligned(threads * SCRATCH)
         mode = ADD if add else BFLOAT16 if y.dtype == torch.bfloat16 else FLOAT32
-        arguments = np.array(
-            [
-                self._packed.data_ptr(),
-                x.data_ptr(),
-                y.data_ptr(),
-                x.shape[0],
-                self.rows // BLOCK,
-                self.columns // 2,
-                x.stride(0) * 2,
-                y.stride(0),
-                mode,
-                self._scratch.data_ptr(),
-                threads,
-                0 if self._bias is None else self._bias.data_ptr(),
-            ],
-            dtype=np.int64,
-        )
-        team.run(_kernel, arguments, threads)
-        return y
+        bias = 0 if self._bias is None else self._bias.data_ptr()
+        addresses = self._packed.data_ptr(), x.data_ptr(), y.data_ptr()
+        sizes = self.rows // BLOCK, self.columns // 2, x.stride(0) * 2, y.stride(0)
+        return team.Call.of(_kernel, threads, x.shape[0], *addresses, *sizes, mode, self._scratch.data_ptr(), bias)
 
     def settle(self, logits: torch.Tensor, x: torch.Tensor, rounding: float, most: int) -> None:
         """Compute the largest of `logits` [T, out] again from x [T, in], both float32 and contiguous.
 
         Those within `rounding`, relatively, of a row's largest, unless they are more than `most` or only itself.
         """
-        tokens, threads = len(x), torch.get_num_threads()
         share = np.array([rounding], dtype=np.float32)
         addresses = logits.data_ptr(), x.data_ptr(), self._packed.data_ptr()
-        sizes = tokens, self.rows, self.columns // 2
-        arguments = np.array([*addresses, *sizes, most, threads, share.ctypes.data], dtype=np.int64)
-        team.run(_settle_kernel, arguments, threads)
+        sizes = self.rows, self.columns // 2, most, share.ctypes.data
+        team.Call.of(_settle_kernel, torch.get_num_threads(), len(x), *addresses, *sizes).run()

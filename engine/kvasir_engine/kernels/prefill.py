@@ -88,11 +88,10 @@ def _mix2(rows, v, block, weights, row, pairs, out):  # type: ignore[no-untyped-
 
 def _prefill(arguments):  # type: ignore[no-untyped-def]
     a = carray(arguments, (20,))
-    q, out, pool, items, tables = a[0], a[1], a[2], a[3], a[4]
-    count, group, kv_heads, dim, page_size, page_bytes = a[5], a[6], a[7], a[8], a[9], a[10]
-    columns, q_row, window, most, scratch, size = a[11], a[12], a[13], a[14], a[15], a[16]
-    scale = carray(simd.f32_at(a[17]), (1,))[0]
-    counter = a[18]
+    count, items, tables, columns, most, scratch, size = a[1], a[2], a[3], a[4], a[5], a[6], a[7]
+    group, kv_heads, dim, page_size, page_bytes = a[8], a[9], a[10], a[11], a[12]
+    scale = carray(simd.f32_at(a[13]), (1,))[0]
+    counter, q, out, pool, q_row, window = a[14], a[15], a[16], a[17], a[18], a[19]
 
     number = np.int64(team.thread_number())
     pairs = dim // 2
@@ -219,7 +218,7 @@ class PagedPrefill:
     """Attention of several new tokens each of some sequences; planned once a step.
 
     `pool` is [pages, layers, 2, kv_heads, page_size, head_dim] bfloat16; the new tokens' KV is in it already. Sizes
-    are those that `attention.fits` takes.
+    are those that `attention.fits` takes. `planned` are the first arguments of a call, which `plan` changes.
     """
 
     def __init__(self, pool: torch.Tensor, heads: int, scale: float) -> None:
@@ -231,8 +230,10 @@ class PagedPrefill:
         self._tokens = max(1, ITEM // self._group)
         self._scratch = aligned(0)
         self._plan: tuple[np.ndarray, ...] = ()
-        self._scale, self._counter = np.array([scale * LOG2E], dtype=np.float32), np.zeros(1, dtype=np.int64)
-        self._arguments = np.zeros(20, dtype=np.int64)
+        self._scale = np.array([scale * LOG2E], dtype=np.float32)
+        self._counters = np.zeros(pool.shape[1], dtype=np.int64)
+        sizes = self._group, self._kv_heads, self._dim, self._page_size, self._page_bytes
+        self.planned = np.array([0] * 8 + [*sizes, self._scale.ctypes.data], dtype=np.int64)
 
     def plan(
         self, rows: Sequence[int], counts: Sequence[int], contexts: Sequence[int], page_table: torch.Tensor
@@ -256,34 +257,21 @@ class PagedPrefill:
         if len(self._scratch) < threads * size:
             self._scratch = aligned(threads * size)
         self._plan = (order, table)  # alive while the kernel reads them
-        self._arguments[3:12] = [
-            order.ctypes.data,
-            table.ctypes.data,
-            len(order),
-            self._group,
-            self._kv_heads,
-            self._dim,
-            self._page_size,
-            self._page_bytes,
-            table.shape[1],
-        ]
-        self._arguments[14:20] = [
-            most,
-            self._scratch.data_ptr(),
-            size,
-            self._scale.ctypes.data,
-            self._counter.ctypes.data,
-            threads,
-        ]
+        numbers = len(order), order.ctypes.data, table.ctypes.data, table.shape[1]
+        self.planned[:8] = [threads, *numbers, most, self._scratch.data_ptr(), size]
+        self._counters[:] = 0  # each layer's calls take items from their own
+
+    def call(self, layer: int, q: torch.Tensor, out: torch.Tensor, window: int = 0) -> team.Call:
+        """What `run` runs."""
+        counter = self._counters[layer:].ctypes.data
+        pool = self._pool.data_ptr() + layer * self._layer_bytes
+        own = q.data_ptr(), out.data_ptr(), pool, q.stride(0), window
+        return team.Call.of(_kernel, *self.planned, counter, *own)
 
     def run(self, layer: int, q: torch.Tensor, out: torch.Tensor, window: int = 0) -> None:
         """Attend in `layer`: q [T, heads, head_dim] bfloat16, out [T, heads * head_dim], contiguous.
 
-        Only the planned rows of `out` are written. With `window`, a token sees only so many, itself included.
+        Once after a plan. Only the planned rows of `out` are written. With `window`, a token sees only so many,
+        itself included.
         """
-        arguments = self._arguments
-        arguments[0], arguments[1] = q.data_ptr(), out.data_ptr()
-        arguments[2] = self._pool.data_ptr() + layer * self._layer_bytes
-        arguments[12], arguments[13] = q.stride(0), window
-        self._counter[0] = 0
-        team.run(_kernel, arguments, int(arguments[19]))
+        self.call(layer, q, out, window).run()

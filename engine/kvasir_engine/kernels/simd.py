@@ -407,6 +407,18 @@ def weigh(typing: Any, values: Any, size: Any, scale: Any, top: Any, out: Any) -
 
 
 @intrinsic
+def call(typing: Any, function: Any, arguments: Any) -> Any:
+    """Call the kernel at address `function` with the address `arguments`."""
+
+    def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64.as_pointer()])
+        b.call(b.inttoptr(arguments[0], kind.as_pointer()), [b.inttoptr(arguments[1], _I64.as_pointer())])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def take(typing: Any, counter: Any) -> Any:
     """Add one to the int64 at `counter`, which threads share; what it was before."""
 

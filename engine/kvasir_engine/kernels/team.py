@@ -7,6 +7,7 @@ operators use as well: libgomp's `GOMP_parallel`.
 
 import ctypes
 import os
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from numba import types
 from kvasir_engine.model.source import cache_folder
 
 SIGNATURE = types.void(types.CPointer(types.int64))
-"""Of a kernel: a pointer to its arguments, addresses and numbers alike."""
+"""Of a kernel: a pointer to its arguments, addresses and numbers alike.
+
+The first two are always how many threads divide its work and how many tokens (rows, sequences) there are.
+"""
 
 thread_number = types.ExternalFunction("kvasir_thread_number", types.int32())
 barrier = types.ExternalFunction("kvasir_barrier", types.void())
@@ -69,6 +73,26 @@ def kernel(function: Any) -> int:
     return address
 
 
-def run(kernel: int, arguments: npt.NDArray[np.int64], threads: int) -> None:
-    """Call `kernel(arguments)` once on each of `threads` threads, the calling one among them."""
-    _gomp.GOMP_parallel(kernel, arguments.ctypes.data, threads, 0)
+Arguments = npt.NDArray[np.int64]
+
+
+def run(kernel: int, arguments: Arguments) -> None:
+    """Call `kernel(arguments)` once on each of `arguments[0]` threads, the calling one among them."""
+    _gomp.GOMP_parallel(kernel, arguments.ctypes.data, int(arguments[0]), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A kernel and its arguments, to be run by itself or in a Program."""
+
+    kernel: int
+    arguments: Arguments
+
+    @staticmethod
+    def of(kernel: int, *arguments: int) -> "Call":
+        """With the arguments from the first on."""
+        return Call(kernel, np.array(arguments, dtype=np.int64))
+
+    def run(self) -> None:
+        """Run it now."""
+        run(self.kernel, self.arguments)

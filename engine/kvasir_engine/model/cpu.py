@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -13,6 +13,7 @@ from kvasir_engine.kernels import unavailable_reason
 from kvasir_engine.model.errors import ModelError
 
 if TYPE_CHECKING:
+    from kvasir_engine.kernels.elementwise import Gate, Norm
     from kvasir_engine.kernels.linear import PackedWeight
 
 
@@ -53,16 +54,13 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedWeight | None
     return None
 
 
-def norm(
-    weight: torch.Tensor, eps: float, offset: float
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-    """A function of x [T, hidden] float32 and what the norm is written to, float32 or bfloat16."""
+def norm(weight: torch.Tensor, eps: float, offset: float) -> Norm | None:
+    """The norm by weight + offset [hidden]."""
     if not takes(weight):
         return None
     from kvasir_engine.kernels import elementwise
 
-    own, epsilon = weight.float() + offset, torch.tensor([eps])
-    return lambda x, out: elementwise.rms_norm(x, own, epsilon, out)
+    return elementwise.Norm(weight.float() + offset, eps)
 
 
 def rotation(table: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
@@ -74,19 +72,8 @@ def rotation(table: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor, torch
     return elementwise.rotate
 
 
-def silu_mul(gate_up: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A function from [T, 2 * n] to silu(gate) * up [T, n]."""
-    if not takes(gate_up):
-        return None
+def gate(activation: Literal["silu", "gelu_tanh"]) -> Gate:
+    """A function from [T, 2 * n], of a kind that kernels take, to activation(gate) * up [T, n]."""
     from kvasir_engine.kernels import elementwise
 
-    return elementwise.silu_mul
-
-
-def gelu_mul(gate_up: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A function from [T, 2 * n] to gelu(gate) * up [T, n], by the tanh approximation."""
-    if not takes(gate_up):
-        return None
-    from kvasir_engine.kernels import elementwise
-
-    return elementwise.gelu_mul
+    return elementwise.silu_mul if activation == "silu" else elementwise.gelu_mul

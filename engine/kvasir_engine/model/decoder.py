@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from kvasir_engine.attention.base import AttentionBackend
 from kvasir_engine.model.config import Experts, ModelConfig
 from kvasir_engine.model.experts import MixtureOfExperts, experts_of
+from kvasir_engine.model.graph import Graphs
 from kvasir_engine.model.layers import Head, HeadNorm, Linear, RMSNorm, Rotary, RowParallel
 from kvasir_engine.model.loader import Rows, Weights
 from kvasir_engine.model.mlp import ACTIVATIONS, MLP
@@ -43,6 +44,7 @@ class Decoder:
         # Rounded as the embedding is: it was in training.
         self._scale = torch.tensor(config.embedding_scale, dtype=weights.dtype).item()
         self._blocks, self._rotaries = BlockLoader(config, weights, shard, group).load()
+        self._graphs = Graphs(self._blocks, len(shard.heads))
         final = weights.tensor("model.norm.weight", config.hidden)
         self._norm = RMSNorm(final, config.norm_eps, torch.float32, config.norm_offset)
         if config.tied_embeddings:
@@ -69,6 +71,9 @@ class Decoder:
         x = F.embedding(tokens, self._embedding).float()
         if self._scale != 1.0:
             x *= self._scale
+        graph = self._graphs.graph(attention, len(tokens))
+        if graph is not None:
+            return self._head(self._norm(graph.run(x, turns, on_layer)[last]))
         for index, block in enumerate(self._blocks):
             qkv = block.qkv(block.attention_norm(x)).view(-1, heads + 2 * kv_heads, self._head_dim)
             if block.head_norm is not None:

@@ -1,6 +1,7 @@
 """The layers that decoders are made of, for inference only."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,9 @@ import torch.nn.functional as F
 from kvasir_engine.model import cpu
 from kvasir_engine.model.config import Rope
 from kvasir_engine.model.parallel import ALONE, Group
+
+if TYPE_CHECKING:
+    from kvasir_engine.kernels.linear import PackedWeight
 
 
 class Linear:
@@ -17,18 +21,18 @@ class Linear:
     them in order makes a step at small batches up to twice as fast.
     """
 
-    __slots__ = ("_bias", "_blocked", "_packed", "_weight")
+    __slots__ = ("_bias", "_blocked", "_weight", "packed")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self._bias = bias
-        self._packed = cpu.pack(weight, bias)
+        self.packed = cpu.pack(weight, bias)
         self._blocked = (
-            self._packed is None
+            self.packed is None
             and weight.device.type == "cpu"
             and weight.dtype == torch.bfloat16
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
-        if self._packed is not None:
+        if self.packed is not None:
             weight = weight.new_empty(0)
         elif self._blocked:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
@@ -36,8 +40,8 @@ class Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in] to [T, out]."""
-        if self._packed is not None:
-            return self._packed.multiply(x, x.new_empty(len(x), self._packed.rows))
+        if self.packed is not None:
+            return self.packed.multiply(x, x.new_empty(len(x), self.packed.rows))
         if self._blocked:
             out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return out
@@ -45,17 +49,17 @@ class Linear:
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """Add to y [T, out], float32 and contiguous, what x [T, in] gives."""
-        if self._packed is not None:
-            self._packed.multiply(x, y, add=True)
+        if self.packed is not None:
+            self.packed.multiply(x, y, add=True)
         else:
             y += self(x)
 
     def logits(self, x: torch.Tensor, rounding: float, rivals: int) -> torch.Tensor | None:
         """What x [T, in] float32 gives in float32, the largest exactly (see Head); None if that is not at hand."""
-        if self._packed is None:
+        if self.packed is None:
             return None
-        out = self._packed.multiply(x.to(torch.bfloat16), torch.empty(len(x), self._packed.rows))
-        self._packed.settle(out, x.contiguous(), rounding, rivals)
+        out = self.packed.multiply(x.to(torch.bfloat16), torch.empty(len(x), self.packed.rows))
+        self.packed.settle(out, x.contiguous(), rounding, rivals)
         return out
 
 
@@ -67,6 +71,11 @@ class RowParallel:
     def __init__(self, weight: torch.Tensor, group: Group) -> None:
         self._linear = Linear(weight)
         self._group = group
+
+    @property
+    def packed(self) -> "PackedWeight | None":
+        """The weight for kernels, if they can do all of it: the ranks' parts are added up by others."""
+        return self._linear.packed if self._group.size == 1 else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., this rank's part of in] to [..., out]."""
@@ -136,20 +145,20 @@ class RMSNorm:
     `offset` is added to the weight: Gemma's are stored less one.
     """
 
-    __slots__ = ("_dtype", "_eps", "_fused", "_weight")
+    __slots__ = ("_dtype", "_eps", "_weight", "fused")
 
     def __init__(
         self, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None, offset: float = 0.0
     ) -> None:
         self._dtype = dtype or weight.dtype
-        self._fused = cpu.norm(weight, eps, offset)
+        self.fused = cpu.norm(weight, eps, offset)
         self._weight = weight.float() + offset
         self._eps = eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden], float32, to the same shape."""
-        if self._fused is not None:
-            return self._fused(x, torch.empty(x.shape, dtype=self._dtype))
+        if self.fused is not None:
+            return self.fused(x, torch.empty(x.shape, dtype=self._dtype))
         return F.rms_norm(x, self._weight.shape, self._weight, self._eps).to(self._dtype)
 
 

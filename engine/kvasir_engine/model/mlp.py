@@ -1,6 +1,9 @@
 """The second half of a decoder's block: a gated MLP."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,29 +11,25 @@ import torch.nn.functional as F
 from kvasir_engine.model import cpu
 from kvasir_engine.model.layers import Linear, RowParallel
 
-Activation = Callable[[torch.Tensor], torch.Tensor]
-"""From [T, 2 * n], gate first, to activation(gate) * up [T, n]."""
+
+@dataclass(frozen=True)
+class Activation:
+    """From [T, 2 * n], gate first, to activation(gate) * up [T, n]."""
+
+    name: Literal["silu", "gelu_tanh"]
+    plain: Callable[[torch.Tensor], torch.Tensor]
+
+    def __call__(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if cpu.takes(gate_up):
+            return cpu.gate(self.name)(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return self.plain(gate).mul_(up)
 
 
-def silu(gate_up: torch.Tensor) -> torch.Tensor:
-    """The sigmoid linear unit."""
-    fused = cpu.silu_mul(gate_up)
-    if fused is not None:
-        return fused(gate_up)
-    gate, up = gate_up.chunk(2, -1)
-    return F.silu(gate).mul_(up)
-
-
-def gelu_tanh(gate_up: torch.Tensor) -> torch.Tensor:
-    """The Gaussian error linear unit by its tanh approximation."""
-    fused = cpu.gelu_mul(gate_up)
-    if fused is not None:
-        return fused(gate_up)
-    gate, up = gate_up.chunk(2, -1)
-    return F.gelu(gate, approximate="tanh").mul_(up)
-
-
-ACTIVATIONS: dict[str, Activation] = {"silu": silu, "gelu_tanh": gelu_tanh}
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": Activation("silu", F.silu),  # the sigmoid linear unit
+    "gelu_tanh": Activation("gelu_tanh", partial(F.gelu, approximate="tanh")),
+}
 """The code of each of ModelConfig's activations."""
 
 
@@ -38,14 +37,14 @@ class MLP:
     """down(activation(gate) * up), gate and up being one matrix."""
 
     def __init__(self, gate_up: Linear, down: Linear | RowParallel, activation: Activation) -> None:
-        self._gate_up = gate_up
-        self._down = down
-        self._activation = activation
+        self.gate_up = gate_up
+        self.down = down
+        self.activation = activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to the same."""
-        return self._down(self._activation(self._gate_up(x)))
+        return self.down(self.activation(self.gate_up(x)))
 
     def add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """Add to y [T, hidden], float32 and contiguous, what x gives."""
-        self._down.add_to(y, self._activation(self._gate_up(x)))
+        self.down.add_to(y, self.activation(self.gate_up(x)))
