@@ -36,6 +36,7 @@ POINTS = frozenset(
         "prefill.completed",  # Complete is sent, the router is not told
         "decode.reserved",  # a reservation has arrived
         "decode.lent",  # pages are lent to the prefill worker, the router is not told
+        "decode.lending",  # their digests are known, the prefill worker's rank is not told
         "decode.leased",  # pages are leased, the router is not told
         "decode.written",  # some pages are announced, not checked
         "decode.settled",  # the KV is there and its first token known
@@ -48,7 +49,7 @@ POINTS = frozenset(
     }
 )
 
-READ_POINTS = frozenset({"prefill.reading", "prefill.read", "decode.lent"})
+READ_POINTS = frozenset({"prefill.reading", "prefill.read", "decode.lent", "decode.lending"})
 """Those that only a second turn passes."""
 
 log = logging.getLogger("faults")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.dataplane
 
 BASELINE_SECONDS = 2.0
 STOPPED_SECONDS = 2.6
-SHORT = {"prefill.reading": "kill", "prefill.read": "stop", "decode.lent": "kill"}
+SHORT = {"prefill.reading": "kill", "prefill.read": "stop", "decode.lent": "kill", "decode.lending": "kill"}
 assert SHORT.keys() == READ_POINTS
 CASES = [
     pytest.param(point, action, id=f"{point}-{action}", marks=[] if SHORT[point] == action else [pytest.mark.soak])

@@ -27,7 +27,7 @@ PAGES, RADIX, HASHING = "kv/pages.py", "kv/radix.py", "kv/hashing.py"
 HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/digest.py"
 ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
 PARTS, LAYOUT = "transfer/parts.py", "transfer/layout.py"
-READBACK = "worker/readback.py"
+READBACK, READS = "worker/readback.py", "transfer/reads.py"
 PUSHES, LEASES = "worker/pushes.py", "worker/leases.py"
 
 MUTANTS = [
@@ -512,18 +512,12 @@ MUTANTS = [
         "self._cache.tree.release(self.lent.pop(id))",
         "del self.lent[id]",
     ),
-    Mutant(
-        "pages before those wanted are read",
-        READBACK,
-        "skip = len(matched) - loan.first // size",
-        "skip = 0",
-    ),
     Mutant("a gap before a loan is not seen", READBACK, "len(matched) * size < loan.first or wanted", "wanted"),
     Mutant(
         "more pages are read than the prompt has",
         READBACK,
-        "wanted = min(whole, fresh) - len(matched)",
-        "wanted = max(whole, fresh) - len(matched)",
+        "wanted = min(len(reading.tokens) - 1, lent)",
+        "wanted = max(len(reading.tokens) - 1, lent)",
     ),
     Mutant(
         "a declined loan is not given back", READBACK, '            handoff.withdraw(key, "nothing to read")\n', ""
@@ -594,14 +588,46 @@ MUTANTS = [
         "if part.loan and not isinstance(message, Stopped):",
         "if part.loan and isinstance(message, Written):",
     ),
+    Mutant(
+        "pages are read before their digests are here",
+        READS,
+        "if read is None or read.digests is not None:",
+        "if read is not None:",
+    ),
+    Mutant(
+        "a block that was not lent is right",
+        READS,
+        "known.get(block) != digest",
+        "known.get(block, digest) != digest",
+    ),
+    Mutant(
+        "half a page is read",
+        READBACK,
+        "min(len(reading.tokens) - 1, lent) // size",
+        "-(-min(len(reading.tokens) - 1, lent) // size)",
+    ),
+    Mutant("what is read begins where the loan does", READBACK, "(begin - loan.first) // block,", "0 // block,"),
+    Mutant("a loan that begins in the middle of a page is read", READBACK, "if loan.first % theirs or", "if"),
     # -- several ranks
+    Mutant(
+        "who has read takes the loan back from the others",
+        PARTS,
+        "not (grant.loan and _given_back(event))",
+        "not (grant.loan and event is None)",
+    ),
+    Mutant(
+        "what is lent is what would be written",
+        GROUP,
+        "found = (to.agent, loan.id), pairs(to.fingerprint, self.endpoint.fingerprint)",
+        "found = (to.agent, loan.id), [p[::-1] for p in pairs(self.endpoint.fingerprint, to.fingerprint)]",
+    ),
     Mutant(
         "a lease is back with the first of its parts",
         PARTS,
         "            if not others:\n",
         "            if True:\n",
     ),
-    Mutant("a part that failed fails nothing", PARTS, "elif grant.failed is None:", "elif grant is None:"),
+    Mutant("a part that failed fails nothing", PARTS, "elif grant.failed is None and", "elif grant is None and"),
     Mutant(
         "the holder's other parts go on after one has failed",
         PARTS,

@@ -102,6 +102,8 @@ def _work(pipe: Connection, options: EngineOptions, role: Any, fault: str, log: 
                 thread.post(lambda engine: pipe.send(_owned(engine)))
             case "received":
                 thread.post(lambda engine: pipe.send((engine.stats.received_tokens, handoff.stats)))
+            case "read":
+                thread.post(lambda engine: pipe.send((engine.readback.stats, handoff.stats.read_bytes)))
             case "stop":
                 thread.stop()
                 handoff.stop()
@@ -115,6 +117,7 @@ def _owned(engine: Any) -> dict[str, int]:
     owned = {owner.name: pool.count(owner) for owner in (Owner.HELD, Owner.LEASED, Owner.FENCED)}
     owned |= {"leases": len(engine.leases.open) + len(engine.leases.fenced)}
     owned |= {"pushes": len(engine.pushes.open)}
+    owned |= {"lent": len(engine.readback.lent), "reads": len(engine.readback.reads)}
     return {what: count for what, count in owned.items() if count}
 
 
@@ -206,6 +209,32 @@ class Workers:
             worker.close()
 
 
+class Faulty:
+    """Starts workers that a fault ends, and sees to it that they have ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: list[Worker] = []
+
+    def __call__(self, role: str, ranks: int, fault: str) -> Worker:
+        worker = Worker(self._folder, role, ranks, 16, fault)
+        self._started.append(worker)
+        return worker
+
+    def close(self) -> None:
+        for worker in self._started:
+            worker.process.kill()
+            worker.process.join()
+
+
+def ended(worker: Worker, line: str) -> None:
+    """The worker ends with status 1, and says why in its last line."""
+    worker.process.join(SECONDS)
+    assert worker.process.exitcode == 1
+    errors = [each for each in worker.log.read_text().splitlines() if each.startswith("kvasir: error:")]
+    assert errors == [f"kvasir: error: {line}; the worker ends with it"]
+
+
 @dataclass
 class Request:
     """One request and what became of it. `cached`: tokens that the decode worker had of its prompt."""
@@ -235,12 +264,23 @@ class Router:
         self.requests: dict[str, Request] = {}
         self._writers: dict[str, Worker] = {}
 
-    def ask(self, request: Request, prefill: Worker | None = None) -> None:
-        """Begin."""
+    def ask(self, request: Request, prefill: Worker | None = None, lend_from: int | None = None) -> None:
+        """Begin. With `lend_from` prefill, which has so many of the tokens, reads what decode has beyond them."""
         self.requests[request.id] = request
         self._writers[request.id] = writer = prefill or self.prefill
         assert self.decode.endpoint
-        self.decode.pipe.send(Reserve(request.id, request.prompt, Sampling(request.count), writer.endpoint))
+        sampling = Sampling(request.count)
+        self.decode.pipe.send(Reserve(request.id, request.prompt, sampling, writer.endpoint, lend_from=lend_from))
+
+    def ask_decode(self, request: Request) -> None:
+        """Begin a request that the decode worker does alone."""
+        self.requests[request.id] = request
+        self._writers[request.id] = self.prefill
+        sampling, threshold = Sampling(request.count), len(request.prompt) + 1
+        assert self.decode.endpoint
+        self.decode.pipe.send(
+            Reserve(request.id, request.prompt, sampling, self.prefill.endpoint, threshold=threshold)
+        )
 
     def abort(self, request: Request) -> None:
         """The client left."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rank_workers import SECONDS, Greedy, Request, Router, Worker, Workers
+from rank_workers import SECONDS, Faulty, Greedy, Request, Router, Workers, ended
 from typer.testing import CliRunner
 
 from kvasir_engine.cli import app
@@ -20,41 +20,15 @@ COUNT = 24
 
 
 @pytest.fixture
-def faulty(workers: Workers, folder: Path) -> Iterator["Faulty"]:
+def faulty(workers: Workers, folder: Path) -> Iterator[Faulty]:
     faulty = Faulty(folder)
     yield faulty
     faulty.close()
 
 
-class Faulty:
-    """Starts workers that a fault ends, and sees to it that they have ended."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._started: list[Worker] = []
-
-    def __call__(self, role: str, ranks: int, fault: str) -> Worker:
-        worker = Worker(self._folder, role, ranks, 16, fault)
-        self._started.append(worker)
-        return worker
-
-    def close(self) -> None:
-        for worker in self._started:
-            worker.process.kill()
-            worker.process.join()
-
-
 def requests(greedy: Greedy, name: str, count: int, length: int = 60) -> list[Request]:
     rng = random.Random(name)
     return [Request(f"{name}-{n}", greedy.prompt(rng, length, COUNT), COUNT) for n in range(count)]
-
-
-def ended(worker: Worker, line: str) -> None:
-    """The worker ends with status 1, and says why in its last line."""
-    worker.process.join(SECONDS)
-    assert worker.process.exitcode == 1
-    errors = [each for each in worker.log.read_text().splitlines() if each.startswith("kvasir: error:")]
-    assert errors == [f"kvasir: error: {line}; the worker ends with it"]
 
 
 def gone(pids: list[int]) -> None:

@@ -95,8 +95,25 @@ def test_a_prefill_worker_that_can_read_is_as_good_as_one_that_has_it() -> None:
     assert (placement.prefill, placement.lend_from) == (can_read, 0)
 
 
-def test_nothing_is_read_between_workers_that_divide_the_kv_differently() -> None:
-    decode = worker("d1", cached=640)
-    other = msgspec.structs.replace(decode.fingerprint, tensor_parallel=2)
-    assert readable(dataclasses.replace(worker("p1"), fingerprint=other), decode) == 0
-    assert readable(worker("p1"), decode) == 640
+@pytest.mark.parametrize(
+    ("ours", "theirs", "have", "lent", "read"),
+    [
+        (32, 16, 0, 80, 64),  # the fifth page that is lent fills half of one
+        (16, 32, 0, 96, 96),
+        (16, 32, 16, 96, 80),
+        (32, 16, 32, 63, 0),  # three pages are lent
+        (32, 16, 32, 64, 32),
+    ],
+)
+def test_what_is_read_fills_whole_pages_of_the_reader(
+    ours: int, theirs: int, have: int, lent: int, read: int
+) -> None:
+    sizes = [
+        msgspec.structs.replace(worker("p1").fingerprint, page_size=size, tensor_parallel=2)
+        for size in (ours, theirs)
+    ]
+    reader, decode = (
+        dataclasses.replace(worker(name, cached=cached), fingerprint=size)
+        for name, cached, size in zip(("p1", "d1"), (have, lent), sizes, strict=True)
+    )
+    assert readable(reader, decode) == read

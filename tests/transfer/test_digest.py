@@ -3,6 +3,7 @@
 import numpy as np
 
 from kvasir_engine.transfer.digest import Digester
+from kvasir_engine.transfer.layout import Cut
 
 PAGES, PAGE_BYTES, LAYERS = 4, 256, 4
 ALL = range(LAYERS)
@@ -37,3 +38,21 @@ def test_a_digest_of_some_layers_is_of_these_and_no_others() -> None:
             before = digest([2], layers)
             pool[2, byte] ^= 1
             assert (digest([2], layers) != before) == (byte // size in layers)
+
+
+def test_a_digest_of_a_part_of_a_page_is_of_its_rows_wherever_they_are_and_of_no_other() -> None:
+    # Two heads of four, and half of the page's tokens, against pages of just these.
+    big, small = Cut(LAYERS, 4, 1, 2, 2, 8), Cut(LAYERS, 2, 0, 2, 1, 8)
+    pool = np.random.default_rng(3).integers(0, 256, (PAGES, LAYERS, 2, 4, 2, 8), np.uint8)
+    digest = Digester(pool.ctypes.data, PAGES, big.page_bytes, LAYERS)
+    for block in (4, 5):
+        page, place = divmod(block, 2)
+        theirs = np.ascontiguousarray(pool[page : page + 1, :, :, 1:3, place])
+        for layers in (ALL, range(1, 3)):
+            alone = Digester(theirs.ctypes.data, 1, small.page_bytes, LAYERS)([0], layers, small)
+            assert digest([block], layers, big) == alone
+    before = digest([5], ALL, big)
+    for at in np.ndindex(LAYERS, 2, 4, 2):
+        pool[(2, *at, 3)] ^= 1
+        assert (digest([5], ALL, big) != before) == (at[2] in (1, 2) and at[3] == 1)
+        pool[(2, *at, 3)] ^= 1

@@ -73,6 +73,31 @@ def test_parts_that_name_different_tokens_settle_nothing() -> None:
     assert "do not agree" in end.reason
 
 
+def given_back(part: Part) -> holder.Reclaimed:
+    return holder.Reclaimed(LEASE, "acknowledged", "read", writer=part[1])
+
+
+def test_a_loan_is_back_with_the_last_of_its_parts_and_those_read_on_till_then() -> None:
+    for count in (1, 2, 3):
+        grants = Grants()
+        grants.lend(LEASE, PARTS[:count])
+        out = [effect for part in PARTS[:count] for effect in grants.received(part[0], given_back(part))]
+        assert out == [holder.Reclaimed(LEASE, "acknowledged", "read")]
+
+
+def test_a_loan_of_which_a_reader_is_dead_or_silent_is_taken_back_from_the_others() -> None:
+    for fate in ("fenced", "died"):
+        grants = Grants()
+        grants.lend(LEASE, PARTS)
+        (lost, *_) = events(PARTS[1], fate)
+        effects = grants.received(PARTS[1][0], lost)
+        assert [type(each) for each in effects] == [holder.Fenced, Stop]
+        ends = [*events(PARTS[1], fate)[1:], *(given_back(part) for part in (PARTS[0], PARTS[2]))]
+        ranks = [PARTS[1][0]] * (len(ends) - 2) + [PARTS[0][0], PARTS[2][0]]
+        out = [each for rank, end in zip(ranks, ends, strict=True) for each in grants.received(rank, end)]
+        assert [type(each) for each in out] == [holder.Reclaimed]
+
+
 def test_a_rejected_message_is_reported_as_it_is() -> None:
     stray = holder.Rejected("x", 9, "no such lease")
     assert Grants().received(1, stray) == [stray]

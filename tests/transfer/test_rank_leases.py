@@ -1,7 +1,7 @@
-"""Leases between workers of several ranks: real machines on every rank, and the groups that make one of them.
+"""Leases and loans between workers of several ranks: real machines on every rank, and the groups that join them.
 
 Every rank takes its commands, hears its peers and reports in its own time. The property is that of one rank: once
-the holder has its pages back, no rank of the writer writes them, and none will.
+the holder has its pages back, no rank of the writer writes them, or reads them under a loan, and none will.
 """
 
 from collections import deque
@@ -12,13 +12,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from kvasir_engine.protocol import HEADS_APART, Address, Endpoint, Fingerprint, Lease, Region
+from kvasir_engine.protocol import HEADS_APART, Address, Endpoint, Fingerprint, Lease, Loan, Region
 from kvasir_engine.transfer import holder, messages, writer
-from kvasir_engine.transfer.commands import AnyCommand, Grant, Open, Revoke, Withdraw
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.transfer.group import HandoffGroup
 from kvasir_engine.transfer.holder import Holder
 from kvasir_engine.transfer.layout import pairs
-from kvasir_engine.transfer.messages import Complete
+from kvasir_engine.transfer.messages import Complete, Stopped
+from kvasir_engine.transfer.opened import Opened
+from kvasir_engine.transfer.reads import Reads
 from kvasir_engine.transfer.stats import HandoffStats
 from kvasir_engine.transfer.writer import Push, Writer
 
@@ -34,6 +36,7 @@ class Rank:
         self.world, self.rank, self.agent = world, rank, endpoint.agent_of(rank)
         self.endpoint = endpoint
         self.holder, self.writer = Holder(endpoint.epoch, LAYERS), Writer(LAYERS)
+        self.opened, self.reads = Opened(), Reads()
         self.commands: deque[AnyCommand] = deque()
         self.pushes: deque[tuple[Any, Push]] = deque()
         self.inbox: deque[tuple[str, Any]] = deque()
@@ -65,15 +68,32 @@ class Rank:
                 case Revoke(lease):
                     self.apply(self.holder.revoke(lease, self.world.now))
                 case Open(to, lease):
+                    self.open(to, lease, self.partners(to, writes=False), reading=False)
+                case Lend(loan, to):
                     for agent in self.partners(to, writes=False):
-                        self.apply(self.writer.open((agent, lease.id), lease.epoch, self.world.now + lease.seconds))
-                case Withdraw((_, lease), reason):
-                    for agent in self.world.agents(self.world.decode):
-                        self.apply(self.writer.withdraw((agent, lease), reason, self.world.now))
+                        if agent in self.world.living:
+                            self.holder.lend(loan.id, agent, self.world.now, loan.seconds)
+                            self.send(agent, messages.Lent(loan.id, loan.epoch, loan.pages, [0] * PAGES))
+                        else:
+                            self.apply([holder.Reclaimed(loan.id, "writer_died", "dead", writer=agent)])
+                case Read(to, loan):
+                    self.open(to, loan, self.partners(to, writes=True), reading=True)
+                case Withdraw(key, reason):
+                    for part in self.opened.parts(key):
+                        self.apply(self.writer.withdraw(part, reason, self.world.now))
         while self.pushes:
-            (_, lease), push = self.pushes.popleft()
-            for agent in self.partners(self.world.decode[0].endpoint, writes=False):
-                self.apply(self.writer.push((agent, lease), push, self.world.now))
+            key, push = self.pushes.popleft()
+            for part in self.opened.parts(key):
+                if not self.reads.waits(part, push):
+                    self.apply(self.writer.push(part, push, self.world.now))
+
+    def open(self, to: Endpoint, lease: Lease | Loan, agents: list[str], reading: bool) -> None:
+        parts = [(agent, lease.id) for agent in agents]
+        self.opened.open((to.agent, lease.id), parts)
+        for part in parts:
+            if reading:
+                self.reads.open(part)
+            self.apply(self.writer.open(part, lease.epoch, self.world.now + lease.seconds, reading))
 
     def hear(self) -> None:
         if not self.inbox:
@@ -88,6 +108,10 @@ class Rank:
                 self.send(agent, messages.Pong(lease, epoch))
             case messages.Pong():
                 pass
+            case messages.Lent(lease, _, pages, digests):
+                waiting = self.reads.lent((agent, lease), dict(zip(pages, digests, strict=True)))
+                for push in waiting:
+                    self.apply(self.writer.push((agent, lease), push, self.world.now))
             case _:
                 self.apply(self.holder.received(agent, message))
 
@@ -97,7 +121,8 @@ class Rank:
     def end_write(self, place: int, ok: bool) -> None:
         key, push = self.posted.pop(place)
         if ok:
-            self.world.written.add((key[1], self.agent, key[0], push.local[0]))
+            self.world.moved.add((key[1], self.agent, key[0], push.local[0]))
+            assert key not in self.reads or not self.reads.wrong(key, push, [0])
         self.apply(self.writer.ended(key, push, ok, self.world.now))
 
     def send(self, agent: str, message: Any) -> None:
@@ -110,7 +135,7 @@ class Rank:
         for effect in effects:
             match effect:
                 case writer.Post(key, push):
-                    assert key[1] not in self.world.back, "a rank writes pages that were taken back"
+                    assert key[1] not in self.world.back, "a rank writes, or reads, pages that were taken back"
                     self.posted.append((key, push))
                 case writer.Announce((agent, lease), epoch, first, push, layers):
                     span = layers.start, layers.stop
@@ -120,6 +145,11 @@ class Rank:
                 case holder.Ask(agent, message) | writer.Tell(agent, message):
                     self.send(agent, message)
                 case _:
+                    if isinstance(effect, writer.Failed) or (
+                        isinstance(effect, writer.Done) and effect.push.complete is not None
+                    ):
+                        self.opened.close(effect.key)
+                        self.reads.close(effect.key)
                     self.events.append(effect)
 
 
@@ -149,8 +179,8 @@ class Leases(RuleBasedStateMachine):
         self.living: dict[str, Rank] = {}
         self.back: dict[int, str] = {}
         self.over: dict[int, str] = {}  # leases by how they ended for the writer
-        self.written: set[tuple[int, str, str, int]] = set()
-        self.granted: dict[int, Lease] = {}
+        self.moved: set[tuple[int, str, str, int]] = set()  # lease, who did it, with whom, page
+        self.granted: dict[int, Lease | Loan] = {}
         self.opened: dict[int, int] = {}
         self.sizes = ranks
         self.decode, self.holders = self.worker("d", ranks[1])
@@ -181,12 +211,22 @@ class Leases(RuleBasedStateMachine):
         self.granted[lease.id] = lease
         self.holders.grant(lease, self.prefill[0].endpoint, 0)
 
+    @rule(seconds=st.sampled_from([3.0, SECONDS]))
+    def pages_are_lent(self, seconds: float) -> None:
+        loan = Loan(len(self.granted), self.decode[0].endpoint.epoch, [0, 1], 0, seconds)
+        self.granted[loan.id] = loan
+        self.holders.lend(loan, self.prefill[0].endpoint)
+
     @precondition(lambda self: self.granted.keys() - self.opened.keys())
     @rule(data=st.data())
     def a_prompt_reaches_the_writer(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(sorted(self.granted.keys() - self.opened.keys())))
         self.opened[lease] = 0
-        self.writers.open(self.decode[0].endpoint, self.granted[lease])
+        granted, to = self.granted[lease], self.decode[0].endpoint
+        if isinstance(granted, Loan):
+            self.writers.read(to, granted)
+        else:
+            self.writers.open(to, granted)
 
     @precondition(lambda self: any(pushed <= PAGES for pushed in self.opened.values()))
     @rule(data=st.data())
@@ -197,8 +237,9 @@ class Leases(RuleBasedStateMachine):
         if page < PAGES:
             self.writers.push(key, Push((page,), (page,)))
         else:
-            epoch = self.granted[lease].epoch
-            self.writers.push(key, Push(complete=Complete(lease, epoch, PAGES * 16, PAGES, 5)))
+            epoch, lent = self.granted[lease].epoch, isinstance(self.granted[lease], Loan)
+            last = Stopped(lease, epoch, "read") if lent else Complete(lease, epoch, PAGES * 16, PAGES, 5)
+            self.writers.push(key, Push(complete=last))
 
     @precondition(lambda self: self.granted)
     @rule(data=st.data(), at_writer=st.booleans())
@@ -238,16 +279,27 @@ class Leases(RuleBasedStateMachine):
         match event:
             case holder.Settled(lease):
                 self.gets_back(lease, "settled")
-                for from_, to in pairs(self.prefill[0].endpoint.fingerprint, self.decode[0].endpoint.fingerprint):
-                    for page in range(PAGES):
-                        agents = self.granted_to[lease].agent_of(from_), self.decode[to].agent
-                        assert (lease, *agents, page) in self.written, "settled, and a part was not written"
+                assert not isinstance(self.granted[lease], Loan)
+                self.check_moved(lease)
             case holder.Reclaimed(lease, proof):
                 self.gets_back(lease, proof)
             case writer.Failed((_, lease)):
                 self.ends(lease, "failed")
             case writer.Done((_, lease), push) if push.complete is not None:
                 self.ends(lease, "done")
+                self.check_moved(lease)
+
+    def check_moved(self, lease: int) -> None:
+        """Settled leases were written, and ended loans read, by the prefill worker that lives: in every part."""
+        ours, theirs = self.prefill[0].endpoint.fingerprint, self.decode[0].endpoint.fingerprint
+        if isinstance(self.granted[lease], Loan):
+            parts = {(to, from_) for from_, to in pairs(theirs, ours)}
+        else:
+            parts = set(pairs(ours, theirs))
+        for by, with_ in parts:
+            for page in range(PAGES):
+                moved = (lease, self.prefill[by].agent, self.decode[with_].agent, page)
+                assert moved in self.moved, "it has ended, and a part was not moved"
 
     def gets_back(self, lease: int, how: str) -> None:
         assert lease not in self.back, "pages came back twice"
@@ -258,11 +310,6 @@ class Leases(RuleBasedStateMachine):
         assert lease not in self.over, "a lease ended twice for its writer"
         assert not self.posted(lease), "pages were let go of while a write reads them"
         self.over[lease] = how
-
-    @property
-    def granted_to(self) -> dict[int, Endpoint]:
-        """Settled leases were written by the writer that lives."""
-        return dict.fromkeys(self.granted, self.prefill[0].endpoint)
 
     @rule(seconds=st.sampled_from([0.3, 2.5]))
     def time_passes(self, seconds: float) -> None:
@@ -308,3 +355,15 @@ class Leases(RuleBasedStateMachine):
 
 TestLeases = Leases.TestCase
 TestLeases.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+def test_a_loan_is_read_by_every_rank_that_lacks_it_and_a_lease_written_by_those_that_are_asked() -> None:
+    world = Leases()
+    world.start((4, 1))  # two heads: of two ranks of the writer that have one, one writes it
+    to = world.decode[0].endpoint
+    loan, lease = Loan(1, to.epoch, [0], 0, SECONDS), Lease(2, to.epoch, [0], 0, SECONDS)
+    for key, ranks in [(world.writers.read(to, loan), [0, 1, 2, 3]), (world.writers.open(to, lease), [0, 2])]:
+        failed = writer.Failed(key, "withdrawn")
+        ends = [world.writers.received(rank, failed) for rank in ranks]
+        assert ends[-1] == [failed]
+        assert all(failed not in each for each in ends[:-1])

@@ -19,7 +19,7 @@ class Candidate:
     """A worker that could take the prompt: its load in tokens and requests, and how much of the prompt it has.
 
     `refuses`: names of the prefill workers that may not write to it now. `prefill_rate` in tokens a second and
-    `read_rate` in bytes a second are as measured, or 0; `token_bytes`: KV of a token.
+    `read_rate` in bytes a second are as measured, or 0; `token_bytes`: KV of a token. These two are of one rank.
     """
 
     name: str
@@ -51,10 +51,14 @@ def _busy(candidate: Candidate) -> float:
 
 
 def readable(writer: Candidate, decode: Candidate) -> int:
-    """Tokens that `decode` has beyond `writer`'s and that are estimated cheaper to read there than to compute."""
-    size = decode.fingerprint.page_size
-    tokens = (decode.cached_tokens // size - writer.cached_tokens // size) * size
-    if tokens <= 0 or decode.fingerprint != writer.fingerprint or decode.fingerprint.tensor_parallel != 1:
+    """Tokens that `decode` has beyond `writer`'s and that are estimated cheaper to read there than to compute.
+
+    `decode` lends whole pages, and `writer` reads whole ones of its own.
+    """
+    size, theirs = writer.fingerprint.page_size, decode.fingerprint.page_size
+    lent = decode.cached_tokens // theirs * theirs
+    tokens = (lent // size - writer.cached_tokens // size) * size
+    if tokens <= 0:
         return 0
     reading = READ_SECONDS + tokens * writer.token_bytes / (writer.read_rate or FIRST_READ_RATE)
     computing = tokens / writer.prefill_rate if writer.prefill_rate else float("inf")

@@ -7,6 +7,7 @@ calls `notifications` often enough instead. Death of a peer shows as `PeerDied` 
 import contextlib
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from nixl_cu13._api import nixl_agent, nixl_agent_config, nixl_prepped_dlist_handle, nixl_xfer_handle
@@ -32,12 +33,12 @@ class PeerDied(Exception):
 
 
 class Refused(Exception):
-    """The peer cannot be written to; the message says by which field."""
+    """The peer cannot be written to, or read from; the message says by which field."""
 
 
 @dataclass
 class Transfer:
-    """One write under way."""
+    """One write or read under way."""
 
     handle: nixl_xfer_handle
     state: str
@@ -149,43 +150,44 @@ class Agent:
             raise PeerDied(agent)
         if peer.to is None:
             raise ValueError(f"nothing of rank {self.rank} goes to {agent}")
-        limit = peer.region.pages * peer.to.target.blocks
-        if len(local) != len(remote) or any(not 0 <= page < limit for page in remote):
-            raise ValueError(f"pages {remote} are not {len(local)} of the peer's {limit}")
-        try:
-            if peer.to.pieces == 1:
-                handle = self._nixl.make_prepped_xfer(
-                    "WRITE",
-                    self._local,
-                    self._indices(local, layers),
-                    peer.layers,
-                    self._indices(remote, layers),
-                )
-            else:
-                ours, theirs = peer.to.offsets(local, remote, layers)
-                handle = self._nixl.initialize_xfer(
-                    "WRITE",
-                    self._pieces(self.endpoint.region, ours, peer.to.piece_bytes),
-                    self._pieces(peer.region, theirs, peer.to.piece_bytes),
-                    agent,
-                )
-            return Transfer(handle, self._nixl.transfer(handle))
-        except nixlRemoteDisconnectError as error:
-            raise PeerDied(agent) from error
+        return self._copy("WRITE", agent, peer, (peer.to.source, local), (peer.to.target, remote), peer.to, layers)
 
     def read(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
-        """Start copying these layers of the peer's pages `remote` to our pages `local`. Raises PeerDied.
-
-        Only between equal fingerprints, where pages are pages on both sides.
-        """
+        """Start copying these layers of the peer's pages `remote` to our pages `local`. As `write` otherwise."""
         peer = self._peers.get(agent)
         if peer is None:
             raise PeerDied(agent)
-        if len(local) != len(remote) or any(not 0 <= page < peer.region.pages for page in remote):
-            raise ValueError(f"pages {remote} are not {len(local)} of the peer's {peer.region.pages}")
-        ours, theirs = self._indices(local, layers), self._indices(remote, layers)
+        if peer.from_ is None:
+            raise ValueError(f"nothing of {agent} comes to rank {self.rank}")
+        ours, theirs = (peer.from_.target, local), (peer.from_.source, remote)
+        return self._copy("READ", agent, peer, ours, theirs, peer.from_, layers)
+
+    def _copy(
+        self,
+        operation: Literal["READ", "WRITE"],
+        agent: str,
+        peer: _Peer,
+        ours: tuple[Cut, Pages],
+        theirs: tuple[Cut, Pages],
+        route: Route,
+        layers: range,
+    ) -> Transfer:
+        (_, local), (cut, remote) = ours, theirs
+        limit = peer.region.pages * cut.blocks
+        if len(local) != len(remote) or any(not 0 <= page < limit for page in remote):
+            raise ValueError(f"pages {remote} are not {len(local)} of the peer's {limit}")
         try:
-            handle = self._nixl.make_prepped_xfer("READ", self._local, ours, peer.layers, theirs)
+            if route.pieces == 1:
+                pages = self._indices(local, layers), self._indices(remote, layers)
+                handle = self._nixl.make_prepped_xfer(operation, self._local, pages[0], peer.layers, pages[1])
+            else:
+                begins = (each.offsets(blocks, layers, route.pieces) for each, blocks in (ours, theirs))
+                regions = self.endpoint.region, peer.region
+                pieces = [
+                    self._pieces(region, offsets, route.piece_bytes)
+                    for region, offsets in zip(regions, begins, strict=True)
+                ]
+                handle = self._nixl.initialize_xfer(operation, *pieces, agent)
             return Transfer(handle, self._nixl.transfer(handle))
         except nixlRemoteDisconnectError as error:
             raise PeerDied(agent) from error

@@ -264,8 +264,8 @@ class Carrier:
             self._stats.digest_failures += wrong
             log.error("digests of a read differ agent=%s lease=%d wrong=%d", *read.key, wrong)
         else:
-            self._stats.read_bytes += len(read.push.local) * self._endpoint.region.page_bytes
-            self._stats.read_seconds += read.seconds
+            cut = self._agent.received(read.key[0])
+            self._stats.read_bytes += len(read.push.local) * cut.moved_bytes if cut is not None else 0
             faults.hit("prefill.read")
         return not wrong
 
@@ -274,6 +274,7 @@ class Carrier:
         digests, loan = self._digests.take(lending.digests), lending.loan
         if not self._holder.lends(loan.id, lending.reader):
             return []
+        faults.hit("decode.lending")
         return self._send(lending.reader, Lent(loan.id, loan.epoch, list(lending.blocks), digests))
 
     def _verify(self, verify: holder.Verify) -> None:

@@ -117,22 +117,23 @@ class HandoffGroup:
         """As Handoff has it."""
         self._command(Withdraw(key, reason))
 
-    # -- pages that are read back: between workers of one rank and one shape
+    # -- pages that are read back
 
     def reads(self, peer: Endpoint) -> bool:
-        """Whether pages can be read from `peer`, or by it, as they are."""
-        return self._others is None and not peer.others and peer.fingerprint == self.endpoint.fingerprint
+        """Whether pages can be read from `peer`, or by it: where they can be written."""
+        return self.endpoint.fingerprint.mismatch(peer.fingerprint) is None
 
     def lend(self, loan: Loan, to: Endpoint) -> None:
         """`to` may read the pages of `loan`. `Reclaimed` follows when it has, or is proven not to read any more."""
-        self._grants.grant(loan.id, [(0, to.agent)])
-        self._own.command(Lend(loan, to))
+        found = pairs(self.endpoint.fingerprint, to.fingerprint)
+        self._grants.lend(loan.id, [(rank, to.agent_of(theirs)) for rank, theirs in found])
+        self._command(Lend(loan, to))
 
     def read(self, to: Endpoint, loan: Loan) -> Key:
         """Begin to read under `loan`. What is pushed under the key is read; `Done` and `Failed` as for writes."""
-        key = to.agent, loan.id
-        self._pushes.open(key, [(0, to.agent)])
-        self._own.command(Read(to, loan))
+        key, found = (to.agent, loan.id), pairs(to.fingerprint, self.endpoint.fingerprint)
+        self._pushes.open(key, [(rank, to.agent_of(theirs)) for theirs, rank in found])
+        self._command(Read(to, loan))
         return key
 
     # -- what the ranks report

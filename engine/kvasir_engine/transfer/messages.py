@@ -42,7 +42,10 @@ class Written(Message, frozen=True):
 
 
 class Lent(Message, frozen=True):
-    """Holder to reader: `pages` are lent, and these are their digests, over all layers."""
+    """Holder to reader: these are the digests of what is lent, the blocks `pages`, over all layers.
+
+    Blocks and digests are those of what goes from this rank to that one (`layout.py`).
+    """
 
     pages: list[int]
     digests: list[int]

@@ -2,6 +2,7 @@
 
 A lease is settled when all its parts are, fenced as soon as one has failed, and back when the last has ended on
 proof; a part that has failed makes the others stop. On the prefill side pages are done when they are in every part.
+A loan, of pages to read, has parts too: all that its readers read.
 With one rank on both sides a part is the lease, and its events pass as they are.
 """
 
@@ -31,6 +32,7 @@ class Stop:
 @dataclass
 class _Grant:
     open: set[Part]
+    loan: bool = False
     settled: list[Complete] = field(default_factory=list)
     failed: holder.Fenced | holder.Reclaimed | None = None
 
@@ -45,6 +47,10 @@ class Grants:
         """A lease is granted in these parts."""
         self._grants[lease] = _Grant(set(parts))
 
+    def lend(self, loan: int, parts: Iterable[Part]) -> None:
+        """A loan is given in these parts. Each is given back by itself, and the loan with the last."""
+        self._grants[loan] = _Grant(set(parts), loan=True)
+
     def received(self, rank: int, event: HolderEvent) -> list[HolderEvent | Stop]:
         """An event of a part, as rank `rank` reports it: what that means for the lease."""
         if isinstance(event, holder.Rejected):
@@ -55,7 +61,7 @@ class Grants:
         effects: list[HolderEvent | Stop] = []
         if isinstance(event, holder.Settled):
             grant.settled.append(event.complete)
-        elif grant.failed is None:
+        elif grant.failed is None and not (grant.loan and _given_back(event)):
             grant.failed = event
             if others or isinstance(event, holder.Fenced):
                 effects.append(holder.Fenced(event.lease, event.code, reason=event.reason))
@@ -73,9 +79,16 @@ class Grants:
         proof = last.proof if isinstance(last, holder.Reclaimed) else "acknowledged"
         if grant.failed is not None:
             return holder.Reclaimed(last.lease, proof, grant.failed.reason, grant.failed.code)
+        if isinstance(last, holder.Reclaimed):
+            return holder.Reclaimed(last.lease, proof, last.reason, last.code)
         if any(complete != grant.settled[0] for complete in grant.settled):
             return holder.Reclaimed(last.lease, proof, "the prefill worker's ranks do not agree on the prompt")
         return holder.Settled(last.lease, grant.settled[0])
+
+
+def _given_back(event: holder.Fenced | holder.Reclaimed) -> bool:
+    """Whether a reader reads no more by its own word."""
+    return isinstance(event, holder.Reclaimed) and event.proof == "acknowledged"
 
 
 @dataclass
@@ -87,7 +100,7 @@ class _Pushing:
 
 
 class Pushes:
-    """The leases of others that this worker's ranks write under. The key of a lease names its holder's rank 0."""
+    """The leases of others that this worker's ranks write, or read, under. The key names the holder's rank 0."""
 
     def __init__(self) -> None:
         self._leases: dict[Key, _Pushing] = {}

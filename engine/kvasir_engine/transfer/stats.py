@@ -23,7 +23,7 @@ class HandoffStats:
 
     @property
     def read_rate(self) -> float:
-        """Bytes a second of reads, from posting them to knowing that they are right; 0 before the first."""
+        """Bytes a second of a rank's reads, from posting to knowing that they are right; 0 before the first."""
         return self.read_bytes / self.read_seconds if self.read_seconds else 0.0
 
     def __add__(self, other: "HandoffStats") -> "HandoffStats":

@@ -23,19 +23,18 @@ class _Copy:
 
     transfer: Transfer
     digests: "Future[Digests] | None"
-    read_from: float | None = None
+    reads: bool = False
     ok: bool | None = None
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A write or a read has ended, well or not. `seconds`: how long a read took."""
+    """A write or a read has ended, well or not."""
 
     key: Key
     push: Push
     ok: bool
     digests: list[int]
-    seconds: float
 
 
 class Underway:
@@ -48,6 +47,7 @@ class Underway:
         self._layers = agent.endpoint.fingerprint.layers
         self._posts: deque[writer.Post] = deque()  # decided and not begun
         self._copies: dict[tuple[Key, Push], _Copy] = {}
+        self._read_until = 0.0  # the time of reading that is counted
 
     def wait(self, post: writer.Post) -> None:
         """`post` is decided: its turn comes."""
@@ -76,9 +76,10 @@ class Underway:
 
     def read(self, post: writer.Post) -> None:
         """Begin to read."""
-        began = time.perf_counter()
+        if not any(copy.reads for copy in self._copies.values()):
+            self._read_until = time.perf_counter()
         transfer = self._agent.read(post.key[0], post.push.local, post.push.remote, post.layers)
-        self._copies[post.key, post.push] = _Copy(transfer, None, began)
+        self._copies[post.key, post.push] = _Copy(transfer, None, reads=True)
         faults.hit("prefill.reading")
 
     def copies(self) -> list[tuple[Key, Push]]:
@@ -99,9 +100,11 @@ class Underway:
         if not copy.digests.done():
             return None
         del self._copies[key, push]
-        digests = self._digests.take(copy.digests)
-        seconds = 0.0 if copy.read_from is None else time.perf_counter() - copy.read_from
-        return Ended(key, push, copy.ok, digests, seconds)
+        if copy.reads:  # several go on at a time, so it is not the sum of theirs
+            now = time.perf_counter()
+            self._stats.read_seconds += now - self._read_until
+            self._read_until = now
+        return Ended(key, push, copy.ok, self._digests.take(copy.digests))
 
     def died(self, agent: str) -> None:
         """The agent is gone, and what was copied from or to it."""

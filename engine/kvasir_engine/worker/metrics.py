@@ -68,7 +68,7 @@ class EngineCollector(Collector):
         received = "KV that other workers wrote and that was found complete."
         yield CounterMetricFamily("kvasir_kv_received_bytes", received, stats.received_bytes)
         yield CounterMetricFamily("kvasir_kv_read_bytes", "KV read from other workers.", stats.read_bytes)
-        yield CounterMetricFamily("kvasir_kv_read_seconds", "Time of reads, one by one.", stats.read_seconds)
+        yield CounterMetricFamily("kvasir_kv_read_seconds", "Time that ranks were reading.", stats.read_seconds)
         yield CounterMetricFamily("kvasir_kv_writes", "Writes posted.", stats.writes)
         yield CounterMetricFamily("kvasir_kv_write_descriptors", "Pieces of pages written.", stats.descriptors)
         yield CounterMetricFamily("kvasir_kv_write_seconds", "Time in posting writes.", stats.write_seconds)

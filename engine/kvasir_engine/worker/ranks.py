@@ -29,7 +29,7 @@ from kvasir_engine.model.parallel import Ranks
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.protocol import Address
 from kvasir_engine.transfer import writer
-from kvasir_engine.transfer.commands import AnyCommand, Grant
+from kvasir_engine.transfer.commands import AnyCommand, Grant, Read
 from kvasir_engine.transfer.group import LayerPush
 from kvasir_engine.transfer.parts import Event
 from kvasir_engine.transfer.stats import HandoffStats
@@ -217,8 +217,8 @@ class RankProcesses:
 
     def command(self, command: AnyCommand) -> None:
         """See Others."""
-        if isinstance(command, Grant) and self._copies:
-            # A page that was copied from may be leased now, and written before a rank has come to copying it.
+        if isinstance(command, Grant | Read) and self._copies:
+            # A page that was copied from may be leased now, or read into, before a rank has come to copying it.
             self._finish_copies()
         data = frames.encode(command)
         for each in self._ranks:

@@ -14,6 +14,7 @@ from kvasir_engine.kv.pages import OutOfPages
 from kvasir_engine.protocol import Endpoint, Loan
 from kvasir_engine.scheduler.sequence import Sequence
 from kvasir_engine.transfer.group import HandoffGroup
+from kvasir_engine.transfer.layout import block_numbers, block_tokens
 from kvasir_engine.transfer.messages import Stopped
 from kvasir_engine.transfer.writer import Key, Push
 from kvasir_engine.worker.cache import Cache
@@ -22,8 +23,8 @@ log = logging.getLogger("engine")
 
 LOAN_SECONDS = 30.0
 """A read takes milliseconds; what has not ended by then is computed."""
-READ_PAGES = 32
-"""Pages of one read: the digests of some are compared while the next come."""
+READ_BLOCKS = 32
+"""Blocks of one read: the digests of some are compared while the next come."""
 
 
 @dataclass(eq=False)
@@ -89,32 +90,37 @@ class Readback:
             return None
         key = handoff.read(to, loan)
         reading = self.reads[key] = Reading(sequence.tokens[:], sequence.salt, [], sequence)
-        remote = self._fill(reading, loan)
-        if not remote:
+        theirs = to.fingerprint.page_size
+        if not self._fill(reading, loan, theirs):
             reading.sequence = None
             handoff.withdraw(key, "nothing to read")
             return None
-        local = reading.pages[reading.matched :]
-        for start in range(0, len(local), READ_PAGES):
-            end = start + READ_PAGES
-            handoff.push(key, Push(tuple(local[start:end]), tuple(remote[start:end])))
+        size = self._cache.page_size
+        block = block_tokens(size, theirs)
+        begin, end = reading.matched * size, len(reading.pages) * size
+        local = block_numbers(reading.pages, size // block, begin // block, end // block)
+        remote = block_numbers(
+            loan.pages, theirs // block, (begin - loan.first) // block, (end - loan.first) // block
+        )
+        for start in range(0, len(local), READ_BLOCKS):
+            some = slice(start, start + READ_BLOCKS)
+            handoff.push(key, Push(local[some], remote[some]))
         handoff.push(key, Push(complete=Stopped(loan.id, loan.epoch, "read")))
         return key
 
-    def _fill(self, reading: Reading, loan: Loan) -> list[int]:
-        """Give `reading` pages to read into; which of the loan's go there."""
-        size, whole = self._cache.page_size, (len(reading.tokens) - 1) // self._cache.page_size
-        matched, fresh = self._cache.prefix(reading.tokens, reading.salt), loan.first // size + len(loan.pages)
-        wanted = min(whole, fresh) - len(matched)
-        if len(matched) * size < loan.first or wanted <= 0:
-            return []
+    def _fill(self, reading: Reading, loan: Loan, theirs: int) -> bool:
+        """Give `reading` pages to read into: those that the loan, of pages of `theirs` tokens, fills whole."""
+        size = self._cache.page_size
+        matched, lent = self._cache.prefix(reading.tokens, reading.salt), loan.first + len(loan.pages) * theirs
+        wanted = min(len(reading.tokens) - 1, lent) // size - len(matched)
+        if loan.first % theirs or len(matched) * size < loan.first or wanted <= 0:
+            return False
         try:
             reading.pages = self._cache.make_longer(matched, wanted)
         except OutOfPages:
-            return []
+            return False
         reading.matched = len(matched)
-        skip = len(matched) - loan.first // size
-        return loan.pages[skip : skip + wanted]
+        return True
 
     def ended(self, key: Key) -> Sequence | None:
         """All pages are here and right. The sequence that waited, if it still does."""
