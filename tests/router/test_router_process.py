@@ -154,3 +154,30 @@ async def test_help_loads_no_torch() -> None:
     check = "import sys, kvasir_engine.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", check)
     assert await process.wait() == 0
+
+
+async def test_a_router_without_workers_is_ready_and_holds_a_request_for_as_long_as_it_was_told(
+    folder: Path,
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens: a worker that is never there
+        worker = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        args = ["--model", f"file://{folder}", "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", "0"]
+        holds = ["--worker", worker, "--hold-seconds", "30", "--hold-requests", "1"]
+        body = {"model": "tiny", "prompt": [5] * 20, "max_tokens": 3}
+        async with router(*args, *holds) as running:
+            url = "http://" + (await running.until(r"serving .* address=(\S+)"))[1]
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+                assert (await http.get("/ready")).status_code == 200
+                held = asyncio.create_task(http.post("/v1/completions", json=body))
+                async with asyncio.timeout(20):
+                    while (await http.get("/status")).json()["load"]["held"] == 0:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+                refused = await http.post("/v1/completions", json=body)
+                assert refused.status_code == 503
+                assert int(refused.headers["retry-after"]) >= 1
+                assert not held.done()
+                held.cancel()
+                async with asyncio.timeout(20):
+                    while (await http.get("/status")).json()["load"]["held"] == 1:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)

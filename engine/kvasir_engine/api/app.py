@@ -34,7 +34,13 @@ from kvasir_engine.api.params import (
     completion_prompts,
     room,
 )
-from kvasir_engine.api.responses import EventResponse, JsonResponse, as_api_error
+from kvasir_engine.api.responses import (
+    EventResponse,
+    JsonResponse,
+    as_api_error,
+    error_headers,
+    while_client_stays,
+)
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, Model, ModelList
 from kvasir_engine.api.tokenizer import ServedModel, TemplateError
 from kvasir_engine.client import EngineClient, GenerateRequest
@@ -74,9 +80,9 @@ class _Service:
     async def off_loop(self, work: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(self.executor, work)
 
-    async def check_ready(self) -> None:
-        """Refuse a request that no engine will take soon."""
-        reason = await self.client.wait_ready()
+    async def check_ready(self, request: Request) -> None:
+        """Refuse a request that no engine will take soon. Until one does, the client may leave."""
+        reason = await while_client_stays(request, self.client.wait_ready())
         if reason is not None:
             message = f"The model is not ready to serve: {reason}."
             raise ApiError(503, message, code="no_worker", type="server_error")
@@ -122,8 +128,7 @@ async def _read(request: Request, kind: type[B]) -> B:
 
 
 def _error_response(error: ApiError) -> Response:
-    headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(error.status)
-    return Response(error.body, error.status, headers, "application/json")
+    return Response(error.body, error.status, error_headers(error), "application/json")
 
 
 def _json(value: msgspec.Struct) -> Response:
@@ -203,7 +208,7 @@ def create_app(
             raise ApiError(
                 400, f"The model '{model.name}' has no chat template: use /v1/completions.", param="messages"
             )
-        await service.check_ready()
+        await service.check_ready(request)
         try:
             tokens = await service.off_loop(partial(model.tokenizer.chat, messages))
         except TemplateError as error:
@@ -226,7 +231,7 @@ def create_app(
         service.check_model(body.model)
         params = completion_params(body, model.eos, model.vocab_size)
         asked = completion_prompts(body, model.vocab_size)
-        await service.check_ready()
+        await service.check_ready(request)
         prompts = [
             each if isinstance(each, list) else await service.off_loop(partial(model.tokenizer.encode, each))
             for each in asked

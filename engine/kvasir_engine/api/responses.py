@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +18,8 @@ log = logging.getLogger("api")
 CODE = "kvasir.code"  # scope key: the outcome for the metrics, where it is not the HTTP status
 CLIENT_LEFT = "499"
 DONE = b"data: [DONE]\n\n"
+
+R = TypeVar("R")
 
 
 def event(data: bytes) -> bytes:
@@ -53,14 +56,40 @@ async def _unless_client_leaves(scope: Scope, receive: Receive, work: Coroutine[
         raise results[0]
 
 
-async def _send_whole(send: Send, status: int, content_type: bytes, body: bytes) -> None:
+async def while_client_stays(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """What `work` returns. Raises ApiError, with `work` cancelled, as soon as the client is gone.
+
+    To be called when the request's body was read.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_client_left(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError(int(CLIENT_LEFT), "The client has left.")
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _send_whole(
+    send: Send, status: int, content_type: bytes, body: bytes, more: Mapping[str, str] | None = None
+) -> None:
     headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in (more or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
+def error_headers(error: ApiError) -> dict[str, str]:
+    """What is said beside an error's body: how to ask, or when again."""
+    return {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(error.status, {})
+
+
 async def send_error(send: Send, error: ApiError) -> None:
-    await _send_whole(send, error.status, b"application/json", error.body)
+    await _send_whole(send, error.status, b"application/json", error.body, error_headers(error))
 
 
 class JsonResponse(Response):
