@@ -27,7 +27,10 @@ AHEAD = 2 * STEP
 """Tokens from the one whose scores are computed to the one whose K is asked for."""
 
 LEAST = np.float32(-1e30)
-"""Stands for minus infinity; its weight beside any score is e to the -87, which vanishes in a sum."""
+"""Stands for minus infinity; its weight beside any score is zero."""
+
+LOG2E, LN2 = 1.4426950408889634, np.float32(0.6931471805599453)
+"""Scores are weighed by powers of 2."""
 
 _MIXED = np.array(simd.MIXED, dtype=np.int64)
 
@@ -54,8 +57,9 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
     sums = carray(simd.f32_at(tail_at + STEP * dim * 2), (dim,))
 
     items = starts[segments]
-    segment = 0
-    for item in range(number * items // threads, (number + 1) * items // threads):
+    segment, end = 0, (number + 1) * items // threads
+    asked = 0  # up to where the item's K has been asked for
+    for item in range(number * items // threads, end):
         while item >= starts[segment + 1]:
             segment += 1
         head = (item - starts[segment]) // active[segment]
@@ -70,6 +74,7 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
                 values[i] = np.float32(0)
             values[dim], values[dim + 1] = LEAST, np.float32(0)
         if hidden >= count:
+            asked = 0
             continue
         begin = hidden // STEP * STEP
         table = carray(simd.i64_at(tables + rank * columns * 8), (columns,))
@@ -79,7 +84,7 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
             token = first + at
             k = base + table[token // page_size] * page_bytes + token % page_size * dim * 2
             simd.prefetch(k + v_offset, STEP * dim * 2)
-            if at + AHEAD < count:
+            if asked <= at + AHEAD < count:
                 later = token + AHEAD
                 simd.prefetch(
                     base + table[later // page_size] * page_bytes + later % page_size * dim * 2, STEP * dim * 2
@@ -88,28 +93,37 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
                 simd.scores(queries + g * dim * 2, k, dim // 2, own + (g * SEGMENT + at) * 4)
         length = (count - begin + STEP - 1) // STEP * STEP
         for g in range(group):
-            # Arrays that begin where the loops do: an index that could be negative would keep them scalar.
-            scores = carray(simd.f32_at(own + (g * SEGMENT + begin) * 4), (length,))
-            weights = carray(simd.u16_at(weights_at + (g * SEGMENT + begin) * 2), (length,))
-            for i in range(hidden - begin):
+            scores = carray(simd.f32_at(own + g * SEGMENT * 4), (SEGMENT,))
+            for i in range(begin, hidden):
                 scores[i] = LEAST
-            for i in range(begin + length - count):
-                scores[length - 1 - i] = LEAST
-            top = LEAST
-            for i in range(length):
-                top = max(top, scores[i])
-            total = np.float32(0)
-            for i in range(length):
-                weight = maths.exp((scores[i] - top) * scale)
-                total += weight
-                weights[i] = maths.narrow(weight)
-            for i in range(hidden - begin):
-                weights[i] = np.uint16(0)
-            for i in range(begin + length - count):
-                weights[length - 1 - i] = np.uint16(0)
+            for i in range(count, begin + length):
+                scores[i] = LEAST
+            top = simd.largest(own + (g * SEGMENT + begin) * 4, length * 4) * scale
+            to = weights_at + (g * SEGMENT + begin) * 2
             values = carray(simd.f32_at(result + g * part_row), (dim + STEP,))
-            values[dim], values[dim + 1] = top * scale, total
+            values[dim + 1] = simd.weigh(own + (g * SEGMENT + begin) * 4, length * 4, scale, top, to)
+            values[dim] = top
+        # While V is summed up the next item's K is brought near: else memory would rest.
+        asked = coming = 0
+        if item + 1 < end:
+            following = segment
+            while item + 1 >= starts[following + 1]:
+                following += 1
+            place = item + 1 - starts[following]
+            rank = place % active[following]
+            next_first = following * SEGMENT
+            coming = min(SEGMENT, contexts[rank] - next_first)
+            asked = max(0, contexts[rank] - window - next_first) // STEP * STEP if window else 0
+            next_table = carray(simd.i64_at(tables + rank * columns * 8), (columns,))
+            next_base = pool + place // active[following] * page_size * dim * 2
         for at in range(begin, count, STEP):
+            if asked < coming:
+                later = next_first + asked
+                simd.prefetch(
+                    next_base + next_table[later // page_size] * page_bytes + later % page_size * dim * 2,
+                    STEP * dim * 2,
+                )
+                asked += STEP
             token = first + at
             v = base + v_offset + table[token // page_size] * page_bytes + token % page_size * dim * 2
             if at + STEP > count:
@@ -142,7 +156,7 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
             for i in range(count):
                 at = parts + (starts[i] + head * active[i] + rank) * part + g * part_row
                 values = carray(simd.f32_at(at), (dim + STEP,))
-                weight = maths.exp(values[dim] - top)
+                weight = maths.exp((values[dim] - top) * LN2)
                 total += weight * values[dim + 1]
                 for d in range(dim):
                     sums[d] += weight * values[d]
@@ -175,7 +189,7 @@ class PagedDecode:
         self._page_bytes = pool.stride(0) * 2
         self._parts = self._scratch = aligned(0)
         self._plan: tuple[np.ndarray, ...] = ()
-        self._scale = np.array([scale], dtype=np.float32)
+        self._scale = np.array([scale * LOG2E], dtype=np.float32)
         addresses = _MIXED.ctypes.data, self._scale.ctypes.data
         sizes = self._group, self._kv_heads, self._dim, self._page_size, self._page_bytes
         self.planned = np.array([0] * 11 + [*sizes, *addresses], dtype=np.int64)

@@ -13,7 +13,7 @@ import torch
 from numba import carray
 
 from kvasir_engine.kernels import maths, simd, team
-from kvasir_engine.kernels.attention import LEAST, STEP, WIDTH
+from kvasir_engine.kernels.attention import LEAST, LN2, LOG2E, STEP, WIDTH
 from kvasir_engine.kernels.linear import aligned
 
 KEYS = 192
@@ -30,8 +30,6 @@ ITEM = 192
 
 LEAST_TOKENS, ITEMS_A_THREAD = 8, 6
 """An item has fewer rows where there would be fewer items than so many a thread, but at least so many tokens."""
-
-LOG2E, LN2 = 1.4426950408889634, np.float32(0.6931471805599453)
 
 _s1, _s2, _s3, _s4, _s5, _s6 = (simd.tile(rows, 4, KEYS * 4) for rows in range(1, ROWS + 1))
 _w1, _w2, _w3, _w4, _w5, _w6 = (simd.tile(rows, 4) for rows in range(1, ROWS + 1))

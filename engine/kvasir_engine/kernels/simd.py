@@ -181,7 +181,9 @@ def prefetch(typing: Any, address: Any, size: Any) -> Any:
         b.position_at_end(loop)
         offset = b.phi(_I64)
         line = b.inttoptr(b.add(address, offset), byte)
-        b.call(function, [line, *(ir.Constant(_I32, v) for v in (0, 3, 1))])  # to read, all caches, data
+        b.call(
+            function, [line, *(ir.Constant(_I32, v) for v in (0, 2, 1))]
+        )  # to read, from the second cache on, data
         following = b.add(offset, _const(64))
         offset.add_incoming(_const(0), before)
         offset.add_incoming(following, loop)
