@@ -1,7 +1,7 @@
 """The service of the rollout tests: under traffic, its worker pods followed, each window held against a bound."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,11 +109,13 @@ class Stage:
                 self.leaving.append(said)
         return found
 
-    def busy(self, revisions: set[str]) -> bool:
-        """Whether decode workers of these revisions have requests in flight."""
-        found = steps.pods(
-            self.cluster, NAMESPACE, f"{ROLE_LABEL}=decode,{REVISION_LABEL} in ({','.join(revisions)})"
-        )
+    def busy(self, *, revisions: Collection[str] = (), pods: Collection[str] = ()) -> bool:
+        """Whether decode workers of these revisions or names have requests in flight."""
+        found = [
+            pod
+            for pod in steps.pods(self.cluster, NAMESPACE, f"{ROLE_LABEL}=decode")
+            if pod["metadata"]["labels"][REVISION_LABEL] in revisions or pod["metadata"]["name"] in pods
+        ]
         said = [json.loads(steps.http(self.cluster, pod["status"]["podIP"], 8000, "/status")) for pod in found]
         return any(each["requests"] for each in said)
 
@@ -141,9 +143,12 @@ class Stage:
         return fresh and condition(found, "Ready").get("status") == "True"
 
     def answered(self, more: int = 3) -> None:
-        """Return once so many requests ended in this window."""
+        """Return once so many requests ended in this window, and all that was in flight when it began."""
         name = self.traffic.window
         self.until(lambda: self.traffic.counts().get(name, 0) >= more, f"answers in the window {name!r}")
+        self.until(
+            lambda: not self.traffic.earlier() + self.long.earlier(), f"the end of what began before {name!r}"
+        )
 
     def settled(self) -> None:
         """Print what happened so far, and hold it against what was promised of the windows since the last look."""
@@ -153,7 +158,9 @@ class Stage:
         for said in self.leaving:
             print("leaving", said)
         for kind, traffic in (("short", self.traffic), ("long", self.long)):
-            print(json.dumps({kind: traffic.counts(), "broken": [each.failure for each in traffic.failures()]}))
+            longest = max((each.seconds for each in traffic.answers if each.ended in self.bounds), default=0.0)
+            broken = [each.failure for each in traffic.failures()]
+            print(json.dumps({kind: traffic.counts(), "longest_seconds": round(longest, 1), "broken": broken}))
         assert not self.traffic.failures()
         assert not self.long.failures()
         for window, (targets, bound) in self.bounds.items():

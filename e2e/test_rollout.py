@@ -29,8 +29,9 @@ def test_a_lost_nodes_worker_is_replaced_and_its_streams_go_on(stage: Stage) -> 
     lost = stage.on(SPARE.name)
     assert len(lost) == 1, "one of two decode workers is on the spare node"
     stage.answered()
-    stage.window("node lost", {"prefill": 1, "decode": 2}, bound=0.5)
     try:
+        stage.until(lambda: stage.busy(pods=lost), "a stream is on the worker that is about to be lost")
+        stage.window("node lost", {"prefill": 1, "decode": 2}, bound=0.5)
         stage.cluster.lose(stage.spare, silently=False)
         steps.node_unknown(stage.cluster, SPARE.name)
         stage.until(lambda: stage.rolled({"prefill": 1, "decode": 2}), "another worker takes its place")
@@ -63,7 +64,7 @@ def test_rollout_scaling_and_rollback_under_traffic(stage: Stage) -> None:
 
         with stage.long.flowing(1):
             newer = stage.revisions() - first
-            stage.until(lambda: stage.busy(newer), "a long stream is on a worker that is about to leave")
+            stage.until(lambda: stage.busy(revisions=newer), "a long stream is on a worker that is about to leave")
             stage.edit("rolled back and scaled down", service(1, 1, True), {"prefill": 1, "decode": 1})
             stage.until(lambda: stage.rolled({"prefill": 1, "decode": 1}), "rolled back to one pair")
         stage.answered()

@@ -35,6 +35,7 @@ class Traffic:
     answers: list[Answer] = field(default_factory=list)
     window: str = "start"
     _stop: threading.Event = field(default_factory=threading.Event)
+    _open: dict[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def mark(self, window: str) -> None:
@@ -48,6 +49,11 @@ class Traffic:
             if not answer.failure:
                 counts[answer.ended] = counts.get(answer.ended, 0) + 1
         return counts
+
+    def earlier(self) -> int:
+        """How many streams of earlier windows than this one have not ended."""
+        with self._lock:
+            return sum(count for window, count in self._open.items() if window != self.window)
 
     def failures(self) -> list[Answer]:
         """The answers that were not whole."""
@@ -77,10 +83,14 @@ class Traffic:
 
     def _ask(self, place: int, client: openai.OpenAI) -> None:
         begun, since = self.window, time.monotonic()
+        with self._lock:
+            self._open[begun] = self._open.get(begun, 0) + 1
         try:
             failure = self._stream(place, client)
         except openai.OpenAIError as error:
             failure = f"{type(error).__name__}: {error}"
+        with self._lock:
+            self._open[begun] -= 1
         self.answers.append(Answer(begun, self.window, time.monotonic() - since, failure))
 
     def _stream(self, place: int, client: openai.OpenAI) -> str:
