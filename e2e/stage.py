@@ -1,7 +1,7 @@
 """The service of the rollout tests: under traffic, its worker pods followed, each window held against a bound."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from e2e.node.config import Taint, cpu_node
 from e2e.steps import Object, condition, eventually
 from e2e.timeline import Timeline
 from e2e.traffic import Traffic
-from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL
+from kvasir_operator.render.names import ROLE_LABEL
 from kvasir_operator.spec import WorkerRole
 
 NAMESPACE = "rollout"
@@ -109,15 +109,14 @@ class Stage:
                 self.leaving.append(said)
         return found
 
-    def busy(self, *, revisions: Collection[str] = (), pods: Collection[str] = ()) -> bool:
-        """Whether decode workers of these revisions or names have requests in flight."""
-        found = [
-            pod
-            for pod in steps.pods(self.cluster, NAMESPACE, f"{ROLE_LABEL}=decode")
-            if pod["metadata"]["labels"][REVISION_LABEL] in revisions or pod["metadata"]["name"] in pods
-        ]
-        said = [json.loads(steps.http(self.cluster, pod["status"]["podIP"], 8000, "/status")) for pod in found]
-        return any(each["requests"] for each in said)
+    def busy(self) -> set[str]:
+        """The ready decode workers that have requests in flight, by name."""
+        found = filter(steps.ready, steps.pods(self.cluster, NAMESPACE, f"{ROLE_LABEL}=decode"))
+        said = {
+            pod["metadata"]["name"]: json.loads(steps.http(self.cluster, pod["status"]["podIP"], 8000, "/status"))
+            for pod in found
+        }
+        return {name for name, each in said.items() if each["requests"]}
 
     def on(self, node: str) -> set[str]:
         """The workers of a node that are not on their way out, by name."""
@@ -134,11 +133,10 @@ class Stage:
 
     def rolled(self, targets: Targets) -> bool:
         """One revision a role, all of it ready, and the service says so."""
-        groups = self.timeline.now()
+        found, groups = self.service(), self.timeline.now()
         there = {g.role: (g.replicas, g.ready) for g in groups}
         if len(groups) != 2 or there != {role: (n, n) for role, n in targets.items()}:
             return False
-        found = self.service()
         fresh = found["status"].get("observedGeneration") == found["metadata"]["generation"]
         return fresh and condition(found, "Ready").get("status") == "True"
 
@@ -179,6 +177,7 @@ def set_up(cluster: Cluster, manifest: Object) -> Iterator[Stage]:
         steps.apply(cluster, manifest, namespace=namespace)
         steps.wait_ready(cluster, namespace, NAME, READY_SECONDS)
         traffic = Traffic(lambda: steps.client(cluster, namespace, NAME, PATIENCE), NAME, PROMPTS, TOKENS)
+        traffic.ask_each()
         timeline = Timeline(cluster, namespace)
         with timeline.followed(), traffic.flowing(CLIENTS):
             yield Stage(cluster, traffic, timeline, spare)

@@ -30,7 +30,7 @@ def test_a_node_that_falls_silent_with_a_pair_of_workers_is_survived(stage: Stag
     stage.answered()
     try:
         with stage.long.flowing(1):
-            stage.until(lambda: stage.busy(pods=lost), "a stream is on a worker that is about to fall silent")
+            stage.until(lambda: lost & stage.busy(), "a stream is on a worker that is about to fall silent")
             stage.window("node silent", PAIRS, bound=0.5)
             stage.cluster.lose(stage.spare, silently=True)
             stage.answered()  # a stream stands still until a ping is not answered

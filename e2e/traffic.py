@@ -55,16 +55,19 @@ class Traffic:
         with self._lock:
             return sum(count for window, count in self._open.items() if window != self.window)
 
+    def ask_each(self) -> None:
+        """Ask each prompt once, so that there are references of quiet times."""
+        for place in range(len(self.prompts)):
+            self._ask(place, self.connect())
+
     def failures(self) -> list[Answer]:
         """The answers that were not whole."""
         return [answer for answer in list(self.answers) if answer.failure]
 
     @contextmanager
     def flowing(self, clients: int) -> Iterator[None]:
-        """Run so many clients meanwhile, after references are asked for. Their last requests are finished."""
+        """Run so many clients meanwhile. Their last requests are finished, not cut off."""
         self._stop.clear()
-        for place in set(range(len(self.prompts))) - set(self.references):
-            self._ask(place, self.connect())
         threads = [threading.Thread(target=self._run, args=(place,)) for place in range(clients)]
         for thread in threads:
             thread.start()
