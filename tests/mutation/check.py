@@ -39,6 +39,7 @@ SUITES = (
     "tests/worker/test_engine_handoffs.py",
     "tests/worker/test_engine_failures.py",
     "tests/worker/test_engine_queue.py",
+    "tests/worker/test_overlap.py",
     "tests/worker/test_engine_schedules.py",
 )
 LIMIT = 120.0

@@ -28,7 +28,7 @@ HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/d
 ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
 PARTS, LAYOUT = "transfer/parts.py", "transfer/layout.py"
 READBACK, READS = "worker/readback.py", "transfer/reads.py"
-PUSHES, LEASES = "worker/pushes.py", "worker/leases.py"
+PUSHES, LEASES, FLIGHT = "worker/pushes.py", "worker/leases.py", "worker/flight.py"
 
 MUTANTS = [
     # -- who owns a page
@@ -371,7 +371,7 @@ MUTANTS = [
     Mutant(
         "preempted pages are not released",
         ENGINE,
-        "            self._part(self.requests.of(sequence))\n",
+        "            self.endings.part(self.requests.of(sequence))\n",
         "",
     ),
     Mutant(
@@ -408,8 +408,8 @@ MUTANTS = [
     Mutant(
         "a cached page is pushed one too far",
         PUSHES,
-        "sequence.computed // job.block - first)",
-        "sequence.computed // job.block - first + 1)",
+        "whole * self._cache.page_size // job.block - first)",
+        "whole * self._cache.page_size // job.block - first + 1)",
     ),
     Mutant(
         "what the holder has already shifts what is sent",
@@ -460,7 +460,61 @@ MUTANTS = [
         "match.tail_page, fresh[0])",
         "match.tail_page, fresh[-1])",
     ),
-    Mutant("the tail page leaks", CACHE, "self.tree.release([match.tail_page])", "pass"),
+    Mutant(
+        "the tail page leaks",
+        FLIGHT,
+        "flight.held += self._cache.take_copying()",
+        "self._cache.take_copying()",
+    ),
+    Mutant(
+        "the tail page goes before it is copied",
+        FLIGHT,
+        "        flight.held += self._cache.take_copying()\n",
+        "        for pages in self._cache.take_copying():\n            self._cache.tree.release(pages)\n",
+    ),
+    Mutant(
+        "what a step in flight computes is shared at once",
+        CACHE,
+        "whole = sequence.done // self.page_size",
+        "whole = sequence.computed // self.page_size",
+    ),
+    Mutant(
+        "a request that ends in flight keeps what is not computed yet",
+        CACHE,
+        "self.tree.insert(sequence.tokens[: sequence.done], pages,",
+        "self.tree.insert(sequence.tokens[: sequence.computed], pages,",
+    ),
+    # -- steps in flight
+    Mutant(
+        "pages go with their request though a step reads them",
+        FLIGHT,
+        "        self._hold(flight, before)\n        pages = ",
+        "        pages = ",
+    ),
+    Mutant(
+        "a page is given in exchange though a step reads it",
+        FLIGHT,
+        "        self._hold(flight, before)\n        self._cache.share",
+        "        self._cache.share",
+    ),
+    Mutant(
+        "what a step holds is not held from the prompt's beginning on",
+        FLIGHT,
+        "        if pages != before:\n",
+        "        if pages is None:\n",
+    ),
+    Mutant(
+        "a step that has ended holds its pages for ever",
+        FLIGHT,
+        "            self.ended()\n        for pages",
+        "            self._flights.pop(0)\n        for pages",
+    ),
+    Mutant(
+        "who waits for a leader goes when its last chunk is launched",
+        "scheduler/schedule.py",
+        "s for s in running if s.done < len(s.tokens) - 1 and",
+        "s for s in running if s.computed < len(s.tokens) - 1 and",
+    ),
     Mutant(
         "more is taken for computed than is cached",
         CACHE,
@@ -471,13 +525,13 @@ MUTANTS = [
     Mutant(
         "a page that is being written is shared",
         CACHE,
-        "whole = sequence.computed // self.page_size",
+        "whole = sequence.done // self.page_size",
         "whole = self.pages_for(sequence.computed)",
     ),
     Mutant(
         "tokens that were not computed enter the tree",
         CACHE,
-        "self.tree.insert(sequence.tokens[: sequence.computed], pages,",
+        "self.tree.insert(sequence.tokens[: sequence.done], pages,",
         "self.tree.insert(sequence.tokens[: len(pages) * self.page_size], pages,",
     ),
     Mutant(

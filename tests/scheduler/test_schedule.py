@@ -38,7 +38,7 @@ def prompt(first: int, length: int) -> list[int]:
 
 def running(length: int, computed: int, arrival: int) -> Sequence:
     sequence = waiting(length, arrival)
-    sequence.computed = computed
+    sequence.computed = sequence.done = computed
     sequence.pages = list(range(-(-max(computed, 1) // PAGE) if computed == length - 1 else -(-length // PAGE)))
     return sequence
 
@@ -101,11 +101,11 @@ def test_those_that_share_what_is_being_computed_wait_for_it_and_others_do_not()
     found = Pool(99, {follower: 4, late: 4})
     plan = schedule([leader], [follower, other, late], found, Limits(64, 8, PAGE))
     assert plan.admit == (other,)
-    leader.computed = 12
+    leader.computed = leader.done = 12
     found = Pool(99, {follower: 12, late: 8})
     plan = schedule([leader], [follower, late], found, Limits(64, 8, PAGE))
     assert plan.admit == (late,)
-    leader.computed = 16
+    leader.computed = leader.done = 16
     assert schedule([leader], [follower], Pool(99, {follower: 16}), Limits(64, 8, PAGE)).admit == (follower,)
 
 
@@ -164,7 +164,7 @@ def test_what_follows_is_found_out_once_and_then_waits_for_all_that_is_shared() 
     pool = Pool(99, {follower: 12})
     found = pool.cost
     pool.cost = lambda sequence: asked.append(sequence) or found(sequence)  # type: ignore[method-assign, func-returns-value]
-    leader.computed = 12
+    leader.computed = leader.done = 12
     plan = schedule([leader], [follower], pool, Limits(64, 8, PAGE))
     assert (plan.admit, plan.follow, asked) == ((), (), [])
     assert schedule([], [follower], pool, Limits(64, 8, PAGE)).admit == (follower,), "its leader is gone"

@@ -13,10 +13,12 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]  # 2 pages and a half
 class Pair:
     """A prefill and a decode worker, and what they told the router."""
 
-    def __init__(self, prefill_pages: int = 12, decode_pages: int = 12, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, prefill_pages: int = 12, decode_pages: int = 12, limits: Limits = LIMITS, overlap: bool = False
+    ) -> None:
         self.network = Network()
-        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, limits)
-        self.decode = Worker(self.network, "decode", "d", decode_pages, limits)
+        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, limits, overlap)
+        self.decode = Worker(self.network, "decode", "d", decode_pages, limits, overlap)
         self.tokens: dict[str, dict[int, int]] = {}
         self.failures: dict[str, list[str]] = {}
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from toy import LAYERS, ToyRunner
+from toy import LAYERS, LateRunner, ToyRunner
 
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Endpoint, Fingerprint, Region
@@ -27,10 +27,12 @@ FINGERPRINT = Fingerprint("toy", "", "int64", "toy", 4, 1, 1, 1, "toy")
 class Worker:
     """An engine with a transfer side that waits to be moved."""
 
-    def __init__(self, network: "Network", role: Any, name: str, pages: int, limits: Limits) -> None:
+    def __init__(
+        self, network: "Network", role: Any, name: str, pages: int, limits: Limits, overlap: bool = False
+    ) -> None:
         self.network = network
         self.name = name
-        self.runner = ToyRunner(pages, limits.page_size)
+        self.runner = (LateRunner if overlap else ToyRunner)(pages, limits.page_size)
         epoch = network.next_epoch()
         region = Region(self.runner.pool.address, pages, self.runner.pool.page_bytes)
         self.endpoint = Endpoint(f"{name}-{epoch}", epoch, b"", region, FINGERPRINT)
@@ -41,7 +43,8 @@ class Worker:
         self.lent: dict[Key, dict[int, int]] = {}  # digests that came with loans to us
         self.stats = HandoffStats()
         self.reads: dict[Key, list[Push]] = {}  # loans that we read under; what waits for their digests
-        self.engine = Engine(self.runner, role, limits, 64, epoch, HandoffGroup(self))  # type: ignore[arg-type]
+        handoff = HandoffGroup(self)  # type: ignore[arg-type]
+        self.engine = Engine(self.runner, role, limits, 64, epoch, handoff, overlap=overlap)  # type: ignore[arg-type]
         network.workers[self.endpoint.agent] = self
 
     # -- the interface of Handoff

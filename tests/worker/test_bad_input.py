@@ -63,6 +63,8 @@ def nothing(folder: Path) -> None:
     ("spoil", "flags", "said"),
     [
         (nothing, ["--attention-backend", "cuda"], "attention backend 'cuda' is none of auto, torch, flashinfer"),
+        (nothing, ["--overlap", "yes"], "overlap 'yes' is none of auto, on, off"),
+        (nothing, ["--overlap", "on", "--tensor-parallel", "2"], "overlap needs one rank, not 2"),
         pytest.param(
             nothing,
             ["--attention-backend", "flashinfer"],

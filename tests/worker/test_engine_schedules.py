@@ -42,12 +42,14 @@ class Stream:
 
 
 class Schedules(RuleBasedStateMachine):
+    overlap = False
+
     @initialize(prefill_pages=st.integers(8, 14), decode_pages=st.integers(8, 14))
     def start(self, prefill_pages: int, decode_pages: int) -> None:
         self.sizes = prefill_pages, decode_pages
         self.network = Network()
-        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, LIMITS)
-        self.decode = Worker(self.network, "decode", "d", decode_pages, LIMITS)
+        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, LIMITS, self.overlap)
+        self.decode = Worker(self.network, "decode", "d", decode_pages, LIMITS, self.overlap)
         self.streams: dict[str, Stream] = {}
         self.begin()
 
@@ -182,7 +184,7 @@ class Schedules(RuleBasedStateMachine):
     @rule()
     def prefill_dies_and_returns(self) -> None:
         self.network.kill(self.prefill)
-        self.prefill = Worker(self.network, "prefill", "p", self.sizes[0], LIMITS)
+        self.prefill = Worker(self.network, "prefill", "p", self.sizes[0], LIMITS, self.overlap)
         for stream in self.streams.values():  # those it had not handed off are lost, and the router aborts them
             if not stream.over and stream.lease is not None and stream.lease.lease is not None:
                 self.abort(stream)
@@ -190,7 +192,7 @@ class Schedules(RuleBasedStateMachine):
     @rule()
     def decode_dies_and_returns(self) -> None:
         self.network.kill(self.decode)
-        self.decode = Worker(self.network, "decode", "d", self.sizes[1], LIMITS)
+        self.decode = Worker(self.network, "decode", "d", self.sizes[1], LIMITS, self.overlap)
         for stream in self.streams.values():
             if not stream.over:
                 stream.aborted = True
@@ -205,11 +207,12 @@ class Schedules(RuleBasedStateMachine):
     def settle(self) -> None:
         for _ in range(400):
             before = (self.prefill.runner.computed, self.decode.runner.computed)
+            progressed = False
             for stream in self.streams.values():
                 if stream.lease and stream.lease.lease and not stream.submitted and not stream.over:
                     self.submit(stream)
             for worker in (self.prefill, self.decode):
-                progressed = worker.engine.step()
+                progressed = worker.engine.step() or progressed
                 worker.obey()
                 worker.tick()
                 while worker.writes:
@@ -258,3 +261,23 @@ class Conversations(Schedules):
 
 TestConversations = Conversations.TestCase
 TestConversations.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+
+
+class OverlappedSchedules(Schedules):
+    """The same with a step in flight whenever anything else happens, on a device as late as it may be."""
+
+    overlap = True
+
+
+TestOverlappedSchedules = OverlappedSchedules.TestCase
+TestOverlappedSchedules.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+
+
+class OverlappedConversations(Conversations):
+    """Both."""
+
+    overlap = True
+
+
+TestOverlappedConversations = OverlappedConversations.TestCase
+TestOverlappedConversations.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

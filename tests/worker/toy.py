@@ -5,12 +5,15 @@ from the pool through the page table. So a page that is stale, swapped, shared t
 changes the tokens, and `reference` says what they should have been.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.model.step import FinishedStep, LaunchedStep
+from kvasir_engine.sampling.sampler import Sampled, SampleRequest, sample
 
 VOCAB = 50
 MASK = (1 << 31) - 1
@@ -65,6 +68,21 @@ class ToyRunner:
         self.vocab = VOCAB
         self.pool = ToyPool(pages, page_size)
         self.computed = 0
+        self.sampled: list[int] = []
+
+    def launch(
+        self,
+        batch: ForwardBatch,
+        places: list[int],
+        requests: list[SampleRequest],
+        on_layer: Callable[[int], None] | None = None,
+    ) -> LaunchedStep:
+        """As ModelRunner has it: done when it returns."""
+        for place, row in batch.awaited:
+            batch.tokens[place] = self.sampled[row]
+        sampled = sample(self.forward(batch, on_layer)[places], requests)
+        self.sampled = sampled.tokens
+        return FinishedStep(sampled)
 
     def copy_page(self, source: int, target: int) -> None:
         """As ModelRunner has it."""
@@ -90,3 +108,47 @@ class ToyRunner:
         logits = torch.zeros(len(total), VOCAB)
         logits[torch.arange(len(total)), torch.tensor([each * 31 % 1000003 % VOCAB for each in total])] = 1.0
         return logits
+
+
+class LateRunner(ToyRunner):
+    """A device with a queue: nothing happens when it is asked for, but all in order once a step is waited for.
+
+    So what is read or written too early, by whoever does not go through the queue, is read or written too early
+    here too. What a copy or a step finds in the pool is what is there when the queue comes to it.
+    """
+
+    def __init__(self, pages: int, page_size: int) -> None:
+        super().__init__(pages, page_size)
+        self.queue: deque[Callable[[], object]] = deque()
+
+    def copy_page(self, source: int, target: int) -> None:
+        """See ToyRunner."""
+        self.queue.append(lambda: ToyRunner.copy_page(self, source, target))
+
+    def launch(
+        self,
+        batch: ForwardBatch,
+        places: list[int],
+        requests: list[SampleRequest],
+        on_layer: Callable[[int], None] | None = None,
+    ) -> LaunchedStep:
+        """See ToyRunner."""
+        step = _LateStep(self)
+
+        def compute() -> None:
+            step.sampled = ToyRunner.launch(self, batch, places, requests, on_layer).wait()
+
+        self.queue.append(compute)
+        return step
+
+
+@dataclass
+class _LateStep:
+    runner: LateRunner
+    sampled: Sampled | None = None
+    gap: float | None = None
+
+    def wait(self) -> Sampled:
+        while self.sampled is None:
+            self.runner.queue.popleft()()
+        return self.sampled

@@ -19,8 +19,8 @@ import torch
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.paged import PagedRows, decoding, paged_rows, slots
 from kvasir_engine.attention.pool import KVPool
-from kvasir_engine.attention.staging import pinned, staged
 from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.staging import pinned, staged
 
 WORKSPACE_BYTES = 256 << 20
 """For the partial results of sequences that are split over the GPU's processors."""

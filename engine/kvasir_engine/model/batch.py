@@ -19,3 +19,5 @@ class ForwardBatch:
     query_lens: list[int]  # [S]
     context_lens: list[int]  # [S], new tokens included
     page_table: torch.Tensor  # int64 [S, most pages of any sequence], padded with 0
+    awaited: tuple[tuple[int, int], ...] = ()
+    """Places in `tokens` (which have 0 there) of what the step before samples, with the row in which it does."""

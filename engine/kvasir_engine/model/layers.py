@@ -102,6 +102,7 @@ class Head:
     """
 
     MOST_RIVALS = 64
+    QUEUED_RIVALS = 16
 
     def __init__(self, weight: torch.Tensor, group: Group = ALONE) -> None:
         self._weight = weight
@@ -116,15 +117,29 @@ class Head:
             if settled is not None:
                 return settled
         logits = self._group.all_gather(self._linear(x.to(self._weight.dtype))).float()
-        if self._rounding:
-            top = logits.amax(-1, keepdim=True)
-            rows, tokens = (logits >= top - top.abs() * self._rounding).nonzero(as_tuple=True)
-            rivals = torch.bincount(rows, minlength=len(x))[rows]
-            close = (rivals > 1) & (rivals <= self.MOST_RIVALS)
-            rows, tokens = rows[close], tokens[close]
-            if len(rows):
-                logits[rows, tokens] = self._exactly(x[rows], tokens)
+        if self._rounding and logits.device.type == "cuda" and self._group.size == 1:
+            self.settle_queued(x, logits)
+        elif self._rounding:
+            self.settle(x, logits)
         return logits
+
+    def settle(self, x: torch.Tensor, logits: torch.Tensor) -> None:
+        """Compute the largest of `logits` [S, vocab], after the states `x`, and their rivals exactly."""
+        top = logits.amax(-1, keepdim=True)
+        rows, tokens = (logits >= top - top.abs() * self._rounding).nonzero(as_tuple=True)
+        rivals = torch.bincount(rows, minlength=len(x))[rows]
+        close = (rivals > 1) & (rivals <= self.MOST_RIVALS)
+        rows, tokens = rows[close], tokens[close]
+        if len(rows):
+            logits[rows, tokens] = self._exactly(x[rows], tokens)
+
+    def settle_queued(self, x: torch.Tensor, logits: torch.Tensor) -> None:
+        """The same for one rank and up to `QUEUED_RIVALS`: no shape depends on their number, so nobody waits."""
+        largest, tokens = logits.topk(min(self.QUEUED_RIVALS + 1, logits.shape[1]), -1)
+        close = largest >= largest[:, :1] - largest[:, :1].abs() * self._rounding
+        chosen = close & close[:, 1:2] & ~close[:, -1:]
+        exact = (x.unsqueeze(1) * self._weight[tokens]).sum(-1)
+        logits.scatter_(1, tokens, torch.where(chosen, exact, largest))
 
     def _exactly(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The logit of each of `tokens` [n] after the state beside it in `x` [n, hidden]."""

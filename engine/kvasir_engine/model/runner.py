@@ -1,8 +1,9 @@
 """The numeric engine: a model, its KV pool and its attention backend, one step at a time."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +17,11 @@ from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.decoder import Decoder
 from kvasir_engine.model.errors import ModelError
+from kvasir_engine.model.gpu import GpuLauncher
 from kvasir_engine.model.loader import Progress, Weights, choose_device, choose_dtype
 from kvasir_engine.model.parallel import ALONE, Group, shard
+from kvasir_engine.model.step import FinishedStep, LaunchedStep
+from kvasir_engine.sampling.sampler import SampleRequest, sample
 
 log = logging.getLogger("model")
 
@@ -70,6 +74,10 @@ class ModelRunner:
         spec = AttentionSpec(len(part.heads), config.attention_scale, config.windows)
         self._attention = choose_backend(attention, self.pool, spec, deterministic)
         log.info("attention by %s", type(self._attention).__name__)
+        self._sampled: list[int] = []
+        self._launcher: GpuLauncher | None = None
+        if self.device.type == "cuda":
+            self._launcher = GpuLauncher(self._model, self._attention, self.device, config.layers)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             reason = unavailable_reason()
             log.info("CPU kernels %s", "in use" if reason is None else f"not in use: {reason}")
@@ -97,6 +105,30 @@ class ModelRunner:
             for layer in range(self.config.layers):
                 on_layer(layer)
         return logits
+
+    def launch(
+        self,
+        batch: ForwardBatch,
+        places: Sequence[int],
+        requests: Sequence[SampleRequest],
+        on_layer: Callable[[int], None] | None = None,
+    ) -> LaunchedStep:
+        """Compute `batch` and sample the token after each of the sequences at `places`, as `requests` say.
+
+        Steps are computed in the order of launches, copies of pages among them. `on_layer` as for `forward`, on any
+        thread. On a CPU the step is done when this returns.
+        """
+        if self._launcher is not None:
+            return self._launcher.launch(batch, places, requests, on_layer)
+        if batch.awaited:
+            tokens = batch.tokens.clone()
+            for place, row in batch.awaited:
+                tokens[place] = self._sampled[row]
+            batch = replace(batch, tokens=tokens, awaited=())
+        logits = self.forward(batch, on_layer)
+        sampled = sample(logits if len(places) == len(logits) else logits[list(places)], requests)
+        self._sampled = sampled.tokens
+        return FinishedStep(sampled)
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` hold what page `source` holds."""

@@ -83,13 +83,18 @@ def _draw(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tens
 
     seeds = np.array([p.seed & 0xFFFF_FFFF_FFFF_FFFF for p in params], dtype=np.uint64)
     positions = np.array([request.position for request in requests], dtype=np.uint64)
+    return pick(weights, torch.from_numpy(uniforms(seeds, positions)).to(logits.device).unsqueeze(1))
+
+
+def pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """For each row of `weights` [R, vocab] the token at `uniform` [R, 1], float64, of the sum of all."""
     # float64: the sum of a large vocabulary's small weights would drown in float32.
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    target = torch.from_numpy(uniforms(seeds, positions)).to(logits.device).unsqueeze(1) * total
+    target = uniform * total
     target = target.minimum(torch.nextafter(total, torch.zeros_like(total)))
     # The first token whose sum is beyond the target: its own weight is never zero.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=weights.shape[1] - 1)
 
 
 def _keep_top_k(weights: torch.Tensor, counts: list[int]) -> torch.Tensor:

@@ -96,12 +96,13 @@ def schedule(
 
     admitted: list[Sequence] = []
     follow: list[tuple[Sequence, Sequence, int]] = []
-    leaders = dict.fromkeys(s for s in prefills if s not in preempted)
+    # Those whose prompt's KV is not all there for others to use; its last chunk may be in flight.
+    leaders = dict.fromkeys(s for s in running if s.done < len(s.tokens) - 1 and s not in preempted)
     active = len(running) - len(preempted) + leased
     for sequence in () if preempted else waiting:
         if active >= limits.running or (budget == 0 and not sequence.remote):
             break
-        if sequence.leader in leaders and sequence.leader.computed < sequence.shared:
+        if sequence.leader in leaders and sequence.leader.done < sequence.shared:
             continue
         cost, cached = pool.cost(sequence)
         if not sequence.remote and (found := _leader(sequence, cached, leaders, limits.page_size)) is not None:
@@ -127,7 +128,7 @@ def _leader(
     end = (cached // page_size + 1) * page_size
     for leader in leaders:
         last = min(len(sequence.tokens) - 1, len(leader.tokens))  # the last token is always computed
-        if leader.computed < end <= last and leader.salt == sequence.salt:
+        if leader.done < end <= last and leader.salt == sequence.salt:
             shared = 0
             while (until := shared + page_size) <= last and (
                 leader.tokens[shared:until] == sequence.tokens[shared:until]

@@ -13,6 +13,10 @@ class Sequence:
     with `tokens`; then the next token is sampled. So a decode step is a prefill of one token, and a preempted
     sequence is simply one whose `computed` went back to what the radix tree still has.
 
+    A step that is launched counts in `computed` at once, and in `done` when it has ended: only then may others see
+    what it computed. `awaited` are the tokens (0 or 1 between steps) that launched steps sample and that are not
+    known yet; the step after computes them all the same, as the device has them. At `limit` tokens a sequence ends.
+
     `remote`: another worker computes the prompt; admission leases pages instead of holding fresh ones.
     `arrival` orders all sequences: lower ones are served first and preempted last. While it waits, `leader` may be
     the sequence that is computing this one's first `shared` tokens.
@@ -25,7 +29,10 @@ class Sequence:
     salt: str = ""
     remote: bool = False
     prompt: int = 0
+    limit: int = 1 << 62
     computed: int = 0
+    done: int = 0
+    awaited: int = 0
     cached: int = 0
     pages: list[int] = field(default_factory=list)
     leader: "Sequence | None" = None
@@ -35,9 +42,14 @@ class Sequence:
         self.prompt = len(self.tokens)
 
     @property
+    def length(self) -> int:
+        """Tokens, those that are awaited included."""
+        return len(self.tokens) + self.awaited
+
+    @property
     def remaining(self) -> int:
-        """Tokens whose KV is still to be computed."""
-        return len(self.tokens) - self.computed
+        """Tokens whose KV no step computes yet; none when the token that is awaited is certain to be the last."""
+        return 0 if self.awaited and self.length >= self.limit else self.length - self.computed
 
     @property
     def generated(self) -> int:

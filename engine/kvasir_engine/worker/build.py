@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 from kvasir_engine.attention.choose import BackendName, refuse_missing
 from kvasir_engine.model.architectures import load_config
@@ -34,6 +35,10 @@ from kvasir_engine.worker.thread import EngineThread
 log = logging.getLogger("worker")
 
 
+Overlap = Literal["auto", "on", "off"]
+OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """What `kvasir worker` and `kvasir serve` have in common. `kv_cache_memory` in bytes, 0: from what is free."""
@@ -43,6 +48,7 @@ class EngineOptions:
     dtype: str = "auto"
     device: str = "auto"
     attention_backend: BackendName = "auto"
+    overlap: Overlap = "auto"
     tensor_parallel: int = 1
     max_length: int = 0
     page_size: int = 16
@@ -59,6 +65,8 @@ class EngineOptions:
 def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
     """Load the model and start the threads. Raises ModelError for what the user can mend."""
     refuse_missing(options.attention_backend)  # before anything is downloaded
+    if options.overlap == "on" and options.tensor_parallel > 1:
+        raise ModelError(f"overlap needs one rank, not {options.tensor_parallel}: the others do not sample")
     folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
     threads = use_own_cores(options.tensor_parallel)
@@ -99,12 +107,16 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
         own.start()
         handoff = HandoffGroup(own, ranks)
+    overlap = options.overlap == "on" or (
+        options.overlap == "auto" and runner.device.type == "cuda" and options.tensor_parallel == 1
+    )
     thread = EngineThread(
-        Engine(runner, role, limits, max_length, epoch, handoff, options.queue), options.check_pages
+        Engine(runner, role, limits, max_length, epoch, handoff, options.queue, overlap=overlap),
+        options.check_pages,
     )
     thread.start()
     log.info(
-        "engine ready role=%s dtype=%s device=%s threads=%d pages=%d page_bytes=%d max_length=%d",
+        "engine ready role=%s dtype=%s device=%s threads=%d pages=%d page_bytes=%d max_length=%d overlap=%s",
         role,
         fingerprint.dtype,
         runner.device,
@@ -112,6 +124,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
         pool.pages,
         pool.page_bytes,
         max_length,
+        overlap,
     )
     return thread, handoff
 

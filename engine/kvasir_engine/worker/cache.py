@@ -15,6 +15,8 @@ class Cache:
         self.pool = PagePool(pages)
         self.tree = RadixTree(self.pool, page_size)
         self._copy = copy
+        self.copying: list[list[int]] = []
+        """Pages held because the device may not have copied from them yet, with those before them."""
 
     # -- the scheduler's questions
 
@@ -51,11 +53,16 @@ class Cache:
         fresh = self._take(self.pages_for(len(sequence.tokens)) - len(match.pages))
         sequence.pages = [*match.pages, *fresh]
         if match.tail_page is not None:
-            try:
-                self._copy(match.tail_page, fresh[0])
-            finally:
-                self.tree.release([match.tail_page])
+            self.pool.hold(match.pages)
+            self.copying.append([*match.pages, match.tail_page])
+            self._copy(match.tail_page, fresh[0])
         sequence.computed = match.tokens(self.page_size)
+        sequence.done = sequence.computed
+
+    def take_copying(self) -> list[list[int]]:
+        """What is held for copies is the caller's to release, when the device has made them."""
+        copying, self.copying = self.copying, []
+        return copying
 
     def reserve(self, sequence: Sequence, lease: int) -> list[int]:
         """Hold what is cached of `sequence` in whole pages, and lease pages for the rest of its tokens."""
@@ -64,7 +71,7 @@ class Cache:
         missing = self.pages_for(len(sequence.tokens)) - len(match.pages)
         self._make_room(missing)
         sequence.pages = list(match.pages)
-        sequence.computed = len(match.pages) * self.page_size
+        sequence.computed = sequence.done = len(match.pages) * self.page_size
         return self.pool.lease(missing, lease)
 
     def prefix(self, tokens: list[int], salt: str) -> list[int]:
@@ -88,7 +95,7 @@ class Cache:
 
     def share(self, sequence: Sequence) -> None:
         """Put the whole pages that are computed into the tree, while the sequence goes on."""
-        whole = sequence.computed // self.page_size
+        whole = sequence.done // self.page_size
         shared = self.tree.insert(sequence.tokens[: whole * self.page_size], sequence.pages[:whole], sequence.salt)
         sequence.pages[:whole] = shared
 
@@ -96,8 +103,8 @@ class Cache:
         """Take the pages from the sequence, what is computed put into the tree if `keep`. The caller holds them."""
         pages = sequence.pages
         if keep:
-            pages = self.tree.insert(sequence.tokens[: sequence.computed], pages, sequence.salt)
-        sequence.pages, sequence.computed = [], 0
+            pages = self.tree.insert(sequence.tokens[: sequence.done], pages, sequence.salt)
+        sequence.pages, sequence.computed, sequence.done = [], 0, 0
         return pages
 
     def _take(self, count: int) -> list[int]:

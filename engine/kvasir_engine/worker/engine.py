@@ -8,12 +8,12 @@ lease settles, then runs as any other.
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from kvasir_engine import faults
 from kvasir_engine.kv.pages import OutOfPages, Owner
-from kvasir_engine.protocol import Delta, Leased, Load, Reserve, Role, Submit, TokenLogprobs
-from kvasir_engine.sampling.sampler import SampleRequest, sample
+from kvasir_engine.protocol import Delta, Leased, Load, Reserve, Role, Submit
+from kvasir_engine.sampling.sampler import Sampled, SampleRequest
 from kvasir_engine.scheduler.queue import QueueLimits, WaitingQueue
 from kvasir_engine.scheduler.schedule import Limits, Plan, schedule
 from kvasir_engine.scheduler.sequence import Sequence
@@ -23,14 +23,15 @@ from kvasir_engine.transfer.messages import Complete
 from kvasir_engine.transfer.parts import Event
 from kvasir_engine.worker.batching import batch_of
 from kvasir_engine.worker.cache import Cache
+from kvasir_engine.worker.endings import Endings
+from kvasir_engine.worker.flight import Flight, Flights
 from kvasir_engine.worker.leases import Leases, Refused
 from kvasir_engine.worker.pushes import Pushes
 from kvasir_engine.worker.readback import Readback
 from kvasir_engine.worker.requests import Job, JobId, Requests, Stats
+from kvasir_engine.worker.tokens import Tokens
 
 if TYPE_CHECKING:
-    import torch
-
     from kvasir_engine.model.runner import ModelRunner
 
 log = logging.getLogger("engine")
@@ -39,7 +40,10 @@ NO_LIMITS = QueueLimits()
 
 
 class Engine:
-    """One worker's requests. `handoff` is None where KV never moves."""
+    """One worker's requests. `handoff` is None where KV never moves.
+
+    `overlap`: a step is prepared and launched while the one before it runs, so results come one step late.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Engine:
         handoff: HandoffGroup | None,
         queue: QueueLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
+        overlap: bool = False,
     ) -> None:
         self.runner = runner
         self.role = role
@@ -58,12 +63,19 @@ class Engine:
         self.max_length = max_length
         self.epoch = epoch
         self.handoff = handoff
+        self.overlap = overlap
         self.cache = Cache(runner.pool.pages, limits.page_size, runner.copy_page)
         self.stats = Stats()
         self.readback = Readback(self.cache)
         self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock)
         self.leases = Leases(self.cache, handoff, self.readback, epoch, self.stats)
         self.pushes = Pushes(self.cache, handoff, runner.config.layers, self.stats)
+        self.flights = Flights(self.cache)
+        self.endings = Endings(
+            self.requests, self.cache, self.flights, self.pushes, self.leases, self.readback, handoff
+        )
+        self.tokens = Tokens(self.requests, self.pushes, self.endings, self.stats, max_length)
+        self._ended: float | None = None  # when the device had no step any more, though sequences run
         self.prefill_rate = 0.0  # tokens a second of the steps that prefill, as measured by whoever takes the steps
 
     @property
@@ -98,7 +110,7 @@ class Engine:
         if frame.lease is not None and frame.to is not None and self.handoff is not None:
             problem = self.pushes.begin(job, frame.to, frame.lease)
             if problem is not None:
-                self._forget(job)
+                self.endings.forget(job)
                 return refuse(session, frame.id, "bad_lease", problem)
             if frame.lease.loan is not None:
                 job.reading = self.readback.read(self.handoff, frame.to, frame.lease.loan, job.sequence)
@@ -123,12 +135,12 @@ class Engine:
         """Stop a request and account for its pages. Idempotent."""
         job = self.jobs.get((session, request))
         if job is not None:
-            self._end(job, "aborted by the router")
+            self.endings.end(job, "aborted by the router")
 
     def close_session(self, session: int) -> None:
         """The router is gone: so are its requests."""
         for job in [job for job in self.jobs.values() if job.session == session]:
-            self._end(job, "the router is gone")
+            self.endings.end(job, "the router is gone")
         self.requests.silence(session)
 
     # -- the handoff's events
@@ -151,23 +163,23 @@ class Engine:
                 job = self.pushes.ended(key, push)
                 if job is not None:
                     self.requests.tell(job, Delta(job.sequence.id, index=1, finish="handoff"))
-                    self._forget(job)
+                    self.endings.forget(job)
             case writer.Failed(key, reason):
                 job = self.pushes.failed(key)
                 if job is not None:
-                    self._fail(job, "handoff_failed", reason)
+                    self.endings.fail(job, "handoff_failed", reason)
             case holder.Settled(lease, complete):
                 self._settle(lease, complete)
             case holder.Fenced():
                 job = self.leases.open.get(event.lease)
                 if job is not None:
-                    self._fail(job, event.code, event.reason or "the prompt's KV did not come in time")
+                    self.endings.fail(job, event.code, event.reason or "the prompt's KV did not come in time")
             case holder.Reclaimed() if event.lease in self.readback.lent:
                 self.readback.returned(event.lease)
             case holder.Reclaimed():
                 job = self.leases.reclaim(event)
                 if job is not None:
-                    self._fail(job, event.code, event.reason)
+                    self.endings.fail(job, event.code, event.reason)
             case holder.Rejected(agent, lease, why):
                 self.stats.rejected_messages += 1
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
@@ -181,11 +193,11 @@ class Engine:
     def _settle(self, lease: int, complete: Complete) -> None:
         match self.leases.settle(lease, complete):
             case Refused(job, why):
-                self._fail(job, "handoff_failed", why)
+                self.endings.fail(job, "handoff_failed", why)
             case Job() as job:
                 self.requests.run(job.sequence)
-                self.cache.share(job.sequence)
-                self._append(job, complete.token, complete.logprobs)
+                self.flights.share(job.sequence)
+                self.tokens.append(job, complete.token, complete.logprobs)
                 faults.hit("decode.settled")
 
     # -- a step
@@ -193,16 +205,22 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do something now, as far as can be said without planning it."""
-        return bool(self.running or self.waiting)
+        return bool(self.running or self.waiting or len(self.flights))
 
     def step(self) -> bool:
-        """Plan, compute and account for one step. `False` if there was nothing that could be done."""
+        """Plan and launch a step, and account for one. `False` if there was nothing that could be done.
+
+        With `overlap` the step that is accounted for is the one before, which ran while this one was prepared.
+        """
         for job in self.requests.expired():
-            self._fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
-        plan = schedule(self.running, self.waiting, self.cache, self.limits, len(self.leases.open))
+            self.endings.fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
+        plan, ended = self._plan(), 0
+        if plan.preempt and len(self.flights):
+            ended += self._collect(leave=0)  # nobody gives way whose token is under way
+            plan = self._plan()
         for sequence in reversed(plan.preempt):
             self.running.remove(sequence)
-            self._part(self.requests.of(sequence))
+            self.endings.part(self.requests.of(sequence))
             self.waiting.add(sequence)
             self.stats.preemptions += 1
         for sequence in plan.admit:
@@ -213,9 +231,12 @@ class Engine:
             sequence.leader, sequence.shared = leader, shared
         chunks = self._allocate(plan)
         if chunks:
-            on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
-            self._advance(chunks, self.runner.forward(batch_of(chunks, self.limits.page_size), on_layer))
-        return bool(chunks or plan.admit or plan.preempt)
+            self._launch(chunks)
+        ended += self._collect(leave=1 if chunks and self.overlap else 0)
+        return bool(chunks or plan.admit or plan.preempt or ended)
+
+    def _plan(self) -> Plan:
+        return schedule(self.running, self.waiting, self.cache, self.limits, len(self.leases.open))
 
     def _admit(self, job: Job) -> None:
         sequence = job.sequence
@@ -254,110 +275,61 @@ class Engine:
             chunks.append((sequence, tokens))
         return chunks
 
-    def _advance(self, chunks: list[tuple[Sequence, int]], logits: "torch.Tensor") -> None:
-        """Account for the computed tokens; sample where a sequence has caught up with its tokens."""
-        self.stats.computed_tokens += sum(count for _, count in chunks)
-        rows, places = [], []
+    def _launch(self, chunks: list[tuple[Sequence, int]]) -> None:
+        """Let the device compute the chunks, and sample where a sequence has caught up with its tokens then."""
+        places, rows = [], []
         for place, (sequence, count) in enumerate(chunks):
-            sequence.computed += count
-            if sequence.remaining == 0:
-                rows.append(SampleRequest(sequence.sampling, len(sequence.tokens), sequence.generated))
+            if sequence.computed + count == sequence.length:
                 places.append(place)
-            else:
-                self.cache.share(sequence)  # others may wait for these pages
-        if not rows:
-            return
-        sampled = sample(logits if len(rows) == len(chunks) else logits[places], rows)
-        for place, token, logprobs in zip(places, sampled.tokens, sampled.logprobs, strict=True):
-            sequence = chunks[place][0]
-            job = self.requests.of(sequence)
-            if sequence.generated == 0:
-                self.cache.share(sequence)
-            if job.lease is not None and job.to is not None:
-                self._handoff(job, token, logprobs)
-            else:
-                self._append(job, token, logprobs)
+                position, generated = sequence.length, sequence.generated + sequence.awaited
+                rows.append(SampleRequest(sequence.sampling, position, generated))
+        on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
+        batch = batch_of(chunks, self.limits.page_size, self.flights.row)
+        idle = 0.0 if len(self.flights) else None
+        if self._ended is not None:
+            idle = self.requests.clock() - self._ended
+        step = self.runner.launch(batch, places, rows, on_layer)
+        for sequence, count in chunks:
+            sequence.computed += count
+        for place in places:
+            chunks[place][0].awaited += 1
+        self.flights.add(Flight(chunks, places, step, idle))
+        self._ended = None
 
-    def _append(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
-        """One more token of a sequence that is decoded here."""
-        sequence = job.sequence
-        if sequence.generated == 1 and job.lease is not None:
-            faults.hit("decode.stepped")
-        if self._say(job, token, logprobs):
-            self.running.remove(sequence)
-            self._part(job)
-            self._forget(job)
+    def _collect(self, leave: int) -> int:
+        """Wait for the steps in flight but the newest `leave`, and account for them. How many."""
+        count = 0
+        while len(self.flights) > leave:
+            flight = self.flights.oldest
+            sampled = flight.step.wait()
+            self.flights.ended()
+            if flight.idle is not None:
+                self.stats.idle_seconds += flight.idle if flight.step.gap is None else flight.step.gap
+            self._account(flight, sampled)
+            self._ended = self.requests.clock() if self.running and not len(self.flights) else None
+            count += 1
+        return count
 
-    def _handoff(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
-        """The prompt is computed: report the first token, push what is left of it, let go of the pages."""
-        prompt = len(job.sequence.tokens)
-        finished = self._say(job, token, logprobs)
-        if not finished:
-            self.pushes.complete(job, prompt, token, logprobs)
-        self.running.remove(job.sequence)
-        self._part(job)
-        if finished:
-            self.pushes.withdraw(job, "the first token was the last")
-            self._forget(job)
-
-    def _say(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> bool:
-        """Add a token to the job's sequence and tell its router. Whether it is the last."""
-        sequence = job.sequence
-        index = sequence.generated
-        sequence.tokens.append(token)
-        self.stats.generated_tokens += 1
-        finish = self._finish(sequence, token)
-        said = None if logprobs is None else [logprobs]
-        self.requests.tell(job, Delta(sequence.id, index, [token], said, finish, cached=sequence.cached))
-        return finish is not None
-
-    def _finish(self, sequence: Sequence, token: int) -> Literal["stop", "length"] | None:
-        sampling = sequence.sampling
-        if token in sampling.stop_token_ids and sequence.generated >= sampling.min_tokens:
-            return "stop"
-        if sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.max_length:
-            return "length"
-        return None
-
-    # -- endings
-
-    def _end(self, job: Job, reason: str) -> None:
-        """Take a job out, wherever it is, with every page accounted for."""
-        sequence = job.sequence
-        if sequence in self.running:
-            self.running.remove(sequence)
-            self._part(job)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
-        self.pushes.withdraw(job, reason)
-        self.leases.give_up(job, reason)
-        if job.reading is not None and self.handoff is not None:
-            self.readback.give_up(self.handoff, job.reading, reason)
-        self._part(job, keep=False)  # what it still has is not known to be right
-        self._forget(job)
-
-    def _part(self, job: Job, keep: bool = True) -> None:
-        """Take a sequence's pages from it. While a lease still reads some of them, the lease holds them all."""
-        pages = self.cache.part(job.sequence, keep)
-        if not self.pushes.keep(job, pages):
-            self.cache.tree.release(pages)
-
-    def _forget(self, job: Job) -> None:
-        self.requests.forget(job)
-        self.pushes.forget(job)
-
-    def _fail(self, job: Job, code: str, message: str) -> None:
-        self.requests.refuse(job.session, job.sequence.id, code, message)
-        self._end(job, message)
+    def _account(self, flight: Flight, sampled: Sampled) -> None:
+        """What a step that has ended computed and sampled. Of a sequence that ended meanwhile it is nobody's."""
+        self.stats.computed_tokens += sum(count for _, count in flight.chunks)
+        lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
+        for sequence, count in lasting:
+            sequence.done += count
+            if sequence not in flight.rows:
+                self.flights.share(sequence)  # others may wait for these pages
+        for sequence, row in flight.rows.items():
+            job = self.requests.find(sequence)
+            if job is not None:
+                sequence.awaited -= 1
+                if sequence.generated == 0:
+                    self.flights.share(sequence)
+                self.tokens.take(job, sampled.tokens[row], sampled.logprobs[row])
 
     def fail_all(self, code: str, message: str) -> None:
         """Fail whatever a step may have touched, after one that raised. What is in its pages is not shared."""
-        elsewhere = set(self.waiting)
-        elsewhere |= {job.sequence for job in self.leases.open.values()}
-        elsewhere |= {job.sequence for job in self.jobs.values() if job.handed_off or job.reading is not None}
-        self.running.clear()
-        for job in [job for job in self.jobs.values() if job.sequence not in elsewhere]:
-            self._fail(job, code, message)
+        self._ended = None
+        self.endings.fail_all(code, message)
 
     # -- what goes out
 
@@ -392,6 +364,6 @@ class Engine:
         """Raise unless every page is accounted for."""
         held = [s.pages for s in self.running]
         held += [job.sequence.pages for job in self.leases.open.values()]
-        held += self.readback.held() + self.pushes.held()
+        held += self.readback.held() + self.pushes.held() + self.flights.holds()
         self.cache.pool.check(held, self.cache.tree.pages())
         self.cache.tree.check()

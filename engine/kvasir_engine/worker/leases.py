@@ -75,7 +75,7 @@ class Leases:
         self._stats.received_pages += len(job.leased)
         self._stats.received_tokens += len(sequence.tokens) - sequence.computed
         sequence.pages += job.leased
-        sequence.computed = len(sequence.tokens)
+        sequence.computed = sequence.done = len(sequence.tokens)
         job.leased = []
         sequence.remote = False
         return job

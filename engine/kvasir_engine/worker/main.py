@@ -18,7 +18,7 @@ from kvasir_engine.transfer.fabric import FABRICS
 
 if TYPE_CHECKING:
     from kvasir_engine.attention.choose import BackendName
-    from kvasir_engine.worker.build import EngineOptions
+    from kvasir_engine.worker.build import EngineOptions, Overlap
 
 log = logging.getLogger("worker")
 
@@ -36,6 +36,12 @@ DType = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32", e
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda", envvar="KVASIR_DEVICE")]
 Attention = Annotated[
     str, typer.Option(help="auto, torch or flashinfer (NVIDIA GPUs)", envvar="KVASIR_ATTENTION_BACKEND")
+]
+OverlapName = Annotated[
+    str,
+    typer.Option(
+        help="prepare a step while the one before runs: auto (on GPUs), on or off", envvar="KVASIR_OVERLAP"
+    ),
 ]
 TensorParallel = Annotated[int, typer.Option(min=1, help="processes, or GPUs", envvar="KVASIR_TENSOR_PARALLEL")]
 PageSize = Annotated[int, typer.Option(min=1, max=256, help="tokens a page", envvar="KVASIR_PAGE_SIZE")]
@@ -105,6 +111,16 @@ def backend_named(name: str) -> "BackendName":
     return backend
 
 
+def overlap_named(name: str) -> "Overlap":
+    """One of auto, on and off. Raises UserError."""
+    from kvasir_engine.worker.build import OVERLAPS
+
+    overlap = next((known for known in OVERLAPS if known == name), None)
+    if overlap is None:
+        raise UserError(f"overlap {name!r} is none of {', '.join(OVERLAPS)}")
+    return overlap
+
+
 def worker(
     role: Annotated[str, typer.Option(help="prefill, decode or both", envvar="KVASIR_ROLE")],
     model: Model,
@@ -116,6 +132,7 @@ def worker(
     dtype: DType = "auto",
     device: Device = "auto",
     attention_backend: Attention = "auto",
+    overlap: OverlapName = "auto",
     tensor_parallel: TensorParallel = 1,
     page_size: PageSize = 16,
     kv_cache_memory: CacheMemory = "0",
@@ -144,6 +161,7 @@ def worker(
         dtype=dtype,
         device=device,
         attention_backend=backend_named(attention_backend),
+        overlap=overlap_named(overlap),
         tensor_parallel=tensor_parallel,
         max_length=max_length,
         page_size=page_size,
@@ -201,6 +219,7 @@ def serve(
     dtype: DType = "auto",
     device: Device = "auto",
     attention_backend: Attention = "auto",
+    overlap: OverlapName = "auto",
     tensor_parallel: TensorParallel = 1,
     page_size: PageSize = 16,
     kv_cache_memory: CacheMemory = "0",
@@ -222,6 +241,7 @@ def serve(
         dtype=dtype,
         device=device,
         attention_backend=backend_named(attention_backend),
+        overlap=overlap_named(overlap),
         tensor_parallel=tensor_parallel,
         max_length=max_length,
         page_size=page_size,

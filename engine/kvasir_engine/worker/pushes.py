@@ -44,6 +44,7 @@ class Pushes:
             why = "is in use" if fits else "does not fit the prompt"
             return f"the lease {why}"
         job.lease, job.to = lease, to
+        job.sequence.limit = tokens + 1
         job.block = block_tokens(page_size, theirs)
         job.blocks = -(-tokens // job.block) - lease.first // job.block
         job.key = self._handoff.open(to, lease)
@@ -61,7 +62,9 @@ class Pushes:
             sequence = job.sequence
             if job.key is not None and job.lease is not None and sequence.generated == 0:
                 first = job.lease.first // job.block
-                self._push_whole(job, sequence.computed // job.block - first)  # what the tree had, if anything
+                # What the tree had, if anything; a page that is copied from it goes with those that are computed.
+                whole = sequence.computed // self._cache.page_size
+                self._push_whole(job, whole * self._cache.page_size // job.block - first)
                 end = sequence.computed + count
                 ready = job.blocks if end == len(sequence.tokens) else end // job.block - first
                 if ready > job.pushed:

@@ -153,11 +153,17 @@ def region_of(runner: ModelRunner) -> Region:
 
 
 def digester_of(runner: ModelRunner) -> Digester:
-    """Digests of a rank's pages. A GPU's are copied to the host for it, page by page."""
+    """Digests of a rank's pages. A GPU's are copied to the host for it, page by page, beside the steps' stream."""
     pool, layers = runner.pool, runner.config.layers
     if runner.device.type == "cpu":
         return Digester(pool.address, pool.pages, pool.page_bytes, layers)
-    return Digester(0, pool.pages, pool.page_bytes, layers, lambda page, some: fetched(pool.tensor, page, some))
+    stream = torch.cuda.Stream(runner.device)  # type: ignore[no-untyped-call]
+
+    def fetch(page: int, some: range) -> npt.NDArray[np.uint8]:
+        with torch.cuda.stream(stream):  # what is digested has been written; steps in flight write elsewhere
+            return fetched(pool.tensor, page, some)
+
+    return Digester(0, pool.pages, pool.page_bytes, layers, fetch)
 
 
 def fetched(tensor: torch.Tensor, page: int, layers: range) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +27,9 @@ from kvasir_engine.attention.choose import BackendName
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.parallel import Ranks
 from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.model.step import LaunchedStep
 from kvasir_engine.protocol import Address
+from kvasir_engine.sampling.sampler import SampleRequest
 from kvasir_engine.transfer import writer
 from kvasir_engine.transfer.commands import AnyCommand, Grant, Read
 from kvasir_engine.transfer.group import LayerPush
@@ -285,6 +287,22 @@ class RankedRunner(ModelRunner):
     def close(self) -> None:
         """End the other ranks' processes."""
         self._ranks.close()
+
+    def launch(
+        self,
+        batch: ForwardBatch,
+        places: Sequence[int],
+        requests: Sequence[SampleRequest],
+        on_layer: Callable[[int], None] | None = None,
+    ) -> LaunchedStep:
+        """See ModelRunner. Ends the process when the ranks are no longer in step."""
+        if self.device.type == "cpu":
+            return super().launch(batch, places, requests, on_layer)  # which calls `forward`
+        self._ranks.step(batch)
+        try:
+            return super().launch(batch, places, requests, on_layer)
+        except Exception as error:
+            self._ranks.fail(error)
 
     def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """See ModelRunner. Ends the process when the ranks are no longer in step."""

@@ -49,6 +49,7 @@ class Stats:
     miss_tokens: int = 0
     steps: int = 0
     step_seconds: float = 0.0
+    idle_seconds: float = 0.0  # the device waited for its next step, while there was work
     preemptions: int = 0
     received_pages: int = 0
     received_tokens: int = 0
@@ -98,7 +99,9 @@ class Requests:
             return None
         self._arrivals += 1
         arrival = place_in_queue(self._arrivals, frame.priority)
-        job = Job(session, Sequence(request, list(tokens), sampling, arrival, frame.salt), came=self.clock())
+        sequence = Sequence(request, list(tokens), sampling, arrival, frame.salt)
+        sequence.limit = min(len(tokens) + sampling.max_tokens, self._max_length)
+        job = Job(session, sequence, came=self.clock())
         self.jobs[job.id] = job
         self._of[job.sequence] = job
         return job
@@ -106,6 +109,10 @@ class Requests:
     def of(self, sequence: Sequence) -> Job:
         """The job of a sequence that has not ended."""
         return self._of[sequence]
+
+    def find(self, sequence: Sequence) -> Job | None:
+        """The job of a sequence, if it has not ended."""
+        return self._of.get(sequence)
 
     def run(self, sequence: Sequence) -> None:
         """It runs from now on, in its place."""

@@ -15,3 +15,11 @@ def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def staged(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor` on `device`, once what is queued there before has ended."""
     return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def fetched(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` on the host, once what is queued on its device has ended; not to be read before."""
+    if tensor.device.type != "cuda":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
