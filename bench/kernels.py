@@ -42,6 +42,7 @@ def in_turn(times: int, *functions: Callable[[], object]) -> list[float]:
 
 def products() -> Table:
     """Every matrix of the model once, by oneDNN on its packed weights and by ours."""
+    from kvasir_engine.kernels.int8 import QuantizedWeight, Scratch
     from kvasir_engine.kernels.linear import PackedWeight
 
     weights = [torch.randn(shape).bfloat16() for _ in range(LAYERS) for shape in SHAPES]
@@ -49,8 +50,12 @@ def products() -> Table:
     size = sum(weight.nbytes for weight in weights)
     theirs = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in weights]
     ours = [PackedWeight(weight) for weight in weights]
+    scratch = Scratch()
+    int8 = [*(QuantizedWeight(weight, None, scratch) for weight in weights[:-1]), ours[-1]]  # as in a model
     columns = [weight.shape[1] for weight in weights]
-    table = Table("rows", "oneDNN ms", "ours ms", "ratio", "GB/s", "GFLOP/s", title="products of a step, bfloat16")
+    table = Table(
+        "rows", "oneDNN ms", "ours ms", "ratio", "GB/s", "GFLOP/s", "int8 ms", title="products of a step, bfloat16"
+    )
     for rows in ROWS:
         x = {count: torch.randn(rows, count).bfloat16() for count in set(columns)}
         y = {own.rows: torch.empty(rows, own.rows).bfloat16() for own in ours}
@@ -63,11 +68,21 @@ def products() -> Table:
             for own in ours:
                 own.multiply(x[own.columns], y[own.rows])
 
-        before, now = in_turn(5 if rows > 64 else 15, by_onednn, by_us)
+        def by_int8(x: dict[int, torch.Tensor] = x, y: dict[int, torch.Tensor] = y) -> None:
+            for own in int8:
+                own.multiply(x[own.columns], y[own.rows])
+
+        before, now, quantized = in_turn(5 if rows > 64 else 15, by_onednn, by_us, by_int8)
         rate = size / now / 1e6
-        table.add_row(
-            f"{rows}", f"{before:.1f}", f"{now:.1f}", f"{before / now:.2f}", f"{rate:.1f}", f"{rate * rows:.0f}"
-        )
+        shown = [
+            f"{rows}",
+            f"{before:.1f}",
+            f"{now:.1f}",
+            f"{before / now:.2f}",
+            f"{rate:.1f}",
+            f"{rate * rows:.0f}",
+        ]
+        table.add_row(*shown, f"{quantized:.1f}")
     return table
 
 

@@ -71,6 +71,17 @@ def nothing(folder: Path) -> None:
             "no attention backend flashinfer: CUDA is not available",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
+        (nothing, ["--quantization", "fp8"], "quantization 'fp8' is none of none, int8"),
+        (
+            nothing,
+            ["--quantization", "int8", "--tensor-parallel", "2"],
+            "int8 quantization: it takes one rank, not 2",
+        ),
+        (
+            nothing,
+            ["--quantization", "int8", "--dtype", "float32"],
+            "int8 quantization: its inputs are bfloat16, not float32",
+        ),
         (cut_short, [], "model.safetensors is cut short: 9000 bytes, its header says "),
         (
             lambda folder: configured(folder, architectures=["FalconForCausalLM"]),

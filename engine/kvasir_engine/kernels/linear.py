@@ -25,7 +25,7 @@ _1x1, _2x1, _3x1, _4x1, _5x1, _6x1, _7x1, _8x1 = (simd.tile(rows, 1) for rows in
 
 
 @numba.njit(inline="always")
-def _triple(rows, weights, block, x, row, pairs, out):  # type: ignore[no-untyped-def]
+def triple(rows, weights, block, x, row, pairs, out):  # type: ignore[no-untyped-def]
     if rows == 8:
         _8x3(weights, block, x, row, pairs, out)
     elif rows == 7:
@@ -45,7 +45,7 @@ def _triple(rows, weights, block, x, row, pairs, out):  # type: ignore[no-untype
 
 
 @numba.njit(inline="always")
-def _single(rows, weights, block, x, row, pairs, out):  # type: ignore[no-untyped-def]
+def single(rows, weights, block, x, row, pairs, out):  # type: ignore[no-untyped-def]
     if rows == 8:
         _8x1(weights, block, x, row, pairs, out)
     elif rows == 7:
@@ -65,10 +65,17 @@ def _single(rows, weights, block, x, row, pairs, out):  # type: ignore[no-untype
 
 
 @numba.njit(inline="always")
-def _finish(sums, y, row, rows, columns, bias, mode):  # type: ignore[no-untyped-def]
-    """Bring [rows, columns] sums to y, whose rows are `row` elements apart, with `bias` [columns] or 0."""
+def finish(sums, y, row, rows, columns, scales, bias, mode):  # type: ignore[no-untyped-def]
+    """Bring [rows, columns] sums, times `scales` [columns] and with `bias` [columns], to y.
+
+    Its rows are `row` elements apart. Both may be 0: none.
+    """
     for i in range(rows):
         values = carray(simd.f32_at(sums + i * columns * 4), (columns,))
+        if scales:
+            factors = carray(simd.f32_at(scales), (columns,))
+            for j in range(columns):
+                values[j] *= factors[j]
         if bias:
             added = carray(simd.f32_at(bias), (columns,))
             for j in range(columns):
@@ -113,11 +120,11 @@ def _linear(arguments):  # type: ignore[no-untyped-def]
                 else:
                     _2x8(own, block, own_x, x_row, pairs, sums)
             elif count == 3:
-                _triple(rows, own, block, own_x, x_row, pairs, sums)
+                triple(rows, own, block, own_x, x_row, pairs, sums)
             else:
-                _single(rows, own, block, own_x, x_row, pairs, sums)
+                single(rows, own, block, own_x, x_row, pairs, sums)
             out = y + (done * y_row + at * BLOCK) * element
-            _finish(sums, out, y_row, rows, count * BLOCK, bias + at * BLOCK * 4 if bias else 0, mode)
+            finish(sums, out, y_row, rows, count * BLOCK, 0, bias + at * BLOCK * 4 if bias else 0, mode)
             done += rows
         at += count
 

@@ -70,13 +70,22 @@ def _dot(b: Any, total: Any, left: Any, right: Any) -> Any:
     return b.call(function, [total, left, right])
 
 
-def tile(rows: int, blocks: int, out_row: int = 0) -> Any:
+def _widened(b: Any, address: Any) -> Any:
+    """16 pairs of int8 as bfloat16, which has all of them."""
+    halves = []
+    for half in range(2):
+        whole = _load(b, b.add(address, _const(LANES * half)), ir.VectorType(ir.IntType(8), LANES), LANES)
+        halves.append(b.sitofp(b.sext(whole, _PAIRS), _FLOATS))
+    return _intrinsic(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", _HALVES, halves[::-1])
+
+
+def tile(rows: int, blocks: int, out_row: int = 0, int8: bool = False) -> Any:
     """A product of `rows` rows of x with `blocks` blocks of 16 outputs; all sums stay in registers.
 
     The function takes (weights, bytes a block of weights, x, bytes a row of x, pairs, out). A block of weights is
-    [pairs, 16, 2] bfloat16, x is [rows, pairs, 2] bfloat16, out becomes [rows, blocks, 16] float32, its rows
-    `out_row` bytes apart (0: contiguous). Each sum runs over the pairs in order, so it does not depend on what else
-    is in the tile.
+    [pairs, 16, 2] bfloat16 (with `int8` int8), x is [rows, pairs, 2] bfloat16, out becomes [rows, blocks, 16]
+    float32, its rows `out_row` bytes apart (0: contiguous). Each sum runs over the pairs in order, so it does not
+    depend on what else is in the tile.
     """
     out_row = out_row or 64 * blocks
 
@@ -91,7 +100,10 @@ def tile(rows: int, blocks: int, out_row: int = 0) -> Any:
             b.position_at_end(loop)
             pair = b.phi(_I64)
             sums = [[b.phi(_FLOATS) for _ in range(blocks)] for _ in range(rows)]
-            w = [_pairs(b, b.add(at, b.mul(pair, _const(64))), 64) for at in w_at]
+            if int8:
+                w = [_widened(b, b.add(at, b.mul(pair, _const(32)))) for at in w_at]
+            else:
+                w = [_pairs(b, b.add(at, b.mul(pair, _const(64))), 64) for at in w_at]
             added = []
             for i in range(rows):
                 value = _same_pair(b, b.add(x_at[i], b.mul(pair, _const(4))))
@@ -113,6 +125,28 @@ def tile(rows: int, blocks: int, out_row: int = 0) -> Any:
         return types.void(*[types.int64] * 6), codegen
 
     return multiply
+
+
+@intrinsic
+def widen(typing: Any, weights: Any, pairs: Any, out: Any) -> Any:
+    """Turn [pairs, 16, 2] int8 into bfloat16 at `out`."""
+
+    def codegen(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        weights, pairs, out = arguments
+        before, loop, after = b.block, b.append_basic_block("pairs"), b.append_basic_block("widened")
+        b.branch(loop)
+        b.position_at_end(loop)
+        pair = b.phi(_I64)
+        wide = _widened(b, b.add(weights, b.mul(pair, _const(32))))
+        _store(b, b.bitcast(wide, _PAIRS), b.add(out, b.mul(pair, _const(64))), 64)
+        following = b.add(pair, _const(1))
+        pair.add_incoming(_const(0), before)
+        pair.add_incoming(following, loop)
+        b.cbranch(b.icmp_signed("<", following, pairs), loop, after)
+        b.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
 
 
 @intrinsic

@@ -14,7 +14,10 @@ from kvasir_engine.model.errors import ModelError
 
 if TYPE_CHECKING:
     from kvasir_engine.kernels.elementwise import Gate, Norm
+    from kvasir_engine.kernels.int8 import QuantizedWeight, Scratch
     from kvasir_engine.kernels.linear import PackedWeight
+
+    Packed = PackedWeight | QuantizedWeight
 
 
 _only = ContextVar("only", default=False)
@@ -40,13 +43,34 @@ def takes(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 and unavailable_reason() is None
 
 
-def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedWeight | None:
-    """W [out, in] packed; None where torch has to multiply. Raises ModelError if it must not."""
+_scratch: ContextVar[Scratch | None] = ContextVar("scratch", default=None)
+
+
+@contextmanager
+def int8() -> Iterator[None]:
+    """The weights that are packed meanwhile become int8, those of one model. On CPUs, in bfloat16."""
+    from kvasir_engine.kernels.int8 import Scratch
+
+    token = _scratch.set(Scratch())
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
+
+
+def pack(weight: torch.Tensor, bias: torch.Tensor | None, exact: bool = False) -> Packed | None:
+    """W [out, in] packed; None where torch has to multiply. Raises ModelError if it must not.
+
+    An `exact` weight stays bfloat16.
+    """
+    scratch = None if exact else _scratch.get()
     if takes(weight):
-        from kvasir_engine.kernels import linear
+        from kvasir_engine.kernels import int8, linear
 
         if linear.fits(*weight.shape):
-            return linear.PackedWeight(weight, bias)
+            return int8.QuantizedWeight(weight, bias, scratch) if scratch else linear.PackedWeight(weight, bias)
+    if scratch:
+        raise ModelError(f"int8: no kernel multiplies by a {list(weight.shape)} matrix (outputs come in 16s)")
     if _only.get():
         raise ModelError(
             f"deterministic mode: no kernel multiplies by a {list(weight.shape)} matrix (outputs come in 16s)"

@@ -72,7 +72,7 @@ class MixtureOfExperts:
 
     def __init__(self, router: torch.Tensor, experts: Answers, config: Experts, group: Group) -> None:
         # In float32: rounded to bfloat16, experts would often be equally likely.
-        self._packed = cpu.pack(router, None)
+        self._packed = cpu.pack(router, None, exact=True)
         self._router = router.float() if self._packed is None else router.new_empty(0)
         self._invariant = cpu.batch_invariant()
         self._experts = experts

@@ -19,8 +19,8 @@ from kvasir_engine.model.mlp import MLP
 
 if TYPE_CHECKING:
     from kvasir_engine.kernels.elementwise import Gate, Norm
-    from kvasir_engine.kernels.linear import PackedWeight
     from kvasir_engine.kernels.team import Call
+    from kvasir_engine.model.cpu import Packed
     from kvasir_engine.model.decoder import Block
     from kvasir_engine.model.layers import Rotary
 
@@ -38,13 +38,13 @@ class Layer:
     """A block of which every part is a kernel."""
 
     attention_norm: Norm
-    qkv: PackedWeight
+    qkv: Packed
     rotary: Rotary
-    output: PackedWeight
+    output: Packed
     mlp_norm: Norm
-    gate_up: PackedWeight
+    gate_up: Packed
     gate: Gate
-    down: PackedWeight
+    down: Packed
 
 
 def layer_of(block: Block) -> Layer | None:

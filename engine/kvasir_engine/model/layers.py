@@ -11,21 +11,21 @@ from kvasir_engine.model.config import Rope
 from kvasir_engine.model.parallel import ALONE, Group
 
 if TYPE_CHECKING:
-    from kvasir_engine.kernels.linear import PackedWeight
+    from kvasir_engine.model.cpu import Packed
 
 
 class Linear:
     """y = x W^T + b, with W [out, in] laid out for the device it is on.
 
     On CPUs, bfloat16 weights are packed for this package's kernels, or where those cannot run for oneDNN: reading
-    them in order makes a step at small batches up to twice as fast.
+    them in order makes a step at small batches up to twice as fast. `exact` ones are never quantized.
     """
 
     __slots__ = ("_bias", "_blocked", "_weight", "packed")
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, exact: bool = False) -> None:
         self._bias = bias
-        self.packed = cpu.pack(weight, bias)
+        self.packed = cpu.pack(weight, bias, exact)
         self._blocked = (
             self.packed is None
             and weight.device.type == "cpu"
@@ -58,6 +58,10 @@ class Linear:
         """What x [T, in] float32 gives in float32, the largest exactly (see Head); None if that is not at hand."""
         if self.packed is None:
             return None
+        from kvasir_engine.kernels.linear import PackedWeight
+
+        if not isinstance(self.packed, PackedWeight):
+            return None
         out = self.packed.multiply(x.to(torch.bfloat16), torch.empty(len(x), self.packed.rows))
         self.packed.settle(out, x.contiguous(), rounding, rivals)
         return out
@@ -73,7 +77,7 @@ class RowParallel:
         self._group = group
 
     @property
-    def packed(self) -> "PackedWeight | None":
+    def packed(self) -> "Packed | None":
         """The weight for kernels, if they can do all of it: the ranks' parts are added up by others."""
         return self._linear.packed if self._group.size == 1 else None
 
@@ -106,7 +110,7 @@ class Head:
 
     def __init__(self, weight: torch.Tensor, group: Group = ALONE) -> None:
         self._weight = weight
-        self._linear = Linear(weight)
+        self._linear = Linear(weight, exact=True)
         self._group = group
         self._rounding = 0.0 if weight.dtype == torch.float32 else torch.finfo(weight.dtype).eps
 

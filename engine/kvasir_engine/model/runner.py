@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,9 @@ from kvasir_engine.sampling.sampler import SampleRequest, sample
 
 log = logging.getLogger("model")
 
+Quantization = Literal["none", "int8"]
+"""Of weights: int8 has a scale for each output."""
+
 
 class ModelRunner:
     """Loads the model in `folder` and computes logits.
@@ -35,7 +39,8 @@ class ModelRunner:
     With a `group` this process is one rank of several and holds its part of the weights and of the KV heads; every
     rank is given the same batches and gets the same logits. `progress` hears ("load", bytes, bytes in all).
     `deterministic`: a token's logits and KV depend on the tokens before it alone, to the last bit, not on what is
-    in the batch, nor on chunks and cached prefixes. Raises ModelError.
+    in the batch, nor on chunks and cached prefixes. `quantization` is of the layers' weights; embeddings and
+    head stay as they are. Raises ModelError.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class ModelRunner:
         attention: BackendName = "auto",
         group: Group = ALONE,
         deterministic: bool = False,
+        quantization: Quantization = "none",
         progress: Progress | None = None,
     ) -> None:
         refuse_missing(attention)
@@ -59,7 +65,10 @@ class ModelRunner:
         self.dtype = choose_dtype(dtype, self.device)
         if deterministic:
             _check_deterministic(self.device, self.dtype, group)
-        with torch.inference_mode(), cpu.only() if deterministic else nullcontext():
+        if quantization == "int8":
+            _check_int8(self.device, self.dtype, group)
+        packing = cpu.int8() if quantization == "int8" else nullcontext()
+        with torch.inference_mode(), cpu.only() if deterministic else nullcontext(), packing:
             weights = Weights(folder, self.dtype, self.device, progress, group.size)
             self._model = Decoder(self.config, weights, part, group)
             weights.close()
@@ -150,6 +159,20 @@ def _check_deterministic(device: torch.device, dtype: torch.dtype, group: Group)
         reason = unavailable_reason()
     if reason is not None:
         raise ModelError(f"deterministic mode: {reason}")
+
+
+def _check_int8(device: torch.device, dtype: torch.dtype, group: Group) -> None:
+    """Raises ModelError when no kernel here multiplies by int8 weights."""
+    if device.type != "cpu":
+        reason: str | None = f"it runs on CPUs, not on {device.type}"
+    elif dtype != torch.bfloat16:
+        reason = f"its inputs are bfloat16, not {str(dtype).removeprefix('torch.')}"
+    elif group.size > 1:
+        reason = f"it takes one rank, not {group.size}"
+    else:
+        reason = unavailable_reason()
+    if reason is not None:
+        raise ModelError(f"int8 quantization: {reason}")
 
 
 def default_kv_memory(device: torch.device, ranks: int = 1) -> int:

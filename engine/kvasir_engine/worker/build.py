@@ -13,7 +13,7 @@ from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.loader import choose_device
 from kvasir_engine.model.parallel import ALONE, shard
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.model.runner import ModelRunner, Quantization
 from kvasir_engine.model.source import resolve
 from kvasir_engine.model.threads import apart, use_own_cores
 from kvasir_engine.model.weights import weights_digest
@@ -59,6 +59,7 @@ class EngineOptions:
     kv_digests: bool = True
     check_pages: bool = False
     deterministic: bool = False
+    quantization: Quantization = "none"
     queue: QueueLimits = NO_LIMITS
 
 
@@ -67,6 +68,8 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
     refuse_missing(options.attention_backend)  # before anything is downloaded
     if options.overlap == "on" and options.tensor_parallel > 1:
         raise ModelError(f"overlap needs one rank, not {options.tensor_parallel}: the others do not sample")
+    if options.quantization != "none" and options.tensor_parallel > 1:
+        raise ModelError(f"{options.quantization} quantization: it takes one rank, not {options.tensor_parallel}")
     folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
     threads = use_own_cores(options.tensor_parallel)
@@ -83,7 +86,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
             f"the KV pool holds {pool.pages * options.page_size} tokens, fewer than the maximum length {max_length}"
         )
     fingerprint = Fingerprint(
-        model=weights_digest(folder),
+        model=weights_digest(folder) + ("" if options.quantization == "none" else f"-{options.quantization}"),
         revision=options.revision or "",
         dtype=str(runner.dtype).removeprefix("torch."),
         layout=HEADS_APART,
@@ -159,6 +162,7 @@ def _load(
         attention=options.attention_backend,
         group=group,
         deterministic=options.deterministic,
+        quantization=options.quantization,
         progress=log_progress(),
     )
     return apart(load), ranks

@@ -18,6 +18,7 @@ from kvasir_engine.transfer.fabric import FABRICS
 
 if TYPE_CHECKING:
     from kvasir_engine.attention.choose import BackendName
+    from kvasir_engine.model.runner import Quantization
     from kvasir_engine.worker.build import EngineOptions, Overlap
 
 log = logging.getLogger("worker")
@@ -64,6 +65,12 @@ Deterministic = Annotated[
     bool,
     typer.Option(
         help="the same bits for a request in any batch, on CPUs in bfloat16; slower", envvar="KVASIR_DETERMINISTIC"
+    ),
+]
+Quantized = Annotated[
+    str,
+    typer.Option(
+        help="none, or int8: of the layers' weights, a scale an output, on CPUs", envvar="KVASIR_QUANTIZATION"
     ),
 ]
 MaxWaiting = Annotated[
@@ -121,6 +128,13 @@ def overlap_named(name: str) -> "Overlap":
     return overlap
 
 
+def quantization_named(name: str) -> "Quantization":
+    """The quantization called so. Raises UserError."""
+    if name not in ("none", "int8"):
+        raise UserError(f"quantization {name!r} is none of none, int8")
+    return "int8" if name == "int8" else "none"
+
+
 def worker(
     role: Annotated[str, typer.Option(help="prefill, decode or both", envvar="KVASIR_ROLE")],
     model: Model,
@@ -142,6 +156,7 @@ def worker(
     kv_digests: Digests = True,
     check_pages: CheckPages = False,
     deterministic: Deterministic = False,
+    quantization: Quantized = "none",
     max_waiting: MaxWaiting = 1024,
     queue_seconds: QueueSeconds = 0.0,
     drain_seconds: DrainSeconds = 600.0,
@@ -172,6 +187,7 @@ def worker(
         kv_digests=kv_digests,
         check_pages=check_pages,
         deterministic=deterministic,
+        quantization=quantization_named(quantization),
         queue=QueueLimits(max_waiting, queue_seconds),
     )
     asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))
@@ -227,6 +243,7 @@ def serve(
     prefill_chunk: PrefillChunk = 512,
     check_pages: CheckPages = False,
     deterministic: Deterministic = False,
+    quantization: Quantized = "none",
     max_waiting: MaxWaiting = 1024,
     queue_seconds: QueueSeconds = 0.0,
     api_keys_file: Annotated[str, typer.Option(envvar="KVASIR_API_KEYS_FILE")] = "",
@@ -250,6 +267,7 @@ def serve(
         prefill_chunk=prefill_chunk,
         check_pages=check_pages,
         deterministic=deterministic,
+        quantization=quantization_named(quantization),
         queue=QueueLimits(max_waiting, queue_seconds),
     )
     asyncio.run(_serve(options, served_model_name or model, host, port, api_keys_file, drain_seconds))
