@@ -1,6 +1,6 @@
 """What a handoff costs: Llama-3.1-8B-shaped KV from one process to another, through kvasir's own transfer threads.
 
-    python bench/handoff.py [--rounds N] [--tokens N ...] [--fabric auto|shm|tcp] [--huge-pages] [--json]
+    python -m bench.handoff [--rounds N] [--tokens N ...] [--fabric auto|shm|tcp] [--small-pages] [--json]
 
 Two processes, real NIXL, real bytes. Per prompt length, in turn in every round: a plain NIXL copy of the same pages
 between the same two pools (one request, whole pages), the handoff with digests, and the handoff without. Then the
@@ -48,7 +48,7 @@ PAGE_BYTES = LAYERS * 2 * 8 * PAGE_TOKENS * 128 * 2
 CHUNK = 512
 """Tokens of a prefill chunk, as the worker's default."""
 LLAMA = Fingerprint("llama-3.1-8b", "", "bfloat16", "pages", PAGE_TOKENS, LAYERS, 8, 128, "rope")
-HUGE_PAGES = "KVASIR_BENCH_HUGE_PAGES"
+SMALL_PAGES = "KVASIR_BENCH_SMALL_PAGES"
 clock = time.perf_counter  # CLOCK_MONOTONIC: one clock for both processes
 
 
@@ -78,7 +78,7 @@ class Side:
 
     def __init__(self, epoch: int, pages: int) -> None:
         self.memory = mmap.mmap(-1, pages * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if HUGE_PAGES in os.environ:
+        if SMALL_PAGES not in os.environ:  # as the engine's pool
             self.memory.madvise(mmap.MADV_HUGEPAGE)
         self.pool = np.frombuffer(self.memory, np.uint8).reshape(pages, PAGE_BYTES)
         self.pool[:] = 1  # every page of memory is there before anything is measured
@@ -415,12 +415,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--pace", type=float, default=0.2, help="the held-back link's share of the plain rate")
     parser.add_argument("--fabric", choices=["auto", "shm", "tcp"], default="auto")
-    parser.add_argument("--huge-pages", action="store_true", help="both pools in huge pages (madvise)")
+    parser.add_argument("--small-pages", action="store_true", help="both pools in pages of 4 KiB")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     choose_fabric(options.fabric, cuda=False)
-    if options.huge_pages:
-        os.environ[HUGE_PAGES] = "1"  # the other process inherits it
+    if options.small_pages:
+        os.environ[SMALL_PAGES] = "1"  # the other process inherits it
     os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")  # a killed peer is an error to NIXL, and what is measured here
     logging.disable(logging.INFO)
     pages = max(options.tokens) // PAGE_TOKENS
