@@ -1,0 +1,108 @@
+"""A small model on a GPU beside the same on the CPU in float32, and steps in flight beside steps one by one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sequences import Sequences, random_tokens
+from test_gpu_launch import PROMPTS, decode_batch, generate, prompt_batch, requests
+from tiny_models import llama, mistral, runner_of
+
+from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.protocol import Sampling
+from kvasir_engine.sampling.queued import queue_sample
+from kvasir_engine.sampling.sampler import SampleRequest, sample
+
+pytestmark = pytest.mark.cuda
+
+HEADS = {
+    "hidden_size": 256,
+    "head_dim": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.06,  # with the 0.3 of other tests bfloat16 is far from float32 on any device
+}
+BACKENDS = ["torch", "flashinfer"]
+
+
+def loaded(folder: Path, attention: str, **options: object) -> ModelRunner:
+    given = {"page_size": 4, "pages": 256, **options}
+    return ModelRunner(folder, dtype="bfloat16", device="cuda", attention=attention, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("attention", BACKENDS)
+@pytest.mark.parametrize("window", [None, 24])
+def test_logits_are_those_of_the_cpu_in_float32(attention: str, window: int | None, tmp_path: Path) -> None:
+    model = llama(**HEADS) if window is None else mistral(**HEADS, sliding_window=window)
+    exact = runner_of(model, tmp_path)
+    ours = loaded(tmp_path, attention)
+    prompts = [random_tokens(count, exact.vocab, seed=count) for count in (40, 70, 21)]
+    sides = [Sequences(runner, prompts, 70) for runner in (exact, ours)]
+    for counts in ({0: 17, 1: 1}, {1: 30, 0: 1, 2: 8}, {0: 1, 1: 1, 2: 1}, {0: 1, 1: 9, 2: 1}):
+        right, got = (side.step(counts).float().cpu() for side in sides)
+        assert float((got - right).norm() / right.norm()) < 3e-2
+
+
+@pytest.mark.parametrize("attention", BACKENDS)
+def test_steps_launched_ahead_sample_the_tokens_of_steps_one_by_one(attention: str, tmp_path: Path) -> None:
+    llama(**HEADS).save_pretrained(tmp_path)
+    runner = loaded(tmp_path, attention)
+    right = generate(runner.launch, ahead=False)
+    runner.pool.tensor.zero_()
+    ours = generate(runner.launch, ahead=True)
+    assert ours == right
+    assert [len(ours[i]) for i in range(len(PROMPTS))] == [2, 3, 3]
+
+
+def test_steps_are_launched_and_tokens_sampled_without_waiting_for_the_device(tmp_path: Path) -> None:
+    llama(**HEADS).save_pretrained(tmp_path)
+    runner = loaded(tmp_path, "flashinfer")
+    logits = torch.randn(3, 151, device="cuda")
+    sampling = Sampling(9, temperature=0.7, top_p=0.9, top_k=30, min_p=0.01, logprobs=2)
+
+    def work() -> None:
+        queue_sample(logits, [SampleRequest(sampling, 5)] * 3)
+        runner.launch(prompt_batch(), [0, 1, 2], requests([0, 1, 2], 0))
+        runner.launch(decode_batch([2, 0], 0, {2: 2, 0: 0}), [0, 1], requests([2, 0], 1))
+
+    for _ in range(2):  # what is compiled or allocated at first is not what is looked at
+        work()
+        torch.cuda.synchronize()
+    torch.cuda._sleep(int(4e9))  # some seconds of the device's cycles
+    before = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    before.record()
+    work()
+    assert not before.query(), "something waited for the device"
+
+
+def test_what_a_gpu_samples_is_what_the_cpu_does() -> None:
+    logits = torch.randn(64, 5000, generator=torch.Generator().manual_seed(3)) * 4
+    kinds = [
+        Sampling(9),
+        Sampling(9, temperature=0.9, seed=1),
+        Sampling(9, temperature=0.9, top_p=0.8, seed=2),
+        Sampling(9, temperature=1.3, top_k=40, min_p=0.02, seed=3),
+    ]
+    rows = [SampleRequest(kinds[i % 4], i) for i in range(64)]
+    queued = queue_sample(logits.cuda(), rows)
+    torch.cuda.synchronize()
+    right = sample(logits, rows).tokens
+    # exp differs in its last bit between the two: a token at the edge of a draw may differ, but not many
+    assert sum(a != b for a, b in zip(queued.collect().tokens, right, strict=True)) <= 2
+
+
+def test_layers_are_told_of_when_their_kv_is_in_the_pool(tmp_path: Path) -> None:
+    llama(**HEADS).save_pretrained(tmp_path)
+    runner = loaded(tmp_path, "torch")
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    seen: list[tuple[int, bool]] = []
+
+    def on_layer(layer: int) -> None:
+        with torch.cuda.stream(side):  # as a network card would: not behind the step
+            seen.append((layer, bool(runner.pool.tensor[0, layer].any().item())))
+
+    def launch(*args: object) -> object:
+        return runner.launch(*args, on_layer)  # type: ignore[arg-type]
+
+    generate(launch, ahead=False)
+    assert seen[: runner.config.layers] == [(layer, True) for layer in range(runner.config.layers)]
