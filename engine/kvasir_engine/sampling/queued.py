@@ -96,12 +96,12 @@ def _draw(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tens
         last_kept = largest.gather(1, (top_k.long() - 1).clamp_(min=0))
         weights.masked_fill_((weights < last_kept) & (top_k > 0), 0.0)
     if any(p.top_p < 1 for p in params):
-        cut = _nucleus_cut(weights, top_p)
+        cut = nucleus_cut(weights, top_p)
         weights.masked_fill_((weights.view(torch.int32) < cut) & (top_p < 1), 0.0)
     return pick(weights, uniform)
 
 
-def _nucleus_cut(weights: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def nucleus_cut(weights: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Bits [R, 1] of the least of the fewest likeliest weights whose share of the row's sum is `shares` [R, 1]."""
     bits = weights.view(torch.int32)
     wanted = weights.sum(-1, keepdim=True, dtype=torch.float64) * shares

@@ -79,7 +79,7 @@ def _draw(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tens
         weights[limited] = _keep_top_k(weights[limited], [params[row].top_k for row in limited])
     nuclear = [row for row, p in enumerate(params) if p.top_p < 1]
     if nuclear:
-        weights[nuclear] = _keep_top_p(weights[nuclear], [params[row].top_p for row in nuclear])
+        weights[nuclear] = keep_top_p(weights[nuclear], [params[row].top_p for row in nuclear])
 
     seeds = np.array([p.seed & 0xFFFF_FFFF_FFFF_FFFF for p in params], dtype=np.uint64)
     positions = np.array([request.position for request in requests], dtype=np.uint64)
@@ -103,7 +103,7 @@ def _keep_top_k(weights: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return weights.masked_fill(weights < last_kept, 0.0)
 
 
-def _keep_top_p(weights: torch.Tensor, shares: list[float]) -> torch.Tensor:
+def keep_top_p(weights: torch.Tensor, shares: list[float]) -> torch.Tensor:
     """The fewest likeliest tokens whose share of the sum reaches `shares`."""
     wanted = weights.sum(-1, keepdim=True, dtype=torch.float64)
     wanted *= torch.tensor(shares, dtype=torch.float64, device=weights.device).unsqueeze(1)
