@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numba import carray
 
-from kvasir_engine.kernels import maths, simd, team
+from kvasir_engine.kernels import maths, simd, simd_attention, team
+from kvasir_engine.kernels.lanes import LANES
 from kvasir_engine.kernels.linear import aligned
 
 SEGMENT = 256
 """Tokens of a segment: a head's KV of them stays in a core's cache for the next sequence that has it too."""
 
-STEP = simd.LANES
+STEP = LANES
 """Tokens whose scores are one register; a page has a multiple of them."""
 
 WIDTH = 2 * STEP
@@ -32,7 +33,7 @@ LEAST = np.float32(-1e30)
 LOG2E, LN2 = 1.4426950408889634, np.float32(0.6931471805599453)
 """Scores are weighed by powers of 2."""
 
-_MIXED = np.array(simd.MIXED, dtype=np.int64)
+_MIXED = np.array(simd_attention.MIXED, dtype=np.int64)
 
 
 def _attend(arguments):  # type: ignore[no-untyped-def]
@@ -90,7 +91,7 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
                     base + table[later // page_size] * page_bytes + later % page_size * dim * 2, STEP * dim * 2
                 )
             for g in range(group):
-                simd.scores(queries + g * dim * 2, k, dim // 2, own + (g * SEGMENT + at) * 4)
+                simd_attention.scores(queries + g * dim * 2, k, dim // 2, own + (g * SEGMENT + at) * 4)
         length = (count - begin + STEP - 1) // STEP * STEP
         for g in range(group):
             scores = carray(simd.f32_at(own + g * SEGMENT * 4), (SEGMENT,))
@@ -98,10 +99,10 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
                 scores[i] = LEAST
             for i in range(count, begin + length):
                 scores[i] = LEAST
-            top = simd.largest(own + (g * SEGMENT + begin) * 4, length * 4) * scale
+            top = simd_attention.largest(own + (g * SEGMENT + begin) * 4, length * 4) * scale
             to = weights_at + (g * SEGMENT + begin) * 2
             values = carray(simd.f32_at(result + g * part_row), (dim + STEP,))
-            values[dim + 1] = simd.weigh(own + (g * SEGMENT + begin) * 4, length * 4, scale, top, to)
+            values[dim + 1] = simd_attention.weigh(own + (g * SEGMENT + begin) * 4, length * 4, scale, top, to)
             values[dim] = top
         # While V is summed up the next item's K is brought near: else memory would rest.
         asked = coming = 0
@@ -138,7 +139,7 @@ def _attend(arguments):  # type: ignore[no-untyped-def]
             for g in range(group):
                 for chunk in range(0, dim, WIDTH):
                     of = weights_at + (g * SEGMENT + at) * 2
-                    simd.mix(of, v + chunk * 2, dim * 2, result + g * part_row + chunk * 4)
+                    simd_attention.mix(of, v + chunk * 2, dim * 2, result + g * part_row + chunk * 4)
 
     team.barrier()
     pairs = sequences * kv_heads

@@ -6,8 +6,9 @@ import torch
 from numba import carray
 
 from kvasir_engine.kernels import maths, simd, team
+from kvasir_engine.kernels.lanes import LANES
 
-BLOCK = simd.LANES
+BLOCK = LANES
 """Outputs side by side in a register."""
 
 ROWS = 8

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba import carray
 
-from kvasir_engine.kernels import maths, simd, team
+from kvasir_engine.kernels import maths, simd, simd_attention, team
 from kvasir_engine.kernels.attention import LEAST, LN2, LOG2E, STEP, WIDTH
 from kvasir_engine.kernels.linear import aligned
 
@@ -134,10 +134,10 @@ def _prefill(arguments):  # type: ignore[no-untyped-def]
             for at in range(max(0, begin - first) // STEP * STEP, held, STEP):
                 token = first + at
                 k = base + table[token // page_size] * page_bytes + token % page_size * dim * 2
-                simd.pack_keys(k, dim * 2, pairs, k_at + at // STEP * keys_block)
+                simd_attention.pack_keys(k, dim * 2, pairs, k_at + at // STEP * keys_block)
                 for d in range(0, dim, WIDTH):
                     to = v_at + d // STEP * values_block + at // 2 * 64
-                    simd.pack_values(k + v_offset + d * 2, dim * 2, held - at, to, values_block)
+                    simd_attention.pack_values(k + v_offset + d * 2, dim * 2, held - at, to, values_block)
 
             for done in range(0, rows, ROWS):
                 own = min(ROWS, rows - done)
@@ -176,9 +176,9 @@ def _prefill(arguments):  # type: ignore[no-untyped-def]
                     for j in range(stop, span):
                         scores[j] = LEAST
                     bytes_seen, of = (span - hidden) * 4, scores_at + (i * KEYS + hidden) * 4
-                    top = max(tops[row], simd.largest(of, bytes_seen) * scale)
+                    top = max(tops[row], simd_attention.largest(of, bytes_seen) * scale)
                     to = weights_at + (i * KEYS + hidden) * 2
-                    total = simd.weigh(of, bytes_seen, scale, top, to)
+                    total = simd_attention.weigh(of, bytes_seen, scale, top, to)
                     if top > tops[row]:
                         factor = maths.exp((tops[row] - top) * LN2)
                         total += totals[row] * factor
