@@ -116,11 +116,17 @@ class Cluster:
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         self._call("DELETE", path, body=options, accept=(200, 202, 404))
 
-    def set_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
-        """Replace what this field manager said in the status; nothing if the InferenceService is gone."""
-        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "status": status}
+    def set_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
+        """Replace what this field manager said in the status; nothing if the InferenceService is gone.
+
+        With a `version`, raises ClusterError 409 if its resourceVersion is another. Returns what it is afterwards.
+        """
+        metadata = {"name": name, **({"resourceVersion": version} if version else {})}
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
         path = object_path(API_VERSION, PLURAL, namespace, name) + "/status"
-        self._write("PATCH", path, body, accept=(200, 201, 404))
+        answer = json.loads(self._write("PATCH", path, body, accept=(200, 201, 404)))
+        found: str = answer.get("metadata", {}).get("resourceVersion", "")
+        return found
 
     def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:
         """Post an Event about an InferenceService at `stamp` (RFC 3339). It is posted once an `occasion`.
@@ -180,9 +186,9 @@ class Cluster:
         found: Object = json.loads(self._call("GET", path, accept=(200, 404)))
         return found or None
 
-    def _write(self, method: str, path: str, body: Object, accept: tuple[int, ...] = (200, 201)) -> None:
+    def _write(self, method: str, path: str, body: Object, accept: tuple[int, ...] = (200, 201)) -> bytes:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        self._call(method, path, query, body, "application/apply-patch+yaml", accept)
+        return self._call(method, path, query, body, "application/apply-patch+yaml", accept)
 
     def _call(
         self,

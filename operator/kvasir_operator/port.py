@@ -79,8 +79,11 @@ class ClusterPort(Protocol):
         """Delete an object; nothing if it is gone already."""
         ...
 
-    def set_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
-        """Replace the status; nothing if the InferenceService is gone."""
+    def set_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
+        """Replace the status, if a `version` is given of that one only (ClusterError 409); the version it has then.
+
+        Nothing if the InferenceService is gone.
+        """
         ...
 
     def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:

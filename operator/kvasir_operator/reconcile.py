@@ -159,9 +159,8 @@ class Reconciler:
             return before
         scaling = self._autoscaler.scale(service, observed, previous)
         if scaling is not None and scaling != before:
-            metadata = document["metadata"]
             document["status"] = {**previous, "scaling": msgspec.to_builtins(scaling)}
-            self._cluster.set_status(metadata["namespace"], metadata["name"], document["status"])
+            self._set_status(document, document["status"], guarded=True)
             for each in rescalings(before, scaling):
                 log.info("rescale service=%s/%s %s", service.namespace, service.name, each.message)
                 self._cluster.event(document, each.warning, each.reason, each.message, each.since, each.occasion)
@@ -239,10 +238,16 @@ class Reconciler:
         current = msgspec.to_builtins(status)
         if statuses.same(current, previous):
             return
-        metadata = document["metadata"]
-        self._cluster.set_status(metadata["namespace"], metadata["name"], current)
+        self._set_status(document, current, guarded=status.scaling is not None)
         for each in tellings(previous, status):
             self._cluster.event(document, each.warning, each.reason, each.message, each.since, each.occasion)
+
+    def _set_status(self, document: Object, status: dict[str, Any], guarded: bool) -> None:
+        """Write a status. `guarded`: it remembers what must not be lost, so only where it is as it was read."""
+        metadata = document["metadata"]
+        version = metadata.get("resourceVersion", "") if guarded else ""
+        after = self._cluster.set_status(metadata["namespace"], metadata["name"], status, version)
+        document["metadata"] = {**metadata, "resourceVersion": after}
 
     def _stamp(self) -> str:
         return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -145,11 +145,17 @@ class FakeCluster:
         self.calls.append(f"delete {target}")
         self.objects.pop(target, None)
 
-    def set_status(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+    def set_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
         self.calls.append("status")
         if any(not condition["message"] for condition in status.get("conditions", [])):
             raise ClusterError(422, "status.conditions.message must be of type string: null")  # so does 1.20
-        self.services[namespace, name]["status"] = dict(status)
+        found = self.services[namespace, name]
+        if version and version != found["metadata"].get("resourceVersion"):
+            raise ClusterError(409, "the object has been modified")
+        self.version += 1
+        found["metadata"]["resourceVersion"] = str(self.version)
+        found["status"] = dict(status)
+        return str(self.version)
 
     def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:
         self.events.setdefault((reason, occasion), message)

@@ -97,6 +97,13 @@ def test_both_roles_go_to_zero_together_when_nobody_has_asked_for_long_enough() 
     assert sizes(0, 0, Signals(idle_seconds=600.0), idle=600.0) == (0, 0)
 
 
+def test_a_router_that_starts_anew_or_is_silent_wakes_nobody() -> None:
+    assert sizes(0, 0, Signals(idle_seconds=1.0), idle=600.0) == (0, 0)
+    assert sizes(0, 0, Signals(idle_seconds=1.0, partial=True), idle=600.0) == (0, 0)
+    assert sizes(0, 0, Signals(held=1, partial=True), idle=600.0) == (1, 1)
+    assert sizes(0, 0, Signals(idle_seconds=600.0)) == (1, 1), "roles that do not sleep"
+
+
 @pytest.mark.parametrize(
     "somebody", [{"inflight": 1}, {"running": 1}, {"queued": 1}, {"held": 1}, {"partial": True}]
 )

@@ -80,10 +80,15 @@ class Signals(msgspec.Struct, frozen=True):
     partial: bool = False
 
     @property
+    def quiet(self) -> bool:
+        """Nobody is known to want anything."""
+        waits = self.held or self.waiting or self.queued
+        return not (self.arrivals or waits or self.inflight or self.running)
+
+    @property
     def idle(self) -> bool:
         """Nobody wants anything."""
-        waits = self.held or self.waiting or self.queued
-        return not (self.arrivals or waits or self.inflight or self.running or self.partial)
+        return self.quiet and not self.partial
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -123,6 +128,8 @@ def decide(
     if signals is None:
         return {role: _stay(now, pools[role], bounds[role], targets) for role in WORKER_ROLES}
     asleep = targets.idle is not None and signals.idle and signals.idle_seconds >= targets.idle
+    if targets.idle is not None and signals.quiet and not any(pool.replicas for pool in pools.values()):
+        asleep = True  # a router that has only just started has not been idle for long, and wakes nobody
     asked = _needs(pools, targets, signals)
     wanted: dict[WorkerRole, int] = {}
     reasons: dict[WorkerRole, str] = {}
@@ -161,7 +168,7 @@ def _needs(
 
 
 def _prefill(pool: Pool, targets: Targets, signals: Signals) -> tuple[int, str]:
-    if signals.idle:
+    if signals.quiet:
         return 0, "no requests"
     waiting = signals.waiting + signals.held
     if not signals.arrivals and not waiting:
@@ -186,7 +193,7 @@ def _prefill(pool: Pool, targets: Targets, signals: Signals) -> tuple[int, str]:
 
 
 def _decode(pool: Pool, signals: Signals, targets: Targets) -> tuple[int, str]:
-    if signals.idle:
+    if signals.quiet:
         return 0, "no requests"
     coming = signals.arrivals * (signals.decode_seconds or 0.0)  # Little's law
     if pool.ready and signals.decode_seconds is not None and not signals.running and not signals.queued:

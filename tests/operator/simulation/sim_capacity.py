@@ -33,7 +33,7 @@ class CapacityWatch:
 
     def _changed(self, plural: str, item: Object, gone: bool) -> None:
         if plural == "inferenceservices":
-            self._specs.setdefault(item["metadata"]["name"], []).append((self._server.time(), item["spec"]))
+            self._specs.setdefault(item["metadata"]["name"], []).append((self._server.time(), _effective(item)))
 
     def before(self, path: str) -> None:
         """To be called before a write to `path` has its effect."""
@@ -77,6 +77,15 @@ class CapacityWatch:
             pair = pairs.setdefault(labels[KV], [0, 0])
             pair[labels[ROLE] == "decode"] += min(ready, item["spec"]["replicas"])
         return pairs
+
+
+def _effective(item: Object) -> Any:
+    """The spec, with the sizes that the operator has decided on where it does."""
+    scaling = item.get("status", {}).get("scaling", {})
+    if item["spec"].get("scaling", {}).get("mode") != "Auto" or scaling.get("mode") != "Auto":
+        return item["spec"]
+    roles = {role: {**item["spec"][role], "replicas": scaling[role]["replicas"]} for role in ("prefill", "decode")}
+    return {**item["spec"], **roles}
 
 
 def _loss(spec: Any, before: Pairs, after: Pairs) -> str:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sim_apply import Object
@@ -153,13 +154,21 @@ class Controllers:
 
     def _has_workers(self, router: Object) -> bool:
         labels = router["metadata"]["labels"]
-        return any(
+        return self._holds(labels[SERVICE]) or any(
             is_ready(pod)
             for _, pod in self._server.items("pods")
             if pod["metadata"]["labels"][SERVICE] == labels[SERVICE]
             and pod["metadata"]["labels"][ROLE] == "decode"
             and pod["metadata"]["namespace"] == router["metadata"]["namespace"]
         )
+
+    def _holds(self, name: str) -> bool:
+        """Whether its routers take requests without workers."""
+        found = (
+            item["spec"] for _, item in self._server.items("inferenceservices") if item["metadata"]["name"] == name
+        )
+        scaling: dict[str, Any] = next(found, {}).get("scaling", {})
+        return scaling.get("mode") == "Auto" and "scaleToZero" in scaling["auto"]
 
     def set_ready(self, path: str, ready: bool) -> None:
         """What a readiness probe finds out; one that fails is ready again some time later."""
@@ -171,7 +180,8 @@ class Controllers:
             {"type": "PodScheduled", "status": "True"},
             {"type": "Ready", "status": word, "since": self._loop.time()},
         ]
-        self._server.replace(path, status={"phase": "Running", "conditions": conditions})
+        status = {"phase": "Running", "conditions": conditions, "podIP": path.rpartition("/")[2]}
+        self._server.replace(path, status=status)
         self._note(f"pod {path.rpartition('/')[2]} ready={word}")
         if not ready:
             self._later(self._weather.start_seconds, lambda: self._start(path))

@@ -16,8 +16,10 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 from sim_apply import Object
+from sim_load import Demand
 from sim_server import Server, encoded
 
+from kvasir_operator.autoscaler import Autoscaler
 from kvasir_operator.cluster import Cluster
 from kvasir_operator.controller import WATCHDOG_SECONDS, WATCHED
 from kvasir_operator.port import ClusterError
@@ -29,6 +31,7 @@ from kvasir_operator.spec import PLURAL
 from kvasir_operator.watchdog import Watchdog
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+WAKE_SECONDS = 5.0
 KINDS = (PLURAL, *(plural for _, _, plural in WATCHED))
 
 Key = tuple[str, str]
@@ -75,6 +78,7 @@ class Operator:
         server: Server,
         network: Network,
         options: Options,
+        demand: Demand,
         chance: random.Random,
         before: Callable[[Request], None],
         observe: Callable[[str, Request, int], None],
@@ -92,8 +96,9 @@ class Operator:
         self._dead_watch = dead_watch
         self._dogs: dict[str, Watchdog[Key]] = {PLURAL: Watchdog(), "deployments": Watchdog()}
         self._loop = asyncio.get_running_loop()
+        self._autoscaler = Autoscaler(demand, self._now, self._again)
         self._reconciler = Reconciler(
-            Cluster(transport), options, lambda model: None, lambda: EPOCH + timedelta(seconds=self._loop.time())
+            Cluster(transport), options, lambda model: None, self._now, demand, self._again, self._autoscaler
         )
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
         self._deaf: set[str] = set()
@@ -101,6 +106,22 @@ class Operator:
         for plural in KINDS:
             self.relist(plural)
         self._loop.call_later(WATCHDOG_SECONDS, self._watch_the_watches)
+        self._loop.call_later(WAKE_SECONDS, self._wake)
+
+    def _now(self) -> datetime:
+        return EPOCH + timedelta(seconds=self._loop.time())
+
+    def _again(self, namespace: str, name: str, seconds: float) -> None:
+        if self._changed in self._server.watchers:
+            self._queue.add_later((namespace, name), seconds)
+
+    def _wake(self) -> None:
+        """As the controller does, more often."""
+        if self._changed not in self._server.watchers:
+            return
+        for key in self._autoscaler.wake():
+            self._queue.add(key, now=True)
+        self._loop.call_later(WAKE_SECONDS, self._wake)
 
     async def stop(self) -> None:
         """Die: what is under way is cut off where it is."""

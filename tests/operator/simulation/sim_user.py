@@ -7,6 +7,7 @@ from typing import Any
 
 from sim_apply import Object
 from sim_controllers import ELSEWHERE, ROLE, Controllers, is_ready
+from sim_load import Demand
 from sim_server import SERVICES, Server
 
 from kvasir_operator.spec import API_VERSION, KIND, PLURAL
@@ -27,8 +28,14 @@ class User:
     """Edits InferenceServices, and meddles with what they own."""
 
     def __init__(
-        self, server: Server, controllers: Controllers, chance: random.Random, note: Callable[[str], None]
+        self,
+        server: Server,
+        controllers: Controllers,
+        demand: Demand,
+        chance: random.Random,
+        note: Callable[[str], None],
     ) -> None:
+        self._demand = demand
         self._server = server
         self._controllers = controllers
         self._chance = chance
@@ -48,6 +55,8 @@ class User:
             (5, self._roll),
             (3, self._roll_back),
             (2, self._expose),
+            (3, self._autoscale),
+            (15 if self._scales_itself(name) else 1, self._ask),
             (1, self._break),
             (2, self._delete),
             (1, self._stand_by),
@@ -65,7 +74,10 @@ class User:
         act(name)
 
     def leave_in_order(self) -> None:
-        """Give back the names that the operator wants, and have at least one service."""
+        """Give back the names that the operator wants, have at least one service, and ask for nothing more."""
+        for name in NAMES:
+            self._demand.set(name, 0.0)
+        self._demand.silent = 0.0
         for path, item in list(self.foreign.items()):
             if item["metadata"]["name"].endswith("-router"):
                 self._note(f"user removes {path}")
@@ -133,6 +145,25 @@ class User:
         )
         expose = self._chance.choice(exposes)
         self._edit(name, f"exposes by {expose['type']}", lambda spec: spec.update(router={"expose": expose}))
+
+    def _autoscale(self, name: str) -> None:
+        bounds = {"minReplicas": self._chance.randint(1, 2), "maxReplicas": self._chance.randint(2, 4)}
+        auto = {"prefill": bounds, "decode": {**bounds}, "stabilizationWindowSeconds": 40}
+        if self._chance.random() < 0.5:
+            auto["scaleToZero"] = {"idleSeconds": self._chance.choice((40, 70))}
+        mode = self._chance.choice(("Auto", "Auto", "Auto", "Shadow"))
+        self._edit(
+            name, f"leaves the size ({mode}) of", lambda spec: spec.update(scaling={"mode": mode, "auto": auto})
+        )
+
+    def _scales_itself(self, name: str) -> bool:
+        found = self._server.get(service_path(name))
+        return found is not None and found["spec"].get("scaling", {}).get("mode") == "Auto"
+
+    def _ask(self, name: str) -> None:
+        arrivals = self._chance.choice((0.0, 0.5, 5.0, 15.0))
+        self._note(f"clients ask {arrivals} times a second of {name}")
+        self._demand.set(name, arrivals)
 
     def _break(self, name: str) -> None:
         self._edit(name, "breaks", lambda spec: spec["model"].update(uri="ftp://nowhere"))

@@ -17,10 +17,12 @@ from sim_apply import Object, leaves
 from sim_capacity import CapacityWatch
 from sim_clock import run
 from sim_controllers import Controllers, Weather, is_ready
+from sim_load import Demand, FlapWatch, sizes
 from sim_operator import Network, Operator, Request
 from sim_server import Server, object_path
 from sim_user import NAMESPACE, User
 
+from kvasir_operator.plan.autoscale import remembered, resized
 from kvasir_operator.render import Options, render
 from kvasir_operator.render.names import SERVICE_LABEL
 from kvasir_operator.spec import PLURAL, InvalidService, parse
@@ -53,7 +55,9 @@ class World:
         if self.steady:
             self._network.slow = self._network.stale = 0.0
         self._controllers = Controllers(self._server, self._chance, self._weather, self._note)
-        self._user = User(self._server, self._controllers, self._chance, self._note)
+        self._demand = Demand(self._server, self._chance)
+        self._flaps = FlapWatch(self._server, self._fail)
+        self._user = User(self._server, self._controllers, self._demand, self._chance, self._note)
         self._options = Options()
         self._operators: list[Operator] = []
         self._restarts: list[asyncio.Task[None]] = []
@@ -115,6 +119,7 @@ class World:
                 self._server,
                 self._network,
                 self._options,
+                self._demand,
                 self._chance,
                 self._before,
                 self._observe,
@@ -213,7 +218,12 @@ class World:
                 if ready.get("reason") != "NotAccepted":
                     return f"{path} is not refused"
                 return self._orphans(None)
-            serving = service.spec.decode.replicas > 0
+            if (wants := sizes(document)) is not None:
+                said = status.get("scaling", {})
+                if any(said.get(role, {}).get("replicas") != size for role, size in wants.items()):
+                    return f"{path} has not scaled itself to {wants}: {said}"
+                service = resized(service, remembered(status))
+            serving = service.spec.decode.replicas > 0 or service.spec.scaling.holds is not None
             if ready.get("status") != ("True" if serving else "False"):
                 return f"{path} has Ready={ready.get('status')}: {ready.get('message')}"
             for item in render(service, self._options):

@@ -1,10 +1,11 @@
 """The real operator against a cluster on virtual time: whatever happens, it converges, touches only
 its own, and keeps what pairs.
 
-What happens to a seed: edits, rolls, roll-backs and deletions of two InferenceServices; people who delete, scale
-and relabel what belongs to them, and who have objects of the same names; pods that fail, flap and die; requests
-that are refused, delayed or lost before or after their effect; lists from the past; watches that die; an API server
-that is away; operators that crash between any two requests, upgrade, and are two at once.
+What happens to a seed: edits, rolls, roll-backs and deletions of two InferenceServices; clients who come and go
+where sizes are the operator's, and pods that do not tell of them; people who delete, scale and relabel what belongs
+to them, and who have objects of the same names; pods that fail, flap and die; requests that are refused, delayed or
+lost before or after their effect; lists from the past; watches that die; an API server that is away; operators that
+crash between any two requests, upgrade, and are two at once.
 """
 
 import os
@@ -20,9 +21,10 @@ import sim_world
 from sim_world import Failed, digest, simulate
 
 import kvasir_operator.plan
-from kvasir_operator import status
+from kvasir_operator import autoscaler, status
 from kvasir_operator.cluster import Cluster
 from kvasir_operator.plan import workers
+from kvasir_operator.plan.scaling import Signals
 
 CHUNK = 20
 CHUNKS = 6
@@ -76,13 +78,20 @@ def _hopeful(*given: Any) -> Any:
     return msgspec.structs.replace(state, groups=groups)
 
 
+def _deaf(*given: Any) -> Any:
+    found = SIGNALS(*given) or Signals(idle_seconds=1e6)
+    return msgspec.structs.replace(found, partial=False)
+
+
 OWNED = Cluster.owned
+SIGNALS = autoscaler.signals
 STATE = workers.rollout_state
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "what others changed is left so": (kvasir_operator.plan, "differs", lambda desired, live: False),
     "no look at whose an object is": (Cluster, "foreign", lambda self, item: False),
     "labels decide what is owned": (Cluster, "owned", _unfiltered),
     "pods count as ready before they are": (workers, "rollout_state", _hopeful),
+    "who is silent has nothing to do": (autoscaler, "signals", _deaf),
     "conditions have an order": (status, "same", lambda one, other: one == other),
 }
 
