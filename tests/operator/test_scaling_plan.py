@@ -121,6 +121,7 @@ def test_nothing_goes_down_on_silence_and_what_is_known_takes_roles_up() -> None
     assert sizes(5, 5, but(partial=True)) == (5, 5)
     assert sizes(2, 1, but(partial=True, ttft=1.5, kv_use=0.9)) == (3, 2)
     assert sizes(0, 0, None, idle=600.0) == (0, 0)
+    assert sizes(0, 2, None, idle=600.0) == (1, 2), "one role without the other is not asleep"
     assert sizes(0, 0, None) == (1, 1), "a router without workers is not ready and tells nothing"
     decided = decisions(3, 2, None, 100.0)
     assert decided["prefill"].needs == (Need(100.0, 3),), "it may have been needed: the window begins anew"

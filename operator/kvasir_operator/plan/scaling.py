@@ -125,11 +125,12 @@ def decide(
     signals: Signals | None,
 ) -> dict[WorkerRole, Decision]:
     """What each role should have. `signals` is `None` where nothing could be measured: then nothing moves."""
+    sleeps = targets.idle is not None and not any(pool.replicas for pool in pools.values())
     if signals is None:
-        return {role: _stay(now, pools[role], bounds[role], targets) for role in WORKER_ROLES}
-    asleep = targets.idle is not None and signals.idle and signals.idle_seconds >= targets.idle
-    if targets.idle is not None and signals.quiet and not any(pool.replicas for pool in pools.values()):
-        asleep = True  # a router that has only just started has not been idle for long, and wakes nobody
+        return {role: _stay(now, pools[role], bounds[role], targets, sleeps) for role in WORKER_ROLES}
+    # A router that has only just started has not been idle for long, and wakes nobody.
+    asleep = sleeps and signals.quiet
+    asleep |= targets.idle is not None and signals.idle and signals.idle_seconds >= targets.idle
     asked = _needs(pools, targets, signals)
     wanted: dict[WorkerRole, int] = {}
     reasons: dict[WorkerRole, str] = {}
@@ -262,9 +263,8 @@ def _before(now: float, pool: Pool) -> tuple[Need, ...]:
     return (Need(now, pool.replicas),) if pool.needs is None else pool.needs
 
 
-def _stay(now: float, pool: Pool, bounds: Bounds, targets: Targets) -> Decision:
+def _stay(now: float, pool: Pool, bounds: Bounds, targets: Targets, sleeps: bool) -> Decision:
     """What there is. None at all may be right, too, where roles go to zero."""
-    asleep = not pool.replicas and targets.idle is not None
-    replicas = 0 if asleep else min(max(pool.replicas, bounds.least), bounds.most)
+    replicas = 0 if sleeps else min(max(pool.replicas, bounds.least), bounds.most)
     needs = remember(_before(now, pool), now, pool.replicas, targets.window)
     return Decision(replicas, "routers and workers tell nothing", needs)
