@@ -21,10 +21,9 @@ import sim_world
 from sim_world import Failed, digest, simulate
 
 import kvasir_operator.plan
-from kvasir_operator import autoscaler, status
+from kvasir_operator import status
 from kvasir_operator.cluster import Cluster
 from kvasir_operator.plan import workers
-from kvasir_operator.plan.scaling import Signals
 
 CHUNK = 20
 CHUNKS = 6
@@ -78,20 +77,13 @@ def _hopeful(*given: Any) -> Any:
     return msgspec.structs.replace(state, groups=groups)
 
 
-def _deaf(*given: Any) -> Any:
-    found = SIGNALS(*given) or Signals(idle_seconds=1e6)
-    return msgspec.structs.replace(found, partial=False)
-
-
 OWNED = Cluster.owned
-SIGNALS = autoscaler.signals
 STATE = workers.rollout_state
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "what others changed is left so": (kvasir_operator.plan, "differs", lambda desired, live: False),
     "no look at whose an object is": (Cluster, "foreign", lambda self, item: False),
     "labels decide what is owned": (Cluster, "owned", _unfiltered),
     "pods count as ready before they are": (workers, "rollout_state", _hopeful),
-    "who is silent has nothing to do": (autoscaler, "signals", _deaf),
     "conditions have an order": (status, "same", lambda one, other: one == other),
 }
 
