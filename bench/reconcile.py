@@ -1,6 +1,6 @@
 """How long the operator takes for many InferenceServices at once, on one core, and how much memory it holds.
 
-`python -m bench.operator` queues 200 services at the same moment, again and again: when they are new, when their
+`python -m bench.reconcile` queues 200 services at the same moment, again and again: when they are new, when their
 pods have become ready, when nothing has changed, and when all of them are edited. It runs the operator's own queue,
 reconcile and API client, on one core; the API server is a dictionary in the same process, whose work is counted
 too, so that of the network is what is missing. A service's latency is the time from the moment at which all were

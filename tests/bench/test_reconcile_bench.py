@@ -2,7 +2,7 @@
 
 import asyncio
 
-from bench.operator import measure, report
+from bench.reconcile import measure, report
 
 
 def test_each_occasion_is_what_it_says() -> None:
