@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from e2e import steps, tiny
@@ -110,13 +110,14 @@ class Stage:
         return found
 
     def busy(self) -> set[str]:
-        """The ready decode workers that have requests in flight, by name."""
-        found = filter(steps.ready, steps.pods(self.cluster, NAMESPACE, f"{ROLE_LABEL}=decode"))
-        said = {
-            pod["metadata"]["name"]: json.loads(steps.http(self.cluster, pod["status"]["podIP"], 8000, "/status"))
-            for pod in found
-        }
-        return {name for name, each in said.items() if each["requests"]}
+        """The ready decode workers that say that they have requests in flight, by name."""
+        busy = set()
+        for pod in filter(steps.ready, steps.pods(self.cluster, NAMESPACE, f"{ROLE_LABEL}=decode")):
+            with suppress(OSError):  # it may have ended since it was listed
+                status = json.loads(steps.http(self.cluster, pod["status"]["podIP"], 8000, "/status"))
+                if status["requests"]:
+                    busy.add(pod["metadata"]["name"])
+        return busy
 
     def on(self, node: str) -> set[str]:
         """The workers of a node that are not on their way out, by name."""

@@ -76,7 +76,13 @@ class Kvasir:
         self.file.write_text(text)
         command = [sys.executable, str(CLI), "up", "-f", str(self.file), "--port", "0", *args]
         process = subprocess.Popen(
-            command, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=self.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A shell ignores SIGINT for what it runs in the background, the tests too, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.running.append(process)
         return process
