@@ -1,6 +1,7 @@
 """The service of the rollout tests: under traffic, its worker pods followed, each window held against a bound."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -108,6 +109,11 @@ class Stage:
             if (said := f"{each['pod']}: {has}") not in self.leaving:
                 self.leaving.append(said)
         return found
+
+    def drain_told(self) -> bool:
+        """Whether the status has said that a leaving worker has requests to finish."""
+        self.service()
+        return any(re.search(r": [1-9]\d* requests", said) for said in self.leaving)
 
     def busy(self) -> set[str]:
         """The ready decode workers that say that they have requests in flight, by name."""
