@@ -96,8 +96,7 @@ class Reference:
     def agrees(self, prompt: list[int], text: str, finish: str, count: int) -> bool:
         """Whether greedy generation from `prompt` gives `text` in `count` tokens and ends for the same reason."""
         candidate = self.tokenizer.encode(text, add_special_tokens=False)
-        logits = self.logits(prompt + candidate)[len(prompt) - 1 :]
-        best = logits.argmax(-1).tolist()
+        best = self.logits(prompt + candidate, len(candidate) + 1).argmax(-1).tolist()
         stopped = best[len(candidate)] in self.eos
         if best[: len(candidate)] == candidate and len(candidate) + stopped == count:
             return finish == ("stop" if stopped else "length")
@@ -111,9 +110,10 @@ class Reference:
             out = self.model.generate(torch.tensor([prompt]), max_new_tokens=TOKENS, do_sample=False)
         return [int(token) for token in out[0, len(prompt) :]]
 
-    def logits(self, tokens: list[int]) -> torch.Tensor:
+    def logits(self, tokens: list[int], last: int) -> torch.Tensor:
+        """[last, vocab], after each of the last of `tokens`."""
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(torch.tensor([tokens])).logits[0]
+            logits: torch.Tensor = self.model(torch.tensor([tokens]), logits_to_keep=last).logits[0]
         return logits
 
 

@@ -535,10 +535,16 @@ MUTANTS = [
         "self.tree.insert(sequence.tokens[: len(pages) * self.page_size], pages,",
     ),
     Mutant(
+        "a cached last page is held though its room is needed",
+        CACHE,
+        "if match.tail_page is not None and missing > self.available:",
+        "if False:",
+    ),
+    Mutant(
         "cached pages count twice at admission",
         CACHE,
-        "        return fresh + idle, match.tokens(self.page_size)",
-        "        return fresh, match.tokens(self.page_size)",
+        "        idle = sum(self.pool.owner(page) is Owner.CACHED for page in match.pages)",
+        "        idle = 0",
     ),
     Mutant(
         "eviction makes a page too little room",

@@ -28,6 +28,7 @@ class Stream:
     id: str
     prompt: list[int]
     sampling: Sampling
+    writer: Worker  # the one that is to compute its prompt
     lease: Leased | None = None
     submitted: bool = False
     tokens: dict[int, int] = field(default_factory=dict)
@@ -59,10 +60,9 @@ class Schedules(RuleBasedStateMachine):
     # -- the router
 
     def reserve(self, prompt: list[int], count: int, threshold: int, lend_from: int | None) -> None:
-        stream = Stream(f"r{len(self.streams)}", prompt, Sampling(max_tokens=count))
+        stream = Stream(f"r{len(self.streams)}", prompt, Sampling(max_tokens=count), self.prefill)
         self.streams[stream.id] = stream
-        writer = self.prefill.endpoint
-        frame = Reserve(stream.id, prompt, stream.sampling, writer, "", threshold, lend_from)
+        frame = Reserve(stream.id, prompt, stream.sampling, self.prefill.endpoint, "", threshold, lend_from)
         self.decode.engine.reserve(ROUTER, frame)
 
     @rule(
@@ -124,6 +124,9 @@ class Schedules(RuleBasedStateMachine):
 
     def submit(self, stream: Stream) -> None:
         assert stream.lease is not None
+        if stream.writer is not self.prefill:
+            self.abort(stream)  # that worker went before the lease was granted; another has no right to it
+            return
         stream.submitted = True
         submit = Submit(stream.id, stream.prompt, stream.sampling, "", stream.lease.lease, self.decode.endpoint)
         self.prefill.engine.submit(ROUTER, submit)
@@ -281,3 +284,47 @@ class OverlappedConversations(Conversations):
 
 TestOverlappedConversations = OverlappedConversations.TestCase
 TestOverlappedConversations.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+def test_a_prompt_that_decode_computes_after_all_finds_its_pages() -> None:
+    """As a handoff it needs fewer pages: the cached one that is held while it is copied is not among them."""
+    state = Schedules()
+    state.start(prefill_pages=8, decode_pages=13)
+    state.a_request_comes(start=[], end=[0], count=1, threshold=3, lend_from=None)
+    state.a_request_comes(start=[0] * 8, end=[0] * 5, count=1, threshold=0, lend_from=None)
+    state.steps(times=2, which="decode")
+    state.a_conversation_goes_on(known=8, end=[0], count=1, lend_from=0)
+    state.a_conversation_goes_on(known=12, end=[0], count=1, lend_from=0)
+    state.steps(times=1, which="decode")
+    state.prefill_dies_and_returns()
+    state.a_request_comes(start=[], end=[0] * 5, count=1, threshold=50, lend_from=None)
+    state.steps(times=1, which="decode")
+    state.teardown()
+
+
+def test_a_prompt_as_long_as_the_pool_is_computed_again() -> None:
+    """All its pages are cached, and there is none to copy the last of them to."""
+    state = Schedules()
+    state.start(prefill_pages=8, decode_pages=8)
+    prompt = [0] * (8 * LIMITS.page_size - 1)
+    for _ in range(2):
+        state.reserve(prompt, 1, 1000, None)
+        state.settle()
+    assert [list(each.tokens.values()) for each in state.streams.values()] == [reference(prompt, 1)] * 2
+    state.teardown()
+
+
+def test_a_prompt_waits_until_there_is_room_for_what_is_cached_of_it_too() -> None:
+    state = Schedules()
+    state.start(prefill_pages=8, decode_pages=8)
+    page = LIMITS.page_size
+    state.reserve([0] * (4 * page), 1, 1000, None)
+    state.settle()  # four pages are cached
+    state.reserve([1] * (3 * page), 5, 1000, None)
+    state.steps(times=2, which="decode")  # and four are held
+    state.reserve([0] * (6 * page), 1, 1000, None)
+    state.steps(times=1, which="decode")
+    assert len(state.decode.engine.waiting) == 1
+    state.settle()
+    state.teardown()
+    assert all(stream.finished for stream in state.streams.values())

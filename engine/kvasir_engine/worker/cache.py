@@ -32,9 +32,11 @@ class Cache:
         idle = sum(self.pool.owner(page) is Owner.CACHED for page in match.pages)
         if sequence.remote:
             return fresh + idle, len(match.pages) * self.page_size
-        if match.tail_page is not None:  # held while it is copied
-            idle += self.pool.owner(match.tail_page) is Owner.CACHED
-        return fresh + idle, match.tokens(self.page_size)
+        # A last page that is held while it is copied: without it where there is no room for both.
+        tail = match.tail_page is not None and self.pool.owner(match.tail_page) is Owner.CACHED
+        if fresh + idle + tail > self.available:
+            return fresh + idle, len(match.pages) * self.page_size
+        return fresh + idle + tail, match.tokens(self.page_size)
 
     def releasable(self, sequence: Sequence) -> int:
         """Pages that nobody but `sequence` holds."""
@@ -50,7 +52,11 @@ class Cache:
         """Give `sequence` pages for all its tokens, reusing what is cached; the last token is always computed."""
         match = self.tree.match(sequence.tokens[:-1], sequence.salt)
         self.tree.acquire(match)
-        fresh = self._take(self.pages_for(len(sequence.tokens)) - len(match.pages))
+        missing = self.pages_for(len(sequence.tokens)) - len(match.pages)
+        if match.tail_page is not None and missing > self.available:
+            self.tree.release([match.tail_page])  # its room is needed: what it has is computed again
+            match = Match(match.pages)
+        fresh = self._take(missing)
         sequence.pages = [*match.pages, *fresh]
         if match.tail_page is not None:
             self.pool.hold(match.pages)

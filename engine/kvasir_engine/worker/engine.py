@@ -248,8 +248,11 @@ class Engine:
                 self.requests.tell(job, Leased(sequence.id, lease))
                 faults.hit("decode.leased")
                 return
+            # Computed here after all. It was planned as a handoff, with other pages and no chunk: so plan again.
             sequence.remote = False
             self.requests.tell(job, Leased(sequence.id))
+            self.waiting.add(sequence)
+            return
         self.cache.admit(sequence)
         self._count_prompt(job)
         self.requests.run(sequence)
