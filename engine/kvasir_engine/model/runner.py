@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -27,6 +27,7 @@ from kvasir_engine.sampling.sampler import SampleRequest, sample
 log = logging.getLogger("model")
 
 Quantization = Literal["none", "int8"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 """Of weights: int8 has a scale for each output."""
 
 

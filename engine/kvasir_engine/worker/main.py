@@ -5,9 +5,10 @@ Imports of torch and NIXL wait until a command runs, so that `kvasir --help` is 
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -17,9 +18,9 @@ from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.transfer.fabric import FABRICS
 
 if TYPE_CHECKING:
-    from kvasir_engine.attention.choose import BackendName
-    from kvasir_engine.model.runner import Quantization
-    from kvasir_engine.worker.build import EngineOptions, Overlap
+    from kvasir_engine.worker.build import EngineOptions
+
+Named = TypeVar("Named", bound=str)
 
 log = logging.getLogger("worker")
 
@@ -108,31 +109,13 @@ def bytes_of(quantity: str) -> int:
     return int(value)
 
 
-def backend_named(name: str) -> "BackendName":
-    """The attention backend called so. Raises UserError."""
-    from kvasir_engine.attention.choose import BACKENDS
-
-    backend = next((known for known in BACKENDS if known == name), None)
-    if backend is None:
-        raise UserError(f"attention backend {name!r} is none of {', '.join(BACKENDS)}")
-    return backend
-
-
-def overlap_named(name: str) -> "Overlap":
-    """One of auto, on and off. Raises UserError."""
-    from kvasir_engine.worker.build import OVERLAPS
-
-    overlap = next((known for known in OVERLAPS if known == name), None)
-    if overlap is None:
-        raise UserError(f"overlap {name!r} is none of {', '.join(OVERLAPS)}")
-    return overlap
-
-
-def quantization_named(name: str) -> "Quantization":
-    """The quantization called so. Raises UserError."""
-    if name not in ("none", "int8"):
-        raise UserError(f"quantization {name!r} is none of none, int8")
-    return "int8" if name == "int8" else "none"
+def one_of(what: str, name: str, known: Iterable[Named]) -> Named:
+    """The one called so. Raises UserError, which says what there is."""
+    choices = list(known)
+    found = next((each for each in choices if each == name), None)
+    if found is None:
+        raise UserError(f"{what} {name!r} is none of {', '.join(choices)}")
+    return found
 
 
 def worker(
@@ -162,21 +145,19 @@ def worker(
     drain_seconds: DrainSeconds = 600.0,
 ) -> None:
     """One worker: computes prompts (prefill), generates (decode), or both."""
-    from kvasir_engine.worker.build import EngineOptions
+    from kvasir_engine.attention.choose import BACKENDS
+    from kvasir_engine.model.runner import QUANTIZATIONS
+    from kvasir_engine.worker.build import OVERLAPS, EngineOptions
 
-    chosen = next((known for known in ROLES if known == role), None)
-    if chosen is None:
-        raise UserError(f"role {role!r} is none of {', '.join(ROLES)}")
-    over = next((known for known in FABRICS if known == fabric), None)
-    if over is None:
-        raise UserError(f"fabric {fabric!r} is none of {', '.join(FABRICS)}")
+    chosen = one_of("role", role, ROLES)
+    over = one_of("fabric", fabric, FABRICS)
     options = EngineOptions(
         model=model,
         revision=revision or None,
         dtype=dtype,
         device=device,
-        attention_backend=backend_named(attention_backend),
-        overlap=overlap_named(overlap),
+        attention_backend=one_of("attention backend", attention_backend, BACKENDS),
+        overlap=one_of("overlap", overlap, OVERLAPS),
         tensor_parallel=tensor_parallel,
         max_length=max_length,
         page_size=page_size,
@@ -187,7 +168,7 @@ def worker(
         kv_digests=kv_digests,
         check_pages=check_pages,
         deterministic=deterministic,
-        quantization=quantization_named(quantization),
+        quantization=one_of("quantization", quantization, QUANTIZATIONS),
         queue=QueueLimits(max_waiting, queue_seconds),
     )
     asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))
@@ -250,15 +231,17 @@ def serve(
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
     """The OpenAI API over one engine, in one process."""
-    from kvasir_engine.worker.build import EngineOptions
+    from kvasir_engine.attention.choose import BACKENDS
+    from kvasir_engine.model.runner import QUANTIZATIONS
+    from kvasir_engine.worker.build import OVERLAPS, EngineOptions
 
     options = EngineOptions(
         model=model,
         revision=revision or None,
         dtype=dtype,
         device=device,
-        attention_backend=backend_named(attention_backend),
-        overlap=overlap_named(overlap),
+        attention_backend=one_of("attention backend", attention_backend, BACKENDS),
+        overlap=one_of("overlap", overlap, OVERLAPS),
         tensor_parallel=tensor_parallel,
         max_length=max_length,
         page_size=page_size,
@@ -267,7 +250,7 @@ def serve(
         prefill_chunk=prefill_chunk,
         check_pages=check_pages,
         deterministic=deterministic,
-        quantization=quantization_named(quantization),
+        quantization=one_of("quantization", quantization, QUANTIZATIONS),
         queue=QueueLimits(max_waiting, queue_seconds),
     )
     asyncio.run(_serve(options, served_model_name or model, host, port, api_keys_file, drain_seconds))
