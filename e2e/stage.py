@@ -20,7 +20,7 @@ NAMESPACE = "rollout"
 NAME = "tiny"
 READY_SECONDS = 120
 ROLLED_SECONDS = 120
-PATIENCE = 60.0  # a router notices within 30 seconds that a worker has fallen silent
+PATIENCE = 60.0  # a router notices within 15 seconds that a worker has fallen silent
 CLIENTS = 2
 # Longer than the least that is sent to prefill, and of different first tokens, so that each is routed by itself.
 PROMPTS = [[seed + 3 * i % 200 for i in range(90)] for seed in (5, 17, 31, 47)]

@@ -35,14 +35,15 @@ from kvasir_engine.protocol import (
     encode,
 )
 from kvasir_engine.router.prefix import PrefixIndex
+from kvasir_engine.silence import notice_silence
 
 log = logging.getLogger("router")
 
 State = Literal["connecting", "ready", "draining", "refused"]
 
 HELLO_SECONDS = 10.0
-PING_SECONDS = 10.0
-PONG_SECONDS = 20.0
+PING_SECONDS = 5.0
+PONG_SECONDS = 10.0  # for a process that hangs; a machine that falls silent is noticed sooner
 FIRST_BACKOFF = 0.1
 MOST_BACKOFF = 0.5  # a worker serves as soon as it is ready: the one that it replaces may be about to leave
 REFUSED_BACKOFF = 2.0
@@ -156,6 +157,7 @@ class WorkerConnection:
                     ping_timeout=PONG_SECONDS,
                     close_timeout=1,
                 ) as socket:
+                    notice_silence(socket.transport.get_extra_info("socket"))
                     await self._greet(socket)
                     backoff = FIRST_BACKOFF
                     await self._exchange(socket)

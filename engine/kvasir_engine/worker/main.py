@@ -177,6 +177,7 @@ def worker(
 async def _worker(options: "EngineOptions", role: Role, name: str, host: str, port: int, drain: float) -> None:
     from kvasir_engine.api.leaving import Leaving
     from kvasir_engine.api.server import check_port, listen, serve
+    from kvasir_engine.silence import notice_silence
     from kvasir_engine.worker.build import build
     from kvasir_engine.worker.server import WorkerServer
 
@@ -198,6 +199,7 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
     server.show_status(leaving)
     try:
         sock = listen(host, port)
+        notice_silence(sock)  # requests of a router whose machine is lost are aborted
         log.info("serving role=%s address=%s:%d", role, *sock.getsockname()[:2])
         await serve(server.app, sock, leaving)
     finally:
