@@ -258,8 +258,9 @@ class Bench:
     def grant(self, remote: list[int], digests: bool = True) -> Lease:
         self.leases += 1
         endpoint = self.side.handoffs[digests].endpoint
-        lease = Lease(self.leases, endpoint.epoch, remote, 0, 60.0)
-        self.side.handoffs[digests].grant(lease, self.endpoints[digests])
+        to = self.endpoints[digests]
+        lease = Lease(self.leases, endpoint.epoch, remote, 0, 60.0, to.agent, to.epoch)
+        self.side.handoffs[digests].grant(lease, to)
         return lease
 
     def handoff(self, local: list[int], remote: list[int], digests: bool = True, **how: Any) -> tuple[float, Any]:

@@ -9,7 +9,8 @@ from typing import Literal
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
+"""2: a lease names its writer."""
 WORKER_PATH = "/v1/worker"
 
 Role = Literal["prefill", "decode", "both"]
@@ -215,8 +216,9 @@ class Lease(msgspec.Struct, frozen=True):
     """The right of one writer to write some pages of one decode worker.
 
     `pages[i]` is to hold tokens `first + i * page_size` on, with the decode worker's page size, of which `first` is
-    a multiple. The writer stops posting `seconds` after it got the lease, by its own clock. `loan`: pages before
-    these that it may read first.
+    a multiple. The writer stops posting `seconds` after it got the lease, by its own clock. It is the worker with
+    the agent `writer` in the life `writer_epoch`; any other refuses the lease. `loan`: pages before these that it
+    may read first.
     """
 
     id: int
@@ -224,7 +226,16 @@ class Lease(msgspec.Struct, frozen=True):
     pages: list[int]
     first: int
     seconds: float
+    writer: str
+    writer_epoch: int
     loan: Loan | None = None
+
+    def not_for(self, worker: Endpoint) -> str | None:
+        """Why `worker` may not write under this lease; None if it was granted to it, in this life."""
+        if (self.writer, self.writer_epoch) == (worker.agent, worker.epoch):
+            return None
+        granted = f"{self.writer} in epoch {self.writer_epoch}"
+        return f"the lease was granted to {granted}, this is {worker.agent} in epoch {worker.epoch}"
 
 
 class Leased(Frame, frozen=True):

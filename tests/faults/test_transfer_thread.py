@@ -65,7 +65,7 @@ def test_a_death_under_several_writes_fails_the_lease_once_and_not_the_thread(la
     agent, events = DyingPeers(), queue.Queue[Event]()
     handoff = Handoff(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
     handoff.start()
-    key = handoff.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0))
+    key = handoff.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1))
     for layer in range(layers):
         handoff.push(key, writer.Push((1,), (4,), layer))
         assert agent.written.get(timeout=10) == layer

@@ -27,7 +27,7 @@ PAGES, RADIX, HASHING = "kv/pages.py", "kv/radix.py", "kv/hashing.py"
 HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/digest.py"
 ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
 PARTS, LAYOUT = "transfer/parts.py", "transfer/layout.py"
-READBACK, READS = "worker/readback.py", "transfer/reads.py"
+READBACK, READS, PROTOCOL = "worker/readback.py", "transfer/reads.py", "protocol.py"
 PUSHES, LEASES, FLIGHT = "worker/pushes.py", "worker/leases.py", "worker/flight.py"
 
 MUTANTS = [
@@ -640,6 +640,14 @@ MUTANTS = [
         CACHE,
         "            self.tree.release(pages)\n            raise\n",
         "            raise\n",
+    ),
+    Mutant("a reader does not ask whether its lender lives", WRITER, "if lease.reading}", "if lease is None}"),
+    Mutant("a lease of another worker is taken", PUSHES, "if stranger is not None:", "if stranger == 0:"),
+    Mutant(
+        "a lease of an earlier life is taken",
+        PROTOCOL,
+        "if (self.writer, self.writer_epoch) == (worker.agent, worker.epoch):",
+        "if self.writer == worker.agent:",
     ),
     Mutant("a read is announced as a write", WRITER, "if not lease.reading:", "if lease:"),
     Mutant(

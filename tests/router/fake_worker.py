@@ -194,7 +194,9 @@ class FakeWorker:
             await socket.send(encode(Leased(frame.id)))
         else:
             lease = next(self.fabric.leases)
-            await socket.send(encode(Leased(frame.id, Lease(lease, self.epoch, [0], 0, 5.0))))
+            writer = frame.writer
+            granted = Lease(lease, self.epoch, [0], 0, 5.0, writer.agent, writer.epoch)
+            await socket.send(encode(Leased(frame.id, granted)))
             self.hook("leased", 0)
             await self.fabric.written(lease).wait()
         await self._generate(socket, frame)

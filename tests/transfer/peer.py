@@ -10,7 +10,7 @@ import numpy as np
 
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Loan, Region
 from kvasir_engine.transfer.agent import Agent
-from kvasir_engine.transfer.commands import Read
+from kvasir_engine.transfer.commands import Lend, Read
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.handoff import Handoff
 from kvasir_engine.transfer.messages import Complete, Stopped
@@ -72,6 +72,8 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool)
             case ("read", Endpoint() as to, Loan() as loan):
                 side.handoff.command(Read(to, loan))
                 key = to.agent, loan.id
+            case ("lend", Loan() as loan, Endpoint() as to):
+                side.handoff.command(Lend(loan, to))
             case ("look", list() as pages):
                 pipe.send([set(side.pool[page].tolist()) for page in pages])
             case ("event",):
@@ -100,6 +102,9 @@ class Peer:
 
     def read(self, to: Endpoint, loan: Loan) -> None:
         self._pipe.send(("read", to, loan))
+
+    def lend(self, loan: Loan, to: Endpoint) -> None:
+        self._pipe.send(("lend", loan, to))
 
     def look(self, pages: list[int]) -> list[set[int]]:
         """The bytes that occur in each of these pages."""

@@ -36,7 +36,7 @@ def peer() -> Iterator[Peer]:
 
 
 def lease_of(id_: int, pages: list[int], seconds: float = 60.0) -> Lease:
-    return Lease(id_, HOLDER_EPOCH, pages, 0, seconds)
+    return Lease(id_, HOLDER_EPOCH, pages, 0, seconds, "kvasir-11", 0x11)
 
 
 def complete(lease: Lease) -> Complete:

@@ -57,7 +57,7 @@ class Leases(RuleBasedStateMachine):
                 case holder.Reclaimed(lease, proof, _, code):
                     self.gets_back(lease, proof)
                     assert (code == "kv_digest_mismatch") <= (lease in self.corrupt)
-                case holder.Verify(lease, pages, _, digests):
+                case holder.Verify(lease, agent, pages, _, digests):
                     assert len(pages) == len(digests)
                     self.holder.verified(lease, agent, 0 if lease in self.corrupt else len(pages))
 
@@ -407,6 +407,18 @@ def test_the_writers_clock_alone_ends_a_lease() -> None:
     machine = opened(5.0)
     assert kinds(machine.tick(4.9)) == []
     assert kinds(machine.tick(5.0)) == ["Failed", "Stopped"]
+
+
+def test_a_lender_is_pinged_while_it_is_read_from_and_a_holder_that_is_written_to_is_not() -> None:
+    machine = opened()
+    assert list(machine.open(("lender", 2), EPOCH, 9.0, reading=True)) == []
+    assert list(machine.open(("lender", 3), EPOCH, 9.0, reading=True)) == []
+    for quarter in range(1, 4):
+        now = quarter * writer.PING_INTERVAL
+        assert list(machine.tick(now)) == [writer.Tell("lender", Ping(0, EPOCH))]
+        assert list(machine.tick(now + 0.01)) == []
+    assert kinds(machine.died("lender")) == ["Failed", "Failed"]
+    assert list(machine.tick(5.0)) == []
 
 
 def test_a_release_for_another_life_of_the_holder_stops_nothing() -> None:

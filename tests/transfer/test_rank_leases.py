@@ -207,7 +207,9 @@ class Leases(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([3.0, SECONDS]))
     def a_lease_is_granted(self, seconds: float) -> None:
-        lease = Lease(len(self.granted), self.decode[0].endpoint.epoch, [0, 1], 0, seconds)
+        to = self.prefill[0].endpoint
+        epoch = self.decode[0].endpoint.epoch
+        lease = Lease(len(self.granted), epoch, [0, 1], 0, seconds, to.agent, to.epoch)
         self.granted[lease.id] = lease
         self.holders.grant(lease, self.prefill[0].endpoint, 0)
 
@@ -361,7 +363,7 @@ def test_a_loan_is_read_by_every_rank_that_lacks_it_and_a_lease_written_by_those
     world = Leases()
     world.start((4, 1))  # two heads: of two ranks of the writer that have one, one writes it
     to = world.decode[0].endpoint
-    loan, lease = Loan(1, to.epoch, [0], 0, SECONDS), Lease(2, to.epoch, [0], 0, SECONDS)
+    loan, lease = Loan(1, to.epoch, [0], 0, SECONDS), Lease(2, to.epoch, [0], 0, SECONDS, "w", 1)
     for key, ranks in [(world.writers.read(to, loan), [0, 1, 2, 3]), (world.writers.open(to, lease), [0, 2])]:
         failed = writer.Failed(key, "withdrawn")
         ends = [world.writers.received(rank, failed) for rank in ranks]

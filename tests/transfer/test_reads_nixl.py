@@ -7,8 +7,9 @@ from peer import SPOILED, Peer, Side
 
 from kvasir_engine.protocol import Loan
 from kvasir_engine.transfer import holder, writer
-from kvasir_engine.transfer.commands import Lend
+from kvasir_engine.transfer.commands import Lend, Read
 from kvasir_engine.transfer.messages import Stopped
+from kvasir_engine.transfer.writer import Push
 
 pytestmark = pytest.mark.dataplane
 
@@ -89,3 +90,17 @@ def test_the_death_of_a_reader_ends_its_loan(side: Side, reader: Peer) -> None:
     assert isinstance(reader.event(), writer.Done)
     reader.kill()
     assert side.wait(holder.Reclaimed).proof == "writer_died"
+
+
+def test_the_death_of_a_lender_that_has_said_nothing_yet_ends_the_read_long_before_the_loan(side: Side) -> None:
+    lender, loans = Peer(0x22), [Loan(id_, 0x22, [3], 0, 3600.0) for id_ in (5, 6)]
+    lender.lend(loans[0], side.endpoint)  # and never the other
+    for loan, page in zip(loans, (21, 20), strict=True):
+        side.handoff.command(Read(lender.endpoint, loan))
+        side.handoff.push((lender.endpoint.agent, loan.id), Push((page,), (3,)))
+    side.wait(writer.Done)
+    assert (side.pool[21] == 3).all()
+    lender.kill()
+    failed = [side.wait(writer.Failed) for _ in loans]
+    assert {each.reason for each in failed} == {"the decode worker died"}
+    assert (side.pool[20] == 120).all()

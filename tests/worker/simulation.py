@@ -242,9 +242,10 @@ class Network:
     def inbox(self, agent: str) -> deque[tuple[str, messages.AnyMessage]]:
         return self._inboxes.setdefault(agent, deque())
 
-    def kill(self, worker: Worker) -> None:
-        """The process is gone, with its writes and what it had not sent."""
+    def kill(self, worker: Worker, seen: bool = True) -> None:
+        """The process is gone, with its writes and what it had not sent. Not `seen`: until it is told something."""
         del self.workers[worker.endpoint.agent]
         self._inboxes.pop(worker.endpoint.agent, None)
         for other in self.workers.values():
-            other.peer_died(worker.endpoint.agent)
+            if seen:
+                other.peer_died(worker.endpoint.agent)

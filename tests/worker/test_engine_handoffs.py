@@ -5,10 +5,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 from pair import OTHER, PROMPT, ROUTER, Pair
+from simulation import Worker
 from toy import reference
 
 from kvasir_engine.kv.pages import Owner
-from kvasir_engine.protocol import Lease
+from kvasir_engine.protocol import Delta, Lease
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer import messages
 
@@ -179,6 +180,8 @@ def test_the_end_of_one_router_is_not_anothers(pair: Pair) -> None:
 SPOIL: list[tuple[str, Callable[[Lease], Lease]]] = [
     ("a page too few", lambda lease: msgspec.structs.replace(lease, pages=lease.pages[1:])),
     ("a page too many", lambda lease: msgspec.structs.replace(lease, pages=[*lease.pages, 9])),
+    ("another worker's", lambda lease: msgspec.structs.replace(lease, writer="p-9")),
+    ("of another life of this worker", lambda lease: msgspec.structs.replace(lease, writer_epoch=0)),
     ("a beginning within a page", lambda lease: msgspec.structs.replace(lease, first=2)),
 ]
 
@@ -192,3 +195,20 @@ def test_a_lease_that_does_not_fit_the_prompt_is_refused(
     pair.frames(pair.prefill)
     assert pair.failures == {"r": ["bad_lease"]}
     assert not pair.prefill.engine.jobs
+
+
+def test_a_lease_of_an_earlier_life_of_prefill_is_refused_by_name_and_its_pages_come_back(pair: Pair) -> None:
+    before, lease = pair.prefill, pair.lease("r", PROMPT)
+    assert (lease.writer, lease.writer_epoch) == (before.endpoint.agent, before.endpoint.epoch)
+    pair.network.kill(before, seen=False)
+    pair.prefill = Worker(pair.network, "prefill", "p", 12, pair.prefill.engine.limits)
+    pair.submit("r", PROMPT, lease)
+    (refused,) = [frame.failure for frame in pair.frames(pair.prefill) if isinstance(frame, Delta)]
+    assert refused is not None
+    now = pair.prefill.endpoint
+    why = f"granted to {lease.writer} in epoch {lease.writer_epoch}, this is {now.agent} in epoch {now.epoch}"
+    assert (refused.code, refused.message) == ("bad_lease", f"the lease was {why}")
+    assert not pair.prefill.engine.owing
+    pair.decode.engine.abort(ROUTER, "r")
+    pair.run()
+    assert pair.at_rest()

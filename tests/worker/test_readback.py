@@ -9,6 +9,7 @@ from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Delta, Lease, Leased, Reserve, Sampling, Submit
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer import messages
+from kvasir_engine.transfer.writer import PING_INTERVAL
 from kvasir_engine.worker.readback import LOAN_SECONDS
 
 LIMITS = Limits(tokens=64, running=4, page_size=4)
@@ -210,6 +211,23 @@ def test_a_death_at_either_end_loses_no_page_of_the_other(when: str, victim: str
     talk.run()
     assert talk.at_rest()
     assert talk.failures == ["handoff_failed"]
+
+
+def test_a_lender_that_dies_before_it_says_what_it_lends_is_not_waited_for() -> None:
+    talk = Talk()
+    lease = talk.reserve("two", talk.turn2, lend_from=8)
+    talk.submit("two", talk.turn2, lease)
+    talk.prefill.obey()
+    talk.network.kill(talk.decode, seen=False)  # no router notices either
+    talk.prefill.obey()
+    assert not len(talk.prefill.engine.waiting)
+    talk.network.now += PING_INTERVAL
+    talk.prefill.tick()
+    talk.prefill.learn()
+    assert talk.prefill.engine.readback.stats.outcomes == {"failed": 1}
+    talk.run()
+    assert talk.failures == ["handoff_failed"], "decode was to have the prompt as well"
+    assert talk.at_rest()
 
 
 def test_a_read_that_ends_after_the_loan_counts_for_nothing() -> None:

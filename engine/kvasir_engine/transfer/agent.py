@@ -209,6 +209,10 @@ class Agent:
             raise PeerDied(agent) from error
         return bool(transfer.state == "DONE")
 
+    def knows(self, agent: str) -> bool:
+        """Whether `notify` reaches the peer, as far as is known."""
+        return agent in self._met
+
     def notify(self, agent: str, message: bytes) -> None:
         """Send a notification of its own. Raises PeerDied."""
         if agent not in self._met:

@@ -213,7 +213,8 @@ class Carrier:
                         log.warning("cannot answer agent=%s reason=%s", agent, error)
                 return self._writer.released(agent, message, now)
             case Ping(lease, epoch):
-                return self._send(agent, Pong(lease, epoch))
+                # A writer that the prompt has not reached yet does not know who pings it.
+                return self._send(agent, Pong(lease, epoch)) if self._agent.knows(agent) else []
             case Pong():
                 return []
             case Lent(lease, _, blocks, digests):

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from kvasir_engine.transfer.messages import Complete, Release, Stopped
+from kvasir_engine.transfer.messages import Complete, Ping, Release, Stopped
 
 TOMBSTONES = 65536
+PING_INTERVAL = 0.25
 WINDOW = 8
 """Most writes of a lease under way at once."""
 PIECES = 256
@@ -85,7 +86,7 @@ class Tell:
     """Send `message` to the peer `agent`."""
 
     agent: str
-    message: Stopped | Complete
+    message: Stopped | Complete | Ping
 
 
 Effect = Post | Announce | Done | Failed | Tell
@@ -119,6 +120,7 @@ class Writer:
         self._layers = layers
         self._leases: dict[Key, _Lease] = {}
         self._ended: OrderedDict[tuple[str, int, int], str] = OrderedDict()
+        self._pinged: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -185,12 +187,23 @@ class Writer:
         gone = [key for key in self._leases if key[0] == agent]
         for key in gone:
             self._bury(key, self._leases[key], "the decode worker died")
+        self._pinged.pop(agent, None)
         return [Failed(key, "the decode worker died") for key in gone]
 
     def tick(self, now: float) -> Iterable[Effect]:
-        """Time passed: leases past their deadline stop, whatever the holder thinks."""
+        """Time passed: leases past their deadline stop, whatever the holder thinks. Lenders are pinged.
+
+        A reader waits for its lender's word before it reads: the lender's death, which is seen when it is told
+        something, must not have to wait for the deadline.
+        """
         late = [k for k, lease in self._leases.items() if now >= lease.deadline and not lease.stopping]
-        return [effect for key in late for effect in self.withdraw(key, "the lease expired", now)]
+        effects = [effect for key in late for effect in self.withdraw(key, "the lease expired", now)]
+        lenders = {agent: lease.epoch for (agent, _), lease in self._leases.items() if lease.reading}
+        for agent, epoch in lenders.items():
+            if now >= self._pinged.get(agent, 0.0) + PING_INTERVAL:
+                self._pinged[agent] = now
+                effects.append(Tell(agent, Ping(0, epoch)))
+        return effects
 
     def _advance(self, key: Key, lease: _Lease, now: float) -> list[Effect]:
         if not lease.stopping and now >= lease.deadline:

@@ -53,7 +53,16 @@ class Leases:
             cached = job.sequence.pages
             loan = self._readback.lend(self._handoff, job.writer, cached, job.lend_from, self._ids, self._epoch)
             job.loan = None if loan is None else loan.id
-        lease = Lease(lease_id, self._epoch, job.leased, job.sequence.computed, LEASE_SECONDS, loan)
+        lease = Lease(
+            id=lease_id,
+            epoch=self._epoch,
+            pages=job.leased,
+            first=job.sequence.computed,
+            seconds=LEASE_SECONDS,
+            writer=job.writer.agent,
+            writer_epoch=job.writer.epoch,
+            loan=loan,
+        )
         job.lease = lease
         self.open[lease.id] = job
         self._handoff.grant(lease, job.writer, len(job.sequence.tokens) - lease.first)

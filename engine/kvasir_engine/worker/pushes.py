@@ -36,6 +36,9 @@ class Pushes:
     def begin(self, job: Job, to: Endpoint, lease: Lease) -> str | None:
         """Write the KV of a job's prompt under `lease`. What is wrong with the lease, or None."""
         assert self._handoff is not None
+        stranger = lease.not_for(self._handoff.endpoint)
+        if stranger is not None:
+            return stranger
         tokens = len(job.sequence.tokens)
         page_size, theirs = self._cache.page_size, to.fingerprint.page_size
         pages = -(-tokens // theirs) - lease.first // theirs
