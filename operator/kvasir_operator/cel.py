@@ -33,8 +33,12 @@ _AWAKE = (
 
 _WORKERS = (
     (
-        "self.device != 'cuda' || self.tensorParallel <= 8",
-        "tensorParallel: a worker is one pod on one node, which has 8 GPUs; several nodes are not supported",
+        "self.tensorParallel % self.nodes == 0",
+        "nodes: tensorParallel must be a multiple of it",
+    ),
+    (
+        "self.device != 'cuda' || self.tensorParallel <= 8 * self.nodes",
+        "tensorParallel: a node has 8 GPUs; divide the worker among more nodes",
     ),
     (_asks_no_gpu("requests"), "resources.requests: a role with device cpu asks for no GPU"),
     (_asks_no_gpu("limits"), "resources.limits: a role with device cpu asks for no GPU"),

@@ -10,6 +10,7 @@ from kvasir_engine.model.uri import parse as parse_uri
 from kvasir_operator.fingerprint import unpaired
 from kvasir_operator.overlay import LISTS_BY_KEY
 from kvasir_operator.schema import Invalid, join
+from kvasir_operator.spec.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
 from kvasir_operator.validate_scaling import scaling_problems
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 GPU = "nvidia.com/gpu"
 GPUS_OF_A_NODE = 8
-OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/")
+OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/", "leaderworkerset.sigs.k8s.io/")
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
@@ -34,6 +35,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     yield from _model(spec.model)
     for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
         yield from _workers(workers, f"spec.{role}")
+    yield from _groups(service)
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)
     yield from _rollout(spec.rollout)
@@ -96,11 +98,14 @@ def _source(model: "Model", uri: ModelURI) -> Iterator[Invalid]:
 
 
 def _workers(workers: "Workers", path: str) -> Iterator[Invalid]:
-    if workers.device == "cuda" and workers.tensor_parallel > GPUS_OF_A_NODE:
+    if workers.tensor_parallel % workers.nodes:
+        yield Invalid(f"{path}.nodes", f"{workers.nodes} does not divide tensorParallel, {workers.tensor_parallel}")
+    elif workers.device == "cuda" and workers.ranks_per_pod > GPUS_OF_A_NODE:
+        of_each = f" / nodes {workers.nodes}" if workers.nodes > 1 else ""
         yield Invalid(
             f"{path}.tensorParallel",
-            f"{workers.tensor_parallel} GPUs are more than the {GPUS_OF_A_NODE} of a node: a worker is one pod, "
-            "and one over several nodes is not supported",
+            f"{workers.tensor_parallel}{of_each} GPUs are more than the {GPUS_OF_A_NODE} of a node: divide the "
+            "worker among more nodes",
         )
     for field in ("requests", "limits"):
         amounts: dict[str, int | str] = getattr(workers.resources, field)
@@ -109,11 +114,39 @@ def _workers(workers: "Workers", path: str) -> Iterator[Invalid]:
             continue
         if workers.device == "cpu":
             yield Invalid(where, "a role with device cpu asks for no GPU")
-        elif str(amounts[GPU]) != str(workers.tensor_parallel):
-            yield Invalid(
-                where, f"must equal tensorParallel, {workers.tensor_parallel}, or be left out; is {amounts[GPU]}"
-            )
+        elif str(amounts[GPU]) != str(workers.ranks_per_pod):
+            whose = "tensorParallel" if workers.nodes == 1 else "tensorParallel / nodes"
+            yield Invalid(where, f"must equal {whose}, {workers.ranks_per_pod}, or be left out; is {amounts[GPU]}")
     yield from template_problems(workers.template, f"{path}.template")
+
+
+def _groups(service: "InferenceService") -> Iterator[Invalid]:
+    """Problems of workers over several nodes."""
+    spec = service.spec
+    for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
+        if workers.nodes == 1:
+            continue
+        if spec.transfer.fabric == "shm":
+            yield Invalid(f"spec.{role}.nodes", "fabric shm keeps all workers on one node")
+        if len(service.name) > GROUPED_NAME_LENGTH:
+            yield Invalid(
+                "metadata.name",
+                f"may have at most {GROUPED_NAME_LENGTH} characters with {role}.nodes above 1: the StatefulSets of "
+                "LeaderWorkerSets are named after it",
+            )
+
+
+def api_problems(service: "InferenceService", groups_served: bool) -> list[Invalid]:
+    """What a service asks of its cluster that is not there. `groups_served`: LeaderWorkerSet is installed."""
+    spec = service.spec
+    return [
+        Invalid(
+            f"spec.{role}.nodes",
+            f"{workers.nodes} takes {SET_API_VERSION}, which this cluster does not serve: install {SET_KIND}",
+        )
+        for role, workers in (("prefill", spec.prefill), ("decode", spec.decode))
+        if workers.nodes > 1 and not groups_served
+    ]
 
 
 def template_problems(template: Mapping[str, Any], path: str) -> Iterator[Invalid]:

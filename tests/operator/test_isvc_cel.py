@@ -63,6 +63,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": {"uri": "file:///m", "cache": {"hostPath": "/d"}}}, "spec.model: cache"),
     ({"model": {**HF, "cache": {"hostPath": "/d", "claimName": "c"}}}, "spec.model.cache: has both"),
     ({"model": HF, "prefill": {"tensorParallel": 16}}, "spec.prefill: tensorParallel"),
+    ({"model": HF, "prefill": {"tensorParallel": 32, "nodes": 2}}, "spec.prefill: tensorParallel: a node has 8"),
+    ({"model": HF, "decode": {"tensorParallel": 4, "nodes": 3}}, "spec.decode: nodes: tensorParallel must be"),
     (
         {"model": HF, "decode": {"device": "cpu", "resources": {"limits": {"nvidia.com/gpu": 1}}}},
         "spec.decode: resources.limits",
@@ -124,7 +126,8 @@ WORKERS = st.fixed_dictionaries(
     {},
     optional={
         "device": st.sampled_from(["cpu", "cuda"]),
-        "tensorParallel": st.sampled_from([1, 8, 9]),
+        "tensorParallel": st.sampled_from([1, 8, 9, 16, 18]),
+        "nodes": st.sampled_from([1, 2, 3]),
         "resources": st.fixed_dictionaries(
             {}, optional={"limits": st.dictionaries(st.sampled_from(["nvidia.com/gpu", "memory"]), st.just(1))}
         ),

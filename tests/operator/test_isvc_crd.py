@@ -70,7 +70,13 @@ def test_the_servers_defaults_are_the_operators() -> None:
     stored = document()
     stored["spec"] = with_defaults(SCHEMA["properties"]["spec"], stored["spec"])
     assert parse(stored) == parse(document())
-    assert stored["spec"]["decode"] == {"replicas": 1, "tensorParallel": 1, "device": "cuda", "resources": {}}
+    assert stored["spec"]["decode"] == {
+        "replicas": 1,
+        "tensorParallel": 1,
+        "nodes": 1,
+        "device": "cuda",
+        "resources": {},
+    }
 
 
 SCALARS = st.one_of(

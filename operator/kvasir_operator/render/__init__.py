@@ -4,6 +4,7 @@ Names, labels, ports, flags and volumes are those of docs/architecture.md. Nothi
 an environment, so the same service and options always give the same objects.
 """
 
+from kvasir_operator.render.groups import worker_sets
 from kvasir_operator.render.guards import accounts, budgets
 from kvasir_operator.render.monitoring import pod_monitor
 from kvasir_operator.render.names import Object
@@ -14,7 +15,7 @@ from kvasir_operator.render.preload import preload_job
 from kvasir_operator.render.router import router_deployment
 from kvasir_operator.render.scale import inference_roles
 from kvasir_operator.render.workers import worker_deployment
-from kvasir_operator.spec import WORKER_ROLES, InferenceService
+from kvasir_operator.spec import WORKER_ROLES, InferenceService, WorkerRole
 
 __all__ = ["Discovery", "Object", "Options", "PodWatch", "Static", "render"]
 
@@ -25,8 +26,14 @@ def render(service: InferenceService, options: Options) -> list[Object]:
         *(_around(service, options) if options.in_cluster else ()),
         router_deployment(service, options),
         *network(service),
-        *(worker_deployment(service, role, options) for role in WORKER_ROLES),
+        *(item for role in WORKER_ROLES for item in _workers(service, role, options)),
     ]
+
+
+def _workers(service: InferenceService, role: WorkerRole, options: Options) -> list[Object]:
+    if service.spec.workers(role).nodes > 1:
+        return worker_sets(service, role, options)
+    return [worker_deployment(service, role, options)]
 
 
 def _around(service: InferenceService, options: Options) -> list[Object]:

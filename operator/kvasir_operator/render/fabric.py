@@ -5,9 +5,9 @@ from kvasir_operator.spec import InferenceService, Workers
 
 
 def rdma_requests(service: InferenceService, workers: Workers) -> dict[str, str]:
-    """The RDMA devices that a worker asks for: one a rank where the spec names the resource."""
+    """The RDMA devices that a worker's pod asks for: one a rank of the pod where the spec names the resource."""
     resource = service.spec.transfer.rdma_resource
-    return {resource: str(workers.tensor_parallel)} if resource else {}
+    return {resource: str(workers.ranks_per_pod)} if resource else {}
 
 
 def share_node(service: InferenceService, spec: Object) -> None:

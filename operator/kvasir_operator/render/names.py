@@ -15,6 +15,10 @@ SERVICE_LABEL = f"{GROUP}/inferenceservice"
 ROLE_LABEL = f"{GROUP}/role"
 REVISION_LABEL = f"{GROUP}/revision"
 KV_LABEL = f"{GROUP}/kv"
+# What LeaderWorkerSet labels every pod of a group with: its set, and its place in the group, "0" for the leader.
+SET_LABEL = "leaderworkerset.sigs.k8s.io/name"
+INDEX_LABEL = "leaderworkerset.sigs.k8s.io/worker-index"
+LEADER_INDEX = "0"
 # "true" on an InferenceService: nothing of it is changed; its status is still written.
 PAUSED = f"{GROUP}/paused"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "kvasir-operator"}
@@ -62,6 +66,11 @@ def role_name(service: InferenceService, role: Role) -> str:
 def worker_name(service: InferenceService, role: WorkerRole, revision: str) -> str:
     """The name of the Deployment of `role` at `revision`."""
     return f"{service.name}-{role}-{revision}"
+
+
+def set_name(service: InferenceService, role: WorkerRole, revision: str, number: int) -> str:
+    """The name of the LeaderWorkerSet of one worker over several nodes."""
+    return f"{worker_name(service, role, revision)}-{number}"
 
 
 def metadata(service: InferenceService, name: str, own_labels: Mapping[str, str]) -> Object:

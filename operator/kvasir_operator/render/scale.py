@@ -1,7 +1,13 @@
 """The InferenceRoles: the sizes of roles as objects with /scale, where the spec leaves them to others."""
 
-from kvasir_operator.render.names import Object, labels, metadata, role_name, selector
-from kvasir_operator.spec import API_VERSION, ROLE_KIND, WORKER_ROLES, InferenceService
+from kvasir_operator.render.names import INDEX_LABEL, LEADER_INDEX, Object, labels, metadata, role_name, selector
+from kvasir_operator.spec import API_VERSION, ROLE_KIND, WORKER_ROLES, InferenceService, WorkerRole
+
+
+def _counted(service: InferenceService, role: WorkerRole) -> dict[str, str]:
+    """The labels of one pod a worker, as an autoscaler divides by how many pods it finds."""
+    grouped = service.spec.workers(role).nodes > 1
+    return {**selector(service, role), **({INDEX_LABEL: LEADER_INDEX} if grouped else {})}
 
 
 def inference_roles(service: InferenceService) -> list[Object]:
@@ -13,7 +19,7 @@ def inference_roles(service: InferenceService) -> list[Object]:
             "apiVersion": API_VERSION,
             "kind": ROLE_KIND,
             "metadata": metadata(service, role_name(service, role), labels(service, role)),
-            "spec": {"selector": ",".join(f"{key}={value}" for key, value in selector(service, role).items())},
+            "spec": {"selector": ",".join(f"{key}={value}" for key, value in _counted(service, role).items())},
         }
         for role in WORKER_ROLES
     ]

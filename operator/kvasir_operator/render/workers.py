@@ -1,4 +1,6 @@
-"""The worker Deployments: one a role and a revision."""
+"""The worker Deployments: one a role and a revision. Workers over several nodes are in `groups.py`."""
+
+from collections.abc import Sequence
 
 from kvasir_engine.transfer.fabric import fabric_env
 from kvasir_operator.fingerprint import fingerprint
@@ -58,6 +60,13 @@ def worker_deployment(service: InferenceService, role: WorkerRole, options: Opti
 
 def worker_template(service: InferenceService, role: WorkerRole, options: Options) -> Object:
     """The pod template of `role` without its revision, the spec's overlay applied."""
+    return overlay(rendered_template(service, role, options), service.spec.workers(role).template)
+
+
+def rendered_template(
+    service: InferenceService, role: WorkerRole, options: Options, more_args: Sequence[str] = ()
+) -> Object:
+    """The pod template of `role` before the spec's overlay. `more_args`: further flags of the worker."""
     workers, transfer = service.spec.workers(role), service.spec.transfer
     args = [
         "worker",
@@ -73,6 +82,7 @@ def worker_template(service: InferenceService, role: WorkerRole, options: Option
         "--fabric",
         transfer.fabric,
         *drain_args(service),
+        *more_args,
     ]
     main = container(
         options.engine_image,
@@ -85,7 +95,7 @@ def worker_template(service: InferenceService, role: WorkerRole, options: Option
         share_node(service, spec)
     else:
         main["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
-        size = f"{SHM_PER_RANK_MI * workers.tensor_parallel}Mi"
+        size = f"{SHM_PER_RANK_MI * workers.ranks_per_pod}Mi"
         spec["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
     if rdma_requests(service, workers):
         # Registering memory with an RDMA device pins it.
@@ -93,12 +103,12 @@ def worker_template(service: InferenceService, role: WorkerRole, options: Option
     if workers.device == "cuda":
         _place_on_h100(workers, spec)
     pair(service, spec)
-    metadata = {"labels": labels(service, role), "annotations": SCRAPE_ANNOTATIONS}
-    return overlay({"metadata": metadata, "spec": spec}, workers.template)
+    metadata = {"labels": labels(service, role), "annotations": dict(SCRAPE_ANNOTATIONS)}
+    return {"metadata": metadata, "spec": spec}
 
 
 def _resources(service: InferenceService, workers: Workers) -> Object:
-    ranks = workers.tensor_parallel
+    ranks = workers.ranks_per_pod
     limits: dict[str, int | str] = dict(rdma_requests(service, workers))
     if workers.device == "cuda":
         requests: dict[str, int | str] = {

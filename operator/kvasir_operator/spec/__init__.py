@@ -12,6 +12,9 @@ from kvasir_operator.spec.kinds import (
     PLURAL,
     ROLE_KIND,
     ROLE_PLURAL,
+    SET_API_VERSION,
+    SET_KIND,
+    SET_PLURAL,
     VERSION,
 )
 from kvasir_operator.spec.model import Model
@@ -29,6 +32,9 @@ __all__ = [
     "PLURAL",
     "ROLE_KIND",
     "ROLE_PLURAL",
+    "SET_API_VERSION",
+    "SET_KIND",
+    "SET_PLURAL",
     "VERSION",
     "WORKER_ROLES",
     "Expose",

@@ -24,6 +24,15 @@ class Workers(Part, frozen=True):
     tensor_parallel: Annotated[
         int, count("GPUs a worker splits the model over. It must divide the model's KV heads.", 1, 64)
     ] = 1
+    nodes: Annotated[
+        int,
+        count(
+            "Pods that a worker is divided among, each with tensorParallel/nodes of its GPUs. Above 1 a worker is "
+            "a group of a LeaderWorkerSet, which has to be installed.",
+            1,
+            64,
+        ),
+    ] = 1
     device: Annotated[Device, about("cuda: NVIDIA GPUs. cpu: no GPU, on any node.")] = "cuda"
     resources: Annotated[
         Resources,
@@ -38,6 +47,11 @@ class Workers(Part, frozen=True):
             "or nodeAffinity, also an empty one, takes the place of the affinity to H100 nodes."
         ),
     ] = {}
+
+    @property
+    def ranks_per_pod(self) -> int:
+        """The ranks, and so the GPUs, of each of a worker's pods."""
+        return self.tensor_parallel // self.nodes
 
 
 class Transfer(Part, frozen=True):
