@@ -97,6 +97,14 @@ def test_both_roles_go_to_zero_together_when_nobody_has_asked_for_long_enough() 
     assert sizes(0, 0, Signals(idle_seconds=600.0), idle=600.0) == (0, 0)
 
 
+def test_neither_role_has_fewer_than_its_least_while_the_window_keeps_the_other_from_zero() -> None:
+    """Or it would go up to its least when a router starts anew, and down to zero shortly after."""
+    pools: dict[WorkerRole, Pool] = {"prefill": Pool(2, 2, ()), "decode": Pool(4, 4, (Need(4),))}
+    bounds: dict[WorkerRole, Bounds] = {role: Bounds(3, 5) for role in WORKER_ROLES}
+    decided = decide(0.0, pools, bounds, msgspec.structs.replace(TARGETS, idle=600.0), Signals(idle_seconds=600.0))
+    assert {role: each.replicas for role, each in decided.items()} == {"prefill": 3, "decode": 4}
+
+
 def test_a_router_that_starts_anew_or_is_silent_wakes_nobody() -> None:
     assert sizes(0, 0, Signals(idle_seconds=1.0), idle=600.0) == (0, 0)
     assert sizes(0, 0, Signals(idle_seconds=1.0, partial=True), idle=600.0) == (0, 0)
@@ -124,7 +132,7 @@ def test_nothing_goes_down_on_silence_and_what_is_known_takes_roles_up() -> None
     assert sizes(0, 2, None, idle=600.0) == (1, 2), "one role without the other is not asleep"
     assert sizes(0, 0, None) == (1, 1), "a router without workers is not ready and tells nothing"
     decided = decisions(3, 2, None, 100.0)
-    assert decided["prefill"].needs == (Need(100.0, 3),), "it may have been needed: the window begins anew"
+    assert decided["prefill"].needs == (Need(3),), "it may have been needed: the window begins anew"
 
 
 def test_a_role_of_which_little_is_asked_shrinks_though_nothing_runs_at_the_moment() -> None:
@@ -210,14 +218,24 @@ def test_no_load_makes_a_role_go_down_within_a_window_of_going_up(
 
 @given(st.lists(st.tuples(st.integers(0, 10), st.floats(0, 200)), min_size=1), st.floats(1, 500))
 def test_what_is_remembered_tells_the_most_of_the_window(load: list[tuple[int, float]], window: float) -> None:
-    now, needs, all_needs = 0.0, (), []
-    for replicas, seconds in load:
+    """What was measured holds until the next measurement."""
+    now, needs, ended = 0.0, (), []
+    for n, (replicas, seconds) in enumerate(load):
         now += seconds
+        if n:
+            ended.append((now, load[n - 1][0]))
         needs = remember(needs, now, replicas, window)
-        all_needs.append((now, replicas))
-        assert max(each.replicas for each in needs) == max(
-            n for at, n in all_needs if now - at < window or at == now
-        )
+        lately = (before for end, before in ended if now - end < window)
+        assert max(each.replicas for each in needs) == max(replicas, *lately, 0)
+
+
+def test_what_is_remembered_stays_the_same_while_as_much_is_needed() -> None:
+    needs = remember((), 0.0, 4, 300.0)
+    assert [remember(needs, now, 4, 300.0) for now in (15.0, 400.0)] == [needs, needs]
+    needs = remember(needs, 500.0, 2, 300.0)
+    assert needs == (Need(4, 500.0), Need(2)), "until now, as far as is known"
+    assert remember(needs, 799.0, 2, 300.0) == needs
+    assert remember(needs, 800.0, 2, 300.0) == (Need(2),)
 
 
 HPAS = (("busy", 0.5, 90.0), ("busy", 0.65, 120.0), ("queue", 1.0, 90.0))

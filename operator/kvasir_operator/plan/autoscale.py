@@ -2,8 +2,8 @@
 
 All that a decision depends on beside the load is in the status, so an operator that starts anew goes on where
 another ended: the last size of each role with its reason, and what each needed within the window. A status must
-not change with every measurement, so the time until which a role needed workers is rounded up, and what the bounds
-keep in any case is not remembered.
+not change with every measurement: what a role needs has no time until it needs less, and what the bounds keep in
+any case is not remembered.
 """
 
 import math
@@ -21,19 +21,17 @@ from kvasir_operator.spec.scaling import AutoScaling
 
 # How often the load is looked at.
 PERIOD_SECONDS = 15.0
-# Of a window, the parts to which a time is rounded up.
-WINDOW_PARTS = 10
 
 
 def _about(text: str) -> Meta:
     return Meta(extra_json_schema={"description": text})
 
 
-class Needed(msgspec.Struct, frozen=True, rename="camel"):
+class Needed(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """So many workers were needed until then."""
 
     replicas: Annotated[int, _about("Number of workers.")]
-    until: Annotated[str, _about("The time until which they were needed, rounded up.")]
+    until: Annotated[str, _about("The time until which they were needed; absent while they are.")] = ""
 
 
 class RoleScaling(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -65,7 +63,7 @@ def remembered(status: Mapping[str, Any]) -> ScalingStatus | None:
         found = msgspec.convert(status.get("scaling"), ScalingStatus)
         for role in WORKER_ROLES:
             for each in found.role(role).needed:
-                _seconds(each.until)
+                _need(each)
     except ValueError:  # also msgspec's
         return None
     return found
@@ -89,9 +87,8 @@ def rescaled(
     targets = _targets(scaling.auto)
     pools = {role: _pool(service, observed, before, role) for role in WORKER_ROLES}
     decided = decide(now.timestamp(), pools, bounds, targets, signals)
-    step = math.ceil(targets.window / WINDOW_PARTS)
     roles = {
-        role: _told(decided[role], pools[role], bounds[role], before.role(role) if before else None, now, step)
+        role: _told(decided[role], pools[role], bounds[role], before.role(role) if before else None, now)
         for role in WORKER_ROLES
     }
     return ScalingStatus(mode, roles["prefill"], roles["decode"])
@@ -145,15 +142,13 @@ def _pool(service: InferenceService, observed: Observed, before: ScalingStatus |
             replicas = sum(each.wanted for each in deployments)
     needs = None
     if before is not None:
-        needs = tuple(Need(_seconds(each.until), each.replicas) for each in before.role(role).needed)
+        needs = tuple(map(_need, before.role(role).needed))
     return Pool(replicas, ready, needs)
 
 
-def _told(
-    decision: Decision, pool: Pool, bounds: Bounds, before: RoleScaling | None, now: datetime, step: int
-) -> RoleScaling:
+def _told(decision: Decision, pool: Pool, bounds: Bounds, before: RoleScaling | None, now: datetime) -> RoleScaling:
     needed = [
-        Needed(need.replicas, stamp(math.ceil(need.at / step) * step))
+        Needed(need.replicas, stamp(math.ceil(need.until)) if need.until is not None else "")
         for need in decision.needs
         if need.replicas > bounds.least
     ]
@@ -169,5 +164,9 @@ def stamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _seconds(text: str) -> float:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+def _need(needed: Needed) -> Need:
+    """Raises ValueError where the time is none."""
+    if not needed.until:
+        return Need(needed.replicas)
+    until = datetime.strptime(needed.until, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    return Need(needed.replicas, until.timestamp())

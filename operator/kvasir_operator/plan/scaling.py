@@ -92,10 +92,10 @@ class Signals(msgspec.Struct, frozen=True):
 
 
 class Need(msgspec.Struct, frozen=True):
-    """At `at` (seconds of any clock) `replicas` were needed."""
+    """`replicas` were needed until `until` (seconds of any clock), or still are where it is `None`."""
 
-    at: float
     replicas: int
+    until: float | None = None
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -132,30 +132,41 @@ def decide(
     asleep = sleeps and signals.quiet
     asleep |= targets.idle is not None and signals.idle and signals.idle_seconds >= targets.idle
     asked = _needs(pools, targets, signals)
-    wanted: dict[WorkerRole, int] = {}
+    sizes: dict[WorkerRole, int] = {}
     reasons: dict[WorkerRole, str] = {}
     kept: dict[WorkerRole, tuple[Need, ...]] = {}
     for role in WORKER_ROLES:
         pool, (need, why) = pools[role], asked[role]
         need = min(need, bounds[role].most)
-        kept[role] = remember(_before(now, pool), now, need, targets.window)
-        size, reasons[role] = _held(pool, need, why, kept[role], now, targets.window)
+        kept[role] = remember(_before(pool), now, need, targets.window)
+        sizes[role], reasons[role] = _held(pool, need, why, kept[role], now, targets.window)
         if signals.partial:
-            size = max(size, pool.replicas)
-        wanted[role] = min(max(size, 0 if asleep else bounds[role].least), bounds[role].most)
+            sizes[role] = max(sizes[role], pool.replicas)
+    # Both or none: while the window keeps workers of one role, neither has fewer than its least.
+    asleep &= not any(sizes.values())
+    wanted = {
+        role: min(max(sizes[role], 0 if asleep else bounds[role].least), bounds[role].most) for role in WORKER_ROLES
+    }
     _pair(wanted, reasons, bounds)
     _fit(wanted, reasons, {role: asked[role][0] for role in WORKER_ROLES}, bounds, targets.gpus)
     return {role: Decision(wanted[role], reasons[role], kept[role]) for role in WORKER_ROLES}
 
 
 def remember(needs: tuple[Need, ...], now: float, replicas: int, window: float) -> tuple[Need, ...]:
-    """The needs of the last `window` seconds from which their maximum can always be told: each later one is less.
+    """What is needed now, after what more than that was needed within the last `window` seconds, the most first.
 
-    So there are never more than there are sizes of the pool.
+    So there are never more than there are sizes of the pool, and nothing changes while the need does not.
     """
-    # What was needed until just now counts from now: it is `window` seconds from its end that it is forgotten.
-    recent = [each for each in needs if now - each.at < window and each.replicas > replicas]
-    return (*recent, Need(now, replicas))
+    recent = [
+        Need(each.replicas, _end(each, now))
+        for each in needs
+        if each.replicas > replicas and now - _end(each, now) < window
+    ]
+    return (*recent, Need(replicas))
+
+
+def _end(need: Need, now: float) -> float:
+    return now if need.until is None else need.until
 
 
 def _needs(
@@ -222,7 +233,7 @@ def _held(pool: Pool, need: int, why: str, needs: tuple[Need, ...], now: float, 
     most = max(needs, key=lambda each: each.replicas)
     if most.replicas > need:
         keeps = min(most.replicas, pool.replicas)
-        left = window - (now - most.at)
+        left = window - (now - _end(most, now))
         return keeps, f"{need} would do ({why}); {keeps} for {left:.0f} s more"
     return need, why
 
@@ -258,13 +269,13 @@ def _fit(
         reasons[role] = f"{needs[role]} are needed, the budget is {budget} GPUs"
 
 
-def _before(now: float, pool: Pool) -> tuple[Need, ...]:
+def _before(pool: Pool) -> tuple[Need, ...]:
     """What was needed; of a time of which nothing is known, what there is may have been."""
-    return (Need(now, pool.replicas),) if pool.needs is None else pool.needs
+    return (Need(pool.replicas),) if pool.needs is None else pool.needs
 
 
 def _stay(now: float, pool: Pool, bounds: Bounds, targets: Targets, sleeps: bool) -> Decision:
     """What there is. None at all may be right, too, where roles go to zero."""
     replicas = 0 if sleeps else min(max(pool.replicas, bounds.least), bounds.most)
-    needs = remember(_before(now, pool), now, pool.replicas, targets.window)
+    needs = remember(_before(pool), now, pool.replicas, targets.window)
     return Decision(replicas, "routers and workers tell nothing", needs)
