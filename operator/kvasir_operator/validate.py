@@ -8,9 +8,9 @@ import msgspec
 from kvasir_engine.model.uri import ClaimURI, FileURI, HubURI, ModelURI, ModelURIError
 from kvasir_engine.model.uri import parse as parse_uri
 from kvasir_operator.fingerprint import unpaired
+from kvasir_operator.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
 from kvasir_operator.overlay import LISTS_BY_KEY
 from kvasir_operator.schema import Invalid, join
-from kvasir_operator.spec.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
 from kvasir_operator.validate_scaling import scaling_problems
 
 if TYPE_CHECKING:

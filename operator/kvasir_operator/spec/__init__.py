@@ -4,7 +4,7 @@ What a field means stands in its description, which `kubectl explain` shows. A d
 Checks that a schema cannot express are in `validate.py`.
 """
 
-from kvasir_operator.spec.kinds import (
+from kvasir_operator.kinds import (
     API_VERSION,
     GROUP,
     KIND,

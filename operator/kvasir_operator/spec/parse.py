@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from kvasir_operator.kinds import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN
 from kvasir_operator.schema import Invalid, Schema, problems, structural
-from kvasir_operator.spec.kinds import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN
 from kvasir_operator.spec.service import InferenceService, Spec
 from kvasir_operator.validate import semantic_problems
 
