@@ -124,12 +124,13 @@ def status(
         return
     from rich.console import Console
 
-    from kvasir_operator.local.view import table
+    from kvasir_operator.local.view import sizes, table
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    console.print(f"{run.name}  {run.url}  {'ready' if run.ready else 'not ready'}", soft_wrap=True)
+    word = "ready" if run.ready else "not ready"
+    console.print(f"{run.name}  {run.url}  {word}  {sizes(run)}".rstrip(), soft_wrap=True)
     console.print(table(run))
 
 

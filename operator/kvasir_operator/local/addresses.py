@@ -96,6 +96,13 @@ def _own_ports(count: int) -> list[Address]:
             sock.close()
 
 
+def free_port() -> int:
+    """A port that nobody listens on, at whatever address of this machine."""
+    with _bound("", 0) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
 def front(port: int) -> socket.socket:
     """The bound, not yet listening socket of the endpoint; 0 takes any free port. Raises LocalError."""
     try:

@@ -1,12 +1,13 @@
-"""PURE: an InferenceService and addresses in, the pods of a local run out."""
+"""An InferenceService and addresses in, the pods of a local run out."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvasir_operator.local.addresses import Address
+from kvasir_operator.local.addresses import Address, free_port
 from kvasir_operator.local.machine import Machine
+from kvasir_operator.pods import groups
 from kvasir_operator.render import Options, Static, render
 from kvasir_operator.render.names import ROLE_LABEL
 from kvasir_operator.render.pod import CONTAINER, PORT
@@ -20,49 +21,110 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class LocalPod:
-    """One pod of a run, with the address at which it listens."""
+    """One pod of a run, with the address at which it listens.
+
+    `group`: its leader's name, where it is one of several pods of a worker; else empty.
+    """
 
     name: str
     role: str
     address: Address
     pod: Object
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class _Pod:
+    """A rendered pod before it has an address."""
+
+    role: str
+    group: str
+    pod: Object
+
+    @property
+    def name(self) -> str:
+        return str(self.pod["metadata"]["name"])
+
+    @property
+    def serves(self) -> bool:
+        """Whether routers send it requests: of a group only the leader."""
+        return self.role != "router" and self.group in ("", self.name)
 
 
 def count(service: InferenceService) -> int:
     """How many pods `service` has."""
-    return sum(service.spec.workers(role).replicas for role in WORKER_ROLES) + service.spec.router.replicas
+    return len(_rendered(service, ()))
 
 
 def pods(service: InferenceService, addresses: Sequence[Address], machine: Machine) -> list[LocalPod]:
-    """The rendered pods, workers first, with what a scheduler and a kubelet add: name, address and GPUs."""
-    workers = sum(service.spec.workers(role).replicas for role in WORKER_ROLES)
-    urls = tuple(f"http://{address}" for address in addresses[:workers])
-    objects = render(service, Options(engine_image=ENGINE_IMAGE, discovery=Static(urls)))
-    deployments = {o["metadata"]["labels"][ROLE_LABEL]: o for o in objects if o["kind"] == "Deployment"}
-    found: list[LocalPod] = []
+    """The rendered pods, workers first, with what a scheduler and a kubelet add: name, address and GPUs.
+
+    Workers over several pods come as LeaderWorkerSet's controller would make them.
+    """
+    places = zip(_rendered(service, ()), addresses, strict=False)
+    urls = tuple(f"http://{address}" for pod, address in places if pod.serves)
+    rendered = _rendered(service, urls)
+    at = {each.name: address for each, address in zip(rendered, addresses, strict=False)}
     gpus = list(machine.gpus)
-    for role in (*WORKER_ROLES, "router"):
-        deployment = deployments[role]
-        for index in range(deployment["spec"]["replicas"]):
-            address = addresses[len(found)]
-            name = f"{deployment['metadata']['name']}-{index}"
-            found.append(LocalPod(name, role, address, _pod(deployment, name, address, gpus)))
-    for each in found[:workers]:
-        _share_cores(each.pod, max(1, machine.cores // workers))
-    return found
+    ranks = {name: free_port() for name in sorted({each.group for each in rendered} - {""})}
+    for each in rendered:
+        for container in each.pod["spec"]["containers"]:
+            if container["name"] == CONTAINER:
+                _listen(container, at[each.name])
+                _take_gpus(container, gpus)
+        if each.group:
+            _meet(each.pod, at[each.group], ranks[each.group])
+    workers = [each for each in rendered if each.role != "router"]
+    for each in workers:
+        _share_cores(each.pod, max(1, machine.cores // len(workers)))
+    return [LocalPod(each.name, each.role, at[each.name], each.pod, each.group) for each in rendered]
 
 
-def _pod(deployment: Object, name: str, address: Address, gpus: list[str]) -> Object:
-    template = copy.deepcopy(deployment["spec"]["template"])
-    metadata = {**template.get("metadata", {}), "name": name, "namespace": deployment["metadata"]["namespace"]}
-    for container in template["spec"]["containers"]:
-        if container["name"] == CONTAINER:
-            _listen(container, address)
-            asked = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
-            if asked:
-                _set(container, "CUDA_VISIBLE_DEVICES", ",".join(gpus[:asked]))
-                del gpus[:asked]
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+def _rendered(service: InferenceService, urls: tuple[str, ...]) -> list[_Pod]:
+    """The pods of what is rendered, workers first."""
+    objects = render(service, Options(engine_image=ENGINE_IMAGE, discovery=Static(urls)))
+    return [
+        pod
+        for role in (*WORKER_ROLES, "router")
+        for item in objects
+        if item["metadata"]["labels"].get(ROLE_LABEL) == role
+        for pod in _pods_of(item, role)
+    ]
+
+
+def _pods_of(item: Object, role: str) -> Iterator[_Pod]:
+    if item["kind"] == "Deployment":
+        for index in range(item["spec"]["replicas"]):
+            template = copy.deepcopy(item["spec"]["template"])
+            own = {"name": f"{item['metadata']['name']}-{index}", "namespace": item["metadata"]["namespace"]}
+            template["metadata"] = {**template.get("metadata", {}), **own}
+            yield _Pod(role, "", {"apiVersion": "v1", "kind": "Pod", **template})
+    elif item["kind"] == groups.KIND:
+        for number in range(groups.replicas(item)):
+            for pod in groups.pods(item, number):
+                yield _Pod(role, groups.leader_name(item, number), pod)
+
+
+def _take_gpus(container: Object, gpus: list[str]) -> None:
+    asked = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
+    if asked:
+        _set(container, "CUDA_VISIBLE_DEVICES", ",".join(gpus[:asked]))
+        del gpus[:asked]
+
+
+def _meet(pod: Object, leader: Address, port: int) -> None:
+    """Have a group's pods meet at its leader's address and a port of the group's own.
+
+    No name server knows the leader's name here, and all pods of one machine may listen on all its addresses. A
+    container that ends is not started again by itself: its whole group is (`group.py`).
+    """
+    pod["spec"]["restartPolicy"] = "Never"
+    for container in pod["spec"]["containers"]:
+        _set(container, groups.LEADER_ADDRESS, leader.ip)
+        reference = f"$({groups.LEADER_ADDRESS}):"
+        container["args"] = [
+            f"{reference}{port}" if arg.startswith(reference) else arg for arg in container.get("args", [])
+        ]
 
 
 def _listen(container: Object, address: Address) -> None:
@@ -83,5 +145,8 @@ def _share_cores(pod: Object, threads: int) -> None:
 
 
 def _set(container: Object, name: str, value: str) -> None:
-    others = [entry for entry in container.get("env", []) if entry["name"] != name]
-    container["env"] = [*others, {"name": name, "value": value}]
+    """Set a variable, in its place where the container has it."""
+    entry = {"name": name, "value": value}
+    env = container.setdefault("env", [])
+    at = next((index for index, each in enumerate(env) if each["name"] == name), len(env))
+    env[at : at + 1] = [entry]

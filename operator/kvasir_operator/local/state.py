@@ -18,7 +18,10 @@ from kvasir_operator.local.errors import LocalError
 
 
 class PodState(msgspec.Struct, frozen=True):
-    """One pod of a run. `state` is a word for people; `message` says why it is not ready, or why it last ended."""
+    """One pod of a run. `state` is a word for people; `message` says why it is not ready, or why it last ended.
+
+    `group`: its leader's name, where it is one of several pods of a worker.
+    """
 
     name: str
     role: str
@@ -30,6 +33,7 @@ class PodState(msgspec.Struct, frozen=True):
     restarts: int = 0
     state: str = "pending"
     message: str = ""
+    group: str = ""
 
 
 class RunState(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import json
+import itertools
 import os
 import signal
 import time
@@ -15,8 +15,10 @@ from kvasir_operator.local import addresses, events, fetch, machine, manifest, p
 from kvasir_operator.local.addresses import Address
 from kvasir_operator.local.config import RunConfig, cache_folder
 from kvasir_operator.local.errors import LocalError
+from kvasir_operator.local.group import Group
 from kvasir_operator.local.pods import LocalPod
 from kvasir_operator.local.proxy import Proxy
+from kvasir_operator.local.running import RunningPod
 from kvasir_operator.local.state import PodState, RunState
 from kvasir_operator.pods import Backoff, Host, Image, PodError, PodRunner, host_environment
 from kvasir_operator.render.pod import PORT
@@ -31,61 +33,6 @@ _HOPELESS = (2, 126, 127, 128)
 _BACKOFF = Backoff(base=1.0, cap=30.0)
 
 
-class _Pod:
-    """A pod with its runner, and what is known of it beyond the runner's status."""
-
-    def __init__(self, planned: LocalPod, runner: PodRunner) -> None:
-        self.planned = planned
-        self.runner = runner
-        self.was_ready = False
-        self.warning = ""
-
-    def view(self) -> PodState:
-        """The pod's state at this moment."""
-        word, message = self._word()
-        return PodState(
-            name=self.planned.name,
-            role=self.planned.role,
-            address=str(self.planned.address),
-            url=f"http://{self.planned.address}",
-            log=str(self.runner.log_path()),
-            pid=self.runner.pid,
-            ready=self.runner.ready,
-            restarts=self.runner.restarts,
-            state=word,
-            message=message,
-        )
-
-    def _word(self) -> tuple[str, str]:
-        if self.runner.ready and not self.runner.stopping:
-            return "ready", ""
-        failure = self.runner.failure
-        ended = f"exit {failure.exit_code}: {failure.message}".strip(": ") if failure is not None else ""
-        containers = self.runner.status()["containerStatuses"]
-        states = [next(iter(c["state"])) for c in containers]
-        if not states:
-            return "pending", ""
-        if all(s == "terminated" for s in states):
-            return "ended", "" if self.runner.stopping and failure is not None and not failure.exit_code else ended
-        if self.runner.stopping:
-            return "stopping", ""
-        if "waiting" in states or "terminated" in states:
-            reason = next((c["state"]["waiting"]["reason"] for c in containers if "waiting" in c["state"]), "Error")
-            return ("pending", "") if reason == "ContainerCreating" else ("crashed", ended)
-        if not all(c["started"] for c in containers):
-            return "loading", ended
-        # Before the first answer of its readiness probe a pod is still on its way.
-        return ("not ready", _reason(self.warning)) if self.was_ready or self.warning else ("loading", ended)
-
-
-def _reason(warning: str) -> str:
-    """The `reason` that a Kvasir pod's /ready gives, out of a failed probe's message; else the message."""
-    try:
-        return str(json.loads(warning[warning.index("{") :])["reason"])
-    except (ValueError, KeyError, TypeError):
-        return warning
-
-
 class Supervisor:
     """Runs `config` and tells `report` what happens. One for each process."""
 
@@ -94,7 +41,8 @@ class Supervisor:
         self._report = report
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
-        self._pods: list[_Pod] = []
+        self._pods: list[RunningPod] = []
+        self._groups: list[Group] = []
         self._views: dict[str, PodState] = {}
         self._directory: state.Directory | None = None
         self._state: RunState | None = None
@@ -151,8 +99,9 @@ class Supervisor:
         # Unwound from the end: connections are cut only once the pods have finished what they had.
         stack.callback(proxy.close)
         stack.push_async_callback(self._stop_pods)
-        for pod in planned:
-            self._add(pod, host, directory)
+        self._pods = [self._add(pod, host, directory) for pod in planned]
+        groups = itertools.groupby(self._pods, lambda pod: pod.planned.group or pod.planned.name)
+        self._groups = [Group(pods, _BACKOFF, self._changes) for _, pods in groups]
         self._changes()
 
         await self._fetch(service.spec.model, here)
@@ -161,11 +110,11 @@ class Supervisor:
         if problems := fact_problems(service, self._facts):
             raise LocalError(f"{config.source}: {'; '.join(map(str, problems))}")
         await proxy.start()
-        for runner in (pod.runner for pod in self._pods):
+        for group in self._groups:
             try:
-                await runner.start()
+                await group.start()
             except PodError as error:
-                raise LocalError(f"{runner.name}: {error}") from None
+                raise LocalError(f"{group.name}: {error}") from None
         if await self._ready():
             auth = bool(service.spec.router.auth.secret_name)
             self._report(events.Ready(name, service.served_name, url, time.monotonic() - begun, auth))
@@ -184,17 +133,17 @@ class Supervisor:
             node_name="localhost",
         )
 
-    def _add(self, planned: LocalPod, host: Host, directory: state.Directory) -> None:
+    def _add(self, planned: LocalPod, host: Host, directory: state.Directory) -> RunningPod:
         def line(container: str, text: str) -> None:
             self._report(events.Line(planned.name, text))
 
-        def event(kind: str, reason: str, message: str) -> None:
-            if kind == "Warning":
-                pod.warning = message
-                self._changes()
+        def make(pod: RunningPod) -> PodRunner:
+            def event(kind: str, reason: str, message: str) -> None:
+                if kind == "Warning":
+                    pod.warning = message
+                    self._changes()
 
-        try:
-            runner = PodRunner(
+            return PodRunner(
                 planned.pod,
                 planned.address.ip,
                 directory.pod(planned.name),
@@ -204,10 +153,11 @@ class Supervisor:
                 on_line=line,
                 on_event=event,
             )
+
+        try:
+            return RunningPod(planned, make)
         except PodError as error:
             raise LocalError(f"{planned.name}: {error}") from None
-        pod = _Pod(planned, runner)
-        self._pods.append(pod)
 
     def _changes(self) -> None:
         """Tell and write down what is not as it was."""
@@ -283,12 +233,12 @@ class Supervisor:
             raise LocalError(f"not ready after {limit:g} s: {why}", status=1) from None
         return False
 
-    def _judge(self, pod: _Pod) -> None:
+    def _judge(self, pod: RunningPod) -> None:
         """Raise when a pod will not become ready by being restarted again."""
-        failure = pod.runner.failure
+        failure = pod.failure
         if failure is None or pod.was_ready:
             return
-        if failure.exit_code in _HOPELESS or pod.runner.restarts >= _RESTARTS:
+        if failure.exit_code in _HOPELESS or pod.restarts >= _RESTARTS:
             message = failure.message or f"exit status {failure.exit_code}"
             raise LocalError(f"{pod.planned.name}: {message}\nits log: {pod.runner.log_path()}", status=1)
 
@@ -298,7 +248,7 @@ class Supervisor:
         self._proxy.stop()
         # Routers first: what they still answer needs the workers.
         for routers in (True, False):
-            async with asyncio.TaskGroup() as group:
-                for pod in self._pods:
-                    if (pod.planned.role == "router") == routers:
-                        group.create_task(pod.runner.stop())
+            async with asyncio.TaskGroup() as tasks:
+                for group in self._groups:
+                    if (group.role == "router") == routers:
+                        tasks.create_task(group.stop())

@@ -144,3 +144,12 @@ def table(run: RunState) -> Table:
         ready = "yes" if pod.ready else "no"
         found.add_row(pod.name, pod.role, ready, state, str(pod.restarts), str(pod.pid or ""), pod.address)
     return found
+
+
+def sizes(run: RunState) -> str:
+    """How many of each role are ready: a worker over several pods is one, ready when all of them are."""
+    ready: dict[str, dict[str, bool]] = {}
+    for pod in run.pods:
+        workers = ready.setdefault(pod.role, {})
+        workers[pod.group or pod.name] = workers.get(pod.group or pod.name, True) and pod.ready
+    return "  ".join(f"{role} {sum(workers.values())}/{len(workers)}" for role, workers in ready.items())

@@ -4,5 +4,6 @@ from kvasir_operator.pods.container import Backoff
 from kvasir_operator.pods.host import ENGINE, Host, Image, host_environment
 from kvasir_operator.pods.podspec import PodError
 from kvasir_operator.pods.runner import PodRunner
+from kvasir_operator.pods.status import Terminated
 
-__all__ = ["ENGINE", "Backoff", "Host", "Image", "PodError", "PodRunner", "host_environment"]
+__all__ = ["ENGINE", "Backoff", "Host", "Image", "PodError", "PodRunner", "Terminated", "host_environment"]
