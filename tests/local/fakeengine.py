@@ -1,8 +1,8 @@
 """Stands for the engine's image: its commands with their flags, HTTP paths and exit statuses.
 
-Steered by the environment of its pod: FAKE_FAIL exits with that error, FAKE_UNREADY is never ready. A router is
-ready when all its workers are. `/slow` streams a line, waits until the file that the query names exists, and
-streams another; SIGTERM lets such requests finish.
+Steered by the environment of its pod: FAKE_FAIL exits with that error (of a group only at node FAKE_FAIL_NODE),
+FAKE_UNREADY is never ready. A router is ready when all its workers are. `/slow` streams a line, waits until the
+file that the query names exists, and streams another; SIGTERM lets such requests finish.
 """
 
 import argparse
@@ -106,10 +106,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["worker", "router", "drain"])
     parser.add_argument("--worker", action="append", default=[])
+    parser.add_argument("--node-rank")
     options, _ = parser.parse_known_args()
     if options.command == "drain":
         return  # SIGTERM alone lets requests finish
-    if message := os.environ.get("FAKE_FAIL"):
+    if (message := os.environ.get("FAKE_FAIL")) and os.environ.get("FAKE_FAIL_NODE") in (None, options.node_rank):
         fail(message)
     serve(options.worker)
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kvasir_operator.local import addresses, machine, pods, state
+from kvasir_operator.local import addresses, machine, pods, state, view
 from kvasir_operator.local.addresses import Address
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.machine import Machine
@@ -67,6 +68,49 @@ def test_each_gpu_goes_to_one_pod() -> None:
     assert [env_of(p).get("CUDA_VISIBLE_DEVICES") for p in found] == ["0,1", "2", "3", None]
 
 
+GROUPS = {"replicas": 2, "nodes": 2, "tensorParallel": 4}
+
+
+def test_a_worker_over_two_nodes_is_two_pods_of_which_the_router_knows_the_leader() -> None:
+    wanted = service(prefill=CPU, decode={**CPU, **GROUPS})
+    assert pods.count(wanted) == 6
+    where = [Address(f"127.64.0.{n}", 8000) for n in range(1, 7)]
+    _, *workers, router = pods.pods(wanted, where, Machine())
+    assert [p.role for p in workers] == ["decode"] * 4
+    leaders = workers[0::2]
+    assert [p.group for p in workers] == [p.name for p in leaders for _ in range(2)]
+    args = router.pod["spec"]["containers"][0]["args"]
+    known = [args[i + 1] for i, a in enumerate(args) if a == "--worker"]
+    assert known == [f"http://127.64.0.{n}" + ":8000" for n in (1, 2, 4)]
+    for place, worker in enumerate(workers):
+        env = env_of(worker)
+        assert env["LWS_LEADER_ADDRESS"] == leaders[place // 2].address.ip, "a name that resolves here"
+        assert (env["LWS_WORKER_INDEX"], env["KVASIR_HOST"]) == (str(place % 2), worker.address.ip)
+        assert worker.pod["spec"]["restartPolicy"] == "Never", "its group starts it again"
+    meetings = [p.pod["spec"]["containers"][0]["args"][-1] for p in workers]
+    assert meetings[0] == meetings[1] != meetings[2] == meetings[3], "each group meets at a port of its own"
+    assert all(re.fullmatch(r"\$\(LWS_LEADER_ADDRESS\):[0-9]+", each) for each in meetings)
+
+
+def test_the_gpus_of_a_group_are_divided_among_its_pods() -> None:
+    where = [Address(f"127.64.0.{n}", 8000) for n in range(1, 7)]
+    found = pods.pods(service(prefill=CPU, decode=GROUPS), where, Machine(gpus=tuple(str(n) for n in range(8))))
+    assert [env_of(p).get("CUDA_VISIBLE_DEVICES") for p in found] == [None, "0,1", "2,3", "4,5", "6,7", None]
+
+
+def test_a_group_counts_as_one_worker_that_is_ready_when_all_its_pods_are() -> None:
+    def pod(name: str, ready: bool, group: str = "", role: str = "decode") -> state.PodState:
+        return state.PodState(name, role, "", "", "", ready=ready, group=group)
+
+    run = state.RunState("llm", "", False, 1, 1, "llm", [
+        pod("p", True, role="prefill"),
+        pod("a-0", True, "a-0"), pod("a-0-1", False, "a-0"),
+        pod("b-0", True, "b-0"), pod("b-0-1", True, "b-0"),
+        pod("r", False, role="router"),
+    ])  # fmt: skip
+    assert view.sizes(run) == "prefill 1/1  decode 1/2  router 0/1"
+
+
 @pytest.mark.parametrize(
     ("spec", "here", "message"),
     [
@@ -91,7 +135,7 @@ def test_what_cannot_work_here_is_refused_by_its_field(spec: dict[str, Any], her
 def test_what_is_not_honoured_here_is_noted() -> None:
     wanted = service(
         prefill={**CPU, "resources": {"limits": {"memory": "1Gi"}}},
-        decode={**CPU, "template": {"spec": {"nodeSelector": {"a": "b"}}}},
+        decode={**CPU, "nodes": 2, "tensorParallel": 2, "template": {"spec": {"nodeSelector": {"a": "b"}}}},
         router={"expose": {"type": "Ingress", "host": "a.example.com"}},
         transfer={"fabric": "auto", "rdmaResource": "rdma/hca"},
     )
@@ -100,6 +144,7 @@ def test_what_is_not_honoured_here_is_noted() -> None:
         "spec.router.expose",
         "spec.transfer.rdmaResource",
         "spec.prefill.resources",
+        "spec.decode.nodes",
         "spec.decode.template.spec",
     ]
     assert machine.check(Manifest(service(prefill=CPU, decode=CPU), {}), Machine()) == []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -287,6 +288,66 @@ def test_a_killed_worker_is_restarted(kvasir: Kvasir) -> None:
 
     until(restarted)
     assert kvasir.status()["pods"][0]["pid"] != worker["pid"]
+
+
+def test_a_killed_pod_takes_its_group_along_and_no_other_and_the_group_comes_back(kvasir: Kvasir) -> None:
+    spec = {"decode": {"device": "cpu", "replicas": 2, "nodes": 3, "tensorParallel": 3}}
+    up = kvasir.up(manifest("herd", **spec), "--detach")
+    assert up.returncode == 0, up.stderr
+    first, second = kvasir.status()["pods"][:3], kvasir.status()["pods"][3:6]
+    assert {pod["group"] for pod in first} == {first[0]["name"]} != {pod["group"] for pod in second}
+    seen = [httpx.get(pod["url"] + "/env", trust_env=False).json()["argv"] for pod in first]
+    assert [argv[argv.index("--node-rank") + 1] for argv in seen] == ["0", "1", "2"]
+    assert {argv[argv.index("--dist-init-addr") + 1].partition(":")[0] for argv in seen} == {
+        first[0]["address"].partition(":")[0]
+    }
+    assert "decode 2/2" in kvasir("status").stdout
+
+    os.kill(first[1]["pid"], signal.SIGKILL)
+    file = kvasir.directory / "state" / "herd" / "state.json"
+
+    def back() -> bool:
+        herd = json.loads(file.read_text())["pods"][:3]
+        return all(pod["restarts"] == 1 and pod["ready"] for pod in herd)
+
+    until(back)
+    after = kvasir.status()["pods"]
+    assert all(wait_gone(pod["pid"]) for pod in first)
+    assert not {pod["pid"] for pod in after[:3]} & {pod["pid"] for pod in first}
+    assert [(pod["pid"], pod["restarts"]) for pod in after[3:6]] == [(pod["pid"], 0) for pod in second]
+    logs = kvasir("logs", first[0]["name"]).stdout
+    assert logs == "serving\ndraining\nserving\n", "the leader was stopped gracefully"
+    assert kvasir("down").returncode == 0
+    assert processes("--served-model-name herd") == []
+
+
+def test_a_group_of_which_one_pod_cannot_start_fails_the_run_with_its_reason(kvasir: Kvasir) -> None:
+    broken = {"FAKE_FAIL_NODE": "1", "FAKE_FAIL": "no room for the ranks"}
+    text = manifest("flock", decode=decode(broken, nodes=3, tensorParallel=3))
+    up = kvasir.up(text, "--detach")
+    assert up.returncode == 1
+    assert "no room for the ranks" in up.stderr
+    assert re.search(r"flock-decode-\w+-0-0-1: ", up.stderr), "it is the follower that could not"
+    assert processes("--served-model-name flock") == []
+
+
+def test_down_while_a_group_waits_to_be_made_anew_leaves_nothing(kvasir: Kvasir) -> None:
+    text = manifest("down", decode={"device": "cpu", "nodes": 3, "tensorParallel": 3})
+    assert kvasir.up(text, "--detach").returncode == 0
+    file = kvasir.directory / "state" / "down" / "state.json"
+
+    def pods() -> list[dict[str, Any]]:
+        return list(json.loads(file.read_text())["pods"][:3])
+
+    os.kill(pods()[2]["pid"], signal.SIGKILL)  # the first time it is made anew at once, later after a while
+    until(lambda: all(pod["restarts"] == 1 and pod["ready"] for pod in pods()))
+    os.kill(pods()[2]["pid"], signal.SIGKILL)
+    until(lambda: any(pod["state"] == "crashed" for pod in pods()))
+    crashed = pods()
+    assert {pod["state"] for pod in crashed} == {"crashed"}
+    assert {pod["message"] for pod in crashed} == {f"{crashed[2]['name']} ended with exit status 137"}
+    assert kvasir("down").returncode == 0
+    assert processes("--served-model-name down") == []
 
 
 def test_ctrl_c_lets_requests_finish(kvasir: Kvasir, tmp_path: Path) -> None:

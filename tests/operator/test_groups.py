@@ -10,6 +10,8 @@ from kvasir_operator.pods.groups import GroupError
 from kvasir_operator.pods.host import Host, Image
 from kvasir_operator.pods.podspec import parse
 from kvasir_operator.pods.volumes import Mounts
+from kvasir_operator.render.names import INDEX_LABEL, SET_LABEL
+from kvasir_operator.spec import SET_API_VERSION, SET_KIND
 
 ARGS = ["--nnodes", "3", "--node-rank", "$(LWS_WORKER_INDEX)", "--dist-init-addr", "$(LWS_LEADER_ADDRESS):5557"]
 
@@ -22,15 +24,15 @@ def template(port: str, **env: str) -> dict[str, Any]:
         "env": [{"name": name, "value": value} for name, value in env.items()],
         "ports": [{"name": port, "containerPort": 8000}],
     }
-    meta = {"labels": {"role": "decode", groups.NAME_LABEL: "a lie"}, "annotations": {"scrape": "yes"}}
+    meta = {"labels": {"role": "decode", SET_LABEL: "a lie"}, "annotations": {"scrape": "yes"}}
     return {"metadata": meta, "spec": {"containers": [container]}}
 
 
 def made(size: int = 3, uid: str = "u-set", **fields: Any) -> dict[str, Any]:
     templates = {"leaderTemplate": template("http"), "workerTemplate": template("probe"), "size": size}
     return {
-        "apiVersion": groups.API_VERSION,
-        "kind": groups.KIND,
+        "apiVersion": SET_API_VERSION,
+        "kind": SET_KIND,
         "metadata": {"name": "llm-decode-ab12-0", "namespace": "shop", **({"uid": uid} if uid else {})},
         "spec": {"replicas": 1, "leaderWorkerTemplate": {**templates, **fields}},
     }
@@ -43,8 +45,8 @@ def test_a_group_is_a_leader_and_numbered_workers_that_are_told_who_leads() -> N
     for index, pod in enumerate(found):
         labels = pod["metadata"]["labels"]
         assert labels["role"] == "decode"
-        assert labels[groups.NAME_LABEL] == "llm-decode-ab12-0"
-        assert (labels[groups.GROUP_LABEL], labels[groups.INDEX_LABEL]) == ("0", str(index))
+        assert labels[SET_LABEL] == "llm-decode-ab12-0"
+        assert (labels[groups.GROUP_LABEL], labels[INDEX_LABEL]) == ("0", str(index))
         assert labels[groups.REVISION_LABEL] == groups.revision(made())
         assert pod["metadata"]["namespace"] == "shop"
         assert (pod["spec"]["hostname"], pod["spec"]["subdomain"]) == (names[index], "llm-decode-ab12-0")
@@ -110,7 +112,7 @@ def test_a_set_that_says_least_is_one_pod() -> None:
     item["spec"] = {"leaderWorkerTemplate": {"workerTemplate": {"spec": {"containers": [{"name": "a"}]}}}}
     (pod,) = groups.pods(item, 0)
     assert groups.replicas(item) == 1
-    assert pod["metadata"]["labels"][groups.INDEX_LABEL] == "0"
+    assert pod["metadata"]["labels"][INDEX_LABEL] == "0"
 
 
 @pytest.mark.parametrize(
@@ -145,5 +147,5 @@ def test_the_service_publishes_pods_that_are_not_ready() -> None:
     assert found["spec"] == {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
-        "selector": {groups.NAME_LABEL: "llm-decode-ab12-0"},
+        "selector": {SET_LABEL: "llm-decode-ab12-0"},
     }

@@ -92,6 +92,8 @@ def _notes(service: InferenceService) -> Iterator[str]:
         yield f"spec.transfer.rdmaResource: {spec.transfer.rdma_resource} is not asked for; UCX takes what it finds"
     for role in WORKER_ROLES:
         workers = spec.workers(role)
+        if workers.nodes > 1:
+            yield f"spec.{role}.nodes: the {workers.nodes} pods of a worker share this machine"
         if workers.resources.requests or workers.resources.limits:
             yield f"spec.{role}.resources: processes are not held to requests and limits"
         pod = workers.template.get("spec") or {}

@@ -11,7 +11,7 @@ from kvasir_operator.pods import groups
 from kvasir_operator.render import Options, Static, render
 from kvasir_operator.render.names import ROLE_LABEL
 from kvasir_operator.render.pod import CONTAINER, PORT
-from kvasir_operator.spec import WORKER_ROLES, InferenceService
+from kvasir_operator.spec import SET_KIND, WORKER_ROLES, InferenceService
 from kvasir_operator.validate import GPU
 
 ENGINE_IMAGE = Options().engine_image
@@ -99,7 +99,7 @@ def _pods_of(item: Object, role: str) -> Iterator[_Pod]:
             own = {"name": f"{item['metadata']['name']}-{index}", "namespace": item["metadata"]["namespace"]}
             template["metadata"] = {**template.get("metadata", {}), **own}
             yield _Pod(role, "", {"apiVersion": "v1", "kind": "Pod", **template})
-    elif item["kind"] == groups.KIND:
+    elif item["kind"] == SET_KIND:
         for number in range(groups.replicas(item)):
             for pod in groups.pods(item, number):
                 yield _Pod(role, groups.leader_name(item, number), pod)

@@ -13,17 +13,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-Object = dict[str, Any]
-
-API_GROUP = "leaderworkerset.x-k8s.io"
-API_VERSION = f"{API_GROUP}/v1"
-KIND = "LeaderWorkerSet"
-PLURAL = "leaderworkersets"
+from kvasir_operator.render.names import INDEX_LABEL, SET_LABEL, Object
 
 _LABELS = "leaderworkerset.sigs.k8s.io"
-NAME_LABEL = f"{_LABELS}/name"
 GROUP_LABEL = f"{_LABELS}/group-index"
-INDEX_LABEL = f"{_LABELS}/worker-index"
 KEY_LABEL = f"{_LABELS}/group-key"
 REVISION_LABEL = f"{_LABELS}/template-revision-hash"
 SIZE_ANNOTATION = f"{_LABELS}/size"
@@ -111,7 +104,7 @@ def _pod(item: Mapping[str, Any], group: int, index: int) -> Object:
     template = (not index and templates.get("leaderTemplate")) or templates["workerTemplate"]
     theirs, spec = template.get("metadata") or {}, copy.deepcopy(template["spec"])
     labels = {
-        NAME_LABEL: name,
+        SET_LABEL: name,
         GROUP_LABEL: str(group),
         INDEX_LABEL: str(index),
         KEY_LABEL: hashlib.sha1(f"{namespace}/{leader}".encode(), usedforsecurity=False).hexdigest(),
@@ -153,7 +146,7 @@ def service(item: Mapping[str, Any]) -> Object:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {NAME_LABEL: meta["name"]},
+            "selector": {SET_LABEL: meta["name"]},
         },
     }
     return owned_by(made, item)
