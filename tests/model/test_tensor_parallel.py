@@ -181,7 +181,7 @@ def test_two_deterministic_ranks_have_the_same_bits_in_any_batch(tmp_path: Path)
 class TwoThreads:
     """A Group of two threads."""
 
-    size = 2
+    size = here = 2
 
     def __init__(self, rank: int, barrier: threading.Barrier, shared: list[torch.Tensor]) -> None:
         self.rank, self._barrier, self._shared = rank, barrier, shared
@@ -192,6 +192,9 @@ class TwoThreads:
         both = list(self._shared)
         self._barrier.wait(30)
         return both
+
+    def loaded(self) -> None:
+        self._barrier.wait(30)
 
     def all_reduce(self, x: torch.Tensor) -> None:
         x.copy_(sum(self._exchange(x)))

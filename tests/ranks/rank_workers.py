@@ -22,6 +22,7 @@ from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.protocol import Abort, Delta, Endpoint, Leased, Reserve, Sampling, Step, Submit
 from kvasir_engine.worker.build import EngineOptions, build
+from kvasir_engine.worker.nodes import Nodes
 
 VOCAB, LONGEST = 96, 256
 SECONDS = 60.0
@@ -81,11 +82,40 @@ class Greedy:
                 return prompt
 
 
-def _work(pipe: Connection, options: EngineOptions, role: Any, fault: str, log: Path) -> None:
+def engine_options(folder: Path, ranks: int, page_size: int, nodes: Nodes | None = None) -> EngineOptions:
+    """Those of the tests here."""
+    return EngineOptions(
+        f"file://{folder}",
+        dtype="float32",
+        device="cpu",
+        tensor_parallel=ranks,
+        page_size=page_size,
+        kv_cache_memory=1 << 20,
+        max_running=8,
+        prefill_chunk=48,
+        nodes=nodes,
+    )
+
+
+def log_into(log: Path) -> None:
+    """What this process and those that it starts say goes to a file."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 2)
     log_to_stderr()
+
+
+def _work(
+    pipe: Connection,
+    options: EngineOptions,
+    role: Any,
+    fault: str,
+    log: Path,
+    setup: Callable[[], None] | None,
+) -> None:
+    log_into(log)
     os.environ[VARIABLE] = fault
+    if setup is not None:
+        setup()
     thread, handoff = build(options, role, True)
     assert handoff is not None
     pipe.send(handoff.endpoint)
@@ -124,23 +154,23 @@ def _owned(engine: Any) -> dict[str, int]:
 class Worker:
     """A worker's process. What it says comes through `next`."""
 
-    def __init__(self, folder: Path, role: str, ranks: int, page_size: int, fault: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        role: str,
+        ranks: int,
+        page_size: int,
+        fault: str = "",
+        nodes: Nodes | None = None,
+        setup: Callable[[], None] | None = None,
+    ) -> None:
         self.name = f"{role} of {ranks} with pages of {page_size}"
-        options = EngineOptions(
-            f"file://{folder}",
-            dtype="float32",
-            device="cpu",
-            tensor_parallel=ranks,
-            page_size=page_size,
-            kv_cache_memory=1 << 20,
-            max_running=8,
-            prefill_chunk=48,
-        )
+        options = engine_options(folder, ranks, page_size, nodes)
         self.log = folder / f"{secrets.token_hex(4)}.log"
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["rank_workers"])
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, options, role, fault, self.log))
+        self.process = context.Process(target=_work, args=(theirs, options, role, fault, self.log, setup))
         self.process.start()
         theirs.close()
         self._endpoint: Endpoint | None = None

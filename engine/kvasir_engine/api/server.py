@@ -48,8 +48,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: Any, sock: socket.socket, leaving: Leaving) -> None:
-    """Serve the ASGI `app` until SIGTERM or SIGINT; then be unready, finish what is in flight, and return.
+async def serve(app: Any, sock: socket.socket, leaving: Leaving, until: asyncio.Event | None = None) -> None:
+    """Serve the ASGI `app` until SIGTERM, SIGINT or `until`; then be unready, finish what is in flight, and return.
 
     What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
     """
@@ -66,14 +66,15 @@ async def serve(app: Any, sock: socket.socket, leaving: Leaving) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    stopping = asyncio.create_task(stop.wait())
+    stopping = [asyncio.create_task(each.wait()) for each in (stop, until) if each is not None]
     try:
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({serving, *stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done() and (left := await leaving.done()):
             log.warning("cutting off requests inflight=%d", left)
         server.should_exit = True
         await serving
     finally:
-        stopping.cancel()
+        for each in stopping:
+            each.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

@@ -114,8 +114,11 @@ class Weights:
             self._progress("load", self._done, self._total)
 
 
-def choose_device(name: str, rank: int = 0, size: int = 1) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device that is there, for rank `rank` of `size`. Raises ModelError."""
+def choose_device(name: str, rank: int = 0, size: int = 1, nodes: int = 1) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device that is there, for rank `rank` of `size` on `nodes` machines.
+
+    Each machine's ranks take its GPUs from the first on. Raises ModelError.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
@@ -125,9 +128,11 @@ def choose_device(name: str, rank: int = 0, size: int = 1) -> torch.device:
         raise ModelError(f"device cuda is not available: {build}")
     if name == "cpu" or size == 1:
         return torch.device(name)
-    if (visible := torch.cuda.device_count()) < size:
-        raise ModelError(f"tensor parallel size {size} needs as many GPUs, and {visible} are visible")
-    return torch.device("cuda", rank)
+    here = size // nodes
+    if (visible := torch.cuda.device_count()) < here:
+        needs = "as many GPUs" if nodes == 1 else f"{here} GPUs on each of {nodes} nodes"
+        raise ModelError(f"tensor parallel size {size} needs {needs}, and {visible} are visible")
+    return torch.device("cuda", rank % here)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -4,18 +4,21 @@ The division is Megatron-LM's (Shoeybi et al. 2019): matrices that widen are cut
 gate and up by the intermediate dimension), those that narrow again by rows, and their partial products are added.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
 import torch
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from kvasir_engine.model.config import ModelConfig
 from kvasir_engine.model.errors import ModelError
+from kvasir_engine.model.meeting import connect, use_interface
 
 CONNECT_SECONDS = 120.0
 """How long ranks wait for one another to connect, and for one another in each exchange."""
+LOAD_DAYS = 7
+"""How long ranks wait for one another to load. Whoever ends meanwhile ends the worker, so nobody waits in vain."""
 
 
 class Group(Protocol):
@@ -23,6 +26,12 @@ class Group(Protocol):
 
     rank: int
     size: int
+    here: int
+    """Ranks on this machine; `rank % here` is this one's number among them."""
+
+    def loaded(self) -> None:
+        """This rank has its part of a model: wait until all have, however long that takes."""
+        ...
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Add up the ranks' `x`, of one shape and dtype, in place: every rank gets the same bits."""
@@ -38,6 +47,10 @@ class _Alone:
 
     rank = 0
     size = 1
+    here = 1
+
+    def loaded(self) -> None:
+        """See Group."""
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """See Group."""
@@ -52,33 +65,53 @@ ALONE: Group = _Alone()
 
 
 class Ranks:
-    """This process as one of `size` ranks: NCCL between GPUs, gloo on loopback between CPU processes.
+    """This process as one of `size` ranks on `nodes` machines: NCCL between GPUs, gloo between CPU processes.
 
-    `address` is where rank 0 listens, `tcp://127.0.0.1:PORT`, or a file that does not exist yet, `file:///PATH`. A
-    process can be in one group only. Raises ModelError when not all ranks come within CONNECT_SECONDS; a call fails
-    with RuntimeError when another rank has died.
+    `address` is where rank 0's store is (`meeting.open_store`), `tcp://HOST:PORT`, or, on one machine, a file
+    that does not exist yet, `file:///PATH`. A process can be in one group only. Raises ModelError when not all come
+    within CONNECT_SECONDS; a call fails with RuntimeError when another rank has died.
     """
 
-    def __init__(self, rank: int, size: int, address: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        address: str,
+        device: torch.device,
+        nodes: int = 1,
+        store: Store | None = None,
+    ) -> None:
         import torch.distributed as dist
 
         self.rank = rank
         self.size = size
+        self.here = size // nodes
+        self._loads = 0
         if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)
             torch.cuda.set_device(device)  # what is allocated without a device, by NCCL and kernels, is its own too
-        # The ranks of a worker share its pod: nobody outside should be able to connect.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        use_interface(address, nodes)
+        timeout = timedelta(seconds=CONNECT_SECONDS)
         try:
+            self._store = store or connect(address, size, timeout)
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
-                init_method=address,
+                store=self._store,
                 rank=rank,
                 world_size=size,
-                timeout=timedelta(seconds=CONNECT_SECONDS),
+                timeout=timeout,
                 device_id=device if device.type == "cuda" else None,
             )
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"rank {rank} of {size} cannot connect to the others at {address}: {error}") from None
+
+    def loaded(self) -> None:
+        """See Group. Through the store: an exchange would end after CONNECT_SECONDS, and loading takes minutes."""
+        self._loads += 1
+        done = f"kvasir-loaded-{self._loads}"
+        if self._store.add(f"{done}-count", 1) == self.size:
+            self._store.set(done, "all")
+        self._store.wait([done], timedelta(days=LOAD_DAYS))
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """See Group."""

@@ -62,7 +62,7 @@ class ModelRunner:
         refuse_missing(attention)
         self.config = load_config(folder)
         part = shard(self.config, group.rank, group.size)
-        self.device = choose_device(device, group.rank, group.size)
+        self.device = choose_device(device, group.rank, group.size, group.size // group.here)
         self.dtype = choose_dtype(dtype, self.device)
         if deterministic:
             _check_deterministic(self.device, self.dtype, group)
@@ -77,7 +77,8 @@ class ModelRunner:
         shape = PoolShape(config.layers, len(part.kv_heads), config.head_dim, page_size, self.dtype)
         # Outside inference mode, so that others may write into the pool outside it.
         if not pages:
-            memory = kv_memory // group.size or default_kv_memory(self.device, group.size)
+            memory = kv_memory // group.size or default_kv_memory(self.device, group.here)
+            group.loaded()
             counts = group.all_gather(torch.tensor([shape.pages_within(memory)], device=self.device))
             pages = int(counts.min())
         self.pool = KVPool(shape, pages, self.device)
@@ -178,7 +179,7 @@ def _check_int8(device: torch.device, dtype: torch.dtype, group: Group) -> None:
 
 def default_kv_memory(device: torch.device, ranks: int = 1) -> int:
     """Bytes for a rank's KV pool when nobody says how many: 90% of what a GPU has free; of a host, a quarter up to
-    4 GiB for all ranks.
+    4 GiB for its `ranks`.
 
     A host is shared, often by several workers of the same model; a GPU is ours.
     """

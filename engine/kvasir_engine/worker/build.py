@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kvasir_engine.attention.choose import BackendName, refuse_missing
+from kvasir_engine.errors import UserError
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.loader import choose_device
@@ -26,8 +27,10 @@ from kvasir_engine.transfer.fabric import Fabric
 from kvasir_engine.transfer.group import HandoffGroup
 from kvasir_engine.transfer.handoff import Handoff
 from kvasir_engine.transfer.parts import Event
+from kvasir_engine.worker.door import Door
 from kvasir_engine.worker.engine import NO_LIMITS, Engine
 from kvasir_engine.worker.frames import Serve
+from kvasir_engine.worker.nodes import Ended, Group, Nodes
 from kvasir_engine.worker.rank import digester_of, region_of
 from kvasir_engine.worker.ranks import RankedRunner, RankProcesses
 from kvasir_engine.worker.thread import EngineThread
@@ -61,23 +64,42 @@ class EngineOptions:
     deterministic: bool = False
     quantization: Quantization = "none"
     queue: QueueLimits = NO_LIMITS
+    nodes: Nodes | None = None
+
+    @property
+    def node_count(self) -> int:
+        """Machines that the ranks are divided among."""
+        return 1 if self.nodes is None else self.nodes.count
 
 
 def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
-    """Load the model and start the threads. Raises ModelError for what the user can mend."""
-    refuse_missing(options.attention_backend)  # before anything is downloaded
-    if options.overlap == "on" and options.tensor_parallel > 1:
-        raise ModelError(f"overlap needs one rank, not {options.tensor_parallel}: the others do not sample")
-    if options.quantization != "none" and options.tensor_parallel > 1:
-        raise ModelError(f"{options.quantization} quantization: it takes one rank, not {options.tensor_parallel}")
+    """Load the model, with the other nodes if there are any, and start the threads.
+
+    Raises UserError for what the user can mend.
+    """
+    check(options)
+    door = None if options.nodes is None else Door(options.nodes)
+    try:
+        return _build(options, role, moves_kv, door)
+    except UserError as error:
+        if door is not None:
+            door.tell(Ended(f"node 0 cannot start: {error}"))
+        raise
+
+
+def _build(
+    options: EngineOptions, role: Role, moves_kv: bool, door: Door | None
+) -> tuple[EngineThread, HandoffGroup | None]:
     folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
-    threads = use_own_cores(options.tensor_parallel)
+    threads = use_own_cores(options.tensor_parallel // options.node_count)
+    if door is not None:
+        door.group = Group.of(options, role, folder)
 
     def report(rank: int, event: Event) -> None:
         thread.post(lambda engine: engine.reported(rank, event))
 
-    runner, ranks = _load(options, folder, report)
+    runner, ranks = _load(options, folder, report, door)
     config, pool = runner.config, runner.pool
     if options.max_length == 0:
         max_length = min(max_length, pool.pages * options.page_size)
@@ -132,13 +154,25 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
     return thread, handoff
 
 
+def check(options: EngineOptions) -> None:
+    """Raise ModelError for options that no model makes right: before anything is downloaded."""
+    refuse_missing(options.attention_backend)
+    if options.overlap == "on" and options.tensor_parallel > 1:
+        raise ModelError(f"overlap needs one rank, not {options.tensor_parallel}: the others do not sample")
+    if options.quantization != "none" and options.tensor_parallel > 1:
+        raise ModelError(f"{options.quantization} quantization: it takes one rank, not {options.tensor_parallel}")
+
+
 def _load(
-    options: EngineOptions, folder: Path, report: Callable[[int, Event], None]
+    options: EngineOptions,
+    folder: Path,
+    report: Callable[[int, Event], None],
+    door: Door | None,
 ) -> tuple[ModelRunner, RankProcesses | None]:
     """The model, or this process's part of it and the processes that have the other parts."""
-    group, ranks = ALONE, None
+    place, ranks = ALONE, None
     if options.tensor_parallel > 1:
-        device = choose_device(options.device, 0, options.tensor_parallel)
+        device = choose_device(options.device, 0, options.tensor_parallel, options.node_count)
         shard(load_config(folder), 0, options.tensor_parallel)  # refused here, before there are processes
         ranks = RankProcesses(
             options.tensor_parallel,
@@ -150,8 +184,9 @@ def _load(
             options.deterministic,
             options.attention_backend,
             report,
+            door,
         )
-        group = ranks.meet(device)
+        place = ranks.meet(device)
     load = partial(
         ModelRunner if ranks is None else partial(RankedRunner, ranks),
         folder,
@@ -160,7 +195,7 @@ def _load(
         page_size=options.page_size,
         kv_memory=options.kv_cache_memory,
         attention=options.attention_backend,
-        group=group,
+        group=place,
         deterministic=options.deterministic,
         quantization=options.quantization,
         progress=log_progress(),

@@ -1,4 +1,4 @@
-"""What rank 0 of a worker and its other ranks tell each other: msgpack over two Unix sockets for each rank.
+"""What rank 0 of a worker and its other ranks tell each other: msgpack over two sockets for each rank.
 
 One carries steps, in order, to the rank's main thread; the other carries commands to its transfer thread, and all
 that the rank reports. A step is one small message. Sockets and not a broadcast of the group that the ranks compute
@@ -25,12 +25,12 @@ class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
 
 
 class Setup(Frame, frozen=True):
-    """First: which part of which model to load, and where the ranks meet."""
+    """First: which part of the model to load, and where the ranks of all `nodes` meet."""
 
     rank: int
     size: int
+    nodes: int
     address: str
-    folder: str
     dtype: str
     device: str
     page_size: int

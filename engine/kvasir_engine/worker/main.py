@@ -16,6 +16,7 @@ from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import VERSION, Hello, Role
 from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.transfer.fabric import FABRICS
+from kvasir_engine.worker.nodes import nodes_of
 
 if TYPE_CHECKING:
     from kvasir_engine.worker.build import EngineOptions
@@ -81,6 +82,21 @@ QueueSeconds = Annotated[
     float,
     typer.Option(min=0, help="longest wait for a first step, 0: any; then 503", envvar="KVASIR_QUEUE_SECONDS"),
 ]
+NodeCount = Annotated[
+    int, typer.Option(min=1, help="machines that the ranks are divided among, evenly", envvar="KVASIR_NNODES")
+]
+NodeRank = Annotated[
+    int,
+    typer.Option(
+        help="which of them this is; 0 leads. The others load the model themselves, have to be told the same as "
+        "the leader, and leave to it what concerns requests: lengths, limits, queues, overlap, names",
+        envvar="KVASIR_NODE_RANK",
+    ),
+]
+LeaderAddress = Annotated[
+    str,
+    typer.Option(help="HOST:PORT at which the leader listens for the other nodes", envvar="KVASIR_DIST_INIT_ADDR"),
+]
 DrainSeconds = Annotated[float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")]
 
 UNITS = {
@@ -143,6 +159,9 @@ def worker(
     max_waiting: MaxWaiting = 1024,
     queue_seconds: QueueSeconds = 0.0,
     drain_seconds: DrainSeconds = 600.0,
+    nnodes: NodeCount = 1,
+    node_rank: NodeRank = 0,
+    dist_init_addr: LeaderAddress = "",
 ) -> None:
     """One worker: computes prompts (prefill), generates (decode), or both."""
     from kvasir_engine.attention.choose import BACKENDS
@@ -170,7 +189,13 @@ def worker(
         deterministic=deterministic,
         quantization=one_of("quantization", quantization, QUANTIZATIONS),
         queue=QueueLimits(max_waiting, queue_seconds),
+        nodes=nodes_of(nnodes, node_rank, dist_init_addr, tensor_parallel),
     )
+    if node_rank:
+        from kvasir_engine.worker.follower import follow
+
+        follow(options, chosen, host, port, drain_seconds)
+        return
     asyncio.run(_worker(options, chosen, served_model_name or model, host, port, drain_seconds))
 
 

@@ -1,7 +1,8 @@
-"""A rank other than 0 of a worker, a process of its own: `python -m kvasir_engine.worker.rank RANK STEPS REPORTS`.
+"""A rank other than 0 of a worker, a process of its own: `-m kvasir_engine.worker.rank RANK FOLDER STEPS REPORTS`.
 
-STEPS and REPORTS are descriptors of the sockets to rank 0 (`frames.py`). Its main thread computes what it is given,
-its transfer thread moves its part of the KV; it decides nothing. It ends with rank 0.
+FOLDER is the model's on this machine, STEPS and REPORTS are descriptors of the sockets to rank 0 (`frames.py`),
+which may be on another. Its main thread computes what it is given, its transfer thread moves its part of the KV; it
+decides nothing. It ends with rank 0, and with the process that started it.
 """
 
 import contextlib
@@ -60,9 +61,12 @@ class Reports:
         self._poll.register(connection.fileno(), select.POLLIN)
 
     def send(self, frame: frames.FromRank) -> None:
-        """From any thread."""
-        with self._lock:
-            self._connection.send_bytes(frames.encode(frame))
+        """From any thread. Ends the process when rank 0 has gone."""
+        try:
+            with self._lock:
+                self._connection.send_bytes(frames.encode(frame))
+        except OSError:
+            os._exit(0)
 
     def commands(self) -> list[AnyCommand]:
         """Those that have arrived. Ends the process when rank 0 has gone."""
@@ -78,14 +82,14 @@ class Reports:
 class Rank:
     """The rank's model, and its handoff when KV moves."""
 
-    def __init__(self, setup: frames.Setup, reports: Reports) -> None:
+    def __init__(self, setup: frames.Setup, folder: Path, reports: Reports) -> None:
         self._rank = setup.rank
         self._reports = reports
-        device = choose_device(setup.device, setup.rank, setup.size)
-        use_own_cores(setup.size)
-        group = Ranks(setup.rank, setup.size, setup.address, device)
+        device = choose_device(setup.device, setup.rank, setup.size, setup.nodes)
+        use_own_cores(setup.size // setup.nodes)
+        group = Ranks(setup.rank, setup.size, setup.address, device, setup.nodes)
         self._runner = ModelRunner(
-            Path(setup.folder),
+            folder,
             dtype=setup.dtype,
             device=setup.device,
             page_size=setup.page_size,
@@ -171,13 +175,13 @@ def fetched(tensor: torch.Tensor, page: int, layers: range) -> npt.NDArray[np.ui
     return tensor[page, layers.start : layers.stop].contiguous().view(torch.uint8).cpu().flatten().numpy()
 
 
-def serve_rank(steps: Connection, reports: Reports) -> None:
+def serve_rank(steps: Connection, reports: Reports, folder: Path) -> None:
     """Do what rank 0 says until it says no more. Raises what a step raised."""
-    setup = frames.decode_to_main(steps.recv_bytes())
+    setup = _next(steps)
     assert isinstance(setup, frames.Setup)
-    rank = Rank(setup, reports)
+    rank = Rank(setup, folder, reports)
     while True:
-        match frames.decode_to_main(steps.recv_bytes()):
+        match _next(steps):
             case Step() as step:
                 rank.step(step)
             case PushFrame() as push:
@@ -191,7 +195,15 @@ def serve_rank(steps: Connection, reports: Reports) -> None:
                 return
 
 
-def _end_with_rank_0() -> None:
+def _next(steps: Connection) -> frames.ToMain:
+    """What rank 0 says next. Raises EOFError when it has gone, however it went."""
+    try:
+        return frames.decode_to_main(steps.recv_bytes())
+    except OSError:
+        raise EOFError from None
+
+
+def _end_with_parent() -> None:
     with contextlib.suppress(OSError):
         while os.read(sys.stdin.fileno(), 1):
             pass
@@ -200,16 +212,16 @@ def _end_with_rank_0() -> None:
 
 def main() -> None:
     """Entry point. Leaves without tidying up: a rank that waits for others in an exchange would wait for ever."""
-    number, *descriptors = map(int, sys.argv[1:])
+    number, folder, *descriptors = sys.argv[1:]
     log_to_stderr(prefix=f"rank{number}.")
-    for each in (signal.SIGINT, signal.SIGTERM):  # a signal to the worker is rank 0's to obey
+    for each in (signal.SIGINT, signal.SIGTERM):  # a signal to the worker is not for its ranks to obey
         signal.signal(each, signal.SIG_IGN)
-    threading.Thread(target=_end_with_rank_0, daemon=True).start()
-    steps, reports = (Connection(descriptor) for descriptor in descriptors)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    steps, reports = (Connection(int(descriptor)) for descriptor in descriptors)
     channel = Reports(reports)
     status = 1
     try:
-        serve_rank(steps, channel)
+        serve_rank(steps, channel, Path(folder))
         status = 0
     except EOFError:
         status = 0

@@ -1,30 +1,31 @@
-"""Rank 0's side of a worker's other ranks: their processes, their steps, and what they report.
+"""Rank 0's side of a worker's other ranks: where they are, their steps, and what they report.
 
 The ranks live and die together. A rank that ends takes the worker with it, as the sums that all of them compute
-have lost a part; its pod starts it again. Ranks notice the end of rank 0 by their standard input.
+have lost a part; its pod starts it again. Ranks on this machine notice the end of rank 0 by their standard input,
+those of other nodes by their connections.
 """
 
 import itertools
 import logging
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 import torch
 
-from kvasir_engine import faults
 from kvasir_engine.attention.choose import BackendName
+from kvasir_engine.model import parallel
 from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.model.meeting import open_store
 from kvasir_engine.model.parallel import Ranks
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.step import LaunchedStep
@@ -36,83 +37,22 @@ from kvasir_engine.transfer.group import LayerPush
 from kvasir_engine.transfer.parts import Event
 from kvasir_engine.transfer.stats import HandoffStats
 from kvasir_engine.transfer.writer import Key, Push
-from kvasir_engine.worker import frames
-from kvasir_engine.worker.frames import Copied, Copies, Failed, Loaded, PushFrame, Ready, Report, Serve, Setup, Step
+from kvasir_engine.worker import frames, nodes
+from kvasir_engine.worker.door import Door
+from kvasir_engine.worker.frames import Copies, PushFrame, Report, Serve, Setup, Step
+from kvasir_engine.worker.rank_link import LOAD_GRACE, LocalRank, RankLink
 
 log = logging.getLogger("ranks")
 
-LOAD_GRACE = 1.0
-"""Seconds in which rank 0 may say itself why a model cannot be loaded, before another rank's reason is given."""
 STOP_SECONDS = 10.0
 
 
-class _Rank:
-    """One process, and the thread that reads its reports."""
-
-    def __init__(self, rank: int, ended: Callable[[int, str], None], report: Callable[[int, Report], None]) -> None:
-        self.rank = rank
-        self.loaded, self.ready, self.copied = threading.Event(), threading.Event(), threading.Event()
-        self.pages = 0
-        self.address: Address
-        self._ended = ended
-        self._report = report
-        self._lock = threading.Lock()
-        (steps, their_steps), (self._reports, their_reports) = (_pair() for _ in range(2))
-        self._steps = steps
-        environment = dict(os.environ)
-        environment[faults.VARIABLE] = faults.for_rank(environment.pop(faults.VARIABLE, ""), rank)
-        with their_steps, their_reports:
-            descriptors = their_steps.fileno(), their_reports.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "kvasir_engine.worker.rank", str(rank), *map(str, descriptors)],
-                stdin=subprocess.PIPE,  # never written to: its end is the end of this process
-                pass_fds=descriptors,
-                env={name: value for name, value in environment.items() if name != faults.VARIABLE or value},
-            )
-        threading.Thread(target=self._read, name=f"kvasir-rank-{rank}", daemon=True).start()
-
-    def send(self, frame: frames.ToMain) -> None:
-        """To the main thread, in order."""
-        self._send(self._steps, frames.encode(frame))
-
-    def command(self, data: bytes) -> None:
-        """To the transfer thread, in order."""
-        self._send(self._reports, data)
-
-    def _send(self, connection: Connection, data: bytes) -> None:
-        try:
-            with self._lock:
-                connection.send_bytes(data)
-        except OSError:
-            time.sleep(LOAD_GRACE)  # the reading thread knows why, and ends the worker
-            self._ended(self.rank, "does not listen any more")
-
-    def _read(self) -> None:
-        reason = ""
-        try:
-            while True:
-                match frames.decode_from_rank(self._reports.recv_bytes()):
-                    case Loaded(pages):
-                        self.pages = pages
-                        self.loaded.set()
-                    case Ready(address):
-                        self.address = address
-                        self.ready.set()
-                    case Copied():
-                        self.copied.set()
-                    case Failed(reason):
-                        pass
-                    case Report() as report:
-                        self._report(self.rank, report)
-        except (EOFError, OSError):
-            self._ended(self.rank, reason or _fate(self.process.wait()))
-
-
 class RankProcesses:
-    """Ranks 1 to `size` - 1, each loading its part of the model in `folder` from the beginning on.
+    """Ranks 1 to `size` - 1, each loading its part of the model, in `folder` here, as soon as all are there.
 
-    `report` hears the events of their transfer threads. A rank that ends ends this process, with one line that says
-    why: exit status 2 while models are loaded (what the user can mend), 1 later.
+    With a `door`, those of other nodes come in by it; this waits for them. `report` hears the events of their
+    transfer threads. A rank or a node that ends ends this process, with one line that says why: exit status 2 while
+    models are loaded (what the user can mend), 1 later.
     """
 
     def __init__(
@@ -126,8 +66,11 @@ class RankProcesses:
         deterministic: bool,
         attention: BackendName,
         report: Callable[[int, Event], None],
+        door: Door | None = None,
     ) -> None:
         self.size = size
+        self._door = door
+        self._nodes = 1 if door is None else door.group.nnodes
         self._report_event = report
         self._meeting = Path(tempfile.mkdtemp(prefix="kvasir-ranks-"))
         self._serving = self._stopping = False
@@ -137,14 +80,27 @@ class RankProcesses:
         self._numbers = itertools.count(1)
         self._pushes: WeakValueDictionary[int, Push] = WeakValueDictionary()
         self._stats: dict[int, HandoffStats] = {}
-        address = f"file://{self._meeting}/address"
-        self._ranks = [_Rank(rank, self._ended, self._report) for rank in range(1, size)]
-        for each in self._ranks:
+        here = range(1, size // self._nodes)
+        self._local = [LocalRank(rank, folder, self._ended, self._report) for rank in here]
+        self._ranks: list[RankLink] = [*self._local]
+        self._store = None
+        self._address = f"file://{self._meeting}/address"
+        leader = {}
+        if door is not None:
+            self._store, port = open_store(size, timedelta(seconds=parallel.CONNECT_SECONDS))
+            door.open(self._node_ended)
+            for each in door.wait():
+                node, rank = each.node, each.rank
+                fate = partial(node.fate, rank)
+                self._ranks.append(RankLink(rank, each.steps, each.reports, fate, self._ended, self._report))
+                host = f"[{each.leader}]" if ":" in each.leader else each.leader
+                leader[rank] = self._address = f"tcp://{host}:{port}"
+        for link in self._ranks:
             setup = Setup(
-                each.rank,
+                link.rank,
                 size,
-                address,
-                str(folder),
+                self._nodes,
+                leader.get(link.rank, self._address),
                 dtype,
                 device,
                 page_size,
@@ -152,12 +108,11 @@ class RankProcesses:
                 deterministic,
                 attention,
             )
-            each.send(setup)
-        self._address = address
+            link.send(setup)
 
     def meet(self, device: torch.device) -> Ranks:
         """Rank 0's place in the group. Waits for the others."""
-        return Ranks(0, self.size, self._address, device)
+        return Ranks(0, self.size, self._address, device, self._nodes, self._store)
 
     def start(self, serve: Serve | None) -> None:
         """Wait until every rank has loaded; with `serve`, until its transfer thread runs."""
@@ -170,18 +125,22 @@ class RankProcesses:
                 each.send(serve)
             for each in self._ranks:
                 each.ready.wait()
+        self._tell(nodes.Loaded())
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, and let the other nodes go."""
         self._stopping = True
+        self._tell(nodes.Closed())
         for each in self._ranks:
             each.send(frames.Stop())
-        for each in self._ranks:
-            try:
-                each.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                each.process.kill()
-                each.process.wait()
+        for local in self._local:
+            local.end(STOP_SECONDS)
+        if self._door is not None:
+            self._door.see_off(STOP_SECONDS)
+
+    def _tell(self, frame: nodes.AnyFrame) -> None:
+        if self._door is not None:
+            self._door.tell(frame)
 
     # -- steps
 
@@ -264,11 +223,16 @@ class RankProcesses:
             time.sleep(LOAD_GRACE)
         self._end(f"rank {rank} of {self.size} {reason}; the worker ends with it")
 
+    def _node_ended(self, reason: str) -> None:
+        if not self._stopping:
+            self._end(f"{reason}; the worker ends with it")
+
     def _end(self, reason: str) -> NoReturn:
         self._ending.acquire()  # for ever: one reason is enough
         shutil.rmtree(self._meeting, ignore_errors=True)
         sys.stderr.write(f"kvasir: error: {reason}\n")
         sys.stderr.flush()
+        self._tell(nodes.Ended(reason))
         os._exit(1 if self._serving else 2)
 
 
@@ -311,12 +275,3 @@ class RankedRunner(ModelRunner):
             return super().forward(batch, on_layer)
         except Exception as error:
             self._ranks.fail(error)
-
-
-def _pair() -> tuple[Connection, Connection]:
-    ours, theirs = socket.socketpair()
-    return Connection(ours.detach()), Connection(theirs.detach())
-
-
-def _fate(status: int) -> str:
-    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"

@@ -1,0 +1,202 @@
+"""Where the other nodes of a worker come in: the leader's listening socket, and who is there."""
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from kvasir_engine.api.server import PortTaken
+from kvasir_engine.worker import nodes
+from kvasir_engine.worker.nodes import AnyFrame, Channel, Group, Hello, Nodes, RankEnded, Refused, Welcome
+
+log = logging.getLogger("nodes")
+
+FATE_SECONDS = 0.5
+"""In which a node says how its rank ended, after the rank's connection has."""
+WAIT_SECONDS = 10.0
+"""Between two lines that say for whom the leader waits."""
+GREETED_AT_ONCE = 32
+
+
+class Node:
+    """One that has joined, as the leader sees it."""
+
+    def __init__(self, number: int, sock: socket.socket, address: str) -> None:
+        self.number = number
+        self.address = address
+        self.sock = sock
+        self._fates: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._news = threading.Condition()
+        self.gone = threading.Event()
+
+    def tell(self, frame: AnyFrame) -> None:
+        """Send a frame, if the node is still there."""
+        with self._lock, contextlib.suppress(OSError):
+            nodes.send(self.sock, frame)
+
+    def heard(self, rank: int, fate: str) -> None:
+        """A rank of the node has ended so."""
+        with self._news:
+            self._fates[rank] = fate
+            self._news.notify_all()
+
+    def left(self) -> None:
+        """The node itself has gone."""
+        with self._news:
+            self.gone.set()
+            self._news.notify_all()
+
+    def fate(self, rank: int) -> str | None:
+        """How a rank that is gone has ended; None when its node has gone with it."""
+        with self._news:
+            self._news.wait_for(lambda: rank in self._fates or self.gone.is_set(), FATE_SECONDS)
+            return None if self.gone.is_set() and rank not in self._fates else self._fates.get(rank, "ended")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A rank of another node, and its connections."""
+
+    rank: int
+    node: Node
+    steps: Connection
+    reports: Connection
+    leader: str
+    """The leader's address, as that node reached it."""
+
+
+class Door:
+    """The leader's side. Listens from the beginning on; who comes is answered once it is `open`.
+
+    Only who belongs to `group`, which is to be set before, is let in. Raises PortTaken.
+    """
+
+    def __init__(self, where: Nodes) -> None:
+        self._where = where
+        self._listening = _listen(where.port)
+        self._epoch = secrets.randbits(63) + 1
+        self._nodes: dict[int, Node] = {}
+        self._taken: dict[tuple[int, Channel], socket.socket] = {}
+        self._changed = threading.Condition()
+        self._ended: Callable[[str], None]
+        self.group: Group
+
+    def open(self, ended: Callable[[str], None]) -> None:
+        """Let nodes in. `ended` hears why one that had joined is not there any more."""
+        self._ended = ended
+        threading.Thread(target=self._accept, name="kvasir-nodes", daemon=True).start()
+
+    def wait(self) -> list[Joined]:
+        """All ranks of the other nodes, once they are there."""
+        size = self.group.tensor_parallel
+        with self._changed:
+            while not self._changed.wait_for(lambda: not self._missing(), WAIT_SECONDS):
+                log.info("waits for nodes port=%d missing=%s", self._where.port, self._missing())
+            joined = []
+            for number, node in sorted(self._nodes.items()):
+                for rank in self._where.ranks(size, number):
+                    steps, reports = self._taken[rank, "steps"], self._taken[rank, "reports"]
+                    leader = _plain(steps.getsockname()[0])
+                    ours = Connection(steps.detach()), Connection(reports.detach())
+                    joined.append(Joined(rank, node, *ours, leader))
+            return joined
+
+    def _missing(self) -> list[int]:
+        """The nodes that have not come, or not with all their ranks."""
+        size, channels = self.group.tensor_parallel, ("steps", "reports")
+        return [
+            node
+            for node in range(1, self._where.count)
+            if any((rank, each) not in self._taken for rank in self._where.ranks(size, node) for each in channels)
+        ]
+
+    def tell(self, frame: AnyFrame) -> None:
+        """Send a frame to all nodes."""
+        for node in list(self._nodes.values()):
+            node.tell(frame)
+
+    def see_off(self, seconds: float) -> None:
+        """Wait until the nodes have gone, at most so long."""
+        deadline = time.monotonic() + seconds
+        for node in self._nodes.values():
+            if not node.gone.wait(max(0.0, deadline - time.monotonic())):
+                log.warning("a node has not closed node=%d address=%s", node.number, node.address)
+
+    # -- on threads of its own
+
+    def _accept(self) -> None:
+        greeting = ThreadPoolExecutor(GREETED_AT_ONCE, "kvasir-greeting")
+        while True:
+            sock, address = self._listening.accept()
+            greeting.submit(self._greet, sock, _plain(address[0]))
+
+    def _greet(self, sock: socket.socket, address: str) -> None:
+        try:
+            nodes.watch(sock)
+            sock.settimeout(nodes.HELLO_SECONDS)
+            hello = nodes.receive(sock)
+            if not isinstance(hello, Hello):
+                raise ValueError("it does not say who it is")
+            reason = self._let_in(hello, sock, address)
+            if reason is not None:
+                log.warning("refused %s address=%s reason=%r", nodes.named(hello), address, reason)
+                nodes.send(sock, Refused(reason))
+                sock.close()
+        except (OSError, ValueError) as error:
+            log.warning("refused address=%s reason=%r", address, str(error))
+            sock.close()
+
+    def _let_in(self, hello: Hello, sock: socket.socket, address: str) -> str | None:
+        """Answer who belongs here, and keep the connection; else why it does not."""
+        with self._changed:
+            reason = nodes.refusal(hello, self.group, self._epoch, self._taken)
+            if reason is None and hello.channel != "node" and hello.node not in self._nodes:
+                reason = "its node has not joined"
+            if reason is not None:
+                return reason
+            nodes.send(sock, Welcome(self._epoch))
+            sock.settimeout(None)
+            self._taken[hello.rank, hello.channel] = sock
+            if hello.channel == "node":
+                node = self._nodes[hello.node] = Node(hello.node, sock, address)
+                log.info("node joined node=%d address=%s", hello.node, address)
+                threading.Thread(target=self._read, args=[node], daemon=True).start()
+            self._changed.notify_all()
+        return None
+
+    def _read(self, node: Node) -> None:
+        error: Exception | None = None
+        try:
+            while frame := nodes.receive(node.sock):
+                if isinstance(frame, RankEnded):
+                    node.heard(frame.rank, frame.fate)
+        except (OSError, ValueError) as lost:
+            error = lost
+        node.left()
+        count = self._where.count
+        self._ended(f"node {node.number} of {count} at {node.address} {nodes.loss(error)}")
+
+
+def _listen(port: int) -> socket.socket:
+    """On all addresses of the machine. Raises PortTaken."""
+    dual = socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=128
+        )
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise PortTaken(f"cannot listen for other nodes on port {port}: {reason}") from error
+
+
+def _plain(address: str) -> str:
+    """An IPv4 address without what makes an IPv6 one of it."""
+    return address.removeprefix("::ffff:")
