@@ -127,7 +127,7 @@ class Autoscaler:
             return None
         pods = [pod for pod in observed.pods if pod.ip]
         routers = [pod for pod in pods if pod.role == "router"]
-        workers = [pod for pod in pods if pod.role in WORKER_ROLES and pod.ready]
+        workers = [pod for pod in pods if pod.role in WORKER_ROLES and pod.ready and not pod.follower]
         asked = self._ask.workers([pod.ip for pod in workers])
         by_role: dict[str, list[WorkerStatus | None]] = {"prefill": [], "decode": []}
         for pod, each in zip(workers, asked, strict=True):

@@ -17,7 +17,16 @@ import urllib3
 from kvasir_operator.observed import Reference
 from kvasir_operator.port import ClusterError
 from kvasir_operator.render.names import MANAGED_BY, SERVICE_LABEL, Object
-from kvasir_operator.spec import API_VERSION, KIND, PLURAL, ROLE_KIND, ROLE_PLURAL
+from kvasir_operator.spec import (
+    API_VERSION,
+    KIND,
+    PLURAL,
+    ROLE_KIND,
+    ROLE_PLURAL,
+    SET_API_VERSION,
+    SET_KIND,
+    SET_PLURAL,
+)
 
 FIELD_MANAGER = "kvasir"
 TIMEOUT_SECONDS = 30.0
@@ -36,6 +45,7 @@ KINDS: dict[tuple[str, str], str] = {
     ("monitoring.coreos.com/v1", "PodMonitor"): "podmonitors",
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproutes",
     (API_VERSION, ROLE_KIND): ROLE_PLURAL,
+    (SET_API_VERSION, SET_KIND): SET_PLURAL,
 }
 
 
@@ -109,12 +119,14 @@ class Cluster:
         path = object_path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
         self._write("PATCH", path + "/status", body, accept=(200, 201, 404))
 
-    def delete(self, namespace: str, target: Reference) -> None:
-        """Delete an object and what it owns; nothing if it is gone already."""
+    def delete(self, namespace: str, target: Reference, uid: str = "") -> None:
+        """Delete an object and what it owns; nothing if it is gone already, or if another has its name (`uid`)."""
         plural = KINDS[target.api_version, target.kind]
         path = object_path(target.api_version, plural, namespace, target.name)
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        self._call("DELETE", path, body=options, accept=(200, 202, 404))
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        self._call("DELETE", path, body=options, accept=(200, 202, 404, *((409,) if uid else ())))
 
     def set_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
         """Replace what this field manager said in the status; nothing if the InferenceService is gone.
@@ -178,9 +190,14 @@ class Cluster:
     def _list(self, api_version: str, kind: str, plural: str, namespace: str, name: str) -> list[Object]:
         labels = {**MANAGED_BY, SERVICE_LABEL: name}
         query = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())}
-        answer = self._call("GET", object_path(api_version, plural, namespace), query=query)
+        answer = self._call("GET", object_path(api_version, plural, namespace), query=query, accept=(200, 404))
+        found = json.loads(answer)
+        if "items" not in found:  # the kind was removed; ask again what there is
+            with self._lock:
+                self._served.pop(api_version, None)
+            return []
         # Items of a list do not say what they are.
-        return [{**item, "apiVersion": api_version, "kind": kind} for item in json.loads(answer)["items"]]
+        return [{**item, "apiVersion": api_version, "kind": kind} for item in found["items"]]
 
     def _get(self, path: str) -> Object | None:
         found: Object = json.loads(self._call("GET", path, accept=(200, 404)))

@@ -24,7 +24,16 @@ from kvasir_operator.queue import WorkQueue
 from kvasir_operator.reconcile import Reconciler, utc_now
 from kvasir_operator.render import Options
 from kvasir_operator.render.names import SERVICE_LABEL
-from kvasir_operator.spec import API_VERSION, GROUP, PLURAL, ROLE_PLURAL, VERSION
+from kvasir_operator.spec import (
+    API_VERSION,
+    GROUP,
+    PLURAL,
+    ROLE_PLURAL,
+    SET_API_VERSION,
+    SET_KIND,
+    SET_PLURAL,
+    VERSION,
+)
 from kvasir_operator.watchdog import Watchdog
 
 log = logging.getLogger("kvasir.operator")
@@ -37,6 +46,8 @@ WATCHED = (
     ("batch", "v1", "jobs"),
     (GROUP, VERSION, ROLE_PLURAL),
 )
+# And where it is installed.
+WATCHED_IF_SERVED = (SET_API_VERSION.partition("/")[0], SET_API_VERSION.partition("/")[2], SET_PLURAL)
 # How often the watches are checked against a list.
 WATCHDOG_SECONDS = 60.0
 LEASE_SECONDS = 5.0  # for one request of the election
@@ -67,7 +78,8 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class WatchDied(Exception):
-    """A watch stays silent about objects that changed; only a new process has new watches."""
+    """A watch stays silent about objects that changed, or there is more to watch; only a new process has new
+    watches."""
 
 
 class Controller:
@@ -89,6 +101,7 @@ class Controller:
         self._metrics.services.set_function(lambda: len(self._services))
         self._services: set[Key] = set()
         self._dogs = {PLURAL: Watchdog[Key](), "deployments": Watchdog[Key]()}
+        self._watched: tuple[tuple[str, str, str], ...] = WATCHED
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -96,6 +109,7 @@ class Controller:
         self._loop = asyncio.get_running_loop()
         if self._setup.metrics_port:
             start_http_server(self._setup.metrics_port, registry=self._metrics.registry)
+        await self._choose_watches()
         log.info("watching namespaces=%s", ",".join(self._setup.namespaces) or "all")
         beside = [asyncio.create_task(self._watch_the_watches()), asyncio.create_task(self._wake())]
         if self._leadership:
@@ -122,6 +136,11 @@ class Controller:
         for outcome in ended:
             if isinstance(outcome, Exception):
                 raise outcome
+
+    async def _choose_watches(self) -> None:
+        """What is not served cannot be watched: where it is installed later, a new process watches it."""
+        if await asyncio.to_thread(self._has_sets):
+            self._watched = (*WATCHED, WATCHED_IF_SERVED)
 
     async def _handle(self, key: Key) -> bool:
         if self._leadership:
@@ -162,6 +181,15 @@ class Controller:
                     continue
                 if silent := dog.look(listed):
                     raise WatchDied(f"the watch of {plural} says nothing of {len(silent)}, as {min(silent)}")
+            if WATCHED_IF_SERVED not in self._watched and await asyncio.to_thread(self._has_sets):
+                raise WatchDied(f"{SET_API_VERSION} is served now, and not yet watched")
+
+    def _has_sets(self) -> bool:
+        """Whether LeaderWorkerSet is installed; an API server that is away says nothing about that."""
+        try:
+            return self._cluster.serves(SET_API_VERSION, SET_KIND)
+        except ClusterError:
+            return False
 
     async def _wake(self) -> None:
         """Reconcile services without workers as soon as their routers hold requests."""
@@ -207,7 +235,7 @@ class Controller:
             kopf.on.validate(GROUP, VERSION, PLURAL, registry=registry, id="validate")(on_admission)
         kopf.on.login(registry=registry)(kopf.login_via_client)
         kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(on_service)
-        for group, version, plural in WATCHED:
+        for group, version, plural in self._watched:
             labelled = {SERVICE_LABEL: kopf.PRESENT}
             kopf.on.event(group, version, plural, registry=registry, id=plural, labels=labelled)(on_part)
         return registry

@@ -1,12 +1,22 @@
 """What the API server says about an InferenceService's objects, as types. Pure: dictionaries in, values out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from kvasir_operator.render.names import KV_LABEL, REVISION_LABEL, ROLE_LABEL, Object, Role
+from kvasir_operator.render.names import (
+    INDEX_LABEL,
+    KV_LABEL,
+    LEADER_INDEX,
+    REVISION_LABEL,
+    ROLE_LABEL,
+    SET_LABEL,
+    Object,
+    Role,
+)
+from kvasir_operator.spec import SET_KIND
 
 # States of a waiting container that time alone does not mend.
 STUCK = {
@@ -32,11 +42,12 @@ class Reference(msgspec.Struct, frozen=True, order=True):
         return f"{self.kind} {self.name}"
 
 
-class DeploymentState(msgspec.Struct, frozen=True):
-    """A Deployment's counts of pods; those on their way out are none of them.
+class Workload(msgspec.Struct, frozen=True):
+    """What runs one revision of a role: a Deployment, or all of its sets of one group each, whose name is then what
+    their names have in common. It counts pods, or groups; those on their way out are none of them.
 
-    `pods`: how many there are, ready or not. `current`: its controller has seen the newest spec. `failure`: why it
-    cannot create pods (quota, admission).
+    `grouped`: it is such sets. `pods`: how many there are, ready or not. `current`: its controller has seen the
+    newest spec. `failure`: why it cannot create pods (quota, admission).
     """
 
     name: str
@@ -49,6 +60,7 @@ class DeploymentState(msgspec.Struct, frozen=True):
     failure: str = ""
     kv: str = ""
     pods: int = 0
+    grouped: bool = False
 
     @property
     def complete(self) -> bool:
@@ -70,7 +82,11 @@ class Trouble(msgspec.Struct, frozen=True, order=True):
 
 
 class PodState(msgspec.Struct, frozen=True):
-    """A pod of a role, and what keeps it from being ready. `started`: seconds from creation to readiness."""
+    """A pod of a role, and what keeps it from being ready. `started`: seconds from creation to readiness.
+
+    `group`: the set whose group it is in, empty where it is a whole worker. Only the leader of a group is asked
+    anything: a `follower` has no more to say than that it is ready.
+    """
 
     name: str
     role: Role
@@ -79,39 +95,88 @@ class PodState(msgspec.Struct, frozen=True):
     trouble: Trouble | None = None
     ip: str = ""
     started: float | None = None
+    group: str = ""
+    follower: bool = False
+
+
+class WorkerSet(msgspec.Struct, frozen=True):
+    """A set: one worker of so many pods (`size`), which is ready when all of them are."""
+
+    name: str
+    role: Role
+    revision: str
+    kv: str
+    size: int
+    number: int
+    ready: bool = False
+    begun: bool = False
 
 
 class Observed(msgspec.Struct, frozen=True):
     """Everything there is of an InferenceService. `objects`: what it owns (pods are owned by their Deployments).
 
-    Pods that are `leaving` have been deleted, and finish what they have.
+    Pods that are `leaving` have been deleted, and finish what they have. `removing`: sets that are to be deleted,
+    which was decided before; they count for nothing. `taken`: names that a new set cannot have, as one of that name
+    is there, or pods of it still are.
     """
 
     objects: dict[Reference, Object] = {}
     pods: tuple[PodState, ...] = ()
     leaving: tuple[PodState, ...] = ()
+    removing: dict[Reference, Object] = {}
+    taken: frozenset[str] = frozenset()
 
-    def deployments(self, role: Role) -> list[DeploymentState]:
-        """The Deployments of a role, by name."""
+    def workloads(self, role: Role) -> list[Workload]:
+        """What runs the pods of a role, by name: its Deployments, then its sets, those of a revision together."""
         found = [deployment_state(o) for r, o in sorted(self.objects.items()) if r.kind == "Deployment"]
-        return [state for state in found if state.role == role]
+        by_name: dict[str, list[WorkerSet]] = {}
+        for each in self.sets(role):
+            by_name.setdefault(each.name.rpartition("-")[0], []).append(each)
+        groups = [_workload(name, members) for name, members in sorted(by_name.items())]
+        return [*(state for state in found if state.role == role), *groups]
 
-    def ready(self, deployment: DeploymentState) -> int:
-        """How many of a Deployment's pods are ready: by the pods themselves, as its own count comes later."""
-        own = [p for p in self.pods if (p.role, p.revision) == (deployment.role, deployment.revision)]
-        return min(sum(p.ready for p in own) if own else deployment.ready, deployment.wanted)
+    def sets(self, role: Role) -> list[WorkerSet]:
+        """The sets of a role."""
+        found = [self._set(o) for r, o in sorted(self.objects.items()) if r.kind == SET_KIND]
+        return [each for each in found if each.role == role]
+
+    def ready(self, workload: Workload) -> int:
+        """How many of a workload are ready: by the pods themselves, as a Deployment's own count comes later."""
+        own = [p for p in self.pods if (p.role, p.revision, p.group) == (workload.role, workload.revision, "")]
+        return min(sum(p.ready for p in own) if own else workload.ready, workload.wanted)
+
+    def _set(self, item: Object) -> WorkerSet:
+        metadata = item["metadata"]
+        name, size = metadata["name"], item["spec"]["leaderWorkerTemplate"].get("size", 1)
+        own = [p for p in self.pods if p.group == name]
+        return WorkerSet(
+            name=name,
+            role=metadata["labels"][ROLE_LABEL],
+            revision=metadata["labels"].get(REVISION_LABEL, ""),
+            kv=metadata["labels"].get(KV_LABEL, ""),
+            size=size,
+            number=int(ending) if (ending := name.rpartition("-")[2]).isdecimal() else -1,
+            ready=sum(p.ready for p in own) >= size,
+            begun=bool(own),
+        )
 
 
-def observe(objects: Iterable[Object], pods: Iterable[Object]) -> Observed:
-    """The state of what was listed. Objects that are on their way out count for nothing."""
+def observe(objects: Iterable[Object], pods: Iterable[Object], removing: Collection[str] = ()) -> Observed:
+    """The state of what was listed. Objects that are on their way out count for nothing, and neither do the sets
+    that are named as `removing`."""
     present: list[PodState] = []
     leaving: list[PodState] = []
     for pod in pods:
         (leaving if "deletionTimestamp" in pod["metadata"] else present).append(pod_state(pod))
+    there = {reference(o): o for o in objects}
+    alive = {r: o for r, o in there.items() if "deletionTimestamp" not in o["metadata"]}
+    going = {r: o for r, o in alive.items() if r.kind == SET_KIND and r.name in removing}
     return Observed(
-        objects={reference(o): o for o in objects if "deletionTimestamp" not in o["metadata"]},
+        objects={r: o for r, o in alive.items() if r not in going},
         pods=tuple(present),
         leaving=tuple(leaving),
+        removing=going,
+        taken=frozenset({r.name for r in there if r.kind == SET_KIND} | {p.group for p in (*present, *leaving)}),
     )
 
 
@@ -120,11 +185,33 @@ def reference(item: Mapping[str, Any]) -> Reference:
     return Reference(item["apiVersion"], item["kind"], item["metadata"]["name"])
 
 
-def deployment_state(item: Mapping[str, Any]) -> DeploymentState:
+def workload_name(target: Reference) -> str:
+    """The name of the workload that an object is, or of which it is one set."""
+    return target.name.rpartition("-")[0] if target.kind == SET_KIND else target.name
+
+
+def _workload(name: str, sets: list[WorkerSet]) -> Workload:
+    """The counts of a revision's sets."""
+    first, ready = sets[0], sum(each.ready for each in sets)
+    return Workload(
+        name=name,
+        role=first.role,
+        revision=first.revision,
+        wanted=len(sets),
+        ready=ready,
+        updated=ready,
+        current=True,
+        kv=first.kv,
+        pods=sum(each.begun for each in sets),
+        grouped=True,
+    )
+
+
+def deployment_state(item: Mapping[str, Any]) -> Workload:
     """The counts of a Deployment."""
     metadata, status = item["metadata"], item.get("status", {})
     failures = [c for c in status.get("conditions", []) if c["type"] == "ReplicaFailure" and c["status"] == "True"]
-    return DeploymentState(
+    return Workload(
         name=metadata["name"],
         role=metadata["labels"][ROLE_LABEL],
         revision=metadata["labels"].get(REVISION_LABEL, ""),
@@ -151,6 +238,8 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
         trouble=None if ready else _trouble(metadata["name"], status, conditions),
         ip=status.get("podIP", ""),
         started=_between(metadata, conditions["Ready"]) if ready else None,
+        group=metadata["labels"].get(SET_LABEL, ""),
+        follower=metadata["labels"].get(INDEX_LABEL, LEADER_INDEX) != LEADER_INDEX,
     )
 
 

@@ -75,8 +75,8 @@ class ClusterPort(Protocol):
         """Set the replicas in an InferenceRole's status; nothing if it is gone."""
         ...
 
-    def delete(self, namespace: str, target: Reference) -> None:
-        """Delete an object; nothing if it is gone already."""
+    def delete(self, namespace: str, target: Reference, uid: str = "") -> None:
+        """Delete an object; nothing if it is gone already, or (with a `uid`) another of its name."""
         ...
 
     def set_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:

@@ -24,9 +24,17 @@ from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED
 from kvasir_operator.render.network import url
-from kvasir_operator.spec import WORKER_ROLES, InferenceService, InvalidService, Model, parse
+from kvasir_operator.spec import (
+    SET_API_VERSION,
+    SET_KIND,
+    WORKER_ROLES,
+    InferenceService,
+    InvalidService,
+    Model,
+    parse,
+)
 from kvasir_operator.story import rescalings, tellings
-from kvasir_operator.validate import ModelFacts, fact_problems
+from kvasir_operator.validate import ModelFacts, api_problems, fact_problems
 from kvasir_operator.verdicts import VERIFIED, Leaving, elastic
 
 log = logging.getLogger("kvasir.reconcile")
@@ -37,6 +45,8 @@ log = logging.getLogger("kvasir.reconcile")
 LOADING_SECONDS = 5.0
 SOON_SECONDS = 1.0
 FAILED_SECONDS = 10.0
+# And where a spec asks for what the cluster does not serve.
+API_SECONDS = 30.0
 
 
 def utc_now() -> datetime:
@@ -103,6 +113,10 @@ class Reconciler:
         except InvalidService as error:
             self._reject(document, error)
             return True
+        if problems := api_problems(service, lambda: self._cluster.serves(SET_API_VERSION, SET_KIND)):
+            self._reject(document, InvalidService(problems))
+            self._again(namespace, name, API_SECONDS)  # nothing tells of what is installed
+            return True
         self._realize(document, service)
         return True
 
@@ -113,17 +127,20 @@ class Reconciler:
     def _realize(self, document: Object, service: InferenceService) -> None:
         # Pods last: what is ready counts most, and changes by itself.
         owned = self._cluster.owned(service.namespace, service.name, service.uid)
-        observed = observe(owned, self._cluster.pods(service.namespace, service.name))
+        removing = document.get("status", {}).get("removing", [])
+        observed = observe(owned, self._cluster.pods(service.namespace, service.name), removing)
         paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
         scaling = self._rescale(document, service, observed, paused)
         sizing = sized(resized(service, scaling), observed)
         service = sizing.service
         desired = self._servable(document, render(service, self._options))
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
+        self._intend(document, steps)
         failures = self._execute(service, steps, observed)
         cached = loading(desired, observed, self._loaded(observed))
         if cached and not cached.done:
             self._again(service.namespace, service.name, LOADING_SECONDS)
+        deleted = {step.target for step in steps if isinstance(step, Delete)}
         routers, leaving = self._routers(observed), self._leaving(observed)
         status = statuses.accepted(
             desired,
@@ -139,10 +156,12 @@ class Reconciler:
             routers=routers,
             planned=progress(desired, observed, service.spec.rollout),
             leaving=leaving,
+            removing=sorted(r.name for r in observed.removing.keys() - deleted),
             scaling=scaling,
             elastic=elastic(service),
         )
-        self._publish(document, status)
+        grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
+        self._publish(document, status, guarded=grouped or status.scaling is not None)
         if seconds := _look_again(status, asked=bool(routers)):
             self._again(service.namespace, service.name, seconds)
         for error in failures.values():
@@ -180,9 +199,24 @@ class Reconciler:
         told = self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
         return [each for each in told if each]
 
+    def _intend(self, document: Object, steps: Sequence[Step]) -> None:
+        """Say in the status which sets are to be deleted, before any is: over the status that was read only.
+
+        A Deployment's replicas are set over the replicas that were read. Two who choose among sets at the same time
+        could choose two of which the plan can spare one.
+        """
+        going = sorted(s.target.name for s in steps if isinstance(s, Delete) and s.target.kind == SET_KIND)
+        previous = document.get("status", {})
+        if not set(going) <= set(previous.get("removing", [])):
+            document["status"] = {**previous, "removing": going}
+            self._set_status(document, document["status"], guarded=True)
+
     def _leaving(self, observed: Observed) -> list[Leaving]:
-        """The workers on their way out, and what they have to finish."""
-        pods = [pod for pod in observed.leaving if pod.role in WORKER_ROLES]
+        """The workers on their way out, and what they have to finish. Of a group it is the leader who says."""
+        workers = [pod for pod in observed.leaving if pod.role in WORKER_ROLES]
+        leaders = {pod.group for pod in workers if not pod.follower}
+        left = {pod.group: pod for pod in reversed(workers) if pod.follower and pod.group not in leaders}
+        pods = [pod for pod in workers if not pod.follower or left.get(pod.group) is pod]
         said = self._ask.workers([pod.ip for pod in pods]) if self._ask else [None] * len(pods)
         return [
             Leaving(pod.name, status.requests, status.leases) if status else Leaving(pod.name)
@@ -223,22 +257,25 @@ class Reconciler:
                 case Scale(target=target, replicas=replicas, version=version):
                     log.info("scale object=%s namespace=%s replicas=%d", target, service.namespace, replicas)
                     self._cluster.scale(service.namespace, target, replicas, version)
-                case Delete(target=target):
+                case Delete(target=target, uid=uid):
                     log.info("delete object=%s namespace=%s", target, service.namespace)
-                    self._cluster.delete(service.namespace, target)
+                    self._cluster.delete(service.namespace, target, uid)
                 case Report(target=target, replicas=replicas):
                     self._cluster.report(service.namespace, target, replicas)
                 case Wait(reason=reason):
                     log.info("wait service=%s/%s reason=%s", service.namespace, service.name, reason)
         return failures
 
-    def _publish(self, document: Object, status: statuses.Status) -> None:
-        """Write the status where it is another than before, with an Event for every condition that changed."""
+    def _publish(self, document: Object, status: statuses.Status, guarded: bool = False) -> None:
+        """Write the status where it is another than before, with an Event for every condition that changed.
+
+        `guarded`: only over the one that was read, as it remembers what must not be lost.
+        """
         previous: dict[str, Any] = document.get("status", {})
         current = msgspec.to_builtins(status)
         if statuses.same(current, previous):
             return
-        self._set_status(document, current, guarded=status.scaling is not None)
+        self._set_status(document, current, guarded)
         for each in tellings(previous, status):
             self._cluster.event(document, each.warning, each.reason, each.message, each.since, each.occasion)
 

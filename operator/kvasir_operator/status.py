@@ -39,10 +39,11 @@ from msgspec import Meta
 from kvasir_engine.reports import RouterStatus
 from kvasir_operator import verdicts
 from kvasir_operator.explain import explain
-from kvasir_operator.observed import Observed, Reference, reference
+from kvasir_operator.observed import Observed, Reference
 from kvasir_operator.plan.autoscale import ScalingStatus
 from kvasir_operator.plan.preload import PRELOAD, Loading
-from kvasir_operator.render.names import PAUSED, ROLE_LABEL, Object
+from kvasir_operator.plan.wanted import role_of
+from kvasir_operator.render.names import PAUSED, Object
 from kvasir_operator.schema import Invalid
 from kvasir_operator.verdicts import ROLES, Elastic, Leaving, Verdict
 
@@ -83,6 +84,14 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         list[Leaving],
         Meta(extra_json_schema={"description": "Workers on their way out, and what they still have to finish."}),
     ] = []
+    removing: Annotated[
+        list[str],
+        Meta(
+            extra_json_schema={
+                "description": "LeaderWorkerSets that are to go. It is said before, so that nobody chooses others."
+            }
+        ),
+    ] = []
     scaling: Annotated[
         ScalingStatus | None,
         Meta(extra_json_schema={"description": "What the planner decided, in the modes Auto and Shadow."}),
@@ -116,6 +125,7 @@ def accepted(
     routers: Sequence[RouterStatus] | None = None,
     planned: str = "",
     leaving: Sequence[Leaving] = (),
+    removing: Sequence[str] = (),
     scaling: ScalingStatus | None = None,
     elastic: Elastic | None = None,
 ) -> Status:
@@ -123,10 +133,11 @@ def accepted(
 
     `failures`: what the API server said against objects it did not take. `previous`: the status so far, for
     transition times. `routers`: what the ready ones said; `None` where nobody asks them, and nothing is said of
-    canaries. `planned`: what the plan for the workers waits for. `leaving`: workers on their way out.
-    `scaling`: what was decided about sizes. `elastic`: how the sizes change by themselves, if they do.
+    canaries. `planned`: what the plan for the workers waits for. `leaving`: workers on their way out. `removing`:
+    sets that are yet to be deleted. `scaling`: what was decided about sizes. `elastic`: how the sizes change by
+    themselves, if they do.
     """
-    refused = {o["metadata"]["labels"][ROLE_LABEL]: why for o in desired if (why := failures.get(reference(o)))}
+    refused = {role_of(target, desired): why for target, why in failures.items()}
     roles = {role: verdicts.role_ready(role, desired, observed, refused.get(role, "")) for role in ROLES}
     counting = [
         Verdict("Accepted", True, "Valid", "spec is valid"),
@@ -149,6 +160,7 @@ def accepted(
         model=model,
         url=url,
         leaving=list(leaving),
+        removing=list(removing),
         scaling=scaling,
         **{role: RoleStatus(wanted, count, f"{count}/{wanted}") for role, (wanted, count, _) in roles.items()},
     )

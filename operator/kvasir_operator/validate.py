@@ -1,6 +1,6 @@
 """What a schema cannot say about an InferenceService: combinations of fields, and facts about the model. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -136,8 +136,9 @@ def _groups(service: "InferenceService") -> Iterator[Invalid]:
             )
 
 
-def api_problems(service: "InferenceService", groups_served: bool) -> list[Invalid]:
-    """What a service asks of its cluster that is not there. `groups_served`: LeaderWorkerSet is installed."""
+def api_problems(service: "InferenceService", groups_served: Callable[[], bool]) -> list[Invalid]:
+    """What a service asks of its cluster that is not there. `groups_served` is asked where it matters: whether
+    LeaderWorkerSet is installed."""
     spec = service.spec
     return [
         Invalid(
@@ -145,7 +146,7 @@ def api_problems(service: "InferenceService", groups_served: bool) -> list[Inval
             f"{workers.nodes} takes {SET_API_VERSION}, which this cluster does not serve: install {SET_KIND}",
         )
         for role, workers in (("prefill", spec.prefill), ("decode", spec.decode))
-        if workers.nodes > 1 and not groups_served
+        if workers.nodes > 1 and not groups_served()
     ]
 
 

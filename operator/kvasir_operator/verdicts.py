@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 
 from kvasir_engine.reports import RouterStatus
-from kvasir_operator.observed import Observed, PodState, Trouble
+from kvasir_operator.observed import Observed, Trouble
 from kvasir_operator.plan.preload import Loading
-from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL, Object, Role
+from kvasir_operator.plan.wanted import wanted as wanted_of
+from kvasir_operator.render.names import Object, Role
 from kvasir_operator.spec import InferenceService
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "router")
@@ -61,13 +62,13 @@ def model_cached(state: Loading | None, refused: str) -> list[Verdict]:
 def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refused: str) -> tuple[int, int, Verdict]:
     """How many of a role are wanted and how many of them ready, and the verdict. `refused`: what the API server
     said against its objects."""
-    item = next(o for o in desired if o["kind"] == "Deployment" and o["metadata"]["labels"][ROLE_LABEL] == role)
-    name, wanted = item["metadata"]["name"], int(item["spec"]["replicas"])
-    revision = item["spec"]["template"]["metadata"]["labels"][REVISION_LABEL]
-    states = observed.deployments(role)
+    wants = wanted_of(desired, role)
+    name, wanted, revision = wants.name, wants.replicas, wants.revision
+    states = observed.workloads(role)
     state = next((s for s in states if s.name == name), None)
     ready = min(state.ready, wanted) if state else 0
-    done = state is not None and state.complete and state.wanted == wanted
+    # There is no set where there is no worker.
+    done = state.complete and state.wanted == wanted if state else wants.grouped and not wanted
     count = f"{ready} of {wanted} ready"
 
     def verdict(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, Verdict]:
@@ -81,7 +82,7 @@ def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refuse
         )
     if state and state.failure:
         return verdict(False, "FailedCreate", f"{count}; {state.failure}", trouble=True)
-    if trouble := _trouble(role, revision, observed.pods):
+    if trouble := _trouble(role, revision, observed):
         return verdict(False, trouble.reason, f"{count}; {_told(trouble)}", trouble=True)
     serving = [f"{s.ready} of revision {s.revision}" for s in states if s.name != name and s.ready]
     if serving:
@@ -92,9 +93,14 @@ def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refuse
     return verdict(False, "Starting", count)
 
 
-def _trouble(role: Role, revision: str, pods: Sequence[PodState]) -> Trouble | None:
-    """The first trouble among the pods of the wanted revision, by pod name."""
-    found = [p.trouble for p in pods if p.role == role and p.revision == revision and p.trouble]
+def _trouble(role: Role, revision: str, observed: Observed) -> Trouble | None:
+    """The first trouble among the pods of the wanted revision, by pod name.
+
+    A group is made anew when one of its pods fails, so its trouble is with pods that leave while their set stays.
+    """
+    staying = {each.name for each in observed.sets(role)}
+    failed = (p for p in observed.leaving if p.group in staying)
+    found = [p.trouble for p in (*observed.pods, *failed) if (p.role, p.revision) == (role, revision) and p.trouble]
     return min(found, default=None)
 
 

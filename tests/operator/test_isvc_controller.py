@@ -24,7 +24,9 @@ def made(lease: bool = True) -> Controller:
 
     configuration = SimpleNamespace(host="http://unreachable", auth_settings=dict)
     client = SimpleNamespace(configuration=configuration, rest_client=SimpleNamespace(pool_manager=Unreachable()))
-    return Controller(client, Setup((), Options(), "", ("system", "kvasir") if lease else None))
+    found = Controller(client, Setup((), Options(), "", ("system", "kvasir") if lease else None))
+    found._has_sets = lambda: False  # type: ignore[method-assign]
+    return found
 
 
 class Lease:
@@ -72,6 +74,47 @@ async def test_a_watch_that_stays_silent_ends_the_process(monkeypatch: pytest.Mo
     controller._versions = lambda *_: {KEY: "5"}  # type: ignore[method-assign]
     with pytest.raises(WatchDied, match=r"watch of inferenceservices says nothing of 1, as \('default', 'llama'\)"):
         await asyncio.wait_for(controller._watch_the_watches(), 5)
+
+
+async def test_leader_worker_sets_are_watched_where_they_are_installed_and_when_they_are_installed_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wiring, "WATCHDOG_SECONDS", 0.0)
+    controller = made(lease=False)
+    controller._versions = lambda *_: {}  # type: ignore[method-assign]
+    assert "leaderworkersets" not in watched(controller)
+    controller._has_sets = lambda: True  # type: ignore[method-assign]
+    with pytest.raises(WatchDied, match=r"leaderworkerset.x-k8s.io/v1 is served now, and not yet watched"):
+        await asyncio.wait_for(controller._watch_the_watches(), 5)
+    await controller._choose_watches()
+    assert "leaderworkersets" in watched(controller)
+    watching = asyncio.create_task(controller._watch_the_watches())
+    looks, enough, loop = iter(range(3)), asyncio.Event(), asyncio.get_running_loop()
+
+    def versions(*_: Any) -> Any:
+        if next(looks, None) is None:
+            loop.call_soon_threadsafe(enough.set)
+        return {}
+
+    controller._versions = versions  # type: ignore[method-assign]
+    await asyncio.wait_for(enough.wait(), 5)
+    assert not watching.done()
+    watching.cancel()
+
+
+def watched(controller: Controller) -> set[str]:
+    """The kinds of which events are heard."""
+    return {str(handler.id).rpartition(".")[2] for handler in controller._registry()._watching.get_all_handlers()}
+
+
+def test_an_api_server_that_is_away_says_nothing_of_what_is_installed() -> None:
+    def unreachable(*_: Any) -> bool:
+        raise ClusterError(0, "away")
+
+    controller = made(lease=False)
+    del controller._has_sets
+    controller._cluster.serves = unreachable  # type: ignore[method-assign]
+    assert not controller._has_sets()
 
 
 async def test_an_api_server_that_is_away_proves_nothing_about_watches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import yaml
 from isvc_cases import document
 
 from kvasir_operator.cluster import KINDS, Cluster
-from kvasir_operator.controller import WATCHED
+from kvasir_operator.controller import WATCHED, WATCHED_IF_SERVED
 from kvasir_operator.election import Leadership
 from kvasir_operator.lease import Candidate
 from kvasir_operator.leases import ClusterLease
@@ -157,7 +157,11 @@ def used() -> set[Verb]:
                 item["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
         reconcile(server)
     assert not [path for path in server.objects if path.endswith("-older")]
-    watched = {(group, plural) for group, _, plural in WATCHED} | {(GROUP, PLURAL)}
+    stored["spec"]["prefill"] = {"tensorParallel": 2, "nodes": 2, "replicas": 1}
+    reconcile(server)
+    stored["spec"]["prefill"]["replicas"] = 0
+    reconcile(server)
+    watched = {(group, plural) for group, _, plural in (*WATCHED, WATCHED_IF_SERVED)} | {(GROUP, PLURAL)}
     return server.verbs | {(group, plural, verb) for group, plural in watched for verb in ("list", "watch")}
 
 

@@ -10,7 +10,7 @@ from kvasir_operator.observed import Observed, reference
 from kvasir_operator.plan.difference import differs, stamped
 from kvasir_operator.plan.preload import held
 from kvasir_operator.plan.steps import Apply, Delete, Report, Scale, Step, Wait
-from kvasir_operator.plan.workers import is_worker, worker_steps
+from kvasir_operator.plan.workers import begins, is_worker, worker_steps
 from kvasir_operator.render.names import Object
 from kvasir_operator.spec import Rollout
 
@@ -29,8 +29,7 @@ def plan(desired: Sequence[Object], observed: Observed, limits: Rollout) -> list
             steps.append(Apply(item))
     wanted = {reference(item) for item in desired}
     surplus = [r for r, item in sorted(observed.objects.items()) if r not in wanted and not is_worker(item)]
-    missing = any(is_worker(item) and reference(item) not in observed.objects for item in desired)
-    if reason := held(desired, observed, missing):
+    if reason := held(desired, observed, begins(desired, observed)):
         # What serves stays as it is; a rollout or a new size begins when the model is there.
         return [*steps, *(Delete(target) for target in surplus), Wait(reason)]
     return [*steps, *(Delete(target) for target in surplus), *worker_steps(desired, observed, limits)]

@@ -132,14 +132,14 @@ def _targets(auto: AutoScaling) -> Targets:
 
 def _pool(service: InferenceService, observed: Observed, before: ScalingStatus | None, role: WorkerRole) -> Pool:
     """A role as it is. In the beginning it has the workers that are there, or as many as the spec says."""
-    deployments = observed.deployments(role)
-    ready = sum(observed.ready(each) for each in deployments)
+    workloads = observed.workloads(role)
+    ready = sum(observed.ready(each) for each in workloads)
     replicas = service.spec.workers(role).replicas
     if service.spec.scaling.mode == "Auto":
         if before is not None:
             replicas = before.role(role).replicas
-        elif deployments:
-            replicas = sum(each.wanted for each in deployments)
+        elif workloads:
+            replicas = sum(each.wanted for each in workloads)
     needs = None
     if before is not None:
         needs = tuple(map(_need, before.role(role).needed))

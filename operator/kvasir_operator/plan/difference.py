@@ -31,6 +31,23 @@ def differs(desired: Object, live: Object) -> bool:
     return not _holds(live, desired, "")
 
 
+def version(item: Object) -> str:
+    """The resourceVersion that was read."""
+    return str(item["metadata"].get("resourceVersion", ""))
+
+
+def uid(item: Object) -> str:
+    """The uid that was read."""
+    return str(item["metadata"].get("uid", ""))
+
+
+def guarded(item: Object, live: Object | None) -> Object:
+    """`item` with what its writer had seen of it: replicas that were planned from another state must not be set."""
+    if live is None or not (seen := version(live)):
+        return item
+    return {**item, "metadata": {**item["metadata"], "resourceVersion": seen}}
+
+
 def _holds(live: Any, desired: Any, field: str) -> bool:
     if isinstance(desired, Mapping):
         return isinstance(live, Mapping) and all(

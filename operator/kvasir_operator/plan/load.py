@@ -59,7 +59,8 @@ def signals(told: Told, startup: float = STARTUP_SECONDS) -> Signals | None:
 
 def startup_seconds(observed: Observed) -> float:
     """From a worker's creation to its readiness, in the middle of those that are ready."""
-    taken = [pod.started for pod in observed.pods if pod.role in WORKER_ROLES and pod.started is not None]
+    workers = (pod for pod in observed.pods if pod.role in WORKER_ROLES and not pod.follower)
+    taken = [pod.started for pod in workers if pod.started is not None]
     return median(taken) if taken else STARTUP_SECONDS
 
 

@@ -63,10 +63,10 @@ def _conditions(item: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found
 
 
-def held(desired: Sequence[Object], observed: Observed, missing: bool) -> str:
+def held(desired: Sequence[Object], observed: Observed, begins: bool) -> str:
     """Why new workers are not created yet: their GPUs would wait for the download. Empty when they may be.
 
-    `missing`: a worker Deployment that is wanted is not there yet. One that is there found its model before.
+    `begins`: workers are wanted of a revision that has none yet. One that has some found its model before.
     """
     state = loading(desired, observed)
-    return f"the model is not in the cache: {state.message}" if missing and state and not state.done else ""
+    return f"the model is not in the cache: {state.message}" if begins and state and not state.done else ""

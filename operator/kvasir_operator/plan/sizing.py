@@ -28,7 +28,7 @@ def sized(service: InferenceService, observed: Observed) -> Sizing:
             steps.append(Scale(target, workers.replicas, found["metadata"].get("resourceVersion", "")))
         else:
             spec = msgspec.structs.replace(spec, **{role: msgspec.structs.replace(workers, replicas=asked)})
-        ready = sum(each.ready for each in observed.deployments(role))
+        ready = sum(each.ready for each in observed.workloads(role))
         if found.get("status", {}).get("replicas") != ready:
             steps.append(Report(target, ready))
     return Sizing(msgspec.structs.replace(service, spec=spec), tuple(steps))

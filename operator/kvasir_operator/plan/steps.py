@@ -28,9 +28,10 @@ class Report(msgspec.Struct, frozen=True, tag=True):
 
 
 class Delete(msgspec.Struct, frozen=True, tag=True):
-    """Delete an object that is no longer wanted."""
+    """Delete an object that is no longer wanted; with a `uid`, only the one that has it."""
 
     target: Reference
+    uid: str = ""
 
 
 class Wait(msgspec.Struct, frozen=True, tag=True):

@@ -1,80 +1,99 @@
-"""PURE: the worker Deployments, one a role and a revision, and the replicas that each is to have next.
+"""PURE: what runs the workers, and the replicas that each revision of a role is to have next.
 
 What is observed becomes the rollout planner's state, and its answer becomes steps. The replicas of a Deployment
-that is there stay as they are unless the planner says otherwise; one of an old revision goes once it is empty.
+that is there stay as they are unless the planner says otherwise; one of an old revision goes once it is empty. Of
+workers over several nodes each is a set of its own (`sets.py`), so a revision has as many replicas as sets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from kvasir_operator.observed import Observed, Reference, reference
+from kvasir_operator.observed import Observed, Reference, Workload, reference
 from kvasir_operator.plan import rollout
-from kvasir_operator.plan.difference import differs, stamped
+from kvasir_operator.plan.difference import differs, guarded, stamped, uid, version
 from kvasir_operator.plan.rollout import Goal, Group, State
+from kvasir_operator.plan.sets import set_steps
 from kvasir_operator.plan.steps import Apply, Delete, Scale, Step, Wait
-from kvasir_operator.render.names import KV_LABEL, REVISION_LABEL, ROLE_LABEL, Object
+from kvasir_operator.plan.wanted import Wanted, runs_pods, wanted
+from kvasir_operator.render.names import ROLE_LABEL, Object
 from kvasir_operator.spec import WORKER_ROLES, Rollout, WorkerRole
+
+Key = tuple[WorkerRole, str]
 
 
 def is_worker(item: Object) -> bool:
-    """Whether this object is a Deployment of workers."""
-    return item["kind"] == "Deployment" and item["metadata"]["labels"].get(ROLE_LABEL) in WORKER_ROLES
+    """Whether this object keeps workers running."""
+    return runs_pods(item) and item["metadata"]["labels"].get(ROLE_LABEL) in WORKER_ROLES
+
+
+def begins(desired: Sequence[Object], observed: Observed) -> bool:
+    """Whether workers are wanted of a revision that has none yet."""
+    for role in WORKER_ROLES:
+        wants = wanted(desired, role)
+        there = any(each.name == wants.name for each in observed.workloads(role))
+        if not there and (wants.replicas or not wants.grouped):
+            return True
+    return False
 
 
 def rollout_state(desired: Sequence[Object], observed: Observed, limits: Rollout) -> State:
     """What the rollout planner is to know: the wanted revisions, and the counts of all that are there."""
-    wanted = {item["metadata"]["labels"][ROLE_LABEL]: item for item in filter(is_worker, desired)}
     groups = [
         Group(role, each.revision, each.kv, each.wanted, observed.ready(each))
         for role in WORKER_ROLES
-        for each in observed.deployments(role)
+        for each in observed.workloads(role)
     ]
-    return State(_goal(wanted["prefill"], limits), _goal(wanted["decode"], limits), tuple(groups))
+    return State(_goal(wanted(desired, "prefill"), limits), _goal(wanted(desired, "decode"), limits), tuple(groups))
 
 
-def _goal(item: Object, limits: Rollout) -> Goal:
-    own = item["metadata"]["labels"]
-    replicas = item["spec"]["replicas"]
-    return rollout.goal(own[REVISION_LABEL], own[KV_LABEL], replicas, limits.max_surge, limits.max_unavailable)
+def _goal(wants: Wanted, limits: Rollout) -> Goal:
+    return rollout.goal(wants.revision, wants.kv, wants.replicas, limits.max_surge, limits.max_unavailable)
 
 
 def worker_steps(desired: Sequence[Object], observed: Observed, limits: Rollout) -> list[Step]:
-    """The next steps of the worker Deployments. `desired` has each wanted one, with the replicas to end with."""
+    """The next steps of the workers. `desired` has each wanted one, with the replicas to end with."""
     state = rollout_state(desired, observed, limits)
     planned = {(step.role, step.revision): step.replicas for step in rollout.next_step(state)}
-    live = {(role, each.revision): each for role in WORKER_ROLES for each in observed.deployments(role)}
+    live: dict[Key, Workload] = {}
+    wants: dict[Key, Wanted] = {}
+    for role in WORKER_ROLES:
+        live |= {(role, each.revision): each for each in observed.workloads(role)}
+        found = wanted(desired, role)
+        wants[role, found.revision] = found
     grow: list[Step] = []
-    shrink: list[Step] = []
-    wanted = set()
-    for item in filter(is_worker, desired):
-        key = _key(item)
-        wanted.add(key)
-        before = live.get(key)
-        replicas = planned.get(key, before.wanted if before else 0)
-        applied = stamped({**item, "spec": {**item["spec"], "replicas": replicas}})
-        found = observed.objects.get(reference(item))
-        if found is None or differs(applied, found):
-            steps = shrink if before is not None and replicas < before.wanted else grow
-            steps.append(Apply(_guarded(applied, found)))
-    for key, each in live.items():
-        if key in wanted:
-            continue
-        target = Reference("apps/v1", "Deployment", each.name)
-        replicas = planned.get(key, each.wanted)
-        if replicas != each.wanted:
-            steps = shrink if replicas < each.wanted else grow
-            steps.append(Scale(target, replicas, _version(observed.objects[target])))
-        elif each.empty:
-            shrink.append(Delete(target))
-    if not grow and not shrink and not _settled(state, wanted):
+    shrink: list[Step] = [Delete(target, uid(item)) for target, item in sorted(observed.removing.items())]
+    for key in (*wants, *(key for key in live if key not in wants)):
+        before, want = live.get(key), wants.get(key)
+        now = before.wanted if before else 0
+        replicas = planned.get(key, now)
+        steps = _steps(key, want, before, replicas, observed)
+        fewer = replicas < now or any(isinstance(step, Delete) for step in steps)
+        (shrink if fewer else grow).extend(steps)
+    if not grow and not shrink and not _settled(state, wants):
         return [Wait(waits_for(state))]
     return [*grow, *shrink]
+
+
+def _steps(key: Key, want: Wanted | None, live: Workload | None, replicas: int, observed: Observed) -> list[Step]:
+    """What brings one revision of a role to so many `replicas`, or makes it what is wanted otherwise."""
+    if (want and want.grouped) or (live and live.grouped):
+        return set_steps(key, want.items[0] if want else None, replicas, observed)
+    if want:
+        item = want.items[0]
+        applied = stamped({**item, "spec": {**item["spec"], "replicas": replicas}})
+        found = observed.objects.get(reference(item))
+        return [Apply(guarded(applied, found))] if found is None or differs(applied, found) else []
+    assert live is not None, "a revision is there, or is wanted"
+    target = Reference("apps/v1", "Deployment", live.name)
+    if replicas != live.wanted:
+        return [Scale(target, replicas, version(observed.objects[target]))]
+    return [Delete(target)] if live.empty else []
 
 
 def progress(desired: Sequence[Object], observed: Observed, limits: Rollout) -> str:
     """What the workers' plan still waits for; empty when all is as it should be."""
     state = rollout_state(desired, observed, limits)
-    wanted = {_key(item) for item in filter(is_worker, desired)}
-    return "" if _settled(state, wanted) else waits_for(state)
+    wants: set[Key] = {(role, wanted(desired, role).revision) for role in WORKER_ROLES}
+    return "" if _settled(state, wants) else waits_for(state)
 
 
 def waits_for(state: State) -> str:
@@ -88,22 +107,7 @@ def _lacks(group: Group) -> bool:
     return group.ready < group.replicas
 
 
-def _settled(state: State, wanted: set[tuple[WorkerRole, str]]) -> bool:
+def _settled(state: State, wants: Collection[Key]) -> bool:
     """Nothing is left to wait for."""
-    others = any((group.role, group.revision) not in wanted for group in state.groups)
+    others = any((group.role, group.revision) not in wants for group in state.groups)
     return not others and rollout.done(state) and not any(_lacks(group) for group in state.groups)
-
-
-def _key(item: Object) -> tuple[WorkerRole, str]:
-    return item["metadata"]["labels"][ROLE_LABEL], item["metadata"]["labels"][REVISION_LABEL]
-
-
-def _version(item: Object) -> str:
-    return str(item["metadata"].get("resourceVersion", ""))
-
-
-def _guarded(item: Object, live: Object | None) -> Object:
-    """`item` with what its writer had seen of it: replicas that were planned from another state must not be set."""
-    if live is None or not (version := _version(live)):
-        return item
-    return {**item, "metadata": {**item["metadata"], "resourceVersion": version}}

@@ -9,6 +9,8 @@ worker to routers, which look for the port `http`, and it alone drains.
 """
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 from kvasir_operator.fingerprint import fingerprint
 from kvasir_operator.overlay import overlay
@@ -40,18 +42,30 @@ def worker_sets(service: InferenceService, role: WorkerRole, options: Options) -
     Where no worker is wanted there is one of no groups, which says what a worker would be.
     """
     replicas = service.spec.workers(role).replicas
-    # The name is in the pods that it names; which worker it is must not be in the revision.
+    first = _first_set(service, role, options)
+    first["spec"]["replicas"] = min(1, replicas)
+    return [first, *(numbered(first, number) for number in range(1, replicas))]
+
+
+def numbered(item: Object, number: int) -> Object:
+    """The set `item` as another worker of the same revision."""
+    before: str = item["metadata"]["name"]
+    found: Object = _renamed(item, before, f"{before.rpartition('-')[0]}-{number}")
+    return found
+
+
+def _renamed(value: Any, before: str, after: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _renamed(each, before, after) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_renamed(each, before, after) for each in value]
+    return after if value == before else value
+
+
+def _first_set(service: InferenceService, role: WorkerRole, options: Options) -> Object:
+    # The set's name is in its pods' preferences; which of the workers it is must not be in the revision.
     revision = revision_of(_group(service, role, options, ""))
-    return [
-        _worker_set(service, role, options, revision, number, min(1, replicas))
-        for number in range(max(1, replicas))
-    ]
-
-
-def _worker_set(
-    service: InferenceService, role: WorkerRole, options: Options, revision: str, number: int, replicas: int
-) -> Object:
-    name = set_name(service, role, revision, number)
+    name = set_name(service, role, revision, 0)
     group = _group(service, role, options, name)
     own_labels = {REVISION_LABEL: revision, KV_LABEL: fingerprint(service.spec, role)}
     for template in ("leaderTemplate", "workerTemplate"):
@@ -60,7 +74,7 @@ def _worker_set(
         "apiVersion": SET_API_VERSION,
         "kind": SET_KIND,
         "metadata": metadata(service, name, {**labels(service, role), **own_labels}),
-        "spec": {"replicas": replicas, "startupPolicy": "LeaderCreated", "leaderWorkerTemplate": group},
+        "spec": {"replicas": 1, "startupPolicy": "LeaderCreated", "leaderWorkerTemplate": group},
     }
 
 
