@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TypeVar
@@ -10,7 +11,7 @@ import numpy as np
 
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Loan, Region
 from kvasir_engine.transfer.agent import Agent
-from kvasir_engine.transfer.commands import Lend, Read
+from kvasir_engine.transfer.commands import AnyCommand, Lend, Read
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.handoff import Handoff
 from kvasir_engine.transfer.messages import Complete, Stopped
@@ -34,6 +35,8 @@ class Side:
     fingerprint: Fingerprint = FINGERPRINT
     spoils: bool = False
     events: queue.Queue[Event] = field(default_factory=queue.Queue)
+    rank: int = 0
+    intake: Callable[[], list[AnyCommand]] | None = None
 
     def __post_init__(self) -> None:
         self.pool = np.zeros((PAGES, PAGE_BYTES), np.uint8)
@@ -41,7 +44,13 @@ class Side:
         # What the digests are computed of; a test lets it differ from what is written.
         self.meant = np.zeros_like(self.pool) if self.spoils else self.pool
         digest = Digester(self.meant.ctypes.data, PAGES, PAGE_BYTES, LAYERS)
-        self.handoff = Handoff(lambda: Agent(self.epoch, region, self.fingerprint), self.events.put, digest)
+        self.handoff = Handoff(
+            lambda: Agent(self.epoch, region, self.fingerprint, self.rank),
+            self.events.put,
+            digest,
+            self.rank,
+            self.intake,
+        )
         self.handoff.start()
 
     @property

@@ -9,7 +9,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvasir_engine.protocol import Endpoint, Lease
@@ -41,7 +42,14 @@ class _Wake:
     """Only ends the wait for a command."""
 
 
-_Command = AnyCommand | _Pushed | _Wake
+@dataclass(frozen=True)
+class _After:
+    """What follows waits for so many of rank 0's commands."""
+
+    commands: int
+
+
+_Command = AnyCommand | _Pushed | _After | _Wake
 
 
 class Handoff(threading.Thread):
@@ -65,6 +73,8 @@ class Handoff(threading.Thread):
         self._rank = rank
         self._intake = intake
         self._verifies = digest is not None
+        self._taken = 0  # of rank 0's commands
+        self._held: deque[_Command | None] = deque()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self.stats = HandoffStats()
         self._digests = DigestThread(digest, self.stats, lambda: self._commands.put(_Wake()))
@@ -109,6 +119,13 @@ class Handoff(threading.Thread):
         """Copy pages, after the earlier pushes of this lease. `Done` follows for whole pages, or `Failed`."""
         self._commands.put(_Pushed(key, push, time.perf_counter()))
 
+    def after(self, commands: int) -> None:
+        """What is pushed from now on waits until `intake` has returned so many commands in all.
+
+        Pushes and commands come to a rank by two connections, and over a network either may be late.
+        """
+        self._commands.put(_After(commands))
+
     def withdraw(self, key: Key, reason: str) -> None:
         """Write no more under the lease. `Failed` follows when the writes under way have ended."""
         self.command(Withdraw(key, reason))
@@ -136,26 +153,35 @@ class Handoff(threading.Thread):
     def _carry(self, agent: Agent, carrier: Carrier) -> None:
         progressed = False
         while True:
-            commands = self._waiting(0.0 if progressed else BUSY_WAIT if carrier.busy else IDLE_WAIT)
+            busy = carrier.busy or self._held
+            self._held += self._waiting(0.0 if progressed else BUSY_WAIT if busy else IDLE_WAIT)
             # What has arrived is fetched before the last commands, and looked at after them: a grant must be known
             # before its writer's word, and a lease be open before its pushes, which come another way than commands.
             arrived = agent.notifications()
-            ahead: list[AnyCommand] = []
             if self._intake is None:
-                commands += self._waiting(0.0)
+                self._held += self._waiting(0.0)
             else:
-                ahead = self._intake()
-            for command in [*ahead, *commands]:
+                for ahead in self._intake():
+                    self._taken += 1
+                    carrier.obey(ahead)
+            for command in self._due():
                 match command:
                     case None:
                         return
                     case _Pushed(key, push, computed):
                         carrier.push(key, push, computed)
-                    case _Wake():
+                    case _Wake() | _After():
                         pass
                     case _:
                         carrier.obey(command)
             progressed = carrier.turn(arrived)
+
+    def _due(self) -> Iterator[_Command | None]:
+        """What came, in order, up to what has to wait."""
+        while self._held:
+            if isinstance(first := self._held[0], _After) and first.commands > self._taken:
+                return
+            yield self._held.popleft()
 
     def _waiting(self, seconds: float) -> list[_Command | None]:
         """The commands in the queue; of an empty one the next, if it comes in so many seconds."""

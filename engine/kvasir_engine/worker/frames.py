@@ -49,10 +49,14 @@ class Serve(Frame, frozen=True):
 
 
 class PushFrame(Frame, frozen=True):
-    """A `Push` under the lease `key`. `number` names it in the rank's report."""
+    """A `Push` under the lease `key`. `number` names it in the rank's report.
+
+    It is for the transfer thread that has obeyed the first `after` commands, which come by another connection.
+    """
 
     key: Key
     number: int
+    after: int
     local: tuple[int, ...]
     remote: tuple[int, ...]
     layer: int | None
@@ -60,9 +64,9 @@ class PushFrame(Frame, frozen=True):
     complete: Complete | Stopped | None
 
     @classmethod
-    def of(cls, key: Key, number: int, push: Push) -> "PushFrame":
+    def of(cls, key: Key, number: int, after: int, push: Push) -> "PushFrame":
         """The frame of a push."""
-        return cls(key, number, push.local, push.remote, push.layer, push.final, push.complete)
+        return cls(key, number, after, push.local, push.remote, push.layer, push.final, push.complete)
 
     def push(self) -> Push:
         """The push of the frame."""
@@ -70,9 +74,10 @@ class PushFrame(Frame, frozen=True):
 
 
 class Copies(Frame, frozen=True):
-    """Copy pages, (source, target), in order, and report `Copied`."""
+    """Copy pages, (source, target), in order, and report `Copied` if `answer`."""
 
     pages: list[tuple[int, int]]
+    answer: bool
 
 
 class Step(Frame, frozen=True):
@@ -131,7 +136,7 @@ class Ready(Frame, frozen=True):
 
 
 class Copied(Frame, frozen=True):
-    """The answer to `Copies`."""
+    """The answer to `Copies` that asked for one."""
 
 
 class Pushed(msgspec.Struct, frozen=True, tag=True):

@@ -44,14 +44,14 @@ class Leases:
         """Lease pages for what is missing of a job's prompt to its writer, and lend it what it lacks."""
         assert job.writer is not None
         assert self._handoff is not None
-        self._ids += 1
-        lease_id = self._ids
+        # In the order in which the ranks hear of them, by which they tell what is new to them from what has ended.
+        loan_id, lease_id = self._ids + 1, self._ids + 2
+        self._ids += 2
         job.leased = self._cache.reserve(job.sequence, lease_id)
         loan = None
         if job.lend_from is not None:
-            self._ids += 1
             cached = job.sequence.pages
-            loan = self._readback.lend(self._handoff, job.writer, cached, job.lend_from, self._ids, self._epoch)
+            loan = self._readback.lend(self._handoff, job.writer, cached, job.lend_from, loan_id, self._epoch)
             job.loan = None if loan is None else loan.id
         lease = Lease(
             id=lease_id,

@@ -124,6 +124,7 @@ class Rank:
         self.copy(step.copies)
         on_layer = None
         if step.pushes and self._handoff is not None:
+            self._handoff.after(step.pushes[-1].after)
             on_layer = layer_pushes(self._handoff, [(frame.key, frame.push()) for frame in step.pushes])
         self._runner.forward(step.batch(), on_layer)
 
@@ -135,6 +136,7 @@ class Rank:
     def push(self, frame: PushFrame) -> None:
         """Push pages whose KV is there."""
         assert self._handoff is not None
+        self._handoff.after(frame.after)
         self._handoff.push(frame.key, frame.push())
 
     def _end_with_handoff(self, handoff: Handoff) -> None:
@@ -186,9 +188,10 @@ def serve_rank(steps: Connection, reports: Reports, folder: Path) -> None:
                 rank.step(step)
             case PushFrame() as push:
                 rank.push(push)
-            case Copies(pages):
+            case Copies(pages, answer):
                 rank.copy(pages)
-                reports.send(Copied())
+                if answer:
+                    reports.send(Copied())
             case Serve() as serve:
                 rank.serve(serve)
             case frames.Stop():

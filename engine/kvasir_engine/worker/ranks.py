@@ -78,6 +78,7 @@ class RankProcesses:
         self._copies: list[tuple[int, int]] = []
         self._layers: list[PushFrame] = []
         self._numbers = itertools.count(1)
+        self._commands = 0
         self._pushes: WeakValueDictionary[int, Push] = WeakValueDictionary()
         self._stats: dict[int, HandoffStats] = {}
         here = range(1, size // self._nodes)
@@ -145,7 +146,13 @@ class RankProcesses:
     # -- steps
 
     def copy_page(self, source: int, target: int) -> None:
-        """Copy a page on every rank, before the next step computes."""
+        """Copy a page on every rank, before anything else reads or writes one of the two there.
+
+        The copy waits for the next frame that could: a step, or a push outside one, which it precedes; or a grant
+        or a read, which go to another thread, and so wait until all ranks have copied. Nothing else touches pages:
+        an abort or release only changes owners, and who gets a page next writes it by one of these. What is lent
+        are whole pages of the tree, and a copy's target is one once a step has computed the rest of it.
+        """
         self._copies.append((source, target))
 
     def step(self, batch: ForwardBatch) -> None:
@@ -181,12 +188,15 @@ class RankProcesses:
         if isinstance(command, Grant | Read) and self._copies:
             # A page that was copied from may be leased now, or read into, before a rank has come to copying it.
             self._finish_copies()
+        self._commands += 1
         data = frames.encode(command)
         for each in self._ranks:
             each.command(data)
 
     def push(self, key: Key, push: Push) -> None:
         """See Others."""
+        if self._copies:
+            self._send(self._pending(answer=False))  # in order with what follows, so there is nothing to wait for
         self._send(self._numbered(key, push))
 
     def push_layers(self, pushes: list[LayerPush]) -> None:
@@ -196,13 +206,16 @@ class RankProcesses:
     def _numbered(self, key: Key, push: Push) -> PushFrame:
         number = next(self._numbers)
         self._pushes[number] = push
-        return PushFrame.of(key, number, push)
+        return PushFrame.of(key, number, self._commands, push)
+
+    def _pending(self, answer: bool) -> Copies:
+        copies, self._copies = self._copies, []
+        return Copies(copies, answer)
 
     def _finish_copies(self) -> None:
-        copies, self._copies = self._copies, []
         for each in self._ranks:
             each.copied.clear()
-        self._send(Copies(copies))
+        self._send(self._pending(answer=True))
         for each in self._ranks:
             each.copied.wait()
 

@@ -1,0 +1,99 @@
+"""What rank 0 tells the others reaches them by two connections, and counts in the order in which it was said."""
+
+import threading
+from collections.abc import Callable
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from kvasir_engine.protocol import HEADS_APART, Endpoint, Fingerprint, Lease, Region
+from kvasir_engine.transfer.commands import Grant, Open, Withdraw
+from kvasir_engine.transfer.writer import Push
+from kvasir_engine.worker import frames, rank, ranks
+from kvasir_engine.worker.frames import Copied, Copies, PushFrame
+from kvasir_engine.worker.ranks import RankProcesses
+
+KEY = ("holder", 1)
+TO = Endpoint(
+    "holder", 7, b"", Region(0, 8, 64), Fingerprint("m", "", "float32", HEADS_APART, 16, 1, 2, 16, "rope")
+)
+LEASE = Lease(1, 7, [2], 0, 30.0, "writer", 8)
+
+
+class FakeRank:
+    """Keeps what it is sent, and answers copies at once."""
+
+    all: ClassVar[list["FakeRank"]] = []
+
+    def __init__(self, number: int, folder: Path, *_: Callable[..., None]) -> None:
+        self.rank, self.sent, self.copied = number, [], threading.Event()  # type: ignore[var-annotated]
+        self.all.append(self)
+
+    def send(self, frame: Any) -> None:
+        self.sent.append(frame)
+        if isinstance(frame, Copies) and frame.answer:
+            self.copied.set()
+
+    def command(self, data: bytes) -> None:
+        self.sent.append(frames.decode_command(data))
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RankProcesses:
+    monkeypatch.setattr(ranks, "LocalRank", FakeRank)
+    monkeypatch.setattr(FakeRank, "all", [])
+    return RankProcesses(3, tmp_path, "float32", "cpu", 16, 0, False, "auto", lambda *_: None)
+
+
+def sent() -> list[Any]:
+    """What all ranks were sent, after their setups."""
+    first, *others = [each.sent[1:] for each in FakeRank.all]
+    assert all(other == first for other in others)
+    return first
+
+
+def test_a_push_outside_a_step_comes_after_the_copies_before_it(processes: RankProcesses) -> None:
+    processes.copy_page(3, 5)
+    processes.copy_page(5, 6)
+    processes.push(KEY, Push((5,), (2,)))
+    processes.push(KEY, Push((6,), (3,)))
+    copies, *pushes = sent()
+    assert copies == Copies([(3, 5), (5, 6)], answer=False)
+    assert [push.local for push in pushes] == [(5,), (6,)]
+
+
+def test_the_copies_before_a_push_are_not_the_answer_that_a_grant_waits_for(processes: RankProcesses) -> None:
+    processes.copy_page(3, 5)
+    processes.push(KEY, Push((5,), (2,)))
+    processes.copy_page(6, 7)
+    processes.command(Grant(LEASE, TO, 0))
+    assert [type(each) for each in sent()] == [Copies, PushFrame, Copies, Grant]
+    assert [each.answer for each in sent() if isinstance(each, Copies)] == [False, True]
+
+
+def test_a_push_says_how_many_commands_come_before_it(processes: RankProcesses) -> None:
+    processes.push(KEY, Push((1,), (2,)))
+    processes.command(Open(TO, LEASE))
+    processes.command(Withdraw(KEY, "why not"))
+    processes.push(KEY, Push((1,), (2,)))
+    assert [each.after for each in sent() if isinstance(each, PushFrame)] == [0, 2]
+
+
+def test_a_rank_answers_copies_only_when_it_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[Any] = []
+
+    class Recorder:
+        def __init__(self, *_: Any) -> None:
+            self.copy = self.push = done.append
+            self.send = done.append
+
+    monkeypatch.setattr(rank, "Rank", Recorder)
+    ours, theirs = Pipe()
+    push = PushFrame.of(KEY, 1, 0, Push((5,), (2,)))
+    setup = frames.Setup(1, 2, 1, "file:///nowhere", "float32", "cpu", 16, 0, False, "auto")
+    for frame in (setup, Copies([(3, 5)], False), push, Copies([(6, 7)], True), frames.Stop()):
+        ours.send_bytes(frames.encode(frame))  # type: ignore[arg-type]
+    rank.serve_rank(theirs, Recorder(), tmp_path)  # type: ignore[arg-type]
+    assert done == [[(3, 5)], push, [(6, 7)], Copied()]
