@@ -1,4 +1,5 @@
-"""One H100, one command: throughput, single-stream, prefill, idle share, P and D on one GPU, and the GPU's tests.
+"""One H100, one command: throughput, single-stream, prefill, idle share, CUDA graphs or not, P and D on one GPU,
+and the GPU's tests.
 
     python -m bench.h100 [--out FOLDER] [--dry]        (bench/h100.sh installs carried wheels first)
 
@@ -37,6 +38,7 @@ class Load:
     mean_input: int
     mean_output: int
     single_output: int
+    batch: int
     prefill_prompts: int
     prefill_length: int
     pair_requests: int
@@ -72,8 +74,10 @@ TINY = {
     "vocab_size": 160,
     "max_position_embeddings": 512,
 }
-H100 = Load("cuda", LLAMA_8B, 1000, 220, 180, 256, 16, 4096, 64, 1024, 64, 8192, 256, 4096, 0, 6 << 30, "bfloat16")
-DRY = Load("cpu", TINY, 12, 22, 8, 16, 2, 96, 4, 40, 6, 256, 8, 64, 8 << 20, 8 << 20, "float32")
+H100 = Load(
+    "cuda", LLAMA_8B, 1000, 220, 180, 256, 64, 16, 4096, 64, 1024, 64, 8192, 256, 4096, 0, 6 << 30, "bfloat16"
+)
+DRY = Load("cpu", TINY, 12, 22, 8, 16, 3, 2, 96, 4, 40, 6, 256, 8, 64, 8 << 20, 8 << 20, "float32")
 
 YARDSTICKS = {
     "output_tokens_per_second": (16215.0, "SGLang, published"),
@@ -81,7 +85,7 @@ YARDSTICKS = {
     "prefill_tokens_per_second": (65800.0, "limit: all arithmetic at full rate"),
     "idle_share": (0.02, "at most"),
 }
-LIMITS = {"engine": 240.0, "pair": 120.0, "tests": 150.0}
+LIMITS = {"engine": 240.0, "eager": 90.0, "pair": 120.0, "tests": 150.0}
 """Seconds for each part, in this order; none gets more than what is left of all."""
 
 
@@ -185,6 +189,14 @@ def run_part(name: str, folder: Path, out: Path, dry: bool, limit: float) -> dic
     return figures | {"seconds": round(time.monotonic() - began, 1)}
 
 
+def beside_eager(parts: dict[str, Any]) -> None:
+    """Say how many times as fast one stream and a batch are by CUDA graphs, if both parts measured them."""
+    for name in ("single", "batch"):
+        by_graphs, eager = (parts[part].get(f"{name}_tokens_per_second") for part in ("engine", "eager"))
+        if by_graphs and eager:
+            parts["eager"][f"graphs_over_eager_{name}"] = by_graphs / eager
+
+
 def show(console: Console, results: dict[str, Any]) -> None:
     """All figures in one table, with the yardsticks beside them."""
     where = results["machine"]
@@ -217,6 +229,7 @@ def main() -> int:
         for name, limit in LIMITS.items():
             left = SECONDS - (time.monotonic() - began)
             results["parts"][name] = run_part(name, folder, out, options.dry, max(1.0, min(limit, left)))
+        beside_eager(results["parts"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     results["seconds"] = round(time.monotonic() - began, 1)

@@ -1,4 +1,4 @@
-"""The parts of bench/h100.py, each a process: `python -m bench.h100_parts engine|pair FOLDER OUT [--dry]`.
+"""The parts of bench/h100.py, each a process: `python -m bench.h100_parts engine|eager|pair FOLDER OUT [--dry]`.
 
 Engines are driven as their routers drive them, by frames, in this process or through pipes: no HTTP is measured.
 """
@@ -94,8 +94,8 @@ def prompt_of(length: int, load: Load, rng: random.Random) -> list[int]:
     return rng.choices(range(load.config["vocab_size"]), k=length)
 
 
-def options_of(folder: Path, load: Load, kv_cache_memory: int) -> EngineOptions:
-    """The engine that is measured."""
+def options_of(folder: Path, load: Load, kv_cache_memory: int, eager: bool = False) -> EngineOptions:
+    """The engine that is measured; `eager`: without CUDA graphs, as it is anyway on a CPU."""
     return EngineOptions(
         f"file://{folder}",
         dtype=load.dtype,
@@ -104,7 +104,35 @@ def options_of(folder: Path, load: Load, kv_cache_memory: int) -> EngineOptions:
         max_running=load.max_running,
         prefill_chunk=load.prefill_chunk,
         kv_cache_memory=kv_cache_memory,
+        enforce_eager=eager and load.device == "cuda",
     )
+
+
+def decode_rates(client: Client, load: Load, rng: random.Random) -> dict[str, float]:
+    """Tokens a second of one stream and of a batch, while all of it decodes."""
+    rates = {}
+    for name, count in (("single", 1), ("batch", load.batch)):
+        streams, _ = client.run([(prompt_of(60, load, rng), load.single_output) for _ in range(count)])
+        rates[f"{name}_tokens_per_second"] = decode_rate([stream.times for stream in streams])
+    return rates
+
+
+def decode_rate(times: list[list[float]]) -> float:
+    """Tokens a second from when the last stream has its first token until the first has its last; NaN if never."""
+    begin, end = max(each[0] for each in times), min(each[-1] for each in times)
+    count = sum(begin < time <= end for each in times for time in each)
+    return count / (end - begin) if end > begin else math.nan
+
+
+def eager(folder: Path, load: Load) -> dict[str, Any]:
+    """What CUDA graphs are for, without them: decoding, whose kernels are launched one by one."""
+    rng = random.Random(0)
+    thread, _ = build(options_of(folder, load, load.kv_cache_memory, eager=True), "both", False)
+    client = Client(thread)
+    client.run([(prompt_of(n, load, rng), 4) for n in (60, 1)])  # compiles
+    rates = decode_rates(client, load, rng)
+    thread.stop()
+    return {**rates, "graph_steps": thread.engine.stats.replayed_steps}
 
 
 def engine(folder: Path, load: Load) -> dict[str, Any]:
@@ -125,8 +153,7 @@ def engine(folder: Path, load: Load) -> dict[str, Any]:
     assert [len(stream.tokens) for stream in streams] == outputs
     idle, steps, seconds = stats.idle_seconds - idle, stats.steps - steps, stats.step_seconds - seconds
 
-    single, _ = client.run([(prompt_of(60, load, rng), load.single_output)])
-    times = single[0].times
+    rates = decode_rates(client, load, rng)
     prompts = [(prompt_of(load.prefill_length, load, rng), 1) for _ in range(load.prefill_prompts)]
     _, prefill = client.run(prompts)
     thread.stop()
@@ -143,7 +170,10 @@ def engine(folder: Path, load: Load) -> dict[str, Any]:
         "step_milliseconds": seconds / steps * 1e3,
         "idle_share": idle / wall,
         "first_tokens_within_seconds": max(first) - min(first),
-        "single_tokens_per_second": (len(times) - 1) / (times[-1] - times[0]),
+        "graph_steps": stats.replayed_steps,
+        "eager_steps": stats.eager_steps,
+        **rates,
+        "batch": load.batch,
         "prefill_tokens_per_second": load.prefill_prompts * load.prefill_length / prefill,
         "load_seconds": loaded,
         "warm_up_seconds": warm,
@@ -247,7 +277,7 @@ def drive(
     return list(streams.values()), time.perf_counter() - began
 
 
-PARTS = {"engine": engine, "pair": pair}
+PARTS = {"engine": engine, "eager": eager, "pair": pair}
 
 
 def main() -> None:

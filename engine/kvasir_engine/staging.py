@@ -17,6 +17,11 @@ def staged(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pinned(tensor, device).to(device, non_blocking=True)
 
 
+def stage_into(target: torch.Tensor, tensor: torch.Tensor) -> None:
+    """Write a host's `tensor` over `target`, contiguous and of its shape, once what is queued before has ended."""
+    target.copy_(pinned(tensor, target.device), non_blocking=True)
+
+
 def fetched(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` on the host, once what is queued on its device has ended; not to be read before."""
     if tensor.device.type != "cuda":

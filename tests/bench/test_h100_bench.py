@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench import h100, h100_parts
@@ -49,6 +50,24 @@ def test_the_engines_part_measures_a_tiny_model(tmp_path: Path) -> None:
     assert "16,215 (SGLang, published)" in console.export_text()
 
 
+def test_graphs_are_measured_beside_none_in_the_same_run(tmp_path: Path) -> None:
+    h100.make_model(tmp_path / "model", h100.DRY)
+    figures = h100_parts.eager(tmp_path / "model", h100.DRY)
+    assert figures["graph_steps"] == 0  # on a CPU there are none in either part
+    parts = {"engine": {"single_tokens_per_second": 30.0, "batch_tokens_per_second": 90.0}, "eager": figures}
+    h100.beside_eager(parts)
+    assert figures["graphs_over_eager_single"] * figures["single_tokens_per_second"] == pytest.approx(30.0)
+    assert figures["graphs_over_eager_batch"] * figures["batch_tokens_per_second"] == pytest.approx(90.0)
+    failed: dict[str, Any] = {"engine": {"failed": "so"}, "eager": {"single_tokens_per_second": 5.0}}
+    h100.beside_eager(failed)
+    assert list(failed["eager"]) == ["single_tokens_per_second"]
+
+
+def test_the_rate_of_a_batch_counts_what_all_of_it_decodes() -> None:
+    assert h100_parts.decode_rate([[0.0, 1.0, 2.0, 3.0]]) == 1.0
+    assert h100_parts.decode_rate([[0.0, 1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]]) == 2.0
+
+
 def test_a_part_that_fails_says_why_and_one_that_hangs_is_stopped(tmp_path: Path) -> None:
     failed = h100.run_part("engine", tmp_path / "nothing", tmp_path, True, 120)
     assert "nothing" in failed["failed"]
@@ -71,7 +90,7 @@ def test_the_whole_command_runs_dry_and_writes_its_figures(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "h100.json").read_text())
-    assert list(results["parts"]) == ["model", "engine", "pair", "tests"]
+    assert list(results["parts"]) == ["model", "engine", "eager", "pair", "tests"]
     pair = results["parts"]["pair"]
     page = 16 * 2 * 2 * 16 * 4  # tokens, K and V, KV heads, head size, bytes: of a layer
     assert pair["gigabytes_moved"] * 1e9 == (2 + h100.DRY.pair_requests + 1) * 3 * page * 2

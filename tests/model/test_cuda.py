@@ -106,3 +106,51 @@ def test_layers_are_told_of_when_their_kv_is_in_the_pool(tmp_path: Path) -> None
 
     generate(launch, ahead=False)
     assert seen[: runner.config.layers] == [(layer, True) for layer in range(runner.config.layers)]
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_steps_replayed_as_graphs_and_launched_ahead_sample_the_tokens_of_steps_one_by_one(
+    window: int | None, tmp_path: Path
+) -> None:
+    model = llama(**HEADS) if window is None else mistral(**HEADS, sliding_window=window)
+    model.save_pretrained(tmp_path)
+    runner = loaded(tmp_path, "flashinfer", graphs=5)
+    assert runner.no_graphs is None
+    assert len(runner.pool.tensor) == runner.pool.pages + 1
+    right = generate(runner.launch, ahead=False)
+    runner.pool.tensor.zero_()
+    assert generate(runner.launch, ahead=True) == right
+
+
+def test_logits_of_padded_graphs_are_those_of_the_cpu_in_float32(tmp_path: Path) -> None:
+    exact = runner_of(llama(**HEADS), tmp_path)
+    ours = loaded(tmp_path, "flashinfer", graphs=8)
+    assert ours._launcher is not None
+    prompts = [random_tokens(count, exact.vocab, seed=count) for count in (40, 70, 21, 33, 50)]
+    sides = [Sequences(runner, prompts, 70) for runner in (exact, ours)]
+    prefills = [{0: 17, 1: 60}, {2: 15, 3: 20, 4: 31}]
+    decodes = [dict.fromkeys(rows, 1) for rows in ([0, 1, 4], [2], [0, 1, 2, 3, 4])]
+    for counts in prefills + decodes * 3:
+        before = ours.pool.tensor[: ours.pool.pages].clone()
+        right, got = (side.step(counts).float().cpu() for side in sides)
+        assert float((got - right).norm() / right.norm()) < 3e-2
+        changed = (ours.pool.tensor[: ours.pool.pages] != before).flatten(1).any(1).sum()
+        assert int(changed) <= sum(-(-count // 4) + 1 for count in counts.values())
+
+
+def test_a_replayed_step_waits_for_nothing_and_says_that_it_was_one(tmp_path: Path) -> None:
+    llama(**HEADS).save_pretrained(tmp_path)
+    runner = loaded(tmp_path, "flashinfer", graphs=4)
+
+    def work() -> bool:
+        runner.launch(prompt_batch(), [0, 1, 2], requests([0, 1, 2], 0))
+        return runner.launch(decode_batch([2, 0], 0, {2: 2, 0: 0}), [0, 1], requests([2, 0], 1)).replayed
+
+    for _ in range(2):
+        assert work()
+        torch.cuda.synchronize()
+    torch.cuda._sleep(int(4e9))
+    before = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    before.record()
+    work()
+    assert not before.query(), "something waited for the device"

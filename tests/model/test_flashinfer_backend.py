@@ -152,6 +152,10 @@ def test_the_stand_in_takes_what_the_real_wrappers_take() -> None:
         assert real_names[: len(positional)] == positional
         assert set(mine_names) <= set(real_names)
         assert re.search(r"\bout\b", str(inspect.signature(real.run)))
+    mine, real = (each.BatchDecodeWithPagedKVCacheWrapper for each in (fake_flashinfer, flashinfer))
+    made, really = (inspect.signature(each.__init__).parameters.values() for each in (mine, real))
+    assert {p.name for p in made if p.kind is p.KEYWORD_ONLY} <= {p.name for p in really}
+    assert len(inspect.signature(real.reset_workspace_buffer).parameters) == 3
 
 
 @pytest.mark.cuda

@@ -64,6 +64,18 @@ def nothing(folder: Path) -> None:
     [
         (nothing, ["--attention-backend", "cuda"], "attention backend 'cuda' is none of auto, torch, flashinfer"),
         (nothing, ["--overlap", "yes"], "overlap 'yes' is none of auto, on, off"),
+        (nothing, ["--device", "cpu", "--enforce-eager"], "enforce-eager: there are CUDA graphs on GPUs only"),
+        (
+            nothing,
+            ["--device", "cpu", "--cuda-graph-max-bs", "8"],
+            "cuda-graph-max-bs 8: there are CUDA graphs on GPUs only",
+        ),
+        (nothing, ["--cuda-graph-max-bs", "99"], "cuda-graph-max-bs 99 is more than max-running 64"),
+        (
+            nothing,
+            ["--cuda-graph-max-bs", "8", "--enforce-eager"],
+            "cuda-graph-max-bs 8 and enforce-eager: there are CUDA graphs or there are none",
+        ),
         (nothing, ["--overlap", "on", "--tensor-parallel", "2"], "overlap needs one rank, not 2"),
         pytest.param(
             nothing,

@@ -147,6 +147,7 @@ class _LateStep:
     runner: LateRunner
     sampled: Sampled | None = None
     gap: float | None = None
+    replayed: bool = False
 
     def wait(self) -> Sampled:
         while self.sampled is None:

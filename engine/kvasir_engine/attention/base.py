@@ -1,7 +1,8 @@
 """What the model asks of attention: plan once a step, then run each layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -37,4 +38,21 @@ class AttentionBackend(Protocol):
         q is [T, heads, head_dim], k and v are [T, kv_heads, head_dim], in the batch's order, k and q with their
         positions applied, q unscaled. Returns [T, heads * head_dim].
         """
+        ...
+
+
+@runtime_checkable
+class GraphedAttention(AttentionBackend, Protocol):
+    """One whose `run` may be captured in CUDA graphs: it queues kernels only, with shapes that the host knows.
+
+    After `plan_graph`, `run` reads and writes the pool, its arguments and memory that the backend keeps for graphs,
+    and nothing else, so what was captured once is right after any later `plan_graph` of the same size.
+    """
+
+    def prepare_graphs(self, sizes: Sequence[int], longest: int) -> None:
+        """Take the memory for batches of `sizes` sequences with at most `longest` pages each."""
+        ...
+
+    def plan_graph(self, batch: ForwardBatch) -> None:
+        """As `plan` for one of these sizes, of one new token a sequence."""
         ...

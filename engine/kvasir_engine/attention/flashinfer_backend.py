@@ -11,25 +11,23 @@ schedule is a pure function of the lengths.
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from kvasir_engine.attention.base import AttentionSpec
+from kvasir_engine.attention.flashinfer_graphs import IN_FLIGHT, GraphWrappers, window_left
 from kvasir_engine.attention.paged import PagedRows, decoding, paged_rows, slots
 from kvasir_engine.attention.pool import KVPool
 from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.staging import pinned, staged
+from kvasir_engine.staging import pinned, stage_into, staged
 
 WORKSPACE_BYTES = 256 << 20
 """For the partial results of sequences that are split over the GPU's processors."""
 
 HEAD_DIMS = (64, 128, 256)
-
-IN_FLIGHT = 2
-"""Steps whose plans exist at once: the one that runs and the one that is prepared. A wrapper's plan is copied to
-the device from page-locked memory of its own, which must not be written again before that step has ended."""
 
 
 def missing() -> str | None:
@@ -65,6 +63,7 @@ class _Wrappers:
 
 class FlashInferBackend:
     """One backend a model: plans go to the wrappers of `IN_FLIGHT` steps in turn. `library` is FlashInfer's module.
+    A GraphedAttention, for pools with a scratch page.
 
     `plan` waits for nothing: what it copies to the device comes from page-locked memory and follows, in the stream,
     what the steps before still compute.
@@ -90,15 +89,18 @@ class FlashInferBackend:
             }
             for _ in range(IN_FLIGHT)
         ]
+        self._library, self._workspace = library, workspace
+        self._graphs: GraphWrappers | None = None
         self._turn = 0
         self._decodes = 0
+        self._wrappers = self._sets[0]
         # [layers][pages, 2, kv_heads, page_size, head_dim]
         self._layers = pool.tensor.unbind(1)
         rows = pool.tensor.view(-1, shape.head_dim)
         layer_rows = 2 * shape.kv_heads * shape.page_size
         self._rows = [rows[layer * layer_rows :] for layer in range(shape.layers)]
-        heads = torch.arange(2 * shape.kv_heads) * shape.page_size  # of K, then of V
-        self._heads = heads.to(device)
+        self._host_heads = torch.arange(2 * shape.kv_heads) * shape.page_size  # of K, then of V
+        self._heads = self._host_heads.to(device)
         self._page_rows = shape.layers * layer_rows
         self._write = torch.empty(0)
 
@@ -106,21 +108,41 @@ class FlashInferBackend:
         """See AttentionBackend."""
         size = self.pool.page_size
         self._turn = (self._turn + 1) % IN_FLIGHT
+        self._wrappers = self._sets[self._turn]
         self._decodes = decoding(batch)
-        where = slots(batch, size)
-        rows = staged(where // size * self._page_rows + where % size, self.pool.tensor.device)
-        self._write = (rows[:, None] + self._heads).flatten()
+        self._write = (staged(self._new_rows(batch), self.pool.tensor.device)[:, None] + self._heads).flatten()
         if self._decodes:
             self._plan_decode(paged_rows(batch, size, range(self._decodes)))
         if self._decodes < len(batch.query_lens):
             self._plan_prefill(paged_rows(batch, size, range(self._decodes, len(batch.query_lens))))
+
+    def prepare_graphs(self, sizes: Sequence[int], longest: int) -> None:
+        """See GraphedAttention."""
+        self._graphs = GraphWrappers(self._library, self._workspace, self.pool, self._spec, sizes, longest)
+
+    def plan_graph(self, batch: ForwardBatch) -> None:
+        """See GraphedAttention."""
+        assert self._graphs is not None, "no memory was taken for graphs"
+        self._turn = (self._turn + 1) % IN_FLIGHT
+        self._decodes = len(batch.query_lens)
+        self._write = self._graphs.write(self._decodes)
+        stage_into(self._write, (self._new_rows(batch)[:, None] + self._host_heads).flatten())
+        rows = paged_rows(batch, self.pool.page_size, range(self._decodes))
+        decodes = self._graphs.plan(rows, self._turn)
+        self._wrappers = {window: _Wrappers(decode, None) for window, decode in decodes.items()}
+
+    def _new_rows(self, batch: ForwardBatch) -> torch.Tensor:
+        """Of each new token its row in `_rows` of the first layer and head, int64, on the host."""
+        size = self.pool.page_size
+        where = slots(batch, size)
+        return where // size * self._page_rows + where % size
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See AttentionBackend."""
         dim = self.pool.shape.head_dim
         # Token by token all heads of K and then all of V, as `_write` has them.
         self._rows[layer].index_copy_(0, self._write, torch.cat((k, v), 1).view(-1, dim))
-        wrappers, cache = self._sets[self._turn][self._spec.windows[layer]], self._layers[layer]
+        wrappers, cache = self._wrappers[self._spec.windows[layer]], self._layers[layer]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         count = self._decodes
         if count:
@@ -132,7 +154,7 @@ class FlashInferBackend:
     def _plan_decode(self, rows: PagedRows) -> None:
         shape = self.pool.shape
         indices = staged(rows.kv_indices, self.pool.tensor.device)
-        for window, wrappers in self._sets[self._turn].items():
+        for window, wrappers in self._wrappers.items():
             wrappers.decode.plan(
                 pinned(rows.kv_indptr, self.pool.tensor.device),
                 indices,
@@ -150,7 +172,7 @@ class FlashInferBackend:
     def _plan_prefill(self, rows: PagedRows) -> None:
         shape = self.pool.shape
         indices = staged(rows.kv_indices, self.pool.tensor.device)
-        for window, wrappers in self._sets[self._turn].items():
+        for window, wrappers in self._wrappers.items():
             wrappers.prefill.plan(
                 pinned(rows.qo_indptr, self.pool.tensor.device),
                 pinned(rows.kv_indptr, self.pool.tensor.device),
@@ -166,8 +188,3 @@ class FlashInferBackend:
                 kv_data_type=shape.dtype,
                 sm_scale=self._spec.scale,
             )
-
-
-def window_left(window: int | None) -> int:
-    """FlashInfer's count of a window: the tokens before a query's own; -1 for all."""
-    return -1 if window is None else window - 1

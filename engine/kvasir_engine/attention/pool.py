@@ -33,11 +33,12 @@ class PoolShape:
 class KVPool:
     """`tensor` is [pages, layers, 2 (K, V), kv_heads, page_size, head_dim], zeroed, and never moves.
 
-    Raises ModelError when the device has not the memory for it.
+    With `scratch` it has one page more, `pages`, which nobody owns, neither sequence nor peer: what is computed to
+    fill a batch goes there. Raises ModelError when the device has not the memory for it.
     """
 
-    def __init__(self, shape: PoolShape, pages: int, device: torch.device) -> None:
-        wanted = pages * shape.page_bytes
+    def __init__(self, shape: PoolShape, pages: int, device: torch.device, scratch: bool = False) -> None:
+        wanted = (pages + scratch) * shape.page_bytes
         free = free_memory(device)
         if pages < 1:
             raise ModelError(f"no memory for the KV pool: one page takes {shape.page_bytes:,} bytes")
@@ -45,9 +46,10 @@ class KVPool:
             raise ModelError(f"no memory for the KV pool: {wanted:,} bytes asked for, {free:,} free on {device}")
         self.shape = shape
         self.pages = pages
+        self.scratch = pages if scratch else None
         try:
             self.tensor = torch.empty(
-                (pages, shape.layers, 2, shape.kv_heads, shape.page_size, shape.head_dim),
+                (pages + scratch, shape.layers, 2, shape.kv_heads, shape.page_size, shape.head_dim),
                 dtype=shape.dtype,
                 device=device,
             )

@@ -1,6 +1,6 @@
 """One step's work as the model sees it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,3 +21,25 @@ class ForwardBatch:
     page_table: torch.Tensor  # int64 [S, most pages of any sequence], padded with 0
     awaited: tuple[tuple[int, int], ...] = ()
     """Places in `tokens` (which have 0 there) of what the step before samples, with the row in which it does."""
+
+
+def decodes_only(batch: ForwardBatch) -> bool:
+    """Whether every sequence has one new token."""
+    return all(count == 1 for count in batch.query_lens)
+
+
+def padded(batch: ForwardBatch, size: int, scratch: int) -> ForwardBatch:
+    """`batch`, of one new token a sequence, with others added up to `size`: first tokens, all in page `scratch`."""
+    more = size - len(batch.query_lens)
+    if not more:
+        return batch
+    zeros = batch.tokens.new_zeros(more)
+    pages = batch.page_table.new_full((more, batch.page_table.shape[1]), scratch)
+    return replace(
+        batch,
+        tokens=torch.cat((batch.tokens, zeros)),
+        positions=torch.cat((batch.positions, zeros)),
+        query_lens=[*batch.query_lens, *[1] * more],
+        context_lens=[*batch.context_lens, *[1] * more],
+        page_table=torch.cat((batch.page_table, pages)),
+    )

@@ -53,6 +53,11 @@ class Decoder:
             head = weights.tensor("lm_head.weight", config.vocab, config.hidden, rows=shard.vocab)
         self._head = Head(head, group)
 
+    @property
+    def waits(self) -> bool:
+        """Whether a layer waits for what the device has computed."""
+        return any(isinstance(block.mlp, MixtureOfExperts) and block.mlp.waits for block in self._blocks)
+
     def forward(
         self,
         tokens: torch.Tensor,
@@ -60,10 +65,13 @@ class Decoder:
         last: torch.Tensor,
         attention: AttentionBackend,
         on_layer: Callable[[int], None] | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits [S, vocab], float32, after the tokens at the S places `last`, of `tokens` and `positions` [T].
 
         `attention` is planned for these tokens. `on_layer` is called with each layer once its KV is in the pool.
+        The logits are written to `out` if it is given. This is captured in CUDA graphs (`cuda_graphs.py`): on a GPU
+        it must wait for nothing, and read nothing of a step but its arguments.
         """
         heads, kv_heads = len(self._shard.heads), len(self._shard.kv_heads)
         turns = {rotary: rotary.at(positions) for rotary in self._rotaries}
@@ -73,7 +81,7 @@ class Decoder:
             x *= self._scale
         graph = self._graphs.graph(attention, len(tokens))
         if graph is not None:
-            return self._head(self._norm(graph.run(x, turns, on_layer)[last]))
+            return self._head(self._norm(graph.run(x, turns, on_layer)[last]), out)
         for index, block in enumerate(self._blocks):
             qkv = block.qkv(block.attention_norm(x)).view(-1, heads + 2 * kv_heads, self._head_dim)
             if block.head_norm is not None:
@@ -91,7 +99,7 @@ class Decoder:
                 block.mlp.add_to(x, block.mlp_norm(x))
             else:
                 x += block.after_mlp(block.mlp(block.mlp_norm(x)).float())
-        return self._head(self._norm(x[last]))
+        return self._head(self._norm(x[last]), out)
 
 
 class BlockLoader:

@@ -79,6 +79,11 @@ class MixtureOfExperts:
         self._config = config
         self._group = group
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has to know on the host which experts were chosen."""
+        return isinstance(self._experts, ExpertLoop)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to the same."""
         weights, chosen = self._likelihoods(x).softmax(-1).topk(self._config.chosen)

@@ -8,12 +8,15 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from kvasir_engine.attention.base import AttentionBackend
 from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.model.cuda_graphs import DecodeGraphs
 from kvasir_engine.model.decoder import Decoder
 from kvasir_engine.sampling.queued import QueuedSample, queue_sample
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
@@ -75,9 +78,16 @@ class GpuStep:
     """A LaunchedStep in the stream."""
 
     def __init__(
-        self, sample: QueuedSample, before: Event | None, began: Event, ended: Event, told: threading.Event | None
+        self,
+        sample: QueuedSample,
+        replayed: bool,
+        before: Event | None,
+        began: Event,
+        ended: Event,
+        told: threading.Event | None,
     ) -> None:
         self.sample = sample
+        self.replayed = replayed
         self.ended = ended
         self._before = before
         self._began = began
@@ -100,8 +110,16 @@ class GpuStep:
         return self._gap
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A step whose inputs are on their way. `compute` queues the rest, and gives the logits [S, vocab]."""
+
+    compute: Callable[[], torch.Tensor]
+    replayed: bool
+
+
 class GpuLauncher:
-    """Launches the steps of one model, all from one thread."""
+    """Launches the steps of one model, all from one thread: what `graphs` take by them, else kernel by kernel."""
 
     def __init__(
         self,
@@ -110,7 +128,9 @@ class GpuLauncher:
         device: torch.device,
         layers: int,
         event: Callable[[], Event] = cuda_event,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
+        self._graphs = graphs
         self._model = model
         self._attention = attention
         self._device = device
@@ -128,24 +148,35 @@ class GpuLauncher:
         on_layer: Callable[[int], None] | None = None,
     ) -> GpuStep:
         """See ModelRunner."""
-        device, last = self._device, self._last
+        last = self._last
         began, ended = self._event(), self._event()
+        told = None if on_layer is None else threading.Event()
+        prepared = self.prepare(batch, self._hook(on_layer, told))
+        began.record()
+        logits = prepared.compute()
+        if len(places) < len(batch.query_lens):
+            logits = logits.index_select(0, staged(torch.tensor(places, dtype=torch.int64), self._device))
+        sample = queue_sample(logits, requests)
+        ended.record()
+        before = None if last is None else last.ended
+        self._last = GpuStep(sample, prepared.replayed, before, began, ended, told)
+        return self._last
+
+    def prepare(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> Prepared:
+        """Plan a step and send its inputs. `on_layer` is called as each layer is queued; graphs cannot do that."""
+        device = self._device
+        sampled = None if self._last is None else self._last.sample.tokens
+        if self._graphs is not None and on_layer is None and self._graphs.takes(batch):
+            return Prepared(self._graphs.stage(batch, sampled), replayed=True)
         self._attention.plan(batch)
         tokens, positions = staged(batch.tokens, device), staged(batch.positions, device)
         ends = staged(torch.tensor(batch.query_lens).cumsum(0) - 1, device)
         if batch.awaited:
-            assert last is not None, "nothing was sampled before"
+            assert sampled is not None, "nothing was sampled before"
             where, rows = staged(torch.tensor(batch.awaited).T.contiguous(), device)
-            tokens = tokens.index_copy(0, where, last.sample.tokens.index_select(0, rows))
-        began.record()
-        told = None if on_layer is None else threading.Event()
-        logits = self._model.forward(tokens, positions, ends, self._attention, self._hook(on_layer, told))
-        if len(places) < len(batch.query_lens):
-            logits = logits.index_select(0, staged(torch.tensor(places, dtype=torch.int64), device))
-        sample = queue_sample(logits, requests)
-        ended.record()
-        self._last = GpuStep(sample, None if last is None else last.ended, began, ended, told)
-        return self._last
+            tokens = tokens.index_copy(0, where, sampled.index_select(0, rows))
+        forward = partial(self._model.forward, tokens, positions, ends, self._attention, on_layer)
+        return Prepared(forward, replayed=False)
 
     def _hook(
         self, on_layer: Callable[[int], None] | None, told: threading.Event | None

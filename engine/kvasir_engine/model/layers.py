@@ -114,14 +114,15 @@ class Head:
         self._group = group
         self._rounding = 0.0 if weight.dtype == torch.float32 else torch.finfo(weight.dtype).eps
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[S, hidden], float32, to [S, vocab], float32."""
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """[S, hidden], float32, to [S, vocab], float32, in `out` if it is given."""
         if self._group.size == 1:
             settled = self._linear.logits(x, self._rounding, self.MOST_RIVALS)
             if settled is not None:
-                return settled
-        logits = self._group.all_gather(self._linear(x.to(self._weight.dtype))).float()
-        if self._rounding and logits.device.type == "cuda" and self._group.size == 1:
+                return settled if out is None else out.copy_(settled)
+        rounded = self._group.all_gather(self._linear(x.to(self._weight.dtype)))
+        logits = rounded.float() if out is None else out.copy_(rounded)
+        if self._rounding and logits.device.type == "cuda":
             self.settle_queued(x, logits)
         elif self._rounding:
             self.settle(x, logits)
@@ -138,11 +139,16 @@ class Head:
             logits[rows, tokens] = self._exactly(x[rows], tokens)
 
     def settle_queued(self, x: torch.Tensor, logits: torch.Tensor) -> None:
-        """The same for one rank and up to `QUEUED_RIVALS`: no shape depends on their number, so nobody waits."""
+        """The same for up to `QUEUED_RIVALS`: no shape depends on their number, so nobody waits."""
         largest, tokens = logits.topk(min(self.QUEUED_RIVALS + 1, logits.shape[1]), -1)
         close = largest >= largest[:, :1] - largest[:, :1].abs() * self._rounding
         chosen = close & close[:, 1:2] & ~close[:, -1:]
-        exact = (x.unsqueeze(1) * self._weight[tokens]).sum(-1)
+        # All ranks have the same logits, so the same tokens; each adds those of its own part of the vocabulary.
+        own = tokens - self._group.rank * len(self._weight)
+        elsewhere = (own < 0) | (own >= len(self._weight))
+        own = own.clamp(0, len(self._weight) - 1)
+        exact = (x.unsqueeze(1) * self._weight[own]).sum(-1).masked_fill_(elsewhere, 0.0)
+        self._group.all_reduce(exact)
         logits.scatter_(1, tokens, torch.where(chosen, exact, largest))
 
     def _exactly(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,14 @@ from typing import Literal, get_args
 
 import torch
 
-from kvasir_engine.attention.base import AttentionSpec
+from kvasir_engine.attention.base import AttentionSpec, GraphedAttention
 from kvasir_engine.attention.choose import BackendName, choose_backend, refuse_missing
 from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory
 from kvasir_engine.kernels import unavailable_reason
 from kvasir_engine.model import cpu
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.model.cuda_graphs import captured, graph_memory, why_not
 from kvasir_engine.model.decoder import Decoder
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.gpu import GpuLauncher
@@ -41,7 +42,8 @@ class ModelRunner:
     rank is given the same batches and gets the same logits. `progress` hears ("load", bytes, bytes in all).
     `deterministic`: a token's logits and KV depend on the tokens before it alone, to the last bit, not on what is
     in the batch, nor on chunks and cached prefixes. `quantization` is of the layers' weights; embeddings and
-    head stay as they are. Raises ModelError.
+    head stay as they are. `graphs`: steps of one new token for each of at most so many sequences are CUDA graphs,
+    where there can be such, captured here; `progress` hears ("capture", graphs, graphs in all). Raises ModelError.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ModelRunner:
         group: Group = ALONE,
         deterministic: bool = False,
         quantization: Quantization = "none",
+        graphs: int = 0,
         progress: Progress | None = None,
     ) -> None:
         refuse_missing(attention)
@@ -76,22 +79,43 @@ class ModelRunner:
         config = self.config
         shape = PoolShape(config.layers, len(part.kv_heads), config.head_dim, page_size, self.dtype)
         # Outside inference mode, so that others may write into the pool outside it.
+        scratch = graphs > 0 and self.device.type == "cuda"
         if not pages:
-            memory = kv_memory // group.size or default_kv_memory(self.device, group.here)
+            kept = graph_memory(graphs, config.vocab) if scratch else 0
+            memory = kv_memory // group.size or default_kv_memory(self.device, group.here, kept)
             group.loaded()
-            counts = group.all_gather(torch.tensor([shape.pages_within(memory)], device=self.device))
+            counts = group.all_gather(torch.tensor([shape.pages_within(memory) - scratch], device=self.device))
             pages = int(counts.min())
-        self.pool = KVPool(shape, pages, self.device)
+        self.pool = KVPool(shape, pages, self.device, scratch)
         spec = AttentionSpec(len(part.heads), config.attention_scale, config.windows)
         self._attention = choose_backend(attention, self.pool, spec, deterministic)
         log.info("attention by %s", type(self._attention).__name__)
         self._sampled: list[int] = []
         self._launcher: GpuLauncher | None = None
+        self.no_graphs: str | None = f"there are none on {self.device.type}"
         if self.device.type == "cuda":
-            self._launcher = GpuLauncher(self._model, self._attention, self.device, config.layers)
+            self._launcher = self._launch_by(graphs, group, progress)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             reason = unavailable_reason()
             log.info("CPU kernels %s", "in use" if reason is None else f"not in use: {reason}")
+
+    def _launch_by(self, graphs: int, group: Group, progress: Progress | None) -> GpuLauncher:
+        config, model, attention, found = self.config, self._model, self._attention, None
+        self.no_graphs = why_not(attention, model) if graphs else "they were not asked for"
+        if self.no_graphs is None and isinstance(attention, GraphedAttention):
+            found = captured(
+                model,
+                attention,
+                self.device,
+                graphs,
+                config.vocab,
+                config.max_positions,
+                group.loaded,
+                progress,
+            )
+        else:
+            log.info("no CUDA graphs: %s", self.no_graphs)
+        return GpuLauncher(model, attention, self.device, config.layers, graphs=found)
 
     @property
     def vocab(self) -> int:
@@ -102,14 +126,15 @@ class ModelRunner:
     def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Logits [S, vocab], float32, after each sequence of `batch`; the new tokens' KV is in the pool then.
 
-        `on_layer` is called with each layer's number as soon as its KV is in the pool.
+        `on_layer` is called with each layer's number as soon as its KV is in the pool. On a GPU the logits that a
+        graph computes stay until the next step.
         """
-        self._attention.plan(batch)
-        tokens, positions = batch.tokens.to(self.device), batch.positions.to(self.device)
-        last = torch.tensor(batch.query_lens, device=self.device).cumsum(0) - 1
-        if self.device.type != "cuda":
-            return self._model.forward(tokens, positions, last, self._attention, on_layer)
-        logits = self._model.forward(tokens, positions, last, self._attention)
+        if self._launcher is None:
+            self._attention.plan(batch)
+            last = torch.tensor(batch.query_lens).cumsum(0) - 1
+            return self._model.forward(batch.tokens, batch.positions, last, self._attention, on_layer)
+        # With `on_layer` kernel by kernel here too: all ranks of a step do the same.
+        logits = self._launcher.prepare(batch, None if on_layer is None else lambda layer: None).compute()
         # On a GPU work is only queued: whoever reads the pool from outside its streams has to wait for all of it.
         torch.cuda.synchronize(self.device)
         if on_layer is not None:
@@ -177,11 +202,11 @@ def _check_int8(device: torch.device, dtype: torch.dtype, group: Group) -> None:
         raise ModelError(f"int8 quantization: {reason}")
 
 
-def default_kv_memory(device: torch.device, ranks: int = 1) -> int:
-    """Bytes for a rank's KV pool when nobody says how many: 90% of what a GPU has free; of a host, a quarter up to
-    4 GiB for its `ranks`.
+def default_kv_memory(device: torch.device, ranks: int = 1, kept: int = 0) -> int:
+    """Bytes for a rank's KV pool when nobody says how many: 90% of what a GPU has free beyond the `kept`; of a
+    host, a quarter up to 4 GiB for its `ranks`.
 
     A host is shared, often by several workers of the same model; a GPU is ours.
     """
-    free = free_memory(device)
+    free = max(0, free_memory(device) - kept)
     return free * 9 // 10 if device.type == "cuda" else min(free // 4, 4 << 30) // ranks

@@ -14,6 +14,11 @@ class LaunchedStep(Protocol):
         ...
 
     @property
+    def replayed(self) -> bool:
+        """Whether it was a CUDA graph."""
+        ...
+
+    @property
     def gap(self) -> float | None:
         """Seconds that the device had nothing to do between the step before and this one, once it has ended.
 
@@ -28,6 +33,7 @@ class FinishedStep:
 
     sampled: Sampled
     gap: float | None = None
+    replayed: bool = False
 
     def wait(self) -> Sampled:
         """See LaunchedStep."""

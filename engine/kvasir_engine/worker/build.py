@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from kvasir_engine.attention.choose import BackendName, refuse_missing
 from kvasir_engine.errors import UserError
 from kvasir_engine.model.architectures import load_config
+from kvasir_engine.model.cuda_graphs import MOST
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.loader import choose_device
 from kvasir_engine.model.parallel import ALONE, shard
@@ -44,7 +45,10 @@ OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What `kvasir worker` and `kvasir serve` have in common. `kv_cache_memory` in bytes, 0: from what is free."""
+    """What `kvasir worker` and `kvasir serve` have in common. `kv_cache_memory` in bytes, 0: from what is free.
+
+    `cuda_graph_max_bs`: 0 for as many sequences as there can be in a batch, up to `cuda_graphs.MOST`.
+    """
 
     model: str
     revision: str | None = None
@@ -52,6 +56,8 @@ class EngineOptions:
     device: str = "auto"
     attention_backend: BackendName = "auto"
     overlap: Overlap = "auto"
+    enforce_eager: bool = False
+    cuda_graph_max_bs: int = 0
     tensor_parallel: int = 1
     max_length: int = 0
     page_size: int = 16
@@ -78,9 +84,10 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
     Raises UserError for what the user can mend.
     """
     check(options)
+    graphs = graphs_of(options, role)
     door = None if options.nodes is None else Door(options.nodes)
     try:
-        return _build(options, role, moves_kv, door)
+        return _build(options, graphs, role, moves_kv, door)
     except UserError as error:
         if door is not None:
             door.tell(Ended(f"node 0 cannot start: {error}"))
@@ -88,7 +95,7 @@ def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThr
 
 
 def _build(
-    options: EngineOptions, role: Role, moves_kv: bool, door: Door | None
+    options: EngineOptions, graphs: int, role: Role, moves_kv: bool, door: Door | None
 ) -> tuple[EngineThread, HandoffGroup | None]:
     folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
@@ -99,7 +106,9 @@ def _build(
     def report(rank: int, event: Event) -> None:
         thread.post(lambda engine: engine.reported(rank, event))
 
-    runner, ranks = _load(options, folder, report, door)
+    runner, ranks = _load(options, graphs, folder, report, door)
+    if options.cuda_graph_max_bs and runner.no_graphs is not None:
+        raise ModelError(f"cuda-graph-max-bs {options.cuda_graph_max_bs}: no CUDA graphs: {runner.no_graphs}")
     config, pool = runner.config, runner.pool
     if options.max_length == 0:
         max_length = min(max_length, pool.pages * options.page_size)
@@ -141,7 +150,8 @@ def _build(
     )
     thread.start()
     log.info(
-        "engine ready role=%s dtype=%s device=%s threads=%d pages=%d page_bytes=%d max_length=%d overlap=%s",
+        "engine ready role=%s dtype=%s device=%s threads=%d pages=%d page_bytes=%d max_length=%d overlap=%s "
+        "largest_graph=%d",
         role,
         fingerprint.dtype,
         runner.device,
@@ -150,6 +160,7 @@ def _build(
         pool.page_bytes,
         max_length,
         overlap,
+        0 if runner.no_graphs else graphs,
     )
     return thread, handoff
 
@@ -163,8 +174,28 @@ def check(options: EngineOptions) -> None:
         raise ModelError(f"{options.quantization} quantization: it takes one rank, not {options.tensor_parallel}")
 
 
+def graphs_of(options: EngineOptions, role: Role) -> int:
+    """Sequences of the largest batch that is to be a CUDA graph; 0 for none. Raises ModelError."""
+    asked = options.cuda_graph_max_bs
+    if asked and options.enforce_eager:
+        raise ModelError(f"cuda-graph-max-bs {asked} and enforce-eager: there are CUDA graphs or there are none")
+    if asked > options.max_running:
+        raise ModelError(f"cuda-graph-max-bs {asked} is more than max-running {options.max_running}")
+    if asked and role == "prefill":
+        raise ModelError(f"cuda-graph-max-bs {asked}: a prefill worker's steps are no CUDA graphs")
+    if asked or options.enforce_eager:
+        device = choose_device(options.device, 0, options.tensor_parallel, options.node_count)
+        if device.type != "cuda":
+            flag = f"cuda-graph-max-bs {asked}" if asked else "enforce-eager"
+            raise ModelError(f"{flag}: there are CUDA graphs on GPUs only")
+    if options.enforce_eager or role == "prefill":
+        return 0
+    return asked or min(options.max_running, MOST)
+
+
 def _load(
     options: EngineOptions,
+    graphs: int,
     folder: Path,
     report: Callable[[int, Event], None],
     door: Door | None,
@@ -183,6 +214,7 @@ def _load(
             options.kv_cache_memory,
             options.deterministic,
             options.attention_backend,
+            graphs,
             report,
             door,
         )
@@ -198,6 +230,7 @@ def _load(
         group=place,
         deterministic=options.deterministic,
         quantization=options.quantization,
+        graphs=graphs,
         progress=log_progress(),
     )
     return apart(load), ranks

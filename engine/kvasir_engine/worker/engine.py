@@ -306,6 +306,10 @@ class Engine:
             flight = self.flights.oldest
             sampled = flight.step.wait()
             self.flights.ended()
+            if flight.step.replayed:
+                self.stats.replayed_steps += 1
+            else:
+                self.stats.eager_steps += 1
             if flight.idle is not None:
                 self.stats.idle_seconds += flight.idle if flight.step.gap is None else flight.step.gap
             self._account(flight, sampled)

@@ -37,6 +37,7 @@ class Setup(Frame, frozen=True):
     kv_memory: int
     deterministic: bool
     attention: BackendName
+    graphs: int
 
 
 class Serve(Frame, frozen=True):

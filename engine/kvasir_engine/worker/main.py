@@ -46,6 +46,18 @@ OverlapName = Annotated[
         help="prepare a step while the one before runs: auto (on GPUs), on or off", envvar="KVASIR_OVERLAP"
     ),
 ]
+EnforceEager = Annotated[
+    bool,
+    typer.Option("--enforce-eager", help="on GPUs: decode without CUDA graphs", envvar="KVASIR_ENFORCE_EAGER"),
+]
+GraphBatch = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="sequences of the largest decode batch that is a CUDA graph, 0: max-running, up to 512",
+        envvar="KVASIR_CUDA_GRAPH_MAX_BS",
+    ),
+]
 TensorParallel = Annotated[int, typer.Option(min=1, help="processes, or GPUs", envvar="KVASIR_TENSOR_PARALLEL")]
 PageSize = Annotated[int, typer.Option(min=1, max=256, help="tokens a page", envvar="KVASIR_PAGE_SIZE")]
 CacheMemory = Annotated[
@@ -146,6 +158,8 @@ def worker(
     device: Device = "auto",
     attention_backend: Attention = "auto",
     overlap: OverlapName = "auto",
+    enforce_eager: EnforceEager = False,
+    cuda_graph_max_bs: GraphBatch = 0,
     tensor_parallel: TensorParallel = 1,
     page_size: PageSize = 16,
     kv_cache_memory: CacheMemory = "0",
@@ -177,6 +191,8 @@ def worker(
         device=device,
         attention_backend=one_of("attention backend", attention_backend, BACKENDS),
         overlap=one_of("overlap", overlap, OVERLAPS),
+        enforce_eager=enforce_eager,
+        cuda_graph_max_bs=cuda_graph_max_bs,
         tensor_parallel=tensor_parallel,
         max_length=max_length,
         page_size=page_size,
@@ -244,6 +260,8 @@ def serve(
     device: Device = "auto",
     attention_backend: Attention = "auto",
     overlap: OverlapName = "auto",
+    enforce_eager: EnforceEager = False,
+    cuda_graph_max_bs: GraphBatch = 0,
     tensor_parallel: TensorParallel = 1,
     page_size: PageSize = 16,
     kv_cache_memory: CacheMemory = "0",
@@ -269,6 +287,8 @@ def serve(
         device=device,
         attention_backend=one_of("attention backend", attention_backend, BACKENDS),
         overlap=one_of("overlap", overlap, OVERLAPS),
+        enforce_eager=enforce_eager,
+        cuda_graph_max_bs=cuda_graph_max_bs,
         tensor_parallel=tensor_parallel,
         max_length=max_length,
         page_size=page_size,

@@ -60,6 +60,10 @@ class EngineCollector(Collector):
             yield from self._handoff(engine.handoff.stats)
         yield GaugeMetricFamily("kvasir_requests_running", "Sequences in the batch.", len(engine.running))
         yield GaugeMetricFamily("kvasir_requests_waiting", "Requests not admitted yet.", len(engine.waiting))
+        computed = CounterMetricFamily("kvasir_steps", "Steps computed, as a CUDA graph or not.", labels=["mode"])
+        computed.add_metric(["graph"], stats.replayed_steps)
+        computed.add_metric(["eager"], stats.eager_steps)
+        yield computed
         idle = "Time that the device waited for its next step while requests ran."
         yield CounterMetricFamily("kvasir_step_idle_seconds", idle, stats.idle_seconds)
         yield SummaryMetricFamily("kvasir_step_seconds", "Time of steps.", stats.steps, stats.step_seconds)

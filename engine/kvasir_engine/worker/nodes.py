@@ -80,6 +80,8 @@ class Group(msgspec.Struct, frozen=True):
     page_size: int
     kv_cache_memory: int
     deterministic: bool
+    enforce_eager: bool
+    cuda_graph_max_bs: int
     fabric: str
     kv_digests: bool
 
@@ -101,6 +103,8 @@ class Group(msgspec.Struct, frozen=True):
             options.page_size,
             options.kv_cache_memory,
             options.deterministic,
+            options.enforce_eager,
+            options.cuda_graph_max_bs,
             options.fabric,
             options.kv_digests,
         )

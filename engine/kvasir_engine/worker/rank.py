@@ -95,6 +95,7 @@ class Rank:
             page_size=setup.page_size,
             kv_memory=setup.kv_memory,
             attention=setup.attention,
+            graphs=setup.graphs,
             group=group,
             deterministic=setup.deterministic,
         )

@@ -65,6 +65,7 @@ class RankProcesses:
         kv_memory: int,
         deterministic: bool,
         attention: BackendName,
+        graphs: int,
         report: Callable[[int, Event], None],
         door: Door | None = None,
     ) -> None:
@@ -108,6 +109,7 @@ class RankProcesses:
                 kv_memory,
                 deterministic,
                 attention,
+                graphs,
             )
             link.send(setup)
 
@@ -155,10 +157,12 @@ class RankProcesses:
         """
         self._copies.append((source, target))
 
-    def step(self, batch: ForwardBatch) -> None:
-        """Let every rank compute `batch`; rank 0 must, too."""
+    def step(self, batch: ForwardBatch, told: bool) -> None:
+        """Let every rank compute `batch`; rank 0 must, too. `told`: of each layer, as it must be where pages go."""
         copies, self._copies = self._copies, []
         pushes, self._layers = self._layers, []
+        # By this each rank decides whether it replays a CUDA graph, and in a graph the ranks' exchanges are others.
+        assert told == bool(pushes), "rank 0 pushes in another step than the others"
         self._send(Step.of(batch, copies, pushes))
 
     def _send(self, frame: frames.ToMain) -> None:
@@ -275,7 +279,7 @@ class RankedRunner(ModelRunner):
         """See ModelRunner. Ends the process when the ranks are no longer in step."""
         if self.device.type == "cpu":
             return super().launch(batch, places, requests, on_layer)  # which calls `forward`
-        self._ranks.step(batch)
+        self._ranks.step(batch, on_layer is not None)
         try:
             return super().launch(batch, places, requests, on_layer)
         except Exception as error:
@@ -283,7 +287,7 @@ class RankedRunner(ModelRunner):
 
     def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """See ModelRunner. Ends the process when the ranks are no longer in step."""
-        self._ranks.step(batch)
+        self._ranks.step(batch, on_layer is not None)
         try:
             return super().forward(batch, on_layer)
         except Exception as error:

@@ -48,6 +48,8 @@ class Stats:
     hit_tokens: int = 0
     miss_tokens: int = 0
     steps: int = 0
+    replayed_steps: int = 0  # of those that computed: CUDA graphs, and what was launched kernel by kernel
+    eager_steps: int = 0
     step_seconds: float = 0.0
     idle_seconds: float = 0.0  # the device waited for its next step, while there was work
     preemptions: int = 0
