@@ -44,7 +44,7 @@ class FakeRank:
 def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RankProcesses:
     monkeypatch.setattr(ranks, "LocalRank", FakeRank)
     monkeypatch.setattr(FakeRank, "all", [])
-    return RankProcesses(3, tmp_path, "float32", "cpu", 16, 0, False, "auto", lambda *_: None)
+    return RankProcesses(3, tmp_path, "float32", "cpu", 16, 0, False, "auto", 0, lambda *_: None)
 
 
 def sent() -> list[Any]:
@@ -92,7 +92,7 @@ def test_a_rank_answers_copies_only_when_it_is_asked(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rank, "Rank", Recorder)
     ours, theirs = Pipe()
     push = PushFrame.of(KEY, 1, 0, Push((5,), (2,)))
-    setup = frames.Setup(1, 2, 1, "file:///nowhere", "float32", "cpu", 16, 0, False, "auto")
+    setup = frames.Setup(1, 2, 1, "file:///nowhere", "float32", "cpu", 16, 0, False, "auto", 0)
     for frame in (setup, Copies([(3, 5)], False), push, Copies([(6, 7)], True), frames.Stop()):
         ours.send_bytes(frames.encode(frame))  # type: ignore[arg-type]
     rank.serve_rank(theirs, Recorder(), tmp_path)  # type: ignore[arg-type]
