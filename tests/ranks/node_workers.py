@@ -1,16 +1,17 @@
 """Workers on two nodes: two processes that find each other by TCP, on loopback or in namespaces of their own."""
 
-import multiprocessing as mp
+import os
 import secrets
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rank_workers import SECONDS, Worker, engine_options, log_into
+from rank_workers import SECONDS, Worker, engine_options, forkserver, log_into
 
 from kvasir_engine.errors import UserError
+from kvasir_engine.faults import VARIABLE
 from kvasir_engine.worker.follower import follow
 from kvasir_engine.worker.nodes import Nodes
 
@@ -23,8 +24,18 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _follow(folder: Path, role: str, nodes: Nodes, port: int, ranks: int, log: Path, setup: Setup | None) -> None:
+def _follow(
+    folder: Path,
+    role: str,
+    nodes: Nodes,
+    port: int,
+    ranks: int,
+    log: Path,
+    setup: Setup | None,
+    fault: str,
+) -> None:
     log_into(log)
+    os.environ[VARIABLE] = fault
     if setup is not None:
         setup()
     try:
@@ -38,13 +49,19 @@ def _follow(folder: Path, role: str, nodes: Nodes, port: int, ranks: int, log: P
 class Follower:
     """The process of node 1."""
 
-    def __init__(self, folder: Path, role: str, nodes: Nodes, ranks: int = 2, setup: Setup | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        role: str,
+        nodes: Nodes,
+        ranks: int = 2,
+        setup: Setup | None = None,
+        fault: str = "",
+    ) -> None:
         self.log = folder / f"{secrets.token_hex(4)}.log"
         self.port = free_port()
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["rank_workers", "node_workers"])
-        arguments = (folder, role, nodes, self.port, ranks, self.log, setup)
-        self.process = context.Process(target=_follow, args=arguments)
+        arguments = (folder, role, nodes, self.port, ranks, self.log, setup, fault)
+        self.process = forkserver().Process(target=_follow, args=arguments)
         self.process.start()
 
     def status(self, path: str) -> int | None:
@@ -72,10 +89,18 @@ def errors(log: Path) -> list[str]:
 class TwoNodes:
     """A worker of two ranks on two nodes."""
 
-    def __init__(self, folder: Path, role: str, fault: str = "", setup: Setup | None = None) -> None:
-        port = free_port()
-        self.follower = Follower(folder, role, Nodes(2, 1, "127.0.0.1", port), setup=setup)
-        self.leader = Worker(folder, role, 2, 16, fault, Nodes(2, 0, "127.0.0.1", port), setup)
+    def __init__(
+        self,
+        folder: Path,
+        role: str,
+        leader: tuple[str, int] | None = None,
+        setups: Sequence[Setup | None] = (None, None),
+        fault: str = "",
+    ) -> None:
+        address = leader or ("127.0.0.1", free_port())
+        here, there = (Nodes(2, node, *address) for node in range(2))
+        self.follower = Follower(folder, role, there, setup=setups[1], fault=fault)
+        self.leader = Worker(folder, role, 2, 16, "", here, setups[0])
 
     def kill(self) -> None:
         for process in (self.leader.process, self.follower.process):

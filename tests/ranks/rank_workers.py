@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from kvasir_engine.faults import VARIABLE
 from kvasir_engine.kv.pages import Owner
@@ -30,6 +29,8 @@ SECONDS = 60.0
 
 def make_model(folder: Path) -> None:
     """Three layers with 8 heads and 4 KV heads, in float32, lively enough that all of the context matters."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # slow, and the workers' processes need it not
+
     torch.manual_seed(3)
     config = LlamaConfig(
         hidden_size=64,
@@ -80,6 +81,13 @@ class Greedy:
             prompt = begin + rng.choices(range(VOCAB), k=length - len(begin))
             if self(prompt, count) is not None:
                 return prompt
+
+
+def forkserver() -> Any:
+    """Starts processes that have the engine imported. It knows no modules of tests: its path is not theirs."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["kvasir_engine.worker.follower"])
+    return context
 
 
 def engine_options(folder: Path, ranks: int, page_size: int, nodes: Nodes | None = None) -> EngineOptions:
@@ -151,6 +159,12 @@ def _owned(engine: Any) -> dict[str, int]:
     return {what: count for what, count in owned.items() if count}
 
 
+def children(pid: int | None) -> list[int]:
+    """The processes that a process has started."""
+    paths = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in paths for child in path.read_text().split()]
+
+
 class Worker:
     """A worker's process. What it says comes through `next`."""
 
@@ -167,8 +181,7 @@ class Worker:
         self.name = f"{role} of {ranks} with pages of {page_size}"
         options = engine_options(folder, ranks, page_size, nodes)
         self.log = folder / f"{secrets.token_hex(4)}.log"
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["rank_workers"])
+        context = forkserver()
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, options, role, fault, self.log, setup))
         self.process.start()
@@ -201,11 +214,7 @@ class Worker:
 
     def rank_pids(self) -> list[int]:
         """Processes of the ranks other than 0."""
-        return [
-            int(pid)
-            for path in Path(f"/proc/{self.process.pid}/task").glob("*/children")
-            for pid in path.read_text().split()
-        ]
+        return children(self.process.pid)
 
     def wait_quiet(self) -> None:
         """Until no page is held, leased or fenced."""

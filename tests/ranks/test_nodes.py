@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from node_workers import TwoNodes
-from rank_workers import Greedy, Request, Router, Workers
+from rank_workers import Greedy, Request, Router, Workers, ended
 
 pytestmark = pytest.mark.dataplane
 
@@ -68,3 +68,22 @@ def test_sigterm_at_another_node_waits_for_the_leader(nodes: TwoNodes, workers: 
     nodes.leader.close()
     assert follower.errors() == []
     assert follower.process.exitcode == 0
+
+
+@pytest.mark.soak
+def test_a_rank_of_another_node_that_is_killed_ends_both_with_its_fate(
+    folder: Path, workers: Workers, greedy: Greedy
+) -> None:
+    nodes = TwoNodes(folder, "prefill", fault="rank1:prefill.pushed_layer@2=kill")
+    decode = workers("decode", 2, 16)
+    try:
+        router = Router(nodes.leader, decode)
+        request = Request("victim", greedy.prompt(random.Random(7), 200, COUNT), COUNT)
+        router.ask(request)
+        router.run(lambda: request.over or not nodes.leader.process.is_alive())
+        ended(nodes.leader, "rank 1 of 2 was killed by signal 9")
+        assert nodes.follower.errors() == ["rank 1 of 2 was killed by signal 9; the worker ends with it"]
+        router.abort(request)
+        decode.wait_quiet()
+    finally:
+        nodes.kill()

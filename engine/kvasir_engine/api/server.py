@@ -40,6 +40,14 @@ def check_port(host: str, port: int) -> None:
     listen(host, port).close()
 
 
+def end_at_sigterm() -> None:
+    """Until `serve` runs, SIGTERM ends the process at once: there is nothing to finish.
+
+    By default it does so too, but not to the first process of a container, which may load for minutes.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling, which would not wait for the drain."""
 

@@ -78,14 +78,16 @@ class EngineOptions:
         return 1 if self.nodes is None else self.nodes.count
 
 
-def build(options: EngineOptions, role: Role, moves_kv: bool) -> tuple[EngineThread, HandoffGroup | None]:
+def build(
+    options: EngineOptions, role: Role, moves_kv: bool, leave: Callable[[], None] = lambda: None
+) -> tuple[EngineThread, HandoffGroup | None]:
     """Load the model, with the other nodes if there are any, and start the threads.
 
-    Raises UserError for what the user can mend.
+    `leave` hears that another node has to go. Raises UserError for what the user can mend.
     """
     check(options)
     graphs = graphs_of(options, role)
-    door = None if options.nodes is None else Door(options.nodes)
+    door = None if options.nodes is None else Door(options.nodes, leave)
     try:
         return _build(options, graphs, role, moves_kv, door)
     except UserError as error:

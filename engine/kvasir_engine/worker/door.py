@@ -14,7 +14,17 @@ from multiprocessing.connection import Connection
 
 from kvasir_engine.api.server import PortTaken
 from kvasir_engine.worker import nodes
-from kvasir_engine.worker.nodes import AnyFrame, Channel, Group, Hello, Nodes, RankEnded, Refused, Welcome
+from kvasir_engine.worker.nodes import (
+    AnyFrame,
+    Channel,
+    Group,
+    Hello,
+    Leave,
+    Nodes,
+    RankEnded,
+    Refused,
+    Welcome,
+)
 
 log = logging.getLogger("nodes")
 
@@ -23,6 +33,7 @@ FATE_SECONDS = 0.5
 WAIT_SECONDS = 10.0
 """Between two lines that say for whom the leader waits."""
 GREETED_AT_ONCE = 32
+BACKLOG = 128
 
 
 class Node:
@@ -76,12 +87,14 @@ class Joined:
 class Door:
     """The leader's side. Listens from the beginning on; who comes is answered once it is `open`.
 
-    Only who belongs to `group`, which is to be set before, is let in. Raises PortTaken.
+    Only who belongs to `group`, which is to be set before, is let in. `leave` hears that a node has to go. Raises
+    PortTaken.
     """
 
-    def __init__(self, where: Nodes) -> None:
+    def __init__(self, where: Nodes, leave: Callable[[], None]) -> None:
         self._where = where
-        self._listening = _listen(where.port)
+        self._leave = leave
+        self._listening = _listen(where)
         self._epoch = secrets.randbits(63) + 1
         self._nodes: dict[int, Node] = {}
         self._taken: dict[tuple[int, Channel], socket.socket] = {}
@@ -176,8 +189,12 @@ class Door:
         error: Exception | None = None
         try:
             while frame := nodes.receive(node.sock):
-                if isinstance(frame, RankEnded):
-                    node.heard(frame.rank, frame.fate)
+                match frame:
+                    case RankEnded(rank, fate):
+                        node.heard(rank, fate)
+                    case Leave():
+                        log.info("a node has to leave node=%d address=%s", node.number, node.address)
+                        self._leave()
         except (OSError, ValueError) as lost:
             error = lost
         node.left()
@@ -185,16 +202,21 @@ class Door:
         self._ended(f"node {node.number} of {count} at {node.address} {nodes.loss(error)}")
 
 
-def _listen(port: int) -> socket.socket:
-    """On all addresses of the machine. Raises PortTaken."""
-    dual = socket.has_dualstack_ipv6()
+def _listen(where: Nodes) -> socket.socket:
+    """On all addresses of the machine; of nodes that meet on loopback only there. Raises PortTaken."""
+    port, dual = where.port, socket.has_dualstack_ipv6()
     try:
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=128
-        )
+        if where.on_loopback:
+            return socket.create_server((where.host, port), family=_family(where.host), backlog=BACKLOG)
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=BACKLOG)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise PortTaken(f"cannot listen for other nodes on port {port}: {reason}") from error
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _plain(address: str) -> str:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from kvasir_engine.api.leaving import Leaving
-from kvasir_engine.api.server import check_port, listen, serve
+from kvasir_engine.api.server import check_port, end_at_sigterm, listen, serve
 from kvasir_engine.errors import UserError
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loader import choose_device
@@ -29,7 +28,19 @@ from kvasir_engine.model.source import resolve
 from kvasir_engine.protocol import Role
 from kvasir_engine.worker import nodes
 from kvasir_engine.worker.build import EngineOptions, check, log_progress
-from kvasir_engine.worker.nodes import Channel, Closed, Ended, Group, Hello, Loaded, Nodes, RankEnded, Welcome
+from kvasir_engine.worker.nodes import (
+    AnyFrame,
+    Channel,
+    Closed,
+    Ended,
+    Group,
+    Hello,
+    Leave,
+    Loaded,
+    Nodes,
+    RankEnded,
+    Welcome,
+)
 from kvasir_engine.worker.rank_link import end, fate_of, spawn
 
 log = logging.getLogger("nodes")
@@ -43,7 +54,7 @@ REASON_SECONDS = 3.0
 STOP_SECONDS = 10.0
 """For ranks to end that the leader has closed."""
 LEADER_SECONDS = 10.0
-"""Beyond the leader's drain deadline: it is told to leave when we are, and closes after it."""
+"""Beyond the leader's drain deadline, which begins a moment after ours."""
 
 
 class Leader:
@@ -143,8 +154,9 @@ class Follower:
         return 0 if self._closing.is_set() else 1
 
     def drain(self) -> None:
-        """Be unready. The ranks go on until the leader closes."""
+        """Be unready, and ask the leader to drain. The ranks go on until it closes."""
         self.draining = True
+        self._tell(Leave())
 
     async def serve(self, host: str, port: int, drain: float) -> None:
         """Answer probes until the leader closes, or this node was told to leave so many seconds ago."""
@@ -205,10 +217,13 @@ class Follower:
         fate = fate_of(self._processes[rank].wait())
         if self._closing.is_set():
             return
-        with self._lock, contextlib.suppress(OSError):
-            nodes.send(self._node, RankEnded(rank, fate))
+        self._tell(RankEnded(rank, fate))
         if not self._closing.wait(REASON_SECONDS):
             self._end(f"rank {rank} of {self._size} {fate}; the worker ends with it")
+
+    def _tell(self, frame: AnyFrame) -> None:
+        with self._lock, contextlib.suppress(OSError):  # if it has gone, the reading thread knows
+            nodes.send(self._node, frame)
 
     def _end(self, reason: str) -> NoReturn:
         self._ending.acquire()  # for ever: one reason is enough
@@ -220,7 +235,7 @@ class Follower:
 def follow(options: EngineOptions, role: Role, host: str, port: int, drain: float) -> None:
     """Be a node other than 0, until the leader closes. Raises UserError for what the user can mend."""
     assert options.nodes is not None
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))  # until there is something to wait for
+    end_at_sigterm()
     check_port(host, port)
     check(options)
     folder = resolve(options.model, options.revision, progress=log_progress())

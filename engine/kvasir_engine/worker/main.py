@@ -217,13 +217,19 @@ def worker(
 
 async def _worker(options: "EngineOptions", role: Role, name: str, host: str, port: int, drain: float) -> None:
     from kvasir_engine.api.leaving import Leaving
-    from kvasir_engine.api.server import check_port, listen, serve
+    from kvasir_engine.api.server import check_port, end_at_sigterm, listen, serve
     from kvasir_engine.silence import notice_silence
     from kvasir_engine.worker.build import build
     from kvasir_engine.worker.server import WorkerServer
 
+    end_at_sigterm()
     check_port(host, port)  # before minutes of loading; the port opens after it
-    thread, handoff = await asyncio.to_thread(build, options, role, True)
+    loop, leave = asyncio.get_running_loop(), asyncio.Event()
+
+    def another_leaves() -> None:
+        loop.call_soon_threadsafe(leave.set)
+
+    thread, handoff = await asyncio.to_thread(build, options, role, True, another_leaves)
     assert handoff is not None
     hello = Hello(
         VERSION,
@@ -242,7 +248,7 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
         sock = listen(host, port)
         notice_silence(sock)  # requests of a router whose machine is lost are aborted
         log.info("serving role=%s address=%s:%d", role, *sock.getsockname()[:2])
-        await serve(server.app, sock, leaving)
+        await serve(server.app, sock, leaving, leave)
     finally:
         thread.stop()
         handoff.stop()

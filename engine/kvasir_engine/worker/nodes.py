@@ -6,6 +6,7 @@ refused by name. The node's own connection lives as long as the node: by it each
 """
 
 import errno
+import ipaddress
 import socket
 import struct
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from kvasir_engine import silence
 from kvasir_engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,9 +28,6 @@ HELLO_SECONDS = 5.0
 """In which a connection must have said who it is."""
 LONGEST = 64 << 10
 """Bytes of a frame between nodes."""
-SILENT_SECONDS = 8
-"""After which a machine that answers nothing counts as dead: asked each second, by TCP itself."""
-
 Channel = Literal["node", "steps", "reports"]
 
 
@@ -40,6 +39,14 @@ class Nodes:
     rank: int
     host: str
     port: int
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether all of them are on one machine, by the leader's address. A name may mean any."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     def ranks(self, size: int, node: int | None = None) -> range:
         """Those of `size` ranks that run on a node, this one by default."""
@@ -169,7 +176,11 @@ class RankEnded(Frame, frozen=True):
     fate: str
 
 
-AnyFrame = Hello | Welcome | Refused | Loaded | Ended | Closed | RankEnded
+class Leave(Frame, frozen=True):
+    """Node to leader: this node has to go. The worker may finish what it has first."""
+
+
+AnyFrame = Hello | Welcome | Refused | Loaded | Ended | Closed | RankEnded | Leave
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
@@ -200,16 +211,9 @@ def named(hello: Hello) -> str:
 
 
 def watch(sock: socket.socket) -> None:
-    """Let TCP find out when the machine at the other end is gone, and send what is small at once."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        (socket.TCP_NODELAY, 1),
-        (socket.TCP_KEEPIDLE, 1),
-        (socket.TCP_KEEPINTVL, 1),
-        (socket.TCP_KEEPCNT, SILENT_SECONDS),
-        (socket.TCP_USER_TIMEOUT, SILENT_SECONDS * 1000),  # for what was sent and is not acknowledged
-    ):
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    """Notice when the machine at the other end is gone, and send what is small at once."""
+    silence.notice_silence(sock)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def send(sock: socket.socket, frame: AnyFrame) -> None:
@@ -246,5 +250,5 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
 def loss(error: Exception | None) -> str:
     """How a connection, and with it the other side, was lost."""
     if isinstance(error, OSError) and error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return f"is silent: it has answered nothing for {SILENT_SECONDS} s"
+        return f"is silent: it has answered nothing for {silence.SILENT_SECONDS} s"
     return "is gone" if error is None or isinstance(error, OSError) else f"is refused: {error}"
