@@ -156,12 +156,12 @@ GARBAGE = [b"", b"\0", b"GET /metrics HTTP/1.1\r\n\r\n", b"\0\0\0\5hello", b"\0\
 
 def test_garbage_is_refused_and_harms_nobody(door: Open, caplog: pytest.LogCaptureFixture) -> None:
     for data in GARBAGE:
-        with socket.create_connection((door.where.host, door.where.port), SECONDS) as sock:
-            with contextlib.suppress(OSError):  # it closes, some of it may be unread
-                sock.sendall(data)
-                sock.shutdown(socket.SHUT_WR)
-                while sock.recv(100):
-                    pass
+        sock = socket.create_connection((door.where.host, door.where.port), SECONDS)
+        with sock, contextlib.suppress(OSError):  # it closes, some of it may be unread
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(100):
+                pass
     member = door.join()
     for rank in RANKS:
         member.bring(door, rank, "steps")
