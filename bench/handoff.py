@@ -3,9 +3,10 @@
     python -m bench.handoff [--rounds N] [--tokens N ...] [--fabric auto|shm|tcp] [--small-pages] [--json]
 
 Two processes, real NIXL, real bytes. Per prompt length, in turn in every round: a plain NIXL copy of the same pages
-between the same two pools (one request, whole pages), the handoff with digests, and the handoff without. Then the
-handoff at the compute's pace: the transport is held back (`Paced`) to the rate at which an emulated prefill fills
-pages, so that compute and transfer take equally long; the pages go layer by layer, or a chunk at a time. Medians.
+between the same two pools (one request, whole pages), the handoff with digests that were made when the pages were
+written, with digests that the writer reads from memory beside the copy, and without. Then the handoff at the
+compute's pace: the transport is held back (`Paced`) to the rate at which an emulated prefill fills pages, so that
+compute and transfer take equally long; the pages go layer by layer, or a chunk at a time. Medians.
 
 A handoff's time is from the writer's first push to the holder's `Settled`: copies, digests on both sides, messages.
 Exposed time is from the end of the last layer's computation to `Settled`.
@@ -30,15 +31,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from bench.digests import LLAMA as LLAMA_SHAPE
+from bench.digests import stores
 from nixl_cu13._api import nixl_agent, nixl_agent_config
 from rich.console import Console
 from rich.table import Table
 
+from kvasir_engine.kv.digests import NONE, TOKENS, KeptDigests
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
 from kvasir_engine.transfer import holder, writer
 from kvasir_engine.transfer.agent import Agent, Pages, Transfer, choose_fabric
-from kvasir_engine.transfer.digest import NONE, XXH3, Digester
+from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.handoff import Handoff
+from kvasir_engine.transfer.layout import Shape
 from kvasir_engine.transfer.messages import Complete
 from kvasir_engine.transfer.parts import Event
 from kvasir_engine.transfer.writer import Push
@@ -48,7 +53,15 @@ PAGE_BYTES = LAYERS * 2 * 8 * PAGE_TOKENS * 128 * 2
 CHUNK = 512
 """Tokens of a prefill chunk, as the worker's default."""
 LLAMA = Fingerprint("llama-3.1-8b", "", "bfloat16", "pages", PAGE_TOKENS, LAYERS, 8, 128, "rope")
+SHAPE = Shape.of(LLAMA).with_pages_of(PAGE_BYTES)
 SMALL_PAGES = "KVASIR_BENCH_SMALL_PAGES"
+VARIANTS = [  # name, digests, made when the pages were written (else read from memory beside the copy), by layer
+    ("with", True, True, True),
+    ("read", True, False, True),
+    ("without", False, False, True),
+    ("chunks", True, True, False),
+    ("chunks without", False, False, False),
+]
 clock = time.perf_counter  # CLOCK_MONOTONIC: one clock for both processes
 
 
@@ -85,11 +98,13 @@ class Side:
         self.region = Region(self.pool.ctypes.data, pages, PAGE_BYTES)
         self.events: queue.SimpleQueue[tuple[float, Event]] = queue.SimpleQueue()
         self.agents: list[Paced] = []
+        self.kept = KeptDigests(pages, LAYERS, PAGE_TOKENS)
+        self.digester = Digester(self.region.address, pages, SHAPE, self.kept)
         self.handoffs = {
             digests: Handoff(
                 self._maker(epoch * 2 + digests, digests),
                 lambda event: self.events.put((clock(), event)),
-                Digester(self.region.address, pages, PAGE_BYTES, LAYERS) if digests else None,
+                self.digester if digests else None,
             )
             for digests in (False, True)
         }
@@ -100,7 +115,7 @@ class Side:
 
     def _maker(self, epoch: int, digests: bool) -> Callable[[], Agent]:
         def make() -> Agent:
-            agent = Paced(epoch, self.region, msgspec.structs.replace(LLAMA, digest=XXH3 if digests else NONE))
+            agent = Paced(epoch, self.region, msgspec.structs.replace(LLAMA, digest=TOKENS if digests else NONE))
             self.agents.append(agent)
             return agent
 
@@ -129,6 +144,7 @@ class Job:
     """A handoff for the writer: `layerwise` or a chunk at a time; `compute` seconds in all are slept for."""
 
     digests: bool
+    kept: bool
     to: Endpoint
     lease: Lease
     local: list[int]
@@ -153,6 +169,8 @@ def prefill(side: Side, job: Job) -> Written:
     for agent in side.agents:
         agent.rate = job.rate
     writes, descriptors = handoff.stats.writes, handoff.stats.descriptors
+    if job.digests and not job.kept:
+        side.digester.forget(job.local, None)
     key = handoff.open(job.to, job.lease)
     total, step = len(job.local), CHUNK // PAGE_TOKENS
     began = due = clock()
@@ -203,6 +221,10 @@ def write_for(pipe: Connection, epoch: int, pages: int) -> None:
         match pipe.recv():
             case ("fill", int() as seed):
                 side.pool[:] = np.random.default_rng(seed).integers(0, 256, side.pool.shape, np.uint8)
+                pages_ = range(
+                    len(side.pool)
+                )  # as the kernel that stores KV does, whose cost is measured by itself
+                side.digester.keep(side.digester.measured(pages_, range(LAYERS)), pages_)
                 pipe.send(None)
             case ("peer", bytes() as metadata):
                 peer = side.plain.add_remote_agent(metadata).decode()
@@ -263,10 +285,12 @@ class Bench:
         self.side.handoffs[digests].grant(lease, to)
         return lease
 
-    def handoff(self, local: list[int], remote: list[int], digests: bool = True, **how: Any) -> tuple[float, Any]:
+    def handoff(
+        self, local: list[int], remote: list[int], digests: bool = True, kept: bool = True, **how: Any
+    ) -> tuple[float, Any]:
         """When the handoff had settled, and the writer's side of it."""
         lease = self.grant(remote, digests)
-        self.pipe.send(Job(digests, self.side.handoffs[digests].endpoint, lease, local, **how))
+        self.pipe.send(Job(digests, kept, self.side.handoffs[digests].endpoint, lease, local, **how))
         settled, _ = self.side.wait(holder.Settled)
         return settled, self.pipe.recv()
 
@@ -313,6 +337,11 @@ class Row:
     share: float
     chunkwise_share: float
     digest_cost: float
+    chunkwise_digest_cost: float
+    read_share: float
+    read_digest_cost: float
+    bare_share: float
+    bare_chunkwise_share: float
     paced_rate: float
     compute: float
     exposed_layerwise: float
@@ -330,9 +359,9 @@ def measure(bench: Bench, tokens: int, rounds: int, pace: float) -> Row:
     for round_ in range(rounds + 1):
         plain = bench.plain_copy(local, remote)
         results = {}
-        for name, digests, layerwise in [("with", True, True), ("without", False, True), ("chunks", True, False)]:
+        for name, digests, kept, layerwise in VARIANTS:
             bench.side.pool[remote[0]] = 0
-            settled, written = bench.handoff(local, remote, digests, layerwise=layerwise)
+            settled, written = bench.handoff(local, remote, digests, kept, layerwise=layerwise)
             results[name] = settled - written.began
             if name == "with":
                 shape = written
@@ -342,6 +371,11 @@ def measure(bench: Bench, tokens: int, rounds: int, pace: float) -> Row:
             note("share", plain / results["with"])
             note("chunks", plain / results["chunks"])
             note("digests", results["with"] / results["without"] - 1)
+            note("chunk digests", results["chunks"] / results["chunks without"] - 1)
+            note("share read", plain / results["read"])
+            note("digests read", results["read"] / results["without"] - 1)
+            note("share without", plain / results["without"])
+            note("chunks without", plain / results["chunks without"])
     size = count * PAGE_BYTES
     rate = size / statistics.median(times["plain"]) * pace
     compute = size / rate
@@ -365,6 +399,11 @@ def measure(bench: Bench, tokens: int, rounds: int, pace: float) -> Row:
         middle["share"],
         middle["chunks"],
         middle["digests"],
+        middle["chunk digests"],
+        middle["share read"],
+        middle["digests read"],
+        middle["share without"],
+        middle["chunks without"],
         rate,
         compute,
         middle["exposed layers"],
@@ -377,7 +416,7 @@ def measure(bench: Bench, tokens: int, rounds: int, pace: float) -> Row:
 def show(rows: list[Row], ends: dict[str, float], console: Console) -> None:
     """The tables."""
     table = Table(title="Handoff of Llama-3.1-8B-shaped KV, as fast as it goes")
-    for head in ["tokens", "MiB", "writes", "pieces", "plain GB/s", "handoff GB/s", "share", "by chunk", "digests"]:
+    for head in ["tokens", "MiB", "writes", "pieces", "plain GB/s", "handoff GB/s", "share", "by chunk"]:
         table.add_column(head, justify="right")
     for row in rows:
         table.add_row(
@@ -389,9 +428,32 @@ def show(rows: list[Row], ends: dict[str, float], console: Console) -> None:
             f"{row.handoff_rate / 1e9:.2f}",
             f"{row.share:.0%}",
             f"{row.chunkwise_share:.0%}",
-            f"{row.digest_cost:+.1%}",
         )
     console.print(table)
+    table = Table(title="What digests cost of that")
+    for head in [
+        "tokens",
+        "share",
+        "by chunk",
+        "without",
+        "by chunk",
+        "cost",
+        "by chunk",
+        "read at P: share",
+        "cost",
+    ]:
+        table.add_column(head, justify="right")
+    for row in rows:
+        shares = row.share, row.chunkwise_share, row.bare_share, row.bare_chunkwise_share
+        costs = row.digest_cost, row.chunkwise_digest_cost
+        cells = [f"{share:.0%}" for share in shares] + [f"{cost:+.1%}" for cost in costs]
+        table.add_row(f"{row.tokens}", *cells, f"{row.read_share:.0%}", f"{row.read_digest_cost:+.1%}")
+    console.print(table)
+    console.print("P's digests are made when KV is stored. That costs the compute (bench.digests has more):")
+    without, with_ = stores(LLAMA_SHAPE, CHUNK, 45)
+    console.print(
+        f"storing a chunk of {CHUNK} tokens, all layers: {without * 1e3:.2f} ms without, {with_ * 1e3:.2f} ms with"
+    )
     table = Table(title="At the compute's pace")
     for head in ["tokens", "GB/s", "compute ms", "exposed by layer ms", "by chunk ms", "ratio", "digests"]:
         table.add_column(head, justify="right")

@@ -12,6 +12,8 @@ import sys
 
 import fastapi  # noqa: F401
 import httpx  # noqa: F401
+import llvmlite.binding  # noqa: F401
+import numba.extending  # noqa: F401
 import openai  # noqa: F401
 import prometheus_client  # noqa: F401
 import torch

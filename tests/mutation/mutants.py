@@ -25,6 +25,7 @@ class Mutant:
 
 PAGES, RADIX, HASHING = "kv/pages.py", "kv/radix.py", "kv/hashing.py"
 HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/digest.py"
+KEPT = "kv/digests.py"
 ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
 PARTS, LAYOUT = "transfer/parts.py", "transfer/layout.py"
 READBACK, READS, PROTOCOL = "worker/readback.py", "transfer/reads.py", "protocol.py"
@@ -348,18 +349,57 @@ MUTANTS = [
     Mutant("there is no bound on writes under way", WRITER, " and len(lease.posted) < WINDOW:", ":"),
     # -- digests
     Mutant(
-        "a digest leaves out the last layer's end",
+        "a digest leaves out the last layer",
         DIGEST,
-        "start + first : start + end",
-        "start + first : start + end - 1",
+        "rows[p, layers.start : layers.stop, :, heads, at]",
+        "rows[p, [*layers[:-1], layers.start], :, heads, at]",
+    ),
+    Mutant("a kernel's digest is of the first heads", DIGEST, "(address + cut.first * head_bytes)", "address"),
+    Mutant("a digest is of other heads too", DIGEST, "slice(cut.first, cut.first + cut.count)", "slice(cut.count)"),
+    Mutant(
+        "what arrived is taken for what was written",
+        DIGEST,
+        "        tokens = self._measure(blocks, layers, cut)\n        values",
+        "        tokens = self._measure(blocks, layers, cut)\n"
+        "        tokens = self._kept.of(*self._cells(blocks, layers, cut)) if self._kept else tokens\n"
+        "        values",
     ),
     Mutant(
-        "a digest is of the page before",
+        "what was written is what is there now",
         DIGEST,
-        "start = page * self._page_bytes",
-        "start = max(0, page - 1) * self._page_bytes",
+        "if self._kept is None or cut.count != cut.heads:",
+        "if self._kept or cut.count != cut.heads:",
     ),
-    Mutant("a digest is of all layers up to the last", DIGEST, "[start + first :", "[start :"),
+    Mutant(
+        "digests of some heads are kept as of all",
+        DIGEST,
+        "if self._kept is not None and blocks and cut.count == cut.heads:",
+        "if self._kept is not None and blocks:",
+    ),
+    Mutant(
+        "what came wrong is kept",
+        DIGEST,
+        "[block for block in blocks if block in digested.measured]",
+        "list(digested.measured)",
+    ),
+    Mutant(
+        "half a page is as the other", DIGEST, "[block % cut.blocks for block in blocks]", "[0 for _ in blocks]"
+    ),
+    Mutant(
+        "a page is known when one of its tokens is",
+        DIGEST,
+        "np.flatnonzero((tokens == 0).any((1, 2)))",
+        "np.flatnonzero((tokens == 0).all((1, 2)))",
+    ),
+    Mutant("what is measured replaces what is known", KEPT, "np.where(known == 0, measured, known)", "measured"),
+    Mutant("what another may write stays known", KEPT, "self.table[list(pages)] = 0", "pass"),
+    Mutant("a copied page keeps the digests that it had", KEPT, "self.table[target] = self.table[source]", "pass"),
+    Mutant("tokens of a page may be exchanged", KEPT, "| place) * np.uint64(FOLD)", ") * np.uint64(FOLD)"),
+    Mutant(
+        "layers may be exchanged", KEPT, "keys_of_places(first + layers, size)[first:]", "keys_of_places(1, size)"
+    ),
+    Mutant("a token's words may be exchanged", KEPT, "words + keys[shift : shift + count]", "words"),
+    Mutant("one sum says enough", KEPT, "(0, SHIFT_BYTES // 4)", "(0, 0)"),
     # -- the engine
     Mutant("a push does not hold its pages", PUSHES, "        self._cache.pool.hold(pages)\n", ""),
     Mutant(

@@ -9,11 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from kvasir_engine.kv.digests import KeptDigests
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Loan, Region
 from kvasir_engine.transfer.agent import Agent
 from kvasir_engine.transfer.commands import AnyCommand, Lend, Read
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.handoff import Handoff
+from kvasir_engine.transfer.layout import Shape
 from kvasir_engine.transfer.messages import Complete, Stopped
 from kvasir_engine.transfer.parts import Event
 from kvasir_engine.transfer.writer import Push
@@ -43,7 +45,9 @@ class Side:
         region = Region(self.pool.ctypes.data, PAGES, PAGE_BYTES)
         # What the digests are computed of; a test lets it differ from what is written.
         self.meant = np.zeros_like(self.pool) if self.spoils else self.pool
-        digest = Digester(self.meant.ctypes.data, PAGES, PAGE_BYTES, LAYERS)
+        self.kept = KeptDigests(PAGES, LAYERS, 16)
+        shape = Shape.of(self.fingerprint).with_pages_of(PAGE_BYTES)
+        self.digest = digest = Digester(self.meant.ctypes.data, PAGES, shape, self.kept)
         self.handoff = Handoff(
             lambda: Agent(self.epoch, region, self.fingerprint, self.rank),
             self.events.put,
@@ -56,6 +60,10 @@ class Side:
     @property
     def endpoint(self) -> Endpoint:
         return self.handoff.endpoint
+
+    def know(self) -> None:
+        """As if all pages had been digested when they were written, as they are now."""
+        self.digest.keep(self.digest.measured(range(PAGES), range(LAYERS)), range(PAGES))
 
     def wait(self, kind: type[E]) -> E:
         """The next event, which must be of this kind."""
@@ -83,6 +91,10 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool)
                 key = to.agent, loan.id
             case ("lend", Loan() as loan, Endpoint() as to):
                 side.handoff.command(Lend(loan, to))
+            case ("know and spoil", list() as pages):
+                side.know()
+                side.pool[pages, 7] ^= 1
+                pipe.send(None)
             case ("look", list() as pages):
                 pipe.send([set(side.pool[page].tolist()) for page in pages])
             case ("event",):
@@ -114,6 +126,11 @@ class Peer:
 
     def lend(self, loan: Loan, to: Endpoint) -> None:
         self._pipe.send(("lend", loan, to))
+
+    def know_and_spoil(self, pages: list[int]) -> None:
+        """Let all pages be known as they are, and a bit of these change then."""
+        self._pipe.send(("know and spoil", pages))
+        self._pipe.recv()
 
     def look(self, pages: list[int]) -> list[set[int]]:
         """The bytes that occur in each of these pages."""

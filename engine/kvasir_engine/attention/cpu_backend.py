@@ -10,6 +10,7 @@ import torch
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.pool import KVPool
 from kvasir_engine.kernels import unavailable_reason
+from kvasir_engine.kv.digests import KeptDigests
 from kvasir_engine.model.batch import ForwardBatch
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ class CpuBackend:
         self._decode = PagedDecode(pool.tensor, spec.heads, spec.scale)
         self._prefill = PagedPrefill(pool.tensor, spec.heads, spec.scale)
         self._decoding = self._prefilling = False
+
+    def keep(self, digests: KeptDigests) -> None:
+        """Digest what is stored from now on, before the first step."""
+        from kvasir_engine.kernels.elementwise import KVStore
+
+        self._store = KVStore(self.pool.tensor, digests)
 
     def plan(self, batch: ForwardBatch) -> None:
         """See AttentionBackend."""

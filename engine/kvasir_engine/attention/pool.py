@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from kvasir_engine.kv.digests import KeptDigests
 from kvasir_engine.model.errors import ModelError
 
 
@@ -47,6 +48,8 @@ class KVPool:
         self.shape = shape
         self.pages = pages
         self.scratch = pages if scratch else None
+        self.digests: KeptDigests | None = None
+        """Of what is written into the pages, where whoever writes makes them."""
         try:
             self.tensor = torch.empty(
                 (pages + scratch, shape.layers, 2, shape.kv_heads, shape.page_size, shape.head_dim),
@@ -80,6 +83,8 @@ class KVPool:
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` hold what page `source` holds."""
         self.tensor[target].copy_(self.tensor[source])
+        if self.digests is not None:
+            self.digests.copy(source, target)
 
 
 def ask_for_huge_pages(memory: torch.Tensor) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from numba import carray
 
-from kvasir_engine.kernels import maths, simd, team
+from kvasir_engine.kernels import digest, maths, simd, team
+from kvasir_engine.kv.digests import STRIPE, KeptDigests, keys_of
 
 SERIAL = 1 << 14
 """Elements that one thread does alone."""
@@ -102,11 +103,31 @@ def _store(arguments):  # type: ignore[no-untyped-def]
                     stored[i] = values[i]
 
 
+def _store_digested(arguments):  # type: ignore[no-untyped-def]
+    a = carray(arguments, (14,))
+    threads, tokens, slots, k, v, pool = a[0], a[1], a[2], a[4], a[5], a[6]
+    heads, dim, row, head_bytes, v_offset, keys, digests = a[7], a[8], a[9], a[10], a[11], a[12], a[13]
+    number = np.int64(team.thread_number())
+    places, cells = carray(simd.i64_at(slots), (tokens,)), carray(simd.i64_at(a[3]), (tokens,))
+    memory = np.zeros(digest.SUMS + 8, np.int64)
+    sums = -(-memory.ctypes.data // STRIPE) * STRIPE
+    for token in range(number * tokens // threads, (number + 1) * tokens // threads):
+        target, own = pool + places[token], keys
+        for part in range(2):
+            source = (v if part else k) + token * row * 2
+            for head in range(heads):
+                from_, to = source + head * dim * 2, target + part * v_offset + head * head_bytes
+                digest.store(from_, to, dim * 2, own, sums)
+                own += dim * 2
+        carray(simd.i64_at(digests + cells[token]), (1,))[0] = digest.finish(sums)
+
+
 _rms_norm_kernel = team.kernel(_rms_norm)
 _rotate_kernel = team.kernel(_rotate)
 _silu_mul_kernel = team.kernel(_silu_mul)
 _gelu_mul_kernel = team.kernel(_gelu_mul)
 _store_kernel = team.kernel(_store)
+_store_digested_kernel = team.kernel(_store_digested)
 
 
 class Norm:
@@ -168,27 +189,38 @@ gelu_mul = Gate(_gelu_mul_kernel)
 class KVStore:
     """Brings new tokens' K and V into `pool` [pages, layers, 2, kv_heads, page_size, head_dim] bfloat16.
 
-    `planned` are the first arguments of a call, which `plan` changes.
+    With `kept`, the tokens' digests into that as well, from the same pass over the rows. `planned` are the first
+    arguments of a call, which `plan` changes.
     """
 
-    def __init__(self, pool: torch.Tensor) -> None:
+    def __init__(self, pool: torch.Tensor, kept: KeptDigests | None = None) -> None:
         _, _, _, self._heads, self._page_size, self._dim = pool.shape
         self._pool = pool
-        self._slots = np.empty(0, dtype=np.int64)
-        self.planned = np.zeros(3, dtype=np.int64)
+        self._kept = kept
+        self._keys = keys_of(2 * self._heads * self._dim * 2)
+        self._slots = self._cells = np.empty(0, dtype=np.int64)
+        self.planned = np.zeros(3 if kept is None else 4, dtype=np.int64)
 
     def plan(self, pages: np.ndarray, offsets: np.ndarray) -> None:
         """The page of each of T tokens and its place in it, both [T] int64."""
         self._slots = pages * (self._pool.stride(0) * 2) + offsets * (self._dim * 2)
         elements = 2 * len(pages) * self._heads * self._dim
-        self.planned[:] = [_threads(elements), len(pages), self._slots.ctypes.data]
+        self.planned[:3] = [_threads(elements), len(pages), self._slots.ctypes.data]
+        if self._kept is not None:
+            page, _, token = self._kept.table.strides
+            self._cells = pages * page + offsets * token
+            self.planned[3] = self._cells.ctypes.data
 
     def call(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> team.Call:
         """What `run` runs."""
         pool = self._pool.data_ptr() + layer * self._pool.stride(1) * 2
         head = self._page_size * self._dim * 2
         sizes = self._heads, self._dim, k.stride(0), head, self._heads * head
-        return team.Call.of(_store_kernel, *self.planned, k.data_ptr(), v.data_ptr(), pool, *sizes)
+        arguments = *self.planned, k.data_ptr(), v.data_ptr(), pool, *sizes
+        if self._kept is None:
+            return team.Call.of(_store_kernel, *arguments)
+        digests = self._kept.table[:, layer].ctypes.data
+        return team.Call.of(_store_digested_kernel, *arguments, self._keys.ctypes.data, digests)
 
     def run(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store k and v [T, kv_heads, head_dim] bfloat16 in `layer`; tokens of both are equally far apart."""

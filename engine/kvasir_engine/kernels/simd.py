@@ -122,6 +122,7 @@ f32_at = _pointer(types.float32)
 i32_at = _pointer(types.int32)
 u16_at = _pointer(types.uint16)
 i64_at = _pointer(types.int64)
+u64_at = _pointer(types.uint64)
 
 
 @intrinsic

@@ -11,8 +11,10 @@ import torch
 
 from kvasir_engine.attention.base import AttentionSpec, GraphedAttention
 from kvasir_engine.attention.choose import BackendName, choose_backend, refuse_missing
+from kvasir_engine.attention.cpu_backend import CpuBackend
 from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory
 from kvasir_engine.kernels import unavailable_reason
+from kvasir_engine.kv.digests import STRIPE, KeptDigests
 from kvasir_engine.model import cpu
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.batch import ForwardBatch
@@ -165,6 +167,13 @@ class ModelRunner:
         sampled = sample(logits if len(places) == len(logits) else logits[list(places)], requests)
         self._sampled = sampled.tokens
         return FinishedStep(sampled)
+
+    def keep_digests(self) -> None:
+        """Digest KV while it is written, where its kernel can. Before the first step."""
+        shape = self.pool.shape
+        if isinstance(self._attention, CpuBackend) and shape.head_dim * shape.dtype.itemsize % STRIPE == 0:
+            self.pool.digests = KeptDigests(self.pool.pages, shape.layers, shape.page_size)
+            self._attention.keep(self.pool.digests)
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` hold what page `source` holds."""

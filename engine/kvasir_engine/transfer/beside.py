@@ -5,21 +5,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from kvasir_engine.transfer.digest import Digester
+from kvasir_engine.transfer.digest import Digested, Digester
 from kvasir_engine.transfer.layout import Cut
 from kvasir_engine.transfer.stats import HandoffStats
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Of some blocks, and the seconds that they took."""
+    """Of some blocks, and the seconds that they took. `found` is None where digests are off."""
 
     values: list[int]
     seconds: float
+    found: Digested | None = None
 
 
 class DigestThread:
-    """Calls `wake`, from the thread, when some digests are done. All are 0 where there is no `digest`."""
+    """Calls `wake`, from the thread, when some digests are done. All are 0 where there is no `digest`.
+
+    What was found in memory counts for later only when whoever asked for it says so with `keep`: the pages may have
+    become others' while it was computed.
+    """
 
     def __init__(self, digest: Digester | None, stats: HandoffStats, wake: Callable[[], None]) -> None:
         self._digest = digest
@@ -27,37 +32,59 @@ class DigestThread:
         self._wake = wake
         self._thread = ThreadPoolExecutor(1, "kvasir-digest")
 
-    def begin(self, blocks: Sequence[int], layers: range, cut: Cut | None) -> "Future[Digests]":
-        """Begin to digest on the thread; `take` has the result."""
-        if self._digest is None:
-            digests: Future[Digests] = Future()
-            digests.set_result(Digests([0] * len(blocks), 0.0))
-        else:
-            digests = self._thread.submit(self._digests, self._digest, blocks, layers, cut)
-            digests.add_done_callback(lambda _: self._wake())
-        return digests
+    def written(self, blocks: Sequence[int], layers: range, cut: Cut | None) -> "Future[Digests]":
+        """Begin on the thread: the digests of what was written; `take` has the result."""
+        return self._begin(None if self._digest is None else self._digest.written, blocks, layers, cut)
 
-    def take(self, digests: "Future[Digests]") -> list[int]:
+    def arrived(self, blocks: Sequence[int], layers: range, cut: Cut | None) -> "Future[Digests]":
+        """Begin on the thread: the digests of memory as it is; `take` has the result."""
+        return self._begin(None if self._digest is None else self._digest.measured, blocks, layers, cut)
+
+    def here(self, blocks: Sequence[int], layers: range, cut: Cut | None) -> Digests:
+        """Digest memory as it is on the calling thread, at once."""
+        assert self._digest is not None
+        return self._count(_timed(self._digest.measured, blocks, layers, cut))
+
+    def take(self, digests: "Future[Digests]") -> Digests:
         """Those that were begun and are done, counted."""
         return self._count(digests.result())
 
-    def here(self, blocks: Sequence[int], layers: range, cut: Cut | None) -> list[int]:
-        """Digest on the calling thread, at once."""
-        assert self._digest is not None
-        return self._count(self._digests(self._digest, blocks, layers, cut))
+    def keep(self, digests: Digests, blocks: Sequence[int]) -> None:
+        """What was found of `blocks` is what they are to hold, and nobody has written there since."""
+        if self._digest is not None and digests.found is not None:
+            self._digest.keep(digests.found, blocks)
+
+    def forget(self, blocks: Sequence[int], cut: Cut | None) -> None:
+        """Somebody else may write these blocks from now on, or we read into them."""
+        if self._digest is not None:
+            self._digest.forget(blocks, cut)
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(cancel_futures=True)
 
-    @staticmethod
-    def _digests(digest: Digester, blocks: Sequence[int], layers: range, cut: Cut | None) -> Digests:
-        began = time.perf_counter()
-        values = digest(blocks, layers, cut)
-        return Digests(values, time.perf_counter() - began)
+    def _begin(
+        self, digest: "_Digest | None", blocks: Sequence[int], layers: range, cut: Cut | None
+    ) -> "Future[Digests]":
+        if digest is None:
+            digests: Future[Digests] = Future()
+            digests.set_result(Digests([0] * len(blocks), 0.0))
+        else:
+            digests = self._thread.submit(_timed, digest, blocks, layers, cut)
+            digests.add_done_callback(lambda _: self._wake())
+        return digests
 
-    def _count(self, digests: Digests) -> list[int]:
+    def _count(self, digests: Digests) -> Digests:
         if self._digest is not None:
             self._stats.digests += len(digests.values)
             self._stats.digest_seconds += digests.seconds
-        return digests.values
+        return digests
+
+
+_Digest = Callable[[Sequence[int], range, Cut | None], Digested]
+
+
+def _timed(digest: _Digest, blocks: Sequence[int], layers: range, cut: Cut | None) -> Digests:
+    began = time.perf_counter()
+    found = digest(blocks, layers, cut)
+    return Digests(found.values, time.perf_counter() - began, found)

@@ -7,19 +7,18 @@ that it has a part of the KV in common with; events name them.
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from dataclasses import dataclass
 
 import msgspec
 
 from kvasir_engine import faults
 from kvasir_engine.protocol import Endpoint, Lease, Loan
-from kvasir_engine.transfer import holder, messages, writer
+from kvasir_engine.transfer import holder, lending, messages, writer
 from kvasir_engine.transfer.agent import Agent, PeerDied, Refused
-from kvasir_engine.transfer.beside import Digests, DigestThread
+from kvasir_engine.transfer.beside import DigestThread
 from kvasir_engine.transfer.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.transfer.holder import Holder
 from kvasir_engine.transfer.layout import block_numbers, block_tokens, pairs
+from kvasir_engine.transfer.lending import Lending
 from kvasir_engine.transfer.messages import AnyMessage, Complete, Lent, Ping, Pong, Release, Written
 from kvasir_engine.transfer.opened import Opened
 from kvasir_engine.transfer.parts import Event
@@ -34,16 +33,6 @@ DIED = "the worker at the other end died"
 
 _Effect = Event | holder.Ask | holder.Verify | writer.Post | writer.Announce | writer.Tell
 _Effects = Iterable[_Effect]
-
-
-@dataclass(frozen=True)
-class _Lending:
-    """A part of a loan whose digests are being computed."""
-
-    loan: Loan
-    reader: str
-    blocks: tuple[int, ...]
-    digests: "Future[Digests]"
 
 
 class Carrier:
@@ -70,7 +59,7 @@ class Carrier:
         self._underway = Underway(agent, digests, stats)
         self._opened = Opened()
         self._reads = Reads()
-        self._lending: list[_Lending] = []
+        self._lending = Lending(digests, layers)
         self._known = 0  # the latest lease or loan of ours
         self._early: list[tuple[int, str, bytes]] = []  # what peers say of later ones, with the one that it is
         self._digested: dict[tuple[Key, Push], list[int]] = {}  # of writes that have ended
@@ -111,9 +100,8 @@ class Carrier:
             if ended is not None:
                 progressed = True
                 self._apply(self._ended(ended))
-        for lending in [each for each in self._lending if each.digests.done()]:
-            self._lending.remove(lending)
-            self._apply(self._lent(lending))
+        for lent in self._lending.done():
+            self._apply(self._lent(lent))
         now = time.monotonic()
         self._apply([*self._holder.tick(now), *self._writer.tick(now)])
         return progressed
@@ -143,6 +131,7 @@ class Carrier:
         block = block_tokens(size, to.fingerprint.page_size)
         count = -(-tokens // block) if tokens else len(lease.pages) * size // block
         blocks = block_numbers(lease.pages, size // block, 0, count)
+        self._digests.forget(lease.pages, None)
         effects: list[_Effect] = []
         for rank in self._partners(to, incoming=True):
             refused = self._connect(lease.id, to, rank)
@@ -161,8 +150,7 @@ class Carrier:
             agent, refused = to.agent_of(rank), self._connect(loan.id, to, rank)
             if refused is None:
                 self._holder.lend(loan.id, agent, now, loan.seconds)
-                digests = self._digests.begin(blocks, range(self._layers), self._agent.sent(agent))
-                self._lending.append(_Lending(loan, agent, blocks, digests))
+                self._lending.begin(loan, agent, blocks, self._agent.sent(agent))
             else:
                 effects.append(refused)
         return effects
@@ -265,37 +253,42 @@ class Carrier:
         if ended.key in self._reads:
             ok = ok and self._was_read(ended)
         else:
-            self._digested[ended.key, ended.push] = ended.digests
+            self._digests.keep(ended.digests, ended.push.local)
+            self._digested[ended.key, ended.push] = ended.digests.values
         return self._writer.ended(ended.key, ended.push, ok, time.monotonic())
 
     def _was_read(self, read: Ended) -> bool:
         """Whether a read brought what was lent."""
-        wrong = self._reads.wrong(read.key, read.push, read.digests)
+        wrong = self._reads.wrong(read.key, read.push, read.digests.values)
         if wrong:
             self._stats.digest_failures += wrong
             log.error("digests of a read differ agent=%s lease=%d wrong=%d", *read.key, wrong)
         else:
+            self._digests.keep(read.digests, read.push.local)
             cut = self._agent.received(read.key[0])
             self._stats.read_bytes += len(read.push.local) * cut.moved_bytes if cut is not None else 0
             faults.hit("prefill.read")
         return not wrong
 
-    def _lent(self, lending: _Lending) -> _Effects:
+    def _lent(self, lent: lending.Lent) -> _Effects:
         """Tell the reader what it will have read, if it still may."""
-        digests, loan = self._digests.take(lending.digests), lending.loan
-        if not self._holder.lends(loan.id, lending.reader):
+        loan, blocks = lent.loan, lent.blocks
+        if not self._holder.lends(loan.id, lent.reader):
             return []
+        self._digests.keep(lent.digests, blocks)
         faults.hit("decode.lending")
-        return self._send(lending.reader, Lent(loan.id, loan.epoch, list(lending.blocks), digests))
+        return self._send(lent.reader, Lent(loan.id, loan.epoch, list(blocks), lent.digests.values))
 
     def _verify(self, verify: holder.Verify) -> None:
         lease, agent, total = verify.lease, verify.writer, len(verify.pages)
         digests = self._digests.here(verify.pages, verify.layers, self._agent.received(agent))
-        right = sum(a == b for a, b in zip(digests, verify.digests, strict=True))
-        self._holder.verified(lease, agent, right)
-        if right != total:
-            self._stats.digest_failures += total - right
-            log.error("digests differ lease=%d pages=%d wrong=%d", lease, total, total - right)
+        came = zip(verify.pages, digests.values, verify.digests, strict=True)
+        right = [page for page, ours, theirs in came if ours == theirs]
+        self._digests.keep(digests, right)
+        self._holder.verified(lease, agent, len(right))
+        if len(right) != total:
+            self._stats.digest_failures += total - len(right)
+            log.error("digests differ lease=%d pages=%d wrong=%d", lease, total, total - len(right))
 
     # -- what the machines decide
 

@@ -1,64 +1,130 @@
-"""What a page's bytes hash to, so that a page that was written too late, twice or by another is never decoded from.
+"""The digests (`kv/digests.py`) of what is written, lent and read: those that are kept, and of memory as it is now.
 
-Each write of some layers of a page has a digest of its own: it is computed while later layers are, and checked
-while they move. XXH3 with 64 bits (Collet, xxhash.com) reads faster than memory is copied, and lets other threads
-run meanwhile.
+What goes out has the digests that were made when its KV was written, where they are known; what came in is always
+digested from memory. So a byte that changed anywhere between the two is found.
 """
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
-import xxhash
 
-from kvasir_engine.transfer.layout import Cut
+from kvasir_engine.kv.digests import STRIPE, Digests, KeptDigests, page_digests, token_digests
+from kvasir_engine.transfer.layout import Cut, Shape
 
-NONE = "none"
-XXH3 = "xxh3-64"
-
-
-Fetch = Callable[[int, range], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]
+Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Fetch = Callable[[int, range], Bytes]
 """The bytes of some layers of a page, one after the other."""
 
 
-class Digester:
-    """Digests of the pages of one pool, each of `layers` layers one after the other.
+@dataclass(frozen=True)
+class Digested:
+    """Digests of some blocks, and of those of them that were read from memory the digests of the tokens."""
 
-    The pool is in this process's memory, or `fetch` brings its bytes from where it is.
+    values: list[int]
+    layers: range
+    cut: Cut
+    measured: dict[int, Digests]  # by block, [layers, tokens]
+
+
+class Digester:
+    """Digests of the pages of one rank's pool, which are as `shape` says.
+
+    The pool is in this process's memory, or `fetch` brings its bytes from where it is. `kept` are the digests of
+    what was written; without, every digest is of memory as it is.
     """
 
-    def __init__(self, address: int, pages: int, page_bytes: int, layers: int, fetch: Fetch | None = None) -> None:
-        self._page_bytes = page_bytes
-        self._layer_bytes = page_bytes // layers
-        if fetch is None:
-            # A view, not a copy: the pool outlives its transfer thread.
-            self._bytes = _view(address, pages * page_bytes)
-            fetch = self._view
+    def __init__(
+        self, address: int, pages: int, shape: Shape, kept: KeptDigests | None = None, fetch: Fetch | None = None
+    ) -> None:
+        heads = len(shape.heads(0))
+        self._row = shape.row_bytes
+        self._kernels = _kernels() if shape.row_bytes % STRIPE == 0 else None
+        self._address = address
+        self._kept = kept
         self._fetch = fetch
+        self._whole = Cut(shape.layers, heads, 0, heads, 1, shape.page_size * shape.row_bytes)
+        # A view, not a copy: the pool outlives its transfer thread.
+        self._bytes = _view(address, pages * shape.page_bytes) if fetch is None else np.empty(0, np.uint8)
 
-    def __call__(self, blocks: Iterable[int], layers: range, cut: Cut | None = None) -> list[int]:
-        """The digest of each block of `cut`, over these layers of it; without `cut` of each page, whole.
+    def written(self, blocks: Sequence[int], layers: range, cut: Cut | None = None) -> Digested:
+        """The digest of each block of `cut` over these layers, as it was written; without `cut` of each page.
 
-        It is over the rows in the order layer, K or V, head, token, so it is the same wherever they are.
+        What is not known is read from memory.
         """
-        if cut is not None and not cut.whole:
-            return [xxhash.xxh3_64_intdigest(part.data) for part in self._parts(blocks, layers, cut)]
-        return [xxhash.xxh3_64_intdigest(self._fetch(page, layers).data) for page in blocks]
+        cut = cut or self._whole
+        if self._kept is None or cut.count != cut.heads:
+            return self.measured(blocks, layers, cut)
+        tokens = self._kept.of(*self._cells(blocks, layers, cut))
+        unknown = np.flatnonzero((tokens == 0).any((1, 2))).tolist()
+        measured: dict[int, Digests] = {}
+        if unknown:
+            found = self._measure([blocks[at] for at in unknown], layers, cut)
+            tokens[unknown] = np.where(tokens[unknown] == 0, found, tokens[unknown])
+            measured = {blocks[at]: digests for at, digests in zip(unknown, found, strict=True)}
+        return Digested(self._page_digests(tokens, layers.start), layers, cut, measured)
 
-    def _view(self, page: int, layers: range) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        start = page * self._page_bytes
-        first, end = layers.start * self._layer_bytes, layers.stop * self._layer_bytes
-        return self._bytes[start + first : start + end]
+    def measured(self, blocks: Sequence[int], layers: range, cut: Cut | None = None) -> Digested:
+        """As `written`, of memory as it is now."""
+        cut = cut or self._whole
+        tokens = self._measure(blocks, layers, cut)
+        values = self._page_digests(tokens, layers.start)
+        return Digested(values, layers, cut, dict(zip(blocks, tokens, strict=True)))
 
-    def _parts(
-        self, blocks: Iterable[int], layers: range, cut: Cut
-    ) -> Iterable[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-        heads = slice(cut.first, cut.first + cut.count)
+    def keep(self, digested: Digested, blocks: Sequence[int]) -> None:
+        """What was measured of `blocks` is right, and nobody has written there since: it is known from now on."""
+        blocks, cut = [block for block in blocks if block in digested.measured], digested.cut
+        if self._kept is not None and blocks and cut.count == cut.heads:
+            tokens = np.stack([digested.measured[block] for block in blocks])
+            self._kept.fill(*self._cells(blocks, digested.layers, cut), tokens)
+
+    def forget(self, blocks: Sequence[int], cut: Cut | None) -> None:
+        """Another worker may write these blocks, or we read into them."""
+        if self._kept is not None:
+            self._kept.forget([block // (cut or self._whole).blocks for block in blocks])
+
+    def _cells(self, blocks: Sequence[int], layers: range, cut: Cut) -> tuple[list[int], range, list[int], int]:
+        pages, places = [block // cut.blocks for block in blocks], [block % cut.blocks for block in blocks]
+        return pages, layers, places, cut.block_bytes // self._row
+
+    def _page_digests(self, tokens: Digests, first: int) -> list[int]:
+        return page_digests(tokens, first) if self._kernels is None else self._kernels.page_digests(tokens, first)
+
+    def _measure(self, blocks: Sequence[int], layers: range, cut: Cut) -> Digests:
+        """[blocks, layers, tokens]"""
+        if self._fetch is None:
+            return self._digests(self._bytes, self._address, blocks, layers, cut)
+        alone, found = replace(cut, layers=len(layers)), []
         for block in blocks:
             page, place = divmod(block, cut.blocks)
-            rows = self._fetch(page, layers).reshape(len(layers), 2, cut.heads, cut.blocks, cut.block_bytes)
-            yield np.ascontiguousarray(rows[:, :, heads, place])
+            memory = self._fetch(page, layers)
+            found.append(self._digests(memory, memory.ctypes.data, [place], range(len(layers)), alone))
+        return np.concatenate(found)
+
+    def _digests(self, memory: Bytes, address: int, blocks: Sequence[int], layers: range, cut: Cut) -> Digests:
+        """Of `memory`, pages as `cut` says, which begins at `address`."""
+        head_bytes, tokens = cut.blocks * cut.block_bytes, cut.block_bytes // self._row
+        if self._kernels is not None:
+            places = cut.offsets(blocks, layers, 1) + (address + cut.first * head_bytes)
+            sizes = cut.count, tokens, self._row, head_bytes, cut.heads * head_bytes
+            found: Digests = self._kernels.token_digests(places, *sizes)
+            return found.reshape(len(blocks), len(layers), tokens)
+        page, place = np.divmod(np.asarray(blocks, np.int64), cut.blocks)
+        rows = memory.reshape(-1, cut.layers, 2, cut.heads, cut.blocks, tokens, self._row)
+        heads = slice(cut.first, cut.first + cut.count)
+        return token_digests(
+            np.stack([rows[p, layers.start : layers.stop, :, heads, at] for p, at in zip(page, place, strict=True)])
+        )
 
 
-def _view(address: int, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _kernels() -> ModuleType:
+    """The kernels, compiled: a transfer thread that compiles them when it first needs one is taken for dead."""
+    from kvasir_engine.kernels import digest
+
+    return digest
+
+
+def _view(address: int, size: int) -> Bytes:
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))

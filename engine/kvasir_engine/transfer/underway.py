@@ -34,7 +34,7 @@ class Ended:
     key: Key
     push: Push
     ok: bool
-    digests: list[int]
+    digests: Digests
 
 
 class Underway:
@@ -64,7 +64,7 @@ class Underway:
         (agent, _), push, layers = post.key, post.push, post.layers
         began = time.perf_counter()
         cut = self._agent.sent(agent)
-        digests = self._digests.begin(push.local, layers, cut)
+        digests = self._digests.written(push.local, layers, cut)
         transfer = self._agent.write(agent, push.local, push.remote, layers)
         self._copies[post.key, push] = _Copy(transfer, digests)
         self._stats.writes += 1
@@ -78,6 +78,7 @@ class Underway:
         """Begin to read."""
         if not any(copy.reads for copy in self._copies.values()):
             self._read_until = time.perf_counter()
+        self._digests.forget(post.push.local, self._agent.received(post.key[0]))
         transfer = self._agent.read(post.key[0], post.push.local, post.push.remote, post.layers)
         self._copies[post.key, post.push] = _Copy(transfer, None, reads=True)
         faults.hit("prefill.reading")
@@ -96,7 +97,7 @@ class Underway:
         if copy.ok is None:
             return None
         if copy.digests is None:
-            copy.digests = self._digests.begin(push.local, range(self._layers), self._agent.received(key[0]))
+            copy.digests = self._digests.arrived(push.local, range(self._layers), self._agent.received(key[0]))
         if not copy.digests.done():
             return None
         del self._copies[key, push]

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from kvasir_engine.attention.choose import BackendName, refuse_missing
 from kvasir_engine.errors import UserError
+from kvasir_engine.kv.digests import NONE, TOKENS
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.cuda_graphs import MOST
 from kvasir_engine.model.errors import ModelError
@@ -23,7 +24,6 @@ from kvasir_engine.protocol import HEADS_APART, Fingerprint, Role
 from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer.agent import Agent, choose_fabric
-from kvasir_engine.transfer.digest import NONE, XXH3
 from kvasir_engine.transfer.fabric import Fabric
 from kvasir_engine.transfer.group import HandoffGroup
 from kvasir_engine.transfer.handoff import Handoff
@@ -129,7 +129,7 @@ def _build(
         head_dim=config.head_dim,
         positions=config.positions,
         tensor_parallel=options.tensor_parallel,
-        digest=XXH3 if options.kv_digests else NONE,
+        digest=TOKENS if options.kv_digests else NONE,
     )
     epoch = secrets.randbits(63)
     if ranks is not None:
@@ -139,7 +139,7 @@ def _build(
     if moves_kv:
         choose_fabric(options.fabric, runner.device.type == "cuda")
         region = region_of(runner)
-        digest = digester_of(runner) if options.kv_digests else None
+        digest = digester_of(runner, fingerprint) if options.kv_digests else None
         own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
         own.start()
         handoff = HandoffGroup(own, ranks)

@@ -26,13 +26,14 @@ from kvasir_engine.model.loader import choose_device
 from kvasir_engine.model.parallel import Ranks
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.threads import use_own_cores
-from kvasir_engine.protocol import Address, Region
+from kvasir_engine.protocol import Address, Fingerprint, Region
 from kvasir_engine.transfer import writer
 from kvasir_engine.transfer.agent import Agent, choose_fabric
 from kvasir_engine.transfer.commands import AnyCommand
 from kvasir_engine.transfer.digest import Digester
 from kvasir_engine.transfer.group import layer_pushes
 from kvasir_engine.transfer.handoff import Handoff
+from kvasir_engine.transfer.layout import Shape
 from kvasir_engine.transfer.parts import Event
 from kvasir_engine.worker import frames
 from kvasir_engine.worker.frames import (
@@ -107,7 +108,7 @@ class Rank:
         runner = self._runner
         choose_fabric(serve.fabric, runner.device.type == "cuda")
         region = region_of(runner)
-        digest = digester_of(runner) if serve.digests else None
+        digest = digester_of(runner, serve.fingerprint) if serve.digests else None
         self._handoff = Handoff(
             lambda: Agent(serve.epoch, region, serve.fingerprint, self._rank),
             self._report,
@@ -159,18 +160,20 @@ def region_of(runner: ModelRunner) -> Region:
     )
 
 
-def digester_of(runner: ModelRunner) -> Digester:
+def digester_of(runner: ModelRunner, fingerprint: Fingerprint) -> Digester:
     """Digests of a rank's pages. A GPU's are copied to the host for it, page by page, beside the steps' stream."""
-    pool, layers = runner.pool, runner.config.layers
+    pool = runner.pool
+    shape = Shape.of(fingerprint).with_pages_of(pool.page_bytes)
     if runner.device.type == "cpu":
-        return Digester(pool.address, pool.pages, pool.page_bytes, layers)
+        runner.keep_digests()
+        return Digester(pool.address, pool.pages, shape, pool.digests)
     stream = torch.cuda.Stream(runner.device)  # type: ignore[no-untyped-call]
 
     def fetch(page: int, some: range) -> npt.NDArray[np.uint8]:
         with torch.cuda.stream(stream):  # what is digested has been written; steps in flight write elsewhere
             return fetched(pool.tensor, page, some)
 
-    return Digester(0, pool.pages, pool.page_bytes, layers, fetch)
+    return Digester(0, pool.pages, shape, fetch=fetch)
 
 
 def fetched(tensor: torch.Tensor, page: int, layers: range) -> npt.NDArray[np.uint8]:
