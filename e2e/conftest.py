@@ -13,6 +13,7 @@ from e2e import kvasir, netns
 from e2e.controlplane import binaries
 from e2e.controlplane.build import BuildError
 from e2e.controlplane.cluster import Cluster
+from e2e.lws import definition
 from e2e.node.config import cpu_node, h100_node
 
 H100S = 2
@@ -62,9 +63,11 @@ def bare_cluster(
 def nodes(bare_cluster: Cluster) -> Cluster:
     """The cluster with the chart's objects in it, its controllers and its nodes: a CPU pool and an H100 pool.
 
-    The chart comes first, as it brings the custom resource (see `controlplane/cluster.py`).
+    The chart comes first, as it brings the custom resource (see `controlplane/cluster.py`), and LeaderWorkerSet's
+    for the same reason; a test that makes groups starts their controller (`lws.running`).
     """
     kvasir.install(bare_cluster)
+    definition.define(bare_cluster)
     bare_cluster.start_controllers()
     volumes = {"cache": binaries.cache()}
     bare_cluster.start_nodes([cpu_node("cpu-1"), h100_node("h100-1", gpus=H100S)], volumes)

@@ -38,8 +38,13 @@ _TOLERATIONS = [
 ]
 
 
-def service(prefill: int, decode: int, digests: bool, deadline: int = 60, spread: bool = False) -> Object:
-    """The tiny model in small CPU workers. `spread`: prefill workers may be on the spare node too."""
+def service(
+    prefill: int, decode: int, digests: bool, deadline: int = 60, spread: bool = False, nodes: int = 1
+) -> Object:
+    """The tiny model in small CPU workers. `spread`: prefill workers may be on the spare node too.
+
+    `nodes`: how many pods, of a rank each, a decode worker is divided among.
+    """
     env = {"KVASIR_KV_CACHE_MEMORY": "64Mi", "KVASIR_KV_DIGESTS": str(digests).lower()}
     pod = {"containers": [{"name": "kvasir", "env": [{"name": k, "value": v} for k, v in env.items()]}]}
     workers = {"device": "cpu", "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}}
@@ -56,6 +61,8 @@ def service(prefill: int, decode: int, digests: bool, deadline: int = 60, spread
             },
             "decode": {
                 "replicas": decode,
+                "nodes": nodes,
+                "tensorParallel": nodes,
                 **workers,
                 "template": {"spec": {**pod, "tolerations": _TOLERATIONS}},
             },
@@ -70,6 +77,7 @@ class Stage:
 
     def __init__(self, cluster: Cluster, traffic: Traffic, timeline: Timeline, spare: Program) -> None:
         self.cluster = cluster
+        self.namespace = timeline.namespace
         self.traffic = traffic
         self.timeline = timeline
         self.spare = spare
@@ -87,7 +95,7 @@ class Stage:
     def edit(self, name: str, manifest: Object, targets: Targets) -> None:
         """Begin a window with a new manifest."""
         self.window(name, targets)
-        steps.apply(self.cluster, manifest, namespace=NAMESPACE)
+        steps.apply(self.cluster, manifest, namespace=self.namespace)
 
     def until(self, look: Any, what: str, seconds: float = ROLLED_SECONDS) -> None:
         """Look until it is so."""
@@ -103,7 +111,7 @@ class Stage:
 
     def service(self) -> Object:
         """What is stored of the service. What its status says of leaving workers is kept."""
-        found = self.cluster.get("kvi", NAME, "-n", NAMESPACE)
+        found = self.cluster.get("kvi", NAME, "-n", self.namespace)
         for each in found.get("status", {}).get("leaving", []):
             has = f"{each['requests']} requests, {each['leases']} leases" if "requests" in each else "no answer"
             if (said := f"{each['pod']}: {has}") not in self.leaving:
@@ -118,7 +126,7 @@ class Stage:
     def busy(self) -> set[str]:
         """The ready decode workers that say that they have requests in flight, by name."""
         busy = set()
-        for pod in filter(steps.ready, steps.pods(self.cluster, NAMESPACE, f"{ROLE_LABEL}=decode")):
+        for pod in filter(steps.ready, steps.pods(self.cluster, self.namespace, f"{ROLE_LABEL}=decode")):
             with suppress(OSError):  # it may have ended since it was listed
                 status = json.loads(steps.http(self.cluster, pod["status"]["podIP"], 8000, "/status"))
                 if status["requests"]:
@@ -127,7 +135,7 @@ class Stage:
 
     def on(self, node: str) -> set[str]:
         """The workers of a node that are not on their way out, by name."""
-        found = steps.pods(self.cluster, NAMESPACE, f"{ROLE_LABEL} in (prefill,decode)")
+        found = steps.pods(self.cluster, self.namespace, f"{ROLE_LABEL} in (prefill,decode)")
         here = (pod["metadata"] for pod in found if pod["spec"].get("nodeName") == node)
         return {meta["name"] for meta in here if "deletionTimestamp" not in meta}
 
@@ -176,17 +184,19 @@ class Stage:
 
 
 @contextmanager
-def set_up(cluster: Cluster, manifest: Object) -> Iterator[Stage]:
+def set_up(
+    cluster: Cluster, manifest: Object, namespace: str = NAMESPACE, clients: int = CLIENTS
+) -> Iterator[Stage]:
     """The service under traffic, with some of its workers on the spare node."""
     tiny.make()
     spare = cluster.join(SPARE)
-    with steps.scratch(cluster, NAMESPACE) as namespace:
+    with steps.scratch(cluster, namespace):
         steps.apply(cluster, manifest, namespace=namespace)
         steps.wait_ready(cluster, namespace, NAME, READY_SECONDS)
         traffic = Traffic(lambda: steps.client(cluster, namespace, NAME, PATIENCE), NAME, PROMPTS, TOKENS)
         traffic.ask_each()
         timeline = Timeline(cluster, namespace)
-        with timeline.followed(), traffic.flowing(CLIENTS):
+        with timeline.followed(), traffic.flowing(clients):
             yield Stage(cluster, traffic, timeline, spare)
         cluster.kubectl("-n", namespace, "delete", "kvi", "--all", "--timeout=60s")
     cluster.kubectl("delete", "node", SPARE.name, "--ignore-not-found")

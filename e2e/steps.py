@@ -1,10 +1,12 @@
 """What the tests do with a cluster, in a word each."""
 
 import json
+import os
+import signal
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import openai
@@ -103,6 +105,15 @@ def client(cluster: Cluster, namespace: str, name: str, patience: float = 30.0) 
 def pod_networks(cluster: Cluster) -> set[str]:
     """The network namespaces of pods that exist on this machine; a pod's processes cannot outlive its own."""
     return set(netns.names(f"{cluster.namespace}.pod-"))
+
+
+def kill(cluster: Cluster, pod: Mapping[str, Any]) -> None:
+    """SIGKILL to what runs of the pod's container."""
+    address = f"{pod['status']['podIP']}/"
+    (network,) = (name for name in pod_networks(cluster) if address in netns.ip("-n", name, "-br", "addr"))
+    for pid in netns.ip("netns", "pids", network).split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
 
 
 @contextmanager

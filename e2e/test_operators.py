@@ -163,6 +163,20 @@ def roles(cluster: Cluster) -> list[Object]:
     return items
 
 
+def grouped_workers_come_and_go(cluster: Cluster) -> None:
+    """A worker over several nodes, of which nobody makes pods here; its set is changed by others, and deleted."""
+
+    def sets() -> list[int]:
+        return [item["spec"]["replicas"] for item in cluster.get("lws", "-n", NAMESPACE)["items"]]
+
+    reconciled(cluster, service(decode={"replicas": 1, "device": "cpu", "nodes": 3, "tensorParallel": 3}))
+    eventually(lambda: sets() == [1], 30, "a set of one group", cluster)
+    cluster.kubectl("-n", NAMESPACE, "scale", "lws", "--all", "--replicas=0")
+    eventually(lambda: sets() == [1], 30, "it has its group again", cluster)
+    reconciled(cluster, service())
+    eventually(lambda: sets() == [], 30, "it is gone", cluster)
+
+
 def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
     cluster: Cluster, namespace: str
 ) -> None:
@@ -182,6 +196,7 @@ def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
         "the roles' sizes are objects that say what there is",
         cluster,
     )
+    grouped_workers_come_and_go(cluster)
     reconciled(cluster, service(model=claim))
     reconciled(cluster, service(drain={"deadlineSeconds": 7}))
     steps.apply(cluster, *surplus(cluster), namespace=NAMESPACE)

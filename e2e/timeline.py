@@ -16,7 +16,8 @@ from urllib.parse import quote
 from e2e.controlplane.cluster import Cluster
 from e2e.steps import ready
 from kvasir_operator.plan.rollout import Goal, Group, State, capacity
-from kvasir_operator.render.names import KV_LABEL, REVISION_LABEL, ROLE_LABEL
+from kvasir_operator.pods.groups import KEY_LABEL, SIZE_ANNOTATION
+from kvasir_operator.render.names import INDEX_LABEL, KV_LABEL, LEADER_INDEX, REVISION_LABEL, ROLE_LABEL
 from kvasir_operator.spec import WORKER_ROLES, WorkerRole
 
 Groups = tuple[Group, ...]
@@ -43,7 +44,10 @@ class Moment:
 
 @dataclass
 class Timeline:
-    """The worker pods of a namespace, followed by a watch. Pods on their way out count for nothing."""
+    """The worker pods of a namespace, followed by a watch. Pods on their way out count for nothing.
+
+    A worker over several pods counts as one while its leader is there, and as ready when all of them are.
+    """
 
     cluster: Cluster
     namespace: str
@@ -62,15 +66,23 @@ class Timeline:
     def now(self) -> Groups:
         """What there is."""
         counts: dict[tuple[WorkerRole, str, str], list[int]] = {}
-        for pod in list(self._pods.values()):
-            labels = pod["metadata"]["labels"]
-            if pod["metadata"].get("deletionTimestamp") or pod["status"].get("phase") in ("Succeeded", "Failed"):
-                continue
+        for pods in self._workers():
+            labels = pods[0]["metadata"]["labels"]
             key = labels[ROLE_LABEL], labels[REVISION_LABEL], labels[KV_LABEL]
             count = counts.setdefault(key, [0, 0])
             count[0] += 1
-            count[1] += ready(pod)
+            count[1] += len(pods) == _pods_of_one(pods[0]) and all(map(ready, pods))
         return tuple(Group(*key, *count) for key, count in sorted(counts.items(), key=lambda item: item[0]))
+
+    def _workers(self) -> list[list[Mapping[str, Any]]]:
+        """The pods of each worker whose leader is there, the leader first."""
+        found: dict[str, list[Mapping[str, Any]]] = {}
+        for uid, pod in list(self._pods.items()):
+            if pod["metadata"].get("deletionTimestamp") or pod["status"].get("phase") in ("Succeeded", "Failed"):
+                continue
+            found.setdefault(pod["metadata"]["labels"].get(KEY_LABEL, uid), []).append(pod)
+        workers = [sorted(pods, key=_index) for pods in found.values()]
+        return [pods for pods in workers if _index(pods[0]) == LEADER_INDEX]
 
     def least(self, window: str, targets: Mapping[WorkerRole, int]) -> float:
         """The least paired capacity in a window, in units of `targets`."""
@@ -127,3 +139,12 @@ class Timeline:
             else:
                 self._pods[pod["metadata"]["uid"]] = pod
             self._note()
+
+
+def _index(pod: Mapping[str, Any]) -> str:
+    return str(pod["metadata"]["labels"].get(INDEX_LABEL, LEADER_INDEX))
+
+
+def _pods_of_one(pod: Mapping[str, Any]) -> int:
+    """How many pods the worker of this pod has."""
+    return int((pod["metadata"].get("annotations") or {}).get(SIZE_ANNOTATION, 1))

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from e2e import netns
 from e2e.node.api import STRATEGIC, Api, ApiError, Object
 from e2e.node.config import Config, Node
+from e2e.node.names import Names
 from e2e.node.pod import NodePod, background
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Agent:
         self._nodes = {node.name: (index, node) for index, node in enumerate(config.nodes, start=config.first)}
         self._pods: dict[str, NodePod] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._names = Names()
         self._serial = 0
 
     async def run(self) -> None:
@@ -84,9 +86,10 @@ class Agent:
         log.info("node %s registered at %s", node.name, address)
 
     def _apply(self, uid: str, pod: Object | None) -> None:
+        self._names.update(uid, pod)
         if uid in self._pods:
             self._pods[uid].update(pod)
-        elif pod is not None and pod["spec"].get("nodeName") in self._nodes:
+        elif pod is not None and pod["spec"].get("nodeName") in self._nodes and not _over(pod):
             self._begin(uid, pod)
 
     def _begin(self, uid: str, pod: Object) -> None:
@@ -95,6 +98,7 @@ class Agent:
         running = NodePod(
             self._api,
             self._config,
+            self._names,
             node,
             _node_address(index),
             pod,
@@ -115,6 +119,12 @@ class Agent:
         """A free address of a node's range."""
         used = {pod.ip for pod in self._pods.values()}
         return next(ip for last in range(2, 255) if (ip := f"10.244.{index}.{last}") not in used)
+
+
+def _over(pod: Object) -> bool:
+    """Whether nothing runs of a deleted pod any more, and only a finalizer keeps its object."""
+    meta = pod["metadata"]
+    return bool(meta.get("deletionTimestamp")) and meta.get("deletionGracePeriodSeconds") == 0
 
 
 def _node_address(index: int) -> str:

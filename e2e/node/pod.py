@@ -15,7 +15,8 @@ import httpx
 from e2e import netns
 from e2e.node.api import STRATEGIC, Api, ApiError, Object
 from e2e.node.config import Config, Node
-from e2e.node.sandboxed import prepare
+from e2e.node.names import Names
+from e2e.node.sandboxed import HOSTS, prepare
 from kvasir_operator.pods import Backoff, PodError, PodRunner
 
 log = logging.getLogger(__name__)
@@ -29,13 +30,22 @@ class NodePod:
     """Runs a pod bound to a node: network, volumes, processes, status, and the end that the API asks for."""
 
     def __init__(
-        self, api: Api, config: Config, node: Node, host_ip: str, pod: Object, ip: str, serial: str
+        self,
+        api: Api,
+        config: Config,
+        names: Names,
+        node: Node,
+        host_ip: str,
+        pod: Object,
+        ip: str,
+        serial: str,
     ) -> None:
         meta = pod["metadata"]
         self.node = node.name
         self.ip = ip
         self._api = api
         self._config = config
+        self._names = names
         self._spec = node
         self._host_ip = host_ip
         self._pod = pod
@@ -78,6 +88,7 @@ class NodePod:
             with contextlib.suppress(asyncio.CancelledError):
                 await pushing
             await asyncio.to_thread(netns.delete, self._netns)
+            self._names.leave(self._state / HOSTS)
         await self._remove()
 
     async def _start(self) -> None:
@@ -87,6 +98,7 @@ class NodePod:
                 pod, host, prefix = await prepare(
                     self._api, self._config, self._spec, self._pod, self.ip, self._host_ip, self._netns, self._state
                 )
+                self._names.follow(self._state / HOSTS)
                 runner = PodRunner(
                     pod,
                     self.ip,

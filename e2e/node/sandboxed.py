@@ -19,6 +19,8 @@ from kvasir_operator.pods import Host, PodError, podspec, volumes
 
 Object = dict[str, Any]
 
+#: A pod's hosts file, below its folder.
+HOSTS = Path("etc/hosts")
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _TOKEN_SECONDS = 24 * 3600
 _CAPABILITIES = {"NET_BIND_SERVICE": 10, "IPC_LOCK": 14, "SYS_PTRACE": 19, "SYS_NICE": 23}
@@ -151,9 +153,9 @@ def _capabilities(container: Mapping[str, Any]) -> list[int] | None:
 
 
 def _hosts(pod: Object, ip: str, folder: Path) -> Iterator[tuple[str, str, bool]]:
-    """/etc/hosts as a kubelet writes it, and no name server: there is none to ask."""
+    """/etc/hosts as a kubelet writes it (`names.py` adds to it), and no name server: there is none to ask."""
     files = {
-        "hosts": f"127.0.0.1 localhost\n{ip} {pod['metadata']['name']}\n",
+        HOSTS.name: f"127.0.0.1 localhost\n{ip} {pod['metadata']['name']}\n",
         "resolv.conf": "options attempts:1\n",
     }
     _write(folder, files)
@@ -172,7 +174,7 @@ async def prepare(
     if device := node.labels.get(EMULATED_DEVICE):
         emulate(container, device)
 
-    mounts: list[tuple[str, str, bool]] = list(_hosts(pod, ip, state / "etc"))
+    mounts: list[tuple[str, str, bool]] = list(_hosts(pod, ip, state / HOSTS.parent))
     rest = []
     for mount in container.pop("volumeMounts", None) or []:
         if mount["mountPath"] == SERVICE_ACCOUNT:
