@@ -212,43 +212,6 @@ def test_the_nucleus_found_by_bisection_is_the_one_found_by_sorting(
     assert torch.equal(kept, keep_top_p(weights, shares))
 
 
-class Pair:
-    """One of two ranks that are threads: each waits for the other."""
-
-    def __init__(self, rank: int, meeting: threading.Barrier, said: list[torch.Tensor]) -> None:
-        self.rank, self.size = rank, 2
-        self._meeting, self._said = meeting, said
-
-    def all_reduce(self, x: torch.Tensor) -> None:
-        self._said[self.rank] = x.clone()
-        self._meeting.wait(10)
-        x.copy_(self._said[0] + self._said[1])
-
-    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("each has all of the logits")
-
-
-def test_rivals_are_told_apart_alike_when_two_ranks_have_the_vocabulary() -> None:
-    torch.manual_seed(0)
-    weight = torch.randn(200, 64).bfloat16()
-    weight[[98, 99, 100, 101]] = weight[7] * 1.001  # on both
-    x = torch.randn(5, 64)
-    x[2] = weight[7].float()
-    rough = torch.nn.functional.linear(x.bfloat16(), weight).float()
-    right = rough.clone()
-    Head(weight).settle_queued(x, right)
-    assert not torch.equal(rough, right)
-    meeting, said, ours = threading.Barrier(2), [x, x], [rough.clone(), rough.clone()]
-    heads = [Head(part, Pair(rank, meeting, said)) for rank, part in enumerate(weight.chunk(2))]  # type: ignore[arg-type]
-    other = threading.Thread(target=heads[1].settle_queued, args=(x, ours[1]))
-    other.start()
-    heads[0].settle_queued(x, ours[0])
-    other.join()
-    for each in ours:
-        torch.testing.assert_close(each, right)
-        assert torch.equal(each.argmax(-1), right.argmax(-1))
-
-
 def test_rivals_of_the_likeliest_token_are_told_apart_alike_without_a_wait() -> None:
     torch.manual_seed(0)
     weight = torch.randn(200, 64).bfloat16()

@@ -1,6 +1,7 @@
 """Models divided among real rank processes over gloo, against transformers' whole ones."""
 
 import json
+import queue
 import subprocess
 import sys
 import threading
@@ -14,15 +15,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sequences import Sequences, random_tokens
-from tiny_models import gemma3, llama, mistral, qwen2, qwen3, qwen3_moe, reference_logits
+from test_gpu_launch import device, generate
+from tiny_models import gemma3, llama, mistral, qwen2, qwen3, qwen3_moe, reference_logits, runner_of
 
 from kvasir_engine.kernels import unavailable_reason
 from kvasir_engine.model import parallel
 from kvasir_engine.model.architectures import parse_config
+from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.errors import ModelError
+from kvasir_engine.model.gpu import GpuLauncher
 from kvasir_engine.model.layers import Head
 from kvasir_engine.model.parallel import Shard, shard
 from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.worker import frames
+from kvasir_engine.worker.frames import Step
 
 RANK_PROCESS = Path(__file__).with_name("rank_process.py")
 EVEN = {"vocab_size": 152}
@@ -202,6 +208,9 @@ class TwoThreads:
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat(self._exchange(x), -1)
 
+    def broadcast(self, x: torch.Tensor) -> None:
+        x.copy_(self._exchange(x)[0])
+
 
 def test_a_head_on_two_ranks_tells_apart_what_bfloat16_makes_equal() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -219,6 +228,78 @@ def test_a_head_on_two_ranks_tells_apart_what_bfloat16_makes_equal() -> None:
     wrong = int((plain.argmax(-1) != exact.argmax(-1)).sum())
     assert wrong > 4
     assert int((first.argmax(-1) != exact.argmax(-1)).sum()) < wrong / 4
+
+
+def test_rivals_are_told_apart_alike_without_a_wait_when_two_ranks_have_the_vocabulary() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(200, 64).bfloat16()
+    weight[[98, 99, 100, 101]] = weight[7] * 1.001  # next to equal, on both
+    x = torch.randn(5, 64)
+    x[2] = weight[7].float()
+    rough = F.linear(x.bfloat16(), weight).float()
+    right = rough.clone()
+    Head(weight).settle_queued(x, right)
+    assert not torch.equal(rough, right)
+    barrier, shared = threading.Barrier(2), [torch.empty(0)] * 2
+    heads = [Head(part, TwoThreads(rank, barrier, shared)) for rank, part in enumerate(weight.chunk(2))]
+    ours = [rough.clone(), rough.clone()]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda head, logits: head.settle_queued(x, logits), heads, ours))
+    assert torch.equal(ours[0], ours[1])
+    torch.testing.assert_close(ours[0], right)
+    assert torch.equal(ours[0].argmax(-1), right.argmax(-1))
+
+
+def test_steps_launched_ahead_on_two_ranks_read_on_each_what_rank_0_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    model = llama(vocab_size=152, num_attention_heads=4)
+    right = generate(runner_of(model, tmp_path).launch, ahead=False)
+    barrier, shared = threading.Barrier(2), [torch.empty(0)] * 2
+    steps: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    pools: list[torch.Tensor] = [torch.empty(0)] * 2
+
+    def runner(rank: int) -> ModelRunner:
+        group = TwoThreads(rank, barrier, shared)
+        made = ModelRunner(tmp_path, dtype="float32", device="cpu", page_size=4, pages=256, group=group)
+        event = device([0.0])[1]
+        made._launcher = GpuLauncher(
+            made._model,
+            made._attention,
+            made.device,
+            made.config.layers,
+            event,
+            group=group,  # type: ignore[arg-type]
+        )
+        pools[rank] = made.pool.tensor
+        return made
+
+    def leader() -> dict[int, list[int]]:
+        made = runner(0)
+
+        def launch(batch: ForwardBatch, places: list[int], requests: Any) -> Any:
+            steps.put(frames.encode(Step.of(batch, [], [], len(places))))
+            return made.launch(batch, places, requests)
+
+        tokens = generate(launch, ahead=True)
+        steps.put(None)
+        return tokens
+
+    def follower() -> int:
+        made, count = runner(1), 0
+        while (data := steps.get(timeout=30)) is not None:
+            step = frames.decode_to_main(data)
+            assert isinstance(step, Step)
+            count += len(step.awaited)
+            made.follow(step.batch(), step.sampled)
+        return count
+
+    with ThreadPoolExecutor(2) as pool:
+        ours, awaited = pool.submit(leader), pool.submit(follower)
+        assert ours.result(60) == right
+        assert awaited.result(60) == 5
+    assert all(pool.isfinite().all() for pool in pools)
 
 
 def test_a_rank_whose_peers_do_not_come_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

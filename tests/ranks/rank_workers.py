@@ -99,6 +99,7 @@ def engine_options(folder: Path, ranks: int, page_size: int, nodes: Nodes | None
         tensor_parallel=ranks,
         page_size=page_size,
         kv_cache_memory=1 << 20,
+        overlap="on" if ranks == 2 else "off",
         max_running=8,
         prefill_chunk=48,
         nodes=nodes,

@@ -76,7 +76,6 @@ def nothing(folder: Path) -> None:
             ["--cuda-graph-max-bs", "8", "--enforce-eager"],
             "cuda-graph-max-bs 8 and enforce-eager: there are CUDA graphs or there are none",
         ),
-        (nothing, ["--overlap", "on", "--tensor-parallel", "2"], "overlap needs one rank, not 2"),
         pytest.param(
             nothing,
             ["--attention-backend", "flashinfer"],

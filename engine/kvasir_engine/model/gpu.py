@@ -2,6 +2,9 @@
 
 The tokens that a step samples stay on the GPU and the next step reads them there, by row. Everything that a launch
 copies to the GPU comes from page-locked memory, so the host is free to prepare a step while the one before runs.
+
+Of several ranks rank 0 samples, and broadcasts the tokens to the others' GPUs. They have the same logits and could
+sample themselves, but if one of them ever drew another token, by a sum in another order, nobody would know.
 """
 
 import logging
@@ -18,6 +21,7 @@ from kvasir_engine.attention.base import AttentionBackend
 from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.model.cuda_graphs import DecodeGraphs
 from kvasir_engine.model.decoder import Decoder
+from kvasir_engine.model.parallel import ALONE, Group
 from kvasir_engine.sampling.queued import QueuedSample, queue_sample
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
 from kvasir_engine.staging import staged
@@ -129,8 +133,10 @@ class GpuLauncher:
         layers: int,
         event: Callable[[], Event] = cuda_event,
         graphs: DecodeGraphs | None = None,
+        group: Group = ALONE,
     ) -> None:
         self._graphs = graphs
+        self._group = group
         self._model = model
         self._attention = attention
         self._device = device
@@ -138,6 +144,7 @@ class GpuLauncher:
         self._event = event
         self._watch = LayerWatch(event)
         self._last: GpuStep | None = None
+        self._sampled: torch.Tensor | None = None
 
     @torch.inference_mode()
     def launch(
@@ -157,15 +164,27 @@ class GpuLauncher:
         if len(places) < len(batch.query_lens):
             logits = logits.index_select(0, staged(torch.tensor(places, dtype=torch.int64), self._device))
         sample = queue_sample(logits, requests)
+        self._share(sample.tokens)
         ended.record()
         before = None if last is None else last.ended
         self._last = GpuStep(sample, prepared.replayed, before, began, ended, told)
         return self._last
 
+    @torch.inference_mode()
+    def follow(self, count: int) -> None:
+        """On another rank, whose step is computed: take the `count` tokens that rank 0 samples after it."""
+        self._share(torch.empty(count, dtype=torch.int64, device=self._device))
+
+    def _share(self, tokens: torch.Tensor) -> None:
+        """Let the next step read the tokens [S] that rank 0 has sampled, on every rank."""
+        if len(tokens):
+            self._group.broadcast(tokens)
+        self._sampled = tokens
+
     def prepare(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> Prepared:
         """Plan a step and send its inputs. `on_layer` is called as each layer is queued; graphs cannot do that."""
         device = self._device
-        sampled = None if self._last is None else self._last.sample.tokens
+        sampled = self._sampled
         if self._graphs is not None and on_layer is None and self._graphs.takes(batch):
             return Prepared(self._graphs.stage(batch, sampled), replayed=True)
         self._attention.plan(batch)

@@ -41,6 +41,10 @@ class Group(Protocol):
         """[..., n] of each rank, joined in their order: [..., size * n]."""
         ...
 
+    def broadcast(self, x: torch.Tensor) -> None:
+        """Make `x`, of one shape and dtype, what rank 0 has there."""
+        ...
+
 
 class _Alone:
     """The group of one."""
@@ -58,6 +62,9 @@ class _Alone:
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """See Group."""
         return x
+
+    def broadcast(self, x: torch.Tensor) -> None:
+        """See Group."""
 
 
 ALONE: Group = _Alone()
@@ -122,6 +129,10 @@ class Ranks:
         parts = [torch.empty_like(x) for _ in range(self.size)]
         torch.distributed.all_gather(parts, x.contiguous())
         return torch.cat(parts, -1)
+
+    def broadcast(self, x: torch.Tensor) -> None:
+        """See Group."""
+        torch.distributed.broadcast(x, 0)
 
     def close(self) -> None:
         """Leave the group."""

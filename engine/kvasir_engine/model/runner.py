@@ -117,7 +117,7 @@ class ModelRunner:
             )
         else:
             log.info("no CUDA graphs: %s", self.no_graphs)
-        return GpuLauncher(model, attention, self.device, config.layers, graphs=found)
+        return GpuLauncher(model, attention, self.device, config.layers, graphs=found, group=group)
 
     @property
     def vocab(self) -> int:
@@ -167,6 +167,13 @@ class ModelRunner:
         sampled = sample(logits if len(places) == len(logits) else logits[list(places)], requests)
         self._sampled = sampled.tokens
         return FinishedStep(sampled)
+
+    def follow(self, batch: ForwardBatch, sampled: int, on_layer: Callable[[int], None] | None = None) -> None:
+        """On another rank than 0: compute what that launches, as `forward`. It samples so many tokens on a GPU."""
+        self.forward(batch, on_layer)
+        if self._launcher is not None:
+            # Behind the wait: the next step's inputs are on their way while rank 0 samples.
+            self._launcher.follow(sampled)
 
     def keep_digests(self) -> None:
         """Digest KV while it is written, where its kernel can. Before the first step."""

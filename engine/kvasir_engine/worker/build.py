@@ -143,9 +143,7 @@ def _build(
         own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
         own.start()
         handoff = HandoffGroup(own, ranks)
-    overlap = options.overlap == "on" or (
-        options.overlap == "auto" and runner.device.type == "cuda" and options.tensor_parallel == 1
-    )
+    overlap = options.overlap == "on" or (options.overlap == "auto" and runner.device.type == "cuda")
     thread = EngineThread(
         Engine(runner, role, limits, max_length, epoch, handoff, options.queue, overlap=overlap),
         options.check_pages,
@@ -170,8 +168,6 @@ def _build(
 def check(options: EngineOptions) -> None:
     """Raise ModelError for options that no model makes right: before anything is downloaded."""
     refuse_missing(options.attention_backend)
-    if options.overlap == "on" and options.tensor_parallel > 1:
-        raise ModelError(f"overlap needs one rank, not {options.tensor_parallel}: the others do not sample")
     if options.quantization != "none" and options.tensor_parallel > 1:
         raise ModelError(f"{options.quantization} quantization: it takes one rank, not {options.tensor_parallel}")
 

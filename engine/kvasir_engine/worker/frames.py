@@ -84,7 +84,8 @@ class Copies(Frame, frozen=True):
 class Step(Frame, frozen=True):
     """Copy pages, then compute a batch, and push the layers of some pages as they are computed.
 
-    Positions follow from the lengths. `tokens` [T] and `page_table` [S, width] are int32, row after row.
+    Positions follow from the lengths. `tokens` [T] and `page_table` [S, width] are int32, row after row. `awaited`
+    is the batch's; rank 0 lets the others have the `sampled` tokens that it samples after this step on a GPU.
     """
 
     copies: list[tuple[int, int]]
@@ -93,12 +94,16 @@ class Step(Frame, frozen=True):
     context_lens: list[int]
     page_table: bytes
     pushes: list[PushFrame]
+    awaited: tuple[tuple[int, int], ...] = ()
+    sampled: int = 0
 
     @classmethod
-    def of(cls, batch: ForwardBatch, copies: list[tuple[int, int]], pushes: list[PushFrame]) -> "Step":
+    def of(
+        cls, batch: ForwardBatch, copies: list[tuple[int, int]], pushes: list[PushFrame], sampled: int = 0
+    ) -> "Step":
         """The frame of a batch."""
         tokens, table = (each.to(torch.int32).numpy().tobytes() for each in (batch.tokens, batch.page_table))
-        return cls(copies, tokens, batch.query_lens, batch.context_lens, table, pushes)
+        return cls(copies, tokens, batch.query_lens, batch.context_lens, table, pushes, batch.awaited, sampled)
 
     def batch(self) -> ForwardBatch:
         """The batch of the frame."""
@@ -111,6 +116,7 @@ class Step(Frame, frozen=True):
             self.query_lens,
             self.context_lens,
             torch.from_numpy(table.astype(np.int64)),
+            self.awaited,
         )
 
 

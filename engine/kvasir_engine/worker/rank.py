@@ -128,7 +128,7 @@ class Rank:
         if step.pushes and self._handoff is not None:
             self._handoff.after(step.pushes[-1].after)
             on_layer = layer_pushes(self._handoff, [(frame.key, frame.push()) for frame in step.pushes])
-        self._runner.forward(step.batch(), on_layer)
+        self._runner.follow(step.batch(), step.sampled, on_layer)
 
     def copy(self, pages: list[tuple[int, int]]) -> None:
         """Copy pages, (source, target), in order."""

@@ -157,13 +157,16 @@ class RankProcesses:
         """
         self._copies.append((source, target))
 
-    def step(self, batch: ForwardBatch, told: bool) -> None:
-        """Let every rank compute `batch`; rank 0 must, too. `told`: of each layer, as it must be where pages go."""
+    def step(self, batch: ForwardBatch, told: bool, sampled: int = 0) -> None:
+        """Let every rank compute `batch`; rank 0 must, too, and on a GPU let them have the tokens it `sampled`.
+
+        `told`: of each layer, as it must be where pages go.
+        """
         copies, self._copies = self._copies, []
         pushes, self._layers = self._layers, []
         # By this each rank decides whether it replays a CUDA graph, and in a graph the ranks' exchanges are others.
         assert told == bool(pushes), "rank 0 pushes in another step than the others"
-        self._send(Step.of(batch, copies, pushes))
+        self._send(Step.of(batch, copies, pushes, sampled))
 
     def _send(self, frame: frames.ToMain) -> None:
         for each in self._ranks:
@@ -278,8 +281,9 @@ class RankedRunner(ModelRunner):
     ) -> LaunchedStep:
         """See ModelRunner. Ends the process when the ranks are no longer in step."""
         if self.device.type == "cpu":
-            return super().launch(batch, places, requests, on_layer)  # which calls `forward`
-        self._ranks.step(batch, on_layer is not None)
+            # Which calls `forward`, with all tokens known: a step is done here when it was launched.
+            return super().launch(batch, places, requests, on_layer)
+        self._ranks.step(batch, on_layer is not None, len(places))
         try:
             return super().launch(batch, places, requests, on_layer)
         except Exception as error:
