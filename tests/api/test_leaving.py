@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from kvasir_engine.api.drain import drain
 from kvasir_engine.api.leaving import Leaving, _same_machine
 from kvasir_engine.api.lifecycle import Lifecycle
+from kvasir_engine.api.server import serve
 
 
 @asynccontextmanager
@@ -54,6 +55,19 @@ async def test_at_the_deadline_it_is_over_whatever_runs_and_the_second_wait_does
         assert leaving.seconds_left == 0.0
         async with asyncio.timeout(0.1):
             assert await leaving.done() == 1
+
+
+async def test_another_reason_to_leave_is_as_good_as_a_signal() -> None:
+    lifecycle, until = Lifecycle(), asyncio.Event()
+    sock = socket.create_server(("127.0.0.1", 0))
+    with lifecycle.request():
+        served = asyncio.create_task(serve(FastAPI(), sock, Leaving(lifecycle, 600.0), until))
+        until.set()
+        async with asyncio.timeout(10):
+            while not lifecycle.draining:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        assert not served.done()
+    await asyncio.wait_for(served, 10)
 
 
 async def test_a_second_signal_hurries() -> None:

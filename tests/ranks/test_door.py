@@ -108,11 +108,11 @@ REFUSALS: dict[str, tuple[Callable[[Hello], Hello], str]] = {
     ),
     "weights": (
         lambda hello: changed(hello, weights="another"),
-        "it is not of the leader's group: weights: '{weights}', 'another'",
+        "the two are not one worker's: weights is '{weights}' at the leader and 'another' at the node",
     ),
     "flag": (
         lambda hello: changed(hello, page_size=32),
-        "it is not of the leader's group: page_size: 16, 32",
+        "the two are not one worker's: page_size is 16 at the leader and 32 at the node",
     ),
     "leader": (lambda hello: msgspec.structs.replace(hello, node=0, rank=0), "nodes 1 to 1 may join"),
     "node": (lambda hello: msgspec.structs.replace(hello, node=2), "nodes 1 to 1 may join"),
@@ -257,7 +257,7 @@ def test_a_node_with_another_model_says_so_in_one_line(folder: Path, door: Open)
     where = Nodes(COUNT, 1, door.where.host, door.where.port)
     other = msgspec.structs.replace(door.group, weights="another")
     with pytest.raises(
-        UserError, match=r"refuses node 1: it is not of the leader's group: weights: '.*', 'another'"
+        UserError, match=r"refuses node 1: the two are .*: weights is '.*' at the leader and 'another'"
     ):
         Leader(where, other).join()
 

@@ -78,7 +78,7 @@ def test_nodes_that_meet_on_loopback_listen_nowhere_else_and_others_everywhere()
 def test_the_first_field_that_differs_is_named(folder: Path) -> None:
     options = engine_options(folder, 2, 16, Nodes(2, 0, "127.0.0.1", 1))
     one, other = Group.of(options, "prefill", folder), Group.of(options, "decode", folder)
-    assert one.mismatch(other) == "role: 'prefill', 'decode'"
+    assert one.mismatch(other) == "role is 'prefill' at the leader and 'decode' at the node"
     assert one.mismatch(one) is None
 
 

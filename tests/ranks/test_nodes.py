@@ -64,6 +64,7 @@ def test_sigterm_at_another_node_waits_for_the_leader(nodes: TwoNodes, workers: 
     router.ask(request)
     router.run()
     assert request.output == greedy(request.prompt, COUNT), "the rank there goes on"
+    assert "a node has to leave node=1" in nodes.leader.log.read_text()
     nodes.leader.wait_quiet()
     nodes.leader.close()
     assert follower.errors() == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from node_workers import TwoNodes, errors
-from rank_workers import SECONDS, Greedy, Request, Router
+from rank_workers import SECONDS, Greedy, Request, Router, Worker
 
 from kvasir_engine import silence
 
@@ -20,6 +20,8 @@ pytestmark = [
 ]
 
 COUNT, NETWORK = 6, "10.245.0"
+TOKEN_BYTES = 3 * 2 * 4 * 16 * 4
+"""Layers, K and V, heads, dimensions, bytes."""
 _CLONE_NEWNET = 0x40000000
 
 
@@ -45,12 +47,19 @@ def namespaces() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
+def link_bytes(name: str) -> int:
+    """Bytes that a namespace's `eth0` has sent."""
+    command = ["ip", "netns", "exec", name, "cat", "/sys/class/net/eth0/statistics/tx_bytes"]
+    return int(subprocess.run(command, check=True, capture_output=True, timeout=SECONDS).stdout)
+
+
 def enter(names: list[str], node: int) -> None:
     """Move this process into its node's namespace, where it gives up sooner than in earnest."""
     with Path("/run/netns", names[node]).open() as namespace:
         if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
     silence.IDLE_SECONDS, silence.SILENT_SECONDS = 1, 2
+    os.environ["UCX_TLS"] = "tcp,self"  # on one machine it would take shared memory
 
 
 def test_the_tokens_are_those_of_one_rank_until_the_link_is_cut_and_then_both_nodes_say_so(
@@ -77,3 +86,23 @@ def test_the_tokens_are_those_of_one_rank_until_the_link_is_cut_and_then_both_no
         assert errors(follower.log) == [f"the leader at {NETWORK}.1:5557 {silent}"]
     finally:
         nodes.kill()
+
+
+@pytest.mark.soak
+def test_kv_goes_from_each_node_over_the_link(folder: Path, greedy: Greedy, namespaces: list[str]) -> None:
+    setups = [partial(enter, namespaces, node) for node in range(2)]
+    nodes = TwoNodes(folder, "prefill", (f"{NETWORK}.1", 5557), setups)
+    decode = Worker(folder, "decode", 1, 16, setup=setups[0])
+    try:
+        router = Router(nodes.leader, decode)
+        for length in (75, 120):
+            request = Request(f"over {length}", greedy.prompt(random.Random(length), length, COUNT), COUNT)
+            router.ask(request)
+            router.run()
+            assert request.output == greedy(request.prompt, COUNT)
+        sent = link_bytes(namespaces[1])
+        assert sent > (75 + 120) * TOKEN_BYTES // 2, "rank 1's half of the KV"
+    finally:
+        nodes.kill()
+        decode.process.kill()
+        decode.process.join()

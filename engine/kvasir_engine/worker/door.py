@@ -111,8 +111,9 @@ class Door:
         """All ranks of the other nodes, once they are there."""
         size = self.group.tensor_parallel
         with self._changed:
-            while not self._changed.wait_for(lambda: not self._missing(), WAIT_SECONDS):
-                log.info("waits for nodes port=%d missing=%s", self._where.port, self._missing())
+            while missing := self._missing():
+                log.info("waits for nodes port=%d missing=%s", self._where.port, missing)
+                self._changed.wait_for(lambda: not self._missing(), WAIT_SECONDS)
             joined = []
             for number, node in sorted(self._nodes.items()):
                 for rank in self._where.ranks(size, number):

@@ -46,6 +46,8 @@ from kvasir_engine.worker.rank_link import end, fate_of, spawn
 log = logging.getLogger("nodes")
 
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+"""In which the leader, which has let the node in, lets in a rank of it."""
 RETRY_SECONDS = 0.5
 SAY_SECONDS = 10.0
 """Between two lines that say that the leader does not answer."""
@@ -135,8 +137,8 @@ class Follower:
         try:
             for rank in self._ranks:
                 with (
-                    self._leader.connect(rank, "steps", nodes.HELLO_SECONDS) as steps,
-                    self._leader.connect(rank, "reports", nodes.HELLO_SECONDS) as reports,
+                    self._leader.connect(rank, "steps", ANSWER_SECONDS) as steps,
+                    self._leader.connect(rank, "reports", ANSWER_SECONDS) as reports,
                 ):
                     self._processes[rank] = spawn(rank, self._folder, steps.fileno(), reports.fileno())
         except OSError as error:

@@ -101,7 +101,7 @@ NodeRank = Annotated[
     int,
     typer.Option(
         help="which of them this is; 0 leads. The others load the model themselves, have to be told the same as "
-        "the leader, and leave to it what concerns requests: lengths, limits, queues, overlap, graphs, names",
+        "the leader, and leave to it what concerns requests: lengths, limits, queues, overlap, names",
         envvar="KVASIR_NODE_RANK",
     ),
 ]

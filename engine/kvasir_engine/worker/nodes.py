@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvasir_engine.worker.build import EngineOptions
 
 VERSION = 1
-HELLO_SECONDS = 5.0
+HELLO_SECONDS = 10.0
 """In which a connection must have said who it is."""
 LONGEST = 64 << 10
 """Bytes of a frame between nodes."""
@@ -117,11 +117,11 @@ class Group(msgspec.Struct, frozen=True):
         )
 
     def mismatch(self, other: "Group") -> str | None:
-        """The first field by which the two are not one group, as `field: ours, theirs`; None when they are."""
+        """The first field by which a node's `other` group is not this one, the leader's, or None; as one clause."""
         for field in self.__struct_fields__:
             ours, theirs = getattr(self, field), getattr(other, field)
             if ours != theirs:
-                return f"{field}: {ours!r}, {theirs!r}"
+                return f"{field} is {ours!r} at the leader and {theirs!r} at the node"
         return None
 
 
@@ -192,7 +192,7 @@ def refusal(hello: Hello, group: Group, epoch: int, taken: Iterable[tuple[int, C
         return f"it speaks version {hello.version} of the protocol between nodes, and the leader {VERSION}"
     mismatch = group.mismatch(hello.group)
     if mismatch is not None:
-        return f"it is not of the leader's group: {mismatch}"
+        return f"the two are not one worker's: {mismatch}"
     if not 0 < hello.node < group.nnodes:
         return f"nodes 1 to {group.nnodes - 1} may join"
     ranks = Nodes(group.nnodes, hello.node, "", 0).ranks(group.tensor_parallel)
