@@ -22,10 +22,13 @@ from kvasir_engine.model.cuda_graphs import DecodeGraphs, capture_sizes, why_not
 from kvasir_engine.model.errors import ModelError
 from kvasir_engine.model.gpu import GpuLauncher
 from kvasir_engine.model.runner import ModelRunner
-from kvasir_engine.protocol import Delta, Sampling, Submit
+from kvasir_engine.protocol import Delta, Role, Sampling, Submit
 from kvasir_engine.sampling.sampler import SampleRequest
 from kvasir_engine.scheduler.schedule import Limits
+from kvasir_engine.worker import build
+from kvasir_engine.worker.build import EngineOptions
 from kvasir_engine.worker.engine import Engine
+from kvasir_engine.worker.metrics import EngineCollector
 
 CPU = torch.device("cpu")
 SIZES = [1, 2, 4, 7]
@@ -288,6 +291,11 @@ def test_an_engine_generates_the_same_tokens_by_graphs_also_when_requests_are_ab
         assert both > 0
     assert engine.stats.replayed_steps > 10
     assert engine.stats.eager_steps > 3
+    exported = next(each for each in EngineCollector(engine).collect() if each.name == "kvasir_steps")
+    assert {sample.labels["mode"]: sample.value for sample in exported.samples} == {
+        "graph": engine.stats.replayed_steps,
+        "eager": engine.stats.eager_steps,
+    }
     assert (plain.stats.replayed_steps, plain.stats.eager_steps > 10) == (0, True)
 
 
@@ -348,6 +356,23 @@ def test_models_and_backends_that_wait_for_the_device_are_named(tmp_path: Path) 
     experts = runner_of(qwen3_moe(), tmp_path / "moe")
     assert "mixture of experts" in str(why_not(graphed.attention, experts._model))
     assert graphed.plain.no_graphs == "there are none on cpu"
+
+
+def test_graphs_are_as_large_as_a_batch_can_be_unless_another_size_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "choose_device", lambda *_: torch.device("cuda"))
+
+    def largest(role: Role, **options: Any) -> int:
+        return build.graphs_of(EngineOptions("file:///model", **options), role)
+
+    assert largest("decode", max_running=70) == 70
+    assert largest("both", max_running=700) == 512
+    assert largest("both", max_running=700, cuda_graph_max_bs=600) == 600
+    assert largest("both", cuda_graph_max_bs=8) == 8
+    assert largest("both", enforce_eager=True) == largest("prefill") == 0
+    with pytest.raises(ModelError, match="cuda-graph-max-bs 8: a prefill worker's steps are no CUDA graphs"):
+        largest("prefill", cuda_graph_max_bs=8)
 
 
 def test_a_pool_with_a_scratch_page_has_one_page_more_than_it_gives_out() -> None:
