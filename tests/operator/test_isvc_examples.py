@@ -26,6 +26,7 @@ def test_the_examples_are_there() -> None:
         "smollm2-cpu",
         "llama-3.1-8b-1p1d-h100",
         "llama-3.1-70b-tp4-rdma",
+        "llama-3.1-405b-tp16-two-nodes",
         "two-tenants",
         "private-model",
         "scale-to-zero-cpu",

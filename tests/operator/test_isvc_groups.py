@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 from isvc_cases import document, service
+from typer.main import get_command
 
+from kvasir_engine.cli import app as engine
 from kvasir_operator.fingerprint import fingerprint
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.spec import InvalidService, parse
@@ -78,6 +80,12 @@ def test_leader_and_followers_run_one_command_and_are_told_their_places_by_their
     assert told["--dist-init-addr"] == "$(LWS_LEADER_ADDRESS):5557"
     ports = {port["name"]: port["containerPort"] for port in main(leader)["ports"]}
     assert ports == {"http": 8000, "ranks": 5557}
+
+
+def test_every_flag_of_a_group_is_the_engines() -> None:
+    known = {word for each in get_command(engine).commands["worker"].params for word in each.opts}  # type: ignore[attr-defined]
+    given = {word for word in main(group(prefill=TWO)[0])["args"] if word.startswith("--")}
+    assert given <= known
 
 
 def test_each_pod_asks_for_its_own_ranks() -> None:

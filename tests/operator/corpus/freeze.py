@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from kvasir_operator.render import Options, render
+from kvasir_operator.kinds import SET_KIND
+from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL
 from kvasir_operator.spec import parse
 
@@ -29,9 +30,16 @@ def rendered() -> dict[str, dict[str, str]]:
     found = {}
     for path in cases():
         objects = render(parse(yaml.safe_load(path.read_text())), OPTIONS)
-        templates = [o["spec"]["template"]["metadata"]["labels"] for o in objects if o["kind"] == "Deployment"]
+        templates = [_pods(o)["metadata"]["labels"] for o in objects if o["kind"] in ("Deployment", SET_KIND)]
         found[path.stem] = {labels[ROLE_LABEL]: labels[REVISION_LABEL] for labels in templates}
     return found
+
+
+def _pods(item: Object) -> Object:
+    """The template of a Deployment's pods, or of the leaders of a set, whose revision is that of all its pods."""
+    spec = item["spec"]
+    template: Object = spec["template"] if "template" in spec else spec["leaderWorkerTemplate"]["leaderTemplate"]
+    return template
 
 
 def declared() -> list[dict[str, object]]:
