@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,47 @@ def test_steps_launched_ahead_on_two_ranks_read_on_each_what_rank_0_samples(
         assert ours.result(60) == right
         assert awaited.result(60) == 5
     assert all(pool.isfinite().all() for pool in pools)
+
+
+def test_ranks_wait_for_one_another_to_load_longer_than_for_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "CONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=0.01))
+    first, second = (parallel.Ranks(rank, 2, "file:///nowhere", torch.device("cpu"), 1, store) for rank in range(2))
+    for _ in range(2):  # of two models, one after the other
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(first.loaded)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.1)
+            second.loaded()
+            waiting.result(30)
+
+
+class Slow:
+    """A group of one that says when its ranks have loaded."""
+
+    rank, size, here = 0, 1, 1
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def loaded(self) -> None:
+        self.said.append("loaded")
+
+    def all_reduce(self, x: torch.Tensor) -> None:
+        self.said.append("reduce")
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        self.said.append("gather")
+        return x
+
+
+def test_the_first_exchange_is_when_all_have_loaded(tmp_path: Path) -> None:
+    llama(**EVEN).save_pretrained(tmp_path)
+    group = Slow()
+    ModelRunner(tmp_path, dtype="float32", device="cpu", kv_memory=1 << 20, group=group)
+    assert group.said[:2] == ["loaded", "gather"]
 
 
 def test_a_rank_whose_peers_do_not_come_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,13 @@ import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
+from kvasir_engine.model.batch import ForwardBatch
 from kvasir_engine.protocol import HEADS_APART, Endpoint, Fingerprint, Lease, Region
 from kvasir_engine.transfer.commands import Grant, Open, Withdraw
 from kvasir_engine.transfer.writer import Push
@@ -86,8 +89,10 @@ def test_a_rank_answers_copies_only_when_it_is_asked(monkeypatch: pytest.MonkeyP
 
     class Recorder:
         def __init__(self, *_: Any) -> None:
-            self.copy = self.push = done.append
-            self.send = done.append
+            self.copy = self.push = self.send = done.append
+
+        def wait(self) -> None:
+            done.append("wait")
 
     monkeypatch.setattr(rank, "Rank", Recorder)
     ours, theirs = Pipe()
@@ -96,4 +101,45 @@ def test_a_rank_answers_copies_only_when_it_is_asked(monkeypatch: pytest.MonkeyP
     for frame in (setup, Copies([(3, 5)], False), push, Copies([(6, 7)], True), frames.Stop()):
         ours.send_bytes(frames.encode(frame))  # type: ignore[arg-type]
     rank.serve_rank(theirs, Recorder(), tmp_path)  # type: ignore[arg-type]
-    assert done == [[(3, 5)], push, [(6, 7)], Copied()]
+    assert done == [[(3, 5)], "wait", push, [(6, 7)], "wait", Copied()]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_copies_on_a_gpu_are_waited_for(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    waited: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    one = rank.Rank.__new__(rank.Rank)
+    one._runner = SimpleNamespace(device=torch.device(device))  # type: ignore[assignment]
+    one.wait()
+    assert waited == ([torch.device("cuda")] if device == "cuda" else [])
+
+
+class FakeHandoff:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def after(self, commands: int) -> None:
+        self.told.append(commands)
+
+    def push(self, key: Any, push: Push) -> None:
+        self.told.append(push.layer)
+
+
+class OneLayer:
+    """A runner whose layer 0 is computed at once."""
+
+    def follow(self, batch: Any, sampled: Any, on_layer: Callable[[int], None]) -> None:
+        on_layer(0)
+
+
+def test_a_ranks_pushes_come_after_the_commands_before_them() -> None:
+    one = rank.Rank.__new__(rank.Rank)
+    one._runner = OneLayer()  # type: ignore[assignment]
+    one._handoff = handoff = FakeHandoff()  # type: ignore[assignment]
+    one.push(PushFrame.of(KEY, 1, 4, Push((1,), (2,))))
+    batch = ForwardBatch(torch.tensor([7]), torch.tensor([0]), [1], [1], torch.tensor([[0]]))
+    pushes = [PushFrame.of(KEY, 2, 5, Push((1,), (2,), 0)), PushFrame.of(("other", 3), 3, 6, Push((1,), (2,), 0))]
+    one.step(frames.Step.of(batch, [], pushes))
+    assert handoff.told == [4, None, 6, 0, 0]

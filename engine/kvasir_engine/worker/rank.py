@@ -135,6 +135,11 @@ class Rank:
         for source, target in pages:
             self._runner.copy_page(source, target)
 
+    def wait(self) -> None:
+        """Until the device has done what it was given: what follows reads or writes its memory from elsewhere."""
+        if self._runner.device.type == "cuda":
+            torch.cuda.synchronize(self._runner.device)
+
     def push(self, frame: PushFrame) -> None:
         """Push pages whose KV is there."""
         assert self._handoff is not None
@@ -194,6 +199,7 @@ def serve_rank(steps: Connection, reports: Reports, folder: Path) -> None:
                 rank.push(push)
             case Copies(pages, answer):
                 rank.copy(pages)
+                rank.wait()
                 if answer:
                     reports.send(Copied())
             case Serve() as serve:
