@@ -190,7 +190,9 @@ def run_part(name: str, folder: Path, out: Path, dry: bool, limit: float) -> dic
 
 
 def beside_eager(parts: dict[str, Any]) -> None:
-    """Say how many times as fast one stream and a batch are by CUDA graphs, if both parts measured them."""
+    """Say how many times as fast one stream and a batch are by CUDA graphs, if there were any."""
+    if not parts["engine"].get("graph_steps"):
+        return
     for name in ("single", "batch"):
         by_graphs, eager = (parts[part].get(f"{name}_tokens_per_second") for part in ("engine", "eager"))
         if by_graphs and eager:

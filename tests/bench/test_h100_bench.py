@@ -54,7 +54,13 @@ def test_graphs_are_measured_beside_none_in_the_same_run(tmp_path: Path) -> None
     h100.make_model(tmp_path / "model", h100.DRY)
     figures = h100_parts.eager(tmp_path / "model", h100.DRY)
     assert figures["graph_steps"] == 0  # on a CPU there are none in either part
-    parts = {"engine": {"single_tokens_per_second": 30.0, "batch_tokens_per_second": 90.0}, "eager": figures}
+    parts = {
+        "engine": {"graph_steps": 0, "single_tokens_per_second": 30.0, "batch_tokens_per_second": 90.0},
+        "eager": figures,
+    }
+    h100.beside_eager(parts)
+    assert "graphs_over_eager_single" not in figures
+    parts["engine"]["graph_steps"] = 7
     h100.beside_eager(parts)
     assert figures["graphs_over_eager_single"] * figures["single_tokens_per_second"] == pytest.approx(30.0)
     assert figures["graphs_over_eager_batch"] * figures["batch_tokens_per_second"] == pytest.approx(90.0)
