@@ -22,9 +22,7 @@ def set_steps(key: tuple[WorkerRole, str], item: Object | None, replicas: int, o
     `item`: a set of that revision as it is wanted; `None` where another revision is.
     """
     role, revision = key
-    sets = sorted(
-        (each for each in observed.sets(role) if each.revision == revision), key=lambda s: (s.ready, -s.number)
-    )
+    sets = sorted((each for each in observed.sets(role) if each.revision == revision), key=spared)
     excess = max(0, len(sets) - replicas)
     stays = sorted(sets[excess:], key=lambda s: s.number)
     steps: list[Step] = []
@@ -39,6 +37,11 @@ def set_steps(key: tuple[WorkerRole, str], item: Object | None, replicas: int, o
         free = (each for each in new if each["metadata"]["name"] not in observed.taken)
         steps.extend(Apply(next(free)) for _ in range(replicas - len(sets)))
     return [*steps, *(_delete(each, observed) for each in sets[:excess])]
+
+
+def spared(each: WorkerSet) -> tuple[bool, int]:
+    """How dear a set is: the least goes first."""
+    return each.ready, -each.number
 
 
 def _worker(item: Object, number: int) -> Object:

@@ -1,11 +1,14 @@
 """Paired capacity as it is in the simulated cluster, and whether an operator's write takes it below its bound.
 
+A set that is to be deleted counts as gone from when the status says so: that is when it is decided.
+
 Only what operators do is judged: pods that fail and people who meddle take capacity away too. A write may leave no
 less than there was, or than the bound, by a spec that the operator can have read. A pod that has only just become
 ready does not count as what there was: no operator can know of it.
 """
 
 import math
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +20,7 @@ from sim_user import service_path
 KV = "serving.kvasir.dev/kv"
 # Longer than one reconcile takes on a network that is not slow.
 READ_SECONDS = 3.0
+_STATUS = re.compile(r"/inferenceservices/(?P<name>[^/]+)/status$")
 
 # By KV fingerprint, the ready workers of prefill and decode that are to stay.
 Pairs = dict[str, list[int]]
@@ -43,7 +47,7 @@ class CapacityWatch:
 
     def after(self, path: str) -> str:
         """To be called afterwards: what the write did wrong, if anything."""
-        if "/deployments/" not in path or not self._before:
+        if not _keeps_pods(path) or not self._before:
             return ""
         before, self._before = self._before, {}
         after = self._pairs(self._name)
@@ -57,7 +61,9 @@ class CapacityWatch:
         return "" if not told or "" in told else told[-1]
 
     def _service(self, path: str) -> str | None:
-        item = self._server.get(path) if "/deployments/" in path else None
+        if found := _STATUS.search(path):
+            return found["name"] if self._server.get(service_path(found["name"])) is not None else None
+        item = self._server.get(path) if _keeps_pods(path) else None
         if item is None or item["metadata"]["labels"].get(ROLE) not in ("prefill", "decode"):
             return None
         name: str = item["metadata"]["labels"][SERVICE]
@@ -65,18 +71,29 @@ class CapacityWatch:
 
     def _pairs(self, name: str, before: float = math.inf) -> Pairs:
         pairs: Pairs = {}
-        for _, item in self._server.items("deployments"):
+        document = self._server.get(service_path(name)) or {}
+        removing = document.get("status", {}).get("removing", [])
+        for _, item in (*self._server.items("deployments"), *self._server.items("leaderworkersets")):
             labels = item["metadata"]["labels"]
-            if labels.get(SERVICE) != name or labels.get(ROLE) not in ("prefill", "decode"):
+            if (
+                item["metadata"]["name"] in removing
+                or labels.get(SERVICE) != name
+                or labels.get(ROLE) not in ("prefill", "decode")
+            ):
                 continue
             uid = item["metadata"]["uid"]
             pods = (
                 pod for _, pod in self._server.items("pods") if pod["metadata"]["ownerReferences"][0]["uid"] == uid
             )
             ready = sum(is_ready(pod, before) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
+            size = item["spec"].get("leaderWorkerTemplate", {}).get("size", 1)
             pair = pairs.setdefault(labels[KV], [0, 0])
-            pair[labels[ROLE] == "decode"] += min(ready, item["spec"]["replicas"])
+            pair[labels[ROLE] == "decode"] += min(ready // size, item["spec"]["replicas"])
         return pairs
+
+
+def _keeps_pods(path: str) -> bool:
+    return "/deployments/" in path or "/leaderworkersets/" in path or _STATUS.search(path) is not None
 
 
 def _effective(item: Object) -> Any:

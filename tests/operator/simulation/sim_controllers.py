@@ -1,4 +1,7 @@
-"""What else works in a cluster: the Deployment controller, kubelets and garbage collection, late and unreliable."""
+"""What else works in a cluster: the Deployment controller, kubelets and garbage collection, late and unreliable.
+
+The controller of LeaderWorkerSets is in `sim_groups.py`.
+"""
 
 import asyncio
 import hashlib
@@ -10,11 +13,13 @@ from typing import Any
 
 import msgspec
 from sim_apply import Object
-from sim_server import Server
+from sim_groups import GROUP, INDEX, Groups
+from sim_server import SETS, Server
 
 ROLE = "serving.kvasir.dev/role"
 SERVICE = "serving.kvasir.dev/inferenceservice"
 HASH = "pod-template-hash"
+_ROOTS = {"deployments": "/apis/apps/v1", "leaderworkersets": SETS}
 ELSEWHERE = "uid-elsewhere"  # of an owner that is no part of the simulation, and alive
 
 
@@ -43,15 +48,16 @@ class Controllers:
         self._pods = 0
         self._collecting = False
         self._loop = asyncio.get_running_loop()
+        self._groups = Groups(server, self._run_pod, self.evict, is_ready)
         server.watchers.append(self._changed)
 
     def _changed(self, plural: str, item: Object, gone: bool) -> None:
-        namespace = item["metadata"]["namespace"]
-        if plural == "deployments":
-            self._soon(f"/apis/apps/v1/namespaces/{namespace}/deployments/{item['metadata']['name']}")
-        elif plural == "pods":
-            owner = item["metadata"]["ownerReferences"][0]["name"]
-            self._soon(f"/apis/apps/v1/namespaces/{namespace}/deployments/{owner}")
+        namespace, name, keeper = item["metadata"]["namespace"], item["metadata"]["name"], plural
+        if plural == "pods":
+            (owner,) = item["metadata"]["ownerReferences"]
+            name, keeper = owner["name"], f"{owner['kind'].lower()}s"
+        if keeper in _ROOTS:
+            self._soon(f"{_ROOTS[keeper]}/namespaces/{namespace}/{keeper}/{name}")
         # An owner that goes leaves orphans, and an operator may create one after its owner went.
         if (gone or plural != "pods") and not self._collecting:
             self._collecting = True
@@ -71,6 +77,9 @@ class Controllers:
         self._due.discard(path)
         item = self._server.get(path)
         if item is None:
+            return
+        if path.startswith(SETS):
+            self._groups.sync(path, item)
             return
         template, wanted = item["spec"]["template"], item["spec"].get("replicas", 1)
         revision = _hash(template)
@@ -132,23 +141,25 @@ class Controllers:
             "spec": {},
             "status": {"phase": "Pending"},
         }
-        path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{name}"
-        self._server.create(path, pod, "kube-controller-manager")
-        self._later(self._weather.start_seconds, lambda: self._start(path))
+        self._run_pod(f"/api/v1/namespaces/{metadata['namespace']}/pods/{name}", pod)
 
-    def _start(self, path: str) -> None:
+    def _run_pod(self, path: str, pod: Object) -> None:
+        uid = self._server.create(path, pod, "kube-controller-manager")["metadata"]["uid"]
+        self._later(self._weather.start_seconds, lambda: self._start(path, uid))
+
+    def _start(self, path: str, uid: str) -> None:
         pod = self._server.get(path)
-        if pod is None or "deletionTimestamp" in pod["metadata"] or is_ready(pod):
-            return
+        if pod is None or pod["metadata"]["uid"] != uid or "deletionTimestamp" in pod["metadata"] or is_ready(pod):
+            return  # the pods of a group have their predecessors' names
         if not self._weather.fair and self._chance.random() < self._weather.fail_chance:
             waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
             last = {"terminated": {"exitCode": 1, "message": "simulated"}}
             statuses = [{"name": "kvasir", "state": waiting, "lastState": last, "ready": False}]
             self._server.replace(path, status={"phase": "Running", "containerStatuses": statuses})
-            self._later(self._weather.start_seconds, lambda: self._start(path))
+            self._later(self._weather.start_seconds, lambda: self._start(path, uid))
             return
         if pod["metadata"]["labels"][ROLE] == "router" and not self._has_workers(pod):
-            self._later(2.0, lambda: self._start(path))  # its readiness probe asks again
+            self._later(2.0, lambda: self._start(path, uid))  # its readiness probe asks again
             return
         self.set_ready(path, True)
 
@@ -159,6 +170,7 @@ class Controllers:
             for _, pod in self._server.items("pods")
             if pod["metadata"]["labels"][SERVICE] == labels[SERVICE]
             and pod["metadata"]["labels"][ROLE] == "decode"
+            and not is_follower(pod)
             and pod["metadata"]["namespace"] == router["metadata"]["namespace"]
         )
 
@@ -184,7 +196,8 @@ class Controllers:
         self._server.replace(path, status=status)
         self._note(f"pod {path.rpartition('/')[2]} ready={word}")
         if not ready:
-            self._later(self._weather.start_seconds, lambda: self._start(path))
+            uid = pod["metadata"]["uid"]
+            self._later(self._weather.start_seconds, lambda: self._start(path, uid))
 
     def evict(self, path: str) -> None:
         """Delete a pod with its grace period."""
@@ -192,7 +205,13 @@ class Controllers:
         if pod is None or "deletionTimestamp" in pod["metadata"]:
             return
         self._server.mark_deleted(path)
-        self._later(self._weather.leave_seconds, lambda: self._server.remove(path))
+        uid = pod["metadata"]["uid"]
+        self._later(self._weather.leave_seconds, lambda: self._end(path, uid))
+
+    def _end(self, path: str, uid: str) -> None:
+        pod = self._server.get(path)
+        if pod is not None and pod["metadata"]["uid"] == uid:
+            self._server.remove(path)
 
     # Garbage
 
@@ -213,6 +232,11 @@ class Controllers:
 
 def _hash(template: Object) -> str:
     return hashlib.sha256(msgspec.json.encode(template, order="deterministic")).hexdigest()[:8]
+
+
+def is_follower(pod: Object) -> bool:
+    """Whether the pod is one of a group's beside its leader, which says nothing to anybody."""
+    return GROUP in pod["metadata"]["labels"] and pod["metadata"]["labels"][INDEX] != "0"
 
 
 def is_ready(pod: Object, before: float = math.inf) -> bool:

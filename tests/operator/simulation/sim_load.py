@@ -7,12 +7,15 @@ from datetime import datetime
 from typing import Any
 
 from sim_apply import Object
-from sim_controllers import ROLE, SERVICE, is_ready
+from sim_controllers import ROLE, SERVICE, is_follower, is_ready
 from sim_server import Server
 
 from kvasir_engine.reports import PairReport, RouterLoad, RouterStatus, WorkerLoad, WorkerStatus
 from kvasir_engine.window import Sum
+from kvasir_operator.plan.autoscale import ScalingStatus
 from kvasir_operator.plan.preload import Progress
+from kvasir_operator.plan.scaling import Signals
+from kvasir_operator.spec import WORKER_ROLES
 
 PROMPT_SECONDS, DECODE_SECONDS = 0.2, 4.0
 ITL, ITL_SLOPE = 0.010, 0.002
@@ -49,6 +52,7 @@ class Demand:
     def _ready(self, service: str, role: str) -> int:
         return sum(
             is_ready(pod)
+            and not is_follower(pod)
             and (pod["metadata"]["labels"][SERVICE], pod["metadata"]["labels"][ROLE]) == (service, role)
             for _, pod in self._server.items("pods")
         )
@@ -70,7 +74,9 @@ class Demand:
         )
         return RouterStatus(False, held + running, "", PairReport(verified=1), load)
 
-    def _worker(self, pod: Object) -> WorkerStatus:
+    def _worker(self, pod: Object) -> WorkerStatus | None:
+        if is_follower(pod):
+            return None  # it serves its probes only
         labels = pod["metadata"]["labels"]
         name = labels[SERVICE]
         running = 0
@@ -82,12 +88,42 @@ class Demand:
         return WorkerStatus(False, running, 0, None, load)
 
 
-class FlapWatch:
-    """Follows the sizes that operators decide on: none goes down within the window of having gone up, unless the
-    bounds became others meanwhile."""
+# Of a service's role: its size, and since when.
+Decision = tuple[str, str, int, str]
 
-    def __init__(self, server: Server, wrong: Callable[[str], None]) -> None:
+
+class Listener:
+    """Asks for an operator's planner, and notes in `unheard` what was decided while a ready worker was silent."""
+
+    def __init__(self, demand: Demand, unheard: set[Decision]) -> None:
+        self._demand = demand
+        self._unheard = unheard
+        self._silent = False
+
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
+        return self._demand.routers(ips)
+
+    def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
+        told = self._demand.workers(ips)
+        self._silent = None in told
+        return told
+
+    def report(self, key: tuple[str, str], scaling: ScalingStatus | None, signals: Signals | None) -> None:
+        """What was decided from what was just heard."""
+        if scaling is not None and self._silent:
+            for role in WORKER_ROLES:
+                found = scaling.role(role)
+                self._unheard.add((key[1], role, found.replicas, found.since))
+        self._silent = False
+
+
+class FlapWatch:
+    """Follows the sizes that operators decide on: none goes down within the window of having gone up, nor while a
+    worker was silent (`unheard`), unless the bounds became others meanwhile."""
+
+    def __init__(self, server: Server, unheard: set[Decision], wrong: Callable[[str], None]) -> None:
         self._server = server
+        self._unheard = unheard
         self._wrong = wrong
         self._last: dict[tuple[str, str], tuple[Any, int, float]] = {}  # bounds, size, the last time up
         server.watchers.append(self._changed)
@@ -109,6 +145,10 @@ class FlapWatch:
                 self._wrong(
                     f"{role} of {item['metadata']['name']} goes from {had} to {size} {now - up:.0f} s after up"
                 )
+            name = item["metadata"]["name"]
+            within = had <= bounds.get("auto", {}).get(role, {}).get("maxReplicas", 0)  # it need not go down
+            if size < had and within and (name, role, size, scaling[role]["since"]) in self._unheard:
+                self._wrong(f"{role} of {name} goes from {had} to {size} though a worker was silent")
             self._last[key] = bounds, size, now if size > had else up
 
 

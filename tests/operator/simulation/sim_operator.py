@@ -16,12 +16,12 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 from sim_apply import Object
-from sim_load import Demand
+from sim_load import Decision, Demand, Listener
 from sim_server import Server, encoded
 
 from kvasir_operator.autoscaler import Autoscaler
 from kvasir_operator.cluster import Cluster
-from kvasir_operator.controller import WATCHDOG_SECONDS, WATCHED
+from kvasir_operator.controller import WATCHDOG_SECONDS, WATCHED, WATCHED_IF_SERVED
 from kvasir_operator.port import ClusterError
 from kvasir_operator.queue import WorkQueue
 from kvasir_operator.reconcile import Reconciler
@@ -32,7 +32,7 @@ from kvasir_operator.watchdog import Watchdog
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 WAKE_SECONDS = 5.0
-KINDS = (PLURAL, *(plural for _, _, plural in WATCHED))
+KINDS = (PLURAL, *(plural for _, _, plural in (*WATCHED, WATCHED_IF_SERVED)))
 
 Key = tuple[str, str]
 Answer = tuple[int, bytes]
@@ -79,6 +79,7 @@ class Operator:
         network: Network,
         options: Options,
         demand: Demand,
+        unheard: set[Decision],
         chance: random.Random,
         before: Callable[[Request], None],
         observe: Callable[[str, Request, int], None],
@@ -96,7 +97,8 @@ class Operator:
         self._dead_watch = dead_watch
         self._dogs: dict[str, Watchdog[Key]] = {PLURAL: Watchdog(), "deployments": Watchdog()}
         self._loop = asyncio.get_running_loop()
-        self._autoscaler = Autoscaler(demand, self._now, self._again)
+        listener = Listener(demand, unheard)
+        self._autoscaler = Autoscaler(listener, self._now, self._again, listener.report)
         self._reconciler = Reconciler(
             Cluster(transport), options, lambda model: None, self._now, demand, self._again, self._autoscaler
         )

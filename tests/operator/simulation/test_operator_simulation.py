@@ -1,11 +1,12 @@
 """The real operator against a cluster on virtual time: whatever happens, it converges, touches only
 its own, and keeps what pairs.
 
-What happens to a seed: edits, rolls, roll-backs and deletions of two InferenceServices; clients who come and go
-where sizes are the operator's, and pods that do not tell of them; people who delete, scale and relabel what belongs
-to them, and who have objects of the same names; pods that fail, flap and die; requests that are refused, delayed or
-lost before or after their effect; lists from the past; watches that die; an API server that is away; operators that
-crash between any two requests, upgrade, and are two at once.
+What happens to a seed: edits, rolls, roll-backs and deletions of two InferenceServices, whose workers are one pod,
+or groups of two that end together and need what may be installed later; clients who come and go where sizes are the
+operator's, and pods that do not tell of them; people who delete, scale and relabel what belongs to them, and who
+have objects of the same names; pods that fail, flap and die; requests that are refused, delayed or lost before or
+after their effect; lists from the past; watches that die; an API server that is away; operators that crash between
+any two requests, upgrade, and are two at once.
 """
 
 import os
@@ -21,8 +22,9 @@ import sim_world
 from sim_world import Failed, digest, simulate
 
 import kvasir_operator.plan
-from kvasir_operator import status
+from kvasir_operator import autoscaler, observed, status
 from kvasir_operator.cluster import Cluster
+from kvasir_operator.observed import Observed
 from kvasir_operator.plan import workers
 
 CHUNK = 20
@@ -77,7 +79,20 @@ def _hopeful(*given: Any) -> Any:
     return msgspec.structs.replace(state, groups=groups)
 
 
+def _deaf(*given: Any) -> Any:
+    found = SIGNALS(*given)
+    return found and msgspec.structs.replace(found, partial=False)
+
+
+def _led(observed: Observed, item: Any) -> Any:
+    found = SET(observed, item)
+    leads = any(pod.ready and not pod.follower for pod in observed.pods if pod.group == found.name)
+    return msgspec.structs.replace(found, ready=leads)
+
+
 OWNED = Cluster.owned
+SIGNALS = autoscaler.signals
+SET = Observed._set
 STATE = workers.rollout_state
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "what others changed is left so": (kvasir_operator.plan, "differs", lambda desired, live: False),
@@ -85,6 +100,9 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
     "labels decide what is owned": (Cluster, "owned", _unfiltered),
     "pods count as ready before they are": (workers, "rollout_state", _hopeful),
     "conditions have an order": (status, "same", lambda one, other: one == other),
+    "who is silent has nothing to do": (autoscaler, "signals", _deaf),
+    "followers are asked like workers": (observed, "INDEX_LABEL", "none.example/index"),
+    "a group is ready with its leader": (Observed, "_set", _led),
 }
 
 
