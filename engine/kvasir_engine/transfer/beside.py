@@ -33,7 +33,12 @@ class DigestThread:
         self._thread = ThreadPoolExecutor(1, "kvasir-digest")
 
     def written(self, blocks: Sequence[int], layers: range, cut: Cut | None) -> "Future[Digests]":
-        """Begin on the thread: the digests of what was written; `take` has the result."""
+        """The digests of what was written; `take` has the result. What is not known begins on the thread."""
+        known = None if self._digest is None else _timed(self._digest.known, blocks, layers, cut)
+        if known is not None and known.found is not None:
+            done: Future[Digests] = Future()
+            done.set_result(known)
+            return done
         return self._begin(None if self._digest is None else self._digest.written, blocks, layers, cut)
 
     def arrived(self, blocks: Sequence[int], layers: range, cut: Cut | None) -> "Future[Digests]":
@@ -81,10 +86,10 @@ class DigestThread:
         return digests
 
 
-_Digest = Callable[[Sequence[int], range, Cut | None], Digested]
+_Digest = Callable[[Sequence[int], range, Cut | None], Digested | None]
 
 
 def _timed(digest: _Digest, blocks: Sequence[int], layers: range, cut: Cut | None) -> Digests:
     began = time.perf_counter()
     found = digest(blocks, layers, cut)
-    return Digests(found.values, time.perf_counter() - began, found)
+    return Digests([] if found is None else found.values, time.perf_counter() - began, found)
