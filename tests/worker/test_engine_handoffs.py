@@ -12,6 +12,7 @@ from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Delta, Lease
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.transfer import messages
+from kvasir_engine.worker import pushes
 
 
 @pytest.fixture
@@ -211,4 +212,19 @@ def test_a_lease_of_an_earlier_life_of_prefill_is_refused_by_name_and_its_pages_
     assert not pair.prefill.engine.owing
     pair.decode.engine.abort(ROUTER, "r")
     pair.run()
+    assert pair.at_rest()
+
+
+def test_what_prefill_has_cached_is_pushed_some_pages_at_a_time(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = [*PROMPT, *PROMPT]
+    pair.begin("first", prompt)
+    pair.run()
+    pair.decode.engine.cache.tree.evict(12)
+    monkeypatch.setattr(pushes, "PUSH_BLOCKS", 3)
+    lease = pair.begin("second", prompt)
+    assert [push.remote for _, push, _ in pair.prefill.writes[:2]] == [tuple(lease.pages[:3]), (lease.pages[3],)]
+    pair.run()
+    assert pair.said("second") == reference(prompt, 3)
     assert pair.at_rest()

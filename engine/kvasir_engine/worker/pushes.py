@@ -13,6 +13,9 @@ from kvasir_engine.transfer.messages import Complete
 from kvasir_engine.worker.cache import Cache
 from kvasir_engine.worker.requests import Job, Stats
 
+PUSH_BLOCKS = 32
+"""Blocks of one write of what was cached: the holder compares the digests of some while the next come."""
+
 
 @dataclass(eq=False, frozen=True)
 class _Reading:
@@ -86,9 +89,9 @@ class Pushes:
         job.handed_off = True
 
     def _push_whole(self, job: Job, ready: int) -> None:
-        """Push the lease's blocks up to place `ready`, which are computed in full, all layers at once."""
-        if ready > job.pushed and job.key is not None and self._handoff is not None:
-            self._handoff.push(job.key, self._next(job, ready, None))
+        """Push the lease's blocks up to place `ready`, which are computed in full, all layers of some at once."""
+        while ready > job.pushed and job.key is not None and self._handoff is not None:
+            self._handoff.push(job.key, self._next(job, min(ready, job.pushed + PUSH_BLOCKS), None))
 
     def _next(self, job: Job, ready: int, layer: int | None) -> writer.Push:
         """The push of `layer` that finishes the lease's blocks up to place `ready`; held until it ended."""
