@@ -391,6 +391,7 @@ MUTANTS = [
         "np.flatnonzero((tokens == 0).any((1, 2)))",
         "np.flatnonzero((tokens == 0).all((1, 2)))",
     ),
+    Mutant("a page of which some is known is sent as known", DIGEST, "not tokens.all()", "not tokens.any()"),
     Mutant("what is measured replaces what is known", KEPT, "np.where(known == 0, measured, known)", "measured"),
     Mutant("what another may write stays known", KEPT, "self.table[list(pages)] = 0", "pass"),
     Mutant("a copied page keeps the digests that it had", KEPT, "self.table[target] = self.table[source]", "pass"),

@@ -131,3 +131,9 @@ def test_a_page_of_which_some_layers_are_known_is_measured_for_the_others(
     written = digest.written([3], ALL)
     assert written.values == right
     assert list(written.measured) == [3]
+    assert digest.known([1, 3], ALL) is None
+    digest.keep(written, [3])
+    known = digest.known([1, 3], ALL)
+    assert known is not None
+    assert known.values == digest.written([1, 3], ALL).values
+    assert digest.known([1, 3], ALL, Cut(LAYERS, 2, 1, 1, 1, 16)) is None

@@ -52,10 +52,10 @@ class Digester:
     def known(self, blocks: Sequence[int], layers: range, cut: Cut | None = None) -> Digested | None:
         """As `written`, if all of it is kept. Takes microseconds a block."""
         cut = cut or self._whole
-        if self._kept is None or cut.count != cut.heads:
+        tokens = self._tokens(blocks, layers, cut)
+        if tokens is None or not tokens.all():
             return None
-        tokens = self._kept.of(*self._cells(blocks, layers, cut))
-        return Digested(self._page_digests(tokens, layers.start), layers, cut, {}) if tokens.all() else None
+        return Digested(self._page_digests(tokens, layers.start), layers, cut, {})
 
     def written(self, blocks: Sequence[int], layers: range, cut: Cut | None = None) -> Digested:
         """The digest of each block of `cut` over these layers, as it was written; without `cut` of each page.
@@ -63,16 +63,22 @@ class Digester:
         What is not kept is read from memory.
         """
         cut = cut or self._whole
-        if self._kept is None or cut.count != cut.heads:
+        tokens = self._tokens(blocks, layers, cut)
+        if tokens is None:
             return self.measured(blocks, layers, cut)
-        tokens = self._kept.of(*self._cells(blocks, layers, cut))
+        measured: dict[int, Digests] = {}
         unknown = np.flatnonzero((tokens == 0).any((1, 2))).tolist()
-        if not unknown:
-            return Digested(self._page_digests(tokens, layers.start), layers, cut, {})
-        found = self._measure([blocks[at] for at in unknown], layers, cut)
-        tokens[unknown] = np.where(tokens[unknown] == 0, found, tokens[unknown])
-        measured = {blocks[at]: digests for at, digests in zip(unknown, found, strict=True)}
+        if unknown:
+            found = self._measure([blocks[at] for at in unknown], layers, cut)
+            tokens[unknown] = np.where(tokens[unknown] == 0, found, tokens[unknown])
+            measured = {blocks[at]: digests for at, digests in zip(unknown, found, strict=True)}
         return Digested(self._page_digests(tokens, layers.start), layers, cut, measured)
+
+    def _tokens(self, blocks: Sequence[int], layers: range, cut: Cut) -> Digests | None:
+        """What is kept of these, 0 for unknown; None where nothing can be."""
+        if self._kept is None or cut.count != cut.heads:
+            return None
+        return self._kept.of(*self._cells(blocks, layers, cut))
 
     def measured(self, blocks: Sequence[int], layers: range, cut: Cut | None = None) -> Digested:
         """As `written`, of memory as it is now."""
