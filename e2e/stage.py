@@ -39,11 +39,17 @@ _TOLERATIONS = [
 
 
 def service(
-    prefill: int, decode: int, digests: bool, deadline: int = 60, spread: bool = False, nodes: int = 1
+    prefill: int,
+    decode: int,
+    digests: bool,
+    deadline: int = 60,
+    spread: bool = False,
+    nodes: int = 1,
+    prefill_nodes: int = 1,
 ) -> Object:
     """The tiny model in small CPU workers. `spread`: prefill workers may be on the spare node too.
 
-    `nodes`: how many pods, of a rank each, a decode worker is divided among.
+    `nodes`, `prefill_nodes`: how many pods, of a rank each, a decode or prefill worker is divided among.
     """
     env = {"KVASIR_KV_CACHE_MEMORY": "64Mi", "KVASIR_KV_DIGESTS": str(digests).lower()}
     pod = {"containers": [{"name": "kvasir", "env": [{"name": k, "value": v} for k, v in env.items()]}]}
@@ -56,6 +62,8 @@ def service(
             "model": {"uri": tiny.URI, "name": NAME, "dtype": "float32"},
             "prefill": {
                 "replicas": prefill,
+                "nodes": prefill_nodes,
+                "tensorParallel": prefill_nodes,
                 **workers,
                 "template": {"spec": {**pod, "tolerations": _TOLERATIONS} if spread else pod},
             },
