@@ -14,8 +14,10 @@ from isvc_cases import document
 from kvasir_operator.cluster import KINDS, Cluster
 from kvasir_operator.controller import WATCHED, WATCHED_IF_SERVED
 from kvasir_operator.election import Leadership
+from kvasir_operator.kinds import SET_API_VERSION, SET_KIND
 from kvasir_operator.lease import Candidate
 from kvasir_operator.leases import ClusterLease
+from kvasir_operator.observed import Reference
 from kvasir_operator.port import ClusterError
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Options, render
@@ -259,3 +261,26 @@ def test_a_group_that_is_installed_later_is_noticed() -> None:
     assert not cluster.serves("gateway.networking.k8s.io/v1", "HTTPRoute")
     server.answer.clear()
     assert cluster.serves("gateway.networking.k8s.io/v1", "HTTPRoute")
+
+
+def test_a_group_that_is_removed_is_no_error_and_is_asked_for_again() -> None:
+    server = FakeServer(document())
+    cluster = Cluster(server)
+    assert cluster.serves(SET_API_VERSION, SET_KIND)
+    away = (404, b"404 page not found")
+    server.answer["GET", f"/apis/{SET_API_VERSION}/namespaces/default/leaderworkersets"] = away
+    server.answer["GET", f"/apis/{SET_API_VERSION}"] = away
+    assert cluster.owned("default", "llama", "uid") == []
+    assert not cluster.serves(SET_API_VERSION, SET_KIND)
+
+
+@pytest.mark.parametrize(("status", "message"), [(409, "is not the object's"), (404, "not found")])
+def test_what_another_has_taken_the_name_of_is_not_deleted(status: int, message: str) -> None:
+    server = FakeServer()
+    target = Reference(SET_API_VERSION, SET_KIND, "llama-prefill-1-0")
+    path = f"/apis/{SET_API_VERSION}/namespaces/default/leaderworkersets/{target.name}"
+    server.answer["DELETE", path] = (status, json.dumps({"message": message}).encode())
+    Cluster(server).delete("default", target, "uid-1")
+    if status == 409:
+        with pytest.raises(ClusterError, match=message):
+            Cluster(server).delete("default", target)
