@@ -10,6 +10,8 @@ from toy import LateRunner, reference
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Delta, Sampling, Submit
 from kvasir_engine.scheduler.schedule import Limits
+from kvasir_engine.scheduler.sequence import Sequence
+from kvasir_engine.worker.cache import Cache
 from kvasir_engine.worker.engine import Engine
 from kvasir_engine.worker.thread import EngineThread
 
@@ -112,6 +114,25 @@ def test_what_an_aborted_request_leaves_to_a_step_cannot_be_leased_before_it_has
         said(engine, tokens, {})
     assert tokens == {"b": reference(PROMPT[::-1], 4)}
     assert engine.cache.pool.available == 4
+
+
+def test_a_page_that_is_copied_to_stays_until_a_step_after_the_copy_has_ended() -> None:
+    """The device copies when it comes to it: leased before, the page could be overwritten after its writer."""
+    copies: list[tuple[int, int]] = []
+    cache = Cache(8, 4, lambda source, target: copies.append((source, target)))
+    first = Sequence("first", [1, 2, 3, 4, 5, 6, 7], Sampling(max_tokens=1), 0)
+    cache.admit(first)
+    first.computed = first.done = 7
+    cache.tree.release(cache.part(first, keep=True))
+    second = Sequence("second", [1, 2, 3, 4, 5, 6, 9, 9], Sampling(max_tokens=1), 1)
+    cache.admit(second)
+    ((source, target),) = copies
+    cache.tree.release(cache.part(second, keep=False))  # aborted before a step was launched
+    assert cache.pool.owner(source) is cache.pool.owner(target) is Owner.HELD
+    for pages in cache.take_copying():
+        cache.tree.release(pages)
+    assert cache.pool.owner(source) is Owner.CACHED
+    assert cache.pool.owner(target) is Owner.FREE
 
 
 def test_a_step_that_fails_late_fails_its_requests_and_lets_go_of_all_pages(

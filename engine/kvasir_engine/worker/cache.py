@@ -16,7 +16,7 @@ class Cache:
         self.tree = RadixTree(self.pool, page_size)
         self._copy = copy
         self.copying: list[list[int]] = []
-        """Pages held because the device may not have copied from them yet, with those before them."""
+        """Pages held because the device may not have copied from or to them yet, with those before them."""
 
     # -- the scheduler's questions
 
@@ -61,6 +61,10 @@ class Cache:
         if match.tail_page is not None:
             self.pool.hold(match.pages)
             self.copying.append([*match.pages, match.tail_page])
+            # The target too: the sequence may leave before a step that would hold it was launched.
+            target = [*match.pages, fresh[0]]
+            self.pool.hold(target)
+            self.copying.append(target)
             self._copy(match.tail_page, fresh[0])
         sequence.computed = match.tokens(self.page_size)
         sequence.done = sequence.computed
