@@ -12,6 +12,7 @@ from kvasir_operator.render.names import (
     LEADER_INDEX,
     REVISION_LABEL,
     ROLE_LABEL,
+    SERVICE_LABEL,
     SET_LABEL,
     Object,
     Role,
@@ -148,12 +149,13 @@ class Observed(msgspec.Struct, frozen=True):
     def _set(self, item: Object) -> WorkerSet:
         metadata = item["metadata"]
         name, size = metadata["name"], item["spec"]["leaderWorkerTemplate"].get("size", 1)
+        role, revision = place_of(item)
         own = [p for p in self.pods if p.group == name]
         return WorkerSet(
             name=name,
-            role=metadata["labels"][ROLE_LABEL],
-            revision=metadata["labels"].get(REVISION_LABEL, ""),
-            kv=metadata["labels"].get(KV_LABEL, ""),
+            role=role,
+            revision=revision,
+            kv=_kv(item["spec"]["leaderWorkerTemplate"].get("workerTemplate", {})),
             size=size,
             number=int(ending) if (ending := name.rpartition("-")[2]).isdecimal() else -1,
             ready=sum(p.ready for p in own) >= size,
@@ -190,6 +192,22 @@ def workload_name(target: Reference) -> str:
     return target.name.rpartition("-")[0] if target.kind == SET_KIND else target.name
 
 
+def place_of(item: Mapping[str, Any]) -> tuple[Role, str]:
+    """The role and revision that a Deployment or set runs, the revision empty where the name has none (a router's).
+
+    By its name, which nobody can change: with another label it would be nobody's, and be taken away or made again.
+    """
+    service: str = item["metadata"]["labels"][SERVICE_LABEL]
+    role, _, revision = workload_name(reference(item)).removeprefix(f"{service}-").partition("-")
+    return role, revision  # type: ignore[return-value]
+
+
+def _kv(template: Mapping[str, Any]) -> str:
+    """The KV fingerprint of the pods that a template makes."""
+    found: str = template.get("metadata", {}).get("labels", {}).get(KV_LABEL, "")
+    return found
+
+
 def _workload(name: str, sets: list[WorkerSet]) -> Workload:
     """The counts of a revision's sets."""
     first, ready = sets[0], sum(each.ready for each in sets)
@@ -211,16 +229,17 @@ def deployment_state(item: Mapping[str, Any]) -> Workload:
     """The counts of a Deployment."""
     metadata, status = item["metadata"], item.get("status", {})
     failures = [c for c in status.get("conditions", []) if c["type"] == "ReplicaFailure" and c["status"] == "True"]
+    role, revision = place_of(item)
     return Workload(
         name=metadata["name"],
-        role=metadata["labels"][ROLE_LABEL],
-        revision=metadata["labels"].get(REVISION_LABEL, ""),
+        role=role,
+        revision=revision,
         wanted=item["spec"].get("replicas", 1),
         ready=status.get("readyReplicas", 0),
         updated=status.get("updatedReplicas", 0),
         current=status.get("observedGeneration", 0) >= metadata.get("generation", 1),
         failure=_short(failures[0].get("message", "")) if failures else "",
-        kv=metadata["labels"].get(KV_LABEL, ""),
+        kv=_kv(item["spec"]["template"]),
         pods=status.get("replicas", 0),
     )
 
@@ -232,7 +251,7 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
     ready = conditions.get("Ready", {}).get("status") == "True"
     return PodState(
         name=metadata["name"],
-        role=metadata["labels"][ROLE_LABEL],
+        role=metadata["labels"].get(ROLE_LABEL, ""),
         revision=metadata["labels"].get(REVISION_LABEL, ""),
         ready=ready,
         trouble=None if ready else _trouble(metadata["name"], status, conditions),

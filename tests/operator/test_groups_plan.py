@@ -144,6 +144,25 @@ def test_what_somebody_changed_in_a_set_is_put_right_by_its_own_name() -> None:
     assert step.object["spec"]["replicas"] == 1
 
 
+@pytest.mark.parametrize("label", ["role", "revision", "kv"])
+@pytest.mark.parametrize("prefill", [TWO, ONE], ids=["sets", "deployment"])
+def test_a_worker_that_somebody_labelled_otherwise_is_still_that_worker(
+    label: str, prefill: dict[str, Any]
+) -> None:
+    """In place of a set that counted for nothing another would be made; an older Deployment would go at once."""
+    desired = render(service(prefill={**prefill, "replicas": 3}), Options())
+    there = copy.deepcopy(serving(desired))
+    workers = (o for o in there if o["kind"] in (SET_KIND, "Deployment"))
+    changed = next(o for o in workers if "-prefill-" in o["metadata"]["name"])
+    changed["metadata"]["labels"][f"serving.kvasir.dev/{label}"] = "theirs"
+    (step,) = plan(desired, looked(there), Rollout())
+    assert isinstance(step, Apply)
+    assert step.object["metadata"]["name"] == changed["metadata"]["name"]
+    older = render(service(prefill={**prefill, "replicas": 3}, model={"uri": SMOL, "maxLength": 512}), Options())
+    steps = plan(older, looked(there), Rollout())
+    assert not [s for s in steps if isinstance(s, Delete) and s.target.name == changed["metadata"]["name"]]
+
+
 def test_a_set_beyond_those_that_were_rendered_is_of_the_same_pods() -> None:
     objects = wanted(1, placement={"topologyKey": "rack"})
     (first,) = sets(objects)

@@ -7,14 +7,14 @@ workers over several nodes each is a set of its own (`sets.py`), so a revision h
 
 from collections.abc import Collection, Sequence
 
-from kvasir_operator.observed import Observed, Reference, Workload, reference
+from kvasir_operator.observed import Observed, Reference, Workload, place_of, reference
 from kvasir_operator.plan import rollout
 from kvasir_operator.plan.difference import differs, guarded, stamped, uid, version
 from kvasir_operator.plan.rollout import Goal, Group, State
 from kvasir_operator.plan.sets import set_steps
 from kvasir_operator.plan.steps import Apply, Delete, Scale, Step, Wait
 from kvasir_operator.plan.wanted import Wanted, runs_pods, wanted
-from kvasir_operator.render.names import ROLE_LABEL, Object
+from kvasir_operator.render.names import Object
 from kvasir_operator.spec import WORKER_ROLES, Rollout, WorkerRole
 
 Key = tuple[WorkerRole, str]
@@ -22,7 +22,7 @@ Key = tuple[WorkerRole, str]
 
 def is_worker(item: Object) -> bool:
     """Whether this object keeps workers running."""
-    return runs_pods(item) and item["metadata"]["labels"].get(ROLE_LABEL) in WORKER_ROLES
+    return runs_pods(item) and place_of(item)[0] in WORKER_ROLES
 
 
 def begins(desired: Sequence[Object], observed: Observed) -> bool:

@@ -149,7 +149,9 @@ class FlapWatch:
             within = had <= bounds.get("auto", {}).get(role, {}).get("maxReplicas", 0)  # it need not go down
             if size < had and within and (name, role, size, scaling[role]["since"]) in self._unheard:
                 self._wrong(f"{role} of {name} goes from {had} to {size} though a worker was silent")
-            self._last[key] = bounds, size, now if size > had else up
+            least = bounds.get("auto", {}).get(role, {}).get("minReplicas", 0)
+            raised = size > had and not 0 < had < size == least  # which only other bounds do, and no need
+            self._last[key] = bounds, size, now if raised else up
 
 
 def sizes(document: Object) -> dict[str, int] | None:
