@@ -207,4 +207,5 @@ def set_up(
         with timeline.followed(), traffic.flowing(clients):
             yield Stage(cluster, traffic, timeline, spare)
         cluster.kubectl("-n", namespace, "delete", "kvi", "--all", "--timeout=60s")
+    cluster.leave(spare)
     cluster.kubectl("delete", "node", SPARE.name, "--ignore-not-found")

@@ -66,6 +66,11 @@ class Agents:
             for name in netns.names(f"{self._namespace}.pod-{number}-"):
                 netns.delete(name)
 
+    def leave(self, agent: Program) -> None:
+        """Let an agent stop its pods and end, unless it was lost."""
+        if self._running.pop(agent, None) is not None:
+            agent.terminate(_STOP_SECONDS)
+
     def running(self) -> list[Program]:
         """Those that were not lost."""
         return list(self._running)

@@ -222,6 +222,11 @@ class Cluster:
         assert self._agents is not None, "no nodes are started"
         self._agents.lose(agent, silently=silently)
 
+    def leave(self, agent: Program) -> None:
+        """Take the node of an agent that was not lost out of the cluster: another may have its name."""
+        assert self._agents is not None, "no nodes are started"
+        self._agents.leave(agent)
+
     def _joined(self, agent: Program, nodes: Sequence[Node]) -> None:
         def ready() -> bool:
             items: list[dict[str, Any]] = self.get("nodes")["items"]
