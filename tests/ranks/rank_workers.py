@@ -194,7 +194,10 @@ class Worker:
     def endpoint(self) -> Endpoint:
         """Waits for the worker to be ready."""
         if self._endpoint is None:
-            self._endpoint = self.pipe.recv()
+            try:
+                self._endpoint = self.pipe.recv()
+            except EOFError:
+                raise AssertionError(f"{self.name} has ended: {self.log.read_text()[-3000:]}") from None
         return self._endpoint
 
     def ask(self, what: str) -> Any:
