@@ -92,11 +92,14 @@ async def test_a_fault_at_any_step_costs_no_token_and_no_page(
                 await leave_at_the_fault(clients, standing.members["r0"], beyond, victim, questions, reference)
             else:
                 await ask_through_the_fault(clients, standing.members["r0"], beyond, victim, questions, reference)
-        assert f"fault point={point}" in standing.log(name, 10_000)
+        logs = "\n".join(f"--- {each}\n{standing.log(each, 40)}" for each in standing.members)
+        assert f"fault point={point}" in standing.log(name, 10_000), logs
         standing.wait_quiet(BASELINE_SECONDS)
     finally:
         standing.kill(name)
     standing.wait_quiet(BASELINE_SECONDS)  # also when what is at rest dies
+    dead = [each for each in ("p0", "d0", "r0") if not standing.members[each].state]
+    assert not dead, "\n".join(f"--- {each}\n{standing.log(each)}" for each in dead)
 
 
 async def ask_through_the_fault(

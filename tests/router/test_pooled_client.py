@@ -455,6 +455,7 @@ async def test_readiness_and_the_workers_metric() -> None:
         await d.stop()
         await running.until(lambda: running.client.unready_reason() is not None)
         assert running.client.unready_reason() == "no decode worker is ready"
+        assert running.client.max_length == 1000, "what came before the loss is not too long now"
         assert value("kvasir_router_workers", {"role": "unknown", "state": "connecting"}) == 1
         assert value("kvasir_router_workers", {"role": "prefill", "state": "ready"}) == 1
         await d.start()

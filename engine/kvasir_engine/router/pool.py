@@ -28,6 +28,9 @@ class WorkerPool:
         self._leaving: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._unpaired: set[tuple[str, str, str]] = set()
+        self.max_length = 0
+        """Most tokens a sequence may have on any ready worker that decodes; while there is none as before, as a
+        request whose worker is lost before it was sent is not too long. 0 until there was one."""
 
     async def follow(self, discovery: AsyncIterator[Mapping[str, str]]) -> None:
         """Keep the pool as `discovery` says, until it ends or this is cancelled."""
@@ -62,6 +65,8 @@ class WorkerPool:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _note_change(self) -> None:
+        lengths = [each.peer.max_length for each in self.ready() if each.peer and each.peer.role != "prefill"]
+        self.max_length = min(lengths, default=self.max_length)
         self._changed.set()
         self._report_unpaired()
 
@@ -77,12 +82,6 @@ class WorkerPool:
     def expecting(self) -> bool:
         """Whether a worker that is known may soon be ready."""
         return any(each.state == "connecting" for each in self._workers.values())
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens a sequence may have on any ready worker that decodes; 0 while there is none."""
-        lengths = [each.peer.max_length for each in self.ready() if each.peer and each.peer.role != "prefill"]
-        return min(lengths, default=0)
 
     def unready_reason(self) -> str | None:
         if any(each.peer and each.peer.role != "prefill" for each in self.ready()):
