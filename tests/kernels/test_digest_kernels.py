@@ -1,5 +1,10 @@
 """The kernels that digest, and the one that stores KV and digests it: as the definition, and in the same pass."""
 
+import ctypes
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -68,3 +73,27 @@ def test_what_is_stored_is_digested_in_the_same_pass(threads: int, heads: int, d
         assert np.array_equal(kept.table, np.where(written, right, 0))
     finally:
         torch.set_num_threads(before)
+
+
+def test_no_kernel_uses_memory_that_was_freed() -> None:
+    """The tests above once more, where the C library overwrites what is freed (MALLOC_PERTURB_ of glibc)."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "digested", __file__]
+    done = subprocess.run(
+        command, env={**os.environ, "MALLOC_PERTURB_": "165"}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_a_kernels_arguments_live_as_long_as_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call lets go of the GIL: whatever other threads allocate meanwhile must not lie where they were."""
+    seen: list[list[int]] = []
+    others: list[np.ndarray] = []
+
+    def kernel(address: int) -> None:
+        others.extend(np.full(5, -1, np.int64) for _ in range(8))
+        seen.append(list((ctypes.c_int64 * 5).from_address(address)))
+
+    monkeypatch.setattr(digest, "_fold_kernel", kernel)
+    digest.page_digests(np.ones((2, 3, 4), np.uint64), 0)
+    ((_, blocks, cells, *_),) = seen
+    assert (blocks, cells) == (2, 12)

@@ -94,6 +94,7 @@ def _pieces(arguments):  # type: ignore[no-untyped-def]
                     add(rows + token * row, np.int64(0), row, own, sums + token * SUMS * 8)
         for token in range(tokens):
             out[piece * tokens + token] = finish(sums + token * SUMS * 8)
+    memory[0] = 0  # numba frees an array after the last line that names it, and the sums are in this one
 
 
 def _fold(arguments):  # type: ignore[no-untyped-def]
@@ -139,6 +140,8 @@ def page_digests(tokens: Digests, first: int) -> list[int]:
     tokens = np.ascontiguousarray(tokens)
     keys, out = keys_of_places(first + layers, size)[first:], np.empty(blocks, np.uint64)
     addresses = tokens.ctypes.data, keys.ctypes.data
-    _fold_kernel(np.array([out.ctypes.data, blocks, layers * size, *addresses], np.int64).ctypes.data)
+    # A name, so that it lives while the kernel reads it.
+    arguments = np.array([out.ctypes.data, blocks, layers * size, *addresses], np.int64)
+    _fold_kernel(arguments.ctypes.data)
     digests: list[int] = out.tolist()
     return digests

@@ -120,6 +120,7 @@ def _store_digested(arguments):  # type: ignore[no-untyped-def]
                 digest.store(from_, to, dim * 2, own, sums)
                 own += dim * 2
         carray(simd.i64_at(digests + cells[token]), (1,))[0] = digest.finish(sums)
+    memory[0] = 0  # numba frees an array after the last line that names it, and the sums are in this one
 
 
 _rms_norm_kernel = team.kernel(_rms_norm)
