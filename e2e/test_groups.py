@@ -54,6 +54,7 @@ def test_a_rollout_to_workers_of_two_nodes_keeps_every_stream_and_its_tokens(sta
         stage.settled()
 
 
+@pytest.mark.soak
 def test_a_killed_follower_takes_its_group_along_whose_streams_go_on_elsewhere(stage: Stage) -> None:
     before = groups(stage)
     try:

@@ -59,6 +59,8 @@ def enter(names: list[str], node: int) -> None:
         if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), "setns")
     silence.IDLE_SECONDS, silence.SILENT_SECONDS = 1, 2
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.pop(name, None)  # a test before this one may have had ranks in its own process, on loopback
     os.environ["UCX_TLS"] = "tcp,self"  # on one machine it would take shared memory
 
 

@@ -28,7 +28,7 @@ from kvasir_operator.observed import Observed
 from kvasir_operator.plan import workers
 
 CHUNK = 20
-CHUNKS = 6
+CHUNKS = 3
 SOAK = 10_000
 SEARCHED = 60
 
