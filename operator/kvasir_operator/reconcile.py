@@ -141,7 +141,7 @@ class Reconciler:
         if cached and not cached.done:
             self._again(service.namespace, service.name, LOADING_SECONDS)
         deleted = {step.target for step in steps if isinstance(step, Delete)}
-        routers, leaving = self._routers(observed), self._leaving(observed)
+        told, leaving = self._routers(observed), self._leaving(observed)
         status = statuses.accepted(
             desired,
             observed,
@@ -153,7 +153,7 @@ class Reconciler:
             now=self._now(),
             cached=cached,
             paused=paused,
-            routers=routers,
+            routers=None if told is None else [each for each in told if each],
             planned=progress(desired, observed, service.spec.rollout),
             leaving=leaving,
             removing=sorted(r.name for r in observed.removing.keys() - deleted),
@@ -162,7 +162,7 @@ class Reconciler:
         )
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
         self._publish(document, status, guarded=grouped or status.scaling is not None)
-        if seconds := _look_again(status, asked=bool(routers)):
+        if seconds := _look_again(status, told or ()):
             self._again(service.namespace, service.name, seconds)
         for error in failures.values():
             raise error  # the status has them all; this one makes the queue come back
@@ -192,12 +192,11 @@ class Reconciler:
         running = [pod.ip for pod in observed.pods if pod.role == PRELOAD and pod.ip]
         return next(filter(None, map(self._ask.progress, running)), None)
 
-    def _routers(self, observed: Observed) -> list[RouterStatus] | None:
-        """What the ready routers say."""
+    def _routers(self, observed: Observed) -> list[RouterStatus | None] | None:
+        """What each ready router says, `None` of one that does not answer; `None` where nobody is asked."""
         if self._ask is None:
             return None
-        told = self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
-        return [each for each in told if each]
+        return self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
 
     def _intend(self, document: Object, steps: Sequence[Step]) -> None:
         """Say in the status which sets are to be deleted, before any is: over the status that was read only.
@@ -290,10 +289,11 @@ class Reconciler:
         return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _look_again(status: statuses.Status, asked: bool) -> float:
-    """In how many seconds what pods say may be another; 0 when it is not waited for. `asked`: routers answered."""
+def _look_again(status: statuses.Status, told: Sequence[RouterStatus | None]) -> float:
+    """In how many seconds what pods say may be another; 0 when it is not waited for. `told`: by each ready router."""
     verified = next((c.status for c in status.conditions if c.type == VERIFIED), "True")
-    if any(each.requests is not None for each in status.leaving) or (asked and verified == "Unknown"):
+    if any(each.requests is not None for each in status.leaving) or (any(told) and verified == "Unknown"):
         return SOON_SECONDS
-    # A worker that does not say what it has may be on a node that is gone: nothing to hurry for.
-    return FAILED_SECONDS if status.leaving or (asked and verified == "False") else 0.0
+    # A worker that does not say what it has may be on a node that is gone, and a ready router that does not answer
+    # may have lost one packet, or be out of the operator's reach: no event tells, and nothing is to be hurried for.
+    return FAILED_SECONDS if status.leaving or (told and verified != "True") else 0.0

@@ -222,7 +222,7 @@ class FakePods:
         return self.told.get(ip)
 
     def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
-        return [RouterStatus(False, 0, "", self.pairs) for _ in ips] if self.pairs else []
+        return [RouterStatus(False, 0, "", self.pairs) if self.pairs else None for _ in ips]
 
     def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
         return [self.left.get(ip) for ip in ips]

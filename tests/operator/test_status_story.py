@@ -272,6 +272,22 @@ def test_routers_are_asked_until_a_canary_passed_and_no_longer() -> None:
     assert stand.cluster.conditions()["KVTransferVerified"]["reason"] == "CanaryPassed"
 
 
+def test_a_ready_router_that_did_not_answer_is_asked_again() -> None:
+    stand = Stand()
+    stand.reconcile()
+    stand.cluster.settle()
+    stand.cluster.listed_pods = [with_ip(pod("router", {}), "10.0.0.9")]
+    stand.reconcile()
+    assert stand.cluster.conditions()["KVTransferVerified"]["reason"] == "NoReport"
+    assert stand.again == [FAILED_SECONDS], "all events have come: nothing else would have it looked at"
+    stand.pods.pairs = VERIFIED
+    stand.reconcile()
+    stand.pods.pairs = None
+    stand.reconcile()
+    assert stand.cluster.conditions()["KVTransferVerified"]["reason"] == "CanaryPassed"
+    assert stand.again == [], "what was verified is not doubted for one lost answer"
+
+
 def test_a_worker_on_its_way_out_is_asked_what_it_has_until_it_is_gone() -> None:
     stand = Stand()
     stand.reconcile()
