@@ -124,7 +124,11 @@ def add_pod(cluster: str, name: str, link: str, address: str) -> None:
 
 
 def delete(name: str) -> None:
-    """Kill what still runs in the namespace and remove it; not an error when it is gone."""
+    """Kill what still runs in the namespace and remove it; not an error when it is gone.
+
+    The kernel keeps a namespace as long as a socket in it waits to say goodbye, and with it the link: a dead pod
+    would answer for half a minute at an address that is another's by then. So links are cut first.
+    """
     if not (DIRECTORY / name).exists():
         return
     for pid in ip("netns", "pids", name).split():
@@ -132,6 +136,7 @@ def delete(name: str) -> None:
             os.kill(int(pid), signal.SIGKILL)
         except ProcessLookupError:
             continue
+    ip("-n", name, batch=[f"link delete {link}" for link in links(name, "type", "veth")])
     ip("netns", "delete", name)
 
 
@@ -142,9 +147,10 @@ def names(prefix: str) -> list[str]:
     return sorted((entry.name for entry in DIRECTORY.iterdir() if entry.name.startswith(prefix)), reverse=True)
 
 
-def links(name: str) -> list[str]:
-    """The network devices in a namespace."""
-    return [line.split()[0].partition("@")[0] for line in ip("-n", name, "-br", "link").splitlines()]
+def links(name: str, *which: str) -> list[str]:
+    """The network devices in a namespace. `which`: as `ip link show` takes it."""
+    shown = ip("-n", name, "-br", "link", "show", *which)
+    return [line.split()[0].partition("@")[0] for line in shown.splitlines()]
 
 
 def sweep() -> list[str]:

@@ -313,6 +313,35 @@ def test_a_killed_run_leaves_no_process_and_its_namespaces_are_swept(programs: B
     assert netns.names(namespace) == []
 
 
+_PEER = "import socket, time; s = socket.create_server(('', 8000)); print(flush=True); time.sleep(600)"
+_DEAD = (
+    "import socket, time; s = socket.create_connection(('10.244.1.2', 8000)); print(flush=True); time.sleep(600)"
+)
+
+
+def test_a_dead_pods_address_is_free_though_its_goodbye_was_not_heard(programs: Binaries) -> None:
+    """Its socket, and so its namespace, outlive it: the peer was cut off first, and acknowledges nothing."""
+    cluster = f"{netns.owner()}.goodbye"
+    peer, dead = f"{cluster}.pod-1-1", f"{cluster}.pod-1-2"
+    netns.add_cluster(cluster)
+    processes = []
+    try:
+        for name, link, address, script in ((peer, "v1", "10.244.1.2", _PEER), (dead, "v2", "10.244.1.3", _DEAD)):
+            netns.add_pod(cluster, name, link, address)
+            command = netns.command(name, [sys.executable, "-c", script])
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            assert processes[-1].stdout is not None
+            assert processes[-1].stdout.readline() == "\n"
+        netns.ip("-n", cluster, "link", "set", "v1", "down")
+        netns.delete(dead)
+        assert netns.links(cluster, "type", "veth") == ["v1"]
+    finally:
+        for name in netns.names(cluster):
+            netns.delete(name)
+        for process in processes:
+            process.communicate()
+
+
 def _wait_for_end(handle: int) -> None:
 
     readable, _, _ = select.select([handle], [], [], 10.0)
