@@ -34,11 +34,12 @@ def _hold(pipe: Connection, fabric: Fabric) -> None:
     for _ in range(2):
         while not pipe.poll(0.001):
             agent.get_new_notifs()
-        pipe.send((pipe.recv(), int(memory.min())))
+        seen = (pipe.recv(), int(memory.min()))
         if registered is not None:
             agent.deregister_memory(registered)
             registered = None
         memory[:] = 0
+        pipe.send(seen)  # last: the next write comes after it
 
 
 def _write(pipe: Connection, fabric: Fabric, metadata: bytes, address: int) -> None:
