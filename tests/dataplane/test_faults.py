@@ -13,7 +13,7 @@ from stack import Stack, metric
 
 pytestmark = pytest.mark.dataplane
 
-TOKENS = 48
+TOKENS = 32
 LONG = " ".join(f"Item {number} of the list is a thing of some kind." for number in range(25))
 SETTLE_SECONDS = 10.0
 
