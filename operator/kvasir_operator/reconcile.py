@@ -290,7 +290,7 @@ class Reconciler:
 
 
 def _look_again(status: statuses.Status, told: Sequence[RouterStatus | None]) -> float:
-    """In how many seconds what pods say may be another; 0 when it is not waited for. `told`: by each ready router."""
+    """In how many seconds what pods say may be another; 0: it is not waited for. `told`: by each ready router."""
     verified = next((c.status for c in status.conditions if c.type == VERIFIED), "True")
     if any(each.requests is not None for each in status.leaving) or (any(told) and verified == "Unknown"):
         return SOON_SECONDS
