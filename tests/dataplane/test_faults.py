@@ -14,7 +14,9 @@ from stack import Stack, metric
 pytestmark = pytest.mark.dataplane
 
 TOKENS = 32
-LONG = " ".join(f"Item {number} of the list is a thing of some kind." for number in range(25))
+ITEMS = [f"Item {number} of the list is a thing of some kind." for number in range(25)]
+LONG = " ".join(ITEMS)
+MEDIUM = " ".join(ITEMS[:10])
 SETTLE_SECONDS = 10.0
 
 
@@ -73,7 +75,7 @@ def test_clients_that_leave_take_no_page_with_them(float32: Stack) -> None:
         with openai(float32) as client:
             stream = client.completions.create(
                 model="smollm2",
-                prompt=f"{number}. {LONG}",
+                prompt=f"{number}. {MEDIUM}",
                 max_tokens=TOKENS,
                 temperature=0,
                 stream=True,
@@ -106,7 +108,7 @@ def test_a_stream_survives_the_death_of_its_decode_worker(float32: Stack) -> Non
 
 
 def test_the_death_of_prefill_under_a_prompt_costs_the_client_nothing(float32: Stack) -> None:
-    prompts = [f"Chapter {number}. {LONG} {LONG}" for number in range(3)]
+    prompts = [f"Chapter {number}. {LONG}" for number in range(3)]
     with openai(float32) as client, ThreadPoolExecutor(3) as several:
         streams = [several.submit(answer, client, prompt) for prompt in prompts]
         while not float32.metric("prefill", "kvasir_requests_running"):

@@ -8,11 +8,14 @@ from simulation import Network, Worker
 from toy import LateRunner, reference
 
 from kvasir_engine.kv.pages import Owner
+from kvasir_engine.model.step import FinishedStep
 from kvasir_engine.protocol import Delta, Sampling, Submit
+from kvasir_engine.sampling.sampler import Sampled
 from kvasir_engine.scheduler.schedule import Limits
 from kvasir_engine.scheduler.sequence import Sequence
 from kvasir_engine.worker.cache import Cache
 from kvasir_engine.worker.engine import Engine
+from kvasir_engine.worker.flight import Flight, Flights
 from kvasir_engine.worker.thread import EngineThread
 
 LIMITS = Limits(tokens=12, running=4, page_size=4)
@@ -116,15 +119,36 @@ def test_what_an_aborted_request_leaves_to_a_step_cannot_be_leased_before_it_has
     assert engine.cache.pool.available == 4
 
 
+def sequence(tokens: list[int], arrival: int = 0) -> Sequence:
+    return Sequence(f"s{arrival}", tokens, Sampling(max_tokens=1), arrival)
+
+
+def cached(pages: int, tokens: list[int]) -> tuple[Cache, list[tuple[int, int]]]:
+    """A cache of pages of four tokens that has computed `tokens`, and what it copies from now on."""
+    copies: list[tuple[int, int]] = []
+    cache = Cache(pages, 4, lambda source, target: copies.append((source, target)))
+    if tokens:
+        first = sequence(tokens)
+        cache.admit(first)
+        first.computed = first.done = len(tokens)
+        cache.tree.release(cache.part(first, keep=True))
+    return cache, copies
+
+
+def flown(cache: Cache, *sequences: Sequence) -> Flights:
+    """A step with all tokens of these, in flight."""
+    flights = Flights(cache)
+    chunks = [(each, len(each.tokens) - each.computed) for each in sequences]
+    flights.add(Flight(chunks, [], FinishedStep(Sampled([], [])), None))
+    for each in sequences:
+        each.computed = len(each.tokens)
+    return flights
+
+
 def test_a_page_that_is_copied_to_stays_until_a_step_after_the_copy_has_ended() -> None:
     """The device copies when it comes to it: leased before, the page could be overwritten after its writer."""
-    copies: list[tuple[int, int]] = []
-    cache = Cache(8, 4, lambda source, target: copies.append((source, target)))
-    first = Sequence("first", [1, 2, 3, 4, 5, 6, 7], Sampling(max_tokens=1), 0)
-    cache.admit(first)
-    first.computed = first.done = 7
-    cache.tree.release(cache.part(first, keep=True))
-    second = Sequence("second", [1, 2, 3, 4, 5, 6, 9, 9], Sampling(max_tokens=1), 1)
+    cache, copies = cached(8, [1, 2, 3, 4, 5, 6, 7])
+    second = sequence([1, 2, 3, 4, 5, 6, 9, 9], 1)
     cache.admit(second)
     ((source, target),) = copies
     cache.tree.release(cache.part(second, keep=False))  # aborted before a step was launched
@@ -133,6 +157,58 @@ def test_a_page_that_is_copied_to_stays_until_a_step_after_the_copy_has_ended() 
         cache.tree.release(pages)
     assert cache.pool.owner(source) is Owner.CACHED
     assert cache.pool.owner(target) is Owner.FREE
+
+
+def test_a_page_that_is_copied_from_stays_until_the_step_has_ended() -> None:
+    """Evicted and leased before, it could be overwritten before the device has copied from it."""
+    cache, copies = cached(8, [1, 2, 3, 4, 5, 6, 7])
+    second = sequence([1, 2, 3, 4, 5, 6, 9, 9], 1)
+    cache.admit(second)
+    ((source, _),) = copies
+    flights = flown(cache, second)
+    assert cache.pool.owner(source) is Owner.HELD
+    flights.ended()
+    assert cache.pool.owner(source) is Owner.CACHED
+
+
+def test_what_a_request_leaves_is_shared_as_far_as_it_is_computed() -> None:
+    """The step that computes its last token is in flight: whoever found that token cached would read nothing."""
+    cache, _ = cached(8, [])
+    ending = sequence([1, 2, 3, 4, 5, 6, 7, 8])
+    cache.admit(ending)
+    ending.done = 7
+    flights = flown(cache, ending)
+    cache.tree.release(flights.part(ending, keep=True))
+    flights.ended()
+    assert cache.tree.match([1, 2, 3, 4, 5, 6, 7, 8], "").tokens(4) == 7
+
+
+def test_a_page_that_is_given_in_exchange_stays_until_the_step_that_reads_it_has_ended() -> None:
+    """Two have computed the same prompt beside each other, and one's pages are shared first."""
+    cache, _ = cached(8, [])
+    first, second = sequence([1, 2, 3, 4, 5]), sequence([1, 2, 3, 4, 6], 1)
+    for each in (first, second):
+        cache.admit(each)
+        each.computed = each.done = 4
+    flights = flown(cache, first, second)
+    own = second.pages[0]
+    flights.share(first)
+    flights.share(second)
+    assert second.pages[0] == first.pages[0] != own
+    assert cache.pool.owner(own) is Owner.HELD
+    flights.ended()
+    assert cache.pool.owner(own) is Owner.FREE
+
+
+def test_steps_that_are_dropped_hold_nothing_any_more() -> None:
+    cache, _ = cached(8, [])
+    aborted = sequence([1, 2, 3, 4, 5])
+    cache.admit(aborted)
+    flights = flown(cache, aborted)
+    cache.tree.release(flights.part(aborted, keep=False))
+    assert cache.pool.count(Owner.HELD) == 2
+    flights.drop()
+    assert cache.pool.count(Owner.FREE) == 8
 
 
 def test_a_step_that_fails_late_fails_its_requests_and_lets_go_of_all_pages(
