@@ -63,6 +63,7 @@ class Soak:
         self._questions = reference.ask(candidates)
         self._requests = requests
         self._disturbances = disturbances
+        self._over = False
         self.figures = Figures()
 
     async def run(self) -> Figures:
@@ -74,8 +75,8 @@ class Soak:
         async with httpx.AsyncClient(timeout=HANGS_SECONDS, limits=limits) as client:
             await asyncio.gather(*(self._client(client) for _ in range(TOGETHER)))
         self.figures.seconds = round(time.monotonic() - began, 1)
-        disturbing.cancel()
-        await asyncio.gather(disturbing, return_exceptions=True)
+        self._over = True
+        await disturbing
         return self._account()
 
     def _account(self) -> Figures:
@@ -129,8 +130,12 @@ class Soak:
     async def _disturb(self) -> None:
         """Kill or stop somebody, and start who has died, some of them with a fault that waits for its step."""
         each = self._requests // (self._disturbances + 1)
-        for number in range(1, self._disturbances + 1):
-            while self.figures.requests < number * each:  # noqa: ASYNC110 - clients count, nobody signals
+        for number in range(1, self._disturbances + 2):
+            while self.figures.requests < number * each or number > self._disturbances:
+                if self._over:
+                    return
+                if self._missing():  # all clients may wait for it, and none asks more until it is there
+                    await self._revive()
                 await asyncio.sleep(0.02)
             name = self._rng.choice(list(self._cluster.members))
             member, role = self._cluster.members[name], ROLES[name[0]]
@@ -144,6 +149,11 @@ class Soak:
                 self.figures.killed[role] += 1
                 member.kill()
             await self._revive()
+
+    def _missing(self) -> bool:
+        """Whether no process of some kind is left."""
+        alive = {name[0] for name, member in self._cluster.members.items() if member.state}
+        return not alive >= ROLES.keys()
 
     async def _revive(self) -> None:
         for name, member in list(self._cluster.members.items()):
