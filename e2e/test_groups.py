@@ -1,4 +1,4 @@
-"""Workers over several nodes, as groups of LeaderWorkerSets: rolled to, answering, losing a pod, all under traffic.
+"""Workers over several nodes, as groups of LeaderWorkerSets: rolled to under traffic, and refused by name.
 
 The references of the traffic are the answers of a service whose workers are single pods.
 """
@@ -15,7 +15,7 @@ from e2e.lws.running import controlled
 from e2e.stage import Stage, Targets, service, set_up
 from e2e.steps import Object, condition, eventually
 from kvasir_operator.pods.groups import KEY_LABEL
-from kvasir_operator.render.names import INDEX_LABEL, LEADER_INDEX, ROLE_LABEL
+from kvasir_operator.render.names import INDEX_LABEL, ROLE_LABEL
 
 NAMESPACE = "groups"
 TWO: Targets = {"prefill": 1, "decode": 2}
@@ -38,10 +38,6 @@ def groups(stage: Stage) -> dict[str, dict[str, Object]]:
     return found
 
 
-def uids(group: dict[str, Object]) -> set[str]:
-    return {pod["metadata"]["uid"] for pod in group.values()}
-
-
 def test_a_rollout_to_workers_of_two_nodes_keeps_every_stream_and_its_tokens(stage: Stage) -> None:
     try:
         stage.until(lambda: stage.ready("decode") == 1, "the timeline has begun")
@@ -50,28 +46,6 @@ def test_a_rollout_to_workers_of_two_nodes_keeps_every_stream_and_its_tokens(sta
         stage.answered()
         found = groups(stage)
         assert [set(group) for group in found.values()] == [{"0", "1"}] * 2
-    finally:
-        stage.settled()
-
-
-@pytest.mark.soak
-def test_a_killed_follower_takes_its_group_along_whose_streams_go_on_elsewhere(stage: Stage) -> None:
-    before = groups(stage)
-    try:
-        with stage.long.flowing(2):
-            stage.until(lambda: len(stage.busy()) == 2, "streams on both decode workers")
-            key, lost = next(iter(before.items()))
-            stage.window("follower killed", TWO, bound=0.5)
-            steps.kill(stage.cluster, lost["1"])
-
-            def anew() -> bool:
-                group = groups(stage).get(key, {})
-                return set(group) == {"0", "1"} and not uids(group) & uids(lost)
-
-            stage.until(anew, "both pods of the group are others")  # `test_groups_soak.py` waits until they serve
-            stage.answered()
-        (other,) = (group for each, group in groups(stage).items() if each != key)
-        assert uids(other) == uids(before[other[LEADER_INDEX]["metadata"]["labels"][KEY_LABEL]])
     finally:
         stage.settled()
 

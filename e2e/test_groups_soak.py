@@ -56,6 +56,15 @@ def test_a_rollout_of_groups_whose_operator_is_killed_after_each_of_its_writes(s
         stage.settled()
 
 
+def uids(stage: Stage) -> dict[str, set[str]]:
+    """Of the decode workers' pods that stay, by their set."""
+    found: dict[str, set[str]] = {}
+    for pod in steps.pods(stage.cluster, NAMESPACE, f"{ROLE_LABEL}=decode,{SET_LABEL}"):
+        if not pod["metadata"].get("deletionTimestamp"):
+            found.setdefault(pod["metadata"]["labels"][SET_LABEL], set()).add(pod["metadata"]["uid"])
+    return found
+
+
 @pytest.mark.parametrize("place", ["0", "1"], ids=["leader", "follower"])
 def test_a_group_that_lost_a_pod_serves_again(stage: Stage, place: str) -> None:
     stage.edit("two decode workers", edited(decode=2), PAIR)
@@ -63,7 +72,7 @@ def test_a_group_that_lost_a_pod_serves_again(stage: Stage, place: str) -> None:
     pods = steps.pods(stage.cluster, NAMESPACE, f"{ROLE_LABEL}=decode,{INDEX_LABEL}={place}")
     lost = next(pod for pod in pods if not pod["metadata"].get("deletionTimestamp"))
     name = lost["metadata"]["labels"][SET_LABEL]
-    before = stage.cluster.get(SET_PLURAL, name, "-n", NAMESPACE)["metadata"]["uid"]
+    before, pods_before = stage.cluster.get(SET_PLURAL, name, "-n", NAMESPACE)["metadata"]["uid"], uids(stage)
     try:
         with stage.long.flowing(2):
             stage.until(lambda: len(stage.busy()) == 2, "streams on both")
@@ -73,6 +82,11 @@ def test_a_group_that_lost_a_pod_serves_again(stage: Stage, place: str) -> None:
             stage.until(lambda: stage.rolled(TWO), "it is back")
             stage.answered()
         assert stage.cluster.get(SET_PLURAL, name, "-n", NAMESPACE)["metadata"]["uid"] == before
+        pods_now = uids(stage)
+        assert len(pods_now[name]) == len(pods_before[name]) == 2
+        assert not pods_now.pop(name) & pods_before.pop(name), "both pods of the group are others"
+        ((other, same),) = pods_now.items()
+        assert pods_before[other] == same, "the other group was left alone"
     finally:
         stage.settled()
 

@@ -4,6 +4,7 @@ no page lost. `make soak` runs the long form and prints its figures.
 
 import asyncio
 import contextlib
+import math
 import random
 import signal
 import time
@@ -130,13 +131,8 @@ class Soak:
     async def _disturb(self) -> None:
         """Kill or stop somebody, and start who has died, some of them with a fault that waits for its step."""
         each = self._requests // (self._disturbances + 1)
-        for number in range(1, self._disturbances + 2):
-            while self.figures.requests < number * each or number > self._disturbances:
-                if self._over:
-                    return
-                if self._missing():  # all clients may wait for it, and none asks more until it is there
-                    await self._revive()
-                await asyncio.sleep(0.02)
+        for number in range(1, self._disturbances + 1):
+            await self._asked(number * each)
             name = self._rng.choice(list(self._cluster.members))
             member, role = self._cluster.members[name], ROLES[name[0]]
             if self._rng.random() < 0.3 and member.state:
@@ -149,6 +145,14 @@ class Soak:
                 self.figures.killed[role] += 1
                 member.kill()
             await self._revive()
+        await self._asked(math.inf)
+
+    async def _asked(self, requests: float) -> None:
+        """Wait until so many were asked or all is over. All clients may wait for a kind of which nobody is left."""
+        while self.figures.requests < requests and not self._over:
+            if self._missing():
+                await self._revive()
+            await asyncio.sleep(0.02)
 
     def _missing(self) -> bool:
         """Whether no process of some kind is left."""
