@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvasir_engine.api.detokenizer import Detokenizer, Piece
+from kvasir_engine.api.detokenizer import Detokenizer, Piece, named
 from kvasir_engine.client import Output
 from kvasir_engine.protocol import TokenLogprobs
 
@@ -19,6 +19,9 @@ class Vocabulary:
 
     def token_bytes(self, token: int) -> bytes:
         return self.tokens[token]
+
+    def token_name(self, token: int) -> str | None:
+        return f"<{token}>" if token < len(self.tokens) else None
 
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
@@ -78,16 +81,20 @@ def test_logprobs_come_once_each_in_order_and_their_bytes_are_the_text(text: str
     pieces = run(tokens, ["€b", "zz"], scored=True)
     scored = [token for piece in pieces for token in piece.scored]
     if pieces[-1].finish_reason == "length":
-        assert [token.raw for token in scored] == tokens
+        assert [token.token.raw or b"" for token in scored] == tokens
     assert [token.offset for token in scored] == sorted(token.offset for token in scored)
-    assert b"".join(token.raw for token in scored).decode("utf-8", "ignore").startswith(before_stop(text, ["€b"]))
+    assert (
+        b"".join(token.token.raw or b"" for token in scored)
+        .decode("utf-8", "ignore")
+        .startswith(before_stop(text, ["€b"]))
+    )
 
 
 def test_a_stop_string_spread_over_tokens_is_held_back_and_cuts_its_tokens_logprobs() -> None:
     pieces = run([b"on", b"e S", b"TO", b"P two"], ["STOP"], scored=True)
     assert [piece.text for piece in pieces] == ["on", "e ", "", ""]
     assert pieces[-1].finish_reason == "stop"
-    assert [token.raw for piece in pieces for token in piece.scored] == [b"on", b"e S"]
+    assert [token.token.raw or b"" for piece in pieces for token in piece.scored] == [b"on", b"e S"]
 
 
 def test_a_false_alarm_is_released() -> None:
@@ -121,3 +128,10 @@ def test_the_stop_token_is_counted_and_not_shown() -> None:
 )
 def test_bytes_that_are_no_character(tokens: list[bytes], text: str) -> None:
     assert "".join(piece.text for piece in run(tokens, [])) == text
+
+
+def test_names_of_tokens_are_their_text_or_their_bytes_or_what_they_are_called() -> None:
+    vocabulary = Vocabulary(["é".encode(), b"\xf0\x9f", b"a\xe2", b"\\", b""])
+    names = [named(vocabulary, token).name for token in range(5)]
+    assert names == ["é", "bytes:\\xf0\\x9f", "bytes:\\x61\\xe2", "\\", "<4>"]
+    assert [named(vocabulary, token).raw for token in (1, 4)] == [b"\xf0\x9f", None]

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.detokenizer import Piece, ScoredToken
+from kvasir_engine.api.detokenizer import NamedToken, Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
 from kvasir_engine.api.schemas import (
     AssistantMessage,
@@ -21,20 +21,20 @@ from kvasir_engine.api.schemas import (
 )
 
 
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+def _bytes(token: NamedToken) -> list[int] | None:
+    return None if token.raw is None else list(token.raw)
 
 
 def _logprobs(scored: Sequence[ScoredToken]) -> ChatLogprobs:
     return ChatLogprobs(
         [
             ChatLogprob(
-                _text(token.raw),
-                token.logprob,
-                list(token.raw),
-                [TopLogprob(_text(raw), logprob, list(raw)) for raw, logprob in token.top],
+                each.token.name,
+                each.logprob,
+                _bytes(each.token),
+                [TopLogprob(token.name, logprob, _bytes(token)) for token, logprob in each.top],
             )
-            for token in scored
+            for each in scored
         ]
     )
 

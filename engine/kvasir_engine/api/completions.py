@@ -11,21 +11,23 @@ from kvasir_engine.api.generation import Choice, text_of
 from kvasir_engine.api.schemas import Completion, CompletionChoice, CompletionLogprobs
 
 
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+def _top(scored: ScoredToken) -> dict[str, float]:
+    """By name, the sampled token too. A second token of one name, as some vocabularies have, is named by its id."""
+    names: dict[str, int] = {}
+    logprobs: dict[str, float] = {}
+    for token, logprob in [(scored.token, scored.logprob), *scored.top]:
+        known = names.setdefault(token.name, token.id)
+        logprobs[token.name if known == token.id else f"token_id:{token.id}"] = logprob
+    return logprobs
 
 
 def _logprobs(scored: Sequence[ScoredToken], top: int) -> CompletionLogprobs:
-    """`top` 0 asks for the sampled tokens' log-probabilities alone. `top_logprobs` holds the sampled token too."""
+    """`top` 0 asks for the sampled tokens' log-probabilities alone."""
     return CompletionLogprobs(
-        tokens=[_text(token.raw) for token in scored],
-        token_logprobs=[token.logprob for token in scored],
-        top_logprobs=[
-            {_text(raw): logprob for raw, logprob in [(token.raw, token.logprob), *token.top]} for token in scored
-        ]
-        if top
-        else None,
-        text_offset=[token.offset for token in scored],
+        tokens=[each.token.name for each in scored],
+        token_logprobs=[each.logprob for each in scored],
+        top_logprobs=[_top(each) for each in scored] if top else None,
+        text_offset=[each.offset for each in scored],
     )
 
 

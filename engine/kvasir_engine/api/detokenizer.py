@@ -11,12 +11,32 @@ from kvasir_engine.protocol import TokenLogprobs
 
 
 @dataclass(frozen=True)
+class NamedToken:
+    """A token as clients read of it. `raw` is None where it adds no text: a special token has a name only."""
+
+    id: int
+    name: str
+    raw: bytes | None
+
+
+def named(vocabulary: TokenBytes, token: int) -> NamedToken:
+    """A token's name is its text; that of a part of a character its bytes, `bytes:\\xf0\\x9f`, as OpenAI has it."""
+    raw = vocabulary.token_bytes(token)
+    if not raw:
+        return NamedToken(token, vocabulary.token_name(token) or f"token_id:{token}", None)
+    try:
+        return NamedToken(token, raw.decode(), raw)
+    except UnicodeDecodeError:
+        return NamedToken(token, "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), raw)
+
+
+@dataclass(frozen=True)
 class ScoredToken:
     """A shown token with its log-probability; `offset` is where its text begins, in characters of the answer."""
 
-    raw: bytes
+    token: NamedToken
     logprob: float
-    top: list[tuple[bytes, float]]
+    top: list[tuple[NamedToken, float]]
     offset: int
 
 
@@ -67,7 +87,7 @@ class Detokenizer:
             start = self._decoded
             self._decoded += len(text)
             if output.logprobs is not None:
-                self._waiting.append(_Waiting(self._score(raw, output.logprobs[place], start), self._decoded))
+                self._waiting.append(_Waiting(self._score(token, output.logprobs[place], start), self._decoded))
             self._held += text
             cut = self._find_stop()
             if cut is not None:
@@ -86,9 +106,9 @@ class Detokenizer:
             scored.append(self._waiting.popleft().token)
         return Piece("".join(released), len(output.tokens), scored, output.finish_reason)
 
-    def _score(self, raw: bytes, logprobs: TokenLogprobs, start: int) -> ScoredToken:
-        top = [(self._vocabulary.token_bytes(token), logprob) for token, logprob in logprobs.top]
-        return ScoredToken(raw, logprobs.logprob, top, start)
+    def _score(self, token: int, logprobs: TokenLogprobs, start: int) -> ScoredToken:
+        top = [(named(self._vocabulary, each), logprob) for each, logprob in logprobs.top]
+        return ScoredToken(named(self._vocabulary, token), logprobs.logprob, top, start)
 
     def _find_stop(self) -> int | None:
         if self._tokens <= self._min_tokens:
