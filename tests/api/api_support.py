@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kvasir_engine.api.app import create_app
 from kvasir_engine.api.auth import ApiKeys
+from kvasir_engine.api.http import HttpProtocol
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.server import listen
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
@@ -135,10 +136,12 @@ class Api:
 @contextlib.asynccontextmanager
 async def running(engine: ScriptedEngine, model: ServedModel, keys: ApiKeys | None = None) -> AsyncIterator[Api]:
     registry, lifecycle = CollectorRegistry(), Lifecycle()
-    with ThreadPoolExecutor(1) as executor:
+    with ThreadPoolExecutor(2) as executor:
         app = create_app(engine, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
         sock = listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, http=HttpProtocol)
+        )
         server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:

@@ -1,5 +1,7 @@
 """What cannot be honoured is refused, in OpenAI's words; what changes nothing is accepted."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -52,6 +54,13 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
         ({"n": 1000}, "n", "integer_above_max_value"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "array_above_max_length"),
         ({"stop": ""}, "stop", "empty_string"),
+        ({"stop": ["a", "b" * 1001]}, "stop", "string_above_max_length"),
+        ({"stop_token_ids": [1] * 1001}, "stop_token_ids", "array_above_max_length"),
+        ({"user": "u" * 100_000}, "user", "string_above_max_length"),
+        ({"seed": 2**63}, "seed", "integer_above_max_value"),
+        ({"seed": 2**64}, "seed", "integer_above_max_value"),
+        ({"seed": 2**70}, "seed", "integer_above_max_value"),
+        ({"seed": -(2**63) - 1}, "seed", "integer_below_min_value"),
         ({"stop_token_ids": [258]}, "stop_token_ids", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         (
@@ -104,6 +113,13 @@ async def test_refused_on_both_endpoints(
         ({"modalities": ["audio"]}, "modalities", "unsupported_value"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_value"),
         ({"salt": "other-tenant"}, "salt", "unknown_parameter"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls", "unsupported_value"),
+        ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "messages[0].name", "unsupported_value"),
+        ({"messages": [{"role": "user", "content": "x"}] * 101}, "messages", "array_above_max_length"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "array_above_max_length"),
+        ({"metadata": {"a": "b" * 1001}}, "metadata", "string_above_max_length"),
+        ({"safety_identifier": "b" * 1001}, "safety_identifier", "string_above_max_length"),
+        ({"prompt_cache_key": "b" * 1001}, "prompt_cache_key", "string_above_max_length"),
     ],
 )
 async def test_refused_in_a_chat(http: httpx.AsyncClient, change: dict[str, Any], param: str, code: str) -> None:
@@ -118,6 +134,14 @@ async def test_refused_in_a_chat(http: httpx.AsyncClient, change: dict[str, Any]
         ({"prompt": [[]]}, "prompt", "empty_prompt"),
         ({"prompt": ["a", 5]}, "prompt", "invalid_type"),
         ({"prompt": [300]}, "prompt", "invalid_value"),
+        ({"prompt": [2**70]}, "prompt", "invalid_value"),
+        ({"prompt": [5, "a"]}, "prompt", "invalid_type"),
+        ({"prompt": ["a"] * 129}, "prompt", "invalid_value"),
+        ({"prompt": [[1]] * 129}, "prompt", "invalid_value"),
+        ({"prompt": [1] * 100_000}, "prompt", "context_length_exceeded"),
+        ({"prompt": [[1], [1] * 100_000]}, "prompt", "context_length_exceeded"),
+        ({"prompt": "a" * 100_000}, "prompt", "context_length_exceeded"),
+        ({"prompt": ["a", "a" * 100_000]}, "prompt", "context_length_exceeded"),
         ({"prompt": [[1], [-1]]}, "prompt", "invalid_value"),
         ({"prompt": ["a"] * 100, "n": 2}, "prompt", "invalid_value"),
         ({"echo": True}, "echo", "unsupported_value"),
@@ -132,11 +156,152 @@ async def test_refused_in_a_completion(
     check_error(await post(http, "/v1/completions", PLAIN | change), 400, param, code)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"x"', b"\xff", b'{"model": "tiny", "prompt": "\\ud800"}'])
-async def test_malformed_bodies(http: httpx.AsyncClient, body: bytes) -> None:
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"model": "tiny", "prompt": "x"',
+        b'{"model": "tiny", "prompt": "x"} {}',
+        b"[1]",
+        b"null",
+        b'"x"',
+        b"5",
+        b"\xff",
+        b'\xef\xbb\xbf{"model": "tiny", "prompt": "x"}',
+        '{"model": "tiny", "prompt": "x"}'.encode("utf-16"),
+        b'{"model": "tiny", "prompt": "a\xff"}',
+        b'{"model": "tiny", "prompt": "\xed\xa0\x80"}',
+        b'{"model": "tiny", "pro\xffmpt": "a"}',
+        b'{"model": "tiny", "prompt": "a", "user": "\xc3"}',
+        b'{"model": "tiny", "prompt": "\\ud800"}',
+        b'{"model": "tiny", "prompt": "\\udc00"}',
+        b'{"model": "tiny", "prompt": "\\ud800\\u0041"}',
+        b'{"model": "tiny", "prompt": ["a", "\\udfff"]}',
+        b'{"model": "tiny", "prompt": "x", "temperature": NaN}',
+        b'{"model": "tiny", "prompt": "x", "temperature": Infinity}',
+        b'{"model": "tiny", "prompt": "x", "temperature": 1e999}',
+        b'{"model": "tiny", "prompt": "x", "seed": ' + b"9" * DEEP + b"}",
+        b'{"model": "tiny", "prompt": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+        b'{"model": "tiny", "prompt": "x", "user": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}",
+        b"[" * DEEP,
+        b'{"model": "tiny", "prompt": [' + b"[],".join([b"", *[b""] * 250_000]) + b"[]]}",
+    ],
+)
+async def test_malformed_bodies(http: httpx.AsyncClient, body: bytes, caplog: pytest.LogCaptureFixture) -> None:
     response = await post(http, "/v1/completions", body)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b'"tools": [' + b"[" * DEEP + b"]" * DEEP + b"]",
+        b'"tool_choice": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+        b'"tools": ["\xff"]',
+        b'"metadata": {"\xff": "a"}',
+    ],
+)
+async def test_malformed_values_of_any_shape(
+    http: httpx.AsyncClient, field: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], ' + field + b"}"
+    check_error(await post(http, "/v1/chat/completions", body), 400, None, None)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-type": "text/plain"}, 400),
+        ({"content-type": "application/x-www-form-urlencoded"}, 400),
+        ({"content-type": "application/json; charset=utf-16"}, 400),
+        ({"content-encoding": "gzip"}, 400),
+        ({"content-encoding": "br"}, 400),
+        ({"content-type": "application/json; charset=UTF-8"}, 200),
+        ({"content-type": 'application/problem+json; charset="utf-8"; x=y', "content-encoding": "identity"}, 200),
+    ],
+)
+async def test_a_body_of_another_type_or_coding(
+    http: httpx.AsyncClient, headers: dict[str, str], status: int
+) -> None:
+    response = await http.post("/v1/completions", content=json.dumps(PLAIN), headers=headers)
+    assert response.status_code == status
+    if status != 200:
+        check_error(response, status, None, None)
+
+
+async def test_the_last_of_two_equal_keys_counts_as_in_most_parsers(http: httpx.AsyncClient) -> None:
+    body = b'{"model": "tiny", "prompt": "y", "prompt": "x", "n": 2, "n": 1}'
+    response = await post(http, "/v1/completions", body)
+    assert (response.status_code, len(response.json()["choices"])) == (200, 1)
+
+
+async def test_a_name_of_a_megabyte_is_not_said_back(http: httpx.AsyncClient) -> None:
+    for change in ({"model": "m" * 10**6}, {"x" * 10**6: 1}, {"temperature": "t" * 10**6}):
+        response = await post(http, "/v1/completions", PLAIN | change)
+        assert response.status_code in (400, 404)
+        assert len(response.content) < 10_000
+
+
+async def raw(http: httpx.AsyncClient, head: bytes, body: bytes = b"") -> tuple[int, bytes]:
+    """Status and body of the answer to bytes that no HTTP library would send."""
+    url = http.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n" + body)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    first, _, rest = answer.partition(b"\r\n\r\n")
+    return int(first.split()[1]), rest
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: abc",
+        b"Content-Length: -5",
+        b"Content-Length: 1e3",
+        b"Content-Length: +5",
+        b"Content-Length:",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Transfer-Encoding: gzip",
+        b"a line without a colon",
+    ],
+)
+async def test_a_head_that_says_no_length_is_a_400_in_openais_body(http: httpx.AsyncClient, head: bytes) -> None:
+    status, body = await raw(http, head)
+    assert 400 <= status < 500 or status == 501
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    assert (await post(http, "/v1/completions", PLAIN)).status_code == 200
+
+
+async def test_a_length_beyond_the_limit_is_refused_before_the_body(http: httpx.AsyncClient) -> None:
+    for length in (b"100000000", b"9" * 18):
+        status, body = await raw(http, b"Connection: close\r\nContent-Length: " + length)
+        assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
+    check_error(
+        await post(http, "/v1/completions", PLAIN | {"prompt": "a" * 5_000_000}), 413, None, "request_too_large"
+    )
+
+
+async def test_a_client_that_leaves_within_its_body_is_no_error_of_ours(
+    http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(10):
+        while 'code="499"' not in (await http.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not caplog.records
 
 
 async def test_an_unknown_model(http: httpx.AsyncClient) -> None:
@@ -149,6 +314,8 @@ async def test_a_prompt_that_is_too_long(http: httpx.AsyncClient, size: int) -> 
     response = await post(http, "/v1/completions", PLAIN | {"prompt": [1] * size})
     check_error(response, 400, "prompt", "context_length_exceeded")
     assert f"maximum context length is 100 tokens. However, your prompt resulted in {size}" in response.text
+    response = await post(http, "/v1/completions", PLAIN | {"prompt": "a" * size})
+    check_error(response, 400, "prompt", "context_length_exceeded")
     response = await post(http, "/v1/chat/completions", CHAT | {"max_tokens": 99})
     check_error(response, 400, "messages", "context_length_exceeded")
 
@@ -189,7 +356,7 @@ async def test_neutral_values_and_labels_are_accepted(http: httpx.AsyncClient) -
     roundtrip = {
         "messages": [
             {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "user", "content": "x", "name": "me"},
+            {"role": "user", "content": "x"},
             {"role": "assistant", "content": "y", "refusal": None, "tool_calls": None, "annotations": []},
             {"role": "user", "content": "z"},
         ]

@@ -10,10 +10,13 @@ import pytest
 from api_support import EOS, Api, ScriptedEngine, endless, failing, running, saying
 
 from kvasir_engine.api.auth import ApiKeys
+from kvasir_engine.api.completions import _top
+from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.tokenizer import ServedModel
-from kvasir_engine.client import EngineError
+from kvasir_engine.client import EngineError, Output
 from kvasir_engine.errors import UserError
+from kvasir_engine.protocol import TokenLogprobs
 
 HELLO: list[dict[str, str]] = [{"role": "user", "content": "Hi"}]
 
@@ -166,7 +169,7 @@ async def test_sampling_reaches_the_engine(model: ServedModel) -> None:
             await client.completions.create(model="tiny", prompt="x", top_p=0)
     first, second, third, fourth = (request.sampling for request in engine.requests)
     assert (first.temperature, first.top_p, first.top_k, first.min_p) == (0.5, 0.9, 5, 0.1)
-    assert (first.seed, first.max_tokens, first.min_tokens) == (2**63 - 1, 9, 2)
+    assert (first.seed, first.max_tokens, first.min_tokens) == (-1, 9, 2)
     assert first.stop_token_ids == [EOS, 3]
     assert second.stop_token_ids == [3]
     assert third.temperature == 0  # a nucleus without mass is greedy
@@ -206,6 +209,54 @@ async def test_completion_logprobs(model: ServedModel) -> None:
     assert all(len(each) == 2 for each in logprobs.top_logprobs)
     assert plain.choices[0].logprobs is not None
     assert plain.choices[0].logprobs.top_logprobs is None
+
+
+def awkward(request: Any) -> Any:
+    """Two parts of a character, a whole one, a special token, and one that only the model's vocabulary has."""
+
+    async def script() -> Any:
+        top = [(0, -0.1), (160, -0.2), (161, -0.3), (256, -0.4), (300, -0.5)]
+        yield Output([161, 65, 300], [TokenLogprobs(-0.3, top)] * 3, "length", 0)
+
+    return script()
+
+
+async def test_top_logprobs_have_every_token_under_a_name_of_its_own(model: ServedModel) -> None:
+    engine = ScriptedEngine(awkward)
+    part = [model.tokenizer.token_bytes(token) for token in (160, 161)]
+    first, second = ("bytes:" + "".join(f"\\x{byte:02x}" for byte in each) for each in part)
+    text, letter = (model.tokenizer.token_bytes(token).decode() for token in (0, 65))
+    async with running(engine, model) as api, api.client() as client:
+        plain = await client.completions.create(model="tiny", prompt="x", logprobs=5)
+        chat = await client.chat.completions.create(model="tiny", messages=HELLO, logprobs=True, top_logprobs=5)
+    logprobs = plain.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == [second, letter, "token_id:300"]
+    assert logprobs.top_logprobs is not None
+    rest = {text: -0.1, first: -0.2, second: -0.3, "<|im_start|>": -0.4, "token_id:300": -0.5}
+    assert logprobs.top_logprobs[0] == rest
+    assert logprobs.top_logprobs[1] == rest | {letter: -0.3}
+    assert chat.choices[0].logprobs is not None
+    content = chat.choices[0].logprobs.content or []
+    assert [(each.token, each.bytes) for each in content[0].top_logprobs] == [
+        (text, list(text.encode())),
+        (first, list(part[0])),
+        (second, list(part[1])),
+        ("<|im_start|>", None),
+        ("token_id:300", None),
+    ]
+
+
+async def test_two_tokens_of_one_text_are_two_entries(model: ServedModel) -> None:
+    class Twins:
+        def token_bytes(self, token: int) -> bytes:
+            return b"A"
+
+        def token_name(self, token: int) -> str | None:
+            return None
+
+    piece = Detokenizer(Twins()).push(Output([1], [TokenLogprobs(-1, [(1, -1), (2, -2)])], "length"))
+    assert _top(piece.scored[0]) == {"A": -1, "token_id:2": -2}
 
 
 async def test_models(model: ServedModel) -> None:

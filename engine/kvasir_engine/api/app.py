@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -17,22 +17,27 @@ from starlette.responses import Response
 
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.auth import ApiKeys
+from kvasir_engine.api.body import most_body_bytes, read_body
 from kvasir_engine.api.chat import chat_body, chat_events
 from kvasir_engine.api.completions import completion_body, completion_events
 from kvasir_engine.api.detokenizer import Detokenizer
-from kvasir_engine.api.errors import ApiError, from_validation
+from kvasir_engine.api.encoding import OffLoop, TooLong
+from kvasir_engine.api.errors import ApiError, unsupported
 from kvasir_engine.api.generation import Choice, Tally, TokenClock, run_choices
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.meter import RequestMeter
 from kvasir_engine.api.metrics import ApiMetrics
 from kvasir_engine.api.params import (
     Params,
+    characters_of,
     chat_messages,
     chat_params,
+    check_tokens,
     choice_seed,
     completion_params,
     completion_prompts,
     room,
+    too_long,
 )
 from kvasir_engine.api.responses import (
     EventResponse,
@@ -42,13 +47,13 @@ from kvasir_engine.api.responses import (
     while_client_stays,
 )
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, Model, ModelList
-from kvasir_engine.api.tokenizer import ServedModel, TemplateError
+from kvasir_engine.api.tokenizer import ServedModel, TemplateError, UnusedName
 from kvasir_engine.client import EngineClient, GenerateRequest
 
-MOST_BODY_BYTES = 64 * 2**20
+MOST_LENGTH = 2**20  # of a prompt, while no worker has said what it takes
 
-R = TypeVar("R")
 B = TypeVar("B", bound=CommonRequest)
+Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,18 @@ class _Service:
     metrics: ApiMetrics
     lifecycle: Lifecycle
     keys: ApiKeys | None
-    executor: Executor
+    off_loop: OffLoop
 
     def unready_reason(self) -> str | None:
         return "draining" if self.lifecycle.draining else self.client.unready_reason()
+
+    @property
+    def most(self) -> int:
+        """Most tokens of a prompt, as far as known."""
+        return self.client.max_length or MOST_LENGTH
+
+    async def read(self, request: Request, kind: type[B]) -> B:
+        return await read_body(request, kind, most_body_bytes(self.client.max_length), self.off_loop)
 
     def salt(self, request: Request) -> str:
         return "" if self.keys is None else self.keys.salt(request.headers.get("authorization"))
@@ -77,15 +90,40 @@ class _Service:
                 param="model",
             )
 
-    async def off_loop(self, work: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
-
     async def check_ready(self, request: Request) -> None:
         """Refuse a request that no engine will take soon. Until one does, the client may leave."""
         reason = await while_client_stays(request, self.client.wait_ready())
         if reason is not None:
             message = f"The model is not ready to serve: {reason}."
             raise ApiError(503, message, code="no_worker", type="server_error")
+
+    async def tokens(self, request: Request, text: str | Messages, param: str) -> list[int]:
+        """The tokens of a prompt, unless it is too long or the client leaves. Raises ApiError."""
+        longest, most = self.model.tokenizer.longest, self.most
+        characters = len(text) if isinstance(text, str) else characters_of(text)
+        if characters > most * longest:
+            raise too_long(characters // longest, most, param)
+        tokenizer = self.model.tokenizer
+        begin = partial(tokenizer.plain, text) if isinstance(text, str) else partial(tokenizer.rendered, text)
+        try:
+            return await while_client_stays(request, self.off_loop.tokens(begin, most))
+        except TooLong as error:
+            raise too_long(error.tokens, most, param) from None
+        except UnusedName as error:
+            name = f"{param}[{error.place}].name"
+            message = f"Unsupported parameter: '{name}'. This model's chat template does not show names."
+            raise unsupported(name, message) from None
+        except TemplateError as error:
+            message = f"The model's chat template refuses the messages: {error}."
+            raise ApiError(400, message, code="invalid_value", param=param) from None
+
+    async def prompt(self, request: Request, prompt: str | list[int]) -> list[int]:
+        """The tokens of one of a completion's prompts. Raises ApiError."""
+        if isinstance(prompt, str):
+            return await self.tokens(request, prompt, "prompt")
+        await asyncio.sleep(0)  # checking many lists takes long
+        check_tokens(prompt, self.model.vocab_size, self.most)
+        return prompt
 
     def choices(self, id: str, salt: str, params: Params, prompts: list[list[int]], param: str) -> list[Choice]:
         choices: list[Choice] = []
@@ -112,21 +150,6 @@ class _Service:
         )
 
 
-async def _read(request: Request, kind: type[B]) -> B:
-    """The request's body. Raises ApiError."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BODY_BYTES:
-            raise ApiError(
-                413, f"The request body is larger than {MOST_BODY_BYTES} bytes.", code="request_too_large"
-            )
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise from_validation(error) from None
-
-
 def _error_response(error: ApiError) -> Response:
     return Response(error.body, error.status, error_headers(error), "application/json")
 
@@ -142,15 +165,17 @@ def create_app(
     registry: CollectorRegistry,
     lifecycle: Lifecycle,
     executor: Executor,
+    long_ones: int = 1,
     keys: ApiKeys | None = None,
 ) -> FastAPI:
-    """The application. `executor` runs tokenizing and chat templates; the caller shuts it down.
+    """The application. `executor` runs tokenizing and chat templates; the caller shuts it down. Long texts get
+    `long_ones` of its threads at most.
 
     `registry` gets the request metrics and is what /metrics shows. Without `keys` everyone may use the API, as one
     tenant. /health, /ready and /metrics ask for no key.
     """
     metrics = ApiMetrics(registry)
-    service = _Service(client, model, metrics, lifecycle, keys, executor)
+    service = _Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones))
     app = FastAPI(title="Kvasir", openapi_url=None)
     app.add_middleware(RequestMeter, metrics=metrics, lifecycle=lifecycle)
 
@@ -200,20 +225,16 @@ def create_app(
     async def chat(request: Request) -> Response:
         clock = TokenClock(metrics)
         salt = service.salt(request)
-        body = await _read(request, ChatRequest)
+        body = await service.read(request, ChatRequest)
         service.check_model(body.model)
-        params = chat_params(body, model.eos, model.vocab_size)
-        messages = chat_messages(body)
+        params = chat_params(body, model)
+        messages = chat_messages(body, service.most)
         if not model.tokenizer.has_chat_template:
             raise ApiError(
                 400, f"The model '{model.name}' has no chat template: use /v1/completions.", param="messages"
             )
         await service.check_ready(request)
-        try:
-            tokens = await service.off_loop(partial(model.tokenizer.chat, messages))
-        except TemplateError as error:
-            message = f"The model's chat template refuses the messages: {error}."
-            raise ApiError(400, message, code="invalid_value", param="messages") from None
+        tokens = await service.tokens(request, messages, "messages")
         id = f"chatcmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, salt, params, [tokens], "messages")
         answer = service.answer(id, [tokens], choices)
@@ -227,15 +248,12 @@ def create_app(
     async def completions(request: Request) -> Response:
         clock = TokenClock(metrics)
         salt = service.salt(request)
-        body = await _read(request, CompletionRequest)
+        body = await service.read(request, CompletionRequest)
         service.check_model(body.model)
-        params = completion_params(body, model.eos, model.vocab_size)
-        asked = completion_prompts(body, model.vocab_size)
+        params = completion_params(body, model)
+        asked = completion_prompts(body, service.most)
         await service.check_ready(request)
-        prompts = [
-            each if isinstance(each, list) else await service.off_loop(partial(model.tokenizer.encode, each))
-            for each in asked
-        ]
+        prompts = [await service.prompt(request, each) for each in asked]
         id = f"cmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, salt, params, prompts, "prompt")
         answer = service.answer(id, prompts, choices)

@@ -18,6 +18,13 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+_MOST_SHOWN = 2000  # characters: a message may repeat what the client sent
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
+
+
 class ApiError(Exception):
     """A request that is answered with an error. `detail` is the body, `status` the HTTP status."""
 
@@ -32,7 +39,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.detail = ErrorDetail(message, type, param, code)
+        self.detail = ErrorDetail(_short(message), type, None if param is None else _short(param), code)
 
     @property
     def body(self) -> bytes:
@@ -46,6 +53,11 @@ def bad_request(message: str, param: str | None = None, code: str | None = "inva
 def unsupported(param: str, message: str | None = None) -> ApiError:
     """A value that would change the answer and that this server cannot honour."""
     return bad_request(message or f"Unsupported value: '{param}' is not supported.", param, "unsupported_value")
+
+
+def client_left() -> ApiError:
+    """Nobody hears the answer; the status is what the metrics count."""
+    return ApiError(499, "The client has left.")
 
 
 def unexpected() -> ApiError:

@@ -2,20 +2,26 @@
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, ContentPart
+from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.protocol import Sampling
 
 MOST_STOPS = 4
+MOST_STOP_CHARACTERS = 1000
+MOST_STOP_TOKENS = 1000
+MOST_LABEL = 1000
+MOST_METADATA = 16
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 MOST_COMPLETION_LOGPROBS = 5
 COMPLETION_MAX_TOKENS = 16
 _SEEDS = 2**63
+_INT64 = (-(2**63), 2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -55,21 +61,36 @@ def _only(name: str, value: object, *neutral: object) -> None:
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop or []
-    if len(stops) > MOST_STOPS:
-        raise bad_request(
-            f"Invalid 'stop': array too long. Expected an array with maximum length {MOST_STOPS}, "
-            f"but got an array with length {len(stops)} instead.",
-            "stop",
-            "array_above_max_length",
-        )
+    _few("stop", len(stops), MOST_STOPS)
     if "" in stops:
         raise bad_request("Invalid 'stop': a stop string cannot be empty.", "stop", "empty_string")
+    for each in stops:
+        _short("stop", each, MOST_STOP_CHARACTERS)
     return tuple(stops)
 
 
-def _params(
-    request: CommonRequest, eos: Sequence[int], vocab_size: int, logprobs: int | None, max_tokens: int | None
-) -> Params:
+def _short(name: str, text: str | None, most: int) -> None:
+    if text is not None and len(text) > most:
+        raise bad_request(
+            f"Invalid '{name}': string too long. Expected a string with maximum length {most}, "
+            f"but got a string with length {len(text)} instead.",
+            name,
+            "string_above_max_length",
+        )
+
+
+def _few(name: str, length: int, most: int) -> None:
+    if length > most:
+        raise bad_request(
+            f"Invalid '{name}': array too long. Expected an array with maximum length {most}, "
+            f"but got an array with length {length} instead.",
+            name,
+            "array_above_max_length",
+        )
+
+
+def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, max_tokens: int | None) -> Params:
+    _short("user", request.user, MOST_LABEL)
     temperature = 1.0 if request.temperature is None else request.temperature
     top_p = 1.0 if request.top_p is None else request.top_p
     top_k = 0 if request.top_k in (None, -1) else request.top_k or 0
@@ -97,11 +118,17 @@ def _params(
     if request.stream_options is not None:
         _only("stream_options.include_obfuscation", request.stream_options.include_obfuscation, False)
     stop_token_ids = request.stop_token_ids or []
+    _few("stop_token_ids", len(stop_token_ids), MOST_STOP_TOKENS)
     for token in stop_token_ids:
-        if not 0 <= token < vocab_size:
+        if not 0 <= token < model.vocab_size:
             raise bad_request(f"Invalid 'stop_token_ids': {token} is not a token of this model.", "stop_token_ids")
-    ends = stop_token_ids if request.ignore_eos else [*eos, *stop_token_ids]
-    seed = secrets.randbits(63) if request.seed is None else request.seed % _SEEDS
+    stops = _stops(request.stop)
+    # Their text is not shown, so it cannot be searched for.
+    special = [token for token in map(model.tokenizer.special_token, stops) if token is not None]
+    ends = [*([] if request.ignore_eos else model.eos), *stop_token_ids, *special]
+    if request.seed is not None:
+        _within("seed", request.seed, *_INT64)
+    seed = secrets.randbits(63) if request.seed is None else request.seed
     sampling = Sampling(
         max_tokens=0,
         # a nucleus of no mass holds the most likely token alone: that is greedy
@@ -116,7 +143,7 @@ def _params(
     )
     return Params(
         sampling=sampling,
-        stop=_stops(request.stop),
+        stop=stops,
         n=n,
         max_tokens=max_tokens,
         stream=bool(request.stream),
@@ -125,8 +152,14 @@ def _params(
     )
 
 
-def chat_params(request: ChatRequest, eos: Sequence[int], vocab_size: int) -> Params:
+def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
+    _short("safety_identifier", request.safety_identifier, MOST_LABEL)
+    _short("prompt_cache_key", request.prompt_cache_key, MOST_LABEL)
+    _few("metadata", len(request.metadata or {}), MOST_METADATA)
+    for key, value in (request.metadata or {}).items():
+        _short("metadata", key, MOST_LABEL)
+        _short("metadata", value, MOST_LABEL)
     if request.max_completion_tokens is not None:
         if request.max_tokens is not None:
             raise bad_request(
@@ -144,15 +177,16 @@ def chat_params(request: ChatRequest, eos: Sequence[int], vocab_size: int) -> Pa
     _only("verbosity", request.verbosity, "medium")
     _only("response_format", request.response_format and request.response_format.type, "text")
     _only("tools", request.tools, [])
+    _only("parallel_tool_calls", request.parallel_tool_calls, True)
     _only("functions", request.functions, [])
     _only("tool_choice", request.tool_choice, "none", "auto")
     _only("function_call", request.function_call, "none", "auto")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    return _params(request, eos, vocab_size, logprobs, max_tokens)
+    return _params(request, model, logprobs, max_tokens)
 
 
-def completion_params(request: CompletionRequest, eos: Sequence[int], vocab_size: int) -> Params:
+def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
     if request.logprobs is not None:
         _within("logprobs", request.logprobs, 0, MOST_COMPLETION_LOGPROBS)
@@ -160,7 +194,7 @@ def completion_params(request: CompletionRequest, eos: Sequence[int], vocab_size
     _only("echo", request.echo, False)
     _only("suffix", request.suffix, "")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _params(request, eos, vocab_size, request.logprobs, max_tokens)
+    return _params(request, model, request.logprobs, max_tokens)
 
 
 def _text(content: str | list[ContentPart] | None, param: str) -> str:
@@ -178,12 +212,18 @@ def _text(content: str | list[ContentPart] | None, param: str) -> str:
     return "\n".join(texts)
 
 
-def chat_messages(request: ChatRequest) -> list[dict[str, str]]:
-    """The messages as chat templates take them. OpenAI's `developer` is what templates call `system`."""
+def characters_of(messages: Sequence[Mapping[str, str]]) -> int:
+    """Of all texts together."""
+    return sum(len(text) for message in messages for text in message.values())
+
+
+def chat_messages(request: ChatRequest, most: int) -> list[dict[str, str]]:
+    """The messages, `most` at most, as chat templates take them. OpenAI's `developer` is their `system`."""
     if not request.messages:
         raise bad_request(
             "Invalid 'messages': empty array. Expected at least one message.", "messages", "empty_array"
         )
+    _few("messages", len(request.messages), most)
     messages = []
     for place, message in enumerate(request.messages):
         at = f"messages[{place}]"
@@ -199,33 +239,36 @@ def chat_messages(request: ChatRequest) -> list[dict[str, str]]:
     return messages
 
 
-def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[str | list[int]]:
-    """The prompts, each a text or checked token ids: one, or each of a list."""
+def completion_prompts(request: CompletionRequest, most: int) -> list[str | list[int]]:
+    """The prompts, each a text or token ids to be checked: one of `most` tokens, or each of a list."""
     prompt = request.prompt
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
         raise bad_request("Invalid 'prompt': empty array.", "prompt", "empty_array")
-    if all(isinstance(each, int) for each in prompt):
-        prompts: list[str | list[int]] = [[each for each in prompt if isinstance(each, int)]]
-    else:
-        prompts = [each for each in prompt if isinstance(each, str)] or [
-            each for each in prompt if isinstance(each, list)
-        ]
-        if len(prompts) != len(prompt):
-            raise bad_request(
-                "Invalid 'prompt': expected a string, or a list of strings, of tokens, or of lists of tokens.",
-                "prompt",
-                "invalid_type",
-            )
-    for ids in prompts:
-        if isinstance(ids, list):
-            for token in ids:
-                if not 0 <= token < vocab_size:
-                    raise bad_request(f"Invalid 'prompt': {token} is not a token of this model.", "prompt")
-    if len(prompts) * (request.n or 1) > MOST_CHOICES:
+    kind = type(prompt[0])
+    if kind is int and len(prompt) > most:
+        raise too_long(len(prompt), most, "prompt")
+    if kind is not int and len(prompt) * (request.n or 1) > MOST_CHOICES:
         raise bad_request(f"Too many choices: prompts times 'n' may be {MOST_CHOICES} at most.", "prompt")
-    return prompts
+    if any(type(each) is not kind for each in prompt):
+        raise bad_request(
+            "Invalid 'prompt': expected a string, or a list of strings, of tokens, or of lists of tokens.",
+            "prompt",
+            "invalid_type",
+        )
+    if kind is int:
+        return [[each for each in prompt if isinstance(each, int)]]
+    return [each for each in prompt if not isinstance(each, int)]
+
+
+def check_tokens(tokens: list[int], vocab_size: int, most: int) -> None:
+    """Raise ApiError unless these are `most` tokens of the model at most."""
+    if len(tokens) > most:
+        raise too_long(len(tokens), most, "prompt")
+    for token in (min(tokens), max(tokens)) if tokens else ():
+        if not 0 <= token < vocab_size:
+            raise bad_request(f"Invalid 'prompt': {token} is not a token of this model.", "prompt")
 
 
 def room(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str) -> int:
@@ -234,13 +277,23 @@ def room(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str
         raise bad_request(
             f"Invalid '{param}': it has no tokens; a prompt needs one at least.", param, "empty_prompt"
         )
-    over = _too_long(prompt_tokens, max_tokens, max_length, param)
+    over = _over(prompt_tokens, max_tokens, max_length, param)
     if over is not None:
         raise over
     return max_length - prompt_tokens if max_tokens is None else max_tokens
 
 
-def _too_long(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str) -> ApiError | None:
+def too_long(tokens: int, max_length: int, param: str) -> ApiError:
+    """A prompt of `tokens` tokens at least, which were not all counted."""
+    what = "messages" if param == "messages" else "prompt"
+    text = (
+        f"This model's maximum context length is {max_length} tokens. However, your {what} resulted in {tokens} "
+        f"tokens or more. Please reduce the length of the {what}."
+    )
+    return bad_request(text, param, "context_length_exceeded")
+
+
+def _over(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str) -> ApiError | None:
     limit = f"This model's maximum context length is {max_length} tokens. However, "
     what = "messages" if param == "messages" else "prompt"
     if prompt_tokens >= max_length:

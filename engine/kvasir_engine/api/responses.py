@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kvasir_engine.api.errors import ApiError, from_engine, unexpected
+from kvasir_engine.api.errors import ApiError, client_left, from_engine, unexpected
 from kvasir_engine.client import EngineError
 
 log = logging.getLogger("api")
@@ -66,7 +66,7 @@ async def while_client_stays(request: Request, work: Coroutine[Any, Any, R]) -> 
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ApiError(int(CLIENT_LEFT), "The client has left.")
+            raise client_left()
         return working.result()
     finally:
         leaving.cancel()

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from kvasir_engine.api.http import HttpProtocol
 from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.errors import UserError
 
@@ -61,7 +62,9 @@ async def serve(app: Any, sock: socket.socket, leaving: Leaving, until: asyncio.
 
     What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
     """
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, http=HttpProtocol
+    )
     server = _Server(config)
     stop = asyncio.Event()
 

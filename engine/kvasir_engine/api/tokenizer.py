@@ -11,6 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from kvasir_engine.api.encoding import Encoding
+from kvasir_engine.api.parsing import ParseSpecial
+from kvasir_engine.api.pieces import divisible
+from kvasir_engine.api.special import Markers, Segment, Strips, Unmarkable
 from kvasir_engine.errors import UserError
 
 
@@ -22,11 +26,23 @@ class TemplateError(Exception):
     """The chat template refuses these messages; the message is its own reason."""
 
 
+class UnusedName(Exception):
+    """The chat template does not show the name of the message at `place`."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
+
+
 class TokenBytes(Protocol):
     """What turning tokens into text needs."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that `token` adds to the text; none for a special token or one outside the vocabulary."""
+        ...
+
+    def token_name(self, token: int) -> str | None:
+        """What a token is called that adds no bytes to the text; None if it has no name either."""
         ...
 
 
@@ -48,6 +64,22 @@ def _decoder_kinds(decoder: Mapping[str, Any] | None) -> set[str]:
     return {decoder["type"]}
 
 
+def _in_brackets(name: str) -> bool:
+    return len(name) > 2 and name[0] + name[-1] in ("<>", "[]")
+
+
+def _without_markers(described: Mapping[str, Any], markers: Mapping[str, int]) -> Any:
+    """The tokenizer to which special tokens and `markers` are text like any other."""
+    from tokenizers import Tokenizer as Backend
+
+    added = [
+        {**each, "special": each["special"] or each["content"] in markers} for each in described["added_tokens"]
+    ]
+    backend = Backend.from_str(json.dumps({**described, "added_tokens": added}))
+    backend.encode_special_tokens = True
+    return backend
+
+
 class Tokenizer:
     """A byte-level (GPT-2, Llama 3, Qwen, SmolLM) or SentencePiece-like (Llama 2, Mistral) tokenizer.
 
@@ -55,13 +87,14 @@ class Tokenizer:
     tokens have no bytes of their own, so text could not be streamed exactly.
     """
 
-    def __init__(self, hf_tokenizer: Any) -> None:
+    def __init__(self, hf_tokenizer: Any, parse_special: ParseSpecial = "prompts") -> None:
         backend = getattr(hf_tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise TokenizerError("the model's tokenizer has no tokenizer.json form")
         backend.no_truncation()
         backend.no_padding()
-        kinds = _decoder_kinds(json.loads(backend.to_str())["decoder"])
+        described = json.loads(backend.to_str())
+        kinds = _decoder_kinds(described["decoder"])
         self._byte_level = "ByteLevel" in kinds
         if not self._byte_level and not kinds & {"Metaspace", "ByteFallback"}:
             raise TokenizerError(
@@ -69,41 +102,117 @@ class Tokenizer:
             )
         self._hf = hf_tokenizer
         self._backend = backend
+        self._parse_special = parse_special
+        added = backend.get_added_tokens_decoder()
         self._added: dict[int, bytes] = {
-            token: b"" if added.special else added.content.encode()
-            for token, added in backend.get_added_tokens_decoder().items()
+            token: b"" if each.special else each.content.encode() for token, each in added.items()
         }
         self._bytes: dict[int, bytes] = dict(self._added)
-        self.size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._special: dict[str, int] = {each.content: token for token, each in added.items() if each.special}
+        others = {each.content: token for token, each in added.items() if _in_brackets(each.content)}
+        strips = Strips(
+            frozenset(each.content for each in added.values() if each.lstrip),
+            frozenset(each.content for each in added.values() if each.rstrip),
+        )
+        self._markers = Markers(self._special, others, strips)
+        self._as_text = _without_markers(described, others)
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.size: int = max(vocabulary.values()) + 1
+        self.longest: int = max(map(len, map(self.token_bytes, vocabulary.values())))
+        self.longest = max(self.longest, *map(len, self._special), 1)
         self.eos_token_id: int | None = hf_tokenizer.eos_token_id
         self.has_chat_template: bool = hf_tokenizer.chat_template is not None
+        self._around = self._put_around()
+        self._divisible = divisible(lambda text: self._ids(backend, text))
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
+    def load(cls, folder: Path, parse_special: ParseSpecial = "prompts") -> "Tokenizer":
         """The tokenizer of a Hugging Face folder. The first in a process takes seconds: transformers' imports."""
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(str(folder)))
+            return cls(AutoTokenizer.from_pretrained(str(folder)), parse_special)
         except (OSError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise TokenizerError(f"cannot load a tokenizer from {folder}: {first}") from error
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, with what the model puts before every text (a BOS token, or nothing)."""
-        ids: list[int] = self._backend.encode(text).ids
-        return ids
+        return self.plain(text).run()
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Tokens of `messages` in the chat template, up to where the assistant begins. Raises TemplateError."""
+    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Tokens of `messages` in the chat template. Raises as `rendered` does."""
+        return self.rendered(messages).run()
+
+    def plain(self, text: str) -> Encoding:
+        """The encoding of a plain prompt, not begun."""
+        before, after = self._around
+        backend = self._as_text if self._parse_special == "none" else self._backend
+        return self._encoding(backend, [*before, text, *after])
+
+    def rendered(self, messages: Sequence[Mapping[str, Any]]) -> Encoding:
+        """The encoding, not begun, of `messages` in the chat template, up to where the assistant begins.
+
+        Special tokens are those that the template writes; the messages' own text is text, unless `parse_special`
+        is "all". Raises TemplateError, and UnusedName.
+        """
+        mark = None
+        if self._parse_special != "all":
+            try:
+                messages, mark = self._markers.escape(messages)
+            except Unmarkable as error:
+                raise TemplateError(str(error)) from error
+        text = self._render(messages)
+        self._check_names(messages, text)
+        if mark is None:
+            return self._encoding(self._backend, [text])
+        return self._encoding(self._as_text, self._markers.split(text, mark))
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         import jinja2
 
         try:
-            text = self._hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text: str = self._hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise TemplateError(str(error)) from error
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return text
+
+    def _check_names(self, messages: Sequence[Mapping[str, Any]], text: str) -> None:
+        places = {str(message["role"]): place for place, message in enumerate(messages) if "name" in message}
+        for role, place in places.items():
+            unnamed = [
+                {key: value for key, value in message.items() if key != "name" or message["role"] != role}
+                for message in messages
+            ]
+            if self._render(unnamed) == text:
+                raise UnusedName(place)
+
+    def special_token(self, name: str) -> int | None:
+        """The special token of this name."""
+        return self._special.get(name)
+
+    def _encoding(self, backend: Any, segments: Sequence[Segment]) -> Encoding:
+        return Encoding(segments, lambda text: self._ids(backend, text), self._divisible)
+
+    @staticmethod
+    def _ids(backend: Any, text: str) -> list[int]:
+        # The batch calls let other threads run meanwhile; `encode` does not.
+        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
+
+    def _put_around(self) -> tuple[list[int], list[int]]:
+        """What the model puts before and after every text."""
+        bare = self._ids(self._backend, "a")
+        whole: list[int] = self._backend.encode("a").ids
+        for at in range(len(whole) if bare else 0):
+            if whole[at : at + len(bare)] == bare:
+                return whole[:at], whole[at + len(bare) :]
+        return whole, []
+
+    def token_name(self, token: int) -> str | None:
+        """What a token is called that adds no bytes to the text; None if it has no name either."""
+        name: str | None = self._backend.id_to_token(token)
+        return name
 
     def token_bytes(self, token: int) -> bytes:
         known = self._bytes.get(token)
@@ -157,14 +266,14 @@ def _ids(value: object) -> list[int]:
     )
 
 
-def load_served_model(folder: Path, name: str) -> ServedModel:
+def load_served_model(folder: Path, name: str, parse_special: ParseSpecial = "prompts") -> ServedModel:
     """What the front end needs of a resolved model folder. Raises TokenizerError.
 
     The end tokens are generation_config.json's, or else config.json's, and the tokenizer's own besides.
     """
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, parse_special)
     eos = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokenizer.eos_token_id is not None:
         eos.append(tokenizer.eos_token_id)

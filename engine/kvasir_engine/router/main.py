@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from kvasir_engine.api.parsing import PARSE_HELP, ParseSpecial, parse_special
+
 log = logging.getLogger("router")
 
 
@@ -28,6 +30,7 @@ class RouterOptions:
     watch_pods: str = ""
     namespace: str = ""
     api_keys_file: str = ""
+    parse_special_tokens: ParseSpecial = "prompts"
     remote_threshold: int = 32
     drain_seconds: float = 600.0
     hold_seconds: float = 0.0
@@ -60,6 +63,9 @@ def router(
         str,
         typer.Option(help="one key a line, or a directory with a file a key", envvar="KVASIR_API_KEYS_FILE"),
     ] = "",
+    parse_special_tokens: Annotated[
+        str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")
+    ] = "prompts",
     remote_threshold: Annotated[
         int,
         typer.Option(
@@ -95,6 +101,7 @@ def router(
         watch_pods=watch_pods,
         namespace=namespace,
         api_keys_file=api_keys_file,
+        parse_special_tokens=parse_special(parse_special_tokens),
         remote_threshold=remote_threshold,
         drain_seconds=drain_seconds,
         hold_seconds=hold_seconds,
@@ -140,7 +147,7 @@ async def run_router(options: RouterOptions) -> None:
     keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
     name = options.served_model_name or options.model
     folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
-    model = await asyncio.to_thread(load_served_model, folder, name)
+    model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens)
     registry, lifecycle, pool = CollectorRegistry(), Lifecycle(), WorkerPool(name)
     client = PooledClient(
         pool,
@@ -154,8 +161,17 @@ async def run_router(options: RouterOptions) -> None:
     following = asyncio.create_task(pool.follow(discovery))
     verifying = asyncio.create_task(verifier.run())
     try:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "kvasir-tokenizer") as executor:
-            app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
+        threads = max(2, min(8, os.cpu_count() or 1))
+        with ThreadPoolExecutor(threads, "kvasir-tokenizer") as executor:
+            app = create_app(
+                client,
+                model,
+                registry=registry,
+                lifecycle=lifecycle,
+                executor=executor,
+                long_ones=threads - 1,
+                keys=keys,
+            )
             leaving = Leaving(lifecycle, options.drain_seconds)
             leaving.mount(app)
             show_status(app, verifier, client, lifecycle)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from kvasir_engine.api.parsing import PARSE_HELP, ParseSpecial, parse_special
 from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import VERSION, Hello, Role
 from kvasir_engine.scheduler.queue import QueueLimits
@@ -279,6 +280,9 @@ def serve(
     max_waiting: MaxWaiting = 1024,
     queue_seconds: QueueSeconds = 0.0,
     api_keys_file: Annotated[str, typer.Option(envvar="KVASIR_API_KEYS_FILE")] = "",
+    parse_special_tokens: Annotated[
+        str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")
+    ] = "prompts",
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
     """The OpenAI API over one engine, in one process."""
@@ -306,10 +310,13 @@ def serve(
         quantization=one_of("quantization", quantization, QUANTIZATIONS),
         queue=QueueLimits(max_waiting, queue_seconds),
     )
-    asyncio.run(_serve(options, served_model_name or model, host, port, api_keys_file, drain_seconds))
+    parse = parse_special(parse_special_tokens)
+    asyncio.run(_serve(options, served_model_name or model, parse, host, port, api_keys_file, drain_seconds))
 
 
-async def _serve(options: "EngineOptions", name: str, host: str, port: int, keys_file: str, drain: float) -> None:
+async def _serve(
+    options: "EngineOptions", name: str, parse: ParseSpecial, host: str, port: int, keys_file: str, drain: float
+) -> None:
     from prometheus_client import CollectorRegistry
 
     from kvasir_engine.api.app import create_app
@@ -326,12 +333,12 @@ async def _serve(options: "EngineOptions", name: str, host: str, port: int, keys
 
     check_port(host, port)
     thread, _ = await asyncio.to_thread(build, options, "both", False)
-    model = await asyncio.to_thread(load_served_model, resolve(options.model, options.revision), name)
+    model = await asyncio.to_thread(load_served_model, resolve(options.model, options.revision), name, parse)
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     registry.register(EngineCollector(thread.engine))
     keys = ApiKeys(Path(keys_file)) if keys_file else None
     try:
-        with ThreadPoolExecutor(1, "kvasir-tokenizer") as executor:
+        with ThreadPoolExecutor(2, "kvasir-tokenizer") as executor:
             client = InProcessClient(thread)
             app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
             leaving = Leaving(lifecycle, drain)

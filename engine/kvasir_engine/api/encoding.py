@@ -1,0 +1,92 @@
+"""A text on its way to tokens: in bounded pieces, off the event loop, and no longer than its client stays."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from kvasir_engine.api.pieces import PIECE, end_of_piece
+from kvasir_engine.api.special import Segment
+
+R = TypeVar("R")
+
+
+class Encoding:
+    """The tokens of `segments`, which `step` makes more of. `divisible`: their texts may be cut."""
+
+    def __init__(self, segments: Sequence[Segment], encode: Callable[[str], list[int]], divisible: bool) -> None:
+        self.tokens: list[int] = []
+        self._segments = list(reversed(segments))
+        self._encode = encode
+        self._divisible = divisible
+        self._at = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether `tokens` are all there are."""
+        return not self._segments
+
+    def step(self) -> None:
+        """Encode the next piece, of `pieces.MOST_PIECE` characters at most where texts may be cut."""
+        characters = 0
+        while self._segments and characters < PIECE:
+            segment = self._segments[-1]
+            if isinstance(segment, int):
+                self.tokens.append(segment)
+                self._segments.pop()
+                characters += 1
+                continue
+            end = end_of_piece(segment, self._at, self._encode) if self._divisible else len(segment)
+            self.tokens += self._encode(segment[self._at : end])
+            characters += end - self._at
+            self._at = end
+            if end < len(segment):
+                return
+            self._segments.pop()
+            self._at = 0
+
+    def run(self) -> list[int]:
+        """All tokens."""
+        while not self.done:
+            self.step()
+        return self.tokens
+
+
+class TooLong(Exception):
+    """A text has more tokens than may be, `tokens` at least."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens)
+        self.tokens = tokens
+
+
+class OffLoop:
+    """Runs work on `executor`, of long texts `long_ones` pieces at once at most, so that short ones get through."""
+
+    def __init__(self, executor: Executor, long_ones: int = 1) -> None:
+        self._executor = executor
+        self._long = asyncio.Semaphore(long_ones)
+
+    async def run(self, work: Callable[[], R]) -> R:
+        """What `work` returns. If this is cancelled, work that has not begun never does."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def run_long(self, work: Callable[[], R]) -> R:
+        """The same for work that may take tens of milliseconds."""
+        async with self._long:
+            return await self.run(work)
+
+    async def tokens(self, begin: Callable[[], Encoding], most: int) -> list[int]:
+        """The tokens of the encoding that `begin` makes. Raises TooLong once there are more than `most`."""
+
+        def first() -> Encoding:
+            encoding = begin()
+            encoding.step()
+            return encoding
+
+        encoding = await self.run(first)
+        while not encoding.done:
+            if len(encoding.tokens) > most:
+                raise TooLong(len(encoding.tokens))
+            await self.run_long(encoding.step)
+        return encoding.tokens
