@@ -8,6 +8,7 @@ from msgspec import UNSET
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.detokenizer import NamedToken, Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
+from kvasir_engine.api.responses import failure_of
 from kvasir_engine.api.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -46,6 +47,7 @@ async def chat_body(answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]],
             AssistantMessage("".join(piece.text for piece in each)),
             _logprobs([token for piece in each for token in piece.scored]) if logprobs else None,
             each[-1].finish_reason or "stop",
+            failure_of(each[-1]),
         )
         for index, each in enumerate(await text_of(pieces, answer.choices))
     ]
@@ -77,7 +79,8 @@ async def chat_events(
                 ChatChunkChoice(index, ChatDelta(content=piece.text), _logprobs(piece.scored) if logprobs else None)
             )
         if piece.finish_reason:
-            yield chunk(ChatChunkChoice(index, ChatDelta(), finish_reason=piece.finish_reason))
+            ended = ChatChunkChoice(index, ChatDelta(), finish_reason=piece.finish_reason, error=failure_of(piece))
+            yield chunk(ended)
     if include_usage:
         yield msgspec.json.encode(
             ChatChunk(id=answer.id, created=answer.created, model=answer.model, choices=[], usage=answer.usage())

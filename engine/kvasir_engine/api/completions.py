@@ -8,6 +8,7 @@ from msgspec import UNSET
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
+from kvasir_engine.api.responses import failure_of
 from kvasir_engine.api.schemas import Completion, CompletionChoice, CompletionLogprobs
 
 
@@ -40,6 +41,7 @@ async def completion_body(
             "".join(piece.text for piece in each),
             None if logprobs is None else _logprobs([token for piece in each for token in piece.scored], logprobs),
             each[-1].finish_reason,
+            failure_of(each[-1]),
         )
         for index, each in enumerate(await text_of(pieces, answer.choices))
     ]
@@ -54,7 +56,7 @@ async def completion_events(
     usage = None if include_usage else UNSET
     async for choice, piece in pieces:
         scored = None if logprobs is None else _logprobs(piece.scored, logprobs)
-        one = CompletionChoice(choice.index, piece.text, scored, piece.finish_reason)
+        one = CompletionChoice(choice.index, piece.text, scored, piece.finish_reason, failure_of(piece))
         yield msgspec.json.encode(
             Completion(id=answer.id, created=answer.created, model=answer.model, choices=[one], usage=usage)
         )

@@ -42,12 +42,16 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next text of one choice. `tokens` is how many were generated for it, shown or held back."""
+    """The next text of one choice. `tokens` is how many were generated for it, shown or held back.
+
+    The finish reason is "error" where there is a `failure`.
+    """
 
     text: str
     tokens: int
     scored: list[ScoredToken] = field(default_factory=list)
     finish_reason: str | None = None
+    failure: Exception | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvasir_engine.api.detokenizer import Detokenizer, Piece
 from kvasir_engine.api.metrics import ApiMetrics
-from kvasir_engine.client import EngineClient, GenerateRequest
+from kvasir_engine.client import EngineClient, EngineError, GenerateRequest
 
 
 @dataclass(frozen=True)
@@ -84,42 +84,102 @@ async def run_choice(
                 return
 
 
+class _Siblings:
+    """The choices of one request, of which some wait until another has ended."""
+
+    def __init__(self, running: int) -> None:
+        self._running = running
+        self._ended = 0
+        self._change = asyncio.Condition()
+
+    async def end(self) -> None:
+        """One that ran has ended."""
+        async with self._change:
+            self._running -= 1
+            self._ended += 1
+            self._change.notify_all()
+
+    async def wait(self) -> bool:
+        """One that ran waits until another has ended, and runs again; False if there is none to wait for."""
+        async with self._change:
+            if self._running == 1:
+                return False
+            self._running -= 1
+            ended = self._ended
+            try:
+                await self._change.wait_for(lambda: self._ended > ended)
+            finally:
+                self._running += 1
+            return True
+
+
 async def run_choices(
     client: EngineClient, choices: Sequence[Choice], tally: Tally, clock: TokenClock
 ) -> AsyncGenerator[tuple[Choice, Piece], None]:
-    """The pieces of all choices as they come, in order within one. Raises the EngineError of the first to fail."""
+    """The pieces of all choices as they come, in order within one.
+
+    One that fails ends with a piece that says so; when all have failed, the first one's error is raised. Those that
+    the workers have no room for are asked for again when another has ended.
+    """
     if len(choices) == 1:
         async with aclosing(run_choice(client, choices[0], tally, clock)) as pieces:
             async for piece in pieces:
                 yield piece
         return
-    merged: asyncio.Queue[tuple[Choice, Piece] | Exception | None] = asyncio.Queue()
+    merged: asyncio.Queue[tuple[Choice, Piece]] = asyncio.Queue()
+    siblings = _Siblings(len(choices))
 
     async def forward(choice: Choice) -> None:
-        try:
-            async with aclosing(run_choice(client, choice, tally, clock)) as pieces:
-                async for piece in pieces:
-                    merged.put_nowait(piece)
-        except Exception as error:  # reraised by the reader below
-            merged.put_nowait(error)
-        else:
-            merged.put_nowait(None)
+        while True:
+            begun = False
+            try:
+                async with aclosing(run_choice(client, choice, tally, clock)) as pieces:
+                    async for piece in pieces:
+                        begun = True
+                        merged.put_nowait(piece)
+            except Exception as error:  # the reader below says so
+                full = isinstance(error, EngineError) and error.code == "overloaded"
+                if full and not begun and await siblings.wait():
+                    continue
+                merged.put_nowait((choice, Piece("", 0, [], "error", error)))
+            await siblings.end()
+            return
 
     tasks = [asyncio.create_task(forward(choice)) for choice in choices]
     try:
-        running = len(tasks)
-        while running:
-            item = await merged.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                yield item
+        async with aclosing(_failures_last(merged, len(choices))) as pieces:
+            async for piece in pieces:
+                yield piece
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _failures_last(
+    merged: asyncio.Queue[tuple[Choice, Piece]], running: int
+) -> AsyncGenerator[tuple[Choice, Piece], None]:
+    """What comes, until all have ended. A failure waits for another's piece: it may be everyone's."""
+    failed: list[tuple[Choice, Piece]] = []
+    choices, failures, begun = running, 0, False
+    first: Exception | None = None
+    while running:
+        item = await merged.get()
+        piece = item[1]
+        running -= piece.finish_reason is not None
+        if piece.failure is not None:
+            failures += 1
+            first = first or piece.failure
+            failed.append(item)
+        else:
+            begun = True
+            yield item
+        if failures == choices and first is not None:
+            raise first
+        if begun:
+            for each in failed:
+                yield each
+            failed.clear()
 
 
 async def text_of(pieces: AsyncIterator[tuple[Choice, Piece]], choices: int) -> list[list[Piece]]:

@@ -6,11 +6,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kvasir_engine.api.errors import ApiError, client_left, from_engine, unexpected
+from kvasir_engine.api.detokenizer import Piece
+from kvasir_engine.api.errors import ApiError, ErrorDetail, client_left, from_engine, unexpected
 from kvasir_engine.client import EngineError
 
 log = logging.getLogger("api")
@@ -33,6 +35,11 @@ def as_api_error(error: Exception) -> ApiError:
         return from_engine(error)
     log.error("request failed unexpectedly", exc_info=error)
     return unexpected()
+
+
+def failure_of(piece: Piece) -> ErrorDetail | UnsetType:
+    """The error that a choice ended with beside others."""
+    return UNSET if piece.failure is None else as_api_error(piece.failure).detail
 
 
 async def _client_left(receive: Receive) -> None:
