@@ -169,7 +169,8 @@ class Submit(Frame, frozen=True):
     """Router to worker: generate for `tokens`.
 
     Without `lease` the worker does it all. With one, the worker (prefill) computes the prompt's KV, pushes what
-    the lease asks for to `to`, samples one token and is done. `priority`: see `GenerateRequest`.
+    the lease asks for to `to`, samples one token and is done. `priority`: see `GenerateRequest`. A `canary` is the
+    router's own, and counted apart.
     """
 
     id: str
@@ -179,6 +180,7 @@ class Submit(Frame, frozen=True):
     lease: "Lease | None" = None
     to: Endpoint | None = None
     priority: int = 0
+    canary: bool = False
 
 
 class Reserve(Frame, frozen=True):
@@ -197,6 +199,7 @@ class Reserve(Frame, frozen=True):
     threshold: int = 0
     lend_from: int | None = None
     priority: int = 0
+    canary: bool = False
 
 
 class Loan(msgspec.Struct, frozen=True):

@@ -222,6 +222,64 @@ def moved(stack: Stack) -> tuple[float, float, float]:
     )
 
 
+ORIGINS = ("computed", "cached", "read")
+CANARY = 48  # tokens
+
+
+def accounts(stack: Stack) -> dict[str, float]:
+    """The workers' counters of tokens, prefill and decode together."""
+
+    def total(name: str, **labels: str) -> float:
+        return sum(stack.metric(role, name, **labels) for role in ("prefill", "decode"))
+
+    return {
+        **{source: total("kvasir_prompt_tokens_total", source=source) for source in ORIGINS},
+        "generated": total("kvasir_generation_tokens_total"),
+        "arrived": total("kvasir_kv_received_tokens_total") + total("kvasir_kv_skipped_tokens_total"),
+        "hits": total("kvasir_prefix_cache_hit_tokens_total"),
+        "misses": total("kvasir_prefix_cache_miss_tokens_total"),
+        "canaries": total("kvasir_canary_tokens_total", source="computed"),
+        "decode": stack.metric("decode", "kvasir_prompt_tokens_total"),
+    }
+
+
+def test_the_workers_counters_add_up_to_what_the_clients_were_told(bfloat16: Stack) -> None:
+    """Over long and short prompts, some for the second and third time, chats and completions, streams and not."""
+    rng = random.Random(13)
+    long = [rng.choices(range(1000, 9000), k=length) for length in (490, 200, 100, 64)]
+    short = [rng.choices(range(1000, 9000), k=length) for length in (1, 7, 20)]
+    prompts = [*long, *short, *long, [*long[0], *short[2]], *(each[:50] for each in long)]
+    before = accounts(bfloat16)
+    with OpenAI(base_url=bfloat16.url + "/v1", api_key="none", max_retries=0) as client:
+
+        def complete(asked: tuple[int, list[int]]) -> Any:
+            place, prompt = asked
+            some: Any = {"model": "smollm2", "prompt": prompt, "max_tokens": 2 + place % 7, "seed": place}
+            some |= {"extra_body": {"ignore_eos": True}}
+            if place % 2:
+                return client.completions.create(**some).usage
+            options = {"include_usage": True}
+            return list(client.completions.create(**some, stream=True, stream_options=options))[-1].usage
+
+        def chat(place: int) -> Any:
+            messages: Any = [{"role": "user", "content": QUESTIONS[place % 3]}]
+            return client.chat.completions.create(model="smollm2", messages=messages, max_tokens=8, n=1).usage
+
+        with ThreadPoolExecutor(3) as several:
+            told = [*several.map(complete, enumerate(prompts)), *several.map(chat, range(6))]
+    now = accounts(bfloat16)
+    change = {name: now[name] - before[name] for name in now}
+    assert sum(change[source] for source in ORIGINS) == sum(each.prompt_tokens for each in told)
+    cached = sum(each.prompt_tokens_details.cached_tokens for each in told)
+    assert change["cached"] + change["read"] == cached > 0
+    assert (change["hits"], change["misses"]) == (change["cached"], change["computed"])
+    assert change["generated"] == sum(each.completion_tokens for each in told)
+    # What prefill prepared came to decode, and decode prepared the rest itself.
+    assert change["arrived"] == sum(change[source] for source in ORIGINS) - change["decode"] > 490
+    assert now["canaries"] == CANARY * 2  # two pairs
+    assert change["canaries"] == 0
+
+
 def test_nothing_is_held_when_nothing_runs(float32: Stack) -> None:
     for role in ("prefill", "decode"):
         for owner in ("held", "leased", "fenced"):

@@ -73,7 +73,17 @@ def test_brackets_close_and_labels_are_those_of_the_pods_and_the_metrics() -> No
         for by in re.findall(r"by \(([^)]*)\)", text)
         for label in by.split(",")
     }
-    assert grouped == {"code", "le", "serving_kvasir_dev_role", "role", "state", "owner", "reason", "result"}
+    assert grouped == {
+        "code",
+        "le",
+        "serving_kvasir_dev_role",
+        "role",
+        "state",
+        "owner",
+        "reason",
+        "result",
+        "source",
+    }
 
 
 def test_panels_do_not_overlap_and_say_what_they_show() -> None:

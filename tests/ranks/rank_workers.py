@@ -140,7 +140,7 @@ def _work(
             case "owned":
                 thread.post(lambda engine: pipe.send(_owned(engine)))
             case "received":
-                thread.post(lambda engine: pipe.send((engine.stats.received_tokens, handoff.stats)))
+                thread.post(lambda engine: pipe.send((engine.stats.requests.received, handoff.stats)))
             case "read":
                 thread.post(lambda engine: pipe.send((engine.readback.stats, handoff.stats.read_bytes)))
             case "stop":

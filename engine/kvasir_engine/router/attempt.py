@@ -38,7 +38,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of the attempt's output that were not known before. `cached` as in `Delta`."""
+    """Tokens of the attempt's output that were not known, or none where `cached`, as in `Delta`, is what is new."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None
@@ -65,8 +65,11 @@ class Attempt:
         prefill: Target | None,
         lend_from: int | None = None,
         priority: int = 0,
+        canary: bool = False,
     ) -> None:
         self._id = id
+        self._canary = canary
+        self._cached = 0
         self._priority = priority
         self._tokens = tokens
         self._sampling = sampling
@@ -100,7 +103,9 @@ class Attempt:
                 else:
                     part = self._take(source, event)
                     ended = part.finish is not None
-                    if part.tokens or ended:
+                    known = self._cached
+                    self._cached = max(known, part.cached)
+                    if part.tokens or ended or part.cached > known:
                         yield part
         finally:
             # What has ended by itself was closed as it ended.
@@ -114,7 +119,14 @@ class Attempt:
     def _start(self) -> None:
         decode, prefill = self._decode, self._prefill
         if prefill is None:
-            submit = Submit(self._id, self._tokens, self._sampling, self._salt, priority=self._priority)
+            submit = Submit(
+                self._id,
+                self._tokens,
+                self._sampling,
+                self._salt,
+                priority=self._priority,
+                canary=self._canary,
+            )
             self._open(decode, submit, decode.expected_tokens)
             return
         reserve = Reserve(
@@ -126,6 +138,7 @@ class Attempt:
             threshold=self._threshold,
             lend_from=self._lend_from,
             priority=self._priority,
+            canary=self._canary,
         )
         self._open(decode, reserve, 0)
 
@@ -145,6 +158,7 @@ class Attempt:
             lease=lease,
             to=self._decode.peer.endpoint,
             priority=self._priority,
+            canary=self._canary,
         )
         self._open(prefill, submit, prefill.expected_tokens)
 

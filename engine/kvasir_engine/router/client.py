@@ -239,7 +239,7 @@ class PooledClient:
         """
         prompt = [random.randrange(CANARY_VOCABULARY) for _ in range(CANARY_TOKENS)]
         salt = f"canary-{random.getrandbits(64):x}"
-        attempt = Attempt(next(self._ids), prompt, Sampling(max_tokens=2), salt, 0, decode, prefill)
+        attempt = Attempt(next(self._ids), prompt, Sampling(max_tokens=2), salt, 0, decode, prefill, canary=True)
         try:
             async with aclosing(attempt.run()) as parts:
                 tokens = sum([len(part.tokens) async for part in parts])

@@ -156,7 +156,8 @@ class Engine:
         match event:
             case writer.Done(key, push) if key in self.readback.reads:
                 if push.complete is not None:
-                    self._read(self.readback.ended(key))
+                    before = self.readback.stats.tokens
+                    self._read(self.readback.ended(key), self.readback.stats.tokens - before)
             case writer.Failed(key, reason) if key in self.readback.reads:
                 self._read(self.readback.failed(key, reason))
             case writer.Done(key, push):
@@ -184,10 +185,11 @@ class Engine:
                 self.stats.rejected_messages += 1
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
 
-    def _read(self, sequence: Sequence | None) -> None:
+    def _read(self, sequence: Sequence | None, tokens: int = 0) -> None:
         """What a sequence wanted to read is here, or will not come: it waits to be admitted, in its place."""
         if sequence is not None:
-            self.requests.of(sequence).reading = None
+            job = self.requests.of(sequence)
+            job.reading, job.read = None, tokens
             self.waiting.add(sequence)
 
     def _settle(self, lease: int, complete: Complete) -> None:
@@ -197,7 +199,7 @@ class Engine:
             case Job() as job:
                 self.requests.run(job.sequence)
                 self.flights.share(job.sequence)
-                self.tokens.append(job, complete.token, complete.logprobs)
+                self.tokens.append(job, complete.token, complete.logprobs, sampled=False)
                 faults.hit("decode.settled")
 
     # -- a step
@@ -244,7 +246,7 @@ class Engine:
             missing = len(sequence.tokens) - self.cache.cost(sequence)[1]
             if missing >= job.threshold:
                 lease = self.leases.grant(job)
-                self._count_prompt(job)
+                job.admitted = True
                 self.requests.tell(job, Leased(sequence.id, lease))
                 faults.hit("decode.leased")
                 return
@@ -254,17 +256,11 @@ class Engine:
             self.waiting.add(sequence)
             return
         self.cache.admit(sequence)
-        self._count_prompt(job)
-        self.requests.run(sequence)
-
-    def _count_prompt(self, job: Job) -> None:
-        sequence = job.sequence
-        if not job.counted:  # and not again after a preemption
-            job.counted = True
+        if not job.admitted:  # and not again after a preemption
+            job.admitted = True
             sequence.cached = sequence.computed
-            self.stats.prompt_tokens += len(sequence.tokens)
-            self.stats.hit_tokens += sequence.computed
-            self.stats.miss_tokens += len(sequence.tokens) - sequence.computed
+        self.stats.admitted(job)
+        self.requests.run(sequence)
 
     def _allocate(self, plan: Plan) -> list[tuple[Sequence, int]]:
         """The plan's chunks with pages. A sequence admitted as remote but short of the threshold has none yet."""
@@ -323,6 +319,7 @@ class Engine:
         lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
         for sequence, count in lasting:
             sequence.done += count
+            self.stats.computed(self.requests.of(sequence))
             if sequence not in flight.rows:
                 self.flights.share(sequence)  # others may wait for these pages
         for sequence, row in flight.rows.items():

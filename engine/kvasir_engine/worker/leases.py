@@ -82,7 +82,7 @@ class Leases:
             return Refused(job, f"prefill completed {complete.tokens} tokens of {len(sequence.tokens)}")
         self._cache.pool.settle(job.leased, lease)
         self._stats.received_pages += len(job.leased)
-        self._stats.received_tokens += len(sequence.tokens) - sequence.computed
+        self._stats.received(job)
         sequence.pages += job.leased
         sequence.computed = sequence.done = len(sequence.tokens)
         job.leased = []

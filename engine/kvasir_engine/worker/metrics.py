@@ -8,6 +8,7 @@ from prometheus_client.registry import Collector
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.transfer.stats import HandoffStats
 from kvasir_engine.worker.engine import Engine
+from kvasir_engine.worker.requests import TokenCounts
 
 
 class EngineCollector(Collector):
@@ -32,18 +33,28 @@ class EngineCollector(Collector):
         yield leases
         for name, text, value in (
             ("kvasir_kv_received_pages", "KV pages that other workers wrote here.", stats.received_pages),
-            ("kvasir_kv_received_tokens", "Tokens whose KV came from other workers.", stats.received_tokens),
+            ("kvasir_kv_received_tokens", "Prompt tokens whose KV others wrote here.", stats.requests.received),
+            ("kvasir_kv_skipped_tokens", "Those that were here already.", stats.requests.skipped),
             ("kvasir_kv_sent_pages", "KV pages written to other workers.", stats.sent_pages),
             ("kvasir_kv_read_pages", "KV pages read from other workers.", engine.readback.stats.pages),
             ("kvasir_kv_read_tokens", "Tokens whose KV was read from others.", engine.readback.stats.tokens),
             ("kvasir_kv_rejected_messages", "Handoff messages that fitted no lease.", stats.rejected_messages),
-            ("kvasir_prefix_cache_hit_tokens", "Prompt tokens found in the radix tree.", stats.hit_tokens),
-            ("kvasir_prefix_cache_miss_tokens", "Prompt tokens not found in the radix tree.", stats.miss_tokens),
-            ("kvasir_prompt_tokens", "Prompt tokens of admitted requests.", stats.prompt_tokens),
-            ("kvasir_generation_tokens", "Tokens sampled.", stats.generated_tokens),
+            ("kvasir_prefix_cache_hit_tokens", "Prompt tokens found in the radix tree.", stats.requests.cached),
+            ("kvasir_prefix_cache_miss_tokens", "Prompt tokens computed.", stats.requests.computed),
+            ("kvasir_generation_tokens", "Tokens sampled.", stats.requests.generated),
             ("kvasir_preemptions", "Sequences that gave way for lack of pages.", stats.preemptions),
         ):
             yield CounterMetricFamily(name, text, value)
+        prompts = "Prompt tokens that were prepared here, by the origin of their KV."
+        prompt = CounterMetricFamily("kvasir_prompt_tokens", prompts, labels=["source"])
+        for source in ("computed", "cached", "read"):
+            prompt.add_metric([source], getattr(stats.requests, source))
+        yield prompt
+        others = "Tokens of canaries, which are in no other counter of tokens."
+        canary = CounterMetricFamily("kvasir_canary_tokens", others, labels=["source"])
+        for source in TokenCounts.__dataclass_fields__:
+            canary.add_metric([source], getattr(stats.canaries, source))
+        yield canary
         failures = CounterMetricFamily("kvasir_request_failures", "Requests that failed here.", labels=["code"])
         for code, count in list(stats.failures.items()):
             failures.add_metric([code], count)

@@ -31,7 +31,10 @@ class Job:
     threshold: int = 0
     lend_from: int | None = None  # tokens that the writer has; what we have beyond it may read
     loan: int | None = None
-    counted: bool = False  # in the statistics of prompts
+    canary: bool = False
+    admitted: bool = False  # once: it has waited for its first step, or lease, no longer
+    read: int = 0  # tokens of the prompt that were read for it
+    counted: int = 0  # tokens of the prompt whose KV's origin is counted
     came: float = 0.0  # by the engine's clock
 
     @property
@@ -40,13 +43,27 @@ class Job:
 
 
 @dataclass
+class TokenCounts:
+    """Tokens of requests, each counted once, where it happened and when it had.
+
+    Of a prompt that is prepared here, for this worker or another: `computed`, `cached` (in the tree) or `read` from
+    another worker. Of one that another worker prepared: `received`, or `skipped` as it was here already.
+    """
+
+    computed: int = 0
+    cached: int = 0
+    read: int = 0
+    received: int = 0
+    skipped: int = 0
+    generated: int = 0
+
+
+@dataclass
 class Stats:
     """Counters since the start; read by the metrics collector from another thread."""
 
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    hit_tokens: int = 0
-    miss_tokens: int = 0
+    requests: TokenCounts = field(default_factory=TokenCounts)
+    canaries: TokenCounts = field(default_factory=TokenCounts)
     steps: int = 0
     replayed_steps: int = 0  # of those that computed: CUDA graphs, and what was launched kernel by kernel
     eager_steps: int = 0
@@ -54,12 +71,37 @@ class Stats:
     idle_seconds: float = 0.0  # the device waited for its next step, while there was work
     preemptions: int = 0
     received_pages: int = 0
-    received_tokens: int = 0
     sent_pages: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     rejected_messages: int = 0
     computed_tokens: int = 0
     proofs: dict[str, int] = field(default_factory=dict)  # leases that ended without their tokens, by proof
+
+    def tokens(self, job: Job) -> TokenCounts:
+        """Where the tokens of a job are counted."""
+        return self.canaries if job.canary else self.requests
+
+    def admitted(self, job: Job) -> None:
+        """Its sequence has pages, with KV up to `computed`: again, if it gave way before."""
+        found = min(job.sequence.computed, job.sequence.prompt) - job.counted
+        if found > 0:
+            read = min(found, job.read)
+            self.tokens(job).read += read
+            self.tokens(job).cached += found - read
+            job.counted += found
+
+    def computed(self, job: Job) -> None:
+        """A step has computed its sequence up to `done`."""
+        new = min(job.sequence.done, job.sequence.prompt) - job.counted
+        if new > 0:
+            self.tokens(job).computed += new
+            job.counted += new
+
+    def received(self, job: Job) -> None:
+        """Another worker has written its prompt's KV behind what was here."""
+        self.tokens(job).skipped += job.sequence.computed
+        self.tokens(job).received += job.sequence.prompt - job.sequence.computed
+        job.counted = job.sequence.prompt
 
 
 class Requests:
@@ -103,7 +145,7 @@ class Requests:
         arrival = place_in_queue(self._arrivals, frame.priority)
         sequence = Sequence(request, list(tokens), sampling, arrival, frame.salt)
         sequence.limit = min(len(tokens) + sampling.max_tokens, self._max_length)
-        job = Job(session, sequence, came=self.clock())
+        job = Job(session, sequence, canary=frame.canary, came=self.clock())
         self.jobs[job.id] = job
         self._of[job.sequence] = job
         return job
@@ -128,7 +170,7 @@ class Requests:
             return []
         self._expiry = now + seconds / 10
         waiting = [self._of[sequence] for sequence in self.waiting]
-        return [job for job in waiting if not job.counted and now - job.came >= seconds]
+        return [job for job in waiting if not job.admitted and now - job.came >= seconds]
 
     def forget(self, job: Job) -> None:
         """It has ended. Idempotent."""

@@ -27,10 +27,11 @@ class Tokens:
         else:
             self.append(job, token, logprobs)
 
-    def append(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
-        """One more token of a sequence that is decoded here."""
+    def append(self, job: Job, token: int, logprobs: TokenLogprobs | None, sampled: bool = True) -> None:
+        """One more token of a sequence that is decoded here, `sampled` here or by its prefill worker."""
         if job.sequence.generated == 1 and job.lease is not None:
             faults.hit("decode.stepped")
+        self._stats.tokens(job).generated += sampled
         if self._say(job, token, logprobs):
             self._endings.finish(job)
             self._endings.forget(job)
@@ -38,6 +39,7 @@ class Tokens:
     def _handoff(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
         """The prompt is computed: report the first token, push what is left of it, let go of the pages."""
         prompt = len(job.sequence.tokens)
+        self._stats.tokens(job).generated += 1
         finished = self._say(job, token, logprobs)
         if not finished:
             self._pushes.complete(job, prompt, token, logprobs)
@@ -51,7 +53,6 @@ class Tokens:
         sequence = job.sequence
         index = sequence.generated
         sequence.tokens.append(token)
-        self._stats.generated_tokens += 1
         finish = self._finish(sequence, token)
         said = None if logprobs is None else [logprobs]
         self._requests.tell(job, Delta(sequence.id, index, [token], said, finish, cached=sequence.cached))
