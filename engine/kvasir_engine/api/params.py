@@ -38,16 +38,20 @@ class Params:
     priority: int = 0
 
 
+def _shown(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or value < low:
+    if (isinstance(value, float) and not math.isfinite(value)) or value < low:
         raise bad_request(
-            f"Invalid value for '{name}': expected a value >= {low:g}, but got {value:g} instead.",
+            f"Invalid value for '{name}': expected a value >= {_shown(low)}, but got {_shown(value)} instead.",
             name,
             "decimal_below_min_value" if isinstance(value, float) else "integer_below_min_value",
         )
     if value > high:
         raise bad_request(
-            f"Invalid value for '{name}': expected a value <= {high:g}, but got {value:g} instead.",
+            f"Invalid value for '{name}': expected a value <= {_shown(high)}, but got {_shown(value)} instead.",
             name,
             "decimal_above_max_value" if isinstance(value, float) else "integer_above_max_value",
         )
