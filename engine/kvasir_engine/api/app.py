@@ -27,14 +27,11 @@ from kvasir_engine.api.generation import Choice, Tally, TokenClock, run_choices
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.meter import RequestMeter
 from kvasir_engine.api.metrics import ApiMetrics
-from kvasir_engine.api.params import (
-    Params,
+from kvasir_engine.api.params import Params, chat_params, choice_seed, completion_params
+from kvasir_engine.api.prompts import (
     characters_of,
     chat_messages,
-    chat_params,
     check_tokens,
-    choice_seed,
-    completion_params,
     completion_prompts,
     room,
     too_long,

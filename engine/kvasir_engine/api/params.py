@@ -2,12 +2,11 @@
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from kvasir_engine.api.errors import ApiError, bad_request, unsupported
-from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, ContentPart
+from kvasir_engine.api.errors import bad_request, unsupported
+from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest
 from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.protocol import Sampling
 
@@ -65,7 +64,7 @@ def _only(name: str, value: object, *neutral: object) -> None:
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop or []
-    _few("stop", len(stops), MOST_STOPS)
+    few("stop", len(stops), MOST_STOPS)
     if "" in stops:
         raise bad_request("Invalid 'stop': a stop string cannot be empty.", "stop", "empty_string")
     for each in stops:
@@ -83,7 +82,7 @@ def _short(name: str, text: str | None, most: int) -> None:
         )
 
 
-def _few(name: str, length: int, most: int) -> None:
+def few(name: str, length: int, most: int) -> None:
     if length > most:
         raise bad_request(
             f"Invalid '{name}': array too long. Expected an array with maximum length {most}, "
@@ -122,7 +121,7 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
     if request.stream_options is not None:
         _only("stream_options.include_obfuscation", request.stream_options.include_obfuscation, False)
     stop_token_ids = request.stop_token_ids or []
-    _few("stop_token_ids", len(stop_token_ids), MOST_STOP_TOKENS)
+    few("stop_token_ids", len(stop_token_ids), MOST_STOP_TOKENS)
     for token in stop_token_ids:
         if not 0 <= token < model.vocab_size:
             raise bad_request(f"Invalid 'stop_token_ids': {token} is not a token of this model.", "stop_token_ids")
@@ -160,7 +159,7 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
     _short("safety_identifier", request.safety_identifier, MOST_LABEL)
     _short("prompt_cache_key", request.prompt_cache_key, MOST_LABEL)
-    _few("metadata", len(request.metadata or {}), MOST_METADATA)
+    few("metadata", len(request.metadata or {}), MOST_METADATA)
     for key, value in (request.metadata or {}).items():
         _short("metadata", key, MOST_LABEL)
         _short("metadata", value, MOST_LABEL)
@@ -199,117 +198,6 @@ def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
     _only("suffix", request.suffix, "")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     return _params(request, model, request.logprobs, max_tokens)
-
-
-def _text(content: str | list[ContentPart] | None, param: str) -> str:
-    if content is None:
-        raise bad_request(f"Invalid value for '{param}': expected a string, got null.", param, "invalid_type")
-    if isinstance(content, str):
-        return content
-    texts = []
-    for place, part in enumerate(content):
-        if part.type != "text" or part.text is None:
-            raise unsupported(
-                f"{param}[{place}]", f"Unsupported content type '{part.type}': only text is supported."
-            )
-        texts.append(part.text)
-    return "\n".join(texts)
-
-
-def characters_of(messages: Sequence[Mapping[str, str]]) -> int:
-    """Of all texts together."""
-    return sum(len(text) for message in messages for text in message.values())
-
-
-def chat_messages(request: ChatRequest, most: int) -> list[dict[str, str]]:
-    """The messages, `most` at most, as chat templates take them. OpenAI's `developer` is their `system`."""
-    if not request.messages:
-        raise bad_request(
-            "Invalid 'messages': empty array. Expected at least one message.", "messages", "empty_array"
-        )
-    _few("messages", len(request.messages), most)
-    messages = []
-    for place, message in enumerate(request.messages):
-        at = f"messages[{place}]"
-        role = "system" if message.role == "developer" else message.role
-        if role not in ("system", "user", "assistant"):
-            raise unsupported(f"{at}.role", f"Unsupported value: '{at}.role' does not support '{role}'.")
-        _only(f"{at}.tool_calls", message.tool_calls, [])
-        _only(f"{at}.annotations", message.annotations, [])
-        converted = {"role": role, "content": _text(message.content, f"{at}.content")}
-        if message.name is not None:
-            converted["name"] = message.name
-        messages.append(converted)
-    return messages
-
-
-def completion_prompts(request: CompletionRequest, most: int) -> list[str | list[int]]:
-    """The prompts, each a text or token ids to be checked: one of `most` tokens, or each of a list."""
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise bad_request("Invalid 'prompt': empty array.", "prompt", "empty_array")
-    kind = type(prompt[0])
-    if kind is int and len(prompt) > most:
-        raise too_long(len(prompt), most, "prompt")
-    if kind is not int and len(prompt) * (request.n or 1) > MOST_CHOICES:
-        raise bad_request(f"Too many choices: prompts times 'n' may be {MOST_CHOICES} at most.", "prompt")
-    if any(type(each) is not kind for each in prompt):
-        raise bad_request(
-            "Invalid 'prompt': expected a string, or a list of strings, of tokens, or of lists of tokens.",
-            "prompt",
-            "invalid_type",
-        )
-    if kind is int:
-        return [[each for each in prompt if isinstance(each, int)]]
-    return [each for each in prompt if not isinstance(each, int)]
-
-
-def check_tokens(tokens: list[int], vocab_size: int, most: int) -> None:
-    """Raise ApiError unless these are `most` tokens of the model at most."""
-    if len(tokens) > most:
-        raise too_long(len(tokens), most, "prompt")
-    for token in (min(tokens), max(tokens)) if tokens else ():
-        if not 0 <= token < vocab_size:
-            raise bad_request(f"Invalid 'prompt': {token} is not a token of this model.", "prompt")
-
-
-def room(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str) -> int:
-    """How many tokens may be generated after the prompt. Raises ApiError when prompt and answer do not fit."""
-    if prompt_tokens == 0:
-        raise bad_request(
-            f"Invalid '{param}': it has no tokens; a prompt needs one at least.", param, "empty_prompt"
-        )
-    over = _over(prompt_tokens, max_tokens, max_length, param)
-    if over is not None:
-        raise over
-    return max_length - prompt_tokens if max_tokens is None else max_tokens
-
-
-def too_long(tokens: int, max_length: int, param: str) -> ApiError:
-    """A prompt of `tokens` tokens at least, which were not all counted."""
-    what = "messages" if param == "messages" else "prompt"
-    text = (
-        f"This model's maximum context length is {max_length} tokens. However, your {what} resulted in {tokens} "
-        f"tokens or more. Please reduce the length of the {what}."
-    )
-    return bad_request(text, param, "context_length_exceeded")
-
-
-def _over(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str) -> ApiError | None:
-    limit = f"This model's maximum context length is {max_length} tokens. However, "
-    what = "messages" if param == "messages" else "prompt"
-    if prompt_tokens >= max_length:
-        text = f"{limit}your {what} resulted in {prompt_tokens} tokens. Please reduce the length of the {what}."
-    elif max_tokens is not None and prompt_tokens + max_tokens > max_length:
-        text = (
-            f"{limit}you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {what}, "
-            f"{max_tokens} in the completion). Please reduce the length of the {what} or completion."
-        )
-    else:
-        return None
-    return bad_request(text, param, "context_length_exceeded")
 
 
 def choice_seed(seed: int, choice: int) -> int:
