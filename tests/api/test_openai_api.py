@@ -401,7 +401,7 @@ async def test_metrics(model: ServedModel) -> None:
     async with running(ScriptedEngine(saying(ids(model, "abc"))), model) as api, api.client() as client:
         await client.completions.create(model="tiny", prompt="x")
         with pytest.raises(openai.BadRequestError):
-            await client.completions.create(model="tiny", prompt="x", echo=True)
+            await client.completions.create(model="tiny", prompt="x", suffix="end")
         await idle(api)
         async with httpx.AsyncClient() as http:
             shown = (await http.get(f"{api.url}/metrics")).text

@@ -16,13 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.auth import ApiKeys
+from kvasir_engine.api.auth import ApiKeys, narrowed
 from kvasir_engine.api.body import most_body_bytes, read_body
 from kvasir_engine.api.chat import chat_body, chat_events
 from kvasir_engine.api.completions import completion_body, completion_events
 from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.encoding import OffLoop, TooLong
-from kvasir_engine.api.errors import ApiError, unsupported
+from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.generation import Choice, Tally, TokenClock, run_choices
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.meter import RequestMeter
@@ -33,9 +33,11 @@ from kvasir_engine.api.prompts import (
     chat_messages,
     check_tokens,
     completion_prompts,
+    rendering,
     room,
     too_long,
 )
+from kvasir_engine.api.rendering import AS_USUAL, Rendering
 from kvasir_engine.api.responses import (
     EventResponse,
     JsonResponse,
@@ -94,49 +96,79 @@ class _Service:
             message = f"The model is not ready to serve: {reason}."
             raise ApiError(503, message, code="no_worker", type="server_error")
 
-    async def tokens(self, request: Request, text: str | Messages, param: str) -> list[int]:
-        """The tokens of a prompt, unless it is too long or the client leaves. Raises ApiError."""
+    async def tokens(
+        self, request: Request, text: str | Messages, param: str, truncate: int | None, how: Rendering = AS_USUAL
+    ) -> list[int]:
+        """The tokens of a prompt, the last ones of `truncate`, unless it is too long or the client leaves.
+
+        Raises ApiError.
+        """
         longest, most = self.model.tokenizer.longest, self.most
         characters = len(text) if isinstance(text, str) else characters_of(text)
         if characters > most * longest:
             raise too_long(characters // longest, most, param)
         tokenizer = self.model.tokenizer
-        begin = partial(tokenizer.plain, text) if isinstance(text, str) else partial(tokenizer.rendered, text)
+        begin = partial(tokenizer.plain, text) if isinstance(text, str) else partial(tokenizer.rendered, text, how)
         try:
-            return await while_client_stays(request, self.off_loop.tokens(begin, most))
+            fitting = most if truncate is None else characters
+            tokens = await while_client_stays(request, self.off_loop.tokens(begin, fitting))
+            return tokens if truncate is None else self.last(tokens, truncate)
         except TooLong as error:
             raise too_long(error.tokens, most, param) from None
         except UnusedName as error:
             name = f"{param}[{error.place}].name"
             message = f"Unsupported parameter: '{name}'. This model's chat template does not show names."
             raise unsupported(name, message) from None
+        except RecursionError:
+            raise bad_request(
+                "A value of 'chat_template_kwargs' is nested too deeply.", "chat_template_kwargs"
+            ) from None
         except TemplateError as error:
             message = f"The model's chat template refuses the messages: {error}."
             raise ApiError(400, message, code="invalid_value", param=param) from None
 
-    async def prompt(self, request: Request, prompt: str | list[int]) -> list[int]:
+    def last(self, tokens: list[int], count: int) -> list[int]:
+        """The last `count` of them; -1: as many as leave room for one more."""
+        return tokens[-(count if count > 0 else self.most - 1) :]
+
+    async def prompt(self, request: Request, prompt: str | list[int], truncate: int | None) -> list[int]:
         """The tokens of one of a completion's prompts. Raises ApiError."""
         if isinstance(prompt, str):
-            return await self.tokens(request, prompt, "prompt")
+            return await self.tokens(request, prompt, "prompt", truncate)
         await asyncio.sleep(0)  # checking many lists takes long
-        check_tokens(prompt, self.model.vocab_size, self.most)
-        return prompt
+        tokens = prompt if truncate is None else self.last(prompt, truncate)
+        check_tokens(tokens, self.model.vocab_size, self.most)
+        return tokens
+
+    def text(self, asked: str | list[int], tokens: list[int], truncate: int | None) -> str:
+        """A prompt as it is echoed: what was asked, or the text of the tokens that count."""
+        if isinstance(asked, str) and truncate is None:
+            return asked
+        return b"".join(map(self.model.tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
 
     def choices(self, id: str, salt: str, params: Params, prompts: list[list[int]], param: str) -> list[Choice]:
         choices: list[Choice] = []
         for place, tokens in enumerate(prompts):
             most = room(len(tokens), params.max_tokens, self.client.max_length, param)
-            for n in range(params.n):
+            for n in range(params.candidates):
                 index = len(choices)
                 sampling = msgspec.structs.replace(
                     params.sampling, max_tokens=most, seed=choice_seed(params.sampling.seed, n)
                 )
                 detokenizer = Detokenizer(self.model.tokenizer, params.stop, sampling.min_tokens)
-                request = GenerateRequest(f"{id}-{index}", tokens, sampling, salt, params.priority)
+                tenant = narrowed(salt, params.cache_salt)
+                request = GenerateRequest(f"{id}-{index}", tokens, sampling, tenant, params.priority)
                 choices.append(Choice(index, place, request, detokenizer))
         return choices
 
-    def answer(self, id: str, prompts: list[list[int]], choices: list[Choice]) -> Answer:
+    def answer(
+        self,
+        id: str,
+        params: Params,
+        prompts: list[list[int]],
+        choices: list[Choice],
+        echo: list[str] | None = None,
+    ) -> Answer:
         return Answer(
             id=id,
             created=int(time.time()),
@@ -144,6 +176,10 @@ class _Service:
             choices=len(choices),
             prompt_tokens=sum(map(len, prompts)),
             tally=Tally(len(prompts)),
+            include_usage=params.include_usage,
+            continuous_usage=params.continuous_usage,
+            prompts=prompts if params.token_ids else None,
+            echo=echo,
         )
 
 
@@ -226,19 +262,20 @@ def create_app(
         service.check_model(body.model)
         params = chat_params(body, model)
         messages = chat_messages(body, service.most)
+        how = rendering(body, model.tokenizer.template_variables)
         if not model.tokenizer.has_chat_template:
             raise ApiError(
                 400, f"The model '{model.name}' has no chat template: use /v1/completions.", param="messages"
             )
         await service.check_ready(request)
-        tokens = await service.tokens(request, messages, "messages")
+        tokens = await service.tokens(request, messages, "messages", params.truncate, how)
         id = f"chatcmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, salt, params, [tokens], "messages")
-        answer = service.answer(id, [tokens], choices)
+        answer = service.answer(id, params, [tokens], choices)
         pieces = partial(run_choices, client, choices, answer.tally, clock)
         scored = params.sampling.logprobs is not None
         if params.stream:
-            return EventResponse(lambda: chat_events(answer, pieces(), scored, params.include_usage))
+            return EventResponse(lambda: chat_events(answer, pieces(), scored))
         return JsonResponse(lambda: chat_body(answer, pieces(), scored))
 
     @app.post("/v1/completions")
@@ -248,16 +285,21 @@ def create_app(
         body = await service.read(request, CompletionRequest)
         service.check_model(body.model)
         params = completion_params(body, model)
-        asked = completion_prompts(body, service.most)
+        asked = completion_prompts(body, service.most * (1 if params.truncate is None else 8))
         await service.check_ready(request)
-        prompts = [await service.prompt(request, each) for each in asked]
+        prompts = [await service.prompt(request, each, params.truncate) for each in asked]
         id = f"cmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, salt, params, prompts, "prompt")
-        answer = service.answer(id, prompts, choices)
+        echo = (
+            [service.text(*each, params.truncate) for each in zip(asked, prompts, strict=True)]
+            if body.echo
+            else None
+        )
+        answer = service.answer(id, params, prompts, choices, echo)
         pieces = partial(run_choices, client, choices, answer.tally, clock)
-        scored = params.sampling.logprobs
+        scored = params.logprobs
         if params.stream:
-            return EventResponse(lambda: completion_events(answer, pieces(), scored, params.include_usage))
-        return JsonResponse(lambda: completion_body(answer, pieces(), scored))
+            return EventResponse(lambda: completion_events(answer, pieces(), scored))
+        return JsonResponse(lambda: completion_body(answer, pieces(), scored, params.n, params.candidates))
 
     return app

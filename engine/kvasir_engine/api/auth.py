@@ -18,6 +18,13 @@ def tenant_salt(key: str) -> str:
     return blake2b(key.encode(), digest_size=16, person=b"kvasir-tenant").hexdigest()
 
 
+def narrowed(salt: str, cache_salt: str) -> str:
+    """The salt of those requests of a tenant that share a `cache_salt`: nobody else's, whatever it is."""
+    if not cache_salt:
+        return salt
+    return blake2b(f"{salt}/{cache_salt}".encode(), digest_size=16, person=b"kvasir-salt").hexdigest()
+
+
 def read_keys(path: Path) -> frozenset[str]:
     """The keys of a file, one a line, or of a directory with a file a key, as a mounted Secret. Raises OSError.
 

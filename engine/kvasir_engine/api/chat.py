@@ -48,40 +48,52 @@ async def chat_body(answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]],
             _logprobs([token for piece in each for token in piece.scored]) if logprobs else None,
             each[-1].finish_reason or "stop",
             failure_of(each[-1]),
+            answer.ids(each),
         )
         for index, each in enumerate(await text_of(pieces, answer.choices))
     ]
     return msgspec.json.encode(
         ChatCompletion(
-            id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=answer.usage()
+            id=answer.id,
+            created=answer.created,
+            model=answer.model,
+            choices=choices,
+            usage=answer.usage(),
+            prompt_token_ids=answer.prompt_ids(0),
         )
     )
 
 
 async def chat_events(
-    answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: bool, include_usage: bool
+    answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: bool
 ) -> AsyncGenerator[bytes, None]:
-    usage = None if include_usage else UNSET
-
     def chunk(choice: ChatChunkChoice) -> bytes:
         return msgspec.json.encode(
-            ChatChunk(id=answer.id, created=answer.created, model=answer.model, choices=[choice], usage=usage)
+            ChatChunk(
+                id=answer.id,
+                created=answer.created,
+                model=answer.model,
+                choices=[choice],
+                usage=answer.chunk_usage(),
+                prompt_token_ids=UNSET if begun else answer.prompt_ids(0),
+            )
         )
 
     begun: set[int] = set()
     async for choice, piece in pieces:
         index = choice.index
         if index not in begun:
-            begun.add(index)
             yield chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content="")))
+            begun.add(index)
+        ids = answer.ids([piece])
         if piece.text or piece.scored:
-            yield chunk(
-                ChatChunkChoice(index, ChatDelta(content=piece.text), _logprobs(piece.scored) if logprobs else None)
-            )
+            scored = _logprobs(piece.scored) if logprobs else None
+            yield chunk(ChatChunkChoice(index, ChatDelta(content=piece.text), scored, token_ids=ids))
+            ids = UNSET if ids is UNSET else []
         if piece.finish_reason:
-            ended = ChatChunkChoice(index, ChatDelta(), finish_reason=piece.finish_reason, error=failure_of(piece))
-            yield chunk(ended)
-    if include_usage:
+            ended, failure = piece.finish_reason, failure_of(piece)
+            yield chunk(ChatChunkChoice(index, ChatDelta(), None, ended, failure, token_ids=ids))
+    if answer.include_usage:
         yield msgspec.json.encode(
             ChatChunk(id=answer.id, created=answer.created, model=answer.model, choices=[], usage=answer.usage())
         )

@@ -1,5 +1,6 @@
 """OpenAI's text completion: the body and the chunks."""
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import msgspec
@@ -33,34 +34,65 @@ def _logprobs(scored: Sequence[ScoredToken], top: int) -> CompletionLogprobs:
 
 
 async def completion_body(
-    answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: int | None
+    answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: int | None, shown: int, candidates: int
 ) -> bytes:
+    """The `shown` best of each prompt's `candidates`."""
+    every = await text_of(pieces, answer.choices)
+    chosen: list[tuple[int, list[Piece]]] = []
+    for prompt, start in enumerate(range(0, len(every), candidates)):
+        some = every[start : start + candidates]
+        best = sorted(some, key=_likelihood, reverse=True)[:shown] if shown < candidates else some
+        chosen += [(prompt, each) for each in best]
     choices = [
         CompletionChoice(
             index,
-            "".join(piece.text for piece in each),
+            _echo(answer, prompt) + "".join(piece.text for piece in each),
             None if logprobs is None else _logprobs([token for piece in each for token in piece.scored], logprobs),
             each[-1].finish_reason,
             failure_of(each[-1]),
+            answer.ids(each),
+            answer.prompt_ids(prompt),
         )
-        for index, each in enumerate(await text_of(pieces, answer.choices))
+        for index, (prompt, each) in enumerate(chosen)
     ]
     return msgspec.json.encode(
         Completion(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=answer.usage())
     )
 
 
+def _likelihood(pieces: Sequence[Piece]) -> float:
+    """The mean log-probability of a choice's tokens; one that failed is the least likely."""
+    logprobs = [token.logprob for piece in pieces for token in piece.scored]
+    if pieces[-1].failure is not None:
+        return -math.inf
+    return sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+def _echo(answer: Answer, prompt: int) -> str:
+    return "" if answer.echo is None else answer.echo[prompt]
+
+
 async def completion_events(
-    answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: int | None, include_usage: bool
+    answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: int | None
 ) -> AsyncGenerator[bytes, None]:
-    usage = None if include_usage else UNSET
+    begun: set[int] = set()
     async for choice, piece in pieces:
-        scored = None if logprobs is None else _logprobs(piece.scored, logprobs)
-        one = CompletionChoice(choice.index, piece.text, scored, piece.finish_reason, failure_of(piece))
+        first = choice.index not in begun
+        begun.add(choice.index)
+        one = CompletionChoice(
+            choice.index,
+            _echo(answer, choice.prompt) + piece.text if first else piece.text,
+            None if logprobs is None else _logprobs(piece.scored, logprobs),
+            piece.finish_reason,
+            failure_of(piece),
+            answer.ids([piece]),
+            answer.prompt_ids(choice.prompt) if first else UNSET,
+        )
+        usage = answer.chunk_usage()
         yield msgspec.json.encode(
             Completion(id=answer.id, created=answer.created, model=answer.model, choices=[one], usage=usage)
         )
-    if include_usage:
+    if answer.include_usage:
         yield msgspec.json.encode(
             Completion(id=answer.id, created=answer.created, model=answer.model, choices=[], usage=answer.usage())
         )

@@ -42,7 +42,8 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next text of one choice. `tokens` is how many were generated for it, shown or held back.
+    """The next text of one choice. `tokens` is how many were generated for it, shown or held back; `ids` are those
+    since the last piece that was not empty.
 
     The finish reason is "error" where there is a `failure`.
     """
@@ -52,6 +53,7 @@ class Piece:
     scored: list[ScoredToken] = field(default_factory=list)
     finish_reason: str | None = None
     failure: Exception | None = None
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

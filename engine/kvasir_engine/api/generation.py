@@ -1,6 +1,7 @@
 """Runs the choices of one request on the engine and turns their tokens into text."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -65,6 +66,7 @@ async def run_choice(
     Ends the engine's work when it is closed, and when a stop string ends the answer before the engine does.
     """
     last: float | None = None
+    ids: list[int] = []
     async with aclosing(client.generate(choice.request)) as outputs:
         async for output in outputs:
             now = time.perf_counter()
@@ -78,8 +80,10 @@ async def run_choice(
                 tally.cached(choice.prompt, output.cached_tokens)
             piece = choice.detokenizer.push(output)
             tally.completion_tokens += piece.tokens
+            ids += output.tokens[: piece.tokens]
             if piece.text or piece.scored or piece.finish_reason:
-                yield choice, piece
+                yield choice, dataclasses.replace(piece, ids=tuple(ids))
+                ids.clear()
             if piece.finish_reason:
                 return
 

@@ -1,9 +1,12 @@
 """From a request's body to what the engine is asked. Pure. Refuses what cannot be honoured."""
 
+import dataclasses
 import math
 import secrets
 from dataclasses import dataclass
 from hashlib import blake2b
+
+import msgspec
 
 from kvasir_engine.api.errors import bad_request, unsupported
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest
@@ -26,7 +29,8 @@ _INT64 = (-(2**63), 2**63 - 1)
 @dataclass(frozen=True)
 class Params:
     """What holds for every choice of one request. `max_tokens` is the caller's, `None` for all the room there is;
-    `sampling.max_tokens` is set when the prompt's length is known."""
+    `sampling.max_tokens` is set when the prompt's length is known. Of `candidates` for each prompt the `n` best are
+    shown, with `logprobs` where they are asked for. `truncate`: how many of a prompt's last tokens count."""
 
     sampling: Sampling
     stop: tuple[str, ...]
@@ -35,6 +39,12 @@ class Params:
     stream: bool
     include_usage: bool
     priority: int = 0
+    continuous_usage: bool = False
+    candidates: int = 1
+    logprobs: int | None = None
+    truncate: int | None = None
+    token_ids: bool = False
+    cache_salt: str = ""
 
 
 def _shown(value: float) -> str:
@@ -114,12 +124,21 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
         _only(name, getattr(request, name), 0)
     _only("repetition_penalty", request.repetition_penalty, 1)
     _only("logit_bias", request.logit_bias, {})
+    truncate = request.truncate_prompt_tokens
+    if truncate is not None and truncate != -1:
+        _within("truncate_prompt_tokens", truncate, 1, math.inf)
+    _short("cache_salt", request.cache_salt, MOST_LABEL)
+    if request.cache_salt == "":
+        raise bad_request("Invalid 'cache_salt': it cannot be empty.", "cache_salt", "empty_string")
     if request.stream_options is not None and not request.stream:
         raise bad_request(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.", "stream_options"
         )
     if request.stream_options is not None:
         _only("stream_options.include_obfuscation", request.stream_options.include_obfuscation, False)
+        if request.stream_options.continuous_usage_stats and not request.stream_options.include_usage:
+            name = "stream_options.continuous_usage_stats"
+            raise bad_request(f"'{name}' is only allowed when 'stream_options.include_usage' is enabled.", name)
     stop_token_ids = request.stop_token_ids or []
     few("stop_token_ids", len(stop_token_ids), MOST_STOP_TOKENS)
     for token in stop_token_ids:
@@ -152,6 +171,12 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         priority=request.priority or 0,
+        continuous_usage=bool(request.stream_options and request.stream_options.continuous_usage_stats),
+        candidates=n,
+        logprobs=logprobs,
+        truncate=truncate,
+        token_ids=bool(request.return_token_ids),
+        cache_salt=request.cache_salt or "",
     )
 
 
@@ -176,7 +201,6 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     _only("store", request.store, False)
     _only("service_tier", request.service_tier, "auto", "default")
     _only("modalities", request.modalities, ["text"])
-    _only("reasoning_effort", request.reasoning_effort, "none")
     _only("verbosity", request.verbosity, "medium")
     _only("response_format", request.response_format and request.response_format.type, "text")
     _only("tools", request.tools, [])
@@ -193,11 +217,23 @@ def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
     if request.logprobs is not None:
         _within("logprobs", request.logprobs, 0, MOST_COMPLETION_LOGPROBS)
-    _only("best_of", request.best_of, request.n or 1)
-    _only("echo", request.echo, False)
+    if request.echo and request.logprobs is not None:
+        raise unsupported("echo", "Unsupported value: 'echo' with 'logprobs' is not supported.")
     _only("suffix", request.suffix, "")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _params(request, model, request.logprobs, max_tokens)
+    params = _params(request, model, request.logprobs, max_tokens)
+    return params if request.best_of is None else _best_of(params, request.best_of)
+
+
+def _best_of(params: Params, candidates: int) -> Params:
+    """`params` with so many candidates, whose logprobs say which are best."""
+    _within("best_of", candidates, params.n, MOST_CHOICES)
+    if candidates == params.n:
+        return params
+    if params.stream:
+        raise bad_request("'best_of' above 'n' is not allowed when 'stream' is enabled.", "best_of")
+    sampling = msgspec.structs.replace(params.sampling, logprobs=params.logprobs or 0)
+    return dataclasses.replace(params, candidates=candidates, sampling=sampling)
 
 
 def choice_seed(seed: int, choice: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.params import MOST_CHOICES, few
+from kvasir_engine.api.rendering import Rendering
 from kvasir_engine.api.schemas import ChatRequest, CompletionRequest, ContentPart
 
 
@@ -25,6 +26,29 @@ def _text(content: str | list[ContentPart] | None, param: str) -> str:
 def characters_of(messages: Sequence[Mapping[str, str]]) -> int:
     """Of all texts together."""
     return sum(len(text) for message in messages for text in message.values())
+
+
+def rendering(request: ChatRequest, known: frozenset[str]) -> Rendering:
+    """How the template is to be used, which has the `known` variables. Raises ApiError."""
+    continues = bool(request.continue_final_message)
+    if continues and request.add_generation_prompt:
+        raise bad_request(
+            "Setting 'add_generation_prompt' and 'continue_final_message' at the same time is not supported.",
+            "continue_final_message",
+        )
+    variables = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort not in (None, "none"):
+        if "reasoning_effort" not in known:
+            raise unsupported("reasoning_effort")
+        variables.setdefault("reasoning_effort", request.reasoning_effort)
+    for name in variables:
+        if name not in known:
+            at = f"chat_template_kwargs.{name}"
+            raise unsupported(
+                at, f"Unsupported parameter: '{at}'. This model's chat template has no such variable."
+            )
+    generation = not continues if request.add_generation_prompt is None else request.add_generation_prompt
+    return Rendering(generation, continues, variables)
 
 
 def chat_messages(request: ChatRequest, most: int) -> list[dict[str, str]]:
@@ -60,8 +84,10 @@ def completion_prompts(request: CompletionRequest, most: int) -> list[str | list
     kind = type(prompt[0])
     if kind is int and len(prompt) > most:
         raise too_long(len(prompt), most, "prompt")
-    if kind is not int and len(prompt) * (request.n or 1) > MOST_CHOICES:
-        raise bad_request(f"Too many choices: prompts times 'n' may be {MOST_CHOICES} at most.", "prompt")
+    if kind is not int and len(prompt) * max(request.n or 1, request.best_of or 1) > MOST_CHOICES:
+        raise bad_request(
+            f"Too many choices: prompts times 'n' or 'best_of' may be {MOST_CHOICES} at most.", "prompt"
+        )
     if any(type(each) is not kind for each in prompt):
         raise bad_request(
             "Invalid 'prompt': expected a string, or a list of strings, of tokens, or of lists of tokens.",

@@ -6,7 +6,7 @@ state, and not through transformers' call path, which changes truncation and pad
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from kvasir_engine.api.encoding import Encoding
 from kvasir_engine.api.parsing import ParseSpecial
 from kvasir_engine.api.pieces import divisible
+from kvasir_engine.api.rendering import AS_USUAL, Rendering, template_variables
 from kvasir_engine.api.special import Markers, Segment, Strips, Unmarkable
 from kvasir_engine.errors import UserError
 
@@ -122,6 +123,7 @@ class Tokenizer:
         self.longest = max(self.longest, *map(len, self._special), 1)
         self.eos_token_id: int | None = hf_tokenizer.eos_token_id
         self.has_chat_template: bool = hf_tokenizer.chat_template is not None
+        self.template_variables: frozenset[str] = template_variables(hf_tokenizer)
         self._around = self._put_around()
         self._divisible = divisible(lambda text: self._ids(backend, text))
 
@@ -140,9 +142,9 @@ class Tokenizer:
         """Tokens of a plain prompt, with what the model puts before every text (a BOS token, or nothing)."""
         return self.plain(text).run()
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> list[int]:
         """Tokens of `messages` in the chat template. Raises as `rendered` does."""
-        return self.rendered(messages).run()
+        return self.rendered(messages, how).run()
 
     def plain(self, text: str) -> Encoding:
         """The encoding of a plain prompt, not begun."""
@@ -150,7 +152,7 @@ class Tokenizer:
         backend = self._as_text if self._parse_special == "none" else self._backend
         return self._encoding(backend, [*before, text, *after])
 
-    def rendered(self, messages: Sequence[Mapping[str, Any]]) -> Encoding:
+    def rendered(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> Encoding:
         """The encoding, not begun, of `messages` in the chat template, up to where the assistant begins.
 
         Special tokens are those that the template writes; the messages' own text is text, unless `parse_special`
@@ -159,32 +161,39 @@ class Tokenizer:
         mark = None
         if self._parse_special != "all":
             try:
-                messages, mark = self._markers.escape(messages)
+                (*messages, variables), mark = self._markers.escape([*messages, how.variables])
+                how = replace(how, variables=variables)
             except Unmarkable as error:
                 raise TemplateError(str(error)) from error
-        text = self._render(messages)
-        self._check_names(messages, text)
+        text = self._render(messages, how)
+        self._check_names(messages, how, text)
         if mark is None:
             return self._encoding(self._backend, [text])
         return self._encoding(self._as_text, self._markers.split(text, mark))
 
-    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> str:
         import jinja2
 
         try:
-            text: str = self._hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text: str = self._hf.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=how.add_generation_prompt,
+                continue_final_message=how.continue_final_message,
+                **how.variables,
+            )
         except (jinja2.TemplateError, ValueError, TypeError) as error:
             raise TemplateError(str(error)) from error
         return text
 
-    def _check_names(self, messages: Sequence[Mapping[str, Any]], text: str) -> None:
+    def _check_names(self, messages: Sequence[Mapping[str, Any]], how: Rendering, text: str) -> None:
         places = {str(message["role"]): place for place, message in enumerate(messages) if "name" in message}
         for role, place in places.items():
             unnamed = [
                 {key: value for key, value in message.items() if key != "name" or message["role"] != role}
                 for message in messages
             ]
-            if self._render(unnamed) == text:
+            if self._render(unnamed, how) == text:
                 raise UnusedName(place)
 
     def special_token(self, name: str) -> int | None:

@@ -1,0 +1,36 @@
+"""What a caller may say about the chat template of its request."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# What the template's own surroundings are called; a caller's are others.
+_RESERVED = frozenset({"messages", "tools", "documents", "raise_exception", "strftime_now", "conversation"})
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How the chat template is used. `variables` are the caller's own, of those that it knows."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+AS_USUAL = Rendering()
+
+
+def template_variables(hf_tokenizer: Any) -> frozenset[str]:
+    """The variables of a tokenizer's chat template that a caller may set, such as `enable_thinking`."""
+    template = hf_tokenizer.chat_template
+    if not isinstance(template, str):
+        return frozenset()
+    from jinja2 import Environment, TemplateSyntaxError, meta
+
+    try:
+        found = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
+    except TemplateSyntaxError:  # of transformers' own extension, which marks what assistants said
+        return frozenset()
+    parameters = inspect.signature(hf_tokenizer.apply_chat_template).parameters
+    return frozenset(found) - _RESERVED - set(parameters) - set(hf_tokenizer.special_tokens_map)
