@@ -62,6 +62,7 @@ async def test_a_second_turn_is_read_from_decode_and_not_computed(cluster: Clust
     assert prefill.metric("kvasir_kv_read_tokens_total") == known
     assert prefill.metric("kvasir_kv_read_bytes_total") > 0
     assert prefill.metric("kvasir_prefix_cache_miss_tokens_total") - missed == len(second.prompt) - known
+    assert prefill.metric("kvasir_prompt_tokens_total", source="read") == known
     assert prefill.metric("kvasir_kv_reads_total", outcome="read") == 1
     cluster.wait_quiet(BASELINE_SECONDS)
     for name in ("p0", "d0", "r0"):

@@ -17,6 +17,9 @@ class Sequence:
     what it computed. `awaited` are the tokens (0 or 1 between steps) that launched steps sample and that are not
     known yet; the step after computes them all the same, as the device has them. At `limit` tokens a sequence ends.
 
+    Of the prompt, `cached` tokens had their KV here at the first admission; `read` of these had come from another
+    worker for it.
+
     `remote`: another worker computes the prompt; admission leases pages instead of holding fresh ones.
     `arrival` orders all sequences: lower ones are served first and preempted last. While it waits, `leader` may be
     the sequence that is computing this one's first `shared` tokens.
@@ -34,6 +37,7 @@ class Sequence:
     done: int = 0
     awaited: int = 0
     cached: int = 0
+    read: int = 0
     pages: list[int] = field(default_factory=list)
     leader: "Sequence | None" = None
     shared: int = 0

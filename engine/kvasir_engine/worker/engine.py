@@ -156,8 +156,7 @@ class Engine:
         match event:
             case writer.Done(key, push) if key in self.readback.reads:
                 if push.complete is not None:
-                    before = self.readback.stats.tokens
-                    self._read(self.readback.ended(key), self.readback.stats.tokens - before)
+                    self._read(self.readback.ended(key))
             case writer.Failed(key, reason) if key in self.readback.reads:
                 self._read(self.readback.failed(key, reason))
             case writer.Done(key, push):
@@ -185,11 +184,10 @@ class Engine:
                 self.stats.rejected_messages += 1
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
 
-    def _read(self, sequence: Sequence | None, tokens: int = 0) -> None:
+    def _read(self, sequence: Sequence | None) -> None:
         """What a sequence wanted to read is here, or will not come: it waits to be admitted, in its place."""
         if sequence is not None:
-            job = self.requests.of(sequence)
-            job.reading, job.read = None, tokens
+            self.requests.of(sequence).reading = None
             self.waiting.add(sequence)
 
     def _settle(self, lease: int, complete: Complete) -> None:

@@ -131,6 +131,8 @@ class Readback:
         self.stats.pages += count
         self.stats.tokens += count * size
         self.stats.count("read")
+        if reading.sequence is not None:
+            reading.sequence.read = count * size
         return reading.sequence
 
     def failed(self, key: Key, reason: str) -> Sequence | None:

@@ -33,7 +33,6 @@ class Job:
     loan: int | None = None
     canary: bool = False
     admitted: bool = False  # once: it has waited for its first step, or lease, no longer
-    read: int = 0  # tokens of the prompt that were read for it
     counted: int = 0  # tokens of the prompt whose KV's origin is counted
     came: float = 0.0  # by the engine's clock
 
@@ -85,7 +84,7 @@ class Stats:
         """Its sequence has pages, with KV up to `computed`: again, if it gave way before."""
         found = min(job.sequence.computed, job.sequence.prompt) - job.counted
         if found > 0:
-            read = min(found, job.read)
+            read = min(found, job.sequence.read)
             self.tokens(job).read += read
             self.tokens(job).cached += found - read
             job.counted += found
