@@ -1,9 +1,9 @@
 """How much memory the operator holds beside pods that are none of its own.
 
-`python -m bench.foreign` starts `kvasir-operator run` twice against a stand-in for an API server on loopback, a
-process of its own: once without other pods, once with 10,000 of a usual size. The stand-in answers lists and watches
-as an API server does, label selectors and chunks included. Printed is the operator's resident memory at its highest,
-from the kernel, and what it was sent, once all of its watches are open.
+`python -m bench.foreign` starts `kvasir-operator run` twice as a process of its own, against a stand-in for an API
+server on loopback: once without other pods, once beside 10,000 of a usual size. The stand-in answers lists in chunks,
+gives foreign pods to whoever asks without a label selector, and holds watches open. Printed is the operator's resident
+memory at its highest, from the kernel, and what it was sent, some seconds after all of its watches have opened.
 """
 
 import argparse
@@ -209,7 +209,8 @@ def report(pods: int, alone: Found, beside: Found) -> list[str]:
     return [
         f"the operator beside {pods} foreign pods of {size} bytes; {describe()}",
         f"  without them {alone.megabytes:6.1f} MB",
-        f"  beside them  {beside.megabytes:6.1f} MB of {MEMORY_MB:g} MB; {beside.sent['pods']} pods were sent to it",
+        f"  beside them  {beside.megabytes:6.1f} MB of {MEMORY_MB:g} MB; "
+        f"{beside.sent['pods']} pods were sent to it",
     ]
 
 

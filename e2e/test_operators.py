@@ -107,7 +107,7 @@ def crd(group: str, kind: str, plural: str) -> Object:
 def shipped(cluster: Cluster) -> set[Verb]:
     """What the operator's account was given, less what this API server does not serve."""
     groups = {version.partition("/")[0] if "/" in version else "" for version in served(cluster)}
-    rules = cluster.get("clusterrole", kvasir.RELEASE)["rules"]
+    rules = cluster.get("clusterrole", f"{kvasir.NAMESPACE}-{kvasir.RELEASE}")["rules"]
     rules += cluster.get("role", f"{kvasir.RELEASE}-leader", "-n", kvasir.NAMESPACE)["rules"]
     v1 = {
         (group, resource, verb)

@@ -97,7 +97,14 @@ class Controller:
         pods = PodReader()
         self._autoscaler = Autoscaler(pods, utc_now, self._again, self._metrics.scaling.show)
         self._reconciler = Reconciler(
-            self._cluster, setup.options, self._facts, utc_now, pods, self._again, self._autoscaler
+            self._cluster,
+            setup.options,
+            self._facts,
+            utc_now,
+            pods,
+            self._again,
+            self._autoscaler,
+            self._metrics.capacity.show,
         )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))

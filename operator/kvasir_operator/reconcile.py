@@ -18,7 +18,7 @@ from kvasir_operator.plan import Apply, Delete, Report, Scale, Step, Wait, plan
 from kvasir_operator.plan.autoscale import ScalingStatus, remembered, resized
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.plan.sizing import sized
-from kvasir_operator.plan.workers import progress
+from kvasir_operator.plan.workers import paired_capacity, progress
 from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
@@ -35,7 +35,7 @@ from kvasir_operator.spec import (
 )
 from kvasir_operator.story import rescalings, tellings
 from kvasir_operator.validate import ModelFacts, api_problems, fact_problems
-from kvasir_operator.verdicts import VERIFIED, Leaving, elastic
+from kvasir_operator.verdicts import VERIFIED, Leaving, elastic, exposed, metrics_reachable
 
 log = logging.getLogger("kvasir.reconcile")
 
@@ -86,7 +86,9 @@ class Reconciler:
         ask: Ask | None = None,
         again: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
         autoscaler: Autoscaler | None = None,
+        show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
     ) -> None:
+        self._show_capacity = show_capacity
         self._autoscaler = autoscaler or Autoscaler(ask, now, again)
         self._cluster = cluster
         self._options = options
@@ -103,6 +105,7 @@ class Reconciler:
         document = self._cluster.get_service(namespace, name)
         if document is None:
             self._autoscaler.forget((namespace, name))
+            self._show_capacity((namespace, name), None)
             return False
         if "deletionTimestamp" in document["metadata"]:
             return True  # the API server's garbage collection does the rest
@@ -121,6 +124,7 @@ class Reconciler:
         return True
 
     def _reject(self, document: Object, error: InvalidService) -> None:
+        self._show_capacity((document["metadata"]["namespace"], document["metadata"]["name"]), None)
         previous, generation = document.get("status", {}), document["metadata"].get("generation", 0)
         self._publish(document, statuses.rejected(error.problems, generation, previous, self._now()))
 
@@ -133,7 +137,9 @@ class Reconciler:
         scaling = self._rescale(document, service, observed, paused)
         sizing = sized(resized(service, scaling), observed)
         service = sizing.service
-        desired = self._servable(document, render(service, self._options))
+        rendered = render(service, self._options)
+        desired = self._servable(document, rendered)
+        unserved = exposed(service, rendered, desired)
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         self._intend(document, steps)
         failures = self._execute(service, steps, observed)
@@ -141,6 +147,8 @@ class Reconciler:
         if cached and not cached.done:
             self._again(service.namespace, service.name, LOADING_SECONDS)
         deleted = {step.target for step in steps if isinstance(step, Delete)}
+        capacity = paired_capacity(desired, observed, service.spec.rollout)
+        self._show_capacity((service.namespace, service.name), capacity)
         told, leaving = self._routers(observed), self._leaving(observed)
         status = statuses.accepted(
             desired,
@@ -159,6 +167,7 @@ class Reconciler:
             removing=sorted(r.name for r in observed.removing.keys() - deleted),
             scaling=scaling,
             elastic=elastic(service),
+            told=[*metrics_reachable(service, self._options.metrics_namespace), *unserved],
         )
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
         self._publish(document, status, guarded=grouped or status.scaling is not None)
