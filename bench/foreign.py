@@ -1,9 +1,9 @@
 """How much memory the operator holds beside pods that are none of its own.
 
-`python -m bench.foreign` starts `kvasir-operator run` twice as a process of its own, against a stand-in for an API
-server on loopback: once without other pods, once beside 10,000 of a usual size. The stand-in answers lists in chunks,
-gives foreign pods to whoever asks without a label selector, and holds watches open. Printed is the operator's resident
-memory at its highest, from the kernel, and what it was sent, some seconds after all of its watches have opened.
+`python -m bench.foreign` starts `kvasir-operator run` twice as a process of its own, against a stand-in for an
+API server on loopback: without other pods, and beside 10,000 of a usual size. The stand-in answers lists in chunks,
+gives foreign pods to whoever asks without a label selector, and holds watches open. Printed is the operator's
+resident memory at its highest, from the kernel, and what it was sent, seconds after all of its watches have opened.
 """
 
 import argparse

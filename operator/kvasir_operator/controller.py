@@ -20,6 +20,7 @@ from kvasir_operator.facts import FactsReader
 from kvasir_operator.lease import Candidate
 from kvasir_operator.leases import ClusterLease
 from kvasir_operator.metrics import OperatorMetrics
+from kvasir_operator.ownership import Others
 from kvasir_operator.port import ClusterError
 from kvasir_operator.queue import WorkQueue
 from kvasir_operator.reconcile import Reconciler, utc_now
@@ -105,6 +106,7 @@ class Controller:
             self._again,
             self._autoscaler,
             self._metrics.capacity.show,
+            Others(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
         )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))

@@ -75,6 +75,12 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What is there."""
 
     observed_generation: int = 0
+    operator: Annotated[
+        str,
+        Meta(
+            extra_json_schema={"description": "Whose this is: the namespace of an operator and its Lease's name."}
+        ),
+    ] = ""
     conditions: list[Condition] = []
     explain: Annotated[
         str, Meta(extra_json_schema={"description": "Why it is not ready, in one sentence; absent when it is."})
@@ -164,6 +170,7 @@ def accepted(
         *verdicts.kstatus(ready, moving, wrong),
         *([Verdict("Paused", True, "Annotated", f"nothing is changed while {PAUSED} is true")] if paused else []),
     ]
+    of = {role: RoleStatus(wanted, count, f"{count}/{wanted}") for role, (wanted, count, _) in roles.items()}
     return Status(
         observed_generation=generation,
         conditions=_conditions([*counting, *others, ready], generation, previous, now),
@@ -173,7 +180,9 @@ def accepted(
         leaving=list(leaving),
         removing=list(removing),
         scaling=scaling,
-        **{role: RoleStatus(wanted, count, f"{count}/{wanted}") for role, (wanted, count, _) in roles.items()},
+        prefill=of["prefill"],
+        decode=of["decode"],
+        router=of["router"],
     )
 
 

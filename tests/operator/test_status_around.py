@@ -1,4 +1,4 @@
-"""What is around the pods is said in conditions: the way in, who may collect metrics, and kstatus for other tools."""
+"""Conditions say what is around the pods: the way in, who may collect metrics, and kstatus for other tools."""
 
 from datetime import UTC, datetime
 from typing import Any
