@@ -134,7 +134,7 @@ def test_of_two_operators_one_may_be_evicted(helm: Helm, replicas: int) -> None:
     ("sets", "probe"),
     [
         ((), "httpGet"),
-        (("webhook.enabled=true",), "tcpSocket"),
+        (("webhook.enabled=true",), "httpGet"),
         (("webhook.enabled=true", "readinessProbe.exec.command={true}"), "exec"),
     ],
 )
