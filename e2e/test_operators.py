@@ -107,7 +107,7 @@ def crd(group: str, kind: str, plural: str) -> Object:
 def shipped(cluster: Cluster) -> set[Verb]:
     """What the operator's account was given, less what this API server does not serve."""
     groups = {version.partition("/")[0] if "/" in version else "" for version in served(cluster)}
-    rules = cluster.get("clusterrole", kvasir.RELEASE)["rules"]
+    rules = cluster.get("clusterrole", f"{kvasir.NAMESPACE}-{kvasir.RELEASE}")["rules"]
     rules += cluster.get("role", f"{kvasir.RELEASE}-leader", "-n", kvasir.NAMESPACE)["rules"]
     v1 = {
         (group, resource, verb)
@@ -264,3 +264,44 @@ def test_the_webhook_refuses_at_apply_what_the_schema_cannot(cluster: Cluster, n
     finally:
         upgraded(cluster, "webhook.enabled=false")
     assert not cluster.get("validatingwebhookconfigurations")["items"]
+
+
+CRDS = ("inferenceservices.serving.kvasir.dev", "inferenceroles.serving.kvasir.dev")
+
+
+def owned_by(cluster: Cluster, release: str, namespace: str) -> None:
+    """Do as the chart's notes say: give the definitions to a release."""
+    for name in CRDS:
+        notes = (f"meta.helm.sh/release-name={release}", f"meta.helm.sh/release-namespace={namespace}")
+        cluster.kubectl("annotate", "crd", name, "--overwrite", *notes)
+
+
+def test_a_second_release_uses_the_definitions_that_are_there_takes_them_over_and_leaves_them(
+    cluster: Cluster, namespace: str
+) -> None:
+    reconciled(cluster, service(drain={"deadlineSeconds": 11}))
+    where = ("--namespace", "other", "--set", "replicas=0,operatorClass=other,priorityClass.create=true")
+    told = cluster.helm("install", kvasir.RELEASE, str(kvasir.CHART), *where, "--create-namespace")
+    try:
+        assert f"the release {kvasir.NAMESPACE}/{kvasir.RELEASE}'s" in " ".join(told.stdout.split())
+        owned_by(cluster, kvasir.RELEASE, "other")
+        told = cluster.helm("upgrade", kvasir.RELEASE, str(kvasir.CHART), *where)
+        assert (
+            "the release" not in told.stdout.partition("An uninstall")[0].partition("CustomResourceDefinition")[2]
+        )
+        manifest = cluster.helm("get", "manifest", kvasir.RELEASE, "--namespace", "other").stdout
+        assert manifest.count("kind: CustomResourceDefinition") == len(CRDS)
+    finally:
+        cluster.helm("uninstall", kvasir.RELEASE, "--namespace", "other", "--wait")
+        owned_by(cluster, kvasir.RELEASE, kvasir.NAMESPACE)
+    assert cluster.get("kvi", NAME, "-n", NAMESPACE)["metadata"]["name"] == NAME, "no service went with it"
+    upgraded(cluster)
+
+
+def test_a_service_of_another_class_or_of_another_operator_is_left_alone(cluster: Cluster, namespace: str) -> None:
+    other = service(operatorClass="another")
+    other["metadata"]["name"] = "elsewhere"
+    steps.apply(cluster, other, namespace=NAMESPACE)
+    found = reconciled(cluster, service(drain={"deadlineSeconds": 12}))
+    assert found["status"]["operator"] == f"{kvasir.NAMESPACE}/{kvasir.RELEASE}"
+    assert "status" not in cluster.get("kvi", "elsewhere", "-n", NAMESPACE)

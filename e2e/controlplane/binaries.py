@@ -41,6 +41,8 @@ KUBERNETES = Toolset(
     build.make_kubernetes,
 )
 HELM = Toolset(f"helm-{platform.machine()}", ("helm",), build.make_helm)
+# Not of the control plane: tests of the chart's alerts use it where it is.
+PROMTOOL = Toolset(f"promtool-bookworm-{platform.machine()}", ("promtool",), build.make_promtool)
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,13 @@ def main() -> int:
     """Print each program and where it lies."""
     try:
         found = find()
+        promtool = ensure(PROMTOOL, cache())
     except build.BuildError as error:
         print(f"kvasir: error: {error}", file=sys.stderr)
         return 2
     for name, path in vars(found).items():
         print(f"{name:20} {path}")
+    print(f"{'promtool':20} {promtool / 'promtool'}")
     return 0
 
 

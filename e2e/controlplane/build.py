@@ -120,6 +120,14 @@ class Apt:
         _run(["dpkg-source", "--no-check", "-x", description, into])
 
 
+def make_promtool(work: Path, out: Path) -> None:
+    """promtool of Debian's package prometheus into `out`."""
+    root = work / "root"
+    shutil.rmtree(root, ignore_errors=True)
+    Apt(work / "apt").unpack(["prometheus"], root)
+    shutil.copy2(root / "usr/bin/promtool", out / "promtool")
+
+
 def make_etcd(work: Path, out: Path) -> None:
     """etcd of Debian's package etcd-server into `out`."""
     root = work / "root"

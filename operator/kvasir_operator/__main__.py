@@ -47,6 +47,9 @@ def run(
     webhook_certificates: Annotated[
         Path, typer.Option(help="Folder with the webhook's tls.crt and tls.key.")
     ] = Path("/etc/kvasir/webhook"),
+    operator_class: Annotated[
+        str, typer.Option(help="Serve InferenceServices with this spec.operatorClass. Default: those without.")
+    ] = "",
     pod_monitors: Annotated[bool, typer.Option(help="Make PodMonitors where they are served.")] = True,
 ) -> None:
     """Run the controller until SIGTERM."""
@@ -68,6 +71,8 @@ def run(
         operator_namespace=own_namespace,
         metrics_namespace=metrics_namespace,
         pod_monitors=pod_monitors,
+        operator_class=operator_class,
+        operator=f"{own_namespace}/{lease_name}" if leader_elect else "",
     )
     lease = (own_namespace, lease_name) if leader_elect else None
     files = [str(webhook_certificates / name) for name in ("tls.crt", "tls.key")]

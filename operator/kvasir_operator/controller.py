@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import kopf
@@ -19,6 +20,7 @@ from kvasir_operator.facts import FactsReader
 from kvasir_operator.lease import Candidate
 from kvasir_operator.leases import ClusterLease
 from kvasir_operator.metrics import OperatorMetrics
+from kvasir_operator.ownership import Others
 from kvasir_operator.port import ClusterError
 from kvasir_operator.queue import WorkQueue
 from kvasir_operator.reconcile import Reconciler, utc_now
@@ -51,6 +53,7 @@ WATCHED_IF_SERVED = (SET_API_VERSION.partition("/")[0], SET_API_VERSION.partitio
 # How often the watches are checked against a list.
 WATCHDOG_SECONDS = 60.0
 LEASE_SECONDS = 5.0  # for one request of the election
+CHUNK = 500  # objects of one answer when all are listed
 
 Key = tuple[str, str]
 
@@ -95,7 +98,15 @@ class Controller:
         pods = PodReader()
         self._autoscaler = Autoscaler(pods, utc_now, self._again, self._metrics.scaling.show)
         self._reconciler = Reconciler(
-            self._cluster, setup.options, self._facts, utc_now, pods, self._again, self._autoscaler
+            self._cluster,
+            setup.options,
+            self._facts,
+            utc_now,
+            pods,
+            self._again,
+            self._autoscaler,
+            self._metrics.capacity.show,
+            Others(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
         )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))
@@ -119,7 +130,7 @@ class Controller:
         try:
             await kopf.operator(
                 registry=self._registry(),
-                settings=_settings(self._setup.webhook),
+                settings=_settings(self._setup.webhook, self._watched),
                 standalone=True,  # kopf's peering is no leader election
                 clusterwide=not self._setup.namespaces,
                 namespaces=self._setup.namespaces,
@@ -248,8 +259,13 @@ def _leadership(client: Any, namespace: str, name: str) -> Leadership:
     )
 
 
-def _settings(webhook: Webhook | None) -> kopf.OperatorSettings:
+def _settings(webhook: Webhook | None, parts: Sequence[tuple[str, str, str]]) -> kopf.OperatorSettings:
+    """How kopf watches. Of `parts` only those of InferenceServices are asked for: kopf keeps what it is sent, and a
+    cluster may have ten thousand other pods."""
     settings = kopf.OperatorSettings()
+    for group, version, plural in parts:
+        settings.watching.label_selectors[group, version, plural] = SERVICE_LABEL
+    settings.watching.chunk_size = CHUNK
     if webhook:
         # The chart has made the webhook's configuration: kopf manages none, and needs no rights for it.
         settings.admission.server = kopf.WebhookServer(

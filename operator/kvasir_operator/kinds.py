@@ -8,6 +8,9 @@ PLURAL = "inferenceservices"
 ROLE_KIND = "InferenceRole"
 ROLE_PLURAL = "inferenceroles"
 
+# On every object: which operator made it, as its namespace and the name of its Lease.
+OPERATOR_ANNOTATION = f"{GROUP}/operator"
+
 # Of LeaderWorkerSet (sigs.k8s.io/lws), which may be installed or not.
 SET_API_VERSION = "leaderworkerset.x-k8s.io/v1"
 SET_KIND = "LeaderWorkerSet"

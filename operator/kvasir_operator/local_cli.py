@@ -182,8 +182,17 @@ def down(
 def render(
     file: File,
     image: Annotated[str, typer.Option(help="The engine's image.")] = "",
+    operator_namespace: Annotated[
+        str, typer.Option(help="Where the operator runs, which NetworkPolicies let in.")
+    ] = "kvasir-system",
+    metrics_namespace: Annotated[
+        str, typer.Option(help="Where metrics are collected, which NetworkPolicies let in. Default: nobody is.")
+    ] = "",
+    pod_monitors: Annotated[
+        bool, typer.Option("--pod-monitors", help="With the PodMonitors that the Prometheus operator reads.")
+    ] = False,
 ) -> None:
-    """Print the objects that the operator would make of a manifest's InferenceService."""
+    """Print the objects that the operator would apply for a manifest's InferenceServices."""
     import yaml
 
     from kvasir_operator.local import manifest
@@ -191,12 +200,18 @@ def render(
     from kvasir_operator.render import render as render_objects
 
     with _one_line_errors():
-        read = manifest.load(manifest.read(file), file)
-    for secret in read.secrets:
-        typer.echo(f"kvasir: note: Secret {secret} is the manifest's own and not printed", err=True)
+        services, others = manifest.services_of(manifest.read(file), file)
+    for other in others:
+        typer.echo(f"kvasir: note: {other} is the manifest's own and not printed", err=True)
     # Whether a cluster has the Prometheus operator is not known here; without it a PodMonitor could not be applied.
-    options = Options(engine_image=image or Options().engine_image, pod_monitors=False)
-    typer.echo(yaml.safe_dump_all(render_objects(read.service, options), sort_keys=False), nl=False)
+    options = Options(
+        engine_image=image or Options().engine_image,
+        operator_namespace=operator_namespace,
+        metrics_namespace=metrics_namespace,
+        pod_monitors=pod_monitors,
+    )
+    objects = [item for service in services for item in render_objects(service, options)]
+    typer.echo(yaml.safe_dump_all(objects, sort_keys=False), nl=False)
 
 
 def _log(pod: str, name: str | None) -> Path:

@@ -29,6 +29,32 @@ class OperatorMetrics:
         )
         self.scaling = ScalingMetrics()
         registry.register(self.scaling)
+        self.capacity = CapacityMetrics()
+        registry.register(self.capacity)
+
+
+class CapacityMetrics(Collector):
+    """The paired capacity of each service as its last reconcile saw it, and its bound."""
+
+    def __init__(self) -> None:
+        self._services: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def show(self, key: tuple[str, str], found: tuple[float, float] | None) -> None:
+        """The capacity and the bound of a service; `None`: nothing more of it."""
+        if found is None:
+            self._services.pop(key, None)
+        else:
+            self._services[key] = found
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """See prometheus_client."""
+        names = ("kvasir_operator_paired_capacity_ratio", "kvasir_operator_paired_capacity_bound_ratio")
+        texts = ("Pairs of workers that are ready, of those that are wanted.", "Below this no rollout brings it.")
+        for index, (name, text) in enumerate(zip(names, texts, strict=True)):
+            family = GaugeMetricFamily(name, text, labels=_SERVICE)
+            for key, found in list(self._services.items()):
+                family.add_metric(list(key), found[index])
+            yield family
 
 
 class ScalingMetrics(Collector):

@@ -30,6 +30,7 @@ STUCK = {
     "RunContainerError",
 }
 MESSAGE_LENGTH = 300
+SCHEDULER_LENGTH = 600
 
 
 class Reference(msgspec.Struct, frozen=True, order=True):
@@ -273,7 +274,7 @@ def _between(metadata: Mapping[str, Any], became: Mapping[str, Any]) -> float | 
 def _trouble(name: str, status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Trouble | None:
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
-        return Trouble(name, scheduled.get("reason", "Unschedulable"), _short(scheduled.get("message", "")))
+        return Trouble(name, scheduled.get("reason", "Unschedulable"), _begin(scheduled.get("message", "")))
     containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
     for container in containers:
         state, last = container.get("state", {}), container.get("lastState", {}).get("terminated")
@@ -293,6 +294,12 @@ def _trouble(name: str, status: Mapping[str, Any], conditions: Mapping[str, Any]
 
 def _exit(terminated: Mapping[str, Any]) -> str:
     return _short(terminated.get("message") or f"exited with status {terminated['exitCode']}")
+
+
+def _begin(text: str) -> str:
+    """The beginning of a message, where the scheduler counts the nodes and says what each lacks, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SCHEDULER_LENGTH else line[: SCHEDULER_LENGTH - 3] + "..."
 
 
 def _short(text: str) -> str:

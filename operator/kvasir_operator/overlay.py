@@ -3,6 +3,7 @@
 - Objects merge field by field. Nothing is removed: `null` never gets past `kubectl apply`, so it is refused.
 - Lists in `LISTS_BY_KEY` merge item by item, an item being known by that key. New items come last. A volume
   replaces its namesake whole, since two sources in one volume are no volume.
+- Tolerations join: each widens where a pod may go, and none is another's contradiction.
 - Every other list is replaced.
 """
 
@@ -22,6 +23,7 @@ LISTS_BY_KEY: dict[str, str] = {
     "hostAliases": "ip",
     "topologySpreadConstraints": "topologyKey",
 }
+_JOINED = ("tolerations",)
 _REPLACED_WHOLE = ("volumes",)
 _ONE_OF = ("value", "valueFrom")  # of an env entry: giving one removes the other
 
@@ -35,6 +37,8 @@ def overlay(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
             merged[name] = overlay(below, value)
         elif isinstance(value, list) and name in LISTS_BY_KEY:
             merged[name] = _by_key(name, below or [], value)
+        elif isinstance(value, list) and name in _JOINED:
+            merged[name] = [*(below or []), *(item for item in value if item not in (below or []))]
         else:
             merged[name] = value
     return merged

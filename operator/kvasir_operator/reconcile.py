@@ -14,11 +14,12 @@ from kvasir_engine.reports import RouterStatus, WorkerStatus
 from kvasir_operator import status as statuses
 from kvasir_operator.autoscaler import Autoscaler
 from kvasir_operator.observed import Observed, Reference, observe, reference
+from kvasir_operator.ownership import Alive, holder, marked, ours
 from kvasir_operator.plan import Apply, Delete, Report, Scale, Step, Wait, plan
 from kvasir_operator.plan.autoscale import ScalingStatus, remembered, resized
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.plan.sizing import sized
-from kvasir_operator.plan.workers import progress
+from kvasir_operator.plan.workers import paired_capacity, progress
 from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
@@ -35,7 +36,7 @@ from kvasir_operator.spec import (
 )
 from kvasir_operator.story import rescalings, tellings
 from kvasir_operator.validate import ModelFacts, api_problems, fact_problems
-from kvasir_operator.verdicts import VERIFIED, Leaving, elastic
+from kvasir_operator.verdicts import VERIFIED, Leaving, elastic, exposed, metrics_reachable
 
 log = logging.getLogger("kvasir.reconcile")
 
@@ -47,6 +48,8 @@ SOON_SECONDS = 1.0
 FAILED_SECONDS = 10.0
 # And where a spec asks for what the cluster does not serve.
 API_SECONDS = 30.0
+# And where another operator has a service.
+OTHER_SECONDS = 30.0
 
 
 def utc_now() -> datetime:
@@ -86,7 +89,11 @@ class Reconciler:
         ask: Ask | None = None,
         again: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
         autoscaler: Autoscaler | None = None,
+        show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
+        alive: Alive = lambda operator: None,
     ) -> None:
+        self._alive = alive
+        self._show_capacity = show_capacity
         self._autoscaler = autoscaler or Autoscaler(ask, now, again)
         self._cluster = cluster
         self._options = options
@@ -102,10 +109,24 @@ class Reconciler:
         """
         document = self._cluster.get_service(namespace, name)
         if document is None:
-            self._autoscaler.forget((namespace, name))
+            self._forget(namespace, name)
             return False
         if "deletionTimestamp" in document["metadata"]:
             return True  # the API server's garbage collection does the rest
+        if not ours(document, self._options):
+            self._forget(namespace, name)
+            return True
+        if other := holder(document, self._options, self._alive):
+            self._forget(namespace, name)
+            message = (
+                f"{self._options.operator} leaves this alone: it is {other}'s, which has the same operator class"
+            )
+            self._cluster.event(
+                document, True, "OtherOperator", message, self._stamp(), f"{self._options.operator} {other}"
+            )
+            self._again(namespace, name, OTHER_SECONDS)  # nothing tells that the other is gone
+            return True
+        self._claim(document)
         try:
             service = parse(document)
             if problems := fact_problems(service, self._facts(service.spec.model)):
@@ -120,7 +141,19 @@ class Reconciler:
         self._realize(document, service)
         return True
 
+    def _forget(self, namespace: str, name: str) -> None:
+        self._autoscaler.forget((namespace, name))
+        self._show_capacity((namespace, name), None)
+
+    def _claim(self, document: Object) -> None:
+        """Be the operator of a service before anything of it is changed. Of two who try, one is refused."""
+        previous = document.get("status", {})
+        if self._options.operator and previous.get("operator") != self._options.operator:
+            document["status"] = {**previous, "operator": self._options.operator}
+            self._set_status(document, document["status"], guarded=True)
+
     def _reject(self, document: Object, error: InvalidService) -> None:
+        self._show_capacity((document["metadata"]["namespace"], document["metadata"]["name"]), None)
         previous, generation = document.get("status", {}), document["metadata"].get("generation", 0)
         self._publish(document, statuses.rejected(error.problems, generation, previous, self._now()))
 
@@ -133,7 +166,9 @@ class Reconciler:
         scaling = self._rescale(document, service, observed, paused)
         sizing = sized(resized(service, scaling), observed)
         service = sizing.service
-        desired = self._servable(document, render(service, self._options))
+        rendered = marked(render(service, self._options), self._options)
+        desired = self._servable(document, rendered)
+        unserved = exposed(service, rendered, desired)
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         self._intend(document, steps)
         failures = self._execute(service, steps, observed)
@@ -141,6 +176,8 @@ class Reconciler:
         if cached and not cached.done:
             self._again(service.namespace, service.name, LOADING_SECONDS)
         deleted = {step.target for step in steps if isinstance(step, Delete)}
+        capacity = paired_capacity(desired, observed, service.spec.rollout)
+        self._show_capacity((service.namespace, service.name), capacity)
         told, leaving = self._routers(observed), self._leaving(observed)
         status = statuses.accepted(
             desired,
@@ -159,6 +196,7 @@ class Reconciler:
             removing=sorted(r.name for r in observed.removing.keys() - deleted),
             scaling=scaling,
             elastic=elastic(service),
+            told=[*metrics_reachable(service, self._options.metrics_namespace), *unserved],
         )
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
         self._publish(document, status, guarded=grouped or status.scaling is not None)
@@ -271,7 +309,7 @@ class Reconciler:
         `guarded`: only over the one that was read, as it remembers what must not be lost.
         """
         previous: dict[str, Any] = document.get("status", {})
-        current = msgspec.to_builtins(status)
+        current = msgspec.to_builtins(msgspec.structs.replace(status, operator=self._options.operator))
         if statuses.same(current, previous):
             return
         self._set_status(document, current, guarded)

@@ -13,6 +13,10 @@ All conditions are set by the operator's reconcile, which is their only writer.
 | Progressing        | workers come or go: RollingOut, Scaling, Draining           | Accepted is False | no        |
 | Degraded           | what is wrong is not mended by time alone, or was right     | Accepted is False | no        |
 | Paused             | its annotation says so: no object is changed                | it does not       | no        |
+| Exposed            | the Ingress or HTTPRoute that the spec wants is served      | type is Service   | no        |
+| MetricsReachable   | NetworkPolicies let the configured monitoring in            | there are none    | no        |
+| Stalled            | not Ready, and time alone does not mend it (kstatus)        | it is not so      | no        |
+| Reconciling        | not Ready yet, or workers come or go (kstatus)              | it is not so      | no        |
 | Ready              | all that counts, and neither decode nor router has 0 wanted | never             | is it     |
 
 (1) or Accepted is False.
@@ -71,6 +75,12 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What is there."""
 
     observed_generation: int = 0
+    operator: Annotated[
+        str,
+        Meta(
+            extra_json_schema={"description": "Whose this is: the namespace of an operator and its Lease's name."}
+        ),
+    ] = ""
     conditions: list[Condition] = []
     explain: Annotated[
         str, Meta(extra_json_schema={"description": "Why it is not ready, in one sentence; absent when it is."})
@@ -102,10 +112,11 @@ def rejected(problems: list[Invalid], generation: int, previous: Mapping[str, An
     """The status of a service that cannot work. Nothing is said about its roles: nothing is done for them."""
     message = "; ".join(map(str, problems))
     refusal = Verdict("Accepted", False, "Invalid", message, trouble=True)
+    stalled = Verdict("Stalled", True, "NotAccepted", message)
     ready = Verdict("Ready", False, "NotAccepted", message)
     return Status(
         observed_generation=generation,
-        conditions=_conditions([refusal, ready], generation, previous, now),
+        conditions=_conditions([refusal, stalled, ready], generation, previous, now),
         explain=explain([refusal], ready),
     )
 
@@ -128,6 +139,7 @@ def accepted(
     removing: Sequence[str] = (),
     scaling: ScalingStatus | None = None,
     elastic: Elastic | None = None,
+    told: Sequence[Verdict] = (),
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
 
@@ -135,7 +147,8 @@ def accepted(
     transition times. `routers`: what the ready ones said; `None` where nobody asks them, and nothing is said of
     canaries. `planned`: what the plan for the workers waits for. `leaving`: workers on their way out. `removing`:
     sets that are yet to be deleted. `scaling`: what was decided about sizes. `elastic`: how the sizes change by
-    themselves, if they do.
+    themselves, if they do. `told`:
+    verdicts that do not count for Ready, of what is around the pods.
     """
     refused = {role_of(target, desired): why for target, why in failures.items()}
     roles = {role: verdicts.role_ready(role, desired, observed, refused.get(role, "")) for role in ROLES}
@@ -148,11 +161,16 @@ def accepted(
         counting.append(verdicts.transfer_verified(routers, previous))
     sizes = {role: (wanted, count) for role, (wanted, count, _) in roles.items()}
     ready = verdicts.ready(counting, sizes, elastic)
+    moving = verdicts.progressing(planned, any(v.reason == "RollingOut" for v in counting), leaving)
+    wrong = verdicts.degraded([*counting, *told], generation, previous, sizes)
     others = [
-        verdicts.progressing(planned, any(v.reason == "RollingOut" for v in counting), leaving),
-        verdicts.degraded(counting, generation, previous, sizes),
+        *told,
+        moving,
+        wrong,
+        *verdicts.kstatus(ready, moving, wrong),
         *([Verdict("Paused", True, "Annotated", f"nothing is changed while {PAUSED} is true")] if paused else []),
     ]
+    of = {role: RoleStatus(wanted, count, f"{count}/{wanted}") for role, (wanted, count, _) in roles.items()}
     return Status(
         observed_generation=generation,
         conditions=_conditions([*counting, *others, ready], generation, previous, now),
@@ -162,7 +180,9 @@ def accepted(
         leaving=list(leaving),
         removing=list(removing),
         scaling=scaling,
-        **{role: RoleStatus(wanted, count, f"{count}/{wanted}") for role, (wanted, count, _) in roles.items()},
+        prefill=of["prefill"],
+        decode=of["decode"],
+        router=of["router"],
     )
 
 

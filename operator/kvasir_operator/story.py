@@ -13,6 +13,8 @@ from kvasir_operator.status import Condition, Status
 CALM = {"RollingOut", "Starting", "Loading", "Verifying", "NoReport", "ScaledToZero", "Scaling"}
 # Conditions that are good when they are False, and what their end is called.
 _ENDS = {"Degraded": "Recovered", "Progressing": "Complete"}
+# What others tell already, or nobody waits for.
+_QUIET = {"Stalled", "Reconciling", "MetricsReachable", "Exposed"}
 
 
 class Telling(msgspec.Struct, frozen=True):
@@ -54,6 +56,7 @@ def transitions(previous: Mapping[str, Any], current: Status) -> list[Condition]
         condition
         for condition in current.conditions
         if condition.status != "Unknown"
+        and condition.type not in _QUIET
         and condition.status != _known(before.get(condition.type, "Unknown"), condition.type)
     ]
 

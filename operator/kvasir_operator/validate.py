@@ -1,5 +1,6 @@
 """What a schema cannot say about an InferenceService: combinations of fields, and facts about the model. Pure."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from kvasir_operator.schema import Invalid, join
 from kvasir_operator.validate_scaling import scaling_problems
 
 if TYPE_CHECKING:
-    from kvasir_operator.spec import Expose, InferenceService, Model, Rollout, Transfer, Workers
+    from kvasir_operator.spec import Engine, Expose, InferenceService, Model, Rollout, Transfer, Workers
 
 GPU = "nvidia.com/gpu"
 GPUS_OF_A_NODE = 8
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/", "leaderworkerset.sigs.k8s.io/")
 
 
@@ -29,6 +31,9 @@ class ModelFacts(msgspec.Struct, frozen=True):
     max_positions: int
 
 
+_ANNOTATION = r"([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?"
+
+
 def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     """Problems of a service that its schema allows, without looking at the model."""
     spec = service.spec
@@ -36,6 +41,8 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
         yield from _workers(workers, f"spec.{role}")
     yield from _groups(service)
+    yield from template_problems(spec.router.template, "spec.router.template")
+    yield from _engine(spec.engine)
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)
     yield from _rollout(spec.rollout)
@@ -215,8 +222,26 @@ def _keyed(items: Any, key: str, path: str) -> Iterator[Invalid]:
         yield from _mergeable(item, where)
 
 
+def _engine(engine: "Engine") -> Iterator[Invalid]:
+    seen = set()
+    for index, each in enumerate(engine.env):
+        path = f"spec.engine.env[{index}].name"
+        if each.name.startswith("KVASIR_"):
+            yield Invalid(path, f"{each.name} is Kvasir's own: a flag of workers goes into their template")
+        elif each.name in CA_VARIABLES and engine.ca_config_map_name:
+            yield Invalid(path, f"{each.name} is set by caConfigMapName")
+        if each.name in seen:
+            yield Invalid(path, f"{each.name} is there twice")
+        seen.add(each.name)
+
+
 def _expose(expose: "Expose") -> Iterator[Invalid]:
     path = "spec.router.expose"
+    for key in expose.annotations:
+        if not re.fullmatch(_ANNOTATION, key) or len(key.rpartition("/")[2]) > 63:
+            yield Invalid(join(f"{path}.annotations", key), "is no name of an annotation")
+        elif key.startswith(("serving.kvasir.dev/", "kubectl.kubernetes.io/")):
+            yield Invalid(join(f"{path}.annotations", key), "this annotation is not a user's")
     if expose.type == "Service":
         for field, value in (
             ("host", expose.host),

@@ -168,6 +168,45 @@ def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
     return ready < min(wanted, before)
 
 
+def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list[Verdict]:
+    """Whether what collects metrics is let in; nothing is said where no NetworkPolicy keeps anybody out."""
+    if service.spec.network_policy == "None":
+        return []
+    if not metrics_namespace:
+        message = (
+            "NetworkPolicies let nobody collect the workers' metrics: no namespace of Prometheus is configured "
+            "(--metrics-namespace, in the chart monitoring.namespace)"
+        )
+        return [Verdict("MetricsReachable", False, "NoNamespace", message)]
+    message = f"NetworkPolicies let in namespace {metrics_namespace}"
+    return [Verdict("MetricsReachable", True, "NamespaceAllowed", message)]
+
+
+def exposed(service: InferenceService, rendered: Sequence[Object], servable: Sequence[Object]) -> list[Verdict]:
+    """Whether clients outside have a way in; nothing is said where none is wanted."""
+    kind = service.spec.router.expose.type
+    if kind == "Service":
+        return []
+    item = next(each for each in rendered if each["kind"] == kind)
+    if any(each["kind"] == kind for each in servable):
+        return [Verdict("Exposed", True, "Created", f"{kind} {item['metadata']['name']} is there")]
+    message = f"this cluster does not serve {item['apiVersion']} {kind}: the endpoint is inside the cluster only"
+    return [Verdict("Exposed", False, "APINotServed", message, trouble=True)]
+
+
+def kstatus(ready: Verdict, progressing: Verdict, degraded: Verdict) -> list[Verdict]:
+    """The two conditions by which tools such as Argo and Flux know any resource (sigs.k8s.io/cli-utils, kstatus).
+
+    They are there only while they are true: an absent one is False.
+    """
+    if degraded.true and not ready.true:
+        return [Verdict("Stalled", True, degraded.reason, degraded.message)]
+    if not ready.true or progressing.true:
+        what = ready if not ready.true else progressing
+        return [Verdict("Reconciling", True, what.reason, what.message)]
+    return []
+
+
 LOST = "PodsLost"
 
 # Of each role, how many are wanted and how many of them are ready.

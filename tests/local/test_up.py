@@ -21,6 +21,9 @@ from local_pods import free_port, wait_gone
 CLI = Path(__file__).with_name("fakecli.py")
 
 
+EXAMPLES = sorted((Path(__file__).parents[2] / "manifests").glob("*.yaml"))
+
+
 def manifest(name: str = "tiny", secret: dict[str, str] | None = None, **spec: Any) -> str:
     service = {
         "apiVersion": "serving.kvasir.dev/v1alpha1",
@@ -442,6 +445,38 @@ def test_render_prints_what_a_cluster_gets(kvasir: Kvasir) -> None:
     container = router["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "registry/engine:1"
     assert "--watch-pods" in container["args"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_render_takes_every_example_and_prints_whom_its_policies_let_in(kvasir: Kvasir, path: Path) -> None:
+    done = kvasir("render", "-f", str(path), "--metrics-namespace", "monitoring")
+    assert done.returncode == 0, done.stderr
+    objects = list(yaml.safe_load_all(done.stdout))
+    given = [each for each in yaml.safe_load_all(path.read_text()) if each]
+    others = [each for each in given if each["kind"] != "InferenceService"]
+    assert done.stderr.count("kvasir: note: ") == len(others)
+    assert all(f"the {each['kind']} '{each['metadata']['name']}'" in done.stderr for each in others)
+    policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
+    assert len(policies) >= 3
+    text = yaml.safe_dump(policies)
+    assert "kubernetes.io/metadata.name: kvasir-system" in text
+    assert "kubernetes.io/metadata.name: monitoring" in text
+
+
+def test_render_takes_several_services_and_refuses_a_file_without(kvasir: Kvasir) -> None:
+    kvasir.file.write_text(manifest("one") + "---\n" + manifest("two"))
+    done = kvasir("render", "-f", str(kvasir.file), "--pod-monitors")
+    objects = list(yaml.safe_load_all(done.stdout))
+    assert {each["metadata"]["name"] for each in objects if each["kind"] == "PodMonitor"} == {
+        "one-router",
+        "two-router",
+    }
+    kvasir.file.write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n")
+    done = kvasir("render", "-f", str(kvasir.file))
+    assert (done.returncode, done.stderr) == (2, f"kvasir: error: {kvasir.file}: holds no InferenceService\n")
+    kvasir.file.write_text("- a list\n")
+    done = kvasir("render", "-f", str(kvasir.file))
+    assert (done.returncode, "document 1 is no Kubernetes object" in done.stderr) == (2, True)
 
 
 def test_the_port_that_is_asked_for_is_the_endpoint_s(kvasir: Kvasir) -> None:

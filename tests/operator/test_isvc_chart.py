@@ -63,11 +63,12 @@ def operator_args(objects: list[dict[str, Any]]) -> list[str]:
 def test_all_namespaces_by_default(template: Template) -> None:
     objects = template()
     assert kinds(objects) == [
-        "ClusterRole",
+        *["ClusterRole"] * 4,
         "ClusterRoleBinding",
         "CustomResourceDefinition",
         "CustomResourceDefinition",
         "Deployment",
+        "PodDisruptionBudget",
         "Role",
         "RoleBinding",
         "ServiceAccount",
@@ -80,11 +81,12 @@ def test_all_namespaces_by_default(template: Template) -> None:
 
 
 def test_chosen_namespaces_get_roles_and_the_cluster_none(template: Template) -> None:
-    objects = template("watchNamespaces={a,b}")
+    objects = template("watchNamespaces={a,b}", "rbac.aggregateClusterRoles=false")
     assert kinds(objects) == [
         "CustomResourceDefinition",
         "CustomResourceDefinition",
         "Deployment",
+        "PodDisruptionBudget",
         *["Role"] * 3,
         *["RoleBinding"] * 3,
         "ServiceAccount",

@@ -66,12 +66,13 @@ def test_the_install_is_the_charts() -> None:
     done = subprocess.run([kubectl, "kustomize", install], capture_output=True, text=True, check=True)
     built = [found for found in yaml.safe_load_all(done.stdout) if found]
     assert sorted(found["kind"] for found in built) == [
-        "ClusterRole",
+        *["ClusterRole"] * 4,
         "ClusterRoleBinding",
         "CustomResourceDefinition",
         "CustomResourceDefinition",
         "Deployment",
         "Namespace",
+        "PodDisruptionBudget",
         "Role",
         "RoleBinding",
         "ServiceAccount",

@@ -17,7 +17,12 @@ from kvasir_operator.overlay import overlay
         ({"a": 1}, {"a": {"x": 1}}, {"a": {"x": 1}}),
         ({"a": ["x"]}, {"a": []}, {"a": []}),
         ({"args": ["a", "b"]}, {"args": ["c"]}, {"args": ["c"]}),
-        ({"tolerations": [{"key": "a"}]}, {"tolerations": [{"key": "b"}]}, {"tolerations": [{"key": "b"}]}),
+        (
+            {"tolerations": [{"key": "a"}]},
+            {"tolerations": [{"key": "b"}, {"key": "a"}]},
+            {"tolerations": [{"key": "a"}, {"key": "b"}]},
+        ),
+        ({}, {"tolerations": [{"key": "b"}]}, {"tolerations": [{"key": "b"}]}),
         (
             {"containers": [{"name": "kvasir", "image": "a"}]},
             {"containers": [{"name": "log", "image": "b"}, {"name": "kvasir", "image": "c"}]},

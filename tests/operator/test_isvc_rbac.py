@@ -18,6 +18,7 @@ from kvasir_operator.kinds import SET_API_VERSION, SET_KIND
 from kvasir_operator.lease import Candidate
 from kvasir_operator.leases import ClusterLease
 from kvasir_operator.observed import Reference
+from kvasir_operator.ownership import Others
 from kvasir_operator.port import ClusterError
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Options, render
@@ -163,6 +164,7 @@ def used() -> set[Verb]:
     reconcile(server)
     stored["spec"]["prefill"]["replicas"] = 0
     reconcile(server)
+    Others(lambda namespace, name: ClusterLease(server, namespace, name).read())("other/kvasir")
     watched = {(group, plural) for group, _, plural in (*WATCHED, WATCHED_IF_SERVED)} | {(GROUP, PLURAL)}
     return server.verbs | {(group, plural, verb) for group, plural in watched for verb in ("list", "watch")}
 

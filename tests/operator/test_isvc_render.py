@@ -207,19 +207,41 @@ def test_a_router_that_is_told_its_workers_needs_no_account() -> None:
     assert {o["kind"] for o in objects} == {"Deployment", "Service"}
 
 
-def test_gpu_workers_ask_for_gpus_on_h100_nodes() -> None:
+def test_gpu_workers_ask_for_gpus_and_prefer_h100_nodes() -> None:
     pod = deployments(render(service(decode={"tensorParallel": 4}), OPTIONS))["decode"]["spec"]["template"]["spec"]
     resources = pod["containers"][0]["resources"]
     assert resources["limits"] == {"nvidia.com/gpu": "4"}
     assert resources["requests"]["nvidia.com/gpu"] == "4"
-    required = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    (expression,) = required["nodeSelectorTerms"][0]["matchExpressions"]
+    assert set(pod["affinity"]["nodeAffinity"]) == {"preferredDuringSchedulingIgnoredDuringExecution"}
+    (preferred,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    (expression,) = preferred["preference"]["matchExpressions"]
     assert expression["key"] == "nvidia.com/gpu.product"
     assert "NVIDIA-H100-80GB-HBM3" in expression["values"]
     assert all("H100" in value for value in expression["values"])
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     shm = next(v for v in pod["volumes"] if v["name"] == "shm")
     assert shm["emptyDir"] == {"medium": "Memory", "sizeLimit": "4096Mi"}
+
+
+def test_gpu_products_that_the_spec_names_are_required_and_a_users_toleration_joins_ours() -> None:
+    mine = {"key": "pool", "operator": "Exists"}
+    found = deployments(
+        render(
+            service(
+                placement={"gpuProducts": ["NVIDIA-H200", "NVIDIA-B200"]},
+                decode={"template": {"spec": {"tolerations": [mine]}}},
+                prefill={"device": "cpu"},
+            ),
+            OPTIONS,
+        )
+    )
+    pod = found["decode"]["spec"]["template"]["spec"]
+    assert set(pod["affinity"]["nodeAffinity"]) == {"requiredDuringSchedulingIgnoredDuringExecution"}
+    required = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    (expression,) = required["nodeSelectorTerms"][0]["matchExpressions"]
+    assert expression["values"] == ["NVIDIA-H200", "NVIDIA-B200"]
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}, mine]
+    assert "nodeAffinity" not in json.dumps(found["prefill"]), "no GPU, no product"
 
 
 @pytest.mark.parametrize(

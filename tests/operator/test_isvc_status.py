@@ -232,7 +232,11 @@ def test_nothing_wanted_is_ready_but_serves_nothing(spec: dict[str, Any], ready:
 def test_a_refused_spec_says_so_and_nothing_about_roles() -> None:
     problems = [Invalid("spec.model.uri", "is odd"), Invalid("spec.decode.replicas", "is too")]
     found = status.rejected(problems, 7, {}, NOW)
-    assert conditions(found) == {"Accepted": ("False", "Invalid"), "Ready": ("False", "NotAccepted")}
+    assert conditions(found) == {
+        "Accepted": ("False", "Invalid"),
+        "Stalled": ("True", "NotAccepted"),
+        "Ready": ("False", "NotAccepted"),
+    }
     assert message(found, "Accepted") == "spec.model.uri: is odd; spec.decode.replicas: is too"
     assert set(msgspec.to_builtins(found)) == {"observedGeneration", "conditions", "explain"}
     assert found.explain == "The spec is refused: spec.model.uri: is odd; spec.decode.replicas: is too."

@@ -1,9 +1,43 @@
+{{- define "kvasir.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" -}}
+{{- end }}
+
 {{- define "kvasir.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- $name := include "kvasir.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
 {{- .Release.Name | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
+{{- end }}
+
+{{- /* Of what no namespace keeps apart: two releases of one name in two namespaces must not meet. */ -}}
+{{- define "kvasir.clusterName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "kvasir.fullname" .) -}}
+{{- end }}
+
+{{- define "kvasir.priorityClass" -}}
+{{- default (printf "%s-serving" (include "kvasir.clusterName" .)) .Values.priorityClass.name -}}
+{{- end }}
+
+{{- /* A digest says more than a tag, and is what is pulled where both are given. */ -}}
+{{- define "kvasir.image" -}}
+{{- $tag := default .Chart.AppVersion .Values.image.tag -}}
+{{- if .Values.image.digest -}}
+{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .Values.image.repository $tag -}}
+{{- end -}}
+{{- end }}
+
+{{- define "kvasir.webhookName" -}}
+{{- printf "%s-webhook" (include "kvasir.fullname" .) -}}
+{{- end }}
+
+{{- define "kvasir.webhookSecret" -}}
+{{- default (include "kvasir.webhookName" .) .Values.webhook.certificate.secretName -}}
 {{- end }}
 
 {{- define "kvasir.selector" -}}
@@ -24,5 +58,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- default (include "kvasir.fullname" .) .Values.serviceAccount.name -}}
 {{- else -}}
 {{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end }}
+
+{{- /* Whose a definition is that is there already, as namespace/release, or "nobody's"; empty: it is this release's to make. */ -}}
+{{- define "kvasir.crdOwner" -}}
+{{- $root := index . 0 -}}
+{{- $live := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" (index . 1) -}}
+{{- if $live -}}
+{{- $notes := $live.metadata.annotations | default dict -}}
+{{- $name := index $notes "meta.helm.sh/release-name" | default "" -}}
+{{- $namespace := index $notes "meta.helm.sh/release-namespace" | default "" -}}
+{{- if not $name -}}
+nobody's
+{{- else if or (ne $name $root.Release.Name) (ne $namespace $root.Release.Namespace) -}}
+{{ $namespace }}/{{ $name }}
+{{- end -}}
 {{- end -}}
 {{- end }}

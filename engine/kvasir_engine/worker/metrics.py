@@ -71,6 +71,8 @@ class EngineCollector(Collector):
             yield from self._handoff(engine.handoff.stats)
         yield GaugeMetricFamily("kvasir_requests_running", "Sequences in the batch.", len(engine.running))
         yield GaugeMetricFamily("kvasir_requests_waiting", "Requests not admitted yet.", len(engine.waiting))
+        most = engine.requests.queue.length
+        yield GaugeMetricFamily("kvasir_requests_waiting_limit", "Most requests that wait; 0: no limit.", most)
         computed = CounterMetricFamily("kvasir_steps", "Steps computed, as a CUDA graph or not.", labels=["mode"])
         computed.add_metric(["graph"], stats.replayed_steps)
         computed.add_metric(["eager"], stats.eager_steps)

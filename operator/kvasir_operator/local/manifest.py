@@ -31,12 +31,35 @@ def read(path: str) -> str:
         raise LocalError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def load(text: str, source: str) -> Manifest:
-    """The documents of a manifest. `source` names it in errors. Raises LocalError."""
+def _documents(text: str, source: str) -> list[Any]:
     try:
-        documents = [d for d in yaml.safe_load_all(text) if d is not None]
+        return [d for d in yaml.safe_load_all(text) if d is not None]
     except yaml.YAMLError as error:
         raise LocalError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def services_of(text: str, source: str) -> tuple[list[InferenceService], list[str]]:
+    """All InferenceServices of a manifest, and what else it holds, in words. Raises LocalError."""
+    services: list[InferenceService] = []
+    others: list[str] = []
+    for index, document in enumerate(_documents(text, source)):
+        if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+            raise LocalError(f"{source}: document {index + 1} is {_named(document)}")
+        if document["kind"] != KIND:
+            others.append(_named(document))
+            continue
+        try:
+            services.append(parse(document))
+        except InvalidService as error:
+            raise LocalError(f"{source}: {error}") from None
+    if not services:
+        raise LocalError(f"{source}: holds no {KIND}")
+    return services, others
+
+
+def load(text: str, source: str) -> Manifest:
+    """The documents of a manifest. `source` names it in errors. Raises LocalError."""
+    documents = _documents(text, source)
     services: list[InferenceService] = []
     secrets: list[Mapping[str, Any]] = []
     for index, document in enumerate(documents):

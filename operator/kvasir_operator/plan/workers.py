@@ -96,6 +96,12 @@ def progress(desired: Sequence[Object], observed: Observed, limits: Rollout) -> 
     return "" if _settled(state, wants) else waits_for(state)
 
 
+def paired_capacity(desired: Sequence[Object], observed: Observed, limits: Rollout) -> tuple[float, float]:
+    """The paired capacity that there is, and the one below which no rollout goes."""
+    state = rollout_state(desired, observed, limits)
+    return float(rollout.capacity(state)), float(rollout.floor(state))
+
+
 def waits_for(state: State) -> str:
     """What a rollout that can do nothing now waits for, with the capacity that is kept meanwhile."""
     pending = [f"{g.role} {g.revision} has {g.ready} of {g.replicas} ready" for g in state.groups if _lacks(g)]

@@ -6,18 +6,29 @@ from kvasir_operator.render.names import Object, labels, metadata, router_name, 
 from kvasir_operator.spec import InferenceService
 
 SERVICE_PORT = 80
+# ingress-nginx cuts a response of which it reads nothing for 60 seconds, and buffers what it reads.
+NGINX = {
+    "nginx.ingress.kubernetes.io/proxy-read-timeout": "3600",
+    "nginx.ingress.kubernetes.io/proxy-send-timeout": "3600",
+    "nginx.ingress.kubernetes.io/proxy-buffering": "off",
+}
 PUBLIC_PATH = "/v1"
 
 
 def network(service: InferenceService) -> list[Object]:
     """The router's Service, and what the spec puts in front of it."""
-    match service.spec.router.expose.type:
+    expose = service.spec.router.expose
+    match expose.type:
         case "Ingress":
-            return [_service(service), _ingress(service)]
+            found = [_service(service), _ingress(service)]
         case "HTTPRoute":
-            return [_service(service), _route(service)]
+            found = [_service(service), _route(service)]
         case _:
-            return [_service(service)]
+            found = [_service(service)]
+    annotations = {**(NGINX if expose.type == "Ingress" else {}), **expose.annotations}
+    if annotations:
+        found[-1]["metadata"]["annotations"] = annotations
+    return found
 
 
 def url(service: InferenceService, objects: Sequence[Object]) -> str:

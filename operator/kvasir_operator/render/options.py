@@ -21,6 +21,8 @@ class Options(msgspec.Struct, frozen=True):
 
     `operator_namespace` and `metrics_namespace`: where the operator runs and where what scrapes metrics runs, which
     NetworkPolicies then let in. `pod_monitors`: whether PodMonitors are made beside the scrape annotations.
+    `operator_class`: of which services this operator is. `operator`: who it is, as NAMESPACE/LEASE; empty: nobody
+    asks.
     """
 
     engine_image: str = "kvasir-engine:latest"
@@ -28,6 +30,8 @@ class Options(msgspec.Struct, frozen=True):
     operator_namespace: str = ""
     metrics_namespace: str = ""
     pod_monitors: bool = True
+    operator_class: str = ""
+    operator: str = ""
 
     @property
     def in_cluster(self) -> bool:

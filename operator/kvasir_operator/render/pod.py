@@ -5,8 +5,10 @@ from kvasir_operator.render.options import Options
 from kvasir_operator.render.placement import spread
 from kvasir_operator.render.storage import CACHE_PATH, model_uri_in_pod, mount_model, preloads, startup_seconds
 from kvasir_operator.spec import InferenceService
+from kvasir_operator.validate import CA_VARIABLES
 
 CONTAINER = "kvasir"
+CA_PATH = "/etc/kvasir/ca"
 PORT = 8000
 
 STARTUP_PERIOD_SECONDS = 2
@@ -65,17 +67,33 @@ def pod_spec(service: InferenceService, main: Object, token: bool) -> Object:
         "securityContext": {
             "runAsNonRoot": True,
             "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",  # a cache of a terabyte is not walked at every start
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
     }
     mount_model(service, main, spec, token)
+    _common(service, main, spec)
     if name := service.spec.priority_class_name:
         spec["priorityClassName"] = name
     if secrets := service.spec.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret.name} for secret in secrets]
     return spec
+
+
+def _common(service: InferenceService, main: Object, spec: Object) -> None:
+    """What the spec says of all pods that run the engine."""
+    engine = service.spec.engine
+    if engine.image:
+        main["image"] = engine.image
+    if engine.image_pull_policy:
+        main["imagePullPolicy"] = engine.image_pull_policy
+    main["env"] += [{"name": each.name, "value": each.value} for each in engine.env]
+    if name := engine.ca_config_map_name:
+        main["env"] += [{"name": each, "value": f"{CA_PATH}/ca.crt"} for each in CA_VARIABLES]
+        main["volumeMounts"].append({"name": "ca", "mountPath": CA_PATH, "readOnly": True})
+        spec["volumes"].append({"name": "ca", "configMap": {"name": name}})
 
 
 def serving_pod(service: InferenceService, role: Role, main: Object, options: Options) -> Object:

@@ -1,5 +1,6 @@
 """The router's Deployment."""
 
+from kvasir_operator.overlay import overlay
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     REVISION_LABEL,
@@ -23,8 +24,9 @@ REQUESTS = {"cpu": "1", "memory": "1Gi"}
 def router_deployment(service: InferenceService, options: Options) -> Object:
     """The Deployment of the router; Kubernetes rolls it by itself."""
     own_labels = labels(service, "router")
-    template: Object = {"metadata": {"labels": dict(own_labels), "annotations": SCRAPE_ANNOTATIONS}}
+    template: Object = {"metadata": {"labels": dict(own_labels), "annotations": dict(SCRAPE_ANNOTATIONS)}}
     template["spec"] = _pod(service, options)
+    template = overlay(template, service.spec.router.template)
     template["metadata"]["labels"][REVISION_LABEL] = revision_of(template)
     return {
         "apiVersion": "apps/v1",
@@ -44,8 +46,14 @@ def _pod(service: InferenceService, options: Options) -> Object:
     args = ["router", *model_args(service), *_discovery_args(service, options), *drain_args(service)]
     if holds := service.spec.scaling.holds:
         args += ["--hold-seconds", str(holds.hold_seconds), "--hold-requests", str(holds.hold_requests)]
-    main = container(options.engine_image, args, {}, {"requests": dict(REQUESTS)})
+    theirs = service.spec.router.resources
+    resources: Object = {"requests": {**REQUESTS, **theirs.requests}}
+    if theirs.limits:
+        resources["limits"] = dict(theirs.limits)
+    main = container(options.engine_image, args, {}, resources)
     spec = serving_pod(service, "router", main, options)
+    if service.spec.router.image:
+        main["image"] = service.spec.router.image
     if options.in_cluster:
         spec["automountServiceAccountToken"] = True
     if secret := service.spec.router.auth.secret_name:

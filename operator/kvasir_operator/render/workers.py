@@ -101,7 +101,7 @@ def rendered_template(
         # Registering memory with an RDMA device pins it.
         main["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     if workers.device == "cuda":
-        _place_on_h100(workers, spec)
+        _place_on_gpus(service, workers, spec)
     pair(service, spec)
     metadata = {"labels": labels(service, role), "annotations": dict(SCRAPE_ANNOTATIONS)}
     return {"metadata": metadata, "spec": spec}
@@ -126,11 +126,18 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
-def _place_on_h100(workers: Workers, spec: Object) -> None:
+def _place_on_gpus(service: InferenceService, workers: Workers, spec: Object) -> None:
+    """Nodes with the GPUs that the spec names, or any, those with H100s first."""
     spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     theirs = workers.template.get("spec", {})
     if "nodeSelector" in theirs or "nodeAffinity" in theirs.get("affinity", {}):
         return  # the spec chooses the nodes itself, which may be any
-    products = {"key": PRODUCT_LABEL, "operator": "In", "values": H100_PRODUCTS}
-    required = {"nodeSelectorTerms": [{"matchExpressions": [products]}]}
-    spec.setdefault("affinity", {})["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": required}
+    named = service.spec.placement.gpu_products
+    products = {"key": PRODUCT_LABEL, "operator": "In", "values": list(named or H100_PRODUCTS)}
+    term = {"matchExpressions": [products]}
+    affinity: Object = (
+        {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+        if named
+        else {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]}
+    )
+    spec.setdefault("affinity", {})["nodeAffinity"] = affinity

@@ -17,6 +17,7 @@ from kvasir_operator.kinds import (
     SET_PLURAL,
     VERSION,
 )
+from kvasir_operator.spec.engine import Engine
 from kvasir_operator.spec.model import Model
 from kvasir_operator.spec.parse import InvalidService, object_schema, parse
 from kvasir_operator.spec.rollout import Rollout
@@ -37,6 +38,7 @@ __all__ = [
     "SET_PLURAL",
     "VERSION",
     "WORKER_ROLES",
+    "Engine",
     "Expose",
     "InferenceService",
     "InvalidService",

@@ -1,8 +1,10 @@
 """The OpenAI endpoint: how it is reached, and by whom."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from kvasir_operator.spec.engine import IMAGE
 from kvasir_operator.spec.fields import OBJECT_NAME, Part, about, count, text
+from kvasir_operator.spec.workers import Resources
 
 _HOST = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _CLASS_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$"
@@ -23,6 +25,14 @@ class Expose(Part, frozen=True):
     tls_secret_name: Annotated[
         str, text("Ingress only: the Secret with the certificate; a Gateway has its own.", OBJECT_NAME, 253)
     ] = ""
+    annotations: Annotated[
+        dict[str, str],
+        about(
+            "Annotations of the object that type names, over Kvasir's own: on an Ingress those by which nginx "
+            "keeps "
+            "streams of up to an hour and does not buffer them."
+        ),
+    ] = {}
 
 
 class Auth(Part, frozen=True):
@@ -44,3 +54,10 @@ class Router(Part, frozen=True):
     replicas: Annotated[int, count("Number of routers.", 0, 1000)] = 1
     expose: Annotated[Expose, about("How clients outside the cluster reach the router.")] = Expose()
     auth: Annotated[Auth, about("Who may ask.")] = Auth()
+    image: Annotated[str, text("Image of the routers alone. Default: engine.image.", IMAGE, 1024)] = ""
+    resources: Annotated[
+        Resources, about("Requests and limits of the router's container, merged over Kvasir's own.")
+    ] = Resources()
+    template: Annotated[
+        dict[str, Any], about("Pod template merged over the router's rendered one, as prefill.template is.")
+    ] = {}

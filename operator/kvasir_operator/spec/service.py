@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from kvasir_operator.spec.engine import Engine
 from kvasir_operator.spec.fields import OBJECT_NAME, Part, about, listed, text
 from kvasir_operator.spec.model import Model
 from kvasir_operator.spec.rollout import Drain, Rollout
@@ -13,6 +14,9 @@ from kvasir_operator.spec.workers import Transfer, Workers
 
 _LABEL_KEY = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$"
 
+_LABEL_VALUE = r"^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$"
+
+GpuProduct = Annotated[str, text("A value of the label, such as NVIDIA-H100-80GB-HBM3.", _LABEL_VALUE, 63)]
 WorkerRole = Literal["prefill", "decode"]
 WORKER_ROLES: tuple[WorkerRole, ...] = ("prefill", "decode")
 
@@ -29,6 +33,15 @@ class Placement(Part, frozen=True):
             253,
         ),
     ] = ""
+    gpu_products: Annotated[
+        list[GpuProduct],
+        listed(
+            "Values of the node label nvidia.com/gpu.product that workers with device cuda must run on. "
+            "Default: H100 "
+            "nodes are preferred, and others are taken too.",
+            32,
+        ),
+    ] = []
 
 
 class SecretReference(Part, frozen=True):
@@ -44,6 +57,7 @@ class Spec(Part, frozen=True):
     prefill: Annotated[Workers, about("Workers that compute the prompts' KV cache.")] = Workers()
     decode: Annotated[Workers, about("Workers that generate.")] = Workers()
     router: Annotated[Router, about("The OpenAI endpoint.")] = Router()
+    engine: Annotated[Engine, about("The engine's image and what all pods that run it have in common.")] = Engine()
     transfer: Annotated[Transfer, about("How KV travels from prefill to decode.")] = Transfer()
     rollout: Annotated[Rollout, about("How workers of one revision give way to the next.")] = Rollout()
     drain: Annotated[Drain, about("How a worker leaves.")] = Drain()
@@ -55,6 +69,15 @@ class Spec(Part, frozen=True):
     image_pull_secrets: Annotated[
         list[SecretReference], listed("Secrets with which the engine's image is pulled.", 16)
     ] = []
+    operator_class: Annotated[
+        str,
+        text(
+            "Which operator serves this: one that runs with --operator-class of this name. Default: one that runs "
+            "without.",
+            OBJECT_NAME,
+            63,
+        ),
+    ] = ""
     network_policy: Annotated[
         Literal["Restricted", "None"],
         about(

@@ -42,9 +42,10 @@ class Workers(Part, frozen=True):
         dict[str, Any],
         about(
             "Pod template (metadata labels and annotations, spec) merged over the rendered one. Objects merge; "
-            "containers, env, ports and mounts merge by name; other lists and volumes are replaced. The worker's "
+            "containers, env, ports and mounts merge by name; tolerations join; other lists and volumes are "
+            "replaced. The worker's "
             "container is called kvasir; its flags can be set as environment variables KVASIR_FLAG. A nodeSelector "
-            "or nodeAffinity, also an empty one, takes the place of the affinity to H100 nodes."
+            "or nodeAffinity, also an empty one, takes the place of the preference for H100 nodes."
         ),
     ] = {}
 

@@ -30,7 +30,7 @@ from kvasir_operator.plan import workers
 CHUNK = 20
 CHUNKS = 3
 SOAK = 10_000
-SEARCHED = 60
+SEARCHED = 300
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
