@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from kvasir_operator.spec.fields import OBJECT_NAME, Part, about, count, text
 
-_HOST = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-_CLASS_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$"
+_NAME = OBJECT_NAME.strip("^$")
+_HOST = rf"^(\*\.)?{_NAME}$"
+_CLASS_NAME = rf"^{_NAME}(/{_NAME})?$"
 
 
 class Expose(Part, frozen=True):
