@@ -1,6 +1,8 @@
 """What a schema cannot say about an InferenceService: combinations of fields, and facts about the model. Pure."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -9,7 +11,8 @@ from kvasir_engine.model.uri import ClaimURI, FileURI, HubURI, ModelURI, ModelUR
 from kvasir_engine.model.uri import parse as parse_uri
 from kvasir_operator.fingerprint import unpaired
 from kvasir_operator.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
-from kvasir_operator.overlay import LISTS_BY_KEY
+from kvasir_operator.overlay import LISTS_BY_KEY, identity
+from kvasir_operator.quantity import amount
 from kvasir_operator.schema import Invalid, join
 from kvasir_operator.validate_scaling import scaling_problems
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from kvasir_operator.spec import Expose, InferenceService, Model, Rollout, Transfer, Workers
 
 GPU = "nvidia.com/gpu"
+# Parts of GPUs as NVIDIA's device plugin calls them: MIG devices, and GPUs that are shared by time.
+SLICE = r"nvidia\.com/(mig-.+|gpu\..+)"
 GPUS_OF_A_NODE = 8
 OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/", "leaderworkerset.sigs.k8s.io/")
 
@@ -107,17 +112,40 @@ def _workers(workers: "Workers", path: str) -> Iterator[Invalid]:
             f"{workers.tensor_parallel}{of_each} GPUs are more than the {GPUS_OF_A_NODE} of a node: divide the "
             "worker among more nodes",
         )
+    yield from _devices(workers, path)
+    yield from template_problems(workers.template, f"{path}.template")
+
+
+def _devices(workers: "Workers", path: str) -> Iterator[Invalid]:
+    """Problems of the GPUs that a role asks for, or of what it asks for in their place."""
     for field in ("requests", "limits"):
         amounts: dict[str, int | str] = getattr(workers.resources, field)
-        where = join(f"{path}.resources.{field}", GPU)
-        if GPU not in amounts:
-            continue
-        if workers.device == "cpu":
-            yield Invalid(where, "a role with device cpu asks for no GPU")
-        elif str(amounts[GPU]) != str(workers.ranks_per_pod):
-            whose = "tensorParallel" if workers.nodes == 1 else "tensorParallel / nodes"
-            yield Invalid(where, f"must equal {whose}, {workers.ranks_per_pod}, or be left out; is {amounts[GPU]}")
-    yield from template_problems(workers.template, f"{path}.template")
+        slices = [name for name in amounts if re.fullmatch(SLICE, name)]
+        instead = slices or workers.resource_claims or workers.resources.claims
+        for name in amounts:
+            where = join(f"{path}.resources.{field}", name)
+            if name != GPU and name not in slices:
+                continue
+            if workers.device == "cpu":
+                yield Invalid(where, "a role with device cpu asks for no GPU")
+            elif name == GPU and amount(amounts[name]) != workers.ranks_per_pod:
+                if not (instead or _templated(workers)) or amount(amounts[name]) != 0:
+                    yield Invalid(where, _ranks(workers, str(amounts[name])))
+        count = sum((amount(amounts[name]) or Decimal(0) for name in slices), Decimal(0))
+        if slices and workers.device == "cuda" and count != workers.ranks_per_pod:
+            yield Invalid(join(f"{path}.resources.{field}", slices[0]), _ranks(workers, str(count)))
+
+
+def _templated(workers: "Workers") -> bool:
+    """Whether the template names claims or slices for the worker's container, which then need no GPU beside them."""
+    from kvasir_operator.render.devices import whole_gpus  # render is made of specs
+
+    return not whole_gpus(workers)
+
+
+def _ranks(workers: "Workers", found: str) -> str:
+    whose = "tensorParallel" if workers.nodes == 1 else "tensorParallel / nodes"
+    return f"must equal {whose}, {workers.ranks_per_pod}, or be left out; is {found}"
 
 
 def _groups(service: "InferenceService") -> Iterator[Invalid]:
@@ -189,7 +217,7 @@ def _mergeable(value: Any, path: str) -> Iterator[Invalid]:
             if name.startswith("$"):
                 yield Invalid(where, "strategic merge directives are not known here")
             elif name in LISTS_BY_KEY:
-                yield from _keyed(item, LISTS_BY_KEY[name], where)
+                yield from _keyed(item, name, where)
             else:
                 yield from _mergeable(item, where)
     elif isinstance(value, list):
@@ -199,19 +227,20 @@ def _mergeable(value: Any, path: str) -> Iterator[Invalid]:
         yield Invalid(path, "null does not survive kubectl apply; give an empty value instead")
 
 
-def _keyed(items: Any, key: str, path: str) -> Iterator[Invalid]:
+def _keyed(items: Any, name: str, path: str) -> Iterator[Invalid]:
+    key = LISTS_BY_KEY[name]
     if not isinstance(items, list):
         yield Invalid(path, "must be a list")
         return
     seen = set()
     for index, item in enumerate(items):
         where = f"{path}[{index}]"
-        if not isinstance(item, Mapping) or not isinstance(item.get(key), str | int):
+        if not isinstance(item, Mapping) or not all(isinstance(each, str | int) for each in identity(name, item)):
             yield Invalid(where, f"must be an object with {key}, by which it is merged")
             continue
-        if item[key] in seen:
+        if identity(name, item) in seen:
             yield Invalid(where, f"{key} {item[key]!r} is there twice")
-        seen.add(item[key])
+        seen.add(identity(name, item))
         yield from _mergeable(item, where)
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from kvasir_engine.transfer.fabric import fabric_env
 from kvasir_operator.fingerprint import fingerprint
-from kvasir_operator.overlay import overlay
+from kvasir_operator.render.devices import claims, own_nodes, pod_claims, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
+from kvasir_operator.render.merge import merged
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     KV_LABEL,
@@ -60,7 +61,7 @@ def worker_deployment(service: InferenceService, role: WorkerRole, options: Opti
 
 def worker_template(service: InferenceService, role: WorkerRole, options: Options) -> Object:
     """The pod template of `role` without its revision, the spec's overlay applied."""
-    return overlay(rendered_template(service, role, options), service.spec.workers(role).template)
+    return merged(rendered_template(service, role, options), service.spec.workers(role))
 
 
 def rendered_template(
@@ -102,6 +103,8 @@ def rendered_template(
         main["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     if workers.device == "cuda":
         _place_on_h100(workers, spec)
+    if found := pod_claims(workers):
+        spec["resourceClaims"] = found
     pair(service, spec)
     metadata = {"labels": labels(service, role), "annotations": dict(SCRAPE_ANNOTATIONS)}
     return {"metadata": metadata, "spec": spec}
@@ -115,7 +118,8 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
             "cpu": str(GPU_CPUS_PER_RANK * ranks),
             "memory": f"{GPU_MEMORY_PER_RANK_GI * ranks}Gi",
         }
-        limits[GPU] = str(ranks)
+        if whole_gpus(workers):
+            limits[GPU] = str(ranks)
     else:
         requests = dict(CPU_REQUESTS)
     # The API server copies limits of extended resources to the requests; saying so here keeps what is applied
@@ -123,13 +127,18 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
     requests |= limits
     requests |= workers.resources.requests
     limits |= workers.resources.limits
-    return {"requests": requests, **({"limits": limits} if limits else {})}
+    used = claims(workers)
+    return {
+        "requests": requests,
+        **({"limits": limits} if limits else {}),
+        **({"claims": used} if used else {}),
+    }
 
 
 def _place_on_h100(workers: Workers, spec: Object) -> None:
     spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     theirs = workers.template.get("spec", {})
-    if "nodeSelector" in theirs or "nodeAffinity" in theirs.get("affinity", {}):
+    if "nodeSelector" in theirs or "nodeAffinity" in theirs.get("affinity", {}) or not own_nodes(workers):
         return  # the spec chooses the nodes itself, which may be any
     products = {"key": PRODUCT_LABEL, "operator": "In", "values": H100_PRODUCTS}
     required = {"nodeSelectorTerms": [{"matchExpressions": [products]}]}
