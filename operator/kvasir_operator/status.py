@@ -110,6 +110,24 @@ def rejected(problems: list[Invalid], generation: int, previous: Mapping[str, An
     )
 
 
+def hindered(reason: str, generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
+    """The status of a valid service of which the API server lets nothing be read or planned: as it was, but for
+    Ready of another spec, which nobody knows to be true."""
+    message = f"the API server refuses what the operator needs: {reason}"
+    trouble = Verdict("Degraded", True, "Refused", message, trouble=True)
+    judged = [Verdict("Accepted", True, "Valid", "spec is valid"), trouble]
+    kept = {c["type"]: c for c in previous.get("conditions", [])}
+    if "Ready" not in kept or previous.get("observedGeneration") != generation:
+        judged.append(Verdict("Ready", False, "Refused", message))
+    made = _conditions(judged, generation, previous, now)
+    names = {each.type for each in made}
+    rest = [msgspec.convert(c, Condition) for name, c in kept.items() if name not in names]
+    before = msgspec.convert(previous, Status)
+    return msgspec.structs.replace(
+        before, observed_generation=generation, conditions=[*made, *rest], explain=explain([trouble], judged[-1])
+    )
+
+
 def accepted(
     desired: list[Object],
     observed: Observed,
@@ -137,7 +155,11 @@ def accepted(
     sets that are yet to be deleted. `scaling`: what was decided about sizes. `elastic`: how the sizes change by
     themselves, if they do.
     """
-    refused = {role_of(target, desired): why for target, why in failures.items()}
+    known = [*desired, *observed.objects.values(), *observed.removing.values()]
+    refused: dict[str, str] = {}
+    for target, why in failures.items():
+        role = role_of(target, known)
+        refused[role] = f"{refused[role]}; {target}: {why}" if role in refused else f"{target}: {why}"
     roles = {role: verdicts.role_ready(role, desired, observed, refused.get(role, "")) for role in ROLES}
     counting = [
         Verdict("Accepted", True, "Valid", "spec is valid"),

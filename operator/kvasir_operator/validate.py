@@ -121,23 +121,22 @@ def _devices(workers: "Workers", path: str) -> Iterator[Invalid]:
     for field in ("requests", "limits"):
         amounts: dict[str, int | str] = getattr(workers.resources, field)
         slices = [name for name in amounts if re.fullmatch(SLICE, name)]
-        instead = slices or workers.resource_claims or workers.resources.claims
+        counts = (workers.ranks_per_pod, 0) if _instead(workers) else (workers.ranks_per_pod,)
         for name in amounts:
             where = join(f"{path}.resources.{field}", name)
             if name != GPU and name not in slices:
                 continue
             if workers.device == "cpu":
                 yield Invalid(where, "a role with device cpu asks for no GPU")
-            elif name == GPU and amount(amounts[name]) != workers.ranks_per_pod:
-                if not (instead or _templated(workers)) or amount(amounts[name]) != 0:
-                    yield Invalid(where, _ranks(workers, str(amounts[name])))
-        count = sum((amount(amounts[name]) or Decimal(0) for name in slices), Decimal(0))
+            elif name == GPU and amount(amounts[name]) not in counts:
+                yield Invalid(where, _ranks(workers, str(amounts[name])))
+        count = sum((amount(amounts[each]) or Decimal(0) for each in slices), Decimal(0))
         if slices and workers.device == "cuda" and count != workers.ranks_per_pod:
             yield Invalid(join(f"{path}.resources.{field}", slices[0]), _ranks(workers, str(count)))
 
 
-def _templated(workers: "Workers") -> bool:
-    """Whether the template names claims or slices for the worker's container, which then need no GPU beside them."""
+def _instead(workers: "Workers") -> bool:
+    """Whether slices or claims take the place of whole GPUs."""
     from kvasir_operator.render.devices import whole_gpus  # render is made of specs
 
     return not whole_gpus(workers)

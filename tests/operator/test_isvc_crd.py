@@ -53,7 +53,7 @@ def test_the_schema_is_structural() -> None:
         assert not ("properties" in schema and "additionalProperties" in schema)
 
 
-# The keywords of structural schemas (apiextensions.k8s.io/v1) that a CRD may use, $ref, definitions and the like apart.
+# Keywords that apiextensions.k8s.io/v1 knows in structural schemas, and that are in use here.
 KEYWORDS = {
     *("type", "format", "description", "title", "default", "example", "nullable", "enum", "pattern", "required"),
     *("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),

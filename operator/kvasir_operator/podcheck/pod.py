@@ -15,7 +15,7 @@ _ANNOTATIONS_BYTES = 256 * 1024
 
 
 def pod_problems(template: Mapping[str, Any]) -> Iterator[Problem]:
-    """What an API server has against a Deployment's pod template. What types do not fit is all that is said then."""
+    """What an API server has against a Deployment's pod template. Where types do not fit, only that is said."""
     if wrong := list(type_problems(template)):
         yield from wrong
         return

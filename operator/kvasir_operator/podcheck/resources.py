@@ -13,7 +13,7 @@ _PLAIN = ("cpu", "memory", "ephemeral-storage")
 
 
 def extended(name: str) -> bool:
-    """Whether a resource is a device plugin's, say, of which there are whole ones only, and no more than the limit."""
+    """Whether a resource is a device plugin's, say: whole ones only, and as many requested as allowed."""
     domain, slash, _ = name.rpartition("/")
     return bool(slash) and not f".{domain}".endswith(".kubernetes.io")
 

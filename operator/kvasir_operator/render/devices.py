@@ -12,7 +12,7 @@ CONTAINER = "kvasir"
 
 
 def asked(workers: Workers) -> Object:
-    """What the spec asks for the worker's container, in `resources` and in its template: requests, limits, claims."""
+    """What the spec asks for the worker's container, by `resources` and template: requests, limits, claims."""
     theirs = _of_template(workers.template)
     return {
         "requests": {**workers.resources.requests, **_mapping(theirs.get("requests"))},
