@@ -23,10 +23,11 @@ where routers hold requests, while there are none: what counts is that requests 
 Ready speaks of the spec at `observedGeneration`: during a rollout it is False with reason RollingOut while the old
 revision still serves, and the message says with how many workers. Reasons of the role conditions: AllReady,
 ScaledToZero, RollingOut, Starting, ApplyFailed (the API server did not take an object), FailedCreate (nor its
-Deployment's pods: quota, admission), or what is wrong with a pod: Unschedulable, ImagePullBackOff, CrashLoopBackOff
-and so on, with the pod's name and its own message. Of KVTransferVerified: CanaryPassed, CanaryFailed, NoPair
-(fingerprints that do not fit, by field), and Unknown with Verifying or NoReport; a router that does not answer
-takes nothing back. Degraded takes over the reason of what is wrong, or says PodsLost where all were ready before.
+Deployment's pods: quota, admission), WaitingForResourceClaim, or what is wrong with a pod: Unschedulable,
+ImagePullBackOff, CrashLoopBackOff and so on, with the pod's name and its own message. Of KVTransferVerified:
+CanaryPassed, CanaryFailed, NoPair (fingerprints that do not fit, by field), and Unknown with Verifying or NoReport;
+a router that does not answer takes nothing back. Of Degraded and Ready: Refused, where the API server lets nothing
+be read. Degraded takes over the reason of what is wrong, or says PodsLost where all were ready before.
 """
 
 from collections.abc import Mapping, Sequence

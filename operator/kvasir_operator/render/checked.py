@@ -55,9 +55,9 @@ def _located(problem: Problem, template: Object, workers: Workers, root: str, rd
         return Invalid(found, problem.reason)
     said, rest = _in_template(problem.path, template, workers.template)
     where = _text(f"{root}.template", said)
-    if len(rest) == 1 and isinstance(rest[0], str):
-        return Invalid(join(where, rest[0]), problem.reason)
-    return Invalid(where, f"{_text('', rest)}: {problem.reason}" if rest else problem.reason)
+    if len(rest) <= 2 and all(isinstance(step, str) for step in rest):  # what is to be there, and is not
+        return Invalid(_text(where, rest), problem.reason)
+    return Invalid(where, f"{_text('', rest)}: {problem.reason}")
 
 
 def _in_resources(path: Path, template: Object, workers: Workers, root: str, rdma: str) -> str:

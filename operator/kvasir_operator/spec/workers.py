@@ -83,8 +83,8 @@ class Workers(Part, frozen=True):
     resource_claims: Annotated[
         list[PodClaim],
         listed(
-            "Claims for devices, which take the place of nvidia.com/gpu; where a claim is for something else, "
-            "set limits[nvidia.com/gpu] too.",
+            "Claims for devices (Kubernetes 1.32 on), which take the place of nvidia.com/gpu; where a claim is "
+            "for something else, set limits[nvidia.com/gpu] too.",
             32,
         ),
     ] = []
@@ -93,8 +93,9 @@ class Workers(Part, frozen=True):
         about(
             "Pod template (metadata labels and annotations, spec) merged over the rendered one. Objects merge; "
             "containers, env, ports and mounts merge by name; other lists and volumes are replaced. The worker's "
-            "container is called kvasir; its flags can be set as environment variables KVASIR_FLAG. A nodeSelector "
-            "or nodeAffinity, also an empty one, takes the place of the affinity to H100 nodes."
+            "container is called kvasir; its flags can be set as environment variables KVASIR_FLAG. A probe's or "
+            "hook's handler takes the place of Kvasir's. A nodeSelector or nodeAffinity, also an empty one, takes "
+            "the place of the affinity to H100 nodes."
         ),
     ] = {}
 
