@@ -13,13 +13,14 @@ import msgspec
 from kvasir_engine.reports import RouterStatus, WorkerStatus
 from kvasir_operator import status as statuses
 from kvasir_operator.autoscaler import Autoscaler
+from kvasir_operator.execute import execute
 from kvasir_operator.observed import Observed, Reference, observe, reference
-from kvasir_operator.plan import Apply, Delete, Report, Scale, Step, Wait, plan
+from kvasir_operator.plan import Delete, Step, plan
 from kvasir_operator.plan.autoscale import ScalingStatus, remembered, resized
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.plan.sizing import sized
 from kvasir_operator.plan.workers import progress
-from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
+from kvasir_operator.port import ClusterError, ClusterPort
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED
@@ -123,8 +124,8 @@ class Reconciler:
             if error.final:
                 self._unread(document, service, error)
             raise
-        for error in failures.values():
-            raise error  # the status has them all; this one makes the queue come back
+        for refused in failures.values():
+            raise refused  # the status has them all; this one makes the queue come back
         return True
 
     def _reject(self, document: Object, error: InvalidService) -> None:
@@ -149,7 +150,11 @@ class Reconciler:
         desired = self._servable(document, render(service, self._options))
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         self._intend(document, steps)
-        failures = self._execute(document, service, steps, observed)
+        failures = execute(self._cluster, service.namespace, service.name, steps, observed)
+        for target, error in failures.items():
+            # Once a code: what the message says may be another at each try.
+            occasion = f"{target} {error.status} {service.generation}"
+            self._tell(document, "ApplyFailed", f"{target}: {error}", occasion)
         cached = loading(desired, observed, self._loaded(observed))
         if cached and not cached.done:
             self._again(service.namespace, service.name, LOADING_SECONDS)
@@ -246,47 +251,6 @@ class Reconciler:
                 self._tell(document, "APINotServed", message, what)
         return result
 
-    def _execute(
-        self, document: Object, service: InferenceService, steps: list[Step], observed: Observed
-    ) -> dict[Reference, ClusterError]:
-        """Apply the plan's steps. What the API server refuses, whatever its code, is told and returned, and keeps
-        no other step from being taken. Raises without an answer, and where the plan was of an older state."""
-        failures: dict[Reference, ClusterError] = {}
-        for step in steps:
-            if isinstance(step, Wait):
-                log.info("wait service=%s/%s reason=%s", service.namespace, service.name, step.reason)
-                continue
-            target = reference(step.object) if isinstance(step, Apply) else step.target
-            try:
-                self._take(service.namespace, step, target, observed)
-            except ClusterError as error:
-                if not error.refusal or _outdated(step, error):
-                    raise
-                log.warning("refused object=%s reason=%s", target, error)
-                failures[target] = error
-                # By its code: what the message says may be another at each try.
-                occasion = f"{target} {error.status} {service.generation}"
-                self._tell(document, "ApplyFailed", f"{target}: {error}", occasion)
-        return failures
-
-    def _take(
-        self, namespace: str, step: Apply | Scale | Delete | Report, target: Reference, seen: Observed
-    ) -> None:
-        match step:
-            case Apply(object=item):
-                log.info("apply object=%s namespace=%s", target, namespace)
-                if target not in seen.objects and self._cluster.foreign(item):
-                    raise ForeignObject(target)
-                self._cluster.apply(item)
-            case Scale(replicas=replicas, version=version):
-                log.info("scale object=%s namespace=%s replicas=%d", target, namespace, replicas)
-                self._cluster.scale(namespace, target, replicas, version)
-            case Delete(uid=uid):
-                log.info("delete object=%s namespace=%s", target, namespace)
-                self._cluster.delete(namespace, target, uid)
-            case Report(replicas=replicas):
-                self._cluster.report(namespace, target, replicas)
-
     def _tell(self, document: Object, reason: str, message: str, occasion: str) -> None:
         self._post(document, Telling(True, reason, message, self._stamp(), occasion))
 
@@ -321,13 +285,6 @@ class Reconciler:
 
     def _stamp(self) -> str:
         return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _outdated(step: Step, error: ClusterError) -> bool:
-    """Whether a step was planned from an older state: an object is another than was read, or gone."""
-    if isinstance(step, Apply):
-        return error.stale and "resourceVersion" in step.object["metadata"]
-    return error.stale or error.status == 404
 
 
 def _look_again(status: statuses.Status, told: Sequence[RouterStatus | None]) -> float:

@@ -1,8 +1,6 @@
 """What a schema cannot say about an InferenceService: combinations of fields, and facts about the model. Pure."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,16 +10,13 @@ from kvasir_engine.model.uri import parse as parse_uri
 from kvasir_operator.fingerprint import unpaired
 from kvasir_operator.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
 from kvasir_operator.overlay import LISTS_BY_KEY, identity
-from kvasir_operator.quantity import amount
 from kvasir_operator.schema import Invalid, join
+from kvasir_operator.validate_devices import device_problems
 from kvasir_operator.validate_scaling import scaling_problems
 
 if TYPE_CHECKING:
     from kvasir_operator.spec import Expose, InferenceService, Model, Rollout, Transfer, Workers
 
-GPU = "nvidia.com/gpu"
-# Parts of GPUs as NVIDIA's device plugin calls them: MIG devices, and GPUs that are shared by time.
-SLICE = r"nvidia\.com/(mig-.+|gpu\..+)"
 GPUS_OF_A_NODE = 8
 OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/", "leaderworkerset.sigs.k8s.io/")
 
@@ -112,39 +107,8 @@ def _workers(workers: "Workers", path: str) -> Iterator[Invalid]:
             f"{workers.tensor_parallel}{of_each} GPUs are more than the {GPUS_OF_A_NODE} of a node: divide the "
             "worker among more nodes",
         )
-    yield from _devices(workers, path)
+    yield from device_problems(workers, path)
     yield from template_problems(workers.template, f"{path}.template")
-
-
-def _devices(workers: "Workers", path: str) -> Iterator[Invalid]:
-    """Problems of the GPUs that a role asks for, or of what it asks for in their place."""
-    for field in ("requests", "limits"):
-        amounts: dict[str, int | str] = getattr(workers.resources, field)
-        slices = [name for name in amounts if re.fullmatch(SLICE, name)]
-        counts = (workers.ranks_per_pod, 0) if _instead(workers) else (workers.ranks_per_pod,)
-        for name in amounts:
-            where = join(f"{path}.resources.{field}", name)
-            if name != GPU and name not in slices:
-                continue
-            if workers.device == "cpu":
-                yield Invalid(where, "a role with device cpu asks for no GPU")
-            elif name == GPU and amount(amounts[name]) not in counts:
-                yield Invalid(where, _ranks(workers, str(amounts[name])))
-        count = sum((amount(amounts[each]) or Decimal(0) for each in slices), Decimal(0))
-        if slices and workers.device == "cuda" and count != workers.ranks_per_pod:
-            yield Invalid(join(f"{path}.resources.{field}", slices[0]), _ranks(workers, str(count)))
-
-
-def _instead(workers: "Workers") -> bool:
-    """Whether slices or claims take the place of whole GPUs."""
-    from kvasir_operator.render.devices import whole_gpus  # render is made of specs
-
-    return not whole_gpus(workers)
-
-
-def _ranks(workers: "Workers", found: str) -> str:
-    whose = "tensorParallel" if workers.nodes == 1 else "tensorParallel / nodes"
-    return f"must equal {whose}, {workers.ranks_per_pod}, or be left out; is {found}"
 
 
 def _groups(service: "InferenceService") -> Iterator[Invalid]:

@@ -1,6 +1,7 @@
 """What users write: every object that it renders to is taken by API servers from 1.30 on, or it is refused by the
 field that is wrong, by the webhook, `kvasir render` and reconcile alike."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from kvasir_operator.local.errors import LocalError
 from kvasir_operator.podcheck import pod_problems
 from kvasir_operator.reconcile import Reconciler
 from kvasir_operator.render import Object, Options, render
-from kvasir_operator.spec import InvalidService, parse
+from kvasir_operator.spec import KIND, InvalidService, parse
 
 OPTIONS = Options(operator_namespace="kvasir-system", metrics_namespace="monitoring")
 
@@ -85,6 +86,20 @@ def test_what_is_refused_is_refused_by_its_field_everywhere(
     assert conditions["Accepted"]["status"] == conditions["Ready"]["status"] == "False"
     assert f"{path}: " in conditions["Accepted"]["message"]
     assert not cluster.objects
+
+
+ROOT = Path(__file__).parents[2]
+FILES = [*sorted((ROOT / "manifests").rglob("*.yaml")), *sorted(Path(__file__).parent.glob("corpus/[!r]*.yaml"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_examples_and_the_installation_are_taken(path: Path) -> None:
+    objects: list[Object] = []
+    for found in filter(None, yaml.safe_load_all(path.read_text())):
+        objects += render(parse(found), OPTIONS) if found["kind"] == KIND else [found]
+    assert objects
+    for version in (VERSIONS[0], VERSIONS[-2], VERSIONS[-1]):
+        assert not [said for item in objects for said in complaints(item, version)]
 
 
 def test_the_schemas_refuse_what_they_are_for() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvasir_operator.render.names import Object
 from kvasir_operator.spec import Workers
-from kvasir_operator.validate import GPU, SLICE
+from kvasir_operator.validate_devices import GPU, SLICE
 
 CONTAINER = "kvasir"
 

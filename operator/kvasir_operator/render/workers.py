@@ -23,7 +23,7 @@ from kvasir_operator.render.placement import pair
 from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod
 from kvasir_operator.render.storage import startup_seconds
 from kvasir_operator.spec import InferenceService, WorkerRole, Workers
-from kvasir_operator.validate import GPU
+from kvasir_operator.validate_devices import GPU
 
 # Values of nvidia.com/gpu.product on H100 nodes: GPU feature discovery takes the name that NVML gives and writes
 # dashes for spaces (NVIDIA/k8s-device-plugin, internal/lm). In order: SXM5, PCIe, NVL.
