@@ -11,6 +11,7 @@ from kvasir_operator.fingerprint import unpaired
 from kvasir_operator.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
 from kvasir_operator.overlay import LISTS_BY_KEY, identity
 from kvasir_operator.schema import Invalid, join
+from kvasir_operator.validate_derived import derived_problems
 from kvasir_operator.validate_devices import device_problems
 from kvasir_operator.validate_scaling import scaling_problems
 
@@ -35,6 +36,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     yield from _model(spec.model)
     for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
         yield from _workers(workers, f"spec.{role}")
+        yield from derived_problems(workers, f"spec.{role}", spec.drain.deadline_seconds)
     yield from _groups(service)
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)

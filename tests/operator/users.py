@@ -36,6 +36,12 @@ C = f"{T}.spec.containers[0]"
 TAKEN: list[tuple[str, Spec]] = [
     ("smallest", {}),
     ("cpu", {"prefill": {"device": "cpu"}, "decode": {"device": "cpu"}}),
+    (
+        "extra flags",
+        {role: {"extraArgs": ["--page-size", "32", "--enforce-eager"]} for role in ("prefill", "decode")},
+    ),
+    ("a flag as a variable", main(env=[{"name": "KVASIR_MAX_RUNNING", "value": "8"}])),
+    ("longer grace", pod(terminationGracePeriodSeconds=3600)),
     ("sidecar", pod(containers=[SIDECAR])),
     ("init container", pod(initContainers=[{"name": "warm", "image": "busybox", "command": ["true"]}])),
     (
@@ -149,6 +155,50 @@ TAKEN: list[tuple[str, Spec]] = [
 ]
 
 REFUSED: list[tuple[str, Spec, str, str]] = [
+    (
+        "a port of its own",
+        main(env=[{"name": "KVASIR_PORT", "value": "9000"}]),
+        f"{C}.env[0]",
+        "KVASIR_PORT is the same",
+    ),
+    (
+        "a cache of its own",
+        main(env=[{"name": "KVASIR_CACHE", "value": "/x"}]),
+        f"{C}.env[0]",
+        "use spec.model.cache",
+    ),
+    (
+        "a role of its own",
+        main(env=[{"name": "KVASIR_ROLE", "value": "both"}]),
+        f"{C}.env[0]",
+        "spec.prefill and spec.decode",
+    ),
+    (
+        "a size of its own",
+        main(env=[{"name": "KVASIR_TENSOR_PARALLEL", "value": "2"}]),
+        f"{C}.env[0]",
+        "use spec.decode.tensorParallel",
+    ),
+    ("args", main(args=["worker"]), f"{C}.args", "spec.decode.extraArgs"),
+    ("command", main(command=["sh"]), f"{C}.command", "the operator's own"),
+    (
+        "port as an extra flag",
+        {"decode": {"extraArgs": ["--port", "9000"]}},
+        "spec.decode.extraArgs[0]",
+        "--port is the same",
+    ),
+    (
+        "role as an extra flag",
+        {"decode": {"extraArgs": ["--page-size", "32", "--role=both"]}},
+        "spec.decode.extraArgs[2]",
+        "spec.prefill and spec.decode",
+    ),
+    (
+        "grace below the drain",
+        pod(terminationGracePeriodSeconds=30),
+        f"{T}.spec.terminationGracePeriodSeconds",
+        "spec.drain.deadlineSeconds",
+    ),
     ("typo of nodeSelector", pod(nodeSelectr={"a": "b"}), f"{T}.spec.nodeSelectr", "unknown field"),
     ("typo within a container", main(imagePullPolcy="Always"), f"{C}.imagePullPolcy", "unknown field"),
     ("typo of a container's name", pod(containers=[{"name": "kvasr", "env": []}]), f"{C}.image", "is required"),
@@ -328,7 +378,7 @@ REFUSED: list[tuple[str, Spec, str, str]] = [
         f"{C}.securityContext.privileged",
         "allowPrivilegeEscalation",
     ),
-    ("list as a string", main(command="kvasir"), f"{C}.command", "must be a list"),
+    ("list as a string", pod(containers=[{**SIDECAR, "command": "sh"}]), f"{C}.command", "must be a list"),
     (
         "seconds as a string",
         pod(terminationGracePeriodSeconds="30"),

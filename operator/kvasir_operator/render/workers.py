@@ -84,6 +84,7 @@ def rendered_template(
         transfer.fabric,
         *drain_args(service),
         *more_args,
+        *workers.extra_args,
     ]
     main = container(
         options.engine_image,

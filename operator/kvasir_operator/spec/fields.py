@@ -36,6 +36,11 @@ def listed(description: str, most: int) -> Meta:
     return Meta(max_length=most, extra_json_schema={"description": description, **by_name})
 
 
+def words(description: str, most: int) -> Meta:
+    """A list of at most so many strings."""
+    return Meta(max_length=most, extra_json_schema={"description": description})
+
+
 def entries(description: str, most: int) -> Meta:
     """A mapping of at most so many entries."""
     return Meta(max_length=most, extra_json_schema={"description": description})

@@ -12,6 +12,7 @@ from kvasir_operator.spec.fields import (
     entries,
     listed,
     text,
+    words,
 )
 
 _LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -88,14 +89,18 @@ class Workers(Part, frozen=True):
             32,
         ),
     ] = []
+    extra_args: Annotated[
+        list[Annotated[str, text("A flag or its value.", length=1024)]],
+        words("Further flags of the worker, after those that the spec's other fields give.", 64),
+    ] = []
     template: Annotated[
         dict[str, Any],
         about(
             "Pod template (metadata labels and annotations, spec) merged over the rendered one. Objects merge; "
             "containers, env, ports and mounts merge by name; other lists and volumes are replaced. The worker's "
-            "container is called kvasir; its flags can be set as environment variables KVASIR_FLAG. A probe's or "
-            "hook's handler takes the place of Kvasir's. A nodeSelector or nodeAffinity, also an empty one, takes "
-            "the place of the affinity to H100 nodes."
+            "container is called kvasir; flags that no field gives can be set as variables KVASIR_FLAG. A probe's "
+            "or hook's handler takes the place of Kvasir's. A nodeSelector or nodeAffinity, also an empty one, "
+            "takes the place of the affinity to H100 nodes."
         ),
     ] = {}
 
