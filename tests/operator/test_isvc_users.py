@@ -242,8 +242,15 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.sampled_from(["spec", "metadata"]), JSON))
+FIELDS = ("resources", "env", "ports", "volumeMounts", "lifecycle", "readinessProbe", "securityContext")
+MAIN = st.dictionaries(st.sampled_from(FIELDS), JSON).map(lambda fields: {"name": "kvasir", **fields})
+TEMPLATES = st.dictionaries(st.sampled_from(["spec", "metadata"]), JSON) | st.dictionaries(
+    st.sampled_from(["volumes", "resourceClaims", "affinity", "tolerations", "hostNetwork"]), JSON
+).flatmap(lambda spec: MAIN.map(lambda main: {"spec": {**spec, "containers": [main]}}))
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEMPLATES)
 def test_whatever_a_template_is_it_is_taken_or_refused(template: dict[str, Any]) -> None:
     try:
         service = parse(document(decode={"template": template}))

@@ -14,10 +14,11 @@ CONTAINER = "kvasir"
 def asked(workers: Workers) -> Object:
     """What the spec asks for the worker's container, by `resources` and template: requests, limits, claims."""
     theirs = _of_template(workers.template)
+    used = theirs.get("claims")
     return {
         "requests": {**workers.resources.requests, **_mapping(theirs.get("requests"))},
         "limits": {**workers.resources.limits, **_mapping(theirs.get("limits"))},
-        "claims": [*claims(workers), *(theirs.get("claims") or ())],
+        "claims": [*claims(workers), *(used if isinstance(used, list) else ())],
     }
 
 

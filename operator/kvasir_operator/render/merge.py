@@ -4,6 +4,8 @@ A request of Kvasir's own follows a limit of the spec's that is below it. Of dev
 whichever of them the spec names, the other follows.
 """
 
+from collections.abc import Mapping
+
 from kvasir_operator.overlay import overlay
 from kvasir_operator.podcheck.resources import extended
 from kvasir_operator.quantity import amount
@@ -13,16 +15,22 @@ from kvasir_operator.spec import Workers
 
 
 def merged(rendered: Object, workers: Workers) -> Object:
-    """The rendered pod template with the spec's over it. Neither is changed."""
+    """The rendered pod template with the spec's over it, which may be anything. Neither is changed."""
     template = overlay(rendered, workers.template)
     theirs = asked(workers)
     containers = [
         {**each, "resources": settled(each["resources"], theirs["requests"], theirs["limits"])}
-        if each.get("name") == CONTAINER
+        if each.get("name") == CONTAINER and _well_formed(each["resources"])
         else each
         for each in template["spec"]["containers"]
     ]
     return {**template, "spec": {**template["spec"], "containers": containers}}
+
+
+def _well_formed(resources: object) -> bool:
+    return isinstance(resources, Mapping) and all(
+        isinstance(resources.get(kind, {}), Mapping) for kind in ("requests", "limits")
+    )
 
 
 def settled(resources: Object, requests: Object, limits: Object) -> Object:

@@ -1,6 +1,6 @@
 """The worker Deployments: one a role and a revision. Workers over several nodes are in `groups.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvasir_engine.transfer.fabric import fabric_env
 from kvasir_operator.fingerprint import fingerprint
@@ -139,7 +139,9 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
 def _place_on_h100(workers: Workers, spec: Object) -> None:
     spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     theirs = workers.template.get("spec", {})
-    if "nodeSelector" in theirs or "nodeAffinity" in theirs.get("affinity", {}) or not own_nodes(workers):
+    affinity = theirs.get("affinity")
+    chosen = "nodeSelector" in theirs or (isinstance(affinity, Mapping) and "nodeAffinity" in affinity)
+    if chosen or not own_nodes(workers):
         return  # the spec chooses the nodes itself, which may be any
     products = {"key": PRODUCT_LABEL, "operator": "In", "values": H100_PRODUCTS}
     required = {"nodeSelectorTerms": [{"matchExpressions": [products]}]}
