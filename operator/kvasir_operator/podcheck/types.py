@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -71,7 +72,9 @@ def _object(kind: str, value: Mapping[str, Any], path: Path) -> Iterator[Problem
     known = _types()[kind]
     for name, item in value.items():
         if name not in known:
-            yield Problem((*path, name), f"unknown field; known are {', '.join(known)}")
+            near = get_close_matches(name, known, 1)
+            hint = f"is {near[0]} meant?" if near else f"known are {', '.join(known)}"
+            yield Problem((*path, name), f"unknown field; {hint}")
             continue
         wrong = list(_value(known[name].rstrip("!"), item, (*path, name)))
         yield from wrong or _allowed(kind, name, item, (*path, name))
