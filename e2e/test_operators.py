@@ -147,7 +147,10 @@ def recorded(cluster: Cluster) -> dict[Verb, set[int]]:
 def surplus(cluster: Cluster) -> list[Object]:
     """Copies of what the service owns, under names that no operator of this version gives."""
     found = []
-    for kind in ("service", "serviceaccount", "role", "rolebinding", "networkpolicy"):
+    kinds = ["service", "serviceaccount", "role", "rolebinding", "networkpolicy"]
+    if "policy/v1" in served(cluster):
+        kinds.append("poddisruptionbudget")
+    for kind in kinds:
         item = cluster.get(kind, f"{NAME}-router", "-n", NAMESPACE)
         meta = item["metadata"]
         kept = {key: meta[key] for key in ("labels", "ownerReferences", "namespace")}
@@ -203,7 +206,8 @@ def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
     steps.apply(cluster, *surplus(cluster), namespace=NAMESPACE)
 
     def gone() -> bool:
-        left = cluster.get("service,serviceaccount,role,rolebinding,networkpolicy,job", "-n", NAMESPACE)["items"]
+        kinds = "service,serviceaccount,role,rolebinding,networkpolicy,poddisruptionbudget,job"
+        left = cluster.get(kinds, "-n", NAMESPACE)["items"]
         return not [item for item in left if re.search("-older$|-preload-", item["metadata"]["name"])]
 
     reconciled(cluster, service(drain={"deadlineSeconds": 8}))
@@ -248,7 +252,8 @@ def test_the_webhook_refuses_at_apply_what_the_schema_cannot(cluster: Cluster, n
     secret = ("secret", f"{kvasir.RELEASE}-webhook", "-n", kvasir.NAMESPACE)
     upgraded(cluster, *asked)
     try:
-        bad = service(model={"uri": "pvc://models/m", "revision": "main"})
+        # A template is free-form to the schema and its rules.
+        bad = service(decode={"template": {"spec": {"nodeSelectr": {"pool": "a"}}}})
 
         def refused() -> str:
             applied = cluster.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(bad), check=False)
@@ -256,7 +261,7 @@ def test_the_webhook_refuses_at_apply_what_the_schema_cannot(cluster: Cluster, n
             return applied.stderr if "denied the request" in applied.stderr else ""
 
         said = eventually(refused, 60, "the webhook answers", cluster)
-        assert "spec.model.revision: only hf:// models have revisions" in said
+        assert "spec.decode.template.spec.nodeSelectr: unknown field" in said
         reconciled(cluster, service(drain={"deadlineSeconds": 9}))
         before = cluster.get(*secret)["data"]
         upgraded(cluster, *asked)

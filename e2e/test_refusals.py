@@ -32,6 +32,11 @@ def service(name: str, spec: dict[str, Any]) -> Object:
     [
         ("replicas", {"decode": {"replicas": -1}}, "spec.decode.replicas"),
         ("scheme", {"model": {"uri": "ftp://example.com/model"}}, "spec.model.uri"),
+        (
+            "template",
+            {"decode": {"template": {"spec": {"nodeSelectr": {"pool": "a"}}}}},
+            "spec.decode.template.spec.nodeSelectr",
+        ),
         ("heads", {"decode": {"tensorParallel": 2}}, "spec.decode.tensorParallel"),
     ],
 )

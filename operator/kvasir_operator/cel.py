@@ -22,7 +22,8 @@ def _set(field: str) -> str:
 
 
 def _asks_no_gpu(kind: str) -> str:
-    return f"self.device != 'cpu' || !has(self.resources.{kind}) || !('{_GPU}' in self.resources.{kind})"
+    absent = f"!has(self.resources) || !has(self.resources.{kind})"
+    return f"self.device != 'cpu' || {absent} || !('{_GPU}' in self.resources.{kind})"
 
 
 _BOUNDS = ("self.minReplicas <= self.maxReplicas", "minReplicas is more than maxReplicas")

@@ -37,6 +37,8 @@ def _sentence(reason: str, message: str) -> str:
     match reason:
         case "Unschedulable":
             return f"{count}: no node takes {detail}"
+        case "WaitingForResourceClaim":
+            return f"{count}: {detail}"
         case "ApplyFailed" | "FailedCreate":
             return f"{count}: the API server refuses it: {detail}"
         case "RollingOut":

@@ -61,7 +61,7 @@ def unpaired(spec: "Spec") -> Iterator[tuple[str, str]]:
 
 
 def settings(spec: "Spec", role: "WorkerRole") -> dict[str, Setting]:
-    """What decides the KV of `role`'s workers, by flag. Its template may set it by environment or arguments."""
+    """What decides the KV of `role`'s workers, by flag. Its template may set some of it by environment."""
     model, template = spec.model, spec.workers(role).template
     uri, revision = _model(model.uri, model.revision)
     rendered = {
@@ -72,14 +72,8 @@ def settings(spec: "Spec", role: "WorkerRole") -> dict[str, Setting]:
     path = f"spec.{role}.template.spec.containers[{CONTAINER}]"
     container = _container(template)
     said = _environment(container.get("env"), f"{path}.env")
-    if "args" in container:
-        said |= _arguments(container["args"], f"{path}.args")
-        if "model" in said:
-            uri, revision = _model(said["model"].value, said["revision"].value if "revision" in said else "")
-            said["model"] = Setting(uri, said["model"].path)
-            said["revision"] = Setting(revision, said["model"].path)
-    else:
-        said |= {name: setting for name, setting in rendered.items() if setting.value}
+    said |= _arguments(spec.workers(role).extra_args, f"spec.{role}.extraArgs")
+    said |= {name: setting for name, setting in rendered.items() if setting.value}
     found = {name: said.get(name) or Setting(default, f"spec.{role}") for name, default in _FLAGS.items()}
     return {
         name: Setting(_SAME.get(name, {}).get(setting.value, setting.value), setting.path)
@@ -131,16 +125,15 @@ def _environment(entries: Any, path: str) -> dict[str, Setting]:
     return found
 
 
-def _arguments(words: Any, path: str) -> dict[str, Setting]:
+def _arguments(words: Sequence[str], path: str) -> dict[str, Setting]:
     found = {}
-    listed: Sequence[Any] = words if isinstance(words, list) else ()
-    for word, following in zip(listed, [*listed[1:], ""], strict=True):
-        flag, equals, value = str(word).partition("=")
+    for word, following in zip(words, [*words[1:], ""][: len(words)], strict=True):
+        flag, equals, value = word.partition("=")
         name = flag.removeprefix("--")
         if not flag.startswith("--"):
             continue
         if name in ("kv-digests", "no-kv-digests"):
             found["kv-digests"] = Setting("true" if name == "kv-digests" else "false", path)
         elif name in _FLAGS:
-            found[name] = Setting(value if equals else str(following), path)
+            found[name] = Setting(value if equals else following, path)
     return found

@@ -29,6 +29,8 @@ STUCK = {
     "InvalidImageName",
     "RunContainerError",
 }
+# A pod waits for a claim that is made in a moment, or never: time may mend it.
+CLAIM_MISSING = "WaitingForResourceClaim"
 MESSAGE_LENGTH = 300
 SCHEDULER_LENGTH = 600
 
@@ -255,7 +257,7 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
         role=metadata["labels"].get(ROLE_LABEL, ""),
         revision=metadata["labels"].get(REVISION_LABEL, ""),
         ready=ready,
-        trouble=None if ready else _trouble(metadata["name"], status, conditions),
+        trouble=None if ready else _trouble(item, conditions),
         ip=status.get("podIP", ""),
         started=_between(metadata, conditions["Ready"]) if ready else None,
         group=metadata["labels"].get(SET_LABEL, ""),
@@ -271,8 +273,33 @@ def _between(metadata: Mapping[str, Any], became: Mapping[str, Any]) -> float | 
     return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
 
 
-def _trouble(name: str, status: Mapping[str, Any], conditions: Mapping[str, Any]) -> Trouble | None:
+def _claim_missing(item: Mapping[str, Any]) -> str:
+    """Of which claims a pod that no node has taken waits; empty where there are none.
+
+    A scheduler that has not tried such a pod says nothing of it, and the template's absence is an Event only.
+    """
+    spec, status = item.get("spec", {}), item.get("status", {})
+    if spec.get("nodeName"):
+        return ""
+    made = {each["name"] for each in status.get("resourceClaimStatuses", []) if each.get("resourceClaimName")}
+    found = []
+    for claim in spec.get("resourceClaims", []):
+        if template := claim.get("resourceClaimTemplateName"):
+            if claim["name"] not in made:
+                found.append(
+                    f"no ResourceClaim is made of ResourceClaimTemplate {template}; is it in the namespace?"
+                )
+        elif named := claim.get("resourceClaimName"):
+            found.append(f"ResourceClaim {named} is not there yet, or not free")
+    return "; ".join(found)
+
+
+def _trouble(item: Mapping[str, Any], conditions: Mapping[str, Any]) -> Trouble | None:
+    name, status = item["metadata"]["name"], item.get("status", {})
     scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") != "True" and (missing := _claim_missing(item)):
+        said = f" ({_short(scheduled['message'])})" if scheduled.get("message") else ""
+        return Trouble(name, CLAIM_MISSING, f"{missing}{said}")
     if scheduled.get("status") == "False":
         return Trouble(name, scheduled.get("reason", "Unschedulable"), _begin(scheduled.get("message", "")))
     containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]

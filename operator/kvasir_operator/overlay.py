@@ -4,6 +4,7 @@
 - Lists in `LISTS_BY_KEY` merge item by item, an item being known by that key. New items come last. A volume
   replaces its namesake whole, since two sources in one volume are no volume.
 - Tolerations join: each widens where a pod may go, and none is another's contradiction.
+- A probe or hook with a handler takes the place of the handler below it; its times merge.
 - Every other list is replaced.
 """
 
@@ -17,6 +18,8 @@ LISTS_BY_KEY: dict[str, str] = {
     "env": "name",
     "volumes": "name",
     "imagePullSecrets": "name",
+    "resourceClaims": "name",
+    "claims": "name",
     "volumeMounts": "mountPath",
     "volumeDevices": "devicePath",
     "ports": "containerPort",
@@ -24,8 +27,17 @@ LISTS_BY_KEY: dict[str, str] = {
     "topologySpreadConstraints": "topologyKey",
 }
 _JOINED = ("tolerations",)
-_REPLACED_WHOLE = ("volumes",)
-_ONE_OF = ("value", "valueFrom")  # of an env entry: giving one removes the other
+_REPLACED_WHOLE = ("volumes", "resourceClaims")
+# Of these giving one removes the others.
+_ONE_OF = ("value", "valueFrom")
+_HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc", "sleep")
+_HANDLED = ("startupProbe", "readinessProbe", "livenessProbe", "postStart", "preStop")
+
+
+def identity(field: str, item: Mapping[str, Any]) -> tuple[Any, ...]:
+    """By what an item of a list in `LISTS_BY_KEY` is known. A container may have one port for TCP and for UDP."""
+    key = item.get(LISTS_BY_KEY[field])
+    return (key, item.get("protocol", "TCP")) if field == "ports" else (key,)
 
 
 def overlay(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +46,8 @@ def overlay(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
     for name, value in patch.items():
         below = merged.get(name)
         if isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[name] = overlay(below, value)
+            one = _HANDLERS if name in _HANDLED else ()
+            merged[name] = overlay(_without(below, one, value), value)
         elif isinstance(value, list) and name in LISTS_BY_KEY:
             merged[name] = _by_key(name, below or [], value)
         elif isinstance(value, list) and name in _JOINED:
@@ -44,15 +57,19 @@ def overlay(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def _without(below: Mapping[str, Any], one: tuple[str, ...], above: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`below` without those fields of which `above` has one; where it has the same one, that merges."""
+    given = [name for name in one if name in above]
+    return {name: value for name, value in below.items() if name not in one or name in given or not given}
+
+
 def _by_key(name: str, base: list[Any], patch: list[Any]) -> list[Any]:
-    key = LISTS_BY_KEY[name]
-    merged = {item[key]: item for item in base}
+    merged = {identity(name, item): item for item in base}
     for item in patch:
-        below = merged.get(item[key])
+        key = identity(name, item)
+        below = merged.get(key)
         if below is None or name in _REPLACED_WHOLE:
-            merged[item[key]] = item
+            merged[key] = item
             continue
-        if name == "env" and any(field in item for field in _ONE_OF):
-            below = {field: value for field, value in below.items() if field not in _ONE_OF}
-        merged[item[key]] = overlay(below, item)
+        merged[key] = overlay(_without(below, _ONE_OF if name == "env" else (), item), item)
     return list(merged.values())

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 from kvasir_operator.observed import Reference
 from kvasir_operator.render.names import Object
 
+# Who asks is not known for a moment, or it takes too long, or there is too much to do.
+_BUSY = (401, 408, 429, 503, 504)
+
 
 class ClusterError(Exception):
     """The API server said no, or nothing. `status` is the HTTP status, 0 without an answer."""
@@ -18,6 +21,21 @@ class ClusterError(Exception):
     def final(self) -> bool:
         """The same request would be refused again: something other than time has to change."""
         return 400 <= self.status < 500 and self.status not in (401, 408, 409, 429)
+
+    @property
+    def refusal(self) -> bool:
+        """The API server said no, whatever its code, and not only that it is busy: somebody has to be told."""
+        return self.final or self._denied or self.status not in (0, *_BUSY)
+
+    @property
+    def stale(self) -> bool:
+        """What was read has changed since: it is to be read again, and nobody need know."""
+        return self.status == 409 and not self._denied
+
+    @property
+    def _denied(self) -> bool:
+        """An admission webhook said it, which chooses its code itself."""
+        return "denied the request" in str(self)
 
     @property
     def terminating(self) -> bool:

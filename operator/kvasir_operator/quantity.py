@@ -15,7 +15,7 @@ _FACTORS = {suffix: Decimal(1024) ** power for power, suffix in enumerate(_BINAR
 
 def amount(value: Any) -> Decimal | None:
     """A quantity's value; `None` for what is no quantity."""
-    if isinstance(value, bool) or not isinstance(value, int | str) or not re.match(QUANTITY, str(value)):
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or not re.match(QUANTITY, str(value)):
         return None
     number, suffix = re.fullmatch(r"(.*?)([KMGTPE]i|[numkMGTPE]|)", str(value)).groups()  # type: ignore[union-attr]
     try:

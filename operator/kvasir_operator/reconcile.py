@@ -13,14 +13,15 @@ import msgspec
 from kvasir_engine.reports import RouterStatus, WorkerStatus
 from kvasir_operator import status as statuses
 from kvasir_operator.autoscaler import Autoscaler
+from kvasir_operator.execute import execute
 from kvasir_operator.observed import Observed, Reference, observe, reference
 from kvasir_operator.ownership import Alive, holder, marked, ours
-from kvasir_operator.plan import Apply, Delete, Report, Scale, Step, Wait, plan
+from kvasir_operator.plan import Delete, Step, plan
 from kvasir_operator.plan.autoscale import ScalingStatus, remembered, resized
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.plan.sizing import sized
 from kvasir_operator.plan.workers import paired_capacity, progress
-from kvasir_operator.port import ClusterError, ClusterPort, ForeignObject
+from kvasir_operator.port import ClusterError, ClusterPort
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED
@@ -34,7 +35,7 @@ from kvasir_operator.spec import (
     Model,
     parse,
 )
-from kvasir_operator.story import rescalings, tellings
+from kvasir_operator.story import Telling, rescalings, tellings
 from kvasir_operator.validate import ModelFacts, api_problems, fact_problems
 from kvasir_operator.verdicts import VERIFIED, Leaving, elastic, exposed, metrics_reachable
 
@@ -138,7 +139,14 @@ class Reconciler:
             self._reject(document, InvalidService(problems))
             self._again(namespace, name, API_SECONDS)  # nothing tells of what is installed
             return True
-        self._realize(document, service)
+        try:
+            failures = self._realize(document, service)
+        except ClusterError as error:
+            if error.final:
+                self._unread(document, service, error)
+            raise
+        for refused in failures.values():
+            raise refused  # the status has them all; this one makes the queue come back
         return True
 
     def _forget(self, namespace: str, name: str) -> None:
@@ -157,7 +165,13 @@ class Reconciler:
         previous, generation = document.get("status", {}), document["metadata"].get("generation", 0)
         self._publish(document, statuses.rejected(error.problems, generation, previous, self._now()))
 
-    def _realize(self, document: Object, service: InferenceService) -> None:
+    def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
+        """Say that the API server lets nothing be read or planned: `Ready` may not go on for a new spec."""
+        previous = document.get("status", {})
+        self._publish(document, statuses.hindered(str(error), service.generation, previous, self._now()))
+
+    def _realize(self, document: Object, service: InferenceService) -> dict[Reference, ClusterError]:
+        """Take a valid service a step further, and say how it is. Returns what the API server refused."""
         # Pods last: what is ready counts most, and changes by itself.
         owned = self._cluster.owned(service.namespace, service.name, service.uid)
         removing = document.get("status", {}).get("removing", [])
@@ -171,7 +185,11 @@ class Reconciler:
         unserved = exposed(service, rendered, desired)
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         self._intend(document, steps)
-        failures = self._execute(service, steps, observed)
+        failures = execute(self._cluster, service.namespace, service.name, steps, observed)
+        for target, error in failures.items():
+            # Once a code: what the message says may be another at each try.
+            occasion = f"{target} {error.status} {service.generation}"
+            self._tell(document, "ApplyFailed", f"{target}: {error}", occasion)
         cached = loading(desired, observed, self._loaded(observed))
         if cached and not cached.done:
             self._again(service.namespace, service.name, LOADING_SECONDS)
@@ -202,8 +220,7 @@ class Reconciler:
         self._publish(document, status, guarded=grouped or status.scaling is not None)
         if seconds := _look_again(status, told or ()):
             self._again(service.namespace, service.name, seconds)
-        for error in failures.values():
-            raise error  # the status has them all; this one makes the queue come back
+        return failures
 
     def _rescale(
         self, document: Object, service: InferenceService, observed: Observed, paused: bool
@@ -220,7 +237,7 @@ class Reconciler:
             self._set_status(document, document["status"], guarded=True)
             for each in rescalings(before, scaling):
                 log.info("rescale service=%s/%s %s", service.namespace, service.name, each.message)
-                self._cluster.event(document, each.warning, each.reason, each.message, each.since, each.occasion)
+                self._post(document, each)
         return scaling
 
     def _loaded(self, observed: Observed) -> Progress | None:
@@ -269,39 +286,20 @@ class Reconciler:
             elif item["kind"] not in OPTIONAL_KINDS:
                 what = f"{item['apiVersion']} {item['kind']}"
                 message = f"{reference(item)} is left out: this cluster does not serve {what}"
-                self._cluster.event(document, True, "APINotServed", message, self._stamp(), what)
+                self._tell(document, "APINotServed", message, what)
         return result
 
-    def _execute(
-        self, service: InferenceService, steps: list[Step], observed: Observed
-    ) -> dict[Reference, ClusterError]:
-        """Apply the plan's steps. What the API server refuses is returned; without an answer it raises."""
-        failures: dict[Reference, ClusterError] = {}
-        for step in steps:
-            match step:
-                case Apply(object=item):
-                    target = reference(item)
-                    log.info("apply object=%s namespace=%s", target, service.namespace)
-                    try:
-                        if target not in observed.objects and self._cluster.foreign(item):
-                            raise ForeignObject(target)
-                        self._cluster.apply(item)
-                    except ClusterError as error:
-                        if not error.final:
-                            raise
-                        log.warning("refused object=%s reason=%s", target, error)
-                        failures[target] = error
-                case Scale(target=target, replicas=replicas, version=version):
-                    log.info("scale object=%s namespace=%s replicas=%d", target, service.namespace, replicas)
-                    self._cluster.scale(service.namespace, target, replicas, version)
-                case Delete(target=target, uid=uid):
-                    log.info("delete object=%s namespace=%s", target, service.namespace)
-                    self._cluster.delete(service.namespace, target, uid)
-                case Report(target=target, replicas=replicas):
-                    self._cluster.report(service.namespace, target, replicas)
-                case Wait(reason=reason):
-                    log.info("wait service=%s/%s reason=%s", service.namespace, service.name, reason)
-        return failures
+    def _tell(self, document: Object, reason: str, message: str, occasion: str) -> None:
+        self._post(document, Telling(True, reason, message, self._stamp(), occasion))
+
+    def _post(self, document: Object, told: Telling) -> None:
+        """Post an Event. Where the API server takes none, the work goes on without."""
+        try:
+            self._cluster.event(document, told.warning, told.reason, told.message, told.since, told.occasion)
+        except ClusterError as error:
+            if not error.refusal:
+                raise
+            log.warning("event refused reason=%s message=%s error=%s", told.reason, told.message, error)
 
     def _publish(self, document: Object, status: statuses.Status, guarded: bool = False) -> None:
         """Write the status where it is another than before, with an Event for every condition that changed.
@@ -314,7 +312,7 @@ class Reconciler:
             return
         self._set_status(document, current, guarded)
         for each in tellings(previous, status):
-            self._cluster.event(document, each.warning, each.reason, each.message, each.since, each.occasion)
+            self._post(document, each)
 
     def _set_status(self, document: Object, status: dict[str, Any], guarded: bool) -> None:
         """Write a status. `guarded`: it remembers what must not be lost, so only where it is as it was read."""

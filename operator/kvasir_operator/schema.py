@@ -59,7 +59,8 @@ def _schema(kind: inspect.Type) -> Schema:
         case inspect.DictType(value_type=inspect.AnyType()):
             return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
         case inspect.DictType():
-            return {"type": "object", "additionalProperties": _schema(kind.value_type)}
+            values = _schema(kind.value_type)
+            return _some(type="object", additionalProperties=values, maxProperties=kind.max_length)
         case inspect.UnionType(types=(other, inspect.NoneType())):
             return _schema(other)  # in a structural schema a field that may be absent is one that isn't required
         case inspect.UnionType(types=(inspect.IntType(), inspect.StrType())):
@@ -72,13 +73,19 @@ def _struct(kind: inspect.StructType) -> Schema:
     for field in kind.fields:
         schema = _schema(field.type)
         default = field.default
-        if isinstance(default, msgspec.Struct):
-            schema["default"] = {}  # the server fills the rest from the fields' own defaults
-        elif default is not msgspec.NODEFAULT and default not in ("", None):
-            schema["default"] = default
+        if default is not msgspec.NODEFAULT and default not in ("", None):
+            schema["default"] = _whole(default)
         properties[field.encode_name] = schema
     required = [field.encode_name for field in kind.fields if field.required]
     return _some(type="object", required=required or None, properties=properties)
+
+
+def _whole(default: object) -> object:
+    """A default with all that is below it: API servers run CEL rules on each default as it stands."""
+    if not isinstance(default, msgspec.Struct):
+        return default
+    values = ((field.encode_name, getattr(default, field.name)) for field in msgspec.structs.fields(default))
+    return {name: _whole(value) for name, value in values if value not in ("", None, {}, [])}
 
 
 def _some(**fields: Any) -> Schema:
@@ -105,6 +112,7 @@ def problems(schema: Mapping[str, Any], value: object, path: str) -> Iterator[In
             elif len(value) > schema.get("maxItems", len(value)):
                 yield Invalid(path, f"must have at most {schema['maxItems']} items, has {len(value)}")
             else:
+                yield from _repeated(schema, value, path)
                 for index, item in enumerate(value):
                     yield from problems(schema["items"], item, f"{path}[{index}]")
         case "integer":
@@ -118,6 +126,8 @@ def problems(schema: Mapping[str, Any], value: object, path: str) -> Iterator[In
 
 def _object(schema: Mapping[str, Any], value: Mapping[str, object], path: str) -> Iterator[Invalid]:
     properties: Mapping[str, Any] = schema.get("properties", {})
+    if len(value) > schema.get("maxProperties", len(value)):
+        yield Invalid(path, f"must have at most {schema['maxProperties']} entries, has {len(value)}")
     for name in schema.get("required", []):
         if name not in value:
             yield Invalid(join(path, name), "is required")
@@ -128,6 +138,17 @@ def _object(schema: Mapping[str, Any], value: Mapping[str, object], path: str) -
             yield from problems(schema["additionalProperties"], item, join(path, name))
         else:
             yield Invalid(join(path, name), f"unknown field; known are {', '.join(sorted(properties))}")
+
+
+def _repeated(schema: Mapping[str, Any], value: Sequence[object], path: str) -> Iterator[Invalid]:
+    """Items of a list of type map whose keys are those of an item before."""
+    keys, seen = schema.get("x-kubernetes-list-map-keys", ()), []
+    for index, item in enumerate(value):
+        if isinstance(item, Mapping) and keys:
+            found = [item.get(key) for key in keys]
+            if found in seen:
+                yield Invalid(f"{path}[{index}]", f"{keys[0]} {found[0]!r} is there twice")
+            seen.append(found)
 
 
 def _integer(schema: Mapping[str, Any], value: object, path: str) -> Iterator[Invalid]:

@@ -27,10 +27,11 @@ where routers hold requests, while there are none: what counts is that requests 
 Ready speaks of the spec at `observedGeneration`: during a rollout it is False with reason RollingOut while the old
 revision still serves, and the message says with how many workers. Reasons of the role conditions: AllReady,
 ScaledToZero, RollingOut, Starting, ApplyFailed (the API server did not take an object), FailedCreate (nor its
-Deployment's pods: quota, admission), or what is wrong with a pod: Unschedulable, ImagePullBackOff, CrashLoopBackOff
-and so on, with the pod's name and its own message. Of KVTransferVerified: CanaryPassed, CanaryFailed, NoPair
-(fingerprints that do not fit, by field), and Unknown with Verifying or NoReport; a router that does not answer
-takes nothing back. Degraded takes over the reason of what is wrong, or says PodsLost where all were ready before.
+Deployment's pods: quota, admission), WaitingForResourceClaim, or what is wrong with a pod: Unschedulable,
+ImagePullBackOff, CrashLoopBackOff and so on, with the pod's name and its own message. Of KVTransferVerified:
+CanaryPassed, CanaryFailed, NoPair (fingerprints that do not fit, by field), and Unknown with Verifying or NoReport;
+a router that does not answer takes nothing back. Of Degraded and Ready: Refused, where the API server lets nothing
+be read. Degraded takes over the reason of what is wrong, or says PodsLost where all were ready before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,24 @@ def rejected(problems: list[Invalid], generation: int, previous: Mapping[str, An
     )
 
 
+def hindered(reason: str, generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
+    """The status of a valid service of which the API server lets nothing be read or planned: as it was, but for
+    Ready of another spec, which nobody knows to be true."""
+    message = f"the API server refuses what the operator needs: {reason}"
+    trouble = Verdict("Degraded", True, "Refused", message, trouble=True)
+    judged = [Verdict("Accepted", True, "Valid", "spec is valid"), trouble]
+    kept = {c["type"]: c for c in previous.get("conditions", [])}
+    if "Ready" not in kept or previous.get("observedGeneration") != generation:
+        judged.append(Verdict("Ready", False, "Refused", message))
+    made = _conditions(judged, generation, previous, now)
+    names = {each.type for each in made}
+    rest = [msgspec.convert(c, Condition) for name, c in kept.items() if name not in names]
+    before = msgspec.convert(previous, Status)
+    return msgspec.structs.replace(
+        before, observed_generation=generation, conditions=[*made, *rest], explain=explain([trouble], judged[-1])
+    )
+
+
 def accepted(
     desired: list[Object],
     observed: Observed,
@@ -150,7 +169,11 @@ def accepted(
     themselves, if they do. `told`:
     verdicts that do not count for Ready, of what is around the pods.
     """
-    refused = {role_of(target, desired): why for target, why in failures.items()}
+    known = [*desired, *observed.objects.values(), *observed.removing.values()]
+    refused: dict[str, str] = {}
+    for target, why in failures.items():
+        role = role_of(target, known)
+        refused[role] = f"{refused[role]}; {target}: {why}" if role in refused else f"{target}: {why}"
     roles = {role: verdicts.role_ready(role, desired, observed, refused.get(role, "")) for role in ROLES}
     counting = [
         Verdict("Accepted", True, "Valid", "spec is valid"),

@@ -10,7 +10,16 @@ from kvasir_operator.spec import WORKER_ROLES
 from kvasir_operator.status import Condition, Status
 
 # A False for one of these reasons is part of the way, and no warning.
-CALM = {"RollingOut", "Starting", "Loading", "Verifying", "NoReport", "ScaledToZero", "Scaling"}
+CALM = {
+    "RollingOut",
+    "Starting",
+    "Loading",
+    "Verifying",
+    "NoReport",
+    "ScaledToZero",
+    "Scaling",
+    "WaitingForResourceClaim",
+}
 # Conditions that are good when they are False, and what their end is called.
 _ENDS = {"Degraded": "Recovered", "Progressing": "Complete"}
 # What others tell already, or nobody waits for.

@@ -10,14 +10,15 @@ from kvasir_engine.model.uri import ClaimURI, FileURI, HubURI, ModelURI, ModelUR
 from kvasir_engine.model.uri import parse as parse_uri
 from kvasir_operator.fingerprint import unpaired
 from kvasir_operator.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
-from kvasir_operator.overlay import LISTS_BY_KEY
+from kvasir_operator.overlay import LISTS_BY_KEY, identity
 from kvasir_operator.schema import Invalid, join
+from kvasir_operator.validate_derived import derived_problems
+from kvasir_operator.validate_devices import device_problems
 from kvasir_operator.validate_scaling import scaling_problems
 
 if TYPE_CHECKING:
     from kvasir_operator.spec import Engine, Expose, InferenceService, Model, Rollout, Transfer, Workers
 
-GPU = "nvidia.com/gpu"
 GPUS_OF_A_NODE = 8
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 OWN_LABELS = ("app.kubernetes.io/", "serving.kvasir.dev/", "leaderworkerset.sigs.k8s.io/")
@@ -40,6 +41,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     yield from _model(spec.model)
     for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
         yield from _workers(workers, f"spec.{role}")
+        yield from derived_problems(workers, f"spec.{role}", spec.drain.deadline_seconds)
     yield from _groups(service)
     yield from template_problems(spec.router.template, "spec.router.template")
     yield from _engine(spec.engine)
@@ -114,16 +116,7 @@ def _workers(workers: "Workers", path: str) -> Iterator[Invalid]:
             f"{workers.tensor_parallel}{of_each} GPUs are more than the {GPUS_OF_A_NODE} of a node: divide the "
             "worker among more nodes",
         )
-    for field in ("requests", "limits"):
-        amounts: dict[str, int | str] = getattr(workers.resources, field)
-        where = join(f"{path}.resources.{field}", GPU)
-        if GPU not in amounts:
-            continue
-        if workers.device == "cpu":
-            yield Invalid(where, "a role with device cpu asks for no GPU")
-        elif str(amounts[GPU]) != str(workers.ranks_per_pod):
-            whose = "tensorParallel" if workers.nodes == 1 else "tensorParallel / nodes"
-            yield Invalid(where, f"must equal {whose}, {workers.ranks_per_pod}, or be left out; is {amounts[GPU]}")
+    yield from device_problems(workers, path)
     yield from template_problems(workers.template, f"{path}.template")
 
 
@@ -196,7 +189,7 @@ def _mergeable(value: Any, path: str) -> Iterator[Invalid]:
             if name.startswith("$"):
                 yield Invalid(where, "strategic merge directives are not known here")
             elif name in LISTS_BY_KEY:
-                yield from _keyed(item, LISTS_BY_KEY[name], where)
+                yield from _keyed(item, name, where)
             else:
                 yield from _mergeable(item, where)
     elif isinstance(value, list):
@@ -206,19 +199,20 @@ def _mergeable(value: Any, path: str) -> Iterator[Invalid]:
         yield Invalid(path, "null does not survive kubectl apply; give an empty value instead")
 
 
-def _keyed(items: Any, key: str, path: str) -> Iterator[Invalid]:
+def _keyed(items: Any, name: str, path: str) -> Iterator[Invalid]:
+    key = LISTS_BY_KEY[name]
     if not isinstance(items, list):
         yield Invalid(path, "must be a list")
         return
     seen = set()
     for index, item in enumerate(items):
         where = f"{path}[{index}]"
-        if not isinstance(item, Mapping) or not isinstance(item.get(key), str | int):
+        if not isinstance(item, Mapping) or not all(isinstance(each, str | int) for each in identity(name, item)):
             yield Invalid(where, f"must be an object with {key}, by which it is merged")
             continue
-        if item[key] in seen:
+        if identity(name, item) in seen:
             yield Invalid(where, f"{key} {item[key]!r} is there twice")
-        seen.add(item[key])
+        seen.add(identity(name, item))
         yield from _mergeable(item, where)
 
 

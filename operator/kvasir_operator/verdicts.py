@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from kvasir_engine.reports import RouterStatus
-from kvasir_operator.observed import Observed, Trouble
+from kvasir_operator.observed import CLAIM_MISSING, Observed, Trouble
 from kvasir_operator.plan.preload import Loading
 from kvasir_operator.plan.wanted import wanted as wanted_of
 from kvasir_operator.render.names import Object, Role
@@ -83,7 +83,8 @@ def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refuse
     if state and state.failure:
         return verdict(False, "FailedCreate", f"{count}; {state.failure}", trouble=True)
     if trouble := _trouble(role, revision, observed):
-        return verdict(False, trouble.reason, f"{count}; {_told(trouble)}", trouble=True)
+        lasting = trouble.reason != CLAIM_MISSING
+        return verdict(False, trouble.reason, f"{count}; {_told(trouble)}", trouble=lasting)
     serving = [f"{s.ready} of revision {s.revision}" for s in states if s.name != name and s.ready]
     if serving:
         return verdict(False, "RollingOut", f"{count} of revision {revision}; {' and '.join(serving)} still serve")

@@ -1,5 +1,6 @@
 """`kvasir` with the local commands alone, the fake engine in the engine's place, and probes ten times as often."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,21 @@ import typer
 
 from kvasir_operator import local_cli
 from kvasir_operator.local import config, detached
-from kvasir_operator.render import pod
+from kvasir_operator.pods import podspec
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fakeengine.py")))
 SUPERVISE = "supervise"
 
-probe = pod._probe
+probe = podspec._probe
 
 
-def often(path: str, period: float) -> dict[str, Any]:
-    return {**probe(path, 1), "periodSeconds": period / 10}
+def often(*args: Any) -> podspec.Probe | None:
+    found = probe(*args)
+    return found and dataclasses.replace(found, period=found.period / 10)
 
 
 if __name__ == "__main__":
-    pod._probe = often
+    podspec._probe = often
     if sys.argv[1:] == [SUPERVISE]:
         sys.exit(detached.main())
     config.this_engine = lambda: config.Engine(FAKE, (*FAKE, "fetch"))

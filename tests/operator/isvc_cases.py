@@ -101,7 +101,7 @@ def with_defaults(schema: dict[str, Any], value: Any) -> Any:
     filled = dict(value)
     for name, field in schema["properties"].items():
         if name not in filled and "default" in field:
-            filled[name] = field["default"]
+            filled[name] = copy.deepcopy(field["default"])
         if name in filled:
             filled[name] = with_defaults(field, filled[name])
     return filled

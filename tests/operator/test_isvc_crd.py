@@ -53,11 +53,53 @@ def test_the_schema_is_structural() -> None:
         assert not ("properties" in schema and "additionalProperties" in schema)
 
 
+# Keywords that apiextensions.k8s.io/v1 knows in structural schemas, and that are in use here.
+KEYWORDS = {
+    *("type", "format", "description", "title", "default", "example", "nullable", "enum", "pattern", "required"),
+    *("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
+    *("properties", "additionalProperties", "items", "anyOf", "x-kubernetes-validations"),
+    *("x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string"),
+    *("x-kubernetes-list-type", "x-kubernetes-list-map-keys"),
+}
+ROLES = yaml.safe_load((ROOT / "crds/serving.kvasir.dev_inferenceroles.yaml").read_text())
+ROLE_SCHEMA = ROLES["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, ROLE_SCHEMA], ids=["InferenceService", "InferenceRole"])
+def test_the_schema_has_what_a_current_api_server_asks_for(schema: dict[str, Any]) -> None:
+    for found in _walk(schema):
+        assert set(found) <= KEYWORDS, found
+        if "anyOf" in found:
+            assert found["anyOf"] == [{"type": "integer"}, {"type": "string"}]
+            assert found["x-kubernetes-int-or-string"]
+            assert "type" not in found
+        if "x-kubernetes-list-map-keys" in found:
+            assert found["x-kubernetes-list-type"] == "map"
+            item = found["items"]
+            for key in found["x-kubernetes-list-map-keys"]:
+                assert key in item["required"] or "default" in item["properties"][key]
+                assert item["properties"][key]["type"] in ("string", "integer", "boolean")
+        for rule in found.get("x-kubernetes-validations", ()):
+            assert "\n" not in rule["message"]
+        if "default" in found:
+            assert _pruned(found, found["default"]) == found["default"]
+    of_metadata = schema["properties"].get("metadata", {}).get("properties", {})
+    assert set(of_metadata) <= {"name", "generateName"}
+    assert "default" not in schema
+
+
+def _pruned(schema: dict[str, Any], value: Any) -> Any:
+    """`value` without the fields that the schema does not know."""
+    if not isinstance(value, dict) or "properties" not in schema:
+        return value
+    known = schema["properties"]
+    return {name: _pruned(known[name], each) for name, each in value.items() if name in known}
+
+
 def test_every_field_of_the_spec_is_described() -> None:
     for schema in _walk(SCHEMA["properties"]["spec"]):
         for name, field in schema.get("properties", {}).items():
-            if name not in ("requests", "limits"):
-                assert field.get("description"), name
+            assert field.get("description"), name
 
 
 def test_every_default_is_a_value_that_the_schema_allows() -> None:

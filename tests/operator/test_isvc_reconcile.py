@@ -158,7 +158,101 @@ def test_somebody_elses_object_of_the_same_name_is_left_alone() -> None:
     assert cluster.conditions()["RouterReady"]["reason"] == "ApplyFailed"
 
 
-@pytest.mark.parametrize("status", [0, 409, 429, 500, 503])
+@pytest.mark.parametrize("code", [400, 403, 404, 409, 413, 422, 500, 501])
+def test_a_refusal_of_any_code_is_told_and_keeps_nothing_else_from_being_made(code: int) -> None:
+    cluster = FakeCluster(document())
+    operator = reconciler(cluster)
+    operator.reconcile("default", "llama")
+    cluster.settle()
+    operator.reconcile("default", "llama")
+    assert cluster.conditions()["Ready"]["status"] == "True"
+    before = set(cluster.objects)
+
+    def apply(item: Any) -> None:
+        if item["metadata"]["name"].startswith("llama-prefill") and item["kind"] == "Deployment":
+            raise ClusterError(code, "no such field")
+        FakeCluster.apply(cluster, item)
+
+    cluster.apply = apply  # type: ignore[method-assign]
+    edited = cluster.services["default", "llama"]
+    edited["metadata"]["generation"] = 2
+    edited["spec"]["drain"] = {"deadlineSeconds": 1}
+    for _ in range(2):
+        with pytest.raises(ClusterError, match="no such field"):
+            operator.reconcile("default", "llama")
+    made = {r.name for r in set(cluster.objects) - before if r.kind == "Deployment"}
+    assert any(name.startswith("llama-decode") for name in made), "the other role's is made"
+    ready = cluster.conditions()["Ready"]
+    assert (ready["status"], ready["reason"], ready["observedGeneration"]) == ("False", "ApplyFailed", 2)
+    assert "no such field" in ready["message"]
+    assert cluster.services["default", "llama"]["status"]["observedGeneration"] == 2
+    told = [message for (reason, _), message in cluster.events.items() if reason == "ApplyFailed"]
+    assert len(told) == 1, "once, however often it is tried"
+    assert "llama-prefill" in told[0]
+    assert "no such field" in told[0]
+
+
+@pytest.mark.parametrize("step", ["scale", "delete", "foreign"])
+def test_a_refusal_of_any_step_is_told(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster(document(decode={"replicas": 2}))
+    operator = reconciler(cluster)
+    if step != "foreign":
+        operator.reconcile("default", "llama")
+        cluster.settle()
+        if step == "scale":
+            cluster.services["default", "llama"]["spec"]["drain"] = {"deadlineSeconds": 1}
+            operator.reconcile("default", "llama")
+            cluster.settle()
+        if step == "delete":
+            surplus = copy.deepcopy(next(o for r, o in cluster.objects.items() if r.kind == "PodDisruptionBudget"))
+            surplus["metadata"]["name"] = "surplus"
+            cluster.objects[Reference("policy/v1", "PodDisruptionBudget", "surplus")] = surplus
+            cluster.settle()
+
+    def refuse(*_: Any) -> None:
+        raise ClusterError(403, "forbidden by a policy")
+
+    monkeypatch.setattr(cluster, step, refuse)
+    with pytest.raises(ClusterError, match="forbidden by a policy"):
+        operator.reconcile("default", "llama")
+    assert cluster.conditions()["Degraded"]["status"] == "True"
+    assert any("forbidden by a policy" in message for message in cluster.events.values())
+
+
+def test_what_cannot_be_read_is_told_and_ready_does_not_go_on_for_a_new_spec() -> None:
+    cluster = FakeCluster(document())
+    operator = reconciler(cluster)
+    operator.reconcile("default", "llama")
+    cluster.settle()
+    operator.reconcile("default", "llama")
+
+    def owned(*_: Any) -> list[Any]:
+        raise ClusterError(403, "cannot list deployments")
+
+    cluster.owned = owned  # type: ignore[method-assign]
+    with pytest.raises(ClusterError, match="cannot list"):
+        operator.reconcile("default", "llama")
+    assert cluster.conditions()["Ready"]["status"] == "True", "the spec is the one that was made"
+    assert "cannot list deployments" in cluster.conditions()["Degraded"]["message"]
+    cluster.services["default", "llama"]["metadata"]["generation"] = 2
+    with pytest.raises(ClusterError, match="cannot list"):
+        operator.reconcile("default", "llama")
+    ready = cluster.conditions()["Ready"]
+    assert (ready["status"], ready["reason"], ready["observedGeneration"]) == ("False", "Refused", 2)
+
+
+def test_an_event_that_is_refused_stops_nothing() -> None:
+    cluster = FakeCluster(document())
+
+    def event(*_: Any) -> None:
+        raise ClusterError(403, "exceeded quota: events")
+
+    cluster.event = event  # type: ignore[method-assign]
+    reconciler(cluster).reconcile("default", "llama")
+    assert any(r.kind == "Deployment" for r in cluster.objects)
+
+
+@pytest.mark.parametrize("status", [0, 401, 429, 503, 504])
 def test_a_server_that_does_not_answer_stops_the_reconcile(status: int) -> None:
     cluster = FakeCluster(document())
     cluster.refuse["Role"] = ClusterError(status, "later")

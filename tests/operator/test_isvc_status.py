@@ -96,6 +96,45 @@ def test_counts_of_an_older_generation_are_not_believed() -> None:
     assert conditions(computed(objects))["Ready"] == ("False", "RollingOut")
 
 
+CLAIM = {"name": "gpu", "resourceClaimTemplateName": "h100"}
+MADE = {"resourceClaimStatuses": [{"name": "gpu", "resourceClaimName": "x-gpu"}]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "state", "reason", "words"),
+    [
+        ({"resourceClaims": [CLAIM]}, {}, "WaitingForResourceClaim", "ResourceClaimTemplate h100"),
+        (
+            {"resourceClaims": [CLAIM]},
+            {
+                "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "waits"}
+                ]
+            },
+            "WaitingForResourceClaim",
+            "waits",
+        ),
+        (
+            {"resourceClaims": [{"name": "gpu", "resourceClaimName": "shared"}]},
+            {},
+            "WaitingForResourceClaim",
+            "ResourceClaim shared",
+        ),
+        ({"resourceClaims": [CLAIM]}, MADE, "Starting", "0 of 2"),
+        ({"resourceClaims": [CLAIM], "nodeName": "n"}, {}, "Starting", "0 of 2"),
+        ({}, {}, "Starting", "0 of 2"),
+    ],
+)
+def test_a_pod_that_waits_for_its_claim_says_so(
+    spec: dict[str, Any], state: dict[str, Any], reason: str, words: str
+) -> None:
+    found = computed(live(decode=0), [{**pod("decode", state), "spec": spec}])
+    assert conditions(found)["DecodeReady"] == ("False", reason)
+    assert words in message(found, "DecodeReady")
+    assert words in found.explain
+    assert conditions(found)["Degraded"][0] == "False", "a claim may be made in a moment"
+
+
 @pytest.mark.parametrize(
     ("state", "reason", "words"),
     [

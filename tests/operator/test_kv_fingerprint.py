@@ -12,12 +12,9 @@ from kvasir_operator.spec import InvalidService, parse
 
 def told(env: dict[str, str] | None = None, args: list[str] | None = None) -> dict[str, Any]:
     """A role whose worker is told something by environment or arguments."""
-    container: dict[str, Any] = {"name": "kvasir"}
-    if env:
-        container["env"] = [{"name": name, "value": value} for name, value in env.items()]
-    if args:
-        container["args"] = args
-    return {"template": {"spec": {"containers": [container]}}}
+    variables = [{"name": name, "value": value} for name, value in (env or {}).items()]
+    template = {"spec": {"containers": [{"name": "kvasir", "env": variables}]}}
+    return {**({"template": template} if env else {}), **({"extraArgs": args} if args else {})}
 
 
 def kv(**spec: Any) -> str:
@@ -79,20 +76,11 @@ def test_an_edit_that_changes_the_kv(edit: dict[str, Any]) -> None:
             "kv-digests 'false' cannot pair",
         ),
         (
-            {"decode": told(args=["worker", "--model", SMOL, "--dtype=float32"])},
-            "spec.decode.template.spec.containers[kvasir].args",
-            "dtype 'float32' cannot pair with 'bfloat16' of spec.model.dtype",
+            {"decode": told(args=["--enforce-eager", "--page-size=24"])},
+            "spec.decode.extraArgs",
+            "page-size '24' cannot pair with '16' of spec.prefill",
         ),
-        (
-            {"prefill": told(args=["worker", "--model", SMOL, "--no-kv-digests"])},
-            "spec.prefill.template.spec.containers[kvasir].args",
-            "kv-digests 'false' cannot pair",
-        ),
-        (
-            {"prefill": told(args=["worker", "--model", "hf://a/b@v1"])},
-            "spec.prefill.template.spec.containers[kvasir].args",
-            "model 'a/b' cannot pair",
-        ),
+        ({"prefill": told(args=["--no-kv-digests"])}, "spec.prefill.extraArgs", "kv-digests 'false' cannot pair"),
     ],
 )
 def test_roles_whose_kv_differs_are_refused_by_the_field(spec: dict[str, Any], path: str, words: str) -> None:
@@ -102,14 +90,13 @@ def test_roles_whose_kv_differs_are_refused_by_the_field(spec: dict[str, Any], p
     assert any(words in reason for reason in found), error.value
 
 
-def test_a_rendered_flag_wins_over_the_environment_as_it_does_in_the_engine() -> None:
-    assert kv(decode=told({"KVASIR_DTYPE": "float32"})) == kv()
+def test_an_extra_flag_wins_over_the_environment_as_it_does_in_the_engine() -> None:
+    both = {**told({"KVASIR_PAGE_SIZE": "24"}), **told(args=["--page-size", "16"])}
+    assert kv(decode=both) == kv()
 
 
 def test_both_roles_may_say_the_same_thing_their_own_way() -> None:
-    service(
-        prefill=told(args=["worker", "--model", SMOL, "--page-size", "24"]), decode=told({"KVASIR_PAGE_SIZE": "24"})
-    )
+    service(prefill=told(args=["--page-size", "24"]), decode=told({"KVASIR_PAGE_SIZE": "24"}))
 
 
 def test_pods_and_deployments_carry_the_label_and_routers_do_not() -> None:

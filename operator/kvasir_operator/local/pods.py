@@ -12,7 +12,7 @@ from kvasir_operator.render import Options, Static, render
 from kvasir_operator.render.names import ROLE_LABEL
 from kvasir_operator.render.pod import CONTAINER, PORT
 from kvasir_operator.spec import SET_KIND, WORKER_ROLES, InferenceService
-from kvasir_operator.validate import GPU
+from kvasir_operator.validate_devices import GPU
 
 ENGINE_IMAGE = Options().engine_image
 

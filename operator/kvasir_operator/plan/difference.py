@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from kvasir_operator.overlay import LISTS_BY_KEY
+from kvasir_operator.overlay import LISTS_BY_KEY, identity
 from kvasir_operator.quantity import amount
 from kvasir_operator.render.names import Object
 from kvasir_operator.spec import GROUP
@@ -58,8 +58,8 @@ def _holds(live: Any, desired: Any, field: str) -> bool:
             return False
         key = LISTS_BY_KEY.get(field)
         if key and all(isinstance(item, Mapping) and key in item for item in (*live, *desired)):
-            by_key = {item[key]: item for item in live}
-            return all(_holds(by_key.get(item[key]), item, "") for item in desired)
+            by_key = {identity(field, item): item for item in live}
+            return all(_holds(by_key.get(identity(field, item)), item, "") for item in desired)
         return len(live) == len(desired) and all(_holds(a, b, "") for a, b in zip(live, desired, strict=True))
     # The API server writes quantities its own way (0.5 as 500m).
     return bool(live == desired) or amount(live) == amount(desired) is not None

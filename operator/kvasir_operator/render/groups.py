@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvasir_operator.fingerprint import fingerprint
-from kvasir_operator.overlay import overlay
+from kvasir_operator.render.merge import merged
 from kvasir_operator.render.names import (
     KV_LABEL,
     REVISION_LABEL,
@@ -85,7 +85,7 @@ def _group(service: InferenceService, role: WorkerRole, options: Options, name: 
     follower = copy.deepcopy(leader)
     _lead(leader)
     _follow(follower)
-    leader, follower = overlay(leader, workers.template), overlay(follower, workers.template)
+    leader, follower = merged(leader, workers), merged(follower, workers)
     grace = leader["spec"]["terminationGracePeriodSeconds"]
     if isinstance(grace, int):  # which the API server insists on
         follower["spec"]["terminationGracePeriodSeconds"] = grace + FOLLOWER_GRACE_SECONDS

@@ -1,11 +1,12 @@
 """The worker Deployments: one a role and a revision. Workers over several nodes are in `groups.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvasir_engine.transfer.fabric import fabric_env
 from kvasir_operator.fingerprint import fingerprint
-from kvasir_operator.overlay import overlay
+from kvasir_operator.render.devices import claims, own_nodes, pod_claims, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
+from kvasir_operator.render.merge import merged
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     KV_LABEL,
@@ -22,7 +23,7 @@ from kvasir_operator.render.placement import pair
 from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod
 from kvasir_operator.render.storage import startup_seconds
 from kvasir_operator.spec import InferenceService, WorkerRole, Workers
-from kvasir_operator.validate import GPU
+from kvasir_operator.validate_devices import GPU
 
 # Values of nvidia.com/gpu.product on H100 nodes: GPU feature discovery takes the name that NVML gives and writes
 # dashes for spaces (NVIDIA/k8s-device-plugin, internal/lm). In order: SXM5, PCIe, NVL.
@@ -60,7 +61,7 @@ def worker_deployment(service: InferenceService, role: WorkerRole, options: Opti
 
 def worker_template(service: InferenceService, role: WorkerRole, options: Options) -> Object:
     """The pod template of `role` without its revision, the spec's overlay applied."""
-    return overlay(rendered_template(service, role, options), service.spec.workers(role).template)
+    return merged(rendered_template(service, role, options), service.spec.workers(role))
 
 
 def rendered_template(
@@ -83,6 +84,7 @@ def rendered_template(
         transfer.fabric,
         *drain_args(service),
         *more_args,
+        *workers.extra_args,
     ]
     main = container(
         options.engine_image,
@@ -102,6 +104,8 @@ def rendered_template(
         main["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]
     if workers.device == "cuda":
         _place_on_gpus(service, workers, spec)
+    if found := pod_claims(workers):
+        spec["resourceClaims"] = found
     pair(service, spec)
     metadata = {"labels": labels(service, role), "annotations": dict(SCRAPE_ANNOTATIONS)}
     return {"metadata": metadata, "spec": spec}
@@ -115,7 +119,8 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
             "cpu": str(GPU_CPUS_PER_RANK * ranks),
             "memory": f"{GPU_MEMORY_PER_RANK_GI * ranks}Gi",
         }
-        limits[GPU] = str(ranks)
+        if whole_gpus(workers):
+            limits[GPU] = str(ranks)
     else:
         requests = dict(CPU_REQUESTS)
     # The API server copies limits of extended resources to the requests; saying so here keeps what is applied
@@ -123,21 +128,28 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
     requests |= limits
     requests |= workers.resources.requests
     limits |= workers.resources.limits
-    return {"requests": requests, **({"limits": limits} if limits else {})}
+    used = claims(workers)
+    return {
+        "requests": requests,
+        **({"limits": limits} if limits else {}),
+        **({"claims": used} if used else {}),
+    }
 
 
 def _place_on_gpus(service: InferenceService, workers: Workers, spec: Object) -> None:
     """Nodes with the GPUs that the spec names, or any, those with H100s first."""
     spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     theirs = workers.template.get("spec", {})
-    if "nodeSelector" in theirs or "nodeAffinity" in theirs.get("affinity", {}):
+    affinity = theirs.get("affinity")
+    chosen = "nodeSelector" in theirs or (isinstance(affinity, Mapping) and "nodeAffinity" in affinity)
+    if chosen or not own_nodes(workers):
         return  # the spec chooses the nodes itself, which may be any
     named = service.spec.placement.gpu_products
     products = {"key": PRODUCT_LABEL, "operator": "In", "values": list(named or H100_PRODUCTS)}
     term = {"matchExpressions": [products]}
-    affinity: Object = (
+    preferred: Object = (
         {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
         if named
         else {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]}
     )
-    spec.setdefault("affinity", {})["nodeAffinity"] = affinity
+    spec.setdefault("affinity", {})["nodeAffinity"] = preferred

@@ -7,7 +7,11 @@ from msgspec import Meta
 
 from kvasir_operator.schema import LIMIT, QUANTITY
 
-OBJECT_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
+_LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+# A DNS subdomain; the name of a label or resource, a domain before it or not; one with a domain.
+OBJECT_NAME = rf"^{_LABEL}(\.{_LABEL})*$"
+QUALIFIED_NAME = rf"^({_LABEL}(\.{_LABEL})*/)?[A-Za-z0-9]([-._A-Za-z0-9]{{0,61}}[A-Za-z0-9])?$"
+RESOURCE_NAME = QUALIFIED_NAME.replace("/)?", "/)")
 
 Quantity = Annotated[int | str, Meta(extra_json_schema={"pattern": QUANTITY})]
 
@@ -27,7 +31,18 @@ def count(description: str, least: int, most: int = 2**31 - 1) -> Meta:
 
 
 def listed(description: str, most: int) -> Meta:
-    """A list of at most so many items."""
+    """A list of at most so many objects, each known by its name."""
+    by_name = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+    return Meta(max_length=most, extra_json_schema={"description": description, **by_name})
+
+
+def words(description: str, most: int) -> Meta:
+    """A list of at most so many strings."""
+    return Meta(max_length=most, extra_json_schema={"description": description})
+
+
+def entries(description: str, most: int) -> Meta:
+    """A mapping of at most so many entries."""
     return Meta(max_length=most, extra_json_schema={"description": description})
 
 

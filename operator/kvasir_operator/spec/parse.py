@@ -1,12 +1,12 @@
 """From a document to an InferenceService with its defaults, or to every reason why it is none."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from kvasir_operator.kinds import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN
-from kvasir_operator.schema import Invalid, Schema, problems, structural
+from kvasir_operator.schema import Invalid, Schema, join, problems, structural
 from kvasir_operator.spec.service import InferenceService, Spec
 from kvasir_operator.validate import semantic_problems
 
@@ -41,6 +41,8 @@ _SCHEMA = object_schema()
 
 def parse(document: Mapping[str, Any], default_namespace: str = "default") -> InferenceService:
     """The InferenceService that `document` describes. Raises InvalidService with every problem found."""
+    from kvasir_operator.render.checked import merged_problems  # render is made of specs
+
     found = list(_envelope_problems(document))
     if not found:
         found = list(problems(_SCHEMA["properties"]["spec"], document["spec"], "spec"))
@@ -54,7 +56,7 @@ def parse(document: Mapping[str, Any], default_namespace: str = "default") -> In
         generation=metadata.get("generation", 0),
         spec=msgspec.convert(document["spec"], Spec),
     )
-    if found := list(semantic_problems(service)):
+    if found := list(semantic_problems(service)) or merged_problems(service):
         raise InvalidService(found)
     return service
 
@@ -62,7 +64,7 @@ def parse(document: Mapping[str, Any], default_namespace: str = "default") -> In
 def _envelope_problems(document: Mapping[str, Any]) -> list[Invalid]:
     if not isinstance(document, Mapping):
         return [Invalid("", "must be an object")]
-    found = []
+    found = list(_key_problems(document, ""))
     for field, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
         if document.get(field) != expected:
             found.append(Invalid(field, f"must be {expected}, is {document.get(field)!r}"))
@@ -76,9 +78,22 @@ def _envelope_problems(document: Mapping[str, Any]) -> list[Invalid]:
     found.extend(
         Invalid(field, "unknown field")
         for field in document
-        if field not in ("apiVersion", "kind", "metadata", "spec", "status")
+        if isinstance(field, str) and field not in ("apiVersion", "kind", "metadata", "spec", "status")
     )
     return found
+
+
+def _key_problems(value: object, path: str) -> Iterator[Invalid]:
+    """Names of fields that are no strings, as YAML allows: `80: x`, `on: x`."""
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            if isinstance(name, str):
+                yield from _key_problems(below, join(path, name))
+            else:
+                yield Invalid(join(path, str(name)), f"a field's name must be a string, is {name!r}")
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _key_problems(below, f"{path}[{index}]")
 
 
 def _name_problems(name: object) -> list[Invalid]:

@@ -6,8 +6,9 @@ from kvasir_operator.spec.engine import IMAGE
 from kvasir_operator.spec.fields import OBJECT_NAME, Part, about, count, text
 from kvasir_operator.spec.workers import Resources
 
-_HOST = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-_CLASS_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?$"
+_NAME = OBJECT_NAME.strip("^$")
+_HOST = rf"^(\*\.)?{_NAME}$"
+_CLASS_NAME = rf"^{_NAME}(/{_NAME})?$"
 
 
 class Expose(Part, frozen=True):

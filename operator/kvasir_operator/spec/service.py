@@ -5,14 +5,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from kvasir_operator.spec.engine import Engine
-from kvasir_operator.spec.fields import OBJECT_NAME, Part, about, listed, text
+from kvasir_operator.spec.fields import OBJECT_NAME, QUALIFIED_NAME, Part, about, listed, text
 from kvasir_operator.spec.model import Model
 from kvasir_operator.spec.rollout import Drain, Rollout
 from kvasir_operator.spec.router import Router
 from kvasir_operator.spec.scaling import Scaling
 from kvasir_operator.spec.workers import Transfer, Workers
-
-_LABEL_KEY = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$"
 
 _LABEL_VALUE = r"^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$"
 
@@ -29,7 +27,7 @@ class Placement(Part, frozen=True):
         text(
             "Node label of a block (rack, fabric block) within which KV travels fast: workers are placed in the "
             "same block where there is room. Default: no preference.",
-            _LABEL_KEY,
+            QUALIFIED_NAME,
             253,
         ),
     ] = ""

@@ -1,0 +1,117 @@
+"""What an API server would have against the pods of a service, by the field of the spec that says it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvasir_operator.overlay import LISTS_BY_KEY, identity
+from kvasir_operator.podcheck import Path, Problem, pod_problems
+from kvasir_operator.render.devices import CONTAINER
+from kvasir_operator.render.groups import worker_sets
+from kvasir_operator.render.names import Object
+from kvasir_operator.render.options import Options
+from kvasir_operator.render.workers import worker_deployment
+from kvasir_operator.schema import Invalid, join
+from kvasir_operator.spec import WORKER_ROLES, InferenceService, WorkerRole, Workers
+
+
+def merged_problems(service: InferenceService) -> list[Invalid]:
+    """Problems of the worker pods with the spec's templates and resources merged in; a template that is not there
+    has none."""
+    found: dict[Invalid, None] = {}
+    for role in WORKER_ROLES:
+        workers = service.spec.workers(role)
+        if not _asks(service, workers):
+            continue
+        for template in _templates(service, role, workers):
+            for problem in pod_problems(template):
+                found[_located(problem, template, workers, f"spec.{role}", service.spec.transfer.rdma_resource)] = (
+                    None
+                )
+    return list(found)
+
+
+def _asks(service: InferenceService, workers: Workers) -> bool:
+    """Whether anything but Kvasir decides on the pod."""
+    return bool(
+        workers.template
+        or workers.resources.requests
+        or workers.resources.limits
+        or workers.resources.claims
+        or workers.resource_claims
+        or service.spec.transfer.rdma_resource
+    )
+
+
+def _templates(service: InferenceService, role: WorkerRole, workers: Workers) -> list[Object]:
+    if workers.nodes == 1:
+        return [worker_deployment(service, role, Options())["spec"]["template"]]
+    group = worker_sets(service, role, Options())[0]["spec"]["leaderWorkerTemplate"]
+    return [group["leaderTemplate"], group["workerTemplate"]]
+
+
+def _located(problem: Problem, template: Object, workers: Workers, root: str, rdma: str) -> Invalid:
+    """The problem at the field of the spec that brought it, as near as there is one."""
+    if found := _in_resources(problem.path, template, workers, root, rdma):
+        return Invalid(found, problem.reason)
+    said, rest = _in_template(problem.path, template, workers.template)
+    where = _text(f"{root}.template", said)
+    if len(rest) <= 2 and all(isinstance(step, str) for step in rest):  # what is to be there, and is not
+        return Invalid(_text(where, rest), problem.reason)
+    return Invalid(where, f"{_text('', rest)}: {problem.reason}")
+
+
+def _in_resources(path: Path, template: Object, workers: Workers, root: str, rdma: str) -> str:
+    """The path, where it is the spec's `resources` or `resourceClaims` that say it; empty where they do not."""
+    match path:
+        case ("spec", "resourceClaims", int(index), *rest) if index < len(workers.resource_claims):
+            return _text(root, ("resourceClaims", index, *rest))
+        case ("spec", "containers", int(index), "resources", str(kind), *rest):
+            if template["spec"]["containers"][index].get("name") != CONTAINER:
+                return ""
+            said, _ = _in_template(path, template, workers.template)
+            if len(said) == len(path):
+                return ""
+            if kind == "claims":
+                return _text(root, ("resources", kind, *rest))
+            name = str(rest[0]) if rest else ""
+            for each in (kind, "limits", "requests"):
+                if name in getattr(workers.resources, each):
+                    return _text(root, ("resources", each, name))
+            return "spec.transfer.rdmaResource" if rdma and name == rdma else ""
+    return ""
+
+
+def _in_template(path: Path, merged: Any, patch: Any) -> tuple[Path, Path]:
+    """The part of a merged path that is in the patch, in the patch's own indices, and the rest."""
+    said: list[str | int] = []
+    field = ""
+    for place, step in enumerate(path):
+        if isinstance(step, int):
+            index = _index(field, merged, step, patch)
+            if index is None:
+                return tuple(said), path[place:]
+            merged, patch = merged[step], patch[index]
+            said.append(index)
+            continue
+        if not isinstance(patch, Mapping) or step not in patch:
+            return tuple(said), path[place:]
+        merged = merged.get(step) if isinstance(merged, Mapping) else None
+        patch, field = patch[step], step
+        said.append(step)
+    return tuple(said), ()
+
+
+def _index(field: str, merged: Any, step: int, patch: Any) -> int | None:
+    """Which item of the patch's list a merged item comes from."""
+    if not isinstance(patch, list):
+        return None
+    if field not in LISTS_BY_KEY:
+        return step if step < len(patch) else None
+    key = identity(field, merged[step])
+    return next((index for index, item in enumerate(patch) if identity(field, item) == key), None)
+
+
+def _text(root: str, path: Path) -> str:
+    for step in path:
+        root = f"{root}[{step}]" if isinstance(step, int) else join(root, step)
+    return root

@@ -1,0 +1,449 @@
+"""InferenceServices as users write them: what each renders to is taken by an API server, or it is refused by field.
+
+`TAKEN`: name and spec. `REFUSED`: name, spec, the field's path, and a part of the reason.
+"""
+
+from typing import Any
+
+Spec = dict[str, Any]
+GPU, MIG, HCA = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "rdma/hca"
+
+
+def pod(role: str = "decode", *, labels: Any = None, annotations: Any = None, **spec: Any) -> Spec:
+    """A spec whose role has a template with this pod spec."""
+    metadata = {k: v for k, v in (("labels", labels), ("annotations", annotations)) if v is not None}
+    return {role: {"template": {**({"metadata": metadata} if metadata else {}), "spec": spec}}}
+
+
+def main(role: str = "decode", **fields: Any) -> Spec:
+    """A spec whose template changes the worker's container."""
+    return pod(role, containers=[{"name": "kvasir", **fields}])
+
+
+def asks(role: str = "decode", *, more: Any = None, **kinds: Any) -> Spec:
+    """A spec whose role asks for resources."""
+    return {role: {"resources": kinds, **(more or {})}}
+
+
+def probe(**fields: Any) -> Spec:
+    return main(readinessProbe=fields)
+
+
+SIDECAR = {"name": "logs", "image": "fluent-bit:3"}
+T = "spec.decode.template"
+C = f"{T}.spec.containers[0]"
+
+TAKEN: list[tuple[str, Spec]] = [
+    ("smallest", {}),
+    ("cpu", {"prefill": {"device": "cpu"}, "decode": {"device": "cpu"}}),
+    (
+        "extra flags",
+        {role: {"extraArgs": ["--page-size", "32", "--enforce-eager"]} for role in ("prefill", "decode")},
+    ),
+    ("a flag as a variable", main(env=[{"name": "KVASIR_MAX_RUNNING", "value": "8"}])),
+    ("longer grace", pod(terminationGracePeriodSeconds=3600)),
+    ("sidecar", pod(containers=[SIDECAR])),
+    ("init container", pod(initContainers=[{"name": "warm", "image": "busybox", "command": ["true"]}])),
+    (
+        "native sidecar",
+        pod(initContainers=[{**SIDECAR, "restartPolicy": "Always", "startupProbe": {"exec": {"command": ["x"]}}}]),
+    ),
+    (
+        "proxy",
+        main(env=[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}, {"name": "NO_PROXY", "value": ".svc"}]),
+    ),
+    ("variable of a secret", main(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}])),
+    ("variable of a field", main(env=[{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}])),
+    (
+        "ca bundle",
+        pod(
+            volumes=[{"name": "ca", "configMap": {"name": "ca"}}],
+            containers=[
+                {
+                    "name": "kvasir",
+                    "volumeMounts": [{"name": "ca", "mountPath": "/etc/ssl/certs", "readOnly": True}],
+                }
+            ],
+        ),
+    ),
+    ("model of a claim", {"model": {"uri": "pvc://models/llama-3"}}),
+    ("cache of a claim", {"model": {"uri": "hf://org/m", "cache": {"claimName": "models"}}}),
+    ("cache of a node", {"model": {"uri": "hf://org/m", "cache": {"hostPath": "/var/cache/kvasir"}}}),
+    ("gated model", {"model": {"uri": "hf://org/m", "tokenSecretName": "hub"}}),
+    ("mig", asks(limits={MIG: 1})),
+    ("mig of requests", asks(requests={MIG: 1})),
+    ("mig of a template", main(resources={"limits": {MIG: 1}})),
+    ("shared gpu", asks(limits={"nvidia.com/gpu.shared": 1})),
+    ("claim", {"decode": {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "h100"}]}}),
+    (
+        "claim and no gpu",
+        asks(limits={GPU: 0}, more={"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "h100"}]}),
+    ),
+    (
+        "claim for a network card",
+        asks(limits={GPU: 1}, more={"resourceClaims": [{"name": "nic", "resourceClaimName": "nic"}]}),
+    ),
+    (
+        "claim of a template",
+        pod(
+            resourceClaims=[{"name": "gpu", "resourceClaimTemplateName": "h100"}],
+            containers=[{"name": "kvasir", "resources": {"claims": [{"name": "gpu"}], "limits": {GPU: 0}}}],
+        ),
+    ),
+    (
+        "one request of a claim",
+        asks(
+            claims=[{"name": "gpu", "request": "big"}],
+            more={"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "h100"}]},
+        ),
+    ),
+    ("long name", {"metadata.name": "a" * 40}),
+    ("zero replicas", {"prefill": {"replicas": 0}, "decode": {"replicas": 0}, "router": {"replicas": 0}}),
+    *(
+        (f"rdma by {name}", {"transfer": {"fabric": "rdma", "rdmaResource": name}})
+        for name in (
+            HCA,
+            "rdma/rdma_shared_device_a",
+            "nvidia.com/hostdev",
+            "nvidia.com/sriov_rdma_vf",
+            "openshift.io/mlnxnics",
+        )
+    ),
+    (
+        "fewer rdma devices",
+        {**asks(limits={HCA: 1}, more={"tensorParallel": 8}), "transfer": {"rdmaResource": HCA}},
+    ),
+    (
+        "fewer rdma devices by request",
+        {**asks(requests={HCA: 1}, more={"tensorParallel": 8}), "transfer": {"rdmaResource": HCA}},
+    ),
+    ("memory limit below ours", asks(limits={"memory": "8Gi"})),
+    ("cpu limit below ours", asks(limits={"cpu": "500m", "memory": "64Gi"})),
+    ("limits of a template", main(resources={"limits": {"memory": "8Gi", "cpu": 0.5}})),
+    ("ephemeral storage", asks(limits={"ephemeral-storage": "20Gi"})),
+    ("huge pages", asks(requests={"hugepages-2Mi": "1Gi"}, limits={"hugepages-2Mi": "1Gi"})),
+    ("host network", pod(hostNetwork=True, dnsPolicy="ClusterFirstWithHostNet")),
+    ("priority class", {"priorityClassName": "serving-high"}),
+    ("probe by exec", probe(exec={"command": ["true"]})),
+    ("probe by tcp", probe(tcpSocket={"port": 8000})),
+    ("probe of other times", probe(periodSeconds=30)),
+    ("hook of its own", main(lifecycle={"preStop": {"sleep": {"seconds": 5}}})),
+    (
+        "tolerations",
+        pod(
+            tolerations=[{"key": "dedicated", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 9}]
+        ),
+    ),
+    ("node selector", pod(nodeSelector={"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"})),
+    ("no affinity", pod(affinity={"nodeAffinity": {}})),
+    ("mesh annotations", pod(annotations={"sidecar.istio.io/inject": "false"}, labels={"team": "a"})),
+    (
+        "dns ports",
+        pod(containers=[{**SIDECAR, "ports": [{"containerPort": 53, "protocol": "UDP"}, {"containerPort": 53}]}]),
+    ),
+    ("privileged", main(securityContext={"privileged": True, "allowPrivilegeEscalation": True})),
+    ("own scheduler and runtime", pod(schedulerName="kai-scheduler", runtimeClassName="nvidia")),
+    ("ingress", {"router": {"expose": {"type": "Ingress", "host": "llm.example.com", "tlsSecretName": "tls"}}}),
+    ("route", {"router": {"expose": {"type": "HTTPRoute", "className": "infra/gateway"}}}),
+    ("two nodes", {"decode": {"tensorParallel": 16, "nodes": 2}}),
+    (
+        "two nodes, own limits",
+        {"decode": {"tensorParallel": 16, "nodes": 2, "resources": {"limits": {"memory": "64Gi"}}}},
+    ),
+    ("shared memory", {"transfer": {"fabric": "shm"}}),
+    ("external scaling", {"scaling": {"mode": "External"}}),
+]
+
+REFUSED: list[tuple[str, Spec, str, str]] = [
+    (
+        "a port of its own",
+        main(env=[{"name": "KVASIR_PORT", "value": "9000"}]),
+        f"{C}.env[0]",
+        "KVASIR_PORT is the same",
+    ),
+    (
+        "a cache of its own",
+        main(env=[{"name": "KVASIR_CACHE", "value": "/x"}]),
+        f"{C}.env[0]",
+        "use spec.model.cache",
+    ),
+    (
+        "a role of its own",
+        main(env=[{"name": "KVASIR_ROLE", "value": "both"}]),
+        f"{C}.env[0]",
+        "spec.prefill and spec.decode",
+    ),
+    (
+        "a size of its own",
+        main(env=[{"name": "KVASIR_TENSOR_PARALLEL", "value": "2"}]),
+        f"{C}.env[0]",
+        "use spec.decode.tensorParallel",
+    ),
+    ("args", main(args=["worker"]), f"{C}.args", "spec.decode.extraArgs"),
+    ("command", main(command=["sh"]), f"{C}.command", "the operator's own"),
+    (
+        "port as an extra flag",
+        {"decode": {"extraArgs": ["--port", "9000"]}},
+        "spec.decode.extraArgs[0]",
+        "--port is the same",
+    ),
+    (
+        "role as an extra flag",
+        {"decode": {"extraArgs": ["--page-size", "32", "--role=both"]}},
+        "spec.decode.extraArgs[2]",
+        "spec.prefill and spec.decode",
+    ),
+    (
+        "grace below the drain",
+        pod(terminationGracePeriodSeconds=30),
+        f"{T}.spec.terminationGracePeriodSeconds",
+        "spec.drain.deadlineSeconds",
+    ),
+    ("typo of nodeSelector", pod(nodeSelectr={"a": "b"}), f"{T}.spec.nodeSelectr", "unknown field"),
+    ("typo within a container", main(imagePullPolcy="Always"), f"{C}.imagePullPolcy", "unknown field"),
+    ("typo of a container's name", pod(containers=[{"name": "kvasr", "env": []}]), f"{C}.image", "is required"),
+    (
+        "two handlers",
+        probe(exec={"command": ["x"]}, tcpSocket={"port": 1}),
+        f"{C}.readinessProbe.tcpSocket",
+        "exec is there too",
+    ),
+    (
+        "sidecar's probe without handler",
+        pod(containers=[{**SIDECAR, "livenessProbe": {"periodSeconds": 1}}]),
+        f"{C}.livenessProbe",
+        "needs one of",
+    ),
+    ("number as a variable", main(env=[{"name": "A", "value": 1}]), f"{C}.env[0].value", "must be a string"),
+    (
+        "boolean as a variable",
+        main(env=[{"name": "B", "value": "x"}, {"name": "A", "value": True}]),
+        f"{C}.env[1].value",
+        "must be a string",
+    ),
+    (
+        "value twice",
+        main(env=[{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]),
+        f"{C}.env[0].valueFrom",
+        "value is there too",
+    ),
+    (
+        "field that is none",
+        main(env=[{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.foo"}}}]),
+        f"{C}.env[0].valueFrom.fieldRef.fieldPath",
+        "cannot be had",
+    ),
+    ("bad variable's name", main(env=[{"name": "1A", "value": "x"}]), f"{C}.env[0].name", "a variable's name"),
+    (
+        "variable twice",
+        main(env=[{"name": "A", "value": "x"}, {"name": "A", "value": "y"}]),
+        f"{C}.env[1]",
+        "there twice",
+    ),
+    (
+        "mount without volume",
+        main(volumeMounts=[{"name": "ca", "mountPath": "/ca"}]),
+        f"{C}.volumeMounts[0].name",
+        "no volume is called",
+    ),
+    ("volume without source", pod(volumes=[{"name": "ca"}]), f"{T}.spec.volumes[0]", "needs one of"),
+    (
+        "volume of two sources",
+        pod(volumes=[{"name": "ca", "emptyDir": {}, "secret": {"secretName": "s"}}]),
+        f"{T}.spec.volumes[0].secret",
+        "emptyDir is there too",
+    ),
+    ("sidecar without image", pod(containers=[{"name": "logs"}]), f"{C}.image", "is required"),
+    (
+        "port twice",
+        pod(containers=[{**SIDECAR, "ports": [{"containerPort": 1}, {"containerPort": 1}]}]),
+        f"{C}.ports[1]",
+        "there twice",
+    ),
+    ("port out of range", main(ports=[{"containerPort": 70000}]), f"{C}.ports[0].containerPort", "from 1 to 65535"),
+    (
+        "port's long name",
+        main(ports=[{"containerPort": 9000, "name": "a-name-that-is-long"}]),
+        f"{C}.ports[0].name",
+        "a port's name",
+    ),
+    (
+        "renamed port of ours",
+        main(ports=[{"containerPort": 8000, "name": "web"}]),
+        C,
+        "no port of the container is called 'http'",
+    ),
+    ("half a device", asks(limits={HCA: "500m"}), f"spec.decode.resources.limits[{HCA}]", "whole devices"),
+    ("milli bytes", asks(limits={"memory": "400m"}), "spec.decode.resources.limits.memory", "whole bytes"),
+    (
+        "milli bytes of a template",
+        main(resources={"requests": {"memory": "400m"}}),
+        f"{C}.resources.requests.memory",
+        "whole bytes",
+    ),
+    ("no quantity", asks(limits={"memory": "8 GB"}), "spec.decode.resources.limits.memory", "must be a quantity"),
+    (
+        "no quantity in a template",
+        main(resources={"limits": {"memory": "8GB"}}),
+        f"{C}.resources.limits.memory",
+        "must be a quantity",
+    ),
+    ("no resource", asks(limits={"gpu": 1}), "spec.decode.resources.limits.gpu", "no resource"),
+    (
+        "request over limit",
+        asks(requests={"memory": "9Gi"}, limits={"memory": "8Gi"}),
+        "spec.decode.resources.requests.memory",
+        "more than the limit",
+    ),
+    (
+        "request over limit of a sidecar",
+        pod(containers=[{**SIDECAR, "resources": {"requests": {"cpu": 2}, "limits": {"cpu": 1}}}]),
+        f"{C}.resources.requests.cpu",
+        "more than the limit",
+    ),
+    (
+        "request of a device without limit",
+        pod(containers=[{**SIDECAR, "resources": {"requests": {HCA: 1}}}]),
+        f"{C}.resources.limits[{HCA}]",
+        "must be there",
+    ),
+    (
+        "devices that differ",
+        asks(requests={HCA: 1}, limits={HCA: 2}),
+        f"spec.decode.resources.requests[{HCA}]",
+        "must equal the limit",
+    ),
+    (
+        "gpu of a cpu role",
+        asks(limits={MIG: 1}, more={"device": "cpu"}),
+        f"spec.decode.resources.limits[{MIG}]",
+        "asks for no GPU",
+    ),
+    ("no gpu at all", asks(limits={GPU: 0}), f"spec.decode.resources.limits[{GPU}]", "must equal tensorParallel"),
+    (
+        "too few slices",
+        asks(limits={MIG: 1}, more={"tensorParallel": 2}),
+        f"spec.decode.resources.limits[{MIG}]",
+        "must equal tensorParallel",
+    ),
+    (
+        "unknown claim",
+        asks(claims=[{"name": "gpu"}]),
+        "spec.decode.resources.claims[0].name",
+        "no entry of the pod's resourceClaims",
+    ),
+    (
+        "claim of nothing",
+        {"decode": {"resourceClaims": [{"name": "gpu"}]}},
+        "spec.decode.resourceClaims[0]",
+        "needs one of",
+    ),
+    (
+        "claim twice",
+        {
+            "decode": {
+                "resourceClaims": [{"name": "g", "resourceClaimName": "a"}, {"name": "g", "resourceClaimName": "b"}]
+            }
+        },
+        "spec.decode.resourceClaims[1]",
+        "there twice",
+    ),
+    (
+        "claim that nobody uses",
+        pod(resourceClaims=[{"name": "gpu", "resourceClaimName": "a"}]),
+        f"{T}.spec.resourceClaims[0]",
+        "no container has it",
+    ),
+    ("bad label", pod(labels={"team": "a b"}), f"{T}.metadata.labels.team", "no label's value"),
+    ("bad label's key", pod(labels={"a/b/c": "d"}), f"{T}.metadata.labels[a/b/c]", "no key"),
+    ("bad annotation's key", pod(annotations={"a b": "c"}), f"{T}.metadata.annotations[a b]", "no key"),
+    ("number as a label", pod(labels={"version": 1}), f"{T}.metadata.labels.version", "must be a string"),
+    ("number in a selector", pod(nodeSelector={"gpu": True}), f"{T}.spec.nodeSelector.gpu", "must be a string"),
+    (
+        "toleration without key",
+        pod(tolerations=[{"value": "a"}]),
+        f"{T}.spec.tolerations[0].operator",
+        "must be Exists",
+    ),
+    (
+        "effect that is none",
+        pod(tolerations=[{"key": "a", "operator": "Exists", "effect": "NoRun"}]),
+        f"{T}.spec.tolerations[0].effect",
+        "must be one of",
+    ),
+    ("restart policy", pod(restartPolicy="OnFailure"), f"{T}.spec.restartPolicy", "must be Always"),
+    (
+        "privileged without escalation",
+        main(securityContext={"privileged": True}),
+        f"{C}.securityContext.privileged",
+        "allowPrivilegeEscalation",
+    ),
+    ("list as a string", pod(containers=[{**SIDECAR, "command": "sh"}]), f"{C}.command", "must be a list"),
+    (
+        "seconds as a string",
+        pod(terminationGracePeriodSeconds="30"),
+        f"{T}.spec.terminationGracePeriodSeconds",
+        "must be an integer",
+    ),
+    (
+        "container's name in upper case",
+        pod(containers=[{"name": "Logs", "image": "a"}]),
+        f"{C}.name",
+        "a DNS label",
+    ),
+    (
+        "init container's name taken",
+        pod(initContainers=[{"name": "kvasir", "image": "a"}]),
+        f"{T}.spec.initContainers[0].name",
+        "another container's name",
+    ),
+    ("image of spaces", main(image=" a"), f"{C}.image", "without spaces"),
+    (
+        "pull secret twice",
+        {"imagePullSecrets": [{"name": "a"}, {"name": "a"}]},
+        "spec.imagePullSecrets[1]",
+        "there twice",
+    ),
+    (
+        "name of a secret",
+        {"router": {"auth": {"secretName": "a..b"}}},
+        "spec.router.auth.secretName",
+        "does not match",
+    ),
+    ("long service's name", {"metadata.name": "a" * 60}, "metadata.name", "at most"),
+    (
+        "a follower's port",
+        {
+            "decode": {
+                "tensorParallel": 2,
+                "nodes": 2,
+                "template": {
+                    "spec": {"containers": [{"name": "kvasir", "readinessProbe": {"httpGet": {"port": "http"}}}]}
+                },
+            }
+        },
+        f"{C}.readinessProbe.httpGet.port",
+        "no port of the container",
+    ),
+    (
+        "node affinity without terms",
+        pod(
+            affinity={"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
+        ),
+        f"{T}.spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms",
+        "at least one",
+    ),
+    ("null", pod(nodeSelector=None), f"{T}.spec.nodeSelector", "null"),
+    (
+        "a mount above its volume",
+        main(volumeMounts=[{"name": "tmp", "mountPath": "/x", "subPath": "../a"}]),
+        f"{C}.volumeMounts[0].subPath",
+        "relative path",
+    ),
+    (
+        "two containers at one port of the node",
+        pod(hostNetwork=True, containers=[{**SIDECAR, "ports": [{"containerPort": 8000}]}]),
+        f"{C}.ports[0].hostPort",
+        "another container's already",
+    ),
+]
