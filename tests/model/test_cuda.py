@@ -75,8 +75,9 @@ def test_steps_are_launched_and_tokens_sampled_without_waiting_for_the_device(tm
     assert not before.query(), "something waited for the device"
 
 
-def test_what_a_gpu_samples_is_what_the_cpu_does() -> None:
-    logits = torch.randn(64, 5000, generator=torch.Generator().manual_seed(3)) * 4
+@pytest.mark.parametrize("vocab", [5000, 128_256])
+def test_what_a_gpu_samples_is_what_the_cpu_does(vocab: int) -> None:
+    logits = torch.randn(64, vocab, generator=torch.Generator().manual_seed(3)) * 4
     kinds = [
         Sampling(9),
         Sampling(9, temperature=0.9, seed=1),

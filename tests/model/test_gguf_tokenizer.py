@@ -159,7 +159,7 @@ def test_a_front_end_has_its_tokenizer_where_there_is_no_torch(kind: str, tmp_pa
         "from kvasir_engine.api.tokenizer import load_served_model\n"
         "from kvasir_engine.model.source import resolve\n"
         f"model = load_served_model(resolve('file://{model}', weights=False), 'm')\n"
-        "print(model.tokenizer.encode('the 123'), model.tokenizer.chat([{'role': 'user', 'content': 'the'}]), model.eos)"
+        "print(model.tokenizer.encode('the 123'), model.tokenizer.chat([{'role': 'user', 'content': 'the'}]))"
     )
     environment = {"KVASIR_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)

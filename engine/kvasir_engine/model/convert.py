@@ -1,4 +1,4 @@
-"""A GGUF file as a Hugging Face folder: weights dequantized exactly to float32, the tokenizer by `gguf_tokenizer.py`.
+"""A GGUF file as a Hugging Face folder: weights dequantized exactly to float32, and its tokenizer.
 
 Names, and the order of the rotary dimensions, follow llama.cpp's `convert_hf_to_gguf.py`: it stores each head's
 rows of Q and K with the two rotary halves interleaved, and here they are put back.

@@ -1,8 +1,8 @@
 """The tokenizer that a GGUF file describes, built with the `tokenizers` library from the file's metadata: no torch.
 
 The keys are those of the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md); which split of the text a
-`tokenizer.ggml.pre` stands for is llama.cpp's (`llama-vocab.cpp`). The result is that of transformers' own reader of
-GGUF files, which imports torch.
+`tokenizer.ggml.pre` stands for is llama.cpp's (`llama-vocab.cpp`). The result is that of transformers' own reader
+of GGUF files, which imports torch.
 """
 
 import json
@@ -39,7 +39,7 @@ SPLITS: dict[str, str | None] = {
 
 @dataclass(frozen=True)
 class GGUFTokenizer:
-    """The content of `tokenizer.json`, of `tokenizer_config.json`, and of `chat_template.jinja` where there is one."""
+    """What goes into `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`."""
 
     tokenizer: Tokenizer
     config: dict[str, Any]
@@ -47,13 +47,14 @@ class GGUFTokenizer:
 
     def write(self, folder: Path) -> None:
         self.tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text(json.dumps(self.config, indent=2, sort_keys=True) + "\n")
+        config = json.dumps(self.config, indent=2)
+        (folder / "tokenizer_config.json").write_text(config + "\n")
         if self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template)
 
 
 def build_tokenizer(metadata: Callable[[str], Any]) -> GGUFTokenizer:
-    """The tokenizer of a file whose `metadata` are asked for by key, None where there is none. Raises ModelError."""
+    """The tokenizer of a file whose metadata are asked for by key, None where it has none. Raises ModelError."""
     kind = metadata("tokenizer.ggml.model")
     if kind not in _BUILDERS:
         raise ModelError(f"tokenizer.ggml.model is {kind!r}; supported: {', '.join(map(repr, _BUILDERS))}")
