@@ -13,7 +13,7 @@ import triton.language as tl
 
 from kvasir_engine.sampling.draw import UNIT_BITS
 
-BLOCK = 1024
+BLOCK = 512
 WARPS = 8
 
 
@@ -46,8 +46,8 @@ def _cut(
 ):
     """The largest bits such that what has these or more, and `least`, is `wanted`: tokens with COUNT, else mass."""
     low = tl.full([], 0, tl.int32)
-    for digit in tl.static_range(8):
-        shift: tl.constexpr = 26 - 4 * digit if digit < 7 else 0
+    for digit in range(8):
+        shift = tl.maximum(26 - 4 * digit, 0)
         steps = tl.arange(0, 16)
         thresholds = low + (steps << shift)
         sums = tl.zeros([BLOCK, 16], tl.int64)

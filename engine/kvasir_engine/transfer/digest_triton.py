@@ -19,6 +19,7 @@ from kvasir_engine.transfer.layout import Cut
 
 TOKENS = 16
 """Of one program."""
+WARPS = 4
 
 _SIGNED = [value - (1 << 64) if value >= 1 << 63 else value for value in (MIX[0][1], MIX[1][1], FOLD)]
 
@@ -65,6 +66,18 @@ def _digest(
     tl.store(out + piece * tokens + token, tl.where(value == 0, 1, value), mask=token < tokens)
 
 
+def constants(row: int) -> dict[str, int]:
+    """What `_digest` is compiled for, with rows of so many words of 8 bytes."""
+    mixing = {"BY_1": MIX[0][0], "BY_2": MIX[1][0], "BY_3": MIX[2][0], "LOW": 0xFFFF_FFFF}
+    return {
+        "ROW": row,
+        "PADDED": triton.next_power_of_2(row),
+        "SHIFT": SHIFT_BYTES // 8,
+        "TOKENS": TOKENS,
+        **mixing,
+    }
+
+
 class PoolDigests:
     """Digests of the memory of `pool`, [pages, layers, 2, heads, tokens, dim], contiguous, as it is.
 
@@ -95,8 +108,7 @@ class PoolDigests:
         _digest[(len(begin), triton.cdiv(tokens, TOKENS))](
             self._words, staged(torch.from_numpy(begin), device), self._keys_of(cut.count), out,
             tokens, cut.count, head_bytes // 8, cut.heads * head_bytes // 8, *_SIGNED,
-            ROW=row, PADDED=triton.next_power_of_2(row), SHIFT=SHIFT_BYTES // 8, TOKENS=TOKENS,
-            BY_1=MIX[0][0], BY_2=MIX[1][0], BY_3=MIX[2][0], LOW=0xFFFF_FFFF, num_warps=4,
+            **constants(row), num_warps=WARPS,
         )  # fmt: skip
         found: Digests = out.cpu().numpy().view(np.uint64)
         return found
