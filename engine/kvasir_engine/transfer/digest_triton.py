@@ -90,7 +90,7 @@ class PoolDigests:
         self._row = row_bytes
         self._keys: dict[int, torch.Tensor] = {}
         cuda = pool.device.type == "cuda"
-        self._stream = torch.cuda.Stream(pool.device) if cuda else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(pool.device) if cuda else None
 
     def __call__(self, blocks: Sequence[int], layers: range, cut: Cut) -> Digests:
         """[blocks, layers, tokens]"""

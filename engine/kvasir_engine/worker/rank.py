@@ -85,7 +85,7 @@ class Rank:
         self._rank = setup.rank
         self._reports = reports
         device = choose_device(setup.device, setup.rank, setup.size, setup.nodes)
-        use_own_cores(setup.size // setup.nodes)
+        use_own_cores(setup.size // setup.nodes, device.type)
         group = Ranks(setup.rank, setup.size, setup.address, device, setup.nodes)
         self._runner = ModelRunner(
             folder,
