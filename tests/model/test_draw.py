@@ -81,6 +81,7 @@ def test_the_nucleus_is_the_shortest_sorted_prefix_that_reaches_its_share(
     weights = ((logits.round() if ties else logits) - logits.max()).clamp_(max=0).exp()
     masses = masses_of(weights)
     cut = nucleus_cut(weights, masses, share)
+    assert nucleus_cut(weights, masses, share, few=True) == cut
     wanted = max(1, -int(-(float(int(masses.sum())) * share) // 1))
     assert int(masses[weights >= cut].sum()) >= wanted
     assert int(masses[weights > cut].sum()) < wanted

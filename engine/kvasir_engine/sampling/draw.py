@@ -21,6 +21,7 @@ LARGEST_VOCAB = (1 << 19) - 1
 _LEVEL = 19
 """Bits of a weight below those that its first histogram is of."""
 _BINS = (0x3F80_0000 >> _LEVEL) + 1
+_FEW = 2048
 _BLOCK = 512
 """Masses that are summed before their sums are, to find where the uniform falls."""
 
@@ -77,7 +78,8 @@ def _draw(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     masses = masses_of(weights)
     if len(nuclear):
         for row in nuclear.tolist():
-            cut = nucleus_cut(weights[row], masses[row], float(top_p[row, 0]))
+            few = 0 < top_k[row, 0] <= _FEW
+            cut = nucleus_cut(weights[row], masses[row], float(top_p[row, 0]), bool(few))
             masses[row].masked_fill_(weights[row] < cut, 0)
     return pick(masses, uniform)
 
@@ -106,19 +108,25 @@ def wanted_of(total: int, share: float) -> int:
     return min(max(int(np.ceil(float(total) * share)), 1), total)
 
 
-def nucleus_cut(weights: torch.Tensor, masses: torch.Tensor, share: float) -> float:
-    """The least of the fewest likeliest of `weights` [vocab] whose masses are `share` of all."""
+def nucleus_cut(weights: torch.Tensor, masses: torch.Tensor, share: float, few: bool = False) -> float:
+    """The least of the fewest likeliest of `weights` [vocab] whose masses are `share` of all.
+
+    `few`: most of them are 0, and the rest are put in order at once.
+    """
     wanted = wanted_of(int(masses.sum()), share)
     if not wanted:
         return 0.0
-    # Non-negative floats are ordered as their bits are.
-    places = weights.view(torch.int32) >> _LEVEL
-    above = torch.zeros(_BINS, dtype=torch.int64).scatter_add_(0, places.long(), masses).flip(0).cumsum_(0)
-    # The bin in which the sum from above reaches what is wanted; what is in it is put in order.
-    at = int(torch.searchsorted(above, wanted))
-    inside = torch.nonzero(places == _BINS - 1 - at).flatten()
+    if few:
+        inside, before = torch.nonzero(masses).flatten(), 0
+    else:
+        # Non-negative floats are ordered as their bits are.
+        places = weights.view(torch.int32) >> _LEVEL
+        above = torch.zeros(_BINS, dtype=torch.int64).scatter_add_(0, places.long(), masses).flip(0).cumsum_(0)
+        # The bin in which the sum from above reaches what is wanted; what is in it is put in order.
+        at = int(torch.searchsorted(above, wanted))
+        inside, before = torch.nonzero(places == _BINS - 1 - at).flatten(), int(above[at - 1]) if at else 0
     order = weights[inside].sort(descending=True)
-    reached = masses[inside][order.indices].cumsum(0) + (above[at - 1] if at else 0)
+    reached = masses[inside][order.indices].cumsum(0) + before
     place = min(int(torch.searchsorted(reached, wanted)), len(inside) - 1)
     return float(order.values[place])
 
