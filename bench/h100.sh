@@ -5,9 +5,8 @@
 #
 # It needs CUDA 13 with nvcc and ninja (FlashInfer compiles its kernels at first use), PyTorch 2.11 or newer, and no
 # package registry: what `python3` lacks is installed from the wheels in KVASIR_WHEELS, without their requirements,
-# into a folder of its own. To an image with PyTorch, transformers, pytest and hypothesis in it these add enough:
-#
-#     flashinfer-python apache-tvm-ffi nixl-cu13 msgspec
+# into a folder of its own. To an image with what bench/gpu/image.txt names in it, flashinfer-python, apache-tvm-ffi
+# and what bench/gpu/packages.txt names add enough; a test compares the two lists with what the engine imports.
 #
 # Without FlashInfer's wheel the torch backend is measured, and the table says so. --dry runs all of it on a CPU with a
 # tiny model, to show that it works; its figures mean nothing.

@@ -68,6 +68,21 @@ def test_each_gpu_goes_to_one_pod() -> None:
     assert [env_of(p).get("CUDA_VISIBLE_DEVICES") for p in found] == ["0,1", "2", "3", None]
 
 
+def test_a_prefill_and_a_decode_worker_share_the_one_gpu_there_is_and_a_line_says_so() -> None:
+    where = [Address(f"127.64.0.{n}", 8000) for n in range(1, 4)]
+    one = Machine(gpus=("3",))
+    found = pods.pods(service(), where, one)
+    assert [env_of(p).get("CUDA_VISIBLE_DEVICES") for p in found] == ["3", "3", None]
+    assert [env_of(p).get("KVASIR_GPU_SHARERS") for p in found] == ["2", "2", None]
+    (note,) = machine.check(Manifest(service(), {}), one)
+    assert "the 2 workers share the one GPU" in note
+    two = Machine(gpus=("0", "1"))
+    assert machine.check(Manifest(service(), {}), two) == []
+    found = pods.pods(service(), where, two)
+    assert [env_of(p).get("CUDA_VISIBLE_DEVICES") for p in found] == ["0", "1", None]
+    assert all("KVASIR_GPU_SHARERS" not in env_of(p) for p in found)
+
+
 GROUPS = {"replicas": 2, "nodes": 2, "tensorParallel": 4}
 
 
@@ -116,7 +131,8 @@ def test_a_group_counts_as_one_worker_that_is_ready_when_all_its_pods_are() -> N
     [
         ({}, Machine(), "spec.prefill.device and spec.decode.device are cuda, and this machine has no CUDA device"),
         ({"decode": CPU}, Machine(), "spec.prefill.device is cuda"),
-        ({}, Machine(gpus=("0",)), "has 1 GPUs for the 2 asked for"),
+        ({"decode": {"replicas": 2}}, Machine(gpus=("0",)), "has 1 GPUs for the 3 asked for"),
+        ({"decode": {"tensorParallel": 2}}, Machine(gpus=("0",)), "has 1 GPUs for the 3 asked for"),
         (
             {"prefill": CPU, "decode": CPU, "transfer": {"fabric": "rdma", "rdmaResource": "rdma/hca"}},
             Machine(),

@@ -75,8 +75,9 @@ def test_steps_are_launched_and_tokens_sampled_without_waiting_for_the_device(tm
     assert not before.query(), "something waited for the device"
 
 
-def test_what_a_gpu_samples_is_what_the_cpu_does() -> None:
-    logits = torch.randn(64, 5000, generator=torch.Generator().manual_seed(3)) * 4
+@pytest.mark.parametrize("vocab", [5000, 128_256])
+def test_what_a_gpu_samples_is_what_the_cpu_does(vocab: int) -> None:
+    logits = torch.randn(64, vocab, generator=torch.Generator().manual_seed(3)) * 4
     kinds = [
         Sampling(9),
         Sampling(9, temperature=0.9, seed=1),
@@ -154,3 +155,18 @@ def test_a_replayed_step_waits_for_nothing_and_says_that_it_was_one(tmp_path: Pa
     before.record()
     work()
     assert not before.query(), "something waited for the device"
+
+
+def test_a_gpus_pages_have_the_digests_of_the_same_bytes_on_a_host() -> None:
+    from kvasir_engine.transfer.digest import Digester
+    from kvasir_engine.transfer.digest_triton import PoolDigests
+    from kvasir_engine.transfer.layout import Cut, Shape
+
+    for heads, tokens, dim in ((8, 16, 128), (3, 16, 64), (2, 32, 20)):
+        pool = torch.randn(40, 4, 2, heads, tokens, dim).bfloat16()
+        shape = Shape(4, heads, tokens, dim * 2)
+        ours = Digester(0, 40, shape, measure=PoolDigests(pool.cuda(), dim * 2))
+        host = Digester(pool.data_ptr(), 40, shape)
+        for cut in (None, Cut(4, heads, heads - 1, 1, 2, tokens // 2 * dim * 2)):
+            blocks = list(range(39, -1, -3))
+            assert ours.measured(blocks, range(1, 4), cut).values == host.measured(blocks, range(1, 4), cut).values

@@ -55,6 +55,7 @@ def test_sizes_are_the_fields() -> None:
     assert capture_sizes(24) == [1, 2, 4, 8, 16, 24]
     assert capture_sizes(300)[-6:] == [240, 248, 256, 272, 288, 300]
     assert len(capture_sizes(512)) == 51
+    assert capture_sizes(1024)[-2:] == [1008, 1024]
 
 
 def decode_batch() -> ForwardBatch:
@@ -367,7 +368,7 @@ def test_graphs_are_as_large_as_a_batch_can_be_unless_another_size_is_asked_for(
         return build.graphs_of(EngineOptions("file:///model", **options), role)
 
     assert largest("decode", max_running=70) == 70
-    assert largest("both", max_running=700) == 512
+    assert largest("both", max_running=1700) == 1024
     assert largest("both", max_running=700, cuda_graph_max_bs=600) == 600
     assert largest("both", cuda_graph_max_bs=8) == 8
     assert largest("both", enforce_eager=True) == largest("prefill") == 0

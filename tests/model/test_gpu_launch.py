@@ -15,8 +15,8 @@ from kvasir_engine.model.gpu import GpuLauncher
 from kvasir_engine.model.layers import Head
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.protocol import Sampling
-from kvasir_engine.sampling.queued import nucleus_cut, queue_sample
-from kvasir_engine.sampling.sampler import SampleRequest, keep_top_p, sample
+from kvasir_engine.sampling.queued import queue_sample
+from kvasir_engine.sampling.sampler import SampleRequest, sample
 
 CPU = torch.device("cpu")
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7, 9]]
@@ -196,20 +196,6 @@ def test_what_is_sampled_in_the_queue_is_what_sampling_at_once_samples(
     right, ours = sample(logits, rows), queue_sample(logits, rows)
     assert ours.tokens.tolist() == right.tokens
     assert ours.collect() == right
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.lists(st.floats(0.001, 0.9999), min_size=1, max_size=4), st.booleans())
-def test_the_nucleus_found_by_bisection_is_the_one_found_by_sorting(
-    seed: int, shares: list[float], ties: bool
-) -> None:
-    logits = torch.randn(len(shares), 300, generator=torch.Generator().manual_seed(seed)) * 2
-    if ties:
-        logits = logits.round()
-    weights = (logits - logits.amax(-1, keepdim=True)).exp()
-    cut = nucleus_cut(weights, torch.tensor(shares, dtype=torch.float64)[:, None])
-    kept = weights.masked_fill(weights.view(torch.int32) < cut, 0.0)
-    assert torch.equal(kept, keep_top_p(weights, shares))
 
 
 def test_rivals_of_the_likeliest_token_are_told_apart_alike_without_a_wait() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory, host_free_memory
 from kvasir_engine.model.errors import ModelError
+from kvasir_engine.model.runner import CONTEXT_BYTES, default_kv_memory
 
 CPU = torch.device("cpu")
 SMOLLM2 = PoolShape(layers=30, kv_heads=3, head_dim=64, page_size=16, dtype=torch.bfloat16)
@@ -77,3 +78,24 @@ def test_free_memory_is_the_least_that_machine_and_container_allow(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content + "\n")
     assert host_free_memory(meminfo, tmp_path / "cgroup") == expected
+
+
+def test_workers_that_share_a_gpu_take_equal_parts_of_it_whichever_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gib = 1 << 30
+    held = {"first": 0, "second": 0}
+
+    def arrive(name: str, weights: int) -> int:
+        held[name] = weights
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * gib - sum(held.values()), 80 * gib))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: weights)
+        pool = default_kv_memory(torch.device("cuda"), sharers=2)
+        held[name] += pool
+        return pool
+
+    first = arrive("first", 16 * gib)
+    assert first == (40 * gib - 16 * gib - CONTEXT_BYTES) * 9 // 10
+    assert arrive("second", 16 * gib) == first, "what the first took is not the second's loss"
+    assert sum(held.values()) < 80 * gib
+    assert arrive("second", 50 * gib) == 0

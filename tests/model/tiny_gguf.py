@@ -1,5 +1,6 @@
 """A GGUF file of a small model, written the way llama.cpp's converter writes one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ from gguf import GGMLQuantizationType as Quantization
 SIZES = {"hidden": 64, "heads": 4, "kv_heads": 2, "layers": 2, "intermediate": 96, "vocab": 270}
 
 
-def write_gguf(path: Path, metadata: dict[str, Any] | None = None, extra: tuple[str, ...] = ()) -> Path:
+def write_gguf(
+    path: Path,
+    metadata: dict[str, Any] | None = None,
+    extra: tuple[str, ...] = (),
+    tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
+) -> Path:
     """Random weights in Q4_1, Q8_0 and float32 and a byte-level tokenizer. `metadata` changes or adds keys."""
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, (metadata or {}).pop("general.architecture", "llama"))
@@ -24,7 +30,7 @@ def write_gguf(path: Path, metadata: dict[str, Any] | None = None, extra: tuple[
     writer.add_rope_freq_base(50000.0)
     for key, value in (metadata or {}).items():
         writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
-    _add_tokenizer(writer)
+    (tokenizer or add_tokenizer)(writer)
 
     def add(name: str, *shape: int, quantization: Quantization = Quantization.Q4_1) -> None:
         weight = random.standard_normal(shape, dtype=np.float32) * 0.2
@@ -54,7 +60,7 @@ def write_gguf(path: Path, metadata: dict[str, Any] | None = None, extra: tuple[
     return path
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter) -> None:
     # GPT-2's printable stand-ins for the 256 bytes.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     stand_ins = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]

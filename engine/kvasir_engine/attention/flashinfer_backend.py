@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from kvasir_engine.attention.base import AttentionSpec
-from kvasir_engine.attention.flashinfer_graphs import IN_FLIGHT, GraphWrappers, window_left
+from kvasir_engine.attention.flashinfer_graphs import IN_FLIGHT, GraphWrappers, plan
 from kvasir_engine.attention.paged import PagedRows, decoding, paged_rows, slots
 from kvasir_engine.attention.pool import KVPool
 from kvasir_engine.model.batch import ForwardBatch
@@ -152,39 +152,18 @@ class FlashInferBackend:
         return out.view(q.shape[0], -1)
 
     def _plan_decode(self, rows: PagedRows) -> None:
-        shape = self.pool.shape
-        indices = staged(rows.kv_indices, self.pool.tensor.device)
+        planned = self._on_host(rows.kv_indptr), self._indices(rows), self._on_host(rows.kv_last_page_len)
         for window, wrappers in self._wrappers.items():
-            wrappers.decode.plan(
-                pinned(rows.kv_indptr, self.pool.tensor.device),
-                indices,
-                pinned(rows.kv_last_page_len, self.pool.tensor.device),
-                self._spec.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                shape.page_size,
-                window_left=window_left(window),
-                q_data_type=shape.dtype,
-                kv_data_type=shape.dtype,
-                sm_scale=self._spec.scale,
-            )
+            plan(wrappers.decode, planned, self._spec, self.pool.shape, window)
 
     def _plan_prefill(self, rows: PagedRows) -> None:
-        shape = self.pool.shape
-        indices = staged(rows.kv_indices, self.pool.tensor.device)
+        begins = self._on_host(rows.qo_indptr), self._on_host(rows.kv_indptr)
+        planned = *begins, self._indices(rows), self._on_host(rows.kv_last_page_len)
         for window, wrappers in self._wrappers.items():
-            wrappers.prefill.plan(
-                pinned(rows.qo_indptr, self.pool.tensor.device),
-                pinned(rows.kv_indptr, self.pool.tensor.device),
-                indices,
-                pinned(rows.kv_last_page_len, self.pool.tensor.device),
-                self._spec.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                shape.page_size,
-                causal=True,
-                window_left=window_left(window),
-                q_data_type=shape.dtype,
-                kv_data_type=shape.dtype,
-                sm_scale=self._spec.scale,
-            )
+            plan(wrappers.prefill, planned, self._spec, self.pool.shape, window, causal=True)
+
+    def _on_host(self, numbers: torch.Tensor) -> torch.Tensor:
+        return pinned(numbers, self.pool.tensor.device)
+
+    def _indices(self, rows: PagedRows) -> torch.Tensor:
+        return staged(rows.kv_indices, self.pool.tensor.device)

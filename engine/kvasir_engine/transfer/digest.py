@@ -6,7 +6,7 @@ digested from memory. So a byte that changed anywhere between the two is found.
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -15,8 +15,8 @@ from kvasir_engine.kv.digests import STRIPE, Digests, KeptDigests, page_digests,
 from kvasir_engine.transfer.layout import Cut, Shape
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-Fetch = Callable[[int, range], Bytes]
-"""The bytes of some layers of a page, one after the other."""
+Measure = Callable[[Sequence[int], range, Cut], Digests]
+"""The digests [blocks, layers, tokens] of some layers of blocks, of memory as it is."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,27 @@ class Digested:
 class Digester:
     """Digests of the pages of one rank's pool, which are as `shape` says.
 
-    The pool is in this process's memory, or `fetch` brings its bytes from where it is. `kept` are the digests of
+    The pool is in this process's memory, or `measure` digests it where it is. `kept` are the digests of
     what was written; without, every digest is of memory as it is.
     """
 
     def __init__(
-        self, address: int, pages: int, shape: Shape, kept: KeptDigests | None = None, fetch: Fetch | None = None
+        self,
+        address: int,
+        pages: int,
+        shape: Shape,
+        kept: KeptDigests | None = None,
+        measure: Measure | None = None,
     ) -> None:
         heads = len(shape.heads(0))
         self._row = shape.row_bytes
         self._kernels = _kernels() if shape.row_bytes % STRIPE == 0 else None
         self._address = address
         self._kept = kept
-        self._fetch = fetch
+        self._elsewhere = measure
         self._whole = Cut(shape.layers, heads, 0, heads, 1, shape.page_size * shape.row_bytes)
         # A view, not a copy: the pool outlives its transfer thread.
-        self._bytes = _view(address, pages * shape.page_bytes) if fetch is None else np.empty(0, np.uint8)
+        self._bytes = _view(address, pages * shape.page_bytes) if measure is None else np.empty(0, np.uint8)
 
     def known(self, blocks: Sequence[int], layers: range, cut: Cut | None = None) -> Digested | None:
         """As `written`, if all of it is kept. Takes microseconds a block."""
@@ -108,25 +113,16 @@ class Digester:
 
     def _measure(self, blocks: Sequence[int], layers: range, cut: Cut) -> Digests:
         """[blocks, layers, tokens]"""
-        if self._fetch is None:
-            return self._digests(self._bytes, self._address, blocks, layers, cut)
-        alone, found = replace(cut, layers=len(layers)), []
-        for block in blocks:
-            page, place = divmod(block, cut.blocks)
-            memory = self._fetch(page, layers)
-            found.append(self._digests(memory, memory.ctypes.data, [place], range(len(layers)), alone))
-        return np.concatenate(found)
-
-    def _digests(self, memory: Bytes, address: int, blocks: Sequence[int], layers: range, cut: Cut) -> Digests:
-        """Of `memory`, pages as `cut` says, which begins at `address`."""
+        if self._elsewhere is not None:
+            return self._elsewhere(blocks, layers, cut)
         head_bytes, tokens = cut.blocks * cut.block_bytes, cut.block_bytes // self._row
         if self._kernels is not None:
-            places = cut.offsets(blocks, layers, 1) + (address + cut.first * head_bytes)
+            places = cut.offsets(blocks, layers, 1) + (self._address + cut.first * head_bytes)
             sizes = cut.count, tokens, self._row, head_bytes, cut.heads * head_bytes
             found: Digests = self._kernels.token_digests(places, *sizes)
             return found.reshape(len(blocks), len(layers), tokens)
         page, place = np.divmod(np.asarray(blocks, np.int64), cut.blocks)
-        rows = memory.reshape(-1, cut.layers, 2, cut.heads, cut.blocks, tokens, self._row)
+        rows = self._bytes.reshape(-1, cut.layers, 2, cut.heads, cut.blocks, tokens, self._row)
         heads = slice(cut.first, cut.first + cut.count)
         return token_digests(
             np.stack([rows[p, layers.start : layers.stop, :, heads, at] for p, at in zip(page, place, strict=True)])

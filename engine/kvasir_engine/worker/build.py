@@ -66,6 +66,7 @@ class EngineOptions:
     prefill_chunk: int = 512
     fabric: Fabric = "auto"
     kv_digests: bool = True
+    gpu_sharers: int = 1
     check_pages: bool = False
     deterministic: bool = False
     quantization: Quantization = "none"
@@ -101,7 +102,8 @@ def _build(
 ) -> tuple[EngineThread, HandoffGroup | None]:
     folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
-    threads = use_own_cores(options.tensor_parallel // options.node_count)
+    device = choose_device(options.device, 0, options.tensor_parallel, options.node_count)
+    threads = use_own_cores(options.tensor_parallel // options.node_count, device.type)
     if door is not None:
         door.group = Group.of(options, role, folder)
 
@@ -168,6 +170,8 @@ def _build(
 def check(options: EngineOptions) -> None:
     """Raise ModelError for options that no model makes right: before anything is downloaded."""
     refuse_missing(options.attention_backend)
+    if options.gpu_sharers > 1 and options.tensor_parallel > 1:
+        raise ModelError(f"gpu-sharers {options.gpu_sharers}: a worker that shares a GPU has one rank")
     if options.quantization != "none" and options.tensor_parallel > 1:
         raise ModelError(f"{options.quantization} quantization: it takes one rank, not {options.tensor_parallel}")
 
@@ -224,6 +228,7 @@ def _load(
         device=options.device,
         page_size=options.page_size,
         kv_memory=options.kv_cache_memory,
+        gpu_sharers=options.gpu_sharers,
         attention=options.attention_backend,
         group=place,
         deterministic=options.deterministic,

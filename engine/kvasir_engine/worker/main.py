@@ -17,6 +17,7 @@ from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import VERSION, Hello, Role
 from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.transfer.fabric import FABRICS
+from kvasir_engine.waiting import let_threads_sleep
 from kvasir_engine.worker.nodes import nodes_of
 
 if TYPE_CHECKING:
@@ -55,12 +56,20 @@ GraphBatch = Annotated[
     int,
     typer.Option(
         min=0,
-        help="sequences of the largest decode batch that is a CUDA graph, 0: max-running, up to 512",
+        help="sequences of the largest decode batch that is a CUDA graph, 0: max-running, up to 1024",
         envvar="KVASIR_CUDA_GRAPH_MAX_BS",
     ),
 ]
 TensorParallel = Annotated[int, typer.Option(min=1, help="processes, or GPUs", envvar="KVASIR_TENSOR_PARALLEL")]
 PageSize = Annotated[int, typer.Option(min=1, max=256, help="tokens a page", envvar="KVASIR_PAGE_SIZE")]
+GpuSharers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="workers that divide a GPU's memory among them, this one included",
+        envvar="KVASIR_GPU_SHARERS",
+    ),
+]
 CacheMemory = Annotated[
     str,
     typer.Option(
@@ -164,6 +173,7 @@ def worker(
     tensor_parallel: TensorParallel = 1,
     page_size: PageSize = 16,
     kv_cache_memory: CacheMemory = "0",
+    gpu_sharers: GpuSharers = 1,
     max_running: MaxRunning = 64,
     prefill_chunk: PrefillChunk = 512,
     fabric: FabricName = "auto",
@@ -179,6 +189,7 @@ def worker(
     dist_init_addr: LeaderAddress = "",
 ) -> None:
     """One worker: computes prompts (prefill), generates (decode), or both."""
+    let_threads_sleep(device)
     from kvasir_engine.attention.choose import BACKENDS
     from kvasir_engine.model.runner import QUANTIZATIONS
     from kvasir_engine.worker.build import OVERLAPS, EngineOptions
@@ -198,6 +209,7 @@ def worker(
         max_length=max_length,
         page_size=page_size,
         kv_cache_memory=bytes_of(kv_cache_memory),
+        gpu_sharers=gpu_sharers,
         max_running=max_running,
         prefill_chunk=prefill_chunk,
         fabric=over,
@@ -286,6 +298,7 @@ def serve(
     drain_seconds: DrainSeconds = 30.0,
 ) -> None:
     """The OpenAI API over one engine, in one process."""
+    let_threads_sleep(device)
     from kvasir_engine.attention.choose import BACKENDS
     from kvasir_engine.model.runner import QUANTIZATIONS
     from kvasir_engine.worker.build import OVERLAPS, EngineOptions

@@ -16,8 +16,6 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from kvasir_engine.errors import UserError
@@ -87,7 +85,7 @@ class Rank:
         self._rank = setup.rank
         self._reports = reports
         device = choose_device(setup.device, setup.rank, setup.size, setup.nodes)
-        use_own_cores(setup.size // setup.nodes)
+        use_own_cores(setup.size // setup.nodes, device.type)
         group = Ranks(setup.rank, setup.size, setup.address, device, setup.nodes)
         self._runner = ModelRunner(
             folder,
@@ -166,24 +164,17 @@ def region_of(runner: ModelRunner) -> Region:
 
 
 def digester_of(runner: ModelRunner, fingerprint: Fingerprint) -> Digester:
-    """Digests of a rank's pages. A GPU's are copied to the host for it, page by page, beside the steps' stream."""
+    """Digests of a rank's pages. Those in a GPU are digested there, beside the steps' stream."""
     pool = runner.pool
     shape = Shape.of(fingerprint).with_pages_of(pool.page_bytes)
     if runner.device.type == "cpu":
         runner.keep_digests()
         return Digester(pool.address, pool.pages, shape, pool.digests)
-    stream = torch.cuda.Stream(runner.device)  # type: ignore[no-untyped-call]
+    from kvasir_engine.transfer.digest_triton import PoolDigests
 
-    def fetch(page: int, some: range) -> npt.NDArray[np.uint8]:
-        with torch.cuda.stream(stream):  # what is digested has been written; steps in flight write elsewhere
-            return fetched(pool.tensor, page, some)
-
-    return Digester(0, pool.pages, shape, fetch=fetch)
-
-
-def fetched(tensor: torch.Tensor, page: int, layers: range) -> npt.NDArray[np.uint8]:
-    """The bytes of some layers of a page of [pages, layers, ...] on any device."""
-    return tensor[page, layers.start : layers.stop].contiguous().view(torch.uint8).cpu().flatten().numpy()
+    digester = Digester(0, pool.pages, shape, measure=PoolDigests(pool.tensor, shape.row_bytes))
+    digester.measured([0], range(1))  # a transfer thread that compiles its kernel first is taken for dead
+    return digester
 
 
 def serve_rank(steps: Connection, reports: Reports, folder: Path) -> None:

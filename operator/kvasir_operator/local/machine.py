@@ -52,7 +52,20 @@ def check(manifest: Manifest, machine: Machine) -> list[str]:
     problems = list(_problems(manifest, machine))
     if problems:
         raise LocalError("; ".join(problems))
-    return list(_notes(manifest.service))
+    notes = list(_notes(manifest.service))
+    if count := sharers(manifest.service, machine):
+        notes.append(
+            f"spec.prefill.device and spec.decode.device: the {count} workers share the one GPU of this machine, "
+            f"each with a part of its memory"
+        )
+    return notes
+
+
+def sharers(service: InferenceService, machine: Machine) -> int:
+    """The workers that share this machine's one GPU: one of prefill and one of decode; 0 where each has its own."""
+    workers = [service.spec.workers(role) for role in WORKER_ROLES]
+    alone = all(each.device == "cuda" and each.replicas == each.tensor_parallel == 1 for each in workers)
+    return len(workers) if alone and len(machine.gpus) == 1 else 0
 
 
 def _problems(manifest: Manifest, machine: Machine) -> Iterator[str]:
@@ -75,7 +88,7 @@ def _gpu_problems(service: InferenceService, machine: Machine) -> Iterator[str]:
         r for r in WORKER_ROLES if service.spec.workers(r).device == "cuda" and service.spec.workers(r).replicas
     ]
     wanted = sum(service.spec.workers(r).replicas * service.spec.workers(r).tensor_parallel for r in on_gpu)
-    if wanted > len(machine.gpus):
+    if wanted > len(machine.gpus) and not sharers(service, machine):
         fields = " and ".join(f"spec.{role}.device" for role in on_gpu)
         verb = "is" if len(on_gpu) == 1 else "are"
         has = f"{len(machine.gpus)} GPUs for the {wanted} asked for" if machine.gpus else "no CUDA device"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvasir_operator.local.addresses import Address, free_port
-from kvasir_operator.local.machine import Machine
+from kvasir_operator.local.machine import Machine, sharers
 from kvasir_operator.pods import groups
 from kvasir_operator.render import Options, Static, render
 from kvasir_operator.render.names import ROLE_LABEL
@@ -15,6 +15,9 @@ from kvasir_operator.spec import SET_KIND, WORKER_ROLES, InferenceService
 from kvasir_operator.validate_devices import GPU
 
 ENGINE_IMAGE = Options().engine_image
+
+GPU_SHARERS = "KVASIR_GPU_SHARERS"
+"""The engine's variable: how many workers divide a GPU's memory."""
 
 Object = dict[str, Any]
 
@@ -65,13 +68,13 @@ def pods(service: InferenceService, addresses: Sequence[Address], machine: Machi
     urls = tuple(f"http://{address}" for pod, address in places if pod.serves)
     rendered = _rendered(service, urls)
     at = {each.name: address for each, address in zip(rendered, addresses, strict=False)}
-    gpus = list(machine.gpus)
+    gpus, sharing = list(machine.gpus), sharers(service, machine)
     ranks = {name: free_port() for name in sorted({each.group for each in rendered} - {""})}
     for each in rendered:
         for container in each.pod["spec"]["containers"]:
             if container["name"] == CONTAINER:
                 _listen(container, at[each.name])
-                _take_gpus(container, gpus)
+                _take_gpus(container, gpus, sharing)
         if each.group:
             _meet(each.pod, at[each.group], ranks[each.group])
     workers = [each for each in rendered if each.role != "router"]
@@ -105,9 +108,13 @@ def _pods_of(item: Object, role: str) -> Iterator[_Pod]:
                 yield _Pod(role, groups.leader_name(item, number), pod)
 
 
-def _take_gpus(container: Object, gpus: list[str]) -> None:
+def _take_gpus(container: Object, gpus: list[str], sharing: int) -> None:
+    """Of `gpus` as many as it asks for; where `sharing` workers share one, that and a part of its memory."""
     asked = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
-    if asked:
+    if asked and sharing:
+        _set(container, "CUDA_VISIBLE_DEVICES", gpus[0])
+        _set(container, GPU_SHARERS, str(sharing))
+    elif asked:
         _set(container, "CUDA_VISIBLE_DEVICES", ",".join(gpus[:asked]))
         del gpus[:asked]
 
