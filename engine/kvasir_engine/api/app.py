@@ -143,11 +143,13 @@ def create_app(
     lifecycle: Lifecycle,
     executor: Executor,
     keys: ApiKeys | None = None,
+    over: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down.
 
     `registry` gets the request metrics and is what /metrics shows. Without `keys` everyone may use the API, as one
     tenant. /health, /ready and /metrics ask for no key.
+    `over` says why the process serves no more, if it does not.
     """
     metrics = ApiMetrics(registry)
     service = _Service(client, model, metrics, lifecycle, keys, executor)
@@ -170,11 +172,12 @@ def create_app(
 
     @app.get("/health")
     async def health() -> Response:
-        return Response("ok", media_type="text/plain")
+        reason = over()
+        return Response(reason or "ok", 503 if reason else 200, media_type="text/plain")
 
     @app.get("/ready")
     async def ready() -> Response:
-        reason = service.unready_reason()
+        reason = over() or service.unready_reason()
         body = msgspec.json.encode({"reason": reason} if reason else {})
         return Response(body, 503 if reason else 200, media_type="application/json")
 

@@ -1,6 +1,5 @@
 """From a request's body to what the engine is asked. Pure. Refuses what cannot be honoured."""
 
-import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from hashlib import blake2b
 
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, ContentPart
+from kvasir_engine.bounds import INT32, MOST_PRIORITY, MOST_STOP_IDS
 from kvasir_engine.protocol import Sampling
 
 MOST_STOPS = 4
@@ -32,16 +32,24 @@ class Params:
     priority: int = 0
 
 
+def _shown(value: float) -> str:
+    """A number as a message has it; of one with hundreds of digits the first."""
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**30 else f"a number of about {value.bit_length() * 0.30103:.0f} digits"
+    return f"{value:g}"
+
+
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or value < low:
+    shown = _shown(value)
+    if value != value or value < low:
         raise bad_request(
-            f"Invalid value for '{name}': expected a value >= {low:g}, but got {value:g} instead.",
+            f"Invalid value for '{name}': expected a value >= {_shown(low)}, but got {shown} instead.",
             name,
             "decimal_below_min_value" if isinstance(value, float) else "integer_below_min_value",
         )
     if value > high:
         raise bad_request(
-            f"Invalid value for '{name}': expected a value <= {high:g}, but got {value:g} instead.",
+            f"Invalid value for '{name}': expected a value <= {_shown(high)}, but got {shown} instead.",
             name,
             "decimal_above_max_value" if isinstance(value, float) else "integer_above_max_value",
         )
@@ -78,12 +86,13 @@ def _params(
     n = 1 if request.n is None else request.n
     _within("temperature", temperature, 0, 2)
     _within("top_p", top_p, 0, 1)
-    _within("top_k", top_k, 0, math.inf)
+    _within("top_k", top_k, 0, INT32)
     _within("min_p", min_p, 0, 1)
-    _within("min_tokens", min_tokens, 0, math.inf)
+    _within("min_tokens", min_tokens, 0, INT32)
+    _within("priority", request.priority or 0, -MOST_PRIORITY - 1, MOST_PRIORITY)
     _within("n", n, 1, MOST_CHOICES)
     if request.max_tokens is not None:
-        _within("max_tokens", request.max_tokens, 1, math.inf)
+        _within("max_tokens", request.max_tokens, 1, INT32)
     if max_tokens is not None:
         _within("min_tokens", min_tokens, 0, max_tokens)
     for name in ("presence_penalty", "frequency_penalty"):
@@ -97,9 +106,18 @@ def _params(
     if request.stream_options is not None:
         _only("stream_options.include_obfuscation", request.stream_options.include_obfuscation, False)
     stop_token_ids = request.stop_token_ids or []
+    if len(stop_token_ids) > MOST_STOP_IDS - len(eos):
+        raise bad_request(
+            f"Invalid 'stop_token_ids': array too long. Expected an array with maximum length "
+            f"{MOST_STOP_IDS - len(eos)}, but got an array with length {len(stop_token_ids)} instead.",
+            "stop_token_ids",
+            "array_above_max_length",
+        )
     for token in stop_token_ids:
         if not 0 <= token < vocab_size:
-            raise bad_request(f"Invalid 'stop_token_ids': {token} is not a token of this model.", "stop_token_ids")
+            raise bad_request(
+                f"Invalid 'stop_token_ids': {_shown(token)} is not a token of this model.", "stop_token_ids"
+            )
     ends = stop_token_ids if request.ignore_eos else [*eos, *stop_token_ids]
     seed = secrets.randbits(63) if request.seed is None else request.seed % _SEEDS
     sampling = Sampling(
@@ -132,7 +150,7 @@ def chat_params(request: ChatRequest, eos: Sequence[int], vocab_size: int) -> Pa
             raise bad_request(
                 "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.", "max_tokens"
             )
-        _within("max_completion_tokens", request.max_completion_tokens, 1, math.inf)
+        _within("max_completion_tokens", request.max_completion_tokens, 1, INT32)
     if request.top_logprobs is not None:
         if not request.logprobs:
             raise bad_request("'top_logprobs' is only allowed when 'logprobs' is enabled.", "top_logprobs")
@@ -222,7 +240,7 @@ def completion_prompts(request: CompletionRequest, vocab_size: int) -> list[str 
         if isinstance(ids, list):
             for token in ids:
                 if not 0 <= token < vocab_size:
-                    raise bad_request(f"Invalid 'prompt': {token} is not a token of this model.", "prompt")
+                    raise bad_request(f"Invalid 'prompt': {_shown(token)} is not a token of this model.", "prompt")
     if len(prompts) * (request.n or 1) > MOST_CHOICES:
         raise bad_request(f"Too many choices: prompts times 'n' may be {MOST_CHOICES} at most.", "prompt")
     return prompts

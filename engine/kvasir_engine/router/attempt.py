@@ -91,6 +91,9 @@ class Attempt:
             while not ended:
                 source, event = await self._inbox.get()
                 if isinstance(event, Leased):
+                    if source is not self._decode:
+                        self._fail(source, "bad_frame", "a lease from whom none was asked", avoid=source)
+                        continue
                     self._take_lease(event.lease)
                 elif isinstance(event, Lost):
                     code = "decode_lost" if source is self._decode else "prefill_lost"
@@ -133,6 +136,8 @@ class Attempt:
         prefill = self._prefill
         if lease is None or prefill is None:
             return  # D does it all
+        if self._leased:
+            self._fail(self._decode, "bad_frame", "a second lease", avoid=self._decode)
         faults.hit("router.leased")
         if not prefill.available():
             raise WorkerFailed(prefill.worker, prefill.peer, "prefill_lost", "gone before the lease was granted")
@@ -164,6 +169,11 @@ class Attempt:
             faults.hit(_POINTS[delta.index])
         if source is self._decode and delta.tokens:
             self._decoding = True
+        if delta.finish == "handoff" and source is self._decode:
+            self._fail(source, "bad_frame", "the decode worker says that it handed off", avoid=source)
+        if delta.logprobs is not None and len(delta.logprobs) != len(delta.tokens):
+            why = f"{len(delta.logprobs)} logprobs of {len(delta.tokens)} tokens"
+            self._fail(source, "bad_frame", why, avoid=source)
         if delta.finish is not None:
             source.worker.close(self._id, abort=False)
         finish = None if delta.finish == "handoff" else delta.finish
@@ -183,5 +193,8 @@ class Attempt:
                 )
                 raise EngineError("token_mismatch", message)
         fresh = delta.tokens[len(known) :]
+        if len(self._output) + len(fresh) > self._sampling.max_tokens:
+            self._fail(source, "bad_frame", f"more than {self._sampling.max_tokens} tokens", avoid=source)
+            fresh = []
         self._output += fresh
         return fresh

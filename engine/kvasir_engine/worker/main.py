@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from kvasir_engine.errors import UserError
-from kvasir_engine.protocol import VERSION, Hello, Role
+from kvasir_engine.protocol import CAPABILITIES, LATEST, VERSION, Hello, Role
 from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.transfer.fabric import FABRICS
 from kvasir_engine.worker.nodes import nodes_of
@@ -219,6 +219,7 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
     from kvasir_engine.api.leaving import Leaving
     from kvasir_engine.api.server import check_port, end_at_sigterm, listen, serve
     from kvasir_engine.silence import notice_silence
+    from kvasir_engine.supervise import end_process
     from kvasir_engine.worker.build import build
     from kvasir_engine.worker.server import WorkerServer
 
@@ -229,7 +230,7 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
     def another_leaves() -> None:
         loop.call_soon_threadsafe(leave.set)
 
-    thread, handoff = await asyncio.to_thread(build, options, role, True, another_leaves)
+    thread, handoff = await asyncio.to_thread(build, options, role, True, another_leaves, end_process)
     assert handoff is not None
     hello = Hello(
         VERSION,
@@ -239,6 +240,8 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
         thread.engine.max_length,
         options.max_running,
         handoff.endpoint,
+        latest=LATEST,
+        capabilities=CAPABILITIES,
     )
     server = WorkerServer(thread, hello)
     leaving = Leaving(server, drain)
@@ -320,12 +323,13 @@ async def _serve(options: "EngineOptions", name: str, host: str, port: int, keys
     from kvasir_engine.api.server import serve as serve_app
     from kvasir_engine.api.tokenizer import load_served_model
     from kvasir_engine.model.source import resolve
+    from kvasir_engine.supervise import end_process
     from kvasir_engine.worker.build import build
     from kvasir_engine.worker.inprocess import InProcessClient
     from kvasir_engine.worker.metrics import EngineCollector
 
     check_port(host, port)
-    thread, _ = await asyncio.to_thread(build, options, "both", False)
+    thread, _ = await asyncio.to_thread(build, options, "both", False, ended=end_process)
     model = await asyncio.to_thread(load_served_model, resolve(options.model, options.revision), name)
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     registry.register(EngineCollector(thread.engine))
