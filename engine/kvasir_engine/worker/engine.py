@@ -113,7 +113,7 @@ class Engine:
             self.endings.fail(job, code, message)
 
     def _in_use(self, lease: Lease, to: Endpoint) -> bool:
-        """Whether a number of the lease stands for something else already. A loan that is read is not read twice."""
+        """Whether a number of the lease stands for another already. A loan that is read is not read twice."""
         assert self.handoff is not None
         if self.handoff.busy(to, lease.id):
             return True
