@@ -1,5 +1,6 @@
-"""Values made of msgspec's types as a grammar: mostly what fits, with edges, other types and broken bytes between."""
+"""Values made of msgspec's types as a grammar: what fits, with edges, other types and broken bytes between."""
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,18 +37,15 @@ class Grammar:
         """A value of a type."""
         pick = self.random
         if name in self._known and pick.random() < 0.9:
-            return pick.choice(self._known[name])
+            return copy.deepcopy(pick.choice(self._known[name]))
         match kind:
             case inspect.StructType():
                 return self._struct(kind)
             case inspect.UnionType():
                 return self.build(pick.choice(kind.types), name)
             case inspect.IntType():
-                return (
-                    pick.choice(EDGES)
-                    if pick.random() < 0.15
-                    else pick.randrange(max(kind.ge or 0, 0), 8 + (kind.ge or 0))
-                )
+                least = max(kind.ge or 0, 0)
+                return pick.choice(EDGES) if pick.random() < 0.15 else least + pick.randrange(8)
             case inspect.FloatType():
                 return pick.choice(FLOATS) if pick.random() < 0.15 else pick.choice((0.0, 0.5, 1.0))
             case inspect.BoolType():

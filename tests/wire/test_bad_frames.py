@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from wire_stand import Stand, router_of, stand, told
 
 from kvasir_engine.protocol import (
+    WORKER_PATH,
     Hello,
     Lease,
     Leased,
@@ -22,10 +24,11 @@ from kvasir_engine.protocol import (
     decode_to_router,
     decode_to_worker,
     encode,
+    speak,
 )
 from kvasir_engine.transfer.agent import Agent
 
-pytestmark = [pytest.mark.dataplane, pytest.mark.asyncio]
+pytestmark = pytest.mark.dataplane
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -49,6 +52,12 @@ async def failure_of(socket: Any, request: str) -> str:
                 if delta.id == request:
                     assert delta.failure is not None, delta
                     return f"{delta.failure.code}: {delta.failure.message}"
+
+
+async def everything(socket: Any) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            await told(socket)
 
 
 def submit(it: Stand, **sampling: Any) -> Submit:
@@ -98,6 +107,7 @@ TO_DECODE: list[tuple[str, object, str]] = [
 ]
 
 
+@pytest.mark.asyncio
 async def test_a_frame_with_a_wrong_field_fails_its_own_request() -> None:
     async with stand() as it:
         lent = submit(it)
@@ -134,19 +144,19 @@ async def test_a_frame_with_a_wrong_field_fails_its_own_request() -> None:
         await it.at_rest()
 
 
+@pytest.mark.asyncio
 async def test_a_frame_that_is_none_closes_its_connection_and_no_other() -> None:
     async with stand() as it:
         for data in (b"", b"\xc1", b"\x80", encode(Hello(2, 1)), msgspec.msgpack.encode({"t": "submit", "id": 7})):
             async with router_of(it.decode) as socket:
                 await socket.send(data)
                 with pytest.raises(ConnectionClosed):
-                    async with asyncio.timeout(10):
-                        while True:
-                            await told(socket)
+                    await everything(socket)
         await it.bystander(PROMPT)
         await it.at_rest()
 
 
+@pytest.mark.asyncio
 async def test_notifications_of_a_stranger_end_nothing() -> None:
     async with stand() as it:
         region = msgspec.structs.replace(it.decode.endpoint.region)
@@ -175,6 +185,7 @@ async def test_notifications_of_a_stranger_end_nothing() -> None:
             attacker.close()
 
 
+@pytest.mark.asyncio
 async def test_a_worker_that_speaks_the_protocol_before_is_served_with_what_it_knows() -> None:
     recorded = json.loads((Path(__file__).parent / "protocol_v2.json").read_text())
     for data in map(bytes.fromhex, recorded["to_worker"].values()):
@@ -183,10 +194,6 @@ async def test_a_worker_that_speaks_the_protocol_before_is_served_with_what_it_k
         assert encode(decode_to_router(data)) == data
     async with stand() as it:
         async with asyncio.timeout(20):
-            from websockets.asyncio.client import connect
-
-            from kvasir_engine.protocol import WORKER_PATH
-
             async with connect(it.decode.url + WORKER_PATH, compression=None, proxy=None) as socket:
                 await socket.send(bytes.fromhex(recorded["to_worker"]["hello"]))
                 known = {"hello", "leased", "step", "cacheevents", "drain"}
@@ -209,8 +216,6 @@ async def test_a_worker_that_speaks_the_protocol_before_is_served_with_what_it_k
 
 
 def test_versions_are_agreed_on_or_refused_by_name() -> None:
-    from kvasir_engine.protocol import speak
-
     assert speak(Hello(2, 1, latest=4), Hello(1, 1, latest=3)) == 3
     assert speak(Hello(2, 1), Hello(2, 1, latest=3)) == 2
     assert speak(Hello(3, 1, latest=4), Hello(1, 1, latest=2)) is None

@@ -187,5 +187,5 @@ async def test_a_hundred_thousand_messages_stop_nobody(monkeypatch: pytest.Monke
     monkeypatch.setattr("kvasir_engine.router.connection.REFUSED_BACKOFF", 0.01)
     monkeypatch.setattr("kvasir_engine.router.connection.MOST_BACKOFF", 0.01)
     seed = int(os.environ.get("KVASIR_FUZZ_SEED", "2"))
-    await fuzz_workers(80_000, seed)
-    await fuzz_router(20_000, seed)
+    await fuzz_workers(90_000, seed)
+    await fuzz_router(10_000, seed)
