@@ -179,7 +179,7 @@ async def test_no_message_to_a_worker_stops_anybody_else() -> None:
 async def test_no_message_to_a_router_stops_anybody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvasir_engine.router.connection.REFUSED_BACKOFF", 0.01)
     monkeypatch.setattr("kvasir_engine.router.connection.MOST_BACKOFF", 0.01)
-    await fuzz_router(1000, seed=1)
+    await fuzz_router(300, seed=1)
 
 
 @pytest.mark.soak

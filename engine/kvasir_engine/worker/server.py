@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.websockets import WebSocketDisconnected
 
 from kvasir_engine import faults, protocol
 from kvasir_engine.api.leaving import Leaving
@@ -160,6 +161,8 @@ class WorkerServer:
                 raise
             log.warning("session cut session=%d reason=%r", session, why)
             await self._close(socket, INTERNAL_ERROR, why)
+        except WebSocketDisconnected:  # it was seen when something was sent
+            log.info("router left session=%d", session)
         except Exception as error:
             log.exception("session failed session=%d", session)
             await self._close(socket, INTERNAL_ERROR, str(error))
