@@ -22,7 +22,9 @@ from kvasir_engine.protocol import (
     Drain,
     Endpoint,
     Hello,
+    Lease,
     Leased,
+    Loan,
     Region,
     Reserve,
     Resync,
@@ -35,8 +37,8 @@ from kvasir_engine.transfer.messages import Complete, Lent, Ping, Pong, Release,
 
 pytestmark = [pytest.mark.dataplane, pytest.mark.asyncio]
 
-TO_WORKER = [Submit, Submit, Submit, Reserve, Reserve, Reserve, Abort, Resync, Hello]
-TO_ROUTER = [Step, Step, Step, Leased, Leased, CacheEvents, Drain, Hello, Alive]
+TO_WORKER = [*[Submit] * 20, *[Reserve] * 20, *[Abort] * 4, Resync, Resync, Hello]
+TO_ROUTER = [*[Step] * 20, *[Leased] * 10, *[CacheEvents] * 5, *[Alive] * 2, Drain, Hello]
 NOTIFICATIONS = [Complete, Written, Lent, Stopped, Release, Ping, Pong]
 BATCH = 100
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
@@ -49,13 +51,21 @@ def plain(value: object) -> Any:
 def known(it: Stand, stranger: Endpoint) -> dict[str, list[object]]:
     """What makes frames go deep: real endpoints, leases that could be, prompts that fit."""
     endpoints = [plain(each) for each in (it.prefill.endpoint, it.decode.endpoint, stranger)]
+    holder, writer = it.decode.endpoint, it.prefill.endpoint
+    leases = [
+        Lease(id, holder.epoch, [3, 4, 5][: 3 - first // 4], first, 0.5, writer.agent, writer.epoch, loan)
+        for id in range(1, 9)
+        for first, loan in ((0, None), (4, None), (4, Loan(id + 8, holder.epoch, [1], 0, 0.2)))
+    ]
     return {
+        "id": [*"abcdefgh", 1, 2, 3, 9],
+        "lease": [*map(plain, leases), 1, 2, 3, None],
         "to": [endpoints[1], endpoints[1], endpoints[2], endpoints[0]],
         "writer": [*endpoints, "kvasir-0000000000000051"],
         "writer_epoch": [0x51],
         "epoch": [0x52, 0x52, 0x51, 0x66],
         "version": [2],
-        "tokens": [PROMPT, PROMPT[:5], [7] * 40],
+        "tokens": [PROMPT, PROMPT, PROMPT, PROMPT[:5], [7] * 40, 9],
         "stop_token_ids": [[], [1], [49]],
         "max_tokens": [1, 2, 5],
         "pages": [[0], [0, 1], [3, 4, 5], 3],
@@ -82,8 +92,8 @@ async def frames_to(it: Stand, grammar: Grammar, count: int, prefill: bool) -> i
                 while sent < count:
                     sent += 1
                     await socket.send(grammar.frame(TO_WORKER))
-                    if sent % 20 == 0:
-                        await asyncio.sleep(0)
+                    if sent % 4 == 0:  # what was sent to a connection that had closed was not heard
+                        await (await socket.ping())
             except ConnectionClosed:
                 pass
             finally:
