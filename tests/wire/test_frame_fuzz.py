@@ -51,7 +51,9 @@ def plain(value: object) -> Any:
 def known(it: Stand, stranger: Endpoint) -> dict[str, list[object]]:
     """What makes frames go deep: real endpoints, leases that could be, prompts that fit."""
     endpoints = [plain(each) for each in (it.prefill.endpoint, it.decode.endpoint, stranger)]
-    holder, writer = it.decode.endpoint, it.prefill.endpoint
+    # A router is believed: one that forges a lease of the decode worker's has its pages overwritten. So leases are
+    # the stranger's, and bystanders have a salt of their own.
+    holder, writer = stranger, it.prefill.endpoint
     leases = [
         Lease(id, holder.epoch, [3, 4, 5][: 3 - first // 4], first, 0.5, writer.agent, writer.epoch, loan)
         for id in range(1, 9)
@@ -60,10 +62,10 @@ def known(it: Stand, stranger: Endpoint) -> dict[str, list[object]]:
     return {
         "id": [*"abcdefgh", 1, 2, 3, 9],
         "lease": [*map(plain, leases), 1, 2, 3, None],
-        "to": [endpoints[1], endpoints[1], endpoints[2], endpoints[0]],
+        "to": [endpoints[2], endpoints[2], endpoints[2], endpoints[0]],
         "writer": [*endpoints, "kvasir-0000000000000051"],
         "writer_epoch": [0x51],
-        "epoch": [0x52, 0x52, 0x51, 0x66],
+        "epoch": [0x66, 0x66, 0x51, 0x52],
         "version": [2],
         "tokens": [PROMPT, PROMPT, PROMPT, PROMPT[:5], [7] * 40, 9],
         "stop_token_ids": [[], [1], [49]],

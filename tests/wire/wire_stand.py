@@ -109,8 +109,9 @@ class Stand:
     async def bystander(self, prompt: list[int], count: int = 4) -> list[int]:
         """What a plain client gets, in bounded time."""
         got: list[int] = []
+        request = GenerateRequest("b", prompt, Sampling(max_tokens=count), "bystander")
         async with asyncio.timeout(20):
-            async for output in self.client.generate(GenerateRequest("b", prompt, Sampling(max_tokens=count))):
+            async for output in self.client.generate(request):
                 got += output.tokens
         assert got == reference(prompt, count)
         return got
