@@ -195,6 +195,7 @@ async def test_no_message_to_a_router_stops_anybody_else(monkeypatch: pytest.Mon
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 async def test_a_hundred_thousand_messages_stop_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvasir_engine.router.connection.REFUSED_BACKOFF", 0.01)
     monkeypatch.setattr("kvasir_engine.router.connection.MOST_BACKOFF", 0.01)
