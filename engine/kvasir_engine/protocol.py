@@ -1,26 +1,63 @@
 """The frames between router and worker: msgpack over one WebSocket, in order, versioned.
 
-Each side's first frame is `Hello`. A worker answers a hello it cannot serve by closing with a reason. Unknown
-fields are ignored, so that versions may differ by additions; an incompatible change raises `VERSION`.
+Each side's first frame is `Hello`. A worker answers a hello it cannot serve by closing with a reason. Its unknown
+fields are ignored, as it says which versions and capabilities there are; both sides speak the highest version they
+share. From then on an unknown field is an error, so neither side sends what the other did not say it knows.
+Every number has its range (`bounds.py`), and what is beyond is refused where it is decoded.
 Closing the socket aborts everything that was submitted or reserved on it.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+from kvasir_engine.bounds import (
+    MOST_LOGPROBS,
+    MOST_PAGE_SIZE,
+    MOST_PARTS,
+    MOST_STOP_IDS,
+    MOST_TEMPERATURE,
+    Count,
+    Logprob,
+    Metadata,
+    Name,
+    Pages,
+    Positive,
+    Priority,
+    Rate,
+    Seconds,
+    Seed,
+    Share,
+    Small,
+    Text,
+    Token,
+    Tokens,
+    Word64,
+    Words,
+)
 
 VERSION = 2
-"""2: a lease names its writer."""
+"""The lowest version that is spoken. 2: a lease names its writer."""
+LATEST = 2
+"""The highest."""
+ALIVE = "alive"
+"""The capability of a worker that says regularly which requests it has, and of a router that listens."""
+COUNTS = "counts"
+"""The capability of a worker that counts canaries apart, and of a router that takes `Delta.cached`."""
+CAPABILITIES = (ALIVE, COUNTS)
 WORKER_PATH = "/v1/worker"
 
 Role = Literal["prefill", "decode", "both"]
 
 
-class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, omit_defaults=True):
+class Frame(
+    msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, omit_defaults=True, forbid_unknown_fields=True
+):
     """Base of everything that travels as a frame of its own."""
 
 
-class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """How the next token is chosen.
 
     `temperature` 0 is greedy. Otherwise one uniform a token is drawn from a hash of (`seed`, position of the
@@ -30,46 +67,46 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     `logprobs`: how many alternatives to report a token, `None` for no logprobs at all.
     """
 
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-    min_tokens: int = 0
-    stop_token_ids: list[int] = []
-    logprobs: int | None = None
+    max_tokens: Small
+    temperature: Annotated[float, Meta(ge=0.0, le=MOST_TEMPERATURE)] = 0.0
+    top_p: Share = 1.0
+    top_k: Small = 0
+    min_p: Share = 0.0
+    seed: Seed = 0
+    min_tokens: Small = 0
+    stop_token_ids: Annotated[list[Token], Meta(max_length=MOST_STOP_IDS)] = []
+    logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """Log-probability of a sampled token and of the `top` alternatives (token id, logprob), best first."""
 
-    logprob: float
-    top: list[tuple[int, float]] = []
+    logprob: Logprob
+    top: Annotated[list[tuple[Token, Logprob]], Meta(max_length=MOST_LOGPROBS)] = []
 
 
 HEADS_APART = "pages,layers,kv,heads,tokens,dim"
 """The layout in which a head's tokens of a page are one run of bytes: what other divisions of the KV need."""
 
 
-class Fingerprint(msgspec.Struct, frozen=True):
+class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What must agree for one worker's KV to be another's. Engine versions may differ.
 
     `kv_heads` are the model's. `tensor_parallel` and `page_size` may differ within limits; `transfer/layout.py`
     says which bytes are which then.
     """
 
-    model: str
-    revision: str
-    dtype: str
-    layout: str
-    page_size: int
-    layers: int
-    kv_heads: int
-    head_dim: int
-    positions: str
-    tensor_parallel: int = 1
-    digest: str = "none"
+    model: Name
+    revision: Name
+    dtype: Name
+    layout: Name
+    page_size: Annotated[int, Meta(ge=1, le=MOST_PAGE_SIZE)]
+    layers: Annotated[int, Meta(ge=1, le=1 << 16)]
+    kv_heads: Annotated[int, Meta(ge=1, le=1 << 16)]
+    head_dim: Annotated[int, Meta(ge=1, le=1 << 16)]
+    positions: Text
+    tensor_parallel: Annotated[int, Meta(ge=1, le=MOST_PARTS)] = 1
+    digest: Name = "none"
 
     def mismatch(self, other: "Fingerprint") -> str | None:
         """The first field by which the two cannot pair, as `field: ours, theirs`; `None` when they can."""
@@ -93,36 +130,44 @@ class Fingerprint(msgspec.Struct, frozen=True):
         return f" (one of them neither divides the {self.kv_heads} KV heads nor is a multiple of them)"
 
 
-class Region(msgspec.Struct, frozen=True):
+class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rank's KV pool as its peers address it: `pages` pages of `page_bytes` bytes from `address` on."""
 
-    address: int
-    pages: int
-    page_bytes: int
+    address: Word64
+    pages: Positive
+    page_bytes: Positive
     memory: Literal["DRAM", "VRAM"] = "DRAM"
-    device: int = 0
+    device: Small = 0
+
+    def __post_init__(self) -> None:
+        if self.address + self.pages * self.page_bytes > 1 << 64:
+            raise ValueError("address, pages and page_bytes: the region ends beyond 64 bits")
 
 
-class Address(msgspec.Struct, frozen=True):
+class Address(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one needs to reach one rank's memory. `metadata` is the NIXL agent's, opaque."""
 
-    agent: str
-    metadata: bytes
+    agent: Name
+    metadata: Metadata
     region: Region
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one worker needs to reach another's memory: rank 0's agent, its metadata and region, and the `others`'.
 
     Rank 0's agent stands for the worker where one name is enough. Page numbers mean the same on all ranks.
     """
 
-    agent: str
-    epoch: int
-    metadata: bytes
+    agent: Name
+    epoch: Count
+    metadata: Metadata
     region: Region
     fingerprint: Fingerprint
-    others: tuple[Address, ...] = ()
+    others: Annotated[tuple[Address, ...], Meta(max_length=MOST_PARTS)] = ()
+
+    def __post_init__(self) -> None:
+        if self.others and len({self.agent, *(each.agent for each in self.others)}) != 1 + len(self.others):
+            raise ValueError("others: two ranks have one agent")
 
     def agent_of(self, rank: int) -> str:
         """The name of one rank's agent."""
@@ -133,36 +178,39 @@ class Endpoint(msgspec.Struct, frozen=True):
         return self.others[rank - 1] if rank else Address(self.agent, self.metadata, self.region)
 
 
-class Load(msgspec.Struct, frozen=True, omit_defaults=True):
+class Load(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A worker's load at the end of a step, in requests, tokens and pages.
 
     Measured and 0 before: `prefill_rate` in tokens a second, `read_rate` of other workers' KV in bytes a second.
     """
 
-    running: int = 0
-    waiting: int = 0
-    queued_tokens: int = 0
-    free_pages: int = 0
-    cached_pages: int = 0
-    leases: int = 0
-    prefill_rate: float = 0.0
-    read_rate: float = 0.0
+    running: Count = 0
+    waiting: Count = 0
+    queued_tokens: Count = 0
+    free_pages: Count = 0
+    cached_pages: Count = 0
+    leases: Count = 0
+    prefill_rate: Rate = 0.0
+    read_rate: Rate = 0.0
 
 
-class Hello(Frame, frozen=True):
-    """First frame of both sides. A router sends only `version` and its `epoch` (new at each start).
+class Hello(Frame, frozen=True, forbid_unknown_fields=False):
+    """First frame of both sides. A router sends only what it speaks and its `epoch` (new at each start).
 
-    `model` is the name that the worker serves under; a router serves one name and refuses workers of another.
+    Versions `version` to `latest` (0: only that) are spoken, with the `capabilities`. `model` is the name that the
+    worker serves under; a router serves one name and refuses workers of another.
     """
 
-    version: int
-    epoch: int
+    version: Small
+    epoch: Count
     role: Role | None = None
-    model: str = ""
-    max_length: int = 0
-    max_running: int = 0
+    model: Text = ""
+    max_length: Small = 0
+    max_running: Small = 0
     endpoint: Endpoint | None = None
     draining: bool = False
+    latest: Small = 0
+    capabilities: Annotated[tuple[Name, ...], Meta(max_length=256)] = ()
 
 
 class Submit(Frame, frozen=True):
@@ -173,13 +221,13 @@ class Submit(Frame, frozen=True):
     router's own, and counted apart.
     """
 
-    id: str
-    tokens: list[int]
+    id: Name
+    tokens: Tokens
     sampling: Sampling
-    salt: str = ""
+    salt: Text = ""
     lease: "Lease | None" = None
     to: Endpoint | None = None
-    priority: int = 0
+    priority: Priority = 0
     canary: bool = False
 
 
@@ -191,31 +239,31 @@ class Reserve(Frame, frozen=True):
     so many of the tokens, and may read the pages that this worker has beyond them.
     """
 
-    id: str
-    tokens: list[int]
+    id: Name
+    tokens: Tokens
     sampling: Sampling
     writer: Endpoint
-    salt: str = ""
-    threshold: int = 0
-    lend_from: int | None = None
-    priority: int = 0
+    salt: Text = ""
+    threshold: Small = 0
+    lend_from: Small | None = None
+    priority: Priority = 0
     canary: bool = False
 
 
-class Loan(msgspec.Struct, frozen=True):
+class Loan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The right of a prefill worker to read some pages of a decode worker, which stay as they are meanwhile.
 
     `pages[i]` holds tokens `first + i * page_size` on. A read that ends after `seconds` is none.
     """
 
-    id: int
-    epoch: int
-    pages: list[int]
-    first: int
-    seconds: float
+    id: Count
+    epoch: Count
+    pages: Pages
+    first: Small
+    seconds: Seconds
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The right of one writer to write some pages of one decode worker.
 
     `pages[i]` is to hold tokens `first + i * page_size` on, with the decode worker's page size, of which `first` is
@@ -224,13 +272,13 @@ class Lease(msgspec.Struct, frozen=True):
     may read first.
     """
 
-    id: int
-    epoch: int
-    pages: list[int]
-    first: int
-    seconds: float
-    writer: str
-    writer_epoch: int
+    id: Count
+    epoch: Count
+    pages: Pages
+    first: Small
+    seconds: Seconds
+    writer: Name
+    writer_epoch: Count
     loan: Loan | None = None
 
     def not_for(self, worker: Endpoint) -> str | None:
@@ -244,24 +292,24 @@ class Lease(msgspec.Struct, frozen=True):
 class Leased(Frame, frozen=True):
     """Decode worker to router: the answer to `Reserve`."""
 
-    id: str
+    id: Name
     lease: Lease | None = None
 
 
 class Abort(Frame, frozen=True):
     """Router to worker: stop `id`. Idempotent; nothing more comes for that id."""
 
-    id: str
+    id: Name
 
 
-class Failure(msgspec.Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why a request ended without its tokens: a stable snake_case word and a sentence."""
 
-    code: str
-    message: str
+    code: Name
+    message: Text
 
 
-class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """New tokens of one stream. `index` is the place of `tokens[0]` in the output, from 0.
 
     A decode worker repeats the token that prefill sampled (index 0), so that the router can do without prefill's
@@ -269,13 +317,13 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     prefill worker's last write is acknowledged; a `failure` ends the stream too.
     """
 
-    id: str
-    index: int = 0
-    tokens: list[int] = []
+    id: Name
+    index: Small = 0
+    tokens: Tokens = []
     logprobs: list[TokenLogprobs] | None = None
     finish: Literal["stop", "length", "handoff"] | None = None
     failure: Failure | None = None
-    cached: int = 0
+    cached: Small = 0
 
 
 class Step(Frame, frozen=True):
@@ -285,15 +333,15 @@ class Step(Frame, frozen=True):
     load: Load
 
 
-class CacheEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+class CacheEvent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A run of whole pages entered (`stored`) or left (`evicted`) this worker's radix tree.
 
     The hashes are chained (`kv/hashing.py`) and in order: each covers the salt and every token from the beginning,
     so a hash names a prefix.
     """
 
-    stored: list[int] = []
-    evicted: list[int] = []
+    stored: Words = []
+    evicted: Words = []
 
 
 class CacheEvents(Frame, frozen=True):
@@ -302,7 +350,7 @@ class CacheEvents(Frame, frozen=True):
     With `snapshot`, `events` is the whole content and replaces what was known.
     """
 
-    seq: int
+    seq: Count
     events: list[CacheEvent]
     snapshot: bool = False
 
@@ -315,24 +363,58 @@ class Drain(Frame, frozen=True):
     """Worker to router: give me no new requests; I leave when those I have are done."""
 
 
+class Alive(Frame, frozen=True):
+    """Worker to router, every few seconds while it has any: the ids of this router's requests that have not ended.
+
+    Only for a router that has the capability. A request that the worker lost is missing here.
+    """
+
+    requests: list[Name]
+
+
 ToWorker = Hello | Submit | Reserve | Abort | Resync
-ToRouter = Hello | Leased | Step | CacheEvents | Drain
+ToRouter = Hello | Leased | Step | CacheEvents | Drain | Alive
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)
 
 
+class BadFrame(ValueError):
+    """A frame that cannot be encoded or decoded; the message names the field."""
+
+
 def encode(frame: ToWorker | ToRouter) -> bytes:
-    """The frame as msgpack."""
-    return _encoder.encode(frame)
+    """The frame as msgpack. Raises BadFrame."""
+    try:
+        return _encoder.encode(frame)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise BadFrame(f"{type(frame).__name__} cannot be encoded: {error}") from error
 
 
 def decode_to_worker(data: bytes) -> ToWorker:
-    """A frame that a router sent. Raises msgspec.ValidationError or msgspec.DecodeError."""
-    return _to_worker.decode(data)
+    """A frame that a router sent. Raises BadFrame."""
+    try:
+        return _to_worker.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BadFrame(str(error)) from error
 
 
 def decode_to_router(data: bytes) -> ToRouter:
-    """A frame that a worker sent. Raises msgspec.ValidationError or msgspec.DecodeError."""
-    return _to_router.decode(data)
+    """A frame that a worker sent. Raises BadFrame."""
+    try:
+        return _to_router.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BadFrame(str(error)) from error
+
+
+def speak(ours: Hello, theirs: Hello) -> int | None:
+    """The highest version that both sides have, or None."""
+    best = min(max(ours.version, ours.latest), max(theirs.version, theirs.latest))
+    return best if best >= max(ours.version, theirs.version) else None
+
+
+def versions(hello: Hello) -> str:
+    """The versions that a side speaks, to be read."""
+    latest = max(hello.version, hello.latest)
+    return f"{hello.version}" if latest == hello.version else f"{hello.version} to {latest}"

@@ -25,6 +25,9 @@ class DyingPeers:
     def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
         pass
 
+    def differs(self, endpoint: Endpoint, rank: int) -> bool:
+        return False
+
     def sent(self, agent: str) -> None:
         return None
 

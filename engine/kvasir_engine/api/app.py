@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -200,12 +200,14 @@ def create_app(
     executor: Executor,
     long_ones: int = 1,
     keys: ApiKeys | None = None,
+    over: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down. Long texts get
     `long_ones` of its threads at most.
 
     `registry` gets the request metrics and is what /metrics shows. Without `keys` everyone may use the API, as one
     tenant. /health, /ready and /metrics ask for no key.
+    `over` says why the process serves no more, if it does not.
     """
     metrics = ApiMetrics(registry)
     service = _Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones))
@@ -228,11 +230,12 @@ def create_app(
 
     @app.get("/health")
     async def health() -> Response:
-        return Response("ok", media_type="text/plain")
+        reason = over()
+        return Response(reason or "ok", 503 if reason else 200, media_type="text/plain")
 
     @app.get("/ready")
     async def ready() -> Response:
-        reason = service.unready_reason()
+        reason = over() or service.unready_reason()
         body = msgspec.json.encode({"reason": reason} if reason else {})
         return Response(body, 503 if reason else 200, media_type="application/json")
 

@@ -11,11 +11,11 @@ import msgspec
 from kvasir_engine.api.errors import bad_request, unsupported
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest
 from kvasir_engine.api.tokenizer import ServedModel
+from kvasir_engine.bounds import INT32, MOST_PRIORITY, MOST_STOP_IDS
 from kvasir_engine.protocol import Sampling
 
 MOST_STOPS = 4
 MOST_STOP_CHARACTERS = 1000
-MOST_STOP_TOKENS = 1000
 MOST_LABEL = 1000
 MOST_METADATA = 16
 MOST_CHOICES = 128
@@ -47,20 +47,24 @@ class Params:
     cache_salt: str = ""
 
 
-def _shown(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def shown_number(value: float) -> str:
+    """A number as a message has it; of one with hundreds of digits the first."""
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**30 else f"a number of about {value.bit_length() * 0.30103:.0f} digits"
+    return f"{value:g}"
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if (isinstance(value, float) and not math.isfinite(value)) or value < low:
+    got = shown_number(value)
+    if value != value or value < low:
         raise bad_request(
-            f"Invalid value for '{name}': expected a value >= {_shown(low)}, but got {_shown(value)} instead.",
+            f"Invalid value for '{name}': expected a value >= {shown_number(low)}, but got {got} instead.",
             name,
             "decimal_below_min_value" if isinstance(value, float) else "integer_below_min_value",
         )
     if value > high:
         raise bad_request(
-            f"Invalid value for '{name}': expected a value <= {_shown(high)}, but got {_shown(value)} instead.",
+            f"Invalid value for '{name}': expected a value <= {shown_number(high)}, but got {got} instead.",
             name,
             "decimal_above_max_value" if isinstance(value, float) else "integer_above_max_value",
         )
@@ -112,12 +116,13 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
     n = 1 if request.n is None else request.n
     _within("temperature", temperature, 0, 2)
     _within("top_p", top_p, 0, 1)
-    _within("top_k", top_k, 0, math.inf)
+    _within("top_k", top_k, 0, INT32)
     _within("min_p", min_p, 0, 1)
-    _within("min_tokens", min_tokens, 0, math.inf)
+    _within("min_tokens", min_tokens, 0, INT32)
+    _within("priority", request.priority or 0, -MOST_PRIORITY - 1, MOST_PRIORITY)
     _within("n", n, 1, MOST_CHOICES)
     if request.max_tokens is not None:
-        _within("max_tokens", request.max_tokens, 1, math.inf)
+        _within("max_tokens", request.max_tokens, 1, INT32)
     if max_tokens is not None:
         _within("min_tokens", min_tokens, 0, max_tokens)
     for name in ("presence_penalty", "frequency_penalty"):
@@ -140,13 +145,15 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
             name = "stream_options.continuous_usage_stats"
             raise bad_request(f"'{name}' is only allowed when 'stream_options.include_usage' is enabled.", name)
     stop_token_ids = request.stop_token_ids or []
-    few("stop_token_ids", len(stop_token_ids), MOST_STOP_TOKENS)
     for token in stop_token_ids:
         if not 0 <= token < model.vocab_size:
-            raise bad_request(f"Invalid 'stop_token_ids': {token} is not a token of this model.", "stop_token_ids")
+            raise bad_request(
+                f"Invalid 'stop_token_ids': {shown_number(token)} is not a token of this model.", "stop_token_ids"
+            )
     stops = _stops(request.stop)
     # Their text is not shown, so it cannot be searched for.
     special = [token for token in map(model.tokenizer.special_token, stops) if token is not None]
+    few("stop_token_ids", len(stop_token_ids), MOST_STOP_IDS - len(model.eos) - len(special))
     ends = [*([] if request.ignore_eos else model.eos), *stop_token_ids, *special]
     if request.seed is not None:
         _within("seed", request.seed, *_INT64)
@@ -193,7 +200,7 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
             raise bad_request(
                 "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.", "max_tokens"
             )
-        _within("max_completion_tokens", request.max_completion_tokens, 1, math.inf)
+        _within("max_completion_tokens", request.max_completion_tokens, 1, INT32)
     if request.top_logprobs is not None:
         if not request.logprobs:
             raise bad_request("'top_logprobs' is only allowed when 'logprobs' is enabled.", "top_logprobs")

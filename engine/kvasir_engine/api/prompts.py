@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
-from kvasir_engine.api.params import MOST_CHOICES, few
+from kvasir_engine.api.params import MOST_CHOICES, few, shown_number
 from kvasir_engine.api.rendering import Rendering
 from kvasir_engine.api.schemas import ChatRequest, CompletionRequest, ContentPart
 
@@ -105,7 +105,7 @@ def check_tokens(tokens: list[int], vocab_size: int, most: int) -> None:
         raise too_long(len(tokens), most, "prompt")
     for token in (min(tokens), max(tokens)) if tokens else ():
         if not 0 <= token < vocab_size:
-            raise bad_request(f"Invalid 'prompt': {token} is not a token of this model.", "prompt")
+            raise bad_request(f"Invalid 'prompt': {shown_number(token)} is not a token of this model.", "prompt")
 
 
 def room(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str) -> int:

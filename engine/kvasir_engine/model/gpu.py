@@ -25,6 +25,7 @@ from kvasir_engine.model.parallel import ALONE, Group
 from kvasir_engine.sampling.queued import QueuedSample, queue_sample
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
 from kvasir_engine.staging import staged
+from kvasir_engine.supervise import end_process, start_thread
 
 log = logging.getLogger("model")
 
@@ -62,8 +63,7 @@ class LayerWatch:
     def mark(self, told: Callable[[], None]) -> None:
         """Call `told` when the device has done what is queued now. In order."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="kvasir-layers", daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._run, "kvasir-layers", end_process)
         mark = self._event()
         mark.record()
         self._marks.put((mark, told))

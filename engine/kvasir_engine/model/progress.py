@@ -1,10 +1,10 @@
 """How far a fetch is, for whoever asks over HTTP: `GET /progress` gives `{"stage", "done", "total"}`."""
 
 import json
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from kvasir_engine.errors import UserError
+from kvasir_engine.supervise import Expected, end_process, start_thread
 
 
 class ProgressServer:
@@ -41,8 +41,12 @@ class ProgressServer:
         self._body = json.dumps({"stage": stage, "done": done, "total": total}).encode()
 
     def __enter__(self) -> "ProgressServer":
-        threading.Thread(target=self._http.serve_forever, name="progress", daemon=True).start()
+        start_thread(self._serve, "progress", end_process)
         return self
+
+    def _serve(self) -> None:
+        self._http.serve_forever()
+        raise Expected
 
     def __exit__(self, *_: object) -> None:
         self._http.shutdown()

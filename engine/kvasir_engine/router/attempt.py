@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvasir_engine import faults
 from kvasir_engine.client import EngineError
-from kvasir_engine.protocol import Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
+from kvasir_engine.protocol import COUNTS, Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
 from kvasir_engine.router.connection import Event, Lost, Peer, WorkerConnection
 
 _POINTS = {0: "router.first_token", 4: "router.streaming"}  # by the index of a token that is new
@@ -30,6 +30,11 @@ class Target:
     worker: WorkerConnection
     peer: Peer
     expected_tokens: int
+
+    @property
+    def counts(self) -> bool:
+        """Whether the worker counts canaries apart."""
+        return COUNTS in self.peer.capabilities
 
     def available(self) -> bool:
         """Whether the worker is still this peer and takes requests."""
@@ -94,6 +99,9 @@ class Attempt:
             while not ended:
                 source, event = await self._inbox.get()
                 if isinstance(event, Leased):
+                    if source is not self._decode:
+                        self._fail(source, "bad_frame", "a lease from whom none was asked", avoid=source)
+                        continue
                     self._take_lease(event.lease)
                 elif isinstance(event, Lost):
                     code = "decode_lost" if source is self._decode else "prefill_lost"
@@ -125,7 +133,7 @@ class Attempt:
                 self._sampling,
                 self._salt,
                 priority=self._priority,
-                canary=self._canary,
+                canary=self._canary and decode.counts,
             )
             self._open(decode, submit, decode.expected_tokens)
             return
@@ -138,7 +146,7 @@ class Attempt:
             threshold=self._threshold,
             lend_from=self._lend_from,
             priority=self._priority,
-            canary=self._canary,
+            canary=self._canary and decode.counts,
         )
         self._open(decode, reserve, 0)
 
@@ -146,6 +154,8 @@ class Attempt:
         prefill = self._prefill
         if lease is None or prefill is None:
             return  # D does it all
+        if self._leased:
+            self._fail(self._decode, "bad_frame", "a second lease", avoid=self._decode)
         faults.hit("router.leased")
         if not prefill.available():
             raise WorkerFailed(prefill.worker, prefill.peer, "prefill_lost", "gone before the lease was granted")
@@ -158,7 +168,7 @@ class Attempt:
             lease=lease,
             to=self._decode.peer.endpoint,
             priority=self._priority,
-            canary=self._canary,
+            canary=self._canary and prefill.counts,
         )
         self._open(prefill, submit, prefill.expected_tokens)
 
@@ -178,6 +188,11 @@ class Attempt:
             faults.hit(_POINTS[delta.index])
         if source is self._decode and delta.tokens:
             self._decoding = True
+        if delta.finish == "handoff" and source is self._decode:
+            self._fail(source, "bad_frame", "the decode worker says that it handed off", avoid=source)
+        if delta.logprobs is not None and len(delta.logprobs) != len(delta.tokens):
+            why = f"{len(delta.logprobs)} logprobs of {len(delta.tokens)} tokens"
+            self._fail(source, "bad_frame", why, avoid=source)
         if delta.finish is not None:
             source.worker.close(self._id, abort=False)
         finish = None if delta.finish == "handoff" else delta.finish
@@ -197,5 +212,8 @@ class Attempt:
                 )
                 raise EngineError("token_mismatch", message)
         fresh = delta.tokens[len(known) :]
+        if len(self._output) + len(fresh) > self._sampling.max_tokens:
+            self._fail(source, "bad_frame", f"more than {self._sampling.max_tokens} tokens", avoid=source)
+            fresh = []
         self._output += fresh
         return fresh

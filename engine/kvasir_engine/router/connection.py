@@ -1,26 +1,30 @@
 """One WebSocket to one worker: hello, reconnecting, and frames dispatched to the streams they belong to."""
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from kvasir_engine import faults
 from kvasir_engine.protocol import (
+    ALIVE,
+    CAPABILITIES,
+    LATEST,
     VERSION,
     WORKER_PATH,
     Abort,
+    Alive,
+    BadFrame,
     CacheEvents,
     Delta,
     Drain,
     Endpoint,
+    Failure,
     Hello,
     Leased,
     Load,
@@ -33,9 +37,13 @@ from kvasir_engine.protocol import (
     ToWorker,
     decode_to_router,
     encode,
+    speak,
+    versions,
 )
+from kvasir_engine.router.mending import readable
 from kvasir_engine.router.prefix import PrefixIndex
 from kvasir_engine.silence import notice_silence
+from kvasir_engine.supervise import Supervisor
 
 log = logging.getLogger("router")
 
@@ -47,6 +55,11 @@ PONG_SECONDS = 10.0  # for a process that hangs; a machine that falls silent is 
 FIRST_BACKOFF = 0.1
 MOST_BACKOFF = 0.5  # a worker serves as soon as it is ready: the one that it replaces may be about to leave
 REFUSED_BACKOFF = 2.0
+MOST_FRAME_BYTES = 256 << 20
+SILENT_SECONDS = 90.0
+"""A worker with requests of ours that says nothing for so long, though it says that it is alive, is hung."""
+MISSED = 3
+"""In so many words of a worker in a row a request was missing: it was lost there."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +81,30 @@ class Peer:
     model: str
     max_length: int
     endpoint: Endpoint
+    capabilities: tuple[str, ...] = ()
 
 
 class Refused(Exception):
     """This worker cannot be used; the message says why."""
 
 
+def router_hello(epoch: int) -> Hello:
+    """What a router says first."""
+    return Hello(VERSION, epoch, latest=LATEST, capabilities=CAPABILITIES)
+
+
 def check_hello(frame: ToRouter, model: str) -> Peer:
     """The worker's hello as a Peer. Raises Refused for one that this router cannot serve with."""
     if not isinstance(frame, Hello):
         raise Refused(f"first frame is {type(frame).__name__}, not Hello")
-    if frame.version != VERSION:
-        raise Refused(f"protocol version: {VERSION}, {frame.version}")
+    ours = router_hello(0)
+    if speak(ours, frame) is None:
+        raise Refused(f"protocol version: {versions(ours)}, {versions(frame)}")
     if frame.role is None or frame.endpoint is None:
         raise Refused("hello without a role or an endpoint")
     if model and frame.model and frame.model != model:
         raise Refused(f"model: {model!r}, {frame.model!r}")
-    return Peer(frame.epoch, frame.role, frame.model, frame.max_length, frame.endpoint)
+    return Peer(frame.epoch, frame.role, frame.model, frame.max_length, frame.endpoint, frame.capabilities)
 
 
 class WorkerConnection:
@@ -108,7 +128,12 @@ class WorkerConnection:
         self._unused = asyncio.Event()
         self._unused.set()
         self._expected: dict[str, int] = {}
-        self._outbound: asyncio.Queue[ToWorker] = asyncio.Queue()
+        self._outbound: asyncio.Queue[tuple[ToWorker, bytes]] = asyncio.Queue()
+        self._tasks = Supervisor()
+        self._cut: str | None = None
+        self._missed: dict[str, int] = {}
+        self._watched = False
+        self._heard = 0.0
 
     @property
     def requests(self) -> int:
@@ -127,29 +152,46 @@ class WorkerConnection:
     def open(self, frame: Submit | Reserve, sink: Callable[[Event], None], expected_tokens: int) -> None:
         """Send `frame` and give everything that comes for its id to `sink`, until `close`.
 
-        `expected_tokens` of work count as queued here until the stream's first event with tokens.
+        `expected_tokens` of work count as queued here until the stream's first event with tokens. A frame that
+        cannot be sent ends its own stream at once.
         """
         self._streams[frame.id] = sink
         self._unused.clear()
         self._expected[frame.id] = expected_tokens
-        self._outbound.put_nowait(frame)
+        if len(self._streams) == 1:
+            self._heard = asyncio.get_running_loop().time()
+        try:
+            self._post(frame)
+        except BadFrame as error:
+            log.error("a request cannot be sent worker=%s request=%s reason=%r", self.name, frame.id, str(error))
+            self._give(frame.id, Delta(frame.id, failure=Failure("bad_request", str(error))))
 
     def close(self, id: str, abort: bool) -> None:
         """Expect nothing more for `id`; with `abort`, tell the worker to stop it. Idempotent."""
         self._expected.pop(id, None)
+        self._missed.pop(id, None)
         if self._streams.pop(id, None) is not None and abort:
-            self._outbound.put_nowait(Abort(id))
+            self._post(Abort(id))
         if not self._streams:
             self._unused.set()
+
+    def abandon(self, reason: str) -> None:
+        """Nobody runs the connection: its streams are lost."""
+        self._lose(reason)
+        self._become("connecting", reason)
+
+    def _post(self, frame: ToWorker) -> None:
+        self._outbound.put_nowait((frame, encode(frame)))
 
     async def run(self) -> None:
         """Connect, and connect again with backoff, until cancelled."""
         backoff = FIRST_BACKOFF
         while True:
+            reason = "not connected"
             try:
                 async with connect(
                     self.url + WORKER_PATH,
-                    max_size=None,
+                    max_size=MOST_FRAME_BYTES,
                     compression=None,
                     proxy=None,
                     open_timeout=HELLO_SECONDS,
@@ -166,8 +208,16 @@ class WorkerConnection:
                 reason = str(refusal)
                 backoff = REFUSED_BACKOFF
                 self._become("refused", reason)
-            except (OSError, WebSocketException, msgspec.DecodeError) as error:
+            except (OSError, WebSocketException) as error:
                 reason = f"{type(error).__name__}: {error}"
+            except BadFrame as error:
+                reason = f"worker sent nonsense: {error}"
+                log.warning("worker sent nonsense worker=%s url=%s error=%r", self.name, self.url, str(error))
+                backoff = REFUSED_BACKOFF
+            except Exception as error:  # of one worker, not of the others
+                reason = f"{type(error).__name__}: {error}"
+                log.exception("connection failed worker=%s url=%s", self.name, self.url)
+                backoff = REFUSED_BACKOFF
             finally:
                 self._lose("connection lost")
             if self.state != "refused":
@@ -176,36 +226,67 @@ class WorkerConnection:
             backoff = backoff if self.state == "refused" else min(2 * backoff, MOST_BACKOFF)
 
     async def _greet(self, socket: ClientConnection) -> None:
-        await socket.send(encode(Hello(version=VERSION, epoch=self._epoch)))
+        await socket.send(encode(router_hello(self._epoch)))
         async with asyncio.timeout(HELLO_SECONDS):
             frame = decode_to_router(_binary(await socket.recv()))
         self.peer = check_hello(frame, self._model)
         self.load = Load()
         self.prefixes = PrefixIndex()
         self._outbound = asyncio.Queue()
-        self._outbound.put_nowait(Resync())
+        self._post(Resync())
         assert isinstance(frame, Hello)
+        self._watched = ALIVE in frame.capabilities
+        self._heard = asyncio.get_running_loop().time()
         self._become("draining" if frame.draining else "ready", "draining" if frame.draining else "")
 
     async def _exchange(self, socket: ClientConnection) -> None:
-        sender = asyncio.create_task(self._send(socket))
+        self._cut = None
+
+        def cut(reason: str) -> None:
+            """A part of the connection is gone: so is the connection."""
+            self._cut = reason
+            socket.transport.abort()
+
+        started = [self._tasks.start(self._send(socket), f"sender to {self.name}", cut)]
+        if self._watched:
+            started.append(self._tasks.start(self._watch(cut), f"watch of {self.name}", cut))
         try:
             with faults.closable(socket.transport.abort):
                 async for data in socket:
-                    self._dispatch(decode_to_router(_binary(data)))
+                    self._heard = asyncio.get_running_loop().time()
+                    for frame in readable(_binary(data)):
+                        self._dispatch(frame)
         finally:
-            sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError, WebSocketException):
-                await sender
+            await self._tasks.stop(*started)
+        if self._cut is not None:
+            raise OSError(self._cut)
 
     async def _send(self, socket: ClientConnection) -> None:
         while True:
-            frame = await self._outbound.get()
-            await socket.send(encode(frame))
+            frame, data = await self._outbound.get()
+            await socket.send(data)
             if isinstance(frame, Reserve):
                 faults.hit("router.reserved")
             elif isinstance(frame, Submit) and frame.lease is not None:
                 faults.hit("router.submitted")
+
+    async def _watch(self, cut: Callable[[str], None]) -> None:
+        """A worker that has requests of ours says so regularly."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SILENT_SECONDS / 10)
+            silent = loop.time() - self._heard
+            if self._streams and silent > SILENT_SECONDS:
+                log.error("worker says nothing worker=%s url=%s seconds=%.0f", self.name, self.url, silent)
+                cut(f"the worker said nothing for {silent:.0f} s")
+
+    def _take_alive(self, requests: list[str]) -> None:
+        known = set(requests)
+        missing = [id for id in self._streams if id not in known]
+        self._missed = {id: self._missed.get(id, 0) + 1 for id in missing}
+        for id in [id for id, times in self._missed.items() if times >= MISSED]:
+            log.error("worker lost a request worker=%s request=%s", self.name, id)
+            self._give(id, Delta(id, failure=Failure("request_lost", "the worker does not know the request")))
 
     def _dispatch(self, frame: ToRouter) -> None:
         match frame:
@@ -220,9 +301,11 @@ class WorkerConnection:
             case CacheEvents():
                 if self.prefixes.apply(frame):
                     log.warning("cache events lost worker=%s seq=%d", self.name, frame.seq)
-                    self._outbound.put_nowait(Resync())
+                    self._post(Resync())
             case Drain():
                 self._become("draining", "draining")
+            case Alive(requests):
+                self._take_alive(requests)
             case Hello():
                 raise Refused("a second hello")
 
@@ -234,6 +317,7 @@ class WorkerConnection:
     def _lose(self, reason: str) -> None:
         self.peer = None
         self._expected.clear()
+        self._missed.clear()
         lost, self._streams = self._streams, {}
         self._unused.set()
         for sink in lost.values():

@@ -7,11 +7,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvasir_engine.api.parsing import PARSE_HELP, ParseSpecial, parse_special
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from kvasir_engine.router.pool import WorkerPool
 
 log = logging.getLogger("router")
 
@@ -136,6 +141,7 @@ async def run_router(options: RouterOptions) -> None:
     from kvasir_engine.router.pool import WorkerPool
     from kvasir_engine.router.status import show_status
     from kvasir_engine.router.verify import PairVerifier
+    from kvasir_engine.supervise import Supervisor, end_process
 
     if bool(options.workers) == bool(options.watch_pods):
         raise DiscoveryError("name the workers with --worker or with --watch-pods, one of the two")
@@ -148,7 +154,8 @@ async def run_router(options: RouterOptions) -> None:
     name = options.served_model_name or options.model
     folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
     model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens)
-    registry, lifecycle, pool = CollectorRegistry(), Lifecycle(), WorkerPool(name)
+    tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
+    registry, lifecycle, pool = CollectorRegistry(), Lifecycle(), WorkerPool(name, tasks)
     client = PooledClient(
         pool,
         registry=registry,
@@ -158,8 +165,8 @@ async def run_router(options: RouterOptions) -> None:
         hold_requests=options.hold_requests,
     )
     verifier = PairVerifier(pool, client.canary, client.quarantine, registry)
-    following = asyncio.create_task(pool.follow(discovery))
-    verifying = asyncio.create_task(verifier.run())
+    following = tasks.start(_follow(pool, discovery), "discovery of workers")
+    verifying = tasks.start(verifier.run(), "verifying of pairs")
     try:
         threads = max(2, min(8, os.cpu_count() or 1))
         with ThreadPoolExecutor(threads, "kvasir-tokenizer") as executor:
@@ -171,16 +178,23 @@ async def run_router(options: RouterOptions) -> None:
                 executor=executor,
                 long_ones=threads - 1,
                 keys=keys,
+                over=lambda: tasks.reason,
             )
             leaving = Leaving(lifecycle, options.drain_seconds)
             leaving.mount(app)
             show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            await serve(app, sock, leaving)
+            await serve(app, sock, leaving, tasks.over)
     finally:
         await client.close()
-        for task in (following, verifying):
-            task.cancel()
-        await asyncio.gather(following, verifying, return_exceptions=True)
+        await tasks.stop(following, verifying)
         await pool.close()
+    if tasks.reason is not None:
+        end_process(tasks.reason)
+
+
+async def _follow(pool: "WorkerPool", discovery: "AsyncIterator[Mapping[str, str]]") -> None:
+    """As the pool has it. A discovery that has said all it will say (fixed URLs) is not over."""
+    await pool.follow(discovery)
+    await asyncio.Event().wait()

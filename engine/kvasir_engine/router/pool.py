@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from kvasir_engine.router.connection import WorkerConnection
+from kvasir_engine.router.connection import REFUSED_BACKOFF, WorkerConnection
+from kvasir_engine.supervise import Supervisor
 
 log = logging.getLogger("router")
 
@@ -17,13 +18,14 @@ log = logging.getLogger("router")
 class WorkerPool:
     """Connections to every worker that discovery names. Use inside one event loop; `close` it at the end.
 
-    `model` is what the workers' hellos must name; empty to take any.
+    `model` is what the workers' hellos must name; empty to take any. A connection's task that ends starts again.
     """
 
-    def __init__(self, model: str = "") -> None:
+    def __init__(self, model: str = "", tasks: Supervisor | None = None) -> None:
         self.epoch = time.time_ns()
         self._model = model
         self._workers: dict[str, WorkerConnection] = {}
+        self._supervisor = tasks or Supervisor()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -31,6 +33,8 @@ class WorkerPool:
         self.max_length = 0
         """Most tokens a sequence may have on any ready worker that decodes; while there is none as before, as a
         request whose worker is lost before it was sent is not too long. 0 until there was one."""
+
+    _closed = False
 
     async def follow(self, discovery: AsyncIterator[Mapping[str, str]]) -> None:
         """Keep the pool as `discovery` says, until it ends or this is cancelled."""
@@ -41,28 +45,40 @@ class WorkerPool:
         """Connect to `workers`, a name by URL, and leave all others once their streams have ended."""
         for url in self._workers.keys() - workers.keys():
             log.info("worker gone worker=%s url=%s", self._workers[url].name, url)
-            leaving = asyncio.create_task(self._leave(self._workers.pop(url), self._tasks.pop(url)))
+            worker = self._workers.pop(url)
+            leaving = self._supervisor.start(
+                self._leave(worker, self._tasks.pop(url)), f"leaving {worker.name}", worker.abandon
+            )
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
         for url in workers.keys() - self._workers.keys():
             worker = WorkerConnection(workers[url], url, self.epoch, self._model, self._note_change)
             self._workers[url] = worker
-            self._tasks[url] = asyncio.create_task(worker.run())
+            self._run(url, worker)
         self._note_change()
+
+    def _run(self, url: str, worker: WorkerConnection) -> None:
+        def ended(reason: str) -> None:
+            worker.abandon(reason)
+            asyncio.get_running_loop().call_later(REFUSED_BACKOFF, again)
+
+        def again() -> None:
+            if self._workers.get(url) is worker and not self._closed:
+                self._run(url, worker)
+
+        self._tasks[url] = self._supervisor.start(worker.run(), f"connection to {worker.name}", ended)
 
     async def _leave(self, worker: WorkerConnection, task: asyncio.Task[None]) -> None:
         try:
             await worker.unused()
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await self._supervisor.stop(task)
+            self._supervisor.forget(asyncio.current_task())
 
     async def close(self) -> None:
         """Close every socket; the workers abort what was submitted on them."""
-        tasks = [*self._tasks.values(), *self._leaving]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._closed = True
+        await self._supervisor.stop(*self._leaving, *self._tasks.values())
 
     def _note_change(self) -> None:
         lengths = [each.peer.max_length for each in self.ready() if each.peer and each.peer.role != "prefill"]

@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from kvasir_engine.router.attempt import Target
+from kvasir_engine.supervise import Supervisor
 
 log = logging.getLogger("router")
 
@@ -27,6 +28,7 @@ class Quarantine:
     def __init__(self, canary: Canary, interval: float = CANARY_SECONDS) -> None:
         self._canary = canary
         self._interval = interval
+        self._tasks = Supervisor()
         self._probes: dict[Pair, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
@@ -41,23 +43,24 @@ class Quarantine:
         pair = prefill.peer.endpoint.agent, decode.peer.endpoint.agent
         if pair not in self._probes:
             log.error("pair quarantined prefill=%s decode=%s", prefill.worker.name, decode.worker.name)
-            self._probes[pair] = asyncio.create_task(self._probe(pair, prefill, decode))
+            probe = self._probe(pair, prefill, decode)
+            name = f"canary from {prefill.worker.name} to {decode.worker.name}"
+            # A pair is released by its end, however it ended; the next page that comes wrong brings it back.
+            self._probes[pair] = self._tasks.start(probe, name, lambda _: None)
 
     async def close(self) -> None:
         """Stop probing."""
-        probes = list(self._probes.values())
-        for probe in probes:
-            probe.cancel()
-        await asyncio.gather(*probes, return_exceptions=True)
+        await self._tasks.stop(*self._probes.values())
 
     async def _probe(self, pair: Pair, prefill: Target, decode: Target) -> None:
         try:
             while True:
                 await asyncio.sleep(self._interval * random.uniform(0.8, 1.2))
                 if not (prefill.available() and decode.available()):
-                    return  # gone, and whoever comes back is another agent
+                    break  # gone, and whoever comes back is another agent
                 if await self._canary(prefill, decode):
                     log.info("pair released prefill=%s decode=%s", prefill.worker.name, decode.worker.name)
-                    return
+                    break
+            self._tasks.forget(asyncio.current_task())
         finally:
-            del self._probes[pair]
+            self._probes.pop(pair, None)

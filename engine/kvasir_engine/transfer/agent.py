@@ -24,6 +24,8 @@ from kvasir_engine.protocol import Address, Endpoint, Fingerprint, Region
 from kvasir_engine.transfer.fabric import Fabric, fabric_env
 from kvasir_engine.transfer.layout import Cut, Offsets, Route, Shape, routes
 
+_UNREACHABLE = (nixlInvalidParamError, nixlMismatchError, nixlBackendError, nixlNotFoundError, ValueError)
+
 Pages = tuple[int, ...]
 """Of two pools whose pages have different sizes, blocks (`layout.py`)."""
 
@@ -47,6 +49,7 @@ class Transfer:
 @dataclass(frozen=True)
 class _Peer:
     region: Region
+    fingerprint: Fingerprint
     to: Route | None  # what goes from here to there
     from_: Route | None
     layers: nixl_prepped_dlist_handle | None  # where pages are pages on both sides
@@ -99,13 +102,24 @@ class Agent:
             self.meet(peer)
             region = peer.region
             layers = None
+            # Of all of it first: what the peer did not register is refused before a table of it is made.
+            whole_region = [(region.address, region.pages * region.page_bytes, region.device)]
+            self._nixl.prep_xfer_dlist(peer.agent, whole_region, region.memory).release()
             if whole:
                 layers = self._nixl.prep_xfer_dlist(peer.agent, self._table(region), region.memory)
         except nixlRemoteDisconnectError as error:
             raise PeerDied(peer.agent) from error
-        except (nixlInvalidParamError, nixlMismatchError, nixlBackendError) as error:
+        except _UNREACHABLE as error:
             raise Refused(f"NIXL cannot reach {peer.agent}: {error}") from error
-        self._peers[peer.agent] = _Peer(region, to, from_, layers)
+        self._peers[peer.agent] = _Peer(region, endpoint.fingerprint, to, from_, layers)
+
+    def differs(self, endpoint: Endpoint, rank: int) -> bool:
+        """Whether a rank of the peer is known with another pool, or another way to divide it."""
+        if rank > len(endpoint.others):
+            return False
+        peer = endpoint.address(rank)
+        known = self._peers.get(peer.agent)
+        return known is not None and (known.region, known.fingerprint) != (peer.region, endpoint.fingerprint)
 
     def meet(self, peer: Address) -> None:
         """Make `notify` reach the peer. Raises Refused, or PeerDied."""
@@ -115,7 +129,7 @@ class Agent:
             name = self._nixl.add_remote_agent(peer.metadata).decode()
         except nixlRemoteDisconnectError as error:
             raise PeerDied(peer.agent) from error
-        except (nixlInvalidParamError, nixlMismatchError, nixlBackendError) as error:
+        except _UNREACHABLE as error:
             raise Refused(f"NIXL cannot reach {peer.agent}: {error}") from error
         if name != peer.agent:
             raise Refused(f"metadata is of agent {name!r}, not {peer.agent!r}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from kvasir_engine import faults
-from kvasir_engine.protocol import Endpoint, Lease, Loan
+from kvasir_engine.protocol import BadFrame, Endpoint, Lease, Loan
 from kvasir_engine.transfer import holder, lending, messages, writer
 from kvasir_engine.transfer.agent import Agent, PeerDied, Refused
 from kvasir_engine.transfer.beside import DigestThread
@@ -29,6 +29,8 @@ from kvasir_engine.transfer.writer import Key, Push, Writer
 
 log = logging.getLogger("transfer")
 
+MOST_EARLY = 1024
+"""Notifications that wait for rank 0's grant."""
 DIED = "the worker at the other end died"
 
 _Effect = Event | holder.Ask | holder.Verify | writer.Post | writer.Announce | writer.Tell
@@ -71,7 +73,14 @@ class Carrier:
 
     def obey(self, command: AnyCommand) -> None:
         """Carry out a command."""
-        self._apply(self._obey(command, time.monotonic()))
+        try:
+            self._apply(self._obey(command, time.monotonic()))
+        except Exception as error:
+            log.exception("a command broke")
+            failed = _failed(command, f"{type(error).__name__}: {error}")
+            if failed is None:
+                raise
+            self._apply(failed)
 
     def push(self, key: Key, push: Push, computed: float) -> None:
         """Copy pages, whose last layer was computed at the moment `computed`, in all parts of a lease."""
@@ -90,7 +99,11 @@ class Carrier:
         early = [(agent, data) for lease, agent, data in self._early if lease <= self._known]
         self._early = [each for each in self._early if each[0] > self._known]
         for agent, data in [*early, *arrived]:
-            self._apply(self._receive(agent, data, time.monotonic()))
+            try:
+                self._apply(self._receive(agent, data, time.monotonic()))
+            except Exception as error:  # a peer's message is not to end what serves the others
+                log.exception("a notification broke agent=%s", agent)
+                self._emit(holder.Rejected(agent[:256], 0, f"{type(error).__name__}: {error}"[:1024]))
         for key, push in self._underway.copies():
             try:
                 ended = self._underway.ended(key, push)
@@ -158,12 +171,21 @@ class Carrier:
     def _connect(self, lease: int, to: Endpoint, rank: int) -> holder.Reclaimed | None:
         """Why a part of a lease or loan of ours ends at once."""
         try:
-            self._agent.connect(to, rank)
+            self._meet(to, rank)
         except PeerDied:
             return holder.Reclaimed(lease, "writer_died", DIED, writer=to.agent_of(rank))
         except Refused as refused:
             return holder.Reclaimed(lease, "never_connected", str(refused), writer=to.agent_of(rank))
         return None
+
+    def _meet(self, to: Endpoint, rank: int) -> None:
+        """Connect to a rank. One that has another pool than it had is met anew, unless something is open."""
+        agent = to.agent_of(rank)
+        if self._agent.differs(to, rank):
+            if self._holder.knows(agent) or self._writer.knows(agent):
+                raise Refused(f"{agent} is known with another pool, and in use")
+            self._agent.forget(agent)
+        self._agent.connect(to, rank)
 
     def _open(self, to: Endpoint, lease: int, epoch: int, deadline: float, reading: bool = False) -> _Effects:
         """Begin to write, or to read, under a lease or loan of another worker."""
@@ -174,7 +196,7 @@ class Carrier:
             if reading:
                 self._reads.open(part)
             try:
-                self._agent.connect(to, rank)
+                self._meet(to, rank)
                 effects += self._writer.open(part, epoch, deadline, reading)
             except PeerDied:
                 effects.append(writer.Failed(part, DIED))
@@ -194,9 +216,9 @@ class Carrier:
     def _receive(self, agent: str, data: bytes, now: float) -> _Effects:
         try:
             message = messages.decode(data)
-        except msgspec.DecodeError as error:
+        except BadFrame as error:
             log.warning("unreadable notification agent=%s error=%s", agent, error)
-            return []
+            return [holder.Rejected(agent[:256], 0, f"unreadable: {error}"[:1024])]
         self._holder.heard(agent, now)
         match message:
             case Release(sender=sender):
@@ -216,6 +238,8 @@ class Carrier:
                 return [effect for push in waiting for effect in self._writer.push((agent, lease), push, now)]
             case _ if self._rank and message.epoch == self._endpoint.epoch and message.lease > self._known:
                 # Rank 0 counts leases up, and its grant comes over a network: the writer's word was faster.
+                if len(self._early) >= MOST_EARLY:
+                    return [holder.Rejected(agent[:256], message.lease, "too many of leases that are not granted")]
                 self._early.append((message.lease, agent, data))
                 return []
             case _:
@@ -246,6 +270,9 @@ class Carrier:
                 self._underway.write(post)
         except PeerDied:
             return self._died(post.key[0])
+        except ValueError as error:  # what the lease says does not fit the peer's pool
+            log.warning("nothing is copied agent=%s lease=%d reason=%s", *post.key, error)
+            return self._writer.ended(post.key, post.push, False, time.monotonic())
         return []
 
     def _ended(self, ended: Ended) -> _Effects:
@@ -336,3 +363,14 @@ class Carrier:
             del self._digested[each]
         self._reads.close(part)
         self._opened.close(part)
+
+
+def _failed(command: AnyCommand, why: str) -> list[Event] | None:
+    """What ends by a command that broke before anybody was told of it; None where something may go on."""
+    match command:
+        case Open(to, lease):
+            return [writer.Failed((to.agent, lease.id), why)]
+        case Read(to, loan):
+            return [writer.Failed((to.agent, loan.id), why)]
+        case _:
+            return None

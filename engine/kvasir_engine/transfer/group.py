@@ -117,6 +117,11 @@ class HandoffGroup:
         """As Handoff has it."""
         self._command(Withdraw(key, reason))
 
+    def busy(self, to: Endpoint, lease: int) -> bool:
+        """Whether a lease or loan with this number is open with any rank of `to`."""
+        agents = {to.agent, *(each.agent for each in to.others)}
+        return self._pushes.knows(agents, lease)
+
     # -- pages that are read back
 
     def reads(self, peer: Endpoint) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvasir_engine.protocol import Endpoint, Lease
+from kvasir_engine.supervise import Ended
 from kvasir_engine.transfer.agent import Agent
 from kvasir_engine.transfer.beside import DigestThread
 from kvasir_engine.transfer.carrier import Carrier
@@ -56,7 +57,8 @@ class Handoff(threading.Thread):
     """Runs until `stop`. `make_agent` is called on the thread, which then owns the agent.
 
     `digest` computes the digests of pages of our pool, those of what is written beside the copy; None where digests
-    are off. `intake`, on ranks other than 0, returns rank 0's commands that have arrived.
+    are off. `ended` hears of any end but by `stop`. `intake`, on ranks other than 0, returns rank 0's commands
+    that have arrived.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class Handoff(threading.Thread):
         digest: Digester | None,
         rank: int = 0,
         intake: Callable[[], list[AnyCommand]] | None = None,
+        ended: Ended | None = None,
     ) -> None:
         super().__init__(name="kvasir-transfer", daemon=True)
         self._make_agent = make_agent
         self._emit = emit
         self._rank = rank
+        self._ended = ended
         self._intake = intake
         self._verifies = digest is not None
         self._taken = 0  # of rank 0's commands
@@ -81,6 +85,8 @@ class Handoff(threading.Thread):
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self.endpoint: Endpoint
+
+    _stopping = False
 
     def start(self) -> None:
         """Start the thread and wait for the agent. Raises what its creation raised."""
@@ -142,13 +148,19 @@ class Handoff(threading.Thread):
             return
         finally:
             self._ready.set()
+        why = "the transfer thread ended"
         try:
             self._carry(agent, carrier)
-        except Exception:
+        except BaseException as error:
             log.exception("the transfer thread ends; the worker is unhealthy from now on")
+            why = f"the transfer thread failed: {type(error).__name__}: {error}"
         finally:
-            self._digests.close()
-            agent.close()
+            try:
+                self._digests.close()
+                agent.close()
+            finally:
+                if not self._stopping and self._ended is not None:
+                    self._ended(why)
 
     def _carry(self, agent: Agent, carrier: Carrier) -> None:
         progressed = False
@@ -167,6 +179,7 @@ class Handoff(threading.Thread):
             for command in self._due():
                 match command:
                     case None:
+                        self._stopping = True
                         return
                     case _Pushed(key, push, computed):
                         carrier.push(key, push, computed)

@@ -121,6 +121,10 @@ class Holder:
     def __len__(self) -> int:
         return len(self._parts)
 
+    def knows(self, agent: str) -> bool:
+        """Whether a part is the agent's."""
+        return any(writer == agent for _, writer in self._parts)
+
     @property
     def fenced(self) -> int:
         """Parts that wait for a proof."""

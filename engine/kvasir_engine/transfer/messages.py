@@ -4,16 +4,20 @@
 message names the lease and the epoch of the worker that granted it; the sender is known from its agent's name.
 """
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
-from kvasir_engine.protocol import Address, TokenLogprobs
+from kvasir_engine.bounds import MOST_ITEMS, Count, Pages, Small, Text, Token, Word64, Words
+from kvasir_engine.protocol import Address, BadFrame, TokenLogprobs
 
 
-class Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
+class Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, forbid_unknown_fields=True):
     """Base of the notifications. `lease` and `epoch` are the granting (decode) worker's."""
 
-    lease: int
-    epoch: int
+    lease: Count
+    epoch: Count
 
 
 class Complete(Message, frozen=True):
@@ -23,9 +27,9 @@ class Complete(Message, frozen=True):
     `tokens`, `logprobs` its log-probabilities as on the router's wire.
     """
 
-    tokens: int
-    pages: int
-    token: int
+    tokens: Small
+    pages: Small
+    token: Token
     logprobs: TokenLogprobs | None = None
 
 
@@ -36,9 +40,9 @@ class Written(Message, frozen=True):
     order, and pages after the pages before them.
     """
 
-    first: int
-    layers: tuple[int, int]
-    digests: list[int]
+    first: Small
+    layers: tuple[Small, Small]
+    digests: Annotated[list[Word64], Meta(min_length=1, max_length=MOST_ITEMS)]
 
 
 class Lent(Message, frozen=True):
@@ -47,8 +51,12 @@ class Lent(Message, frozen=True):
     Blocks and digests are those of what goes from this rank to that one (`layout.py`).
     """
 
-    pages: list[int]
-    digests: list[int]
+    pages: Pages
+    digests: Words
+
+    def __post_init__(self) -> None:
+        if len(self.pages) != len(self.digests):
+            raise ValueError(f"digests: {len(self.digests)} of {len(self.pages)} pages")
 
 
 class Stopped(Message, frozen=True):
@@ -57,7 +65,7 @@ class Stopped(Message, frozen=True):
     Reader to holder: I have read what I wanted, or gave up, and read no more.
     """
 
-    reason: str
+    reason: Text
 
 
 class Ping(Message, frozen=True):
@@ -89,5 +97,8 @@ def encode(message: AnyMessage) -> bytes:
 
 
 def decode(data: bytes) -> AnyMessage:
-    """A message from a peer. Raises msgspec.ValidationError or msgspec.DecodeError."""
-    return _decoder.decode(data)
+    """A message from a peer. Raises BadFrame."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BadFrame(str(error)) from error

@@ -112,6 +112,10 @@ class Pushes:
         for _, agent in pushing.parts:
             self._lease_of[agent, key[1]] = key
 
+    def knows(self, agents: Iterable[str], lease: int) -> bool:
+        """Whether a part of a lease with this number is open with one of these agents."""
+        return any((agent, lease) in self._lease_of for agent in agents)
+
     def push(self, key: Key, push: Push) -> None:
         """`push`, of all layers or of the last, is to end in every part."""
         pushing = self._leases.get(key)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from kvasir_engine.transfer.writer import Key, Push
 
-LOANS = 1024
-"""Loans whose digests are kept until the prompt comes."""
+LOANS, BLOCKS = 1024, 1 << 20
+"""Loans, and blocks of them, whose digests are kept until the prompt comes."""
 
 
 @dataclass
@@ -21,21 +21,24 @@ class Reads:
     def __init__(self) -> None:
         self._reads: dict[Key, _Read] = {}
         self._lent: OrderedDict[Key, dict[int, int]] = OrderedDict()  # digests of loans that nobody reads yet
+        self._blocks = 0  # of these
 
     def __contains__(self, part: Key) -> bool:
         return part in self._reads
 
     def open(self, part: Key) -> None:
         """Begin to read under `part`."""
-        self._reads[part] = _Read(self._lent.pop(part, None))
+        self._reads[part] = _Read(self._take(part))
 
     def lent(self, part: Key, digests: dict[int, int]) -> list[Push]:
         """The digests of what is lent, by block of the lender's. Returns the pushes that waited for them."""
         read = self._reads.get(part)
         if read is None:
+            self._blocks -= len(self._lent.pop(part, ()))
             self._lent[part] = digests
-            if len(self._lent) > LOANS:
-                self._lent.popitem(last=False)
+            self._blocks += len(digests)
+            while len(self._lent) > LOANS or self._blocks > BLOCKS:
+                self._blocks -= len(self._lent.popitem(last=False)[1])
             return []
         read.digests, waiting = digests, read.waiting
         read.waiting = []
@@ -57,4 +60,9 @@ class Reads:
     def close(self, part: Key) -> None:
         """The part has ended. Idempotent."""
         self._reads.pop(part, None)
-        self._lent.pop(part, None)
+        self._take(part)
+
+    def _take(self, part: Key) -> dict[int, int] | None:
+        digests = self._lent.pop(part, None)
+        self._blocks -= len(digests or ())
+        return digests

@@ -125,6 +125,10 @@ class Writer:
     def __len__(self) -> int:
         return len(self._leases)
 
+    def knows(self, agent: str) -> bool:
+        """Whether a lease is the agent's."""
+        return any(holder == agent for holder, _ in self._leases)
+
     def open(self, key: Key, epoch: int, deadline: float, reading: bool = False) -> Iterable[Effect]:
         """Begin to write under a lease, or to read under a loan. Fails at once if it has ended already.
 

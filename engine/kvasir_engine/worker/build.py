@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from kvasir_engine import supervise
 from kvasir_engine.attention.choose import BackendName, refuse_missing
 from kvasir_engine.errors import UserError
 from kvasir_engine.kv.digests import NONE, TOKENS
@@ -80,17 +81,22 @@ class EngineOptions:
 
 
 def build(
-    options: EngineOptions, role: Role, moves_kv: bool, leave: Callable[[], None] = lambda: None
+    options: EngineOptions,
+    role: Role,
+    moves_kv: bool,
+    leave: Callable[[], None] = lambda: None,
+    ended: supervise.Ended | None = None,
 ) -> tuple[EngineThread, HandoffGroup | None]:
     """Load the model, with the other nodes if there are any, and start the threads.
 
-    `leave` hears that another node has to go. Raises UserError for what the user can mend.
+    `leave` hears that another node has to go, `ended` that a thread has ended. Raises UserError for what
+    the user can mend.
     """
     check(options)
     graphs = graphs_of(options, role)
     door = None if options.nodes is None else Door(options.nodes, leave)
     try:
-        return _build(options, graphs, role, moves_kv, door)
+        return _build(options, graphs, role, moves_kv, door, ended)
     except UserError as error:
         if door is not None:
             door.tell(Ended(f"node 0 cannot start: {error}"))
@@ -98,7 +104,12 @@ def build(
 
 
 def _build(
-    options: EngineOptions, graphs: int, role: Role, moves_kv: bool, door: Door | None
+    options: EngineOptions,
+    graphs: int,
+    role: Role,
+    moves_kv: bool,
+    door: Door | None,
+    ended: supervise.Ended | None,
 ) -> tuple[EngineThread, HandoffGroup | None]:
     folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
@@ -142,13 +153,16 @@ def _build(
         choose_fabric(options.fabric, runner.device.type == "cuda")
         region = region_of(runner)
         digest = digester_of(runner, fingerprint) if options.kv_digests else None
-        own = Handoff(lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest)
+        own = Handoff(
+            lambda: Agent(epoch, region, fingerprint), lambda event: report(0, event), digest, ended=ended
+        )
         own.start()
         handoff = HandoffGroup(own, ranks)
     overlap = options.overlap == "on" or (options.overlap == "auto" and runner.device.type == "cuda")
     thread = EngineThread(
         Engine(runner, role, limits, max_length, epoch, handoff, options.queue, overlap=overlap),
         options.check_pages,
+        ended,
     )
     thread.start()
     log.info(

@@ -1,6 +1,7 @@
 """Where the other nodes of a worker come in: the leader's listening socket, and who is there."""
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -10,9 +11,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 from kvasir_engine.api.server import PortTaken
+from kvasir_engine.supervise import Expected, start_thread
 from kvasir_engine.worker import nodes
 from kvasir_engine.worker.nodes import (
     AnyFrame,
@@ -33,6 +36,9 @@ FATE_SECONDS = 0.5
 WAIT_SECONDS = 10.0
 """Between two lines that say for whom the leader waits."""
 GREETED_AT_ONCE = 32
+OVERRUN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EINTR)
+"""What passes: descriptors run out, or who came has gone."""
+OVERRUN_SECONDS = 0.1
 BACKLOG = 128
 
 
@@ -105,7 +111,7 @@ class Door:
     def open(self, ended: Callable[[str], None]) -> None:
         """Let nodes in. `ended` hears why one that had joined is not there any more."""
         self._ended = ended
-        threading.Thread(target=self._accept, name="kvasir-nodes", daemon=True).start()
+        start_thread(self._accept, "kvasir-nodes", ended)
 
     def wait(self) -> list[Joined]:
         """All ranks of the other nodes, once they are there."""
@@ -149,7 +155,14 @@ class Door:
     def _accept(self) -> None:
         greeting = ThreadPoolExecutor(GREETED_AT_ONCE, "kvasir-greeting")
         while True:
-            sock, address = self._listening.accept()
+            try:
+                sock, address = self._listening.accept()
+            except OSError as error:
+                if error.errno not in OVERRUN:
+                    raise
+                log.warning("cannot let anybody in reason=%r", str(error))
+                time.sleep(OVERRUN_SECONDS)
+                continue
             greeting.submit(self._greet, sock, _plain(address[0]))
 
     def _greet(self, sock: socket.socket, address: str) -> None:
@@ -164,8 +177,8 @@ class Door:
                 log.warning("refused %s address=%s reason=%r", nodes.named(hello), address, reason)
                 nodes.send(sock, Refused(reason))
                 sock.close()
-        except (OSError, ValueError) as error:
-            log.warning("refused address=%s reason=%r", address, str(error))
+        except Exception as error:  # of whoever came, not of those who are there
+            log.warning("refused address=%s reason=%r", address, f"{type(error).__name__}: {error}")
             sock.close()
 
     def _let_in(self, hello: Hello, sock: socket.socket, address: str) -> str | None:
@@ -182,7 +195,7 @@ class Door:
             if hello.channel == "node":
                 node = self._nodes[hello.node] = Node(hello.node, sock, address)
                 log.info("node joined node=%d address=%s", hello.node, address)
-                threading.Thread(target=self._read, args=[node], daemon=True).start()
+                start_thread(partial(self._read, node), f"kvasir-node-{node.number}", self._ended)
             self._changed.notify_all()
         return None
 
@@ -201,6 +214,7 @@ class Door:
         node.left()
         count = self._where.count
         self._ended(f"node {node.number} of {count} at {node.address} {nodes.loss(error)}")
+        raise Expected
 
 
 def _listen(where: Nodes) -> socket.socket:

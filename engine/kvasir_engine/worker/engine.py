@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvasir_engine import faults
 from kvasir_engine.kv.pages import OutOfPages, Owner
-from kvasir_engine.protocol import Delta, Leased, Load, Reserve, Role, Submit
+from kvasir_engine.protocol import Delta, Endpoint, Lease, Leased, Load, Reserve, Role, Submit
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
 from kvasir_engine.scheduler.queue import QueueLimits, WaitingQueue
 from kvasir_engine.scheduler.schedule import Limits, Plan, schedule
@@ -24,6 +24,7 @@ from kvasir_engine.transfer.parts import Event
 from kvasir_engine.worker.batching import batch_of
 from kvasir_engine.worker.cache import Cache
 from kvasir_engine.worker.endings import Endings
+from kvasir_engine.worker.entry import fault_of_endpoint, fault_of_lease
 from kvasir_engine.worker.flight import Flight, Flights
 from kvasir_engine.worker.leases import Leases, Refused
 from kvasir_engine.worker.pushes import Pushes
@@ -97,6 +98,40 @@ class Engine:
 
     def submit(self, session: int, frame: Submit) -> None:
         """A new request; bad ones are answered with a failure."""
+        self._guarded(session, frame.id, lambda: self._submit(session, frame))
+
+    def reserve(self, session: int, frame: Reserve) -> None:
+        """A new request whose prompt another worker computes, unless little of it is missing here."""
+        self._guarded(session, frame.id, lambda: self._reserve(session, frame))
+
+    def refuse(self, session: int, request: str, message: str, code: str = "bad_request") -> None:
+        """Fail a request that was asked for in a frame that cannot be read, or that is at fault otherwise."""
+        job = self.jobs.get((session, request))
+        if job is None:
+            self.requests.refuse(session, request, code, message)
+        else:
+            self.endings.fail(job, code, message)
+
+    def _in_use(self, lease: Lease, to: Endpoint) -> bool:
+        """Whether a number of the lease stands for another already. A loan that is read is not read twice."""
+        assert self.handoff is not None
+        if self.handoff.busy(to, lease.id):
+            return True
+        loan = lease.loan
+        return (
+            loan is not None and (to.agent, loan.id) not in self.readback.reads and self.handoff.busy(to, loan.id)
+        )
+
+    def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
+        """What a frame breaks breaks its own request."""
+        try:
+            work()
+        except Exception as error:
+            log.exception("a request broke request=%r", request)
+            why = f"the request cannot be taken: {type(error).__name__}: {error}"
+            self.refuse(session, request, why, "internal_error")
+
+    def _submit(self, session: int, frame: Submit) -> None:
         refuse = self.requests.refuse
         if (frame.lease is None) != (frame.to is None):
             return refuse(session, frame.id, "bad_request", "a lease needs its holder's endpoint")
@@ -104,6 +139,14 @@ class Engine:
             return refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
         if frame.lease is not None and (self.role == "decode" or self.handoff is None):
             return refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
+        if frame.lease is not None and frame.to is not None and self.handoff is not None:
+            wrong = fault_of_endpoint("to", frame.to, self.handoff.endpoint) or fault_of_lease(
+                frame.lease, frame.to
+            )
+            if wrong is None and self._in_use(frame.lease, frame.to):
+                wrong = "the lease is in use"
+            if wrong is not None:
+                return refuse(session, frame.id, "bad_lease", wrong)
         job = self.requests.new(session, frame)
         if job is None:
             return None
@@ -118,11 +161,13 @@ class Engine:
             self.waiting.add(job.sequence)
         return None
 
-    def reserve(self, session: int, frame: Reserve) -> None:
-        """A new request whose prompt another worker computes, unless little of it is missing here."""
+    def _reserve(self, session: int, frame: Reserve) -> None:
         if self.role == "prefill" or self.handoff is None:
             why = f"a {self.role} worker grants no leases"
             return self.requests.refuse(session, frame.id, "wrong_role", why)
+        problem = fault_of_endpoint("writer", frame.writer, self.handoff.endpoint)
+        if problem is not None:
+            return self.requests.refuse(session, frame.id, "bad_request", problem)
         job = self.requests.new(session, frame)
         if job is not None:
             job.sequence.remote = True
@@ -191,8 +236,12 @@ class Engine:
             self.waiting.add(sequence)
 
     def _settle(self, lease: int, complete: Complete) -> None:
+        vocab = self.runner.vocab
         match self.leases.settle(lease, complete):
             case Refused(job, why):
+                self.endings.fail(job, "handoff_failed", why)
+            case Job() as job if complete.token >= vocab:
+                why = f"prefill sampled token {complete.token}, which is none of {vocab}"
                 self.endings.fail(job, "handoff_failed", why)
             case Job() as job:
                 self.requests.run(job.sequence)

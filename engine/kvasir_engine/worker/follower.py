@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ from kvasir_engine.model.loader import choose_device
 from kvasir_engine.model.parallel import shard
 from kvasir_engine.model.source import resolve
 from kvasir_engine.protocol import Role
+from kvasir_engine.supervise import Expected, start_thread
 from kvasir_engine.worker import nodes
 from kvasir_engine.worker.build import EngineOptions, check, log_progress
 from kvasir_engine.worker.nodes import (
@@ -144,8 +146,8 @@ class Follower:
         except OSError as error:
             raise UserError(f"{self._leader.name} {nodes.loss(error)}") from None
         for rank in self._ranks:
-            threading.Thread(target=self._watch, args=[rank], daemon=True).start()
-        threading.Thread(target=self._read, name="kvasir-leader", daemon=True).start()
+            start_thread(partial(self._watch, rank), f"kvasir-watch-{rank}", self._end)
+        start_thread(self._read, "kvasir-leader", self._end)
         self._loaded.wait()
 
     # -- what Leaving asks
@@ -200,7 +202,7 @@ class Follower:
                         self._loaded.set()
                     case Closed():
                         self._close()
-                        return
+                        raise Expected
                     case Ended(reason):
                         self._end(reason)
         except (OSError, ValueError) as lost:
@@ -217,11 +219,11 @@ class Follower:
     def _watch(self, rank: int) -> None:
         """A rank that ends takes the worker with it, and the leader says why."""
         fate = fate_of(self._processes[rank].wait())
-        if self._closing.is_set():
-            return
-        self._tell(RankEnded(rank, fate))
-        if not self._closing.wait(REASON_SECONDS):
-            self._end(f"rank {rank} of {self._size} {fate}; the worker ends with it")
+        if not self._closing.is_set():
+            self._tell(RankEnded(rank, fate))
+            if not self._closing.wait(REASON_SECONDS):
+                self._end(f"rank {rank} of {self._size} {fate}; the worker ends with it")
+        raise Expected
 
     def _tell(self, frame: AnyFrame) -> None:
         with self._lock, contextlib.suppress(OSError):  # if it has gone, the reading thread knows

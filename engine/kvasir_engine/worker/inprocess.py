@@ -6,10 +6,16 @@ import itertools
 from collections.abc import AsyncGenerator
 
 from kvasir_engine.client import EngineError, GenerateRequest, Output
-from kvasir_engine.protocol import Delta, Step, Submit, ToRouter
+from kvasir_engine.protocol import Delta, Failure, Step, Submit, ToRouter
 from kvasir_engine.worker.thread import EngineThread
 
-STATUS = {"bad_request": 400, "context_length_exceeded": 400, "kv_pool_too_small": 400, "overloaded": 503}
+STATUS = {
+    "bad_request": 400,
+    "context_length_exceeded": 400,
+    "kv_pool_too_small": 400,
+    "overloaded": 503,
+    "engine_gone": 503,
+}
 
 
 class InProcessClient:
@@ -20,7 +26,8 @@ class InProcessClient:
         self._loop = asyncio.get_running_loop()
         self._streams: dict[str, asyncio.Queue[Delta]] = {}
         self._ids = itertools.count(1)
-        self._session = thread.attach(self._sink)
+        self._over: str | None = None
+        self._session = thread.attach(self._sink, self._ended)
 
     @property
     def max_length(self) -> int:
@@ -38,6 +45,8 @@ class InProcessClient:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
         """See EngineClient."""
         request_id = f"{next(self._ids)}-{request.id}"
+        if self._over is not None:
+            raise EngineError("engine_gone", self._over, 503)
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
         self._streams[request_id] = deltas
         submit = Submit(request_id, request.tokens, request.sampling, request.salt, priority=request.priority)
@@ -59,6 +68,16 @@ class InProcessClient:
     def _sink(self, frames: list[ToRouter]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server is going down
             self._loop.call_soon_threadsafe(self._dispatch, frames)
+
+    def _ended(self, reason: str) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._end_all, reason)
+
+    def _end_all(self, reason: str) -> None:
+        """No stream waits for an engine that is gone."""
+        self._over = reason
+        for id, stream in self._streams.items():
+            stream.put_nowait(Delta(id, failure=Failure("engine_gone", reason)))
 
     def _dispatch(self, frames: list[ToRouter]) -> None:
         for frame in frames:

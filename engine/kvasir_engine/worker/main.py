@@ -14,7 +14,7 @@ import typer
 
 from kvasir_engine.api.parsing import PARSE_HELP, ParseSpecial, parse_special
 from kvasir_engine.errors import UserError
-from kvasir_engine.protocol import VERSION, Hello, Role
+from kvasir_engine.protocol import CAPABILITIES, LATEST, VERSION, Hello, Role
 from kvasir_engine.scheduler.queue import QueueLimits
 from kvasir_engine.transfer.fabric import FABRICS
 from kvasir_engine.waiting import let_threads_sleep
@@ -232,6 +232,7 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
     from kvasir_engine.api.leaving import Leaving
     from kvasir_engine.api.server import check_port, end_at_sigterm, listen, serve
     from kvasir_engine.silence import notice_silence
+    from kvasir_engine.supervise import end_process
     from kvasir_engine.worker.build import build
     from kvasir_engine.worker.server import WorkerServer
 
@@ -242,7 +243,7 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
     def another_leaves() -> None:
         loop.call_soon_threadsafe(leave.set)
 
-    thread, handoff = await asyncio.to_thread(build, options, role, True, another_leaves)
+    thread, handoff = await asyncio.to_thread(build, options, role, True, another_leaves, end_process)
     assert handoff is not None
     hello = Hello(
         VERSION,
@@ -252,6 +253,8 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
         thread.engine.max_length,
         options.max_running,
         handoff.endpoint,
+        latest=LATEST,
+        capabilities=CAPABILITIES,
     )
     server = WorkerServer(thread, hello)
     leaving = Leaving(server, drain)
@@ -340,12 +343,13 @@ async def _serve(
     from kvasir_engine.api.server import serve as serve_app
     from kvasir_engine.api.tokenizer import load_served_model
     from kvasir_engine.model.source import resolve
+    from kvasir_engine.supervise import end_process
     from kvasir_engine.worker.build import build
     from kvasir_engine.worker.inprocess import InProcessClient
     from kvasir_engine.worker.metrics import EngineCollector
 
     check_port(host, port)
-    thread, _ = await asyncio.to_thread(build, options, "both", False)
+    thread, _ = await asyncio.to_thread(build, options, "both", False, ended=end_process)
     model = await asyncio.to_thread(load_served_model, resolve(options.model, options.revision), name, parse)
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     registry.register(EngineCollector(thread.engine))

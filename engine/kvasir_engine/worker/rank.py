@@ -25,6 +25,7 @@ from kvasir_engine.model.parallel import Ranks
 from kvasir_engine.model.runner import ModelRunner
 from kvasir_engine.model.threads import use_own_cores
 from kvasir_engine.protocol import Address, Fingerprint, Region
+from kvasir_engine.supervise import end_process, start_thread
 from kvasir_engine.transfer import writer
 from kvasir_engine.transfer.agent import Agent, choose_fabric
 from kvasir_engine.transfer.commands import AnyCommand
@@ -113,9 +114,9 @@ class Rank:
             digest,
             self._rank,
             self._reports.commands,
+            self._lost_handoff,
         )
         self._handoff.start()
-        threading.Thread(target=self._end_with_handoff, args=[self._handoff], daemon=True).start()
         endpoint = self._handoff.endpoint
         self._reports.send(Ready(Address(endpoint.agent, endpoint.metadata, endpoint.region)))
 
@@ -144,9 +145,8 @@ class Rank:
         self._handoff.after(frame.after)
         self._handoff.push(frame.key, frame.push())
 
-    def _end_with_handoff(self, handoff: Handoff) -> None:
-        handoff.join()
-        self._reports.send(Failed("has lost its transfer thread"))
+    def _lost_handoff(self, reason: str) -> None:
+        self._reports.send(Failed(f"has lost its transfer thread: {reason}"))
         os._exit(1)
 
     def _report(self, event: Event) -> None:
@@ -220,7 +220,7 @@ def main() -> None:
     log_to_stderr(prefix=f"rank{number}.")
     for each in (signal.SIGINT, signal.SIGTERM):  # a signal to the worker is not for its ranks to obey
         signal.signal(each, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start_thread(_end_with_parent, "kvasir-parent", end_process)
     steps, reports = (Connection(int(descriptor)) for descriptor in descriptors)
     channel = Reports(reports)
     status = 1

@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kvasir_engine import faults
 from kvasir_engine.protocol import Address
+from kvasir_engine.supervise import Expected, start_thread
 from kvasir_engine.worker import frames
 from kvasir_engine.worker.frames import Copied, Failed, Loaded, Ready, Report
 
@@ -63,7 +65,7 @@ class RankLink:
         self._report = report
         self._lock = threading.Lock()
         self._steps, self._reports = steps, reports
-        threading.Thread(target=self._read, name=f"kvasir-rank-{rank}", daemon=True).start()
+        start_thread(self._read, f"kvasir-rank-{rank}", partial(ended, rank))
 
     def send(self, frame: frames.ToMain) -> None:
         """To the main thread, in order."""
@@ -102,6 +104,7 @@ class RankLink:
             fate = reason or self._fate()
             if fate is not None:
                 self._ended(self.rank, fate)
+            raise Expected from None
 
 
 class LocalRank(RankLink):

@@ -8,6 +8,7 @@ from kvasir_engine.protocol import Delta, Endpoint, Failure, Lease, Leased, Rese
 from kvasir_engine.scheduler.queue import QueueLimits, WaitingQueue, place_in_queue
 from kvasir_engine.scheduler.sequence import Sequence
 from kvasir_engine.transfer.writer import Key
+from kvasir_engine.worker.entry import fault_of_prompt
 
 JobId = tuple[int, str]  # session, the request's id in it
 
@@ -129,10 +130,8 @@ class Requests:
         problem = None
         if (session, request) in self.jobs:
             problem = "bad_request", f"the id {request!r} is in use"
-        elif not tokens or min(tokens) < 0 or max(tokens) >= vocab:
-            problem = "bad_request", f"a prompt is one or more tokens from 0 to {vocab - 1}"
-        elif sampling.max_tokens < 1:
-            problem = "bad_request", f"max_tokens must be at least 1, not {sampling.max_tokens}"
+        elif fault := fault_of_prompt(tokens, sampling, vocab):
+            problem = "bad_request", fault
         elif len(tokens) >= self._max_length:
             problem = "context_length_exceeded", f"the prompt has {len(tokens)} tokens, {self._max_length - 1} fit"
         elif 0 < self.queue.length <= len(self.waiting):

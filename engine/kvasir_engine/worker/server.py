@@ -8,12 +8,27 @@ import msgspec
 from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.websockets import WebSocketDisconnected
 
 from kvasir_engine import faults, protocol
 from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.kv.pages import Owner
-from kvasir_engine.protocol import Abort, Drain, Hello, Reserve, Resync, Submit, ToRouter
+from kvasir_engine.protocol import (
+    Abort,
+    BadFrame,
+    Drain,
+    Hello,
+    Reserve,
+    Resync,
+    Submit,
+    ToRouter,
+    encode,
+    speak,
+    versions,
+)
 from kvasir_engine.reports import WorkerLoad, WorkerStatus
+from kvasir_engine.supervise import Supervisor
+from kvasir_engine.worker.answers import encoded, request_of
 from kvasir_engine.worker.metrics import EngineCollector
 from kvasir_engine.worker.thread import EngineThread
 
@@ -21,6 +36,9 @@ log = logging.getLogger("worker")
 
 PROTOCOL_ERROR = 1002
 POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
+HELLO_SECONDS = 10.0
+"""In which a router has to say who it is."""
 
 
 class WorkerServer:
@@ -30,6 +48,7 @@ class WorkerServer:
         self._thread = thread
         self._hello = hello
         self._outboxes: set[asyncio.Queue[ToRouter]] = set()
+        self._tasks = Supervisor()
         self.draining = False
         registry = CollectorRegistry()
         registry.register(EngineCollector(thread.engine))
@@ -89,7 +108,8 @@ class WorkerServer:
 
     async def _session(self, socket: WebSocket) -> None:
         await socket.accept()
-        if not await self._greet(socket):
+        greeted = await self._greet(socket)
+        if greeted is None:
             return
         loop = asyncio.get_running_loop()
         outbox: asyncio.Queue[ToRouter] = asyncio.Queue()
@@ -102,42 +122,89 @@ class WorkerServer:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server is going down
                 loop.call_soon_threadsafe(deliver, frames)
 
-        await socket.send_bytes(protocol.encode(msgspec.structs.replace(self._hello, draining=self.draining)))
-        self._outboxes.add(outbox)
-        session = self._thread.attach(sink)
-        sender = asyncio.create_task(self._send(socket, outbox))
+        try:
+            await socket.send_bytes(encode(msgspec.structs.replace(self._hello, draining=self.draining)))
+        except (WebSocketDisconnect, RuntimeError):
+            return
+        receiving = asyncio.current_task()
+        why = ""
+
+        def cut(reason: str) -> None:
+            """The session has lost a part of it: the router is to notice, and to go elsewhere."""
+            nonlocal why
+            why = reason
+            if receiving is not None:
+                receiving.cancel()
+
+        def ended(reason: str) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(cut, reason)
 
         def hang_up() -> None:
-            asyncio.run_coroutine_threadsafe(socket.close(), loop)
+            loop.call_soon_threadsafe(cut, "hung up")
 
+        self._outboxes.add(outbox)
+        session = self._thread.attach(sink, ended, speaks=greeted.capabilities)
+        sender = self._tasks.start(self._send(socket, outbox), f"sender of session {session}", cut)
         try:
             with faults.closable(hang_up):
                 while True:
-                    self._handle(session, protocol.decode_to_worker(await socket.receive_bytes()))
+                    self._take(session, outbox, await socket.receive_bytes())
         except WebSocketDisconnect:
             log.info("router left session=%d", session)
-        except (msgspec.DecodeError, KeyError) as error:
+        except (BadFrame, KeyError) as error:
             log.warning("router sent nonsense session=%d error=%s", session, error)
-            await socket.close(PROTOCOL_ERROR, str(error)[:120])
+            await self._close(socket, PROTOCOL_ERROR, str(error))
+        except asyncio.CancelledError:
+            if not why:
+                raise
+            log.warning("session cut session=%d reason=%r", session, why)
+            await self._close(socket, INTERNAL_ERROR, why)
+        except WebSocketDisconnected:  # it was seen when something was sent
+            log.info("router left session=%d", session)
+        except Exception as error:
+            log.exception("session failed session=%d", session)
+            await self._close(socket, INTERNAL_ERROR, str(error))
         finally:
             self._outboxes.discard(outbox)
             self._thread.detach(session)
-            sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sender
+            await self._tasks.stop(sender)
 
-    async def _greet(self, socket: WebSocket) -> bool:
-        """The router's hello; a version that we do not speak is refused by name."""
+    @staticmethod
+    async def _close(socket: WebSocket, code: int, reason: str) -> None:
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it has gone already
+            await socket.close(code, reason.encode(errors="replace")[:120].decode(errors="ignore"))
+
+    async def _greet(self, socket: WebSocket) -> Hello | None:
+        """The router's hello; versions that we do not speak are refused by name."""
+        theirs = "no hello"
         try:
-            hello = protocol.decode_to_worker(await socket.receive_bytes())
-        except (msgspec.DecodeError, KeyError, WebSocketDisconnect):
-            hello = None
-        if isinstance(hello, Hello) and hello.version == protocol.VERSION:
-            return True
-        theirs = f"version {hello.version}" if isinstance(hello, Hello) else "no hello"
-        with contextlib.suppress(RuntimeError):  # it has gone already
-            await socket.close(POLICY_VIOLATION, f"protocol: I speak version {protocol.VERSION}, you sent {theirs}")
-        return False
+            async with asyncio.timeout(HELLO_SECONDS):
+                hello = protocol.decode_to_worker(await socket.receive_bytes())
+            if isinstance(hello, Hello):
+                if speak(self._hello, hello) is not None:
+                    return hello
+                theirs = f"version {versions(hello)}"
+        except (BadFrame, KeyError, WebSocketDisconnect, TimeoutError):
+            pass
+        await self._close(
+            socket, POLICY_VIOLATION, f"protocol: I speak version {versions(self._hello)}, you {theirs}"
+        )
+        return None
+
+    def _take(self, session: int, outbox: asyncio.Queue[ToRouter], data: bytes) -> None:
+        """A frame; one that is wrong fails its own request, where it can be told. Raises BadFrame."""
+        try:
+            frame = protocol.decode_to_worker(data)
+        except BadFrame as error:
+            request = request_of(data)
+            if request is None:
+                raise
+            log.warning("bad frame session=%d request=%r error=%s", session, request, error)
+            why = f"bad frame: {error}"
+            self._thread.post(lambda engine: engine.refuse(session, request, why))
+            return
+        self._handle(session, frame)
 
     def _handle(self, session: int, frame: protocol.ToWorker) -> None:
         match frame:
@@ -150,13 +217,13 @@ class WorkerServer:
             case Resync():
                 self._thread.resync(session)
             case Hello():
-                raise msgspec.DecodeError("hello was said already")
+                raise BadFrame("hello was said already")
 
     @staticmethod
     async def _send(socket: WebSocket, outbox: asyncio.Queue[ToRouter]) -> None:
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the receiving side ends the session
-            while True:
-                await socket.send_bytes(protocol.encode(await outbox.get()))
+        while True:
+            for data in encoded(await outbox.get()):
+                await socket.send_bytes(data)
 
 
 def _state(reason: str | None) -> Response:

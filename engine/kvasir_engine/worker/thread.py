@@ -4,11 +4,25 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import groupby
 
+from msgspec import structs
+
 from kvasir_engine.kv.pages import Owner
-from kvasir_engine.protocol import CacheEvent, CacheEvents, Delta, Leased, Load, Step, ToRouter
+from kvasir_engine.protocol import (
+    ALIVE,
+    COUNTS,
+    Alive,
+    CacheEvent,
+    CacheEvents,
+    Delta,
+    Leased,
+    Load,
+    Step,
+    ToRouter,
+)
+from kvasir_engine.supervise import Ended
 from kvasir_engine.worker.engine import Engine
 from kvasir_engine.worker.load import StepMeter
 
@@ -18,6 +32,8 @@ Sink = Callable[[list[ToRouter]], None]
 Command = Callable[[Engine], None]
 
 STALLED_AFTER = 60.0
+ALIVE_SECONDS = 2.0
+"""Between two frames that say which requests there are, while there are any."""
 PREFILL_TOKENS = 32
 """A step that computes so many tokens is a prefill: its rate is worth noting."""
 FENCED_SHARE, FENCED_SECONDS = 0.25, 30.0
@@ -43,16 +59,23 @@ class FenceWatch:
 class EngineThread(threading.Thread):
     """Runs `engine` until `stop`. Sinks are called from this thread and must not block.
 
-    `check_pages`: after every step and command make sure that every page has one owner; when not, say so and end.
+    `ended` hears of any end but that; so does every session. `check_pages`: after every step and command make sure
+    that every page has one owner; when not, say so and end.
     """
 
-    def __init__(self, engine: Engine, check_pages: bool = False) -> None:
+    def __init__(self, engine: Engine, check_pages: bool = False, ended: Ended | None = None) -> None:
         super().__init__(name="kvasir-engine", daemon=True)
         self.engine = engine
         self._check_pages = check_pages
         self._fences = FenceWatch(engine.cache.pool.size)
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._ended = ended
+        self._over: str | None = None
+        self._hear_end: dict[int, Ended] = {}
         self._sinks: dict[int, Sink] = {}
+        self._alive: set[int] = set()  # sessions that want to hear which requests there are
+        self._said_alive = 0.0
+        self._uncounted: set[int] = set()  # sessions that do not know `Delta.cached`
         self._sessions = 0
         self._sessions_lock = threading.Lock()
         self._events = 0
@@ -66,14 +89,28 @@ class EngineThread(threading.Thread):
         """Run `command` between two steps."""
         self._inbox.put(command)
 
-    def attach(self, sink: Sink) -> int:
-        """Open a session. Its sink gets a snapshot of the cache first."""
+    def attach(self, sink: Sink, ended: Ended = lambda reason: None, speaks: Collection[str] = (COUNTS,)) -> int:
+        """Open a session. Its sink gets a snapshot of the cache first; `speaks` are its
+        router's capabilities: with ALIVE it is also told which requests there are.
+
+        `ended` hears that this thread has ended, from whatever thread.
+        """
         with self._sessions_lock:
             self._sessions += 1
             session = self._sessions
+            over = self._over
+            if over is None:
+                self._hear_end[session] = ended
+        if over is not None:
+            ended(over)
+            return session
 
         def command(engine: Engine) -> None:
             self._sinks[session] = sink
+            if COUNTS not in speaks:
+                self._uncounted.add(session)
+            if ALIVE in speaks:
+                self._alive.add(session)
             sink([self._snapshot(), Step([], engine.load())])
 
         self.post(command)
@@ -82,8 +119,13 @@ class EngineThread(threading.Thread):
     def detach(self, session: int) -> None:
         """Close a session and abort its requests."""
 
+        with self._sessions_lock:
+            self._hear_end.pop(session, None)
+
         def command(engine: Engine) -> None:
             self._sinks.pop(session, None)
+            self._alive.discard(session)
+            self._uncounted.discard(session)
             engine.close_session(session)
 
         self.post(command)
@@ -119,6 +161,21 @@ class EngineThread(threading.Thread):
     # -- on this thread
 
     def run(self) -> None:
+        reason = "the engine's thread ended"
+        try:
+            self._run()
+        except BaseException as error:
+            log.exception("the engine's thread fails")
+            reason = f"the engine's thread failed: {type(error).__name__}: {error}"
+        with self._sessions_lock:
+            self._over, hearing = reason, list(self._hear_end.values())
+            self._hear_end.clear()
+        for ended in hearing:
+            ended(reason)
+        if not self._stopping and self._ended is not None:
+            self._ended(reason)
+
+    def _run(self) -> None:
         idle = True
         while True:
             self._turn_began = None
@@ -133,12 +190,14 @@ class EngineThread(threading.Thread):
             if self._check_pages and not self._conserved():
                 return
             self._flush()
+            self._say_alive(time.monotonic())
 
     _stopping = False
 
     def _next(self, wait: bool) -> Command | None:
         try:
-            command = self._inbox.get(block=wait)
+            # Who waits for something from elsewhere is told now and then that it is not forgotten.
+            command = self._inbox.get(wait, ALIVE_SECONDS if self.engine.jobs else None)
         except queue.Empty:
             return None
         if command is None:
@@ -181,12 +240,19 @@ class EngineThread(threading.Thread):
             self._events += 1
             shared.append(CacheEvents(self._events, events))
         for session, sink in self._sinks.items():
-            frames = shared + list(_frames(out.get(session, ()), load))
+            frames = shared + list(_frames(out.get(session, ()), load, session not in self._uncounted))
             if load != self._load and not any(isinstance(frame, Step) for frame in frames):
                 frames.append(Step([], load))
             if frames:
                 sink(frames)
         self._load = load
+
+    def _say_alive(self, now: float) -> None:
+        if not self._alive or now < self._said_alive + ALIVE_SECONDS or not self.engine.jobs:
+            return
+        self._said_alive = now
+        for session in self._alive:
+            self._sinks[session]([Alive([request for owner, request in self.engine.jobs if owner == session])])
 
     def _snapshot(self) -> CacheEvents:
         hashes = list(self.engine.cache.tree.hashes())
@@ -204,10 +270,12 @@ def _first_tokens(items: Iterable[Delta | Leased]) -> int:
     return sum(isinstance(each, Delta) and each.index == 0 and bool(each.tokens) for each in items)
 
 
-def _frames(items: Iterable[Delta | Leased], load: Load) -> Iterable[ToRouter]:
+def _frames(items: Iterable[Delta | Leased], load: Load, counts: bool) -> Iterable[ToRouter]:
     """A session's frames: leases first, as they allow others to begin, then all streams' tokens in one."""
     items = list(items)
     yield from (item for item in items if isinstance(item, Leased))
     deltas = [item for item in items if isinstance(item, Delta)]
     if deltas:
+        if not counts:
+            deltas = [structs.replace(delta, cached=0) for delta in deltas]
         yield Step(deltas, load)

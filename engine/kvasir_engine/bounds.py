@@ -1,0 +1,41 @@
+"""The ranges of numbers and the sizes of what crosses a process boundary: the wire's types are made of these.
+
+A value beyond them is refused where it is decoded, and, where a client gave it, by the API, which names the field.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+INT32 = 2**31 - 1
+INT64 = 2**63 - 1
+MOST_PRIORITY = INT64
+MOST_STOP_IDS = 4096
+MOST_LOGPROBS = 128
+MOST_TEMPERATURE = 100.0
+MOST_SECONDS = 86_400.0
+MOST_PARTS = 1024
+"""Ranks of a worker."""
+MOST_PAGE_SIZE = 1 << 16
+MOST_ITEMS = 1 << 24
+"""Tokens, pages, digests or hashes of one frame."""
+
+Count = Annotated[int, Meta(ge=0, le=INT64)]
+Small = Annotated[int, Meta(ge=0, le=INT32)]
+Positive = Annotated[int, Meta(ge=1, le=INT32)]
+Token = Annotated[int, Meta(ge=0, le=INT32)]
+Word64 = Annotated[int, Meta(ge=0)]
+"""An address, a hash or a digest: msgpack itself ends at 2**64 - 1."""
+Priority = Annotated[int, Meta(ge=-MOST_PRIORITY - 1, le=MOST_PRIORITY)]
+Seed = Annotated[int, Meta(ge=-INT64 - 1, le=INT64)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Rate = Annotated[float, Meta(ge=0.0, le=1e18)]
+Seconds = Annotated[float, Meta(ge=0.0, le=MOST_SECONDS)]
+Logprob = Annotated[float, Meta(le=1e-3)]
+"""Minus infinity is one; rounding may leave it just above 0."""
+Name = Annotated[str, Meta(max_length=256)]
+Text = Annotated[str, Meta(max_length=1 << 16)]
+Metadata = Annotated[bytes, Meta(max_length=1 << 20)]
+Tokens = Annotated[list[Token], Meta(max_length=MOST_ITEMS)]
+Pages = Annotated[list[Small], Meta(max_length=MOST_ITEMS)]
+Words = Annotated[list[Word64], Meta(max_length=MOST_ITEMS)]

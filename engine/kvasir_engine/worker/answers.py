@@ -1,0 +1,73 @@
+"""A frame that cannot be read or written: what of it can still be said, so that one request fails alone."""
+
+import logging
+from collections.abc import Iterator
+
+import msgspec
+
+from kvasir_engine.bounds import Name
+from kvasir_engine.protocol import BadFrame, Delta, Failure, Leased, Load, Step, ToRouter, encode
+
+log = logging.getLogger("worker")
+
+_NO_LOAD = Load()
+
+
+class _Asking(msgspec.Struct, tag_field="t", tag=str.lower):
+    """What all frames have that ask for a request: its id."""
+
+    id: Name
+
+
+class Submit(_Asking):
+    """Of the frame of this name only the id."""
+
+
+class Reserve(_Asking):
+    """Of the frame of this name only the id."""
+
+
+class Abort(_Asking):
+    """Of the frame of this name only the id."""
+
+
+_asking: msgspec.msgpack.Decoder[Submit | Reserve | Abort] = msgspec.msgpack.Decoder(Submit | Reserve | Abort)
+
+
+def request_of(data: bytes) -> str | None:
+    """The id of the request that a bad frame asks for, if it can be told."""
+    try:
+        return _asking.decode(data).id
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
+def encoded(frame: ToRouter) -> Iterator[bytes]:
+    """The frame as bytes. Of one that cannot be encoded each request that is at fault is told so.
+
+    Raises BadFrame for one that is nobody's.
+    """
+    try:
+        yield encode(frame)
+    except BadFrame as error:
+        log.exception("a frame cannot be encoded")
+        match frame:
+            case Step(deltas, load):
+                for delta in deltas:
+                    yield encode(Step([_sayable(delta)], load))
+            case Leased(id):
+                yield encode(Step([_failed(id, error)], _NO_LOAD))
+            case _:
+                raise
+
+
+def _sayable(delta: Delta) -> Delta:
+    try:
+        encode(Step([delta], _NO_LOAD))
+    except BadFrame as error:
+        return _failed(delta.id, error)
+    return delta
+
+
+def _failed(id: str, error: BadFrame) -> Delta:
+    return Delta(id, failure=Failure("internal_error", f"the answer cannot be sent: {error}"))

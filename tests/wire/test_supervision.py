@@ -1,0 +1,186 @@
+"""No task and no thread ends unseen: each that is killed ends its connection or its process, and says so."""
+
+import ast
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from wire_stand import ToyWorker, router_of, stand, told
+
+from kvasir_engine.client import EngineError, GenerateRequest
+from kvasir_engine.protocol import Sampling, Submit, encode
+from kvasir_engine.supervise import Expected, Supervisor, start_thread
+from kvasir_engine.worker.inprocess import InProcessClient
+
+ROOT = Path(__file__).parents[2]
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+# Tasks and threads that their own function waits for, or whose end somebody else hears of; by file and function.
+AWAITED = {
+    ("engine/kvasir_engine/supervise.py", "start"): "the supervisor",
+    ("engine/kvasir_engine/supervise.py", "start_thread"): "the supervisor",
+    ("engine/kvasir_engine/api/responses.py", "_unless_client_leaves"): "awaited by the request",
+    ("engine/kvasir_engine/api/responses.py", "while_client_stays"): "awaited by the request",
+    ("engine/kvasir_engine/api/generation.py", "run_choices"): "each says its end to the request's queue",
+    ("engine/kvasir_engine/api/server.py", "serve"): "awaited there",
+    ("engine/kvasir_engine/worker/thread.py", "EngineThread"): "says its end to every session and to the process",
+    ("engine/kvasir_engine/transfer/handoff.py", "Handoff"): "says its end to the process",
+    ("operator/kvasir_operator/controller.py", "run"): "an end stops the operator, with its error",
+    ("operator/kvasir_operator/queue.py", "add"): "an error is logged there, and its key comes back",
+    ("operator/kvasir_operator/local/proxy.py", "connection_made"): "ends its client's connection",
+    ("operator/kvasir_operator/local/supervisor.py", "_fetch"): "awaited there",
+    ("operator/kvasir_operator/local/supervisor.py", "_stop_pods"): "a task group",
+    ("operator/kvasir_operator/local/group.py", "start"): "the group's keeper",
+    ("operator/kvasir_operator/local/group.py", "stop"): "a task group",
+    ("operator/kvasir_operator/local/group.py", "_again"): "a task group",
+    ("operator/kvasir_operator/local/group.py", "_first_to_end"): "awaited there",
+}
+STARTERS = {"create_task", "ensure_future", "Thread", "run_coroutine_threadsafe", "start_new_thread", "Timer"}
+
+
+def started(tree: ast.AST, within: str = "") -> Iterator[str]:
+    """The functions, and classes that are threads, in which something is started that runs by itself."""
+    for node in ast.iter_child_nodes(tree):
+        name = within
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name = node.name
+        if isinstance(node, ast.ClassDef) and any("Thread" in ast.unparse(base) for base in node.bases):
+            yield node.name
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".", 1)[-1] in STARTERS:
+            yield within
+        yield from started(node, name)
+
+
+def found(folder: str) -> set[tuple[str, str]]:
+    return {
+        (str(path.relative_to(ROOT)), name)
+        for path in (ROOT / folder).rglob("*.py")
+        for name in started(ast.parse(path.read_text()))
+    }
+
+
+def test_what_runs_in_the_background_is_supervised() -> None:
+    unsupervised = found("engine/kvasir_engine") | found("operator/kvasir_operator")
+    pods = {
+        each for each in unsupervised if each[0].startswith("operator/kvasir_operator/pods/")
+    }  # `pods` is a kubelet
+    assert sorted(unsupervised - pods - AWAITED.keys()) == []
+    assert sorted(AWAITED.keys() - unsupervised) == []
+
+
+def test_a_bare_task_would_be_found() -> None:
+    assert list(started(ast.parse("async def f():\n    t = asyncio.create_task(g())"))) == ["f"]
+    assert list(started(ast.parse("class T(threading.Thread): ..."))) == ["T"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["raises", "returns", "cancelled"])
+async def test_the_end_of_a_task_is_heard_and_logged(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        if how == "raises":
+            raise ValueError("as asked")
+        if how == "cancelled":
+            await asyncio.Event().wait()
+
+    tasks, heard = Supervisor(), []
+    own = tasks.start(work(), "own", heard.append)
+    tasks.start(work(), "process")
+    await asyncio.sleep(0)
+    if how == "cancelled":
+        own.cancel()
+        next(task for task in asyncio.all_tasks() if task.get_name() == "process").cancel()
+    async with asyncio.timeout(5):
+        await tasks.over.wait()
+    assert len(heard) == 1
+    assert heard[0].startswith("own ")
+    assert tasks.reason is not None
+    assert tasks.reason.startswith("process ")
+    assert sum("task ended" in line for line in caplog.messages) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_task_that_was_stopped_is_no_end(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = Supervisor()
+    await tasks.stop(tasks.start(asyncio.Event().wait(), "stopped"))
+    assert tasks.reason is None
+    assert not caplog.messages
+
+
+def test_the_end_of_a_thread_is_heard() -> None:
+    def fails() -> None:
+        raise ValueError("as asked")
+
+    def leaves() -> None:
+        raise Expected
+
+    heard: list[str] = []
+    for work in (fails, leaves, lambda: None):
+        start_thread(work, "t", heard.append).join(5)
+    assert heard == ["t failed: ValueError: as asked", "t ended"]
+
+
+def task_named(part: str) -> asyncio.Task[object]:
+    return next(task for task in asyncio.all_tasks() if part in task.get_name())
+
+
+@pytest.mark.dataplane
+@pytest.mark.asyncio
+async def test_each_task_of_a_connection_ends_it_and_it_comes_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    async with stand() as it:
+        for name in ("sender to decode", "watch of decode", "sender of session", "connection to decode"):
+            task_named(name).cancel()
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                while len(it.client._pool.ready()) < 2:
+                    await it.client._pool.change()
+            await it.bystander(PROMPT)
+            assert any(name in line for line in caplog.messages), name
+        await it.at_rest()
+
+
+@pytest.mark.dataplane
+@pytest.mark.asyncio
+@pytest.mark.parametrize("thread", ["engine", "transfer"])
+async def test_nobody_waits_for_a_thread_that_is_gone(thread: str) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit("killed by a test")
+
+    async with stand() as it:
+        async with router_of(it.decode) as socket:
+            if thread == "engine":
+                it.decode.thread.post(die)
+                await socket.send(encode(Submit("a", PROMPT, Sampling(max_tokens=4))))
+                with pytest.raises(ConnectionClosed):
+                    async with asyncio.timeout(10):
+                        await all_told(socket)
+            else:
+                it.decode.own.command(Killer())  # type: ignore[arg-type]
+        worker: ToyWorker = it.decode
+        async with asyncio.timeout(10):
+            while not worker.ended:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert thread in worker.ended[0]
+        assert worker.thread.unhealthy_reason() is not None
+        if thread == "engine":
+            client = InProcessClient(worker.thread)
+            with pytest.raises(EngineError, match="thread"):
+                async with asyncio.timeout(10):
+                    await first(client)
+
+
+class Killer:
+    """A command that no transfer thread survives."""
+
+
+async def all_told(socket: object) -> None:
+    while True:
+        await told(socket)  # type: ignore[arg-type]
+
+
+async def first(client: InProcessClient) -> None:
+    async for _ in client.generate(GenerateRequest("a", PROMPT, Sampling(max_tokens=1))):
+        return
