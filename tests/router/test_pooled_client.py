@@ -363,8 +363,9 @@ async def test_workers_that_cannot_pair_are_named_once_and_decode_does_it_alone(
 async def test_a_worker_that_does_not_fit_is_refused_by_name(change: dict[str, object], why: str) -> None:
     d = FakeWorker("decode", Fabric(), "d0", **change)  # type: ignore[arg-type]
     async with cluster(d, model="tiny", ready=0) as running:
-        await running.until(lambda: "refused" in (running.client.unready_reason() or ""))
-        assert why in (running.client.unready_reason() or "")
+        await running.until(lambda: "refused" in running.client.unready_workers())
+        assert why in running.client.unready_workers()
+        assert running.client.unready_reason() == "no worker is ready: 1 refused", "clients learn of no names"
 
 
 async def test_a_draining_worker_gets_nothing_new_and_finishes_what_it_has() -> None:

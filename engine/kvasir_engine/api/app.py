@@ -17,12 +17,14 @@ from starlette.responses import Response
 
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.auth import ApiKeys
+from kvasir_engine.api.bodies import BodyBudget
 from kvasir_engine.api.chat import chat_body, chat_events
 from kvasir_engine.api.completions import completion_body, completion_events
 from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.errors import ApiError, from_validation
 from kvasir_engine.api.generation import Choice, Tally, TokenClock, run_choices
 from kvasir_engine.api.lifecycle import Lifecycle
+from kvasir_engine.api.limits import Limits
 from kvasir_engine.api.meter import RequestMeter
 from kvasir_engine.api.metrics import ApiMetrics
 from kvasir_engine.api.params import (
@@ -143,15 +145,17 @@ def create_app(
     lifecycle: Lifecycle,
     executor: Executor,
     keys: ApiKeys | None = None,
+    body_bytes: int = Limits.body_bytes,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down.
 
     `registry` gets the request metrics and is what /metrics shows. Without `keys` everyone may use the API, as one
-    tenant. /health, /ready and /metrics ask for no key.
+    tenant. /health, /ready and /metrics ask for no key. `body_bytes`: of all requests' bodies together.
     """
     metrics = ApiMetrics(registry)
     service = _Service(client, model, metrics, lifecycle, keys, executor)
     app = FastAPI(title="Kvasir", openapi_url=None)
+    app.add_middleware(BodyBudget, most=body_bytes)
     app.add_middleware(RequestMeter, metrics=metrics, lifecycle=lifecycle)
 
     async def on_http_error(request: Request, error: Exception) -> Response:

@@ -157,7 +157,6 @@ async def run_router(options: RouterOptions) -> None:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "kvasir-tokenizer") as executor:
             app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
             leaving = Leaving(lifecycle, options.drain_seconds)
-            leaving.mount(app)
             show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])

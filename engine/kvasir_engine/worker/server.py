@@ -19,6 +19,7 @@ from kvasir_engine.worker.thread import EngineThread
 
 log = logging.getLogger("worker")
 
+HELLO_SECONDS = 10.0
 PROTOCOL_ERROR = 1002
 POLICY_VIOLATION = 1008
 
@@ -129,8 +130,9 @@ class WorkerServer:
     async def _greet(self, socket: WebSocket) -> bool:
         """The router's hello; a version that we do not speak is refused by name."""
         try:
-            hello = protocol.decode_to_worker(await socket.receive_bytes())
-        except (msgspec.DecodeError, KeyError, WebSocketDisconnect):
+            async with asyncio.timeout(HELLO_SECONDS):
+                hello = protocol.decode_to_worker(await socket.receive_bytes())
+        except (msgspec.DecodeError, KeyError, WebSocketDisconnect, TimeoutError):
             hello = None
         if isinstance(hello, Hello) and hello.version == protocol.VERSION:
             return True

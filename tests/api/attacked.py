@@ -1,0 +1,43 @@
+"""A process to be attacked: the API over a scripted engine, within limits that are given as JSON.
+
+    python tests/api/attacked.py '{"header_seconds": 1}'
+
+It prints its port, and what it logs goes to stderr. The engine answers "A" for as long as it is asked to.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from api_support import ScriptedEngine, saying, tiny_model
+from prometheus_client import CollectorRegistry
+
+from kvasir_engine.api.app import create_app
+from kvasir_engine.api.leaving import Leaving
+from kvasir_engine.api.lifecycle import Lifecycle
+from kvasir_engine.api.limits import Limits
+from kvasir_engine.api.server import listen, serve
+
+
+async def main() -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    limits = Limits(**json.loads(sys.argv[1]))
+    engine = ScriptedEngine(saying([65] * 2_000_000), max_length=2**22)
+    lifecycle = Lifecycle()
+    with ThreadPoolExecutor(1) as executor:
+        app = create_app(
+            engine,
+            tiny_model(),
+            registry=CollectorRegistry(),
+            lifecycle=lifecycle,
+            executor=executor,
+            body_bytes=limits.body_bytes,
+        )
+        sock = listen("127.0.0.1", 0)
+        print(sock.getsockname()[1], flush=True)
+        await serve(app, sock, Leaving(lifecycle, 60.0), limits=limits)
+
+
+asyncio.run(main())
