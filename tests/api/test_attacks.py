@@ -130,6 +130,7 @@ def test_a_body_that_comes_fast_enough_may_take_longer(tmp_path: Path) -> None:
 
 def test_an_unfinished_body_does_not_hold_a_drain(tmp_path: Path) -> None:
     with attacked(tmp_path, leaving_seconds=0.5, body_seconds=60) as server:
+        assert server.serves()
         with server.connect(completion(BODY)[:-1]):
             begun = time.monotonic()
             drain("127.0.0.1", server.port, 0.0)

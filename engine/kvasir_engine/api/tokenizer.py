@@ -11,15 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from kvasir_engine.api.template import TemplateCost, TemplateError, renderers
 from kvasir_engine.errors import UserError
 
 
 class TokenizerError(UserError):
     """The model folder has no tokenizer that can be served from; the message is one sentence for the user."""
-
-
-class TemplateError(Exception):
-    """The chat template refuses these messages; the message is its own reason."""
 
 
 class TokenBytes(Protocol):
@@ -84,9 +81,14 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(str(folder)))
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
+            loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            return cls(loaded)
+        except TokenizerError:
+            raise
+        except BaseException as error:  # a model's files make the libraries raise anything, Rust's panics included
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise TokenizerError(f"cannot load a tokenizer from {folder}: {first}") from error
 
     def encode(self, text: str) -> list[int]:
@@ -96,14 +98,27 @@ class Tokenizer:
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Tokens of `messages` in the chat template, up to where the assistant begins. Raises TemplateError."""
-        import jinja2
-
-        try:
-            text = self._hf.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            raise TemplateError(str(error)) from error
+        text = self._render(messages)
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
+
+    def check_template(self) -> None:
+        """Raise TokenizerError when the chat template takes more than it may of a short message."""
+        try:
+            if self.has_chat_template:
+                self._render([{"role": "user", "content": "Hello"}])
+        except TemplateCost as error:
+            raise TokenizerError(f"the model's chat template cannot be used: {error}") from None
+        except TemplateError:
+            pass  # it may want other messages
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        try:
+            template = self._hf.get_chat_template()
+        except ValueError as error:
+            raise TemplateError(str(error)) from error
+        given = [{key: value for key, value in each.items() if value is not None} for each in messages]
+        return renderers.render(template, given, self._hf.special_tokens_map)
 
     def token_bytes(self, token: int) -> bytes:
         known = self._bytes.get(token)
@@ -142,7 +157,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         loaded = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
     return loaded if isinstance(loaded, dict) else {}
 
@@ -165,6 +180,7 @@ def load_served_model(folder: Path, name: str) -> ServedModel:
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     tokenizer = Tokenizer.load(folder)
+    tokenizer.check_template()
     eos = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokenizer.eos_token_id is not None:
         eos.append(tokenizer.eos_token_id)

@@ -164,7 +164,9 @@ def _write_tokenizer(gguf_file: Path, folder: Path, progress: Progress) -> None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False
+        )
     except (KeyError, ValueError, OSError) as error:
         raise ModelError(f"{gguf_file}: transformers cannot read its tokenizer: {error}") from None
     tokenizer.save_pretrained(folder)
