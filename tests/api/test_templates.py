@@ -25,7 +25,7 @@ COSTLY = {
     "a number": "{{ (10 ** 100000000) | string | length }}",
     "a wide format": "{{ '%4400000000d' % 1 }}",
     "a wide format by method": "{{ '{:>4400000000}'.format(1) }}",
-    "a doubled string": "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "a doubled string": "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.x * 2 %}{% endfor %}",
     "much text": "{% for i in range(90000) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' }}{% endfor %}",
     "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "a deep nest": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
@@ -128,14 +128,20 @@ HOSTILE: dict[str, Any] = {
 }
 
 
+def _outcome(folder: Path) -> str:
+    """What is said of a model folder: how it fails, or that it serves as if the hostile value were not there."""
+    try:
+        load_served_model(folder, "tiny").tokenizer.chat(HELLO)
+    except (TokenizerError, TemplateError) as error:
+        return str(error)
+    return "served"
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_end_in_one_line_and_run_nothing(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     HOSTILE[name](folder)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
-    try:
-        load_served_model(folder, "tiny").tokenizer.chat(HELLO)
-    except (TokenizerError, TemplateError) as error:
-        assert len(str(error).splitlines()) == 1
+    assert len(_outcome(folder).splitlines()) == 1
     assert not (folder / "ran").exists()

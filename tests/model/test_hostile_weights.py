@@ -1,4 +1,4 @@
-"""Weight files and indexes of a hostile author are refused by name, before anything outside the folder is opened."""
+"""Weight files and indexes of a hostile author are refused by name, before a file elsewhere is opened."""
 
 import json
 import struct

@@ -212,7 +212,7 @@ async def test_when_no_worker_is_left_the_error_has_the_reason() -> None:
     d = FakeWorker("decode", Fabric(), "d0", hook=once("token", Die(), 5))
     seen: list[int] = []
     async with cluster(d) as running:
-        with pytest.raises(EngineError, match="d0: decode_lost") as caught:
+        with pytest.raises(EngineError, match="could finish the request: decode_lost") as caught:
             await running.generate(PROMPT, 20, seen=seen)
         assert (caught.value.code, caught.value.status) == ("no_worker", 503)
         assert seen == continuation(PROMPT, 5)

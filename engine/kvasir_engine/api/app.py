@@ -44,7 +44,8 @@ from kvasir_engine.api.responses import (
     while_client_stays,
 )
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, Model, ModelList
-from kvasir_engine.api.tokenizer import ServedModel, TemplateError
+from kvasir_engine.api.template import TemplateError
+from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.client import EngineClient, GenerateRequest
 
 MOST_BODY_BYTES = 64 * 2**20

@@ -1,5 +1,6 @@
 """Chat templates, rendered in processes that can be ended: a loop or a string in one must not end the server."""
 
+import json
 import os
 import queue
 import select
@@ -55,7 +56,7 @@ class _Renderer:
             os.set_blocking(self._process.stdin.fileno(), False)
             self._send(memoryview(data), ends)
             (length,) = template_process.HEADER.unpack(self._receive(template_process.HEADER.size, ends))
-            answer: dict[str, str] = template_process.json.loads(self._receive(length, ends))
+            answer: dict[str, str] = json.loads(self._receive(length, ends))
         except TimeoutError:
             self.end()
             raise TemplateCost(f"it does not end within {patience:g} s") from None
@@ -97,7 +98,7 @@ class _Renderer:
 
 
 def _framed(message: Any) -> bytes:
-    data = template_process.json.dumps(message).encode()
+    data = json.dumps(message).encode()
     return template_process.HEADER.pack(len(data)) + data
 
 
