@@ -17,6 +17,7 @@ from kvasir_operator.ask import PodReader
 from kvasir_operator.autoscaler import MOST_ASKED, _in_turn
 from kvasir_operator.bounded import Bounded, Unanswered
 from kvasir_operator.facts import FactsReader
+from kvasir_operator.observed import pod_state
 from kvasir_operator.spec import Model
 
 Answer = Callable[[socket.socket], None]
@@ -164,3 +165,23 @@ def test_every_service_s_first_router_is_asked_before_any_second_one() -> None:
     ]
     assert len(turns) == MOST_ASKED + 2
     assert _in_turn({}) == []
+
+
+LABELS = {"serving.kvasir.dev/inferenceservice": "llama", "serving.kvasir.dev/role": "router"}
+
+
+@pytest.mark.parametrize(
+    ("owners", "asked"),
+    [
+        ([{"kind": "ReplicaSet", "name": "llama-router-5d4f", "controller": True}], True),
+        ([{"kind": "ReplicaSet", "name": "llama-router", "controller": True}], True),
+        ([], False),
+        ([{"kind": "ReplicaSet", "name": "llama-router-5d4f"}], False),
+        ([{"kind": "ReplicaSet", "name": "llama-routers-5d4f", "controller": True}], False),
+        ([{"kind": "ReplicaSet", "name": "other-router-5d4f", "controller": True}], False),
+        ([{"kind": "ConfigMap", "name": "llama-router-5d4f", "controller": True}], False),
+    ],
+)
+def test_a_pod_that_only_has_the_labels_is_not_asked(owners: list[dict[str, object]], asked: bool) -> None:
+    metadata = {"name": "llama-router-x", "labels": LABELS, "ownerReferences": owners}
+    assert pod_state({"metadata": metadata, "status": {"podIP": "10.0.0.1"}}).ip == ("10.0.0.1" if asked else "")

@@ -52,7 +52,9 @@ class Stand:
 
     def pod(self, **status: Any) -> None:
         labels = {"serving.kvasir.dev/role": "preload", "serving.kvasir.dev/inferenceservice": "llama"}
-        self.cluster.listed_pods = [{"metadata": {"name": "llama-preload-x", "labels": labels}, "status": status}]
+        owner = {"kind": "Job", "name": "llama-preload-abc", "controller": True}
+        metadata = {"name": "llama-preload-x", "labels": labels, "ownerReferences": [owner]}
+        self.cluster.listed_pods = [{"metadata": metadata, "status": status}]
 
     def cached(self) -> Object:
         return self.cluster.conditions()["ModelCached"]

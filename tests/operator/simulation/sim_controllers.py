@@ -136,7 +136,14 @@ class Controllers:
                 "namespace": metadata["namespace"],
                 "labels": {**template["metadata"]["labels"], HASH: revision},
                 "annotations": template["metadata"].get("annotations", {}),
-                "ownerReferences": [{"uid": metadata["uid"], "name": metadata["name"], "kind": "Deployment"}],
+                "ownerReferences": [
+                    {
+                        "uid": metadata["uid"],
+                        "name": f"{metadata['name']}-{revision}",
+                        "kind": "ReplicaSet",
+                        "controller": True,
+                    }
+                ],
             },
             "spec": {},
             "status": {"phase": "Pending"},
