@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from kvasir_engine.api.drain import drain, drain_socket
 from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.api.lifecycle import Lifecycle
-from kvasir_engine.api.server import serve
+from kvasir_engine.api.server import check_port, serve
+from kvasir_engine.errors import UserError
 from kvasir_engine.private import RUN_VARIABLE, NotPrivate, run_folder
 
 
@@ -100,6 +101,14 @@ async def test_a_hook_that_is_refused_says_so(capsys: pytest.CaptureFixture[str]
         with pytest.raises(typer.Exit):
             await asyncio.to_thread(drain, "127.0.0.1", port, -1.0)
     assert "answered" in capsys.readouterr().err
+
+
+def test_a_folder_whose_path_is_too_long_for_a_socket_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RUN_VARIABLE, str(tmp_path / ("long" * 30)))
+    with pytest.raises(UserError, match="the path is too long; set KVASIR_RUN_DIR"):
+        check_port("127.0.0.1", 0)
 
 
 async def test_no_other_user_may_connect_to_the_socket() -> None:

@@ -19,7 +19,6 @@ from kvasir_engine.api.guarded import GuardedHttp
 from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.api.limits import Limits, fitted
 from kvasir_engine.errors import UserError
-from kvasir_engine.private import run_folder
 
 log = logging.getLogger("api")
 
@@ -49,9 +48,11 @@ def check_port(host: str, port: int) -> None:
     """
     listen(host, port).close()
     try:
-        run_folder()
+        path = drain_socket(host, port)
     except OSError as error:
         raise UserError(f"no folder for the socket of `kvasir drain`: {error}") from error
+    if len(os.fsencode(path)) > MOST_SOCKET_PATH:
+        raise UserError(f"no socket of `kvasir drain` can be at {path}: the path is too long; set KVASIR_RUN_DIR")
 
 
 def end_at_sigterm() -> None:
@@ -62,6 +63,7 @@ def end_at_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
 
+MOST_SOCKET_PATH = 107  # what a Unix socket's address holds
 SWEEP_TICKS = 5  # uvicorn's ticks of 0.1 s between looks at the connections
 
 
