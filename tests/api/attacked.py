@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import sys
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
 from api_support import ScriptedEngine, saying, tiny_model
@@ -19,12 +20,20 @@ from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.limits import Limits
 from kvasir_engine.api.server import listen, serve
+from kvasir_engine.client import GenerateRequest, Output
+
+
+async def one_at_a_time(request: GenerateRequest) -> AsyncGenerator[Output, None]:
+    """As an engine gives tokens: between two of them others have their turn."""
+    async for output in saying([65] * 2_000_000)(request):
+        yield output
+        await asyncio.sleep(0)
 
 
 async def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     limits = Limits(**json.loads(sys.argv[1]))
-    engine = ScriptedEngine(saying([65] * 2_000_000), max_length=2**22)
+    engine = ScriptedEngine(one_at_a_time, max_length=2**22)
     lifecycle = Lifecycle()
     with ThreadPoolExecutor(1) as executor:
         app = create_app(
