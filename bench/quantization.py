@@ -25,7 +25,7 @@ DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"
 def prompts(folder: Path) -> torch.Tensor:
     """[SEQUENCES, TOKENS] ids from the beginnings of as many parts of the documents."""
     text = "\n".join(file.read_text() for file in sorted(DOCUMENTS.glob("*.md")))
-    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text)["input_ids"])
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(text)["input_ids"])
     return torch.stack([part[:TOKENS] for part in ids.chunk(SEQUENCES)])
 
 

@@ -1,20 +1,23 @@
-"""What pods say of themselves over HTTP: an edge. A pod that does not answer is nobody's error."""
+"""What pods say of themselves over HTTP: an edge. A pod that does not answer is nobody's error.
+
+What runs in a pod is its author's: it may answer for ever, with any number of bytes, or send us elsewhere.
+"""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import httpx
 import msgspec
 
 from kvasir_engine.reports import RouterStatus, WorkerStatus
+from kvasir_operator.bounded import Bounded, Unanswered
 from kvasir_operator.plan.preload import Progress
 from kvasir_operator.render.pod import PORT
 
 TIMEOUT_SECONDS = 2.0
-# Pods that are asked at once, and the time after which those that have not answered are not waited for.
-PARALLEL = 32
+# The time after which pods that have not answered are not waited for.
 ALL_SECONDS = 4.0
+MOST_BYTES = 2 * 2**20  # pairs of hundreds of workers
 
 T = TypeVar("T")
 
@@ -22,38 +25,32 @@ T = TypeVar("T")
 class PodReader:
     """Asks pods by their addresses. Blocking, for use in threads."""
 
-    def __init__(self, client: httpx.Client | None = None) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
         # No proxy of the environment: pods are in the cluster.
-        self._client = client or httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False)
+        self._bounded = Bounded(MOST_BYTES, TIMEOUT_SECONDS, transport=transport)
 
     def progress(self, ip: str) -> Progress | None:
         """How far the Job's pod at `ip` is, or `None`."""
-        return self._ask(ip, "/progress", Progress)
+        return self._ask_all([ip], "/progress", Progress)[0]
 
     def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
         """What the routers at these addresses say, or `None`."""
-        return self._ask_all(ips, RouterStatus)
+        return self._ask_all(ips, "/status", RouterStatus)
 
     def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
         """What the workers at these addresses say, or `None`."""
-        return self._ask_all(ips, WorkerStatus)
+        return self._ask_all(ips, "/status", WorkerStatus)
 
-    def _ask_all(self, ips: Sequence[str], kind: type[T]) -> list[T | None]:
-        if len(ips) < 2:
-            return [self._ask(ip, "/status", kind) for ip in ips]
-        pool = ThreadPoolExecutor(min(len(ips), PARALLEL))
-        try:
-            asked: list[Future[T | None]] = [pool.submit(self._ask, ip, "/status", kind) for ip in ips]
-            done, _ = wait(asked, ALL_SECONDS)
-            return [each.result() if each in done else None for each in asked]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    def _ask_all(self, ips: Sequence[str], path: str, kind: type[T]) -> list[T | None]:
+        hosts = [f"[{ip}]" if ":" in ip else ip for ip in ips]
+        answers = self._bounded.get_all([f"http://{host}:{PORT}{path}" for host in hosts], ALL_SECONDS)
+        return [_decoded(each, kind) for each in answers]
 
-    def _ask(self, ip: str, path: str, kind: type[T]) -> T | None:
-        host = f"[{ip}]" if ":" in ip else ip
-        try:
-            answer = self._client.get(f"http://{host}:{PORT}{path}")
-            answer.raise_for_status()
-            return msgspec.json.decode(answer.content, type=kind)
-        except (httpx.HTTPError, msgspec.DecodeError):
-            return None
+
+def _decoded(answer: bytes | Unanswered, kind: type[T]) -> T | None:
+    if isinstance(answer, Unanswered):
+        return None
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except (ValueError, RecursionError):
+        return None

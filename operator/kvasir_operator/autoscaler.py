@@ -21,6 +21,8 @@ from kvasir_operator.spec import WORKER_ROLES, InferenceService
 
 # How often routers are asked whether they hold requests for a service that has no workers.
 WAKE_SECONDS = 1.0
+# Routers of one service that are asked for it: one that holds requests is enough.
+MOST_ASKED = 8
 
 Key = tuple[str, str]
 
@@ -97,7 +99,7 @@ class Autoscaler:
     def wake(self) -> list[Key]:
         """Ask the routers of services without workers; those that hold requests are to be reconciled at once."""
         with self._lock:
-            asleep = [(key, ip) for key, ips in self._asleep.items() for ip in ips]
+            asleep = _in_turn(self._asleep)
         if self._ask is None or not asleep:
             return []
         told = self._ask.routers([ip for _, ip in asleep])
@@ -137,6 +139,13 @@ class Autoscaler:
             Told(_expected(routers, told), tuple(by_role["prefill"]), tuple(by_role["decode"])),
             startup_seconds(observed),
         )
+
+
+def _in_turn(asleep: Mapping[Key, Sequence[str]]) -> list[tuple[Key, str]]:
+    """Some routers of each service, the first of every one before the second of any: who has many that do not
+    answer takes no time from others."""
+    places = range(min(MOST_ASKED, max(map(len, asleep.values()), default=0)))
+    return [(key, ips[place]) for place in places for key, ips in asleep.items() if place < len(ips)]
 
 
 def _expected(pods: Sequence[PodState], told: Sequence[RouterStatus | None]) -> tuple[RouterStatus | None, ...]:

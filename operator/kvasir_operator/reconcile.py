@@ -44,6 +44,7 @@ log = logging.getLogger("kvasir.reconcile")
 
 # How soon a service is looked at again of which no event tells: while its model is loaded, while a canary is on its
 # way or a worker finishes what it has, and while no canary comes right.
+MOST_LOADING = 2  # pods of a Job that are asked, one after the other
 LOADING_SECONDS = 5.0
 SOON_SECONDS = 1.0
 FAILED_SECONDS = 10.0
@@ -245,7 +246,7 @@ class Reconciler:
         if self._ask is None:
             return None
         running = [pod.ip for pod in observed.pods if pod.role == PRELOAD and pod.ip]
-        return next(filter(None, map(self._ask.progress, running)), None)
+        return next(filter(None, map(self._ask.progress, running[:MOST_LOADING])), None)
 
     def _routers(self, observed: Observed) -> list[RouterStatus | None] | None:
         """What each ready router says, `None` of one that does not answer; `None` where nobody is asked."""

@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import uvicorn
 from openai import AsyncOpenAI
@@ -15,8 +17,10 @@ from transformers import PreTrainedTokenizerFast
 
 from kvasir_engine.api.app import create_app
 from kvasir_engine.api.auth import ApiKeys
-from kvasir_engine.api.http import HttpProtocol
+from kvasir_engine.api.gate import Gate
+from kvasir_engine.api.guarded import GuardedHttp
 from kvasir_engine.api.lifecycle import Lifecycle
+from kvasir_engine.api.limits import Limits
 from kvasir_engine.api.server import listen
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
 from kvasir_engine.client import EngineError, GenerateRequest, Output
@@ -139,8 +143,9 @@ async def running(engine: ScriptedEngine, model: ServedModel, keys: ApiKeys | No
     with ThreadPoolExecutor(2) as executor:
         app = create_app(engine, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
         sock = listen("127.0.0.1", 0)
+        guarded: Any = partial(GuardedHttp, Gate(Limits()))
         server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, http=HttpProtocol)
+            uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, http=guarded)
         )
         server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
         serving = asyncio.create_task(server.serve(sockets=[sock]))

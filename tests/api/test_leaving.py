@@ -1,36 +1,34 @@
 """Draining: unready at once, done when nothing is in flight, at the deadline, or when told to hurry."""
 
 import asyncio
+import json
+import os
 import socket
+import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
-import httpx
 import pytest
 import typer
-import uvicorn
 from fastapi import FastAPI
 
-from kvasir_engine.api.drain import drain
-from kvasir_engine.api.leaving import Leaving, _same_machine
+from kvasir_engine.api.drain import drain, drain_socket
+from kvasir_engine.api.leaving import Leaving
 from kvasir_engine.api.lifecycle import Lifecycle
-from kvasir_engine.api.server import serve
+from kvasir_engine.api.server import check_port, serve
+from kvasir_engine.errors import UserError
+from kvasir_engine.private import RUN_VARIABLE, NotPrivate, run_folder
 
 
 @asynccontextmanager
 async def serving(leaving: Leaving) -> AsyncIterator[int]:
-    """The port at which `leaving` can be asked for."""
-    app = FastAPI()
-    leaving.mount(app)
+    """The port whose process hears of `leaving`."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
-        running = asyncio.create_task(server.serve(sockets=[sock]))
-        try:
-            yield sock.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await running
+        host, port = sock.getsockname()
+        async with leaving.heard_at(drain_socket(host, port)):
+            yield port
 
 
 async def test_the_hook_returns_when_nothing_is_in_flight_and_not_before() -> None:
@@ -105,25 +103,56 @@ async def test_a_hook_that_is_refused_says_so(capsys: pytest.CaptureFixture[str]
     assert "answered" in capsys.readouterr().err
 
 
+def test_a_folder_whose_path_is_too_long_for_a_socket_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RUN_VARIABLE, str(tmp_path / ("long" * 30)))
+    with pytest.raises(UserError, match="the path is too long; set KVASIR_RUN_DIR"):
+        check_port("127.0.0.1", 0)
+
+
+async def test_no_other_user_may_connect_to_the_socket() -> None:
+    async with serving(Leaving(Lifecycle(), 1.0)) as port:
+        path = drain_socket("127.0.0.1", port)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert not path.exists()
+
+
+async def test_what_is_no_question_drains_nothing() -> None:
+    lifecycle = Lifecycle()
+    async with serving(Leaving(lifecycle, 600.0)) as port:
+        for said in (b"POST /drain HTTP/1.1\n", b"\n", b'{"quiet": "x"}\n', b'{"quick": 1}\n', b"[" * 4000 + b"\n"):
+            reader, writer = await asyncio.open_unix_connection(drain_socket("127.0.0.1", port))
+            writer.write(said)
+            assert "error" in json.loads(await reader.readline())
+            writer.close()
+    assert not lifecycle.draining
+
+
 @pytest.mark.parametrize(
-    ("client", "server", "allowed"),
+    ("spoil", "reason"),
     [
-        (("127.0.0.1", 5), ("127.0.0.1", 8000), True),
-        (("127.0.3.4", 5), ("127.0.3.4", 8000), True),
-        (("10.1.2.3", 5), ("10.1.2.3", 8000), True),
-        (("::1", 5), ("::1", 8000), True),
-        (("10.1.2.4", 5), ("10.1.2.3", 8000), False),
-        (None, ("10.1.2.3", 8000), False),
+        (lambda folder: folder.mkdir(mode=0o755), "has mode 0755, not 0700"),
+        (lambda folder: folder.symlink_to("/tmp"), "is not a folder of its own"),
+        (lambda folder: folder.write_text(""), "is not a folder of its own"),
     ],
 )
-def test_only_this_machine_may_ask(client: tuple[str, int] | None, server: tuple[str, int], allowed: bool) -> None:
-    assert _same_machine({"client": client, "server": server}) is allowed
+def test_a_folder_that_others_could_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], reason: str
+) -> None:
+    folder = tmp_path / "run"
+    spoil(folder)
+    monkeypatch.setenv(RUN_VARIABLE, str(folder))
+    with pytest.raises(NotPrivate, match=reason):
+        run_folder()
 
 
-async def test_a_stranger_is_refused_and_nothing_happens() -> None:
-    app, lifecycle = FastAPI(), Lifecycle()
-    Leaving(lifecycle, 600.0).mount(app)
-    transport = httpx.ASGITransport(app, client=("10.9.9.9", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://10.1.1.1:8000") as http:
-        assert (await http.post("/drain")).status_code == 403
-    assert not lifecycle.draining
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    monkeypatch.setenv(RUN_VARIABLE, str(folder))
+    with pytest.raises(NotPrivate, match="belongs to user 65534"):
+        run_folder()

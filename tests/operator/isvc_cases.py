@@ -31,6 +31,11 @@ def service(name: str = "llama", **spec: Any) -> InferenceService:
     return parse(document(name, **spec))
 
 
+def made_by(item: Object, kind: str = "") -> Object:
+    """The reference of a pod to its controller, which is `item`, or has its name."""
+    return {"kind": kind or item["kind"], "name": item["metadata"]["name"], "controller": True}
+
+
 def deployments(objects: list[Object]) -> dict[str, Object]:
     """The Deployments among `objects` by role."""
     return {o["metadata"]["labels"]["serving.kvasir.dev/role"]: o for o in objects if o["kind"] == "Deployment"}
@@ -76,7 +81,7 @@ def group_pods(item: Object, ready: int | None = None) -> list[Object]:
         conditions = [{"type": "Ready", "status": "True" if index < ready else "False"}]
         pods.append(
             {
-                "metadata": {"name": pod, "labels": {**labels, **own}},
+                "metadata": {"name": pod, "labels": {**labels, **own}, "ownerReferences": [made_by(item)]},
                 "status": {"conditions": conditions, "podIP": pod},
             }
         )

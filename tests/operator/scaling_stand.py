@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from isvc_cases import FakeCluster, document, settled
+from isvc_cases import FakeCluster, document, made_by, settled
 
 from kvasir_engine.reports import PairReport, RouterLoad, RouterStatus, WorkerLoad, WorkerStatus
 from kvasir_engine.window import Sum
@@ -167,7 +167,12 @@ class Stand:
         labels = item["spec"]["template"]["metadata"]["labels"]
         became = self._time(since + STARTUP)
         conditions = [{"type": "Ready", "status": "True", "lastTransitionTime": became}] if ready else []
-        metadata = {"name": name, "labels": labels, "creationTimestamp": self._time(since)}
+        metadata = {
+            "name": name,
+            "labels": labels,
+            "creationTimestamp": self._time(since),
+            "ownerReferences": [made_by(item, "ReplicaSet")],
+        }
         return {"metadata": metadata, "status": {"conditions": conditions, "podIP": f"{labels[ROLE]}/{name}"}}
 
     @staticmethod

@@ -21,8 +21,7 @@ class Hub:
         self.asked: list[str] = []
         self.away = False
         self.now = 0.0
-        client = httpx.Client(base_url="http://hub.invalid", transport=httpx.MockTransport(self._answer))
-        self.reader = FactsReader(client, lambda: self.now)
+        self.reader = FactsReader(httpx.MockTransport(self._answer), lambda: self.now)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request.url.path)

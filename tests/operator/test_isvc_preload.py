@@ -52,7 +52,9 @@ class Stand:
 
     def pod(self, **status: Any) -> None:
         labels = {"serving.kvasir.dev/role": "preload", "serving.kvasir.dev/inferenceservice": "llama"}
-        self.cluster.listed_pods = [{"metadata": {"name": "llama-preload-x", "labels": labels}, "status": status}]
+        owner = {"kind": "Job", "name": "llama-preload-abc", "controller": True}
+        metadata = {"name": "llama-preload-x", "labels": labels, "ownerReferences": [owner]}
+        self.cluster.listed_pods = [{"metadata": metadata, "status": status}]
 
     def cached(self) -> Object:
         return self.cluster.conditions()["ModelCached"]
@@ -157,12 +159,10 @@ def test_without_a_claim_nothing_is_said_about_a_cache() -> None:
     assert "ModelCached" not in cluster.conditions()
 
 
-def test_progress_crosses_from_the_fetching_process_to_the_operator() -> None:
+def test_progress_crosses_from_the_fetching_process_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     with ProgressServer("127.0.0.1", 0) as server:
-        here = httpx.MockTransport(
-            lambda request: httpx.get(request.url.copy_with(port=server.port), trust_env=False)
-        )
-        reader = PodReader(httpx.Client(transport=here))
+        monkeypatch.setattr("kvasir_operator.ask.PORT", server.port)
+        reader = PodReader()
         assert reader.progress("127.0.0.1") == Progress("", 0, 0)
         server.report("download", 5, 9)
         assert reader.progress("127.0.0.1") == Progress("download", 5, 9)
@@ -183,5 +183,5 @@ def test_a_pod_that_does_not_answer_is_no_error(answer: Any) -> None:
             raise answer
         return answer
 
-    reader = PodReader(httpx.Client(transport=httpx.MockTransport(reply)))
+    reader = PodReader(httpx.MockTransport(reply))
     assert reader.progress("fd00::7") is None

@@ -1,6 +1,6 @@
 """What pods report, as the scaling planner's signals: sums, means, silence; and how they are asked."""
 
-import threading
+import asyncio
 
 import httpx
 import msgspec
@@ -147,18 +147,14 @@ def test_a_status_that_is_not_understood_remembers_nothing(scaling: object) -> N
 
 def test_many_pods_are_asked_at_once_and_none_is_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask, "ALL_SECONDS", 0.2)
-    released = threading.Event()
 
-    def reply(request: httpx.Request) -> httpx.Response:
+    async def reply(request: httpx.Request) -> httpx.Response:
         if request.url.host == "10.0.0.3":
-            released.wait(20)
+            await asyncio.Event().wait()
         return httpx.Response(200, content=msgspec.json.encode(worker(running=2)))
 
     ips = [f"10.0.0.{place}" for place in range(70)]
-    try:
-        told = PodReader(httpx.Client(transport=httpx.MockTransport(reply))).workers(ips)
-    finally:
-        released.set()
+    told = PodReader(httpx.MockTransport(reply)).workers(ips)
     assert [place for place, each in enumerate(told) if each is None] == [3]
     assert told[69] == worker(running=2)
 

@@ -125,7 +125,8 @@ def test_a_new_spec_that_is_not_there_yet_is_no_degradation() -> None:
 
 def pod(role: str, state: dict[str, Any]) -> Object:
     labels = deployments(DESIRED)[role]["spec"]["template"]["metadata"]["labels"]
-    return {"metadata": {"name": f"llama-{role}-x", "labels": labels}, "status": state}
+    owner = {"kind": "ReplicaSet", "name": f"llama-{role}-abc", "controller": True}
+    return {"metadata": {"name": f"llama-{role}-x", "labels": labels, "ownerReferences": [owner]}, "status": state}
 
 
 def waiting(reason: str, message: str = "", last: str = "") -> dict[str, Any]:

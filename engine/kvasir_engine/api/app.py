@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.auth import ApiKeys, narrowed
+from kvasir_engine.api.bodies import BodyBudget
 from kvasir_engine.api.body import most_body_bytes, read_body
 from kvasir_engine.api.chat import chat_body, chat_events
 from kvasir_engine.api.completions import completion_body, completion_events
@@ -25,6 +26,7 @@ from kvasir_engine.api.encoding import OffLoop, TooLong
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.generation import Choice, Tally, TokenClock, run_choices
 from kvasir_engine.api.lifecycle import Lifecycle
+from kvasir_engine.api.limits import Limits
 from kvasir_engine.api.meter import RequestMeter
 from kvasir_engine.api.metrics import ApiMetrics
 from kvasir_engine.api.params import Params, chat_params, choice_seed, completion_params
@@ -46,7 +48,8 @@ from kvasir_engine.api.responses import (
     while_client_stays,
 )
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, Model, ModelList
-from kvasir_engine.api.tokenizer import ServedModel, TemplateError, UnusedName
+from kvasir_engine.api.template import TemplateError
+from kvasir_engine.api.tokenizer import ServedModel, UnusedName
 from kvasir_engine.client import EngineClient, GenerateRequest
 
 MOST_LENGTH = 2**20  # of a prompt, while no worker has said what it takes
@@ -201,6 +204,7 @@ def create_app(
     long_ones: int = 1,
     keys: ApiKeys | None = None,
     over: Callable[[], str | None] = lambda: None,
+    body_bytes: int = Limits.body_bytes,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down. Long texts get
     `long_ones` of its threads at most.
@@ -208,10 +212,12 @@ def create_app(
     `registry` gets the request metrics and is what /metrics shows. Without `keys` everyone may use the API, as one
     tenant. /health, /ready and /metrics ask for no key.
     `over` says why the process serves no more, if it does not.
+    `body_bytes`: of all requests' bodies together.
     """
     metrics = ApiMetrics(registry)
     service = _Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones))
     app = FastAPI(title="Kvasir", openapi_url=None)
+    app.add_middleware(BodyBudget, most=body_bytes)
     app.add_middleware(RequestMeter, metrics=metrics, lifecycle=lifecycle)
 
     async def on_http_error(request: Request, error: Exception) -> Response:

@@ -1,15 +1,24 @@
 """`kvasir drain`: asks the process of this pod to leave, and returns when it may be ended.
 
-What a pod's preStop hook runs, so it imports nothing heavy.
+What a pod's preStop hook runs, so it imports nothing heavy. It speaks to a Unix socket in a folder that is this
+user's alone: neither a page in a browser, nor a mesh's sidecar, nor another pod can be on the other side of one.
 """
 
-import http.client
+import json
+import socket
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+from kvasir_engine.private import NotPrivate, run_folder
+
+
+def drain_socket(host: str, port: int) -> Path:
+    """Where the process that listens at `host` and `port` hears that it is to leave. Raises NotPrivate, OSError."""
+    address = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM)[0][4][0]
+    return run_folder() / f"drain-{address}-{port}.sock"
 
 
 def drain(
@@ -18,16 +27,22 @@ def drain(
     quiet: Annotated[float, typer.Option(min=0, help="seconds without a request before it may be ended")] = 0.0,
 ) -> None:
     """Have the worker or router of this pod finish what it has; returns when it may be ended."""
-    connection = http.client.HTTPConnection(_ANY.get(host, host), port)
     try:
-        connection.request("POST", f"/drain?quiet={quiet:g}")
-        answer = connection.getresponse()
-        body = answer.read().decode(errors="replace")
-    except ConnectionRefusedError:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.connect(str(drain_socket(host, port)))
+            asking.sendall(json.dumps({"quiet": quiet}).encode() + b"\n")
+            with asking.makefile("rb") as reader:
+                answer = json.loads(reader.readline(65536) or b"{}")
+    except (ConnectionRefusedError, FileNotFoundError):
         return  # it does not serve yet, or not any more: nothing is in flight
-    except OSError as error:
-        sys.stderr.write(f"kvasir: error: the process at {host}:{port} went away while it drained: {error}\n")
-        raise typer.Exit(1) from None
-    if answer.status != 200:
-        sys.stderr.write(f"kvasir: error: the process at {host}:{port} answered {answer.status} {body}\n")
-        raise typer.Exit(1)
+    except (OSError, ValueError) as error:
+        _fail(f"the process at {host}:{port} went away while it drained: {error}")
+    except NotPrivate as error:
+        _fail(str(error))
+    if "inflight" not in answer:
+        _fail(f"the process at {host}:{port} answered {answer.get('error') or 'nothing'}")
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"kvasir: error: {message}\n")
+    raise typer.Exit(1) from None

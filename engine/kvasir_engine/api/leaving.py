@@ -1,23 +1,33 @@
 """How a process leaves: unready at once, gone when nothing is in flight any more, or at its deadline.
 
-Two things can begin it: SIGTERM, and `POST /drain` from the same machine, which answers when the process may be
-ended. The second is a pod's preStop hook (`kvasir drain`): SIGTERM comes after it and finds nothing to wait for.
+Two things can begin it: SIGTERM, and `kvasir drain` over a Unix socket, which answers when the process may be
+ended. The second is a pod's preStop hook: SIGTERM comes after it and finds nothing to wait for. No HTTP port has
+it: who reaches one, from a page in a browser or by way of a sidecar, could put the process out of service.
 """
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
+import os
+import socket
+import struct
 import time
-from typing import Annotated, Any, Protocol
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Protocol
 
 import msgspec
-from fastapi import FastAPI, Query, Request, Response
 
 log = logging.getLogger("api")
 
-DRAIN_PATH = "/drain"
+ASK_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+
+
+class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `kvasir drain` says, in one line of JSON."""
+
+    quiet: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Drainable(Protocol):
@@ -67,21 +77,41 @@ class Leaving:
                 await asyncio.wait_for(self._hurry.wait(), _POLL_SECONDS)
         return self._service.inflight
 
-    def mount(self, app: FastAPI) -> None:
-        """Add `POST /drain?quiet=SECONDS`, which only this machine may ask for: whoever reaches the port could
-        otherwise put the process out of service."""
+    @contextlib.asynccontextmanager
+    async def heard_at(self, path: Path) -> AsyncIterator[None]:
+        """Hear `kvasir drain` at the Unix socket `path`, which this user alone may connect to. Raises OSError."""
+        _remove(path)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+            os.chmod(path, 0o600)
+            server = await asyncio.start_unix_server(self._answer, sock=sock, limit=4096)
+            try:
+                yield
+            finally:
+                server.close()
+                _remove(path)
 
-        @app.post(DRAIN_PATH)
-        async def drain(request: Request, quiet: Annotated[float, Query(ge=0)] = 0.0) -> Response:
-            if not _same_machine(request.scope):
-                return Response(status_code=403)
-            left = await self.done(quiet)
-            return Response(msgspec.json.encode({"inflight": left}), media_type="application/json")
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if _peer(writer.get_extra_info("socket")) in (0, os.geteuid()):
+                writer.write(msgspec.json.encode(await self._heard(reader)) + b"\n")
+        finally:
+            writer.close()
+
+    async def _heard(self, reader: asyncio.StreamReader) -> dict[str, object]:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                ask = msgspec.json.decode(await reader.readline(), type=Ask)
+        except (ValueError, TimeoutError) as error:  # msgspec's are ValueErrors
+            return {"error": f"{type(error).__name__}: {error}"[:200]}
+        return {"inflight": await self.done(ask.quiet)}
 
 
-def _same_machine(scope: Any) -> bool:
-    """Whether a connection comes from this machine: from loopback, or from the address that it was made to."""
-    client, server = scope.get("client"), scope.get("server")
-    if not client:
-        return False
-    return bool(ipaddress.ip_address(client[0]).is_loopback) or (server is not None and client[0] == server[0])
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _peer(sock: socket.socket) -> int:
+    """The user at the other end of a Unix socket."""
+    _pid, user, _group = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(user)

@@ -6,13 +6,18 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
-from kvasir_engine.api.http import HttpProtocol
+from kvasir_engine.api.accepting import Acceptor
+from kvasir_engine.api.drain import drain_socket
+from kvasir_engine.api.gate import Gate
+from kvasir_engine.api.guarded import GuardedHttp
 from kvasir_engine.api.leaving import Leaving
+from kvasir_engine.api.limits import Limits, fitted
 from kvasir_engine.errors import UserError
 
 log = logging.getLogger("api")
@@ -37,8 +42,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise PortTaken if the address cannot be listened on now: before minutes of loading, and not after."""
+    """Raise PortTaken if the address cannot be listened on now, before minutes of loading, and not after.
+
+    Raises UserError where there is no folder for the socket of `kvasir drain` either.
+    """
     listen(host, port).close()
+    try:
+        path = drain_socket(host, port)
+    except OSError as error:
+        raise UserError(f"no folder for the socket of `kvasir drain`: {error}") from error
+    if len(os.fsencode(path)) > MOST_SOCKET_PATH:
+        raise UserError(f"no socket of `kvasir drain` can be at {path}: the path is too long; set KVASIR_RUN_DIR")
 
 
 def end_at_sigterm() -> None:
@@ -49,23 +63,74 @@ def end_at_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
 
+MOST_SOCKET_PATH = 107  # what a Unix socket's address holds
+SWEEP_TICKS = 5  # uvicorn's ticks of 0.1 s between looks at the connections
+
+
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which would not wait for the drain."""
+    """uvicorn without its own signal handling, which would not wait for the drain, and with limits.
+
+    uvicorn stays: it is well kept, has the WebSockets that routers use, and its h11 side is plain Python that can
+    be held to limits from outside.
+    """
+
+    def __init__(self, config: uvicorn.Config, limits: Limits, leaving: Leaving) -> None:
+        super().__init__(config)
+        self._gate = Gate(limits)
+        self._leaving = leaving
+        self._hurry: float | None = None
+        self._acceptors: list[Acceptor] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        def make() -> asyncio.Protocol:
+            return GuardedHttp(self._gate, self.config, self.server_state, {})
 
-async def serve(app: Any, sock: socket.socket, leaving: Leaving, until: asyncio.Event | None = None) -> None:
+        self.servers = []
+        self._acceptors = [Acceptor(sock, make) for sock in sockets or []]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % SWEEP_TICKS == 0:
+            if self._hurry is None and self._leaving.seconds_left is not None:
+                self._hurry = time.monotonic()
+            self._gate.sweep(self._hurry)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for each in self._acceptors:
+            each.close()
+        await super().shutdown(sockets)
+
+
+async def serve(
+    app: Any,
+    sock: socket.socket,
+    leaving: Leaving,
+    until: asyncio.Event | None = None,
+    limits: Limits | None = None,
+) -> None:
     """Serve the ASGI `app` until SIGTERM, SIGINT or `until`; then be unready, finish what is in flight, and return.
 
     What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
     """
+    limits = fitted(limits or Limits())
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, http=HttpProtocol
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http="h11",
+        proxy_headers=False,  # whoever connects is the client: no header says otherwise
+        server_header=False,
+        ws_per_message_deflate=False,  # routers do not compress, and what others compress may be large
+        timeout_keep_alive=int(limits.idle_seconds),
+        timeout_graceful_shutdown=1,
     )
-    server = _Server(config)
+    server = _Server(config, limits, leaving)
     stop = asyncio.Event()
 
     def on_signal() -> None:
@@ -76,16 +141,17 @@ async def serve(app: Any, sock: socket.socket, leaving: Leaving, until: asyncio.
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
-    stopping = [asyncio.create_task(each.wait()) for each in (stop, until) if each is not None]
-    try:
-        await asyncio.wait({serving, *stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done() and (left := await leaving.done()):
-            log.warning("cutting off requests inflight=%d", left)
-        server.should_exit = True
-        await serving
-    finally:
-        for each in stopping:
-            each.cancel()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    async with leaving.heard_at(drain_socket(*sock.getsockname()[:2])):
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        stopping = [asyncio.create_task(each.wait()) for each in (stop, until) if each is not None]
+        try:
+            await asyncio.wait({serving, *stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done() and (left := await leaving.done()):
+                log.warning("cutting off requests inflight=%d", left)
+            server.should_exit = True
+            await serving
+        finally:
+            for each in stopping:
+                each.cancel()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)

@@ -16,15 +16,12 @@ from kvasir_engine.api.parsing import ParseSpecial
 from kvasir_engine.api.pieces import divisible
 from kvasir_engine.api.rendering import AS_USUAL, Rendering, template_variables
 from kvasir_engine.api.special import Markers, Segment, Strips, Unmarkable
+from kvasir_engine.api.template import TemplateCost, TemplateError, renderers
 from kvasir_engine.errors import UserError
 
 
 class TokenizerError(UserError):
     """The model folder has no tokenizer that can be served from; the message is one sentence for the user."""
-
-
-class TemplateError(Exception):
-    """The chat template refuses these messages; the message is its own reason."""
 
 
 class UnusedName(Exception):
@@ -133,9 +130,14 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(str(folder)), parse_special)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
+            loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            return cls(loaded, parse_special)
+        except TokenizerError:
+            raise
+        except BaseException as error:  # a model's files make the libraries raise anything, Rust's panics included
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise TokenizerError(f"cannot load a tokenizer from {folder}: {first}") from error
 
     def encode(self, text: str) -> list[int]:
@@ -171,20 +173,23 @@ class Tokenizer:
             return self._encoding(self._backend, [text])
         return self._encoding(self._as_text, self._markers.split(text, mark))
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> str:
-        import jinja2
-
+    def check_template(self) -> None:
+        """Raise TokenizerError when the chat template takes more than it may of a short message."""
         try:
-            text: str = self._hf.apply_chat_template(
-                list(messages),
-                tokenize=False,
-                add_generation_prompt=how.add_generation_prompt,
-                continue_final_message=how.continue_final_message,
-                **how.variables,
-            )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            if self.has_chat_template:
+                self._render([{"role": "user", "content": "Hello"}], AS_USUAL)
+        except TemplateCost as error:
+            raise TokenizerError(f"the model's chat template cannot be used: {error}") from None
+        except TemplateError:
+            pass  # it may want other messages
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> str:
+        try:
+            template = self._hf.get_chat_template()
+        except ValueError as error:
             raise TemplateError(str(error)) from error
-        return text
+        given = [{key: value for key, value in each.items() if value is not None} for each in messages]
+        return renderers.render(template, given, self._hf.special_tokens_map, how)
 
     def _check_names(self, messages: Sequence[Mapping[str, Any]], how: Rendering, text: str) -> None:
         places = {str(message["role"]): place for place, message in enumerate(messages) if "name" in message}
@@ -260,7 +265,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         loaded = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
     return loaded if isinstance(loaded, dict) else {}
 
@@ -283,6 +288,7 @@ def load_served_model(folder: Path, name: str, parse_special: ParseSpecial = "pr
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json")
     tokenizer = Tokenizer.load(folder, parse_special)
+    tokenizer.check_template()
     eos = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokenizer.eos_token_id is not None:
         eos.append(tokenizer.eos_token_id)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 from numba import types
 
-from kvasir_engine.model.source import cache_folder
+from kvasir_engine.errors import UserError
+from kvasir_engine.private import private_folder, run_folder
 
 SIGNATURE = types.void(types.CPointer(types.int64))
 """Of a kernel: a pointer to its arguments, addresses and numbers alike.
@@ -45,14 +46,28 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def _compiled() -> Path:
+    """Where compiled kernels are kept. Raises UserError.
+
+    numba's index of them is a pickle: whoever may write it runs code here. So they are in a folder of this user's
+    alone, and never in the models' cache, which may be a claim that others write. Without one nothing is compiled:
+    numba would look beside the sources then, and in the home.
+    """
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    try:
+        folder = private_folder(Path(named)) if named else private_folder(run_folder() / "kernels")
+        return private_folder(folder / _sources())
+    except OSError as error:
+        raise UserError(f"no folder for compiled kernels: {error}") from error
+
+
 _gomp = _libgomp()
 if _gomp is not None:
     _gomp.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     _gomp.GOMP_parallel.restype = None
     llvm.add_symbol("kvasir_thread_number", ctypes.cast(_gomp.omp_get_thread_num, ctypes.c_void_p).value)
     llvm.add_symbol("kvasir_barrier", ctypes.cast(_gomp.GOMP_barrier, ctypes.c_void_p).value)
-if "NUMBA_CACHE_DIR" not in os.environ:
-    numba.config.CACHE_DIR = str(cache_folder() / "kernels" / _sources())
+numba.config.CACHE_DIR = str(_compiled())
 
 
 def unavailable_reason() -> str | None:

@@ -15,6 +15,8 @@ class ProgressServer:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = 5.0  # of a connection that says nothing
+
             def do_GET(self) -> None:
                 body = server._body if self.path == "/progress" else b""
                 self.send_response(200 if body else 404)

@@ -80,7 +80,7 @@ def _from_hub(repo: str, revision: str | None, cache: Path, progress: Progress, 
     # commit that was first seen, so that workers that share a cache serve the same weights.
     name = f"{repo.replace('/', '--')}@{(revision or 'default').replace('/', '--')}"
     note = cache / "hub" / ("resolved" if weights else "resolved-without-weights") / name
-    if note.exists() and (folder := Path(note.read_text())).is_dir():
+    if note.exists() and (folder := Path(note.read_text())).is_dir() and _is_below(folder, cache / "hub"):
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -113,6 +113,11 @@ def _from_hub(repo: str, revision: str | None, cache: Path, progress: Progress, 
     with _written(note) as partial:
         partial.write_text(str(folder))
     return folder
+
+
+def _is_below(folder: Path, root: Path) -> bool:
+    """Whether a folder that a note in the cache names is one of the cache's: others may write the note."""
+    return folder.resolve().is_relative_to(root.resolve())
 
 
 def _hub_progress(progress: Progress) -> type:

@@ -91,6 +91,10 @@ class PooledClient:
         """As EngineClient has it; a router that holds requests takes them at any time."""
         return None if self._hold_seconds else self._pool.unready_reason()
 
+    def unready_workers(self) -> str:
+        """The same for the operator, with the workers' names; empty where there is no reason."""
+        return "" if self._hold_seconds else self._pool.unready_workers()
+
     async def wait_ready(self) -> str | None:
         """As EngineClient has it: a worker that is expected may come within `resume_seconds`, or a hold's time."""
         if self._pool.unready_reason() is None:
@@ -288,5 +292,5 @@ def _continued(sampling: Sampling, sent: int) -> Sampling:
 def _exhausted(failed: list[WorkerFailed]) -> EngineError:
     if all(each.code == "overloaded" for each in failed):
         return EngineError("overloaded", f"all workers are overloaded: {failed[-1].message}", 503)
-    reasons = "; ".join(f"{each.worker.name}: {each.code}: {each.message}" for each in failed)
-    return EngineError("no_worker", f"no worker could finish the request: {reasons}", 503)
+    codes = ", ".join(each.code for each in failed)  # names and messages are in the log: a client is no operator
+    return EngineError("no_worker", f"no worker could finish the request: {codes}", 503)

@@ -181,7 +181,6 @@ async def run_router(options: RouterOptions) -> None:
                 over=lambda: tasks.reason,
             )
             leaving = Leaving(lifecycle, options.drain_seconds)
-            leaving.mount(app)
             show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])

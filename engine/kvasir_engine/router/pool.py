@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
@@ -100,12 +101,21 @@ class WorkerPool:
         return any(each.state == "connecting" for each in self._workers.values())
 
     def unready_reason(self) -> str | None:
+        """Why nobody can decode, in words for clients: no names or addresses."""
         if any(each.peer and each.peer.role != "prefill" for each in self.ready()):
             return None
         if not self._workers:
             return "no worker is known"
         if self.ready():
             return "no decode worker is ready"
+        states = Counter(each.state for each in self._workers.values())
+        return "no worker is ready: " + ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+
+    def unready_workers(self) -> str:
+        """`unready_reason` with the workers' names and reasons: for the operator, not for clients."""
+        reason = self.unready_reason()
+        if reason is None or self.ready() or not self._workers:
+            return reason or ""
         states = sorted(f"{each.name} is {each.state} ({each.reason})" for each in self._workers.values())
         return "no worker is ready: " + ", ".join(states)
 

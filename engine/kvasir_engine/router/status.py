@@ -14,7 +14,7 @@ def show_status(app: FastAPI, verifier: PairVerifier, client: PooledClient, life
 
     @app.get("/status")
     async def status() -> Response:
-        reason = client.unready_reason() or ""
+        reason = client.unready_workers()
         shown = RouterStatus(
             lifecycle.draining, lifecycle.inflight, reason, verifier.report(), client.load.report()
         )

@@ -178,7 +178,6 @@ class Follower:
             return JSONResponse({"reason": "draining"}, 503) if self.draining else JSONResponse({"status": "ok"})
 
         leaving = Leaving(self, drain)
-        leaving.mount(app)
         sock = listen(host, port)
         log.info("serving probes address=%s:%d", *sock.getsockname()[:2])
         await serve(app, sock, leaving, self._closed)

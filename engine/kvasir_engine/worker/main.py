@@ -258,7 +258,6 @@ async def _worker(options: "EngineOptions", role: Role, name: str, host: str, po
     )
     server = WorkerServer(thread, hello)
     leaving = Leaving(server, drain)
-    leaving.mount(server.app)
     server.show_status(leaving)
     try:
         sock = listen(host, port)
@@ -359,7 +358,6 @@ async def _serve(
             client = InProcessClient(thread)
             app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
             leaving = Leaving(lifecycle, drain)
-            leaving.mount(app)
             sock = listen(host, port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
             await serve_app(app, sock, leaving)

@@ -56,6 +56,8 @@ class Controllers:
         if plural == "pods":
             (owner,) = item["metadata"]["ownerReferences"]
             name, keeper = owner["name"], f"{owner['kind'].lower()}s"
+            if keeper == "replicasets":  # the Deployment's controller is theirs too here
+                name, keeper = name.rpartition("-")[0], "deployments"
         if keeper in _ROOTS:
             self._soon(f"{_ROOTS[keeper]}/namespaces/{namespace}/{keeper}/{name}")
         # An owner that goes leaves orphans, and an operator may create one after its owner went.
@@ -136,7 +138,14 @@ class Controllers:
                 "namespace": metadata["namespace"],
                 "labels": {**template["metadata"]["labels"], HASH: revision},
                 "annotations": template["metadata"].get("annotations", {}),
-                "ownerReferences": [{"uid": metadata["uid"], "name": metadata["name"], "kind": "Deployment"}],
+                "ownerReferences": [
+                    {
+                        "uid": metadata["uid"],
+                        "name": f"{metadata['name']}-{revision}",
+                        "kind": "ReplicaSet",
+                        "controller": True,
+                    }
+                ],
             },
             "spec": {},
             "status": {"phase": "Pending"},

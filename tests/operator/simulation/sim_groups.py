@@ -55,7 +55,8 @@ class Groups:
 
     def _make(self, item: Object, namespace: str) -> None:
         """As in the real one a leader owns its followers, through a StatefulSet; here the set owns them all."""
-        owner = {"uid": item["metadata"]["uid"], "name": item["metadata"]["name"], "kind": "LeaderWorkerSet"}
+        metadata = item["metadata"]
+        owner = {"uid": metadata["uid"], "name": metadata["name"], "kind": "LeaderWorkerSet", "controller": True}
         for pod in groups.pods(item, 0):
             metadata = {**pod["metadata"], "ownerReferences": [owner]}
             path = f"/api/v1/namespaces/{namespace}/pods/{metadata['name']}"

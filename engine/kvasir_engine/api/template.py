@@ -1,0 +1,175 @@
+"""Chat templates, rendered in processes that can be ended: a loop or a string in one must not end the server."""
+
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvasir_engine.api import template_process
+from kvasir_engine.api.rendering import AS_USUAL, Rendering
+
+
+class TemplateError(Exception):
+    """The chat template refuses these messages; the message is its own reason."""
+
+
+class TemplateCost(TemplateError):
+    """The template takes more time, memory or text than it may."""
+
+
+@dataclass(frozen=True)
+class TemplateLimits:
+    """What one rendering may take. `seconds` are of the processor; after `patience` the process is ended."""
+
+    seconds: float = 2.0
+    patience: float = 15.0
+    memory: int = 512 * 2**20
+    characters: int = 64 * 2**20
+
+
+LIMITS = TemplateLimits()
+PROCESSES = 2
+START_SECONDS = 120.0
+
+
+class _Renderer:
+    """One process of template_process.py. What fails ends it."""
+
+    def __init__(self, memory: int) -> None:
+        module = template_process.__name__
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        self._warm = False
+
+    def ask(self, request: dict[str, Any], patience: float) -> dict[str, str]:
+        """Raises TemplateCost, with the process ended, where no answer comes in time."""
+        assert self._process.stdin is not None
+        data = _framed(request)
+        ends = time.monotonic() + (patience if self._warm else START_SECONDS)
+        try:
+            os.set_blocking(self._process.stdin.fileno(), False)
+            self._send(memoryview(data), ends)
+            (length,) = template_process.HEADER.unpack(self._receive(template_process.HEADER.size, ends))
+            answer: dict[str, str] = json.loads(self._receive(length, ends))
+        except TimeoutError:
+            self.end()
+            raise TemplateCost(f"it does not end within {patience:g} s") from None
+        except (OSError, EOFError):
+            self.end()
+            raise TemplateCost("its process ended") from None
+        except BaseException:
+            self.end()
+            raise
+        self._warm = True
+        return answer
+
+    def end(self) -> None:
+        """End the process and wait for it."""
+        self._process.kill()
+        self._process.wait()
+        for each in (self._process.stdin, self._process.stdout):
+            if each is not None:
+                each.close()
+
+    def _send(self, data: memoryview, ends: float) -> None:
+        assert self._process.stdin is not None
+        fd = self._process.stdin.fileno()
+        while data:
+            _wait(ends, writing=fd)
+            data = data[os.write(fd, data) :]
+
+    def _receive(self, size: int, ends: float) -> bytes:
+        assert self._process.stdout is not None
+        fd, parts = self._process.stdout.fileno(), []
+        while size:
+            _wait(ends, reading=fd)
+            part = os.read(fd, min(size, 2**20))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+def _framed(message: Any) -> bytes:
+    data = json.dumps(message).encode()
+    return template_process.HEADER.pack(len(data)) + data
+
+
+def _wait(ends: float, reading: int | None = None, writing: int | None = None) -> None:
+    left = ends - time.monotonic()
+    poll = select.poll()
+    if reading is not None:
+        poll.register(reading, select.POLLIN)
+    if writing is not None:
+        poll.register(writing, select.POLLOUT)
+    if left <= 0 or not poll.poll(left * 1000):
+        raise TimeoutError
+
+
+class Renderers:
+    """At most `PROCESSES` of them, started when they are first needed; for use in threads."""
+
+    def __init__(self, limits: TemplateLimits = LIMITS) -> None:
+        self._limits = limits
+        self._free: queue.LifoQueue[_Renderer | None] = queue.LifoQueue()
+        for _ in range(PROCESSES):
+            self._free.put(None)
+
+    def render(
+        self,
+        template: str,
+        messages: Sequence[Mapping[str, Any]],
+        tokens: Mapping[str, Any],
+        how: Rendering = AS_USUAL,
+    ) -> str:
+        """`messages` in `template`, up to where the assistant begins or goes on. `tokens`: special tokens by name.
+
+        Raises TemplateError.
+        """
+        limits = self._limits
+        renderer = self._free.get()
+        try:
+            if renderer is None:
+                renderer = _Renderer(limits.memory)
+            request = {
+                "template": template,
+                "messages": [dict(each) for each in messages],
+                "options": {
+                    "add_generation_prompt": how.add_generation_prompt,
+                    "continue_final_message": how.continue_final_message,
+                },
+                "variables": {**tokens, **how.variables},
+                "seconds": limits.seconds,
+                "characters": limits.characters,
+            }
+            answer = renderer.ask(request, limits.patience)
+        except BaseException:
+            renderer = None
+            raise
+        finally:
+            self._free.put(renderer)
+        if "text" in answer:
+            return answer["text"]
+        if "costly" in answer:
+            raise TemplateCost(answer["costly"])
+        raise TemplateError(answer["refused"])
+
+    def close(self) -> None:
+        """End the processes. They end by themselves with this one."""
+        for _ in range(PROCESSES):
+            renderer = self._free.get()
+            if renderer is not None:
+                renderer.end()
+            self._free.put(None)
+
+
+renderers = Renderers()
+"""Those that every tokenizer of this process uses."""
