@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import uvicorn
@@ -143,9 +142,13 @@ async def running(engine: ScriptedEngine, model: ServedModel, keys: ApiKeys | No
     with ThreadPoolExecutor(2) as executor:
         app = create_app(engine, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
         sock = listen("127.0.0.1", 0)
-        guarded: Any = partial(GuardedHttp, Gate(Limits()))
+        gate = Gate(Limits())
+
+        def guarded(config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> GuardedHttp:
+            return GuardedHttp(gate, config, server_state, app_state)
+
         server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, http=guarded)
+            uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1, http=guarded)  # type: ignore[arg-type]
         )
         server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
         serving = asyncio.create_task(server.serve(sockets=[sock]))

@@ -11,11 +11,12 @@ import msgspec
 from kvasir_engine.api.errors import bad_request, unsupported
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest
 from kvasir_engine.api.tokenizer import ServedModel
-from kvasir_engine.bounds import INT32, MOST_PRIORITY, MOST_STOP_IDS
+from kvasir_engine.bounds import INT32, MOST_PRIORITY
 from kvasir_engine.protocol import Sampling
 
 MOST_STOPS = 4
 MOST_STOP_CHARACTERS = 1000
+MOST_STOP_TOKENS = 1000
 MOST_LABEL = 1000
 MOST_METADATA = 16
 MOST_CHOICES = 128
@@ -153,7 +154,7 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
     stops = _stops(request.stop)
     # Their text is not shown, so it cannot be searched for.
     special = [token for token in map(model.tokenizer.special_token, stops) if token is not None]
-    few("stop_token_ids", len(stop_token_ids), MOST_STOP_IDS - len(model.eos) - len(special))
+    few("stop_token_ids", len(stop_token_ids), MOST_STOP_TOKENS)
     ends = [*([] if request.ignore_eos else model.eos), *stop_token_ids, *special]
     if request.seed is not None:
         _within("seed", request.seed, *_INT64)
