@@ -23,14 +23,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kvasir_engine.attention.pool import KVPool, PoolShape
-from kvasir_engine.kernels.digest import token_digests
-from kvasir_engine.kernels.elementwise import KVStore
-from kvasir_engine.kernels.linear import PackedWeight
+from kvasir_engine.cpu_kernels.digest import token_digests
+from kvasir_engine.cpu_kernels.elementwise import KVStore
+from kvasir_engine.cpu_kernels.linear import PackedWeight
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.kv.digests import KeptDigests
-from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.runner import ModelRunner
-from kvasir_engine.model.source import resolve
+from kvasir_engine.kv.pool import KVPool, PoolShape
+from kvasir_engine.model.loading.resolver import resolve
 
 CHUNK, PAGE = 512, 16
 

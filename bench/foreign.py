@@ -22,8 +22,8 @@ import yaml
 from aiohttp import web
 from bench.machine import describe
 
+from kvasir_operator.api import GROUP, KIND, PLURAL, VERSION
 from kvasir_operator.controller import WATCHED
-from kvasir_operator.spec import GROUP, KIND, PLURAL, VERSION
 
 MEMORY_MB = 512.0
 START_SECONDS = 60.0

@@ -19,10 +19,10 @@ from typing import Any
 
 from bench.h100 import DRY, H100, Load
 
+from kvasir_engine.core.engine_thread import EngineThread
+from kvasir_engine.entrypoints.build import EngineOptions, build
 from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.protocol import Delta, Endpoint, Leased, Reserve, Sampling, Step, Submit, ToRouter
-from kvasir_engine.worker.build import EngineOptions, build
-from kvasir_engine.worker.thread import EngineThread
 
 SHAPE = 0.9
 """Sigma of the lengths' lognormal distribution: ShareGPT's are about as skewed."""

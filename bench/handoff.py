@@ -37,16 +37,16 @@ from nixl_cu13._api import nixl_agent, nixl_agent_config
 from rich.console import Console
 from rich.table import Table
 
+from kvasir_engine.connector import receiver, sender
+from kvasir_engine.connector.digester import Digester
+from kvasir_engine.connector.layout import Shape
+from kvasir_engine.connector.nixl_agent import NixlAgent, Pages, Transfer, choose_fabric
+from kvasir_engine.connector.notifications import Complete
+from kvasir_engine.connector.rank_parts import Event
+from kvasir_engine.connector.sender import Push
+from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.kv.digests import NONE, TOKENS, KeptDigests
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
-from kvasir_engine.transfer import holder, writer
-from kvasir_engine.transfer.agent import Agent, Pages, Transfer, choose_fabric
-from kvasir_engine.transfer.digest import Digester
-from kvasir_engine.transfer.handoff import Handoff
-from kvasir_engine.transfer.layout import Shape
-from kvasir_engine.transfer.messages import Complete
-from kvasir_engine.transfer.parts import Event
-from kvasir_engine.transfer.writer import Push
 
 LAYERS, PAGE_TOKENS = 32, 16
 PAGE_BYTES = LAYERS * 2 * 8 * PAGE_TOKENS * 128 * 2
@@ -65,7 +65,7 @@ VARIANTS = [  # name, digests, made when the pages were written (else read from 
 clock = time.perf_counter  # CLOCK_MONOTONIC: one clock for both processes
 
 
-class Paced(Agent):
+class Paced(NixlAgent):
     """An agent whose link carries `rate` bytes a second, one write after the other; 0: as fast as it goes."""
 
     rate = 0.0
@@ -101,7 +101,7 @@ class Side:
         self.kept = KeptDigests(pages, LAYERS, PAGE_TOKENS)
         self.digester = Digester(self.region.address, pages, SHAPE, self.kept)
         self.handoffs = {
-            digests: Handoff(
+            digests: TransferThread(
                 self._maker(epoch * 2 + digests, digests),
                 lambda event: self.events.put((clock(), event)),
                 self.digester if digests else None,
@@ -113,8 +113,8 @@ class Side:
         self.plain = nixl_agent(f"plain-{epoch}", nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         self.plain.register_memory([(self.region.address, pages * PAGE_BYTES, 0, "")], "DRAM")
 
-    def _maker(self, epoch: int, digests: bool) -> Callable[[], Agent]:
-        def make() -> Agent:
+    def _maker(self, epoch: int, digests: bool) -> Callable[[], NixlAgent]:
+        def make() -> NixlAgent:
             agent = Paced(epoch, self.region, msgspec.structs.replace(LLAMA, digest=TOKENS if digests else NONE))
             self.agents.append(agent)
             return agent
@@ -188,7 +188,7 @@ def prefill(side: Side, job: Job) -> Written:
                 handoff.push(key, Push(local, remote, layer))
     complete = Complete(job.lease.id, job.lease.epoch, total * PAGE_TOKENS, total, 0)
     handoff.push(key, Push(complete=complete))
-    while side.wait(writer.Done)[1].push.complete is None:
+    while side.wait(sender.Done)[1].push.complete is None:
         pass
     stats = handoff.stats
     return Written(began, computed, stats.writes - writes, stats.descriptors - descriptors)
@@ -291,7 +291,7 @@ class Bench:
         """When the handoff had settled, and the writer's side of it."""
         lease = self.grant(remote, digests)
         self.pipe.send(Job(digests, kept, self.side.handoffs[digests].endpoint, lease, local, **how))
-        settled, _ = self.side.wait(holder.Settled)
+        settled, _ = self.side.wait(receiver.Settled)
         return settled, self.pipe.recv()
 
     def release_round_trip(self) -> float:
@@ -301,8 +301,8 @@ class Bench:
         time.sleep(0.02)
         began = clock()
         self.side.handoffs[True].revoke(lease.id)
-        self.side.wait(holder.Fenced)
-        return self.side.wait(holder.Reclaimed)[0] - began
+        self.side.wait(receiver.Fenced)
+        return self.side.wait(receiver.Reclaimed)[0] - began
 
     def kill(self) -> float:
         """Seconds from kill -9 of a writer that holds a lease to the holder's pages being back. Starts another."""
@@ -312,7 +312,7 @@ class Bench:
         assert self.process.pid is not None
         began = clock()
         os.kill(self.process.pid, signal.SIGKILL)
-        when, event = self.side.wait(holder.Reclaimed)
+        when, event = self.side.wait(receiver.Reclaimed)
         assert event.proof == "writer_died", event
         self.process.join()
         self.start()
@@ -415,7 +415,7 @@ def measure(bench: Bench, tokens: int, rounds: int, pace: float) -> Row:
 
 def show(rows: list[Row], ends: dict[str, float], console: Console) -> None:
     """The tables."""
-    table = Table(title="Handoff of Llama-3.1-8B-shaped KV, as fast as it goes")
+    table = Table(title="TransferThread of Llama-3.1-8B-shaped KV, as fast as it goes")
     for head in ["tokens", "MiB", "writes", "pieces", "plain GB/s", "handoff GB/s", "share", "by chunk"]:
         table.add_column(head, justify="right")
     for row in rows:

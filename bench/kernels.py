@@ -16,10 +16,10 @@ from rich.table import Table
 
 from kvasir_engine.attention.base import AttentionBackend, AttentionSpec
 from kvasir_engine.attention.cpu_backend import CpuBackend
-from kvasir_engine.attention.pool import KVPool, PoolShape
 from kvasir_engine.attention.torch_backend import TorchBackend
-from kvasir_engine.kernels import unavailable_reason
-from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.cpu_kernels import unavailable_reason
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.kv.pool import KVPool, PoolShape
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, DIM, VOCABULARY = 30, 576, 9, 3, 64, 49152
 SHAPES = [(960, HIDDEN), (HIDDEN, HIDDEN), (3072, HIDDEN), (HIDDEN, 1536)]
@@ -42,8 +42,8 @@ def in_turn(times: int, *functions: Callable[[], object]) -> list[float]:
 
 def products() -> Table:
     """Every matrix of the model once, by oneDNN on its packed weights and by ours."""
-    from kvasir_engine.kernels.int8 import QuantizedWeight, Scratch
-    from kvasir_engine.kernels.linear import PackedWeight
+    from kvasir_engine.cpu_kernels.int8 import QuantizedWeight, Scratch
+    from kvasir_engine.cpu_kernels.linear import PackedWeight
 
     weights = [torch.randn(shape).bfloat16() for _ in range(LAYERS) for shape in SHAPES]
     weights.append(torch.randn(VOCABULARY, HIDDEN).bfloat16())

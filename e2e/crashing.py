@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 
 from kvasir_operator.__main__ import app
-from kvasir_operator.cluster import ClientTransport
+from kvasir_operator.cluster.client import ClientTransport
 
 _PR_SET_PDEATHSIG = 1
 

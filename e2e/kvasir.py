@@ -29,4 +29,4 @@ def wait_for_operator(cluster: Cluster) -> None:
 
 def fetch(uri: str) -> None:
     """`kvasir fetch` into this user's cache; seconds when it is there."""
-    subprocess.run([sys.executable, "-m", "kvasir_engine.cli", "fetch", uri], check=True)
+    subprocess.run([sys.executable, "-m", "kvasir_engine.entrypoints.cli", "fetch", uri], check=True)

@@ -13,8 +13,8 @@ from e2e.node.config import Taint, cpu_node
 from e2e.steps import Object, condition, eventually
 from e2e.timeline import Timeline
 from e2e.traffic import Traffic
+from kvasir_operator.api import WorkerRole
 from kvasir_operator.render.names import ROLE_LABEL
-from kvasir_operator.spec import WorkerRole
 
 NAMESPACE = "rollout"
 NAME = "tiny"

@@ -12,9 +12,9 @@ import yaml
 
 from e2e import kvasir
 from e2e.controlplane.cluster import Cluster
-from kvasir_operator.cluster import KINDS
+from kvasir_operator.api import KIND, parse
+from kvasir_operator.cluster.client import KINDS
 from kvasir_operator.render import Options, render
-from kvasir_operator.spec import KIND, parse
 
 EXAMPLES = sorted((kvasir.REPOSITORY / "manifests").glob("*.yaml"))
 CORPUS = sorted(

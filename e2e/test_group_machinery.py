@@ -10,7 +10,7 @@ from e2e import steps
 from e2e.controlplane.cluster import Cluster
 from e2e.lws.running import controlled
 from e2e.steps import Object, eventually, pods
-from kvasir_operator.kinds import SET_API_VERSION, SET_KIND
+from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
 
 pytestmark = pytest.mark.soak  # `test_groups.py` runs groups each time
 

@@ -13,7 +13,7 @@ from e2e.crash import ends, operator_killed
 from e2e.lws.running import controlled
 from e2e.stage import ROLLED_SECONDS, Stage, Targets, service, set_up
 from e2e.steps import Object
-from kvasir_operator.kinds import SET_PLURAL
+from kvasir_operator.api.kinds import SET_PLURAL
 from kvasir_operator.render.names import INDEX_LABEL, ROLE_LABEL, SET_LABEL
 
 pytestmark = pytest.mark.soak

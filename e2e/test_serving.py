@@ -73,7 +73,7 @@ def test_kubectl_describe_tells_what_happened_in_order(cluster: Cluster, served:
 
 
 def test_what_kvasir_renders_kubectl_accepts(cluster: Cluster) -> None:
-    command = [sys.executable, "-m", "kvasir_engine.cli", "render", "-f", str(MANIFEST)]
+    command = [sys.executable, "-m", "kvasir_engine.entrypoints.cli", "render", "-f", str(MANIFEST)]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     versions = set(cluster.kubectl("api-versions").stdout.split())
     objects = [each for each in yaml.safe_load_all(rendered) if each["apiVersion"] in versions]

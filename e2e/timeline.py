@@ -15,12 +15,12 @@ from urllib.parse import quote
 
 from e2e.controlplane.cluster import Cluster
 from e2e.steps import ready
-from kvasir_operator.plan.rollout import Goal, Group, State, capacity
+from kvasir_operator.api import WORKER_ROLES, WorkerRole
+from kvasir_operator.plan.rollout import Goal, RevisionGroup, State, capacity
 from kvasir_operator.pods.groups import KEY_LABEL, SIZE_ANNOTATION
 from kvasir_operator.render.names import INDEX_LABEL, KV_LABEL, LEADER_INDEX, REVISION_LABEL, ROLE_LABEL
-from kvasir_operator.spec import WORKER_ROLES, WorkerRole
 
-Groups = tuple[Group, ...]
+Groups = tuple[RevisionGroup, ...]
 _AGAIN_SECONDS = 0.2
 
 
@@ -72,7 +72,7 @@ class Timeline:
             count = counts.setdefault(key, [0, 0])
             count[0] += 1
             count[1] += len(pods) == _pods_of_one(pods[0]) and all(map(ready, pods))
-        return tuple(Group(*key, *count) for key, count in sorted(counts.items(), key=lambda item: item[0]))
+        return tuple(RevisionGroup(*key, *count) for key, count in sorted(counts.items(), key=lambda item: item[0]))
 
     def _workers(self) -> list[list[Mapping[str, Any]]]:
         """The pods of each worker whose leader is there, the leader first."""

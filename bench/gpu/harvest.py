@@ -25,8 +25,8 @@ import torch
 from bench.h100 import DRY, H100
 from bench.h100_parts import Client, Stream, decode_rate, lengths, options_of, prompt_of, take
 
+from kvasir_engine.entrypoints.build import build
 from kvasir_engine.protocol import Sampling, Step, Submit
-from kvasir_engine.worker.build import build
 
 FOLDER, OUT, SECONDS = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 LOAD = DRY if os.environ.get("HARVEST_DRY") else replace(H100, max_running=512)

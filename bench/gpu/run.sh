@@ -9,7 +9,7 @@ wants() { [[ " $parts " == *" $1 "* ]]; }
 mkdir -p "$work/kv" && tar xzf "$here/kv.tgz" -C "$work/kv" && cd "$work/kv"
 export PYTHONPATH=$work/site:$PWD/engine:$PWD/operator:$PWD PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 FLASHINFER_LOGGING_LEVEL=warning
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
-python3 -c "import kvasir_engine.worker.build, flashinfer, torch; print('torch', torch.__version__, 'flashinfer', flashinfer.__version__)" || exit 9
+python3 -c "import kvasir_engine.entrypoints.build, flashinfer, torch; print('torch', torch.__version__, 'flashinfer', flashinfer.__version__)" || exit 9
 model=/dev/shm/llama-8b
 [ -f $model/config.json ] || python3 -c "from pathlib import Path; from bench.h100 import make_model, H100; make_model(Path('$model'), H100)" &
 if wants tests; then
@@ -29,7 +29,7 @@ if wants pair; then
 fi
 if wants http; then
     python3 -m bench.gpu.tokenizer $model
-    python3 -c "from kvasir_engine.start import main; main()" serve file://$model --served-model-name m --device cuda --port 8000 \
+    python3 -c "from kvasir_engine.entrypoints.main import main; main()" serve file://$model --served-model-name m --device cuda --port 8000 \
         --max-running 256 --prefill-chunk 4096 > "$OUT/serve.log" 2>&1 & server=$!
     for _ in $(seq 120); do curl -sf -m 1 http://127.0.0.1:8000/ready > /dev/null && break; sleep 0.5; done; say "serve is ready"
     timeout 60 python3 -m bench.gpu.http_load http://127.0.0.1:8000 m 1000 256 8; say http

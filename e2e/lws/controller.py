@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from e2e.node.api import Api, ApiError, Object
-from kvasir_operator.kinds import SET_API_VERSION, SET_KIND, SET_PLURAL
+from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND, SET_PLURAL
 from kvasir_operator.pods import groups
 from kvasir_operator.render.names import INDEX_LABEL, LEADER_INDEX, SET_LABEL
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from e2e import steps
 from e2e.controlplane.cluster import Cluster
-from kvasir_operator.kinds import SET_API_VERSION, SET_KIND, SET_PLURAL
+from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND, SET_PLURAL
 
 _GROUP, _VERSION = SET_API_VERSION.split("/")
 NAME = f"{SET_PLURAL}.{_GROUP}"

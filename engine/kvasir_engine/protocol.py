@@ -92,7 +92,7 @@ HEADS_APART = "pages,layers,kv,heads,tokens,dim"
 class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What must agree for one worker's KV to be another's. Engine versions may differ.
 
-    `kv_heads` are the model's. `tensor_parallel` and `page_size` may differ within limits; `transfer/layout.py`
+    `kv_heads` are the model's. `tensor_parallel` and `page_size` may differ within limits; `connector/layout.py`
     says which bytes are which then.
     """
 

@@ -10,16 +10,16 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from kvasir_operator.cluster import ClientTransport, Cluster, connect
+from kvasir_operator.api import API_VERSION, KIND
+from kvasir_operator.api.crd import crd_yaml, role_crd_yaml
+from kvasir_operator.api.structural_schema import LIMIT
+from kvasir_operator.cluster.client import ClientTransport, Cluster, connect
+from kvasir_operator.cluster.election import sign_of_life
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import Controller, Setup, WatchDied, Webhook
-from kvasir_operator.crd import crd_yaml, role_crd_yaml
-from kvasir_operator.election import sign_of_life
-from kvasir_operator.leases import ClusterLease
 from kvasir_operator.plan import trace
-from kvasir_operator.port import ClusterError
 from kvasir_operator.render import Options
-from kvasir_operator.schema import LIMIT
-from kvasir_operator.spec import API_VERSION, KIND
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 

@@ -11,22 +11,7 @@ import kopf
 import msgspec
 from prometheus_client import CollectorRegistry, start_http_server
 
-from kvasir_operator.admission import refusal
-from kvasir_operator.ask import PodReader
-from kvasir_operator.autoscaler import WAKE_SECONDS, Autoscaler
-from kvasir_operator.cluster import ClientTransport, Cluster
-from kvasir_operator.election import Leadership
-from kvasir_operator.facts import FactsReader
-from kvasir_operator.lease import Candidate
-from kvasir_operator.leases import ClusterLease
-from kvasir_operator.metrics import OperatorMetrics
-from kvasir_operator.ownership import Others
-from kvasir_operator.port import ClusterError
-from kvasir_operator.queue import WorkQueue
-from kvasir_operator.reconcile import Reconciler, utc_now
-from kvasir_operator.render import Options
-from kvasir_operator.render.names import SERVICE_LABEL
-from kvasir_operator.spec import (
+from kvasir_operator.api import (
     API_VERSION,
     GROUP,
     PLURAL,
@@ -36,7 +21,22 @@ from kvasir_operator.spec import (
     SET_PLURAL,
     VERSION,
 )
-from kvasir_operator.watchdog import Watchdog
+from kvasir_operator.api.admission import refusal
+from kvasir_operator.cluster.client import ClientTransport, Cluster
+from kvasir_operator.cluster.election import Leadership
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.cluster.lease_candidate import Candidate
+from kvasir_operator.cluster.lease_client import ClusterLease
+from kvasir_operator.cluster.watchdog import Watchdog
+from kvasir_operator.metrics import OperatorMetrics
+from kvasir_operator.reconcile.model_metadata import ModelMetadataReader
+from kvasir_operator.reconcile.ownership import Others
+from kvasir_operator.reconcile.pod_reader import PodReader
+from kvasir_operator.reconcile.reconciler import Reconciler, utc_now
+from kvasir_operator.reconcile.work_queue import WorkQueue
+from kvasir_operator.render import Options
+from kvasir_operator.render.names import SERVICE_LABEL
+from kvasir_operator.scaling.autoscaler import WAKE_SECONDS, Autoscaler
 
 log = logging.getLogger("kvasir.operator")
 
@@ -93,7 +93,7 @@ class Controller:
         self._leadership = _leadership(client, *setup.lease) if setup.lease else None
         self._cluster = Cluster(ClientTransport(client, self._leadership.left if self._leadership else None))
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
-        self._facts = FactsReader().read
+        self._facts = ModelMetadataReader().read
         self._metrics = OperatorMetrics(CollectorRegistry())
         pods = PodReader()
         self._autoscaler = Autoscaler(pods, utc_now, self._again, self._metrics.scaling.show)

@@ -6,9 +6,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from kvasir_operator.plan.autoscale import ScalingStatus
-from kvasir_operator.plan.scaling import Signals
-from kvasir_operator.spec import WORKER_ROLES
+from kvasir_operator.api import WORKER_ROLES
+from kvasir_operator.scaling.planner import Signals
+from kvasir_operator.scaling.roles import ScalingStatus
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30)
 _SERVICE = ["namespace", "inferenceservice"]

@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from kvasir_engine.api.app import create_app
 from kvasir_engine.api.auth import ApiKeys
-from kvasir_engine.api.gate import Gate
-from kvasir_engine.api.guarded import GuardedHttp
+from kvasir_engine.api.http.connections import Gate
+from kvasir_engine.api.http.limits import Limits
+from kvasir_engine.api.http.protocols import GuardedHttp
+from kvasir_engine.api.http.server import listen
 from kvasir_engine.api.lifecycle import Lifecycle
-from kvasir_engine.api.limits import Limits
-from kvasir_engine.api.server import listen
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
-from kvasir_engine.client import EngineError, GenerateRequest, Output
+from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.protocol import TokenLogprobs
 
 TEMPLATE = (

@@ -16,11 +16,11 @@ from api_support import ScriptedEngine, saying, tiny_model
 from prometheus_client import CollectorRegistry
 
 from kvasir_engine.api.app import create_app
-from kvasir_engine.api.leaving import Leaving
+from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
+from kvasir_engine.api.http.limits import Limits
+from kvasir_engine.api.http.server import listen, serve
 from kvasir_engine.api.lifecycle import Lifecycle
-from kvasir_engine.api.limits import Limits
-from kvasir_engine.api.server import listen, serve
-from kvasir_engine.client import GenerateRequest, Output
+from kvasir_engine.engine_client import GenerateRequest, Output
 
 
 async def one_at_a_time(request: GenerateRequest) -> AsyncGenerator[Output, None]:
@@ -46,7 +46,7 @@ async def main() -> None:
         )
         sock = listen("127.0.0.1", 0)
         print(sock.getsockname()[1], flush=True)
-        await serve(app, sock, Leaving(lifecycle, 60.0), limits=limits)
+        await serve(app, sock, GracefulShutdown(lifecycle, 60.0), limits=limits)
 
 
 asyncio.run(main())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kvasir_engine.api.drain import drain
+from kvasir_engine.entrypoints.drain import drain
 
 HERE = Path(__file__).parent
 BODY = json.dumps({"model": "tiny", "prompt": "Hi", "max_tokens": 3}).encode()

@@ -10,7 +10,7 @@ import pytest
 from api_support import EOS, Api, ScriptedEngine, endless, running
 
 from kvasir_engine.api.tokenizer import ServedModel
-from kvasir_engine.client import EngineError, GenerateRequest, Output
+from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 
 PLACES = [
     ("/v1/completions", {"prompt": "x"}),

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvasir_engine.api.detokenizer import Detokenizer, Piece, named
-from kvasir_engine.client import Output
+from kvasir_engine.engine_client import Output
 from kvasir_engine.protocol import TokenLogprobs
 
 

@@ -14,16 +14,16 @@ import pytest
 import typer
 from fastapi import FastAPI
 
-from kvasir_engine.api.drain import drain, drain_socket
-from kvasir_engine.api.leaving import Leaving
+from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
+from kvasir_engine.api.http.server import check_port, serve
 from kvasir_engine.api.lifecycle import Lifecycle
-from kvasir_engine.api.server import check_port, serve
+from kvasir_engine.entrypoints.drain import drain
 from kvasir_engine.errors import UserError
-from kvasir_engine.private import RUN_VARIABLE, NotPrivate, run_folder
+from kvasir_engine.private_folders import RUN_VARIABLE, NotPrivate, drain_socket, run_folder
 
 
 @asynccontextmanager
-async def serving(leaving: Leaving) -> AsyncIterator[int]:
+async def serving(leaving: GracefulShutdown) -> AsyncIterator[int]:
     """The port whose process hears of `leaving`."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         host, port = sock.getsockname()
@@ -33,7 +33,7 @@ async def serving(leaving: Leaving) -> AsyncIterator[int]:
 
 async def test_the_hook_returns_when_nothing_is_in_flight_and_not_before() -> None:
     lifecycle = Lifecycle()
-    async with serving(Leaving(lifecycle, 600.0)) as port:
+    async with serving(GracefulShutdown(lifecycle, 600.0)) as port:
         with lifecycle.request():
             hook = asyncio.create_task(asyncio.to_thread(drain, "127.0.0.1", port, 0.0))
             async with asyncio.timeout(10):
@@ -46,7 +46,7 @@ async def test_the_hook_returns_when_nothing_is_in_flight_and_not_before() -> No
 
 async def test_at_the_deadline_it_is_over_whatever_runs_and_the_second_wait_does_not_begin_anew() -> None:
     lifecycle = Lifecycle()
-    leaving = Leaving(lifecycle, 0.15)
+    leaving = GracefulShutdown(lifecycle, 0.15)
     assert leaving.seconds_left is None
     with lifecycle.request():
         assert await leaving.done() == 1
@@ -59,7 +59,7 @@ async def test_another_reason_to_leave_is_as_good_as_a_signal() -> None:
     lifecycle, until = Lifecycle(), asyncio.Event()
     sock = socket.create_server(("127.0.0.1", 0))
     with lifecycle.request():
-        served = asyncio.create_task(serve(FastAPI(), sock, Leaving(lifecycle, 600.0), until))
+        served = asyncio.create_task(serve(FastAPI(), sock, GracefulShutdown(lifecycle, 600.0), until))
         until.set()
         async with asyncio.timeout(10):
             while not lifecycle.draining:  # noqa: ASYNC110
@@ -70,7 +70,7 @@ async def test_another_reason_to_leave_is_as_good_as_a_signal() -> None:
 
 async def test_a_second_signal_hurries() -> None:
     lifecycle = Lifecycle()
-    leaving = Leaving(lifecycle, 600.0)
+    leaving = GracefulShutdown(lifecycle, 600.0)
     with lifecycle.request():
         waiting = asyncio.create_task(leaving.done())
         await asyncio.sleep(0)
@@ -80,7 +80,7 @@ async def test_a_second_signal_hurries() -> None:
 
 async def test_quiet_counts_from_the_last_request() -> None:
     lifecycle = Lifecycle()
-    leaving = Leaving(lifecycle, 600.0)
+    leaving = GracefulShutdown(lifecycle, 600.0)
     waiting = asyncio.create_task(leaving.done(quiet=0.4))
     await asyncio.sleep(0.2)
     with lifecycle.request():
@@ -97,7 +97,7 @@ async def test_a_process_that_does_not_serve_has_nothing_to_drain() -> None:
 
 
 async def test_a_hook_that_is_refused_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    async with serving(Leaving(Lifecycle(), 1.0)) as port:
+    async with serving(GracefulShutdown(Lifecycle(), 1.0)) as port:
         with pytest.raises(typer.Exit):
             await asyncio.to_thread(drain, "127.0.0.1", port, -1.0)
     assert "answered" in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_a_folder_whose_path_is_too_long_for_a_socket_is_said_at_the_start(
 
 
 async def test_no_other_user_may_connect_to_the_socket() -> None:
-    async with serving(Leaving(Lifecycle(), 1.0)) as port:
+    async with serving(GracefulShutdown(Lifecycle(), 1.0)) as port:
         path = drain_socket("127.0.0.1", port)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -121,7 +121,7 @@ async def test_no_other_user_may_connect_to_the_socket() -> None:
 
 async def test_what_is_no_question_drains_nothing() -> None:
     lifecycle = Lifecycle()
-    async with serving(Leaving(lifecycle, 600.0)) as port:
+    async with serving(GracefulShutdown(lifecycle, 600.0)) as port:
         for said in (b"POST /drain HTTP/1.1\n", b"\n", b'{"quiet": "x"}\n', b'{"quick": 1}\n', b"[" * 4000 + b"\n"):
             reader, writer = await asyncio.open_unix_connection(drain_socket("127.0.0.1", port))
             writer.write(said)

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 
-from kvasir_engine.api.server import listen
+from kvasir_engine.api.http.server import listen
 
 
 async def test_an_answers_small_writes_are_sent_at_once() -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from api_support import ScriptedEngine, endless, running, saying
 
-from kvasir_engine.api.pieces import MOST_PIECE, PIECE
+from kvasir_engine.api.text_splitting import MOST_PIECE, PIECE
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
 
 WORDS = "some words, and more of them. "  # 30 characters and tokens

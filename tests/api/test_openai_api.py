@@ -14,7 +14,7 @@ from kvasir_engine.api.completions import _top
 from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.tokenizer import ServedModel
-from kvasir_engine.client import EngineError, Output
+from kvasir_engine.engine_client import EngineError, Output
 from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import TokenLogprobs
 

@@ -10,7 +10,7 @@ from api_support import EOS, ScriptedEngine, running, saying, tiny_tokenizer
 
 from kvasir_engine.api.auth import narrowed, tenant_salt
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
-from kvasir_engine.client import GenerateRequest, Output
+from kvasir_engine.engine_client import GenerateRequest, Output
 from kvasir_engine.protocol import TokenLogprobs
 
 HELLO = [{"role": "user", "content": "Hi"}]

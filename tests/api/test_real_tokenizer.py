@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from kvasir_engine.api.detokenizer import Detokenizer
-from kvasir_engine.api.pieces import PIECE
+from kvasir_engine.api.text_splitting import PIECE
 from kvasir_engine.api.tokenizer import ServedModel, load_served_model
-from kvasir_engine.client import Output
-from kvasir_engine.model.source import resolve
+from kvasir_engine.engine_client import Output
+from kvasir_engine.model.loading.resolver import resolve
 
 TEXTS = [
     "The capital of France is Paris.",

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from api_support import EOS, ScriptedEngine, running, saying, tiny_tokenizer
 
-from kvasir_engine.api.parsing import ParseSpecial, parse_special
-from kvasir_engine.api.special import Markers, Strips
+from kvasir_engine.api.special_token_policy import ParseSpecial, parse_special
+from kvasir_engine.api.special_tokens import Markers, Strips
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
 from kvasir_engine.errors import UserError
 

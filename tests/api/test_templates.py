@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from api_support import TEMPLATE, tiny_tokenizer
 
-from kvasir_engine.api.template import Renderers, TemplateCost, TemplateError, TemplateLimits
+from kvasir_engine.api.chat_template import Renderers, TemplateCost, TemplateError, TemplateLimits
 from kvasir_engine.api.tokenizer import TokenizerError, load_served_model
 
 HELLO = [{"role": "user", "content": "Hi"}]

@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[2]
 KIT = ROOT / "bench" / "gpu"
 IMPORTED = """
 import importlib.metadata, json, sys
-import bench.h100_parts, kvasir_engine.cli, kvasir_engine.worker.server, kvasir_engine.worker.build
-import kvasir_engine.api.app, kvasir_engine.api.tokenizer, kvasir_engine.model.gguf_tokenizer, gguf
+import bench.h100_parts, kvasir_engine.entrypoints.cli
+import kvasir_engine.entrypoints.worker_server, kvasir_engine.entrypoints.build
+import kvasir_engine.api.app, kvasir_engine.api.tokenizer, kvasir_engine.model.loading.gguf_tokenizer, gguf
 import transformers
 known = importlib.metadata.packages_distributions()
 files = {name.split('.')[0] for name, module in list(sys.modules.items()) if getattr(module, '__file__', None)}

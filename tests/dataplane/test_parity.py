@@ -12,7 +12,7 @@ import torch
 from openai import OpenAI
 from stack import Stack
 
-from kvasir_engine.model.source import resolve
+from kvasir_engine.model.loading.resolver import resolve
 
 pytestmark = pytest.mark.dataplane
 

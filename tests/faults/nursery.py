@@ -39,7 +39,7 @@ def child(argv: list[str], environment: dict[str, str], log: str) -> None:
     os.environ.update(environment)
     sys.argv = argv
     torch.set_num_threads(1)
-    from kvasir_engine.cli import main
+    from kvasir_engine.entrypoints.cli import main
 
     main()
 

@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.protocol import Sampling
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 

@@ -4,11 +4,11 @@ import queue
 
 import pytest
 
+from kvasir_engine.connector import sender
+from kvasir_engine.connector.nixl_agent import PeerDied, Transfer
+from kvasir_engine.connector.rank_parts import Event
+from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
-from kvasir_engine.transfer import writer
-from kvasir_engine.transfer.agent import PeerDied, Transfer
-from kvasir_engine.transfer.handoff import Handoff
-from kvasir_engine.transfer.parts import Event
 
 FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, 4, 1, 16, "rope")
 
@@ -66,14 +66,14 @@ def endpoint(name: str) -> Endpoint:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_death_under_several_writes_fails_the_lease_once_and_not_the_thread(layers: int) -> None:
     agent, events = DyingPeers(), queue.Queue[Event]()
-    handoff = Handoff(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
+    handoff = TransferThread(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
     handoff.start()
     key = handoff.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1))
     for layer in range(layers):
-        handoff.push(key, writer.Push((1,), (4,), layer))
+        handoff.push(key, sender.Push((1,), (4,), layer))
         assert agent.written.get(timeout=10) == layer
     agent.dead = True
-    assert events.get(timeout=10) == writer.Failed(key, "the decode worker died")
+    assert events.get(timeout=10) == sender.Failed(key, "the decode worker died")
     handoff.withdraw(key, "nothing happens")
     assert handoff.is_alive()
     handoff.stop()

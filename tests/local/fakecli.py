@@ -7,8 +7,7 @@ from typing import Any
 
 import typer
 
-from kvasir_operator import local_cli
-from kvasir_operator.local import config, detached
+from kvasir_operator.local import cli, config, detached
 from kvasir_operator.pods import podspec
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fakeengine.py")))
@@ -29,5 +28,5 @@ if __name__ == "__main__":
     config.this_engine = lambda: config.Engine(FAKE, (*FAKE, "fetch"))
     detached.COMMAND = (sys.executable, __file__, SUPERVISE)
     app = typer.Typer()
-    local_cli.register(app)
+    cli.register(app)
     app()

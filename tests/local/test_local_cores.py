@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from kvasir_operator.api import parse
 from kvasir_operator.local.addresses import Address
 from kvasir_operator.local.machine import Machine
 from kvasir_operator.local.pods import pods
-from kvasir_operator.spec import parse
 
 
 def threads(cores: int, template: dict[str, Any] | None = None) -> dict[str, list[str]]:

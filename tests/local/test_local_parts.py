@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
+from kvasir_operator.api import InferenceService, parse
 from kvasir_operator.local import addresses, machine, pods, state, view
 from kvasir_operator.local.addresses import Address
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.machine import Machine
 from kvasir_operator.local.manifest import Manifest
 from kvasir_operator.local.proxy import Proxy
-from kvasir_operator.spec import InferenceService, parse
 
 
 def service(**spec: Any) -> InferenceService:

@@ -173,7 +173,11 @@ def test_only_whole_mount_paths_are_rewritten(text: str, expected: str) -> None:
 def test_the_engine_s_command_is_this_python_s() -> None:
     host = Host(any_image=ENGINE)
     for command in ([], ["kvasir"]):
-        assert host.command("kvasir-engine:latest", command) == (sys.executable, "-m", "kvasir_engine.cli")
+        assert host.command("kvasir-engine:latest", command) == (
+            sys.executable,
+            "-m",
+            "kvasir_engine.entrypoints.cli",
+        )
     assert host.command("kvasir-engine:latest", ["sleep", "1"]) == ("sleep", "1")
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from sequences import Sequences
 
-from kvasir_engine.model.parallel import Ranks
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.model.tensor_parallel import Ranks
 
 torch.set_num_threads(1)
 

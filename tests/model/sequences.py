@@ -2,8 +2,8 @@
 
 import torch
 
-from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.forward_batch import ForwardBatch
 
 
 class Sequences:

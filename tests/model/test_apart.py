@@ -8,7 +8,7 @@ import pytest
 
 COUNT = """
 import os, sys, time, torch
-from kvasir_engine.model.threads import apart
+from kvasir_engine.executor.threads import apart
 
 def work():
     x = torch.ones(2_000_000)

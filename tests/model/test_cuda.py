@@ -8,9 +8,9 @@ from sequences import Sequences, random_tokens
 from test_gpu_launch import PROMPTS, decode_batch, generate, prompt_batch, requests
 from tiny_models import llama, mistral, runner_of
 
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.executor.model_runner import ModelRunner
 from kvasir_engine.protocol import Sampling
-from kvasir_engine.sampling.queued import queue_sample
+from kvasir_engine.sampling.device_sampler import queue_sample
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 
 pytestmark = pytest.mark.cuda
@@ -158,9 +158,9 @@ def test_a_replayed_step_waits_for_nothing_and_says_that_it_was_one(tmp_path: Pa
 
 
 def test_a_gpus_pages_have_the_digests_of_the_same_bytes_on_a_host() -> None:
-    from kvasir_engine.transfer.digest import Digester
-    from kvasir_engine.transfer.digest_triton import PoolDigests
-    from kvasir_engine.transfer.layout import Cut, Shape
+    from kvasir_engine.connector.digester import Digester
+    from kvasir_engine.connector.layout import Cut, Shape
+    from kvasir_engine.connector.triton_digests import PoolDigests
 
     for heads, tokens, dim in ((8, 16, 128), (3, 16, 64), (2, 32, 20)):
         pool = torch.randn(40, 4, 2, heads, tokens, dim).bfloat16()

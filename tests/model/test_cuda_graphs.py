@@ -16,19 +16,19 @@ from tiny_models import gemma3, llama, qwen3_moe, runner_of
 
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.flashinfer_backend import FlashInferBackend
-from kvasir_engine.attention.pool import KVPool, PoolShape
-from kvasir_engine.model.batch import ForwardBatch, decodes_only, padded
-from kvasir_engine.model.cuda_graphs import DecodeGraphs, capture_sizes, why_not
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.gpu import GpuLauncher
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.core.engine import Engine
+from kvasir_engine.core.metrics import EngineCollector
+from kvasir_engine.core.scheduler import Limits
+from kvasir_engine.entrypoints import build
+from kvasir_engine.entrypoints.build import EngineOptions
+from kvasir_engine.errors import ModelError
+from kvasir_engine.executor.cuda_graphs import DecodeGraphs, capture_sizes, why_not
+from kvasir_engine.executor.gpu_launcher import GpuLauncher
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.forward_batch import ForwardBatch, decodes_only, padded
+from kvasir_engine.kv.pool import KVPool, PoolShape
 from kvasir_engine.protocol import Delta, Role, Sampling, Submit
 from kvasir_engine.sampling.sampler import SampleRequest
-from kvasir_engine.scheduler.schedule import Limits
-from kvasir_engine.worker import build
-from kvasir_engine.worker.build import EngineOptions
-from kvasir_engine.worker.engine import Engine
-from kvasir_engine.worker.metrics import EngineCollector
 
 CPU = torch.device("cpu")
 SIZES = [1, 2, 4, 7]

@@ -9,9 +9,9 @@ import torch
 from sequences import Sequences, random_tokens
 from tiny_models import gemma3, llama, mistral, qwen2, qwen3, qwen3_moe, runner_of
 
-from kvasir_engine.kernels import unavailable_reason
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.cpu_kernels import unavailable_reason
+from kvasir_engine.errors import ModelError
+from kvasir_engine.executor.model_runner import ModelRunner
 
 needs_kernels = pytest.mark.skipif(
     unavailable_reason() is not None, reason=f"CPU kernels cannot run here: {unavailable_reason()}"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kvasir_engine.model.experts import ExpertLoop, GroupedExperts
-from kvasir_engine.model.layers import Linear
-from kvasir_engine.model.mlp import ACTIVATIONS, MLP
+from kvasir_engine.model.layers.basic import Linear
+from kvasir_engine.model.layers.mlp import ACTIVATIONS, MLP
+from kvasir_engine.model.layers.moe import ExpertLoop, GroupedExperts
 
 torch.set_num_threads(1)
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from kvasir_engine.attention import flashinfer_backend
 from kvasir_engine.attention.base import AttentionSpec
-from kvasir_engine.attention.choose import choose_backend, refuse_missing
 from kvasir_engine.attention.flashinfer_backend import FlashInferBackend, unsupported
 from kvasir_engine.attention.paged import decoding, paged_rows, slots
-from kvasir_engine.attention.pool import KVPool, PoolShape
+from kvasir_engine.attention.registry import choose_backend, refuse_missing
 from kvasir_engine.attention.torch_backend import TorchBackend
-from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.errors import ModelError
+from kvasir_engine.errors import ModelError
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.kv.pool import KVPool, PoolShape
 
 CPU = torch.device("cpu")
 

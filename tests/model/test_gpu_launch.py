@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import llama, runner_of
 
-from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.gpu import GpuLauncher
-from kvasir_engine.model.layers import Head
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.executor.gpu_launcher import GpuLauncher
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.model.layers.basic import Head
 from kvasir_engine.protocol import Sampling
-from kvasir_engine.sampling.queued import queue_sample
+from kvasir_engine.sampling.device_sampler import queue_sample
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 
 CPU = torch.device("cpu")

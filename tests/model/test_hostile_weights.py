@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from kvasir_engine.errors import ModelError
 from kvasir_engine.model.config import read_json
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.weights import check_weights
+from kvasir_engine.model.loading.safetensors_files import check_weights
 
 
 def file_of(header: bytes, data: bytes = b"") -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvasir_engine.attention.pool import KVPool, PoolShape
+from kvasir_engine.kv.pool import KVPool, PoolShape
 
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

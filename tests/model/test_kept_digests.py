@@ -10,9 +10,9 @@ import torch
 from sequences import Sequences, random_tokens
 from tiny_models import llama, qwen3, runner_of
 
-from kvasir_engine.kernels import unavailable_reason
+from kvasir_engine.cpu_kernels import unavailable_reason
+from kvasir_engine.executor.model_runner import ModelRunner
 from kvasir_engine.kv.digests import token_digests
-from kvasir_engine.model.runner import ModelRunner
 
 if (reason := unavailable_reason()) is not None:
     pytest.skip(f"CPU kernels cannot run here: {reason}", allow_module_level=True)

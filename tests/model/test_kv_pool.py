@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvasir_engine.attention.pool import KVPool, PoolShape, free_memory, host_free_memory
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.runner import CONTEXT_BYTES, default_kv_memory
+from kvasir_engine.errors import ModelError
+from kvasir_engine.executor.model_runner import CONTEXT_BYTES, default_kv_memory
+from kvasir_engine.kv.pool import KVPool, PoolShape, free_memory, host_free_memory
 
 CPU = torch.device("cpu")
 SMOLLM2 = PoolShape(layers=30, kv_heads=3, head_dim=64, page_size=16, dtype=torch.bfloat16)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kvasir_engine.model.layers import Head, Linear, RMSNorm
+from kvasir_engine.model.layers.basic import Head, Linear, RMSNorm
 
 torch.set_num_threads(1)
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import llama, mistral
 
-from kvasir_engine.model import loader
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.loader import Rows, Weights, choose_device, choose_dtype
-from kvasir_engine.model.runner import ModelRunner, default_kv_memory
+from kvasir_engine.errors import ModelError
+from kvasir_engine.executor.model_runner import ModelRunner, default_kv_memory
+from kvasir_engine.model.loading import weight_loader
+from kvasir_engine.model.loading.weight_loader import Rows, Weights, choose_device, choose_dtype
 
 CPU = torch.device("cpu")
 
@@ -92,7 +92,7 @@ def test_weights_that_memory_cannot_hold_are_refused_before_they_are_read(
 ) -> None:
     elements = sum(weight.numel() for weight in load_file(folder / "model.safetensors").values())
     needed = elements * 2
-    monkeypatch.setattr(loader, "free_memory", lambda device: needed - 1)
+    monkeypatch.setattr(weight_loader, "free_memory", lambda device: needed - 1)
     heard: list[tuple[str, int, int]] = []
     said = f"no memory for the weights: {needed:,} bytes in torch.bfloat16, {needed - 1:,} free on cpu"
     with pytest.raises(ModelError, match=re.escape(said)):

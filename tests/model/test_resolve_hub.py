@@ -17,8 +17,8 @@ from kvasir_engine.model.architectures import load_config
 RESOLVE = """
 import json, sys
 from pathlib import Path
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.source import resolve
+from kvasir_engine.errors import ModelError
+from kvasir_engine.model.loading.resolver import resolve
 heard = []
 try:
     weights = sys.argv[3] == "weights"

@@ -11,9 +11,9 @@ from tiny_models import reference_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from kvasir_engine.model.packages import PACKAGES
-from kvasir_engine.model.runner import ModelRunner
-from kvasir_engine.model.source import cache_folder, package_gguf, resolve
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.model.loading.packages import PACKAGES
+from kvasir_engine.model.loading.resolver import cache_folder, package_gguf, resolve
 from kvasir_engine.protocol import Sampling
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 

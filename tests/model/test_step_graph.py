@@ -9,9 +9,9 @@ import torch
 from sequences import Sequences, random_tokens
 from tiny_models import llama, mistral, qwen2, qwen3, runner_of
 
-from kvasir_engine.kernels import unavailable_reason
-from kvasir_engine.model import graph
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.cpu_kernels import unavailable_reason
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.model import step_graph
 
 if (reason := unavailable_reason()) is not None:
     pytest.skip(f"CPU kernels cannot run here: {reason}", allow_module_level=True)
@@ -28,13 +28,13 @@ LENGTHS = [5, 40, 210, 330]
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """How many times a graph was run; there are two threads."""
-    threads, found, original = torch.get_num_threads(), [0], graph.StepGraph.run
+    threads, found, original = torch.get_num_threads(), [0], step_graph.StepGraph.run
 
-    def counted(self: graph.StepGraph, *arguments: Any) -> torch.Tensor:
+    def counted(self: step_graph.StepGraph, *arguments: Any) -> torch.Tensor:
         found[0] += 1
         return original(self, *arguments)
 
-    monkeypatch.setattr(graph.StepGraph, "run", counted)
+    monkeypatch.setattr(step_graph.StepGraph, "run", counted)
     torch.set_num_threads(2)
     yield found
     torch.set_num_threads(threads)
@@ -81,7 +81,7 @@ def test_the_same_bits_as_kernel_by_kernel(
     options: dict[str, Any] = {"dtype": "bfloat16", "page_size": 16, "pages": 120, "deterministic": deterministic}
     first = answers(runner_of(KINDS[kind](), tmp_path, **options))
     assert runs[0] == len(first[0]), "every step was one graph's"
-    monkeypatch.setattr(graph.Graphs, "graph", lambda *_: None)
+    monkeypatch.setattr(step_graph.Graphs, "graph", lambda *_: None)
     second = answers(ModelRunner(tmp_path, device="cpu", **options))
     assert runs[0] == len(first[0])
     for ours, theirs in zip(first[:2], second[:2], strict=True):

@@ -19,17 +19,17 @@ from sequences import Sequences, random_tokens
 from test_gpu_launch import device, generate
 from tiny_models import gemma3, llama, mistral, qwen2, qwen3, qwen3_moe, reference_logits, runner_of
 
-from kvasir_engine.kernels import unavailable_reason
-from kvasir_engine.model import parallel
+from kvasir_engine.cpu_kernels import unavailable_reason
+from kvasir_engine.errors import ModelError
+from kvasir_engine.executor import rank_protocol
+from kvasir_engine.executor.gpu_launcher import GpuLauncher
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.executor.rank_protocol import Step
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.model import tensor_parallel
 from kvasir_engine.model.architectures import parse_config
-from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.model.errors import ModelError
-from kvasir_engine.model.gpu import GpuLauncher
-from kvasir_engine.model.layers import Head
-from kvasir_engine.model.parallel import Shard, shard
-from kvasir_engine.model.runner import ModelRunner
-from kvasir_engine.worker import frames
-from kvasir_engine.worker.frames import Step
+from kvasir_engine.model.layers.basic import Head
+from kvasir_engine.model.tensor_parallel import Shard, shard
 
 RANK_PROCESS = Path(__file__).with_name("rank_process.py")
 EVEN = {"vocab_size": 152}
@@ -280,7 +280,7 @@ def test_steps_launched_ahead_on_two_ranks_read_on_each_what_rank_0_samples(
         made = runner(0)
 
         def launch(batch: ForwardBatch, places: list[int], requests: Any) -> Any:
-            steps.put(frames.encode(Step.of(batch, [], [], len(places))))
+            steps.put(rank_protocol.encode(Step.of(batch, [], [], len(places))))
             return made.launch(batch, places, requests)
 
         tokens = generate(launch, ahead=True)
@@ -290,7 +290,7 @@ def test_steps_launched_ahead_on_two_ranks_read_on_each_what_rank_0_samples(
     def follower() -> int:
         made, count = runner(1), 0
         while (data := steps.get(timeout=30)) is not None:
-            step = frames.decode_to_main(data)
+            step = rank_protocol.decode_to_main(data)
             assert isinstance(step, Step)
             count += len(step.awaited)
             made.follow(step.batch(), step.sampled)
@@ -304,11 +304,13 @@ def test_steps_launched_ahead_on_two_ranks_read_on_each_what_rank_0_samples(
 
 
 def test_ranks_wait_for_one_another_to_load_longer_than_for_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "CONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(tensor_parallel, "CONNECT_SECONDS", 0.01)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     store = torch.distributed.HashStore()
     store.set_timeout(timedelta(seconds=0.01))
-    first, second = (parallel.Ranks(rank, 2, "file:///nowhere", torch.device("cpu"), 1, store) for rank in range(2))
+    first, second = (
+        tensor_parallel.Ranks(rank, 2, "file:///nowhere", torch.device("cpu"), 1, store) for rank in range(2)
+    )
     for _ in range(2):  # of two models, one after the other
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(first.loaded)
@@ -345,9 +347,9 @@ def test_the_first_exchange_is_when_all_have_loaded(tmp_path: Path) -> None:
 
 
 def test_a_rank_whose_peers_do_not_come_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(tensor_parallel, "CONNECT_SECONDS", 0.2)
     with pytest.raises(ModelError, match=r"rank 0 of 2 cannot connect to the others at file://.*/meeting"):
-        parallel.Ranks(0, 2, f"file://{tmp_path}/meeting", torch.device("cpu"))
+        tensor_parallel.Ranks(0, 2, f"file://{tmp_path}/meeting", torch.device("cpu"))
 
 
 def config(**changes: Any) -> Any:

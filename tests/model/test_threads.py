@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvasir_engine.model.threads import own_cores, use_own_cores
-from kvasir_engine.waiting import PASSIVE, let_threads_sleep
+from kvasir_engine.executor.threads import own_cores, use_own_cores
+from kvasir_engine.thread_wait_policy import PASSIVE, let_threads_sleep
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_it_is_said_before_torch_is_imported() -> None:
     """A worker for a GPU that is not there: by the time it says so, OpenMP has read the environment."""
     script = (
         "import sys, os\n"
-        "import kvasir_engine.cli\n"
+        "import kvasir_engine.entrypoints.cli\n"
         "assert 'torch' not in sys.modules\n"
         "seen = []\n"
         "class Finder:\n"
@@ -63,7 +63,7 @@ def test_it_is_said_before_torch_is_imported() -> None:
         "        if name == 'torch': seen.append(os.environ.get('OMP_WAIT_POLICY'))\n"
         "sys.meta_path.insert(0, Finder())\n"
         "sys.argv = ['kvasir', 'worker', '--model', 'file:///nowhere', '--role', 'decode', '--device', 'cuda']\n"
-        "try: kvasir_engine.cli.main()\n"
+        "try: kvasir_engine.entrypoints.cli.main()\n"
         "except SystemExit: pass\n"
         "print(seen)\n"
     )

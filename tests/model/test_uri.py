@@ -5,7 +5,15 @@ import sys
 
 import pytest
 
-from kvasir_engine.model.uri import ClaimURI, FileURI, HubURI, ModelURI, ModelURIError, PackageURI, parse
+from kvasir_engine.model.loading.uri import (
+    ClaimURI,
+    FileURI,
+    HubURI,
+    ModelURI,
+    ModelURIError,
+    PackageURI,
+    parse,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,6 @@ def test_an_invalid_uri_is_refused_by_the_part_that_is_wrong(text: str, said: st
 
 def test_parsing_imports_nothing_heavy() -> None:
     heavy = {"torch", "numpy", "transformers", "huggingface_hub", "gguf", "safetensors"}
-    code = f"import sys, kvasir_engine.model.uri; print(sorted({heavy!r} & set(sys.modules)))"
+    code = f"import sys, kvasir_engine.model.loading.uri; print(sorted({heavy!r} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

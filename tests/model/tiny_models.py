@@ -19,7 +19,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from kvasir_engine.model.runner import ModelRunner
+from kvasir_engine.executor.model_runner import ModelRunner
 
 # Matrices this small are slower on several threads, and the machine may have others to serve.
 torch.set_num_threads(1)

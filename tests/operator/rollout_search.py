@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from kvasir_operator.plan.rollout import Goal, Group, Scale, State, apply, capacity, done, floor, goal, next_step
+from kvasir_operator.plan.rollout import (
+    Goal,
+    RevisionGroup,
+    Scale,
+    State,
+    apply,
+    capacity,
+    done,
+    floor,
+    goal,
+    next_step,
+)
 
 Planner = Callable[[State], tuple[Scale, ...]]
 Limits = tuple[int | str, int | str]
@@ -49,8 +60,11 @@ def goals(prefill: int, decode: int, limits: Limits, name: str = "new", kv: str 
     return goal(name, kv or name, prefill, *limits), goal(name, kv or name, decode, *limits)
 
 
-def serving(prefill: int, decode: int, name: str = "old") -> tuple[Group, ...]:
-    return (Group("prefill", name, name, prefill, prefill), Group("decode", name, name, decode, decode))
+def serving(prefill: int, decode: int, name: str = "old") -> tuple[RevisionGroup, ...]:
+    return (
+        RevisionGroup("prefill", name, name, prefill, prefill),
+        RevisionGroup("decode", name, name, decode, decode),
+    )
 
 
 def key(state: State) -> Key:
@@ -58,7 +72,7 @@ def key(state: State) -> Key:
 
 
 def at(key: Key, wanted: tuple[Goal, Goal]) -> State:
-    return State(*wanted, tuple(Group(*each) for each in key))  # type: ignore[arg-type]
+    return State(*wanted, tuple(RevisionGroup(*each) for each in key))  # type: ignore[arg-type]
 
 
 def ready_next(state: State) -> Iterable[State]:

@@ -8,12 +8,12 @@ from typing import Any
 
 from isvc_cases import FakeCluster, document, made_by, settled
 
-from kvasir_engine.reports import PairReport, RouterLoad, RouterStatus, WorkerLoad, WorkerStatus
-from kvasir_engine.window import Sum
-from kvasir_operator.autoscaler import WAKE_SECONDS, Autoscaler
+from kvasir_engine.rolling_window import Sum
+from kvasir_engine.status_reports import PairReport, RouterLoad, RouterStatus, WorkerLoad, WorkerStatus
 from kvasir_operator.plan.preload import Progress
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options
+from kvasir_operator.scaling.autoscaler import WAKE_SECONDS, Autoscaler
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 STARTUP = 20.0

@@ -9,7 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scaling_stand import STARTUP, Load, Stand
 
-from kvasir_operator.plan.autoscale import PERIOD_SECONDS
+from kvasir_operator.scaling.roles import PERIOD_SECONDS
 
 WINDOW = 300.0
 BUSY = Load(arrivals=20.0)  # two seconds of prefill work a second

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from kvasir_operator.api import GROUP, parse
 from kvasir_operator.render import render
 from kvasir_operator.render.options import Options
-from kvasir_operator.spec import GROUP, parse
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/kvasir"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from isvc_cases import deployments, document, main_container, pod_templates, service
 
+from kvasir_operator.api import InvalidService, parse
 from kvasir_operator.render import Object, Options, render
-from kvasir_operator.spec import InvalidService, parse
 
 HUB: dict[str, Any] = {"model": {"uri": "hf://a/b", "cache": {"claimName": "c"}}}
 TEXT = "nginx.ingress.kubernetes.io/"
@@ -129,9 +129,9 @@ def test_what_cannot_be_meant_is_refused_by_name(spec: dict[str, Any], path: str
 
 
 def test_the_schedulers_own_sentence_is_told_from_its_beginning() -> None:
-    from kvasir_operator.explain import explain
-    from kvasir_operator.observed import pod_state
-    from kvasir_operator.verdicts import Verdict
+    from kvasir_operator.plan.observed import pod_state
+    from kvasir_operator.status.evaluate import Verdict
+    from kvasir_operator.status.explain import explain
 
     said = (
         "0/900 nodes are available: 896 Insufficient nvidia.com/gpu, 4 node(s) had untolerated taint. " + "x" * 900

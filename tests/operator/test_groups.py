@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from kvasir_operator.api import SET_API_VERSION, SET_KIND
 from kvasir_operator.pods import groups
 from kvasir_operator.pods.environment import resolve
 from kvasir_operator.pods.groups import GroupError
@@ -11,7 +12,6 @@ from kvasir_operator.pods.host import Host, Image
 from kvasir_operator.pods.podspec import parse
 from kvasir_operator.pods.volumes import Mounts
 from kvasir_operator.render.names import INDEX_LABEL, SET_LABEL
-from kvasir_operator.spec import SET_API_VERSION, SET_KIND
 
 ARGS = ["--nnodes", "3", "--node-rank", "$(LWS_WORKER_INDEX)", "--dist-init-addr", "$(LWS_LEADER_ADDRESS):5557"]
 

@@ -21,19 +21,19 @@ from isvc_cases import (
     settled,
 )
 
-from kvasir_engine.reports import PairReport, WorkerStatus
-from kvasir_operator.autoscaler import Autoscaler
-from kvasir_operator.kinds import SET_API_VERSION, SET_KIND
-from kvasir_operator.observed import Observed, Reference, observe
+from kvasir_engine.status_reports import PairReport, WorkerStatus
+from kvasir_operator.api import Rollout
+from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
+from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.plan import plan
-from kvasir_operator.plan.load import startup_seconds
+from kvasir_operator.plan.observed import Observed, Reference, observe
 from kvasir_operator.plan.rollout import capacity, floor
 from kvasir_operator.plan.steps import Apply, Delete
 from kvasir_operator.plan.workers import rollout_state
-from kvasir_operator.port import ClusterError
-from kvasir_operator.reconcile import API_SECONDS, Reconciler
+from kvasir_operator.reconcile.reconciler import API_SECONDS, Reconciler
 from kvasir_operator.render import Object, Options, render
-from kvasir_operator.spec import Rollout
+from kvasir_operator.scaling.autoscaler import Autoscaler
+from kvasir_operator.scaling.signals import startup_seconds
 
 TWO = {"device": "cpu", "tensorParallel": 2, "nodes": 2}
 ONE = {"device": "cpu", "tensorParallel": 2}

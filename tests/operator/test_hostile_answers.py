@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvasir_engine.reports import PairReport, RouterStatus
-from kvasir_operator import ask
-from kvasir_operator.ask import PodReader
-from kvasir_operator.autoscaler import MOST_ASKED, _in_turn
-from kvasir_operator.bounded import Bounded, Unanswered
-from kvasir_operator.facts import FactsReader
-from kvasir_operator.observed import pod_state
-from kvasir_operator.spec import Model
+from kvasir_engine.status_reports import PairReport, RouterStatus
+from kvasir_operator.api import Model
+from kvasir_operator.plan.observed import pod_state
+from kvasir_operator.reconcile import pod_reader
+from kvasir_operator.reconcile.bounded_http import Bounded, Unanswered
+from kvasir_operator.reconcile.model_metadata import ModelMetadataReader
+from kvasir_operator.reconcile.pod_reader import PodReader
+from kvasir_operator.scaling.autoscaler import MOST_ASKED, _in_turn
 
 Answer = Callable[[socket.socket], None]
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -98,9 +98,9 @@ def serving(answer: Answer, address: str = "127.0.0.1", port: int = 0) -> Iterat
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_pod_holds_nobody_and_fills_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(pod_reader, "TIMEOUT_SECONDS", 0.5)
     with serving(HOSTILE[name]) as port:
-        monkeypatch.setattr(ask, "PORT", port)
+        monkeypatch.setattr(pod_reader, "PORT", port)
         tracemalloc.start()
         begun = time.monotonic()
         assert PodReader().routers(["127.0.0.1"]) == [None]
@@ -111,22 +111,22 @@ def test_a_hostile_pod_holds_nobody_and_fills_nothing(name: str, monkeypatch: py
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_hub_holds_nobody_and_fills_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvasir_operator.facts.TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("kvasir_operator.reconcile.model_metadata.TIMEOUT_SECONDS", 0.5)
     with serving(HOSTILE[name]) as port:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
         begun = time.monotonic()
-        assert FactsReader().read(Model(uri="hf://org/model")) is None
+        assert ModelMetadataReader().read(Model(uri="hf://org/model")) is None
         assert time.monotonic() - begun < 3
 
 
 def test_one_hostile_pod_of_many_takes_nothing_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     status = RouterStatus(False, 0, "", PairReport())
-    monkeypatch.setattr(ask, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(pod_reader, "TIMEOUT_SECONDS", 0.5)
     with (
         serving(HOSTILE["a byte at a time"]) as port,
         serving(body(b'{"draining": false, "inflight": 0, "reason": "", "pairs": {}}'), "127.0.0.2", port),
     ):
-        monkeypatch.setattr(ask, "PORT", port)
+        monkeypatch.setattr(pod_reader, "PORT", port)
         told = PodReader().routers(["127.0.0.1"] * 30 + ["127.0.0.2"] * 30)
     assert [each is None for each in told] == [True] * 30 + [False] * 30
     assert told[-1] == status

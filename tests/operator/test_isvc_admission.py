@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 from isvc_cases import document
 
-from kvasir_operator.admission import refusal
-from kvasir_operator.spec import Model
-from kvasir_operator.validate import ModelFacts
+from kvasir_operator.api import Model
+from kvasir_operator.api.admission import refusal
+from kvasir_operator.api.validation import ModelMetadata
 
 
-def unknown(model: Model) -> ModelFacts | None:
+def unknown(model: Model) -> ModelMetadata | None:
     return None
 
 
-def smol(model: Model) -> ModelFacts | None:
-    return ModelFacts(9, 3, 8192)
+def smol(model: Model) -> ModelMetadata | None:
+    return ModelMetadata(9, 3, 8192)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from network_policy import matches
 from pod_security import violations
 from typer.main import get_command
 
-from kvasir_engine.cli import app as engine
-from kvasir_operator.reconcile import Reconciler
+from kvasir_engine.entrypoints.cli import app as engine
+from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.api.validation import semantic_problems
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options, Static, render
 from kvasir_operator.render.storage import CACHE_VOLUMES
-from kvasir_operator.spec import InvalidService, parse
-from kvasir_operator.validate import semantic_problems
 
 ROLES = ("prefill", "decode", "router")
 LOADED = {"uri": "hf://org/m", "revision": "v1", "cache": {"claimName": "models"}, "tokenSecretName": "hub"}

@@ -17,8 +17,8 @@ from pod_security import violations
 from typer.main import get_command
 
 from kvasir_operator.__main__ import app
-from kvasir_operator.crd import crd
-from kvasir_operator.spec import GROUP, PLURAL
+from kvasir_operator.api import GROUP, PLURAL
+from kvasir_operator.api.crd import crd
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/kvasir"

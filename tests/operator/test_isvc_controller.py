@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from kvasir_operator import controller as wiring
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.cluster.lease_candidate import Record
 from kvasir_operator.controller import Controller, Setup, WatchDied
-from kvasir_operator.lease import Record
-from kvasir_operator.port import ClusterError
 from kvasir_operator.render import Options
 
 KEY = ("default", "llama")

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 import yaml
 
-from kvasir_operator.spec import parse
-from kvasir_operator.validate import semantic_problems
+from kvasir_operator.api import parse
+from kvasir_operator.api.validation import semantic_problems
 
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -13,7 +13,7 @@ from prometheus_client.core import Metric
 
 import kvasir_engine
 from kvasir_engine.api.metrics import ApiMetrics
-from kvasir_engine.worker.metrics import EngineCollector
+from kvasir_engine.core.metrics import EngineCollector
 from kvasir_operator.metrics import OperatorMetrics
 
 DASHBOARD = json.loads((Path(__file__).parents[2] / "charts/kvasir/dashboards/kvasir.json").read_text())

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from kvasir_operator.api import KIND, parse
 from kvasir_operator.render import Options, render
-from kvasir_operator.spec import KIND, parse
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "manifests").glob("*.yaml"))

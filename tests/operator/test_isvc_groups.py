@@ -7,10 +7,10 @@ import pytest
 from isvc_cases import document, service
 from typer.main import get_command
 
-from kvasir_engine.cli import app as engine
-from kvasir_operator.fingerprint import fingerprint
+from kvasir_engine.entrypoints.cli import app as engine
+from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.render import Object, Options, render
-from kvasir_operator.spec import InvalidService, parse
 
 OPTIONS = Options()
 TWO = {"tensorParallel": 16, "nodes": 2}

@@ -14,11 +14,11 @@ import msgspec
 import pytest
 import urllib3
 
-from kvasir_operator.cluster import ClientTransport, Cluster
-from kvasir_operator.election import Leadership
-from kvasir_operator.lease import Candidate, Record, Timing
-from kvasir_operator.leases import ClusterLease, record, spec
-from kvasir_operator.port import ClusterError
+from kvasir_operator.cluster.client import ClientTransport, Cluster
+from kvasir_operator.cluster.election import Leadership
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.cluster.lease_candidate import Candidate, Record, Timing
+from kvasir_operator.cluster.lease_client import ClusterLease, record, spec
 
 
 class Store:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kvasir_operator.overlay import overlay
+from kvasir_operator.api.strategic_merge import overlay
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from isvc_cases import SMOL, advance, deployments, service, settled, stamped
 
-from kvasir_operator.observed import observe, reference
+from kvasir_operator.api import Rollout
 from kvasir_operator.plan import Apply, plan
 from kvasir_operator.plan.difference import differs
+from kvasir_operator.plan.observed import observe, reference
 from kvasir_operator.plan.rollout import capacity, floor
 from kvasir_operator.plan.workers import rollout_state
 from kvasir_operator.render import Object, Options, render
-from kvasir_operator.spec import Rollout
 
 OLD = render(service(), Options())
 NEW = render(service(drain={"deadlineSeconds": 5}), Options())

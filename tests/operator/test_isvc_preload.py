@@ -10,11 +10,11 @@ import pytest
 from isvc_cases import FakeCluster, FakePods, document
 
 from kvasir_engine.errors import UserError
-from kvasir_engine.model.progress import ProgressServer
-from kvasir_operator.ask import PodReader
+from kvasir_engine.model.loading.progress import ProgressServer
+from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.plan.preload import Progress
-from kvasir_operator.port import ClusterError
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.reconcile.pod_reader import PodReader
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options
 
 MODEL = {"uri": "hf://org/m", "cache": {"claimName": "models"}}
@@ -161,7 +161,7 @@ def test_without_a_claim_nothing_is_said_about_a_cache() -> None:
 
 def test_progress_crosses_from_the_fetching_process_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     with ProgressServer("127.0.0.1", 0) as server:
-        monkeypatch.setattr("kvasir_operator.ask.PORT", server.port)
+        monkeypatch.setattr("kvasir_operator.reconcile.pod_reader.PORT", server.port)
         reader = PodReader()
         assert reader.progress("127.0.0.1") == Progress("", 0, 0)
         server.report("download", 5, 9)

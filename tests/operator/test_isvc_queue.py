@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from kvasir_operator.port import ClusterError
-from kvasir_operator.queue import Pace, WorkQueue
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.reconcile.work_queue import Pace, WorkQueue
 
 PACE = Pace(settle=0.0, base=0.0, cap=0.0, resync=1000.0)
 

@@ -11,19 +11,19 @@ import pytest
 import yaml
 from isvc_cases import document
 
-from kvasir_operator.cluster import KINDS, Cluster
+from kvasir_operator.api import GROUP, PLURAL, parse
+from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
+from kvasir_operator.cluster.client import KINDS, Cluster
+from kvasir_operator.cluster.election import Leadership
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.cluster.lease_candidate import Candidate
+from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import WATCHED, WATCHED_IF_SERVED
-from kvasir_operator.election import Leadership
-from kvasir_operator.kinds import SET_API_VERSION, SET_KIND
-from kvasir_operator.lease import Candidate
-from kvasir_operator.leases import ClusterLease
-from kvasir_operator.observed import Reference
-from kvasir_operator.ownership import Others
-from kvasir_operator.port import ClusterError
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.plan.observed import Reference
+from kvasir_operator.reconcile.ownership import Others
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options, render
 from kvasir_operator.render.names import REVISION_LABEL, Object
-from kvasir_operator.spec import GROUP, PLURAL, parse
 
 RULES = Path(__file__).parents[2] / "charts/kvasir/templates/_rules.tpl"
 PATH = re.compile(

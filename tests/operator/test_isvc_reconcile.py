@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from isvc_cases import FakeCluster, deployments, document, service
 
-from kvasir_operator.observed import Reference
-from kvasir_operator.port import ClusterError
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.api import Model
+from kvasir_operator.api.validation import ModelMetadata
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.plan.observed import Reference
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options, render
-from kvasir_operator.spec import Model
-from kvasir_operator.validate import ModelFacts
 
 
-def nothing_known(model: Model) -> ModelFacts | None:
+def nothing_known(model: Model) -> ModelMetadata | None:
     return None
 
 
@@ -78,10 +78,12 @@ def test_a_service_that_is_being_deleted_is_left_to_garbage_collection() -> None
     [
         ({"model": {"uri": "ftp://x"}}, None, "spec.model.uri"),
         ({"prefill": {"replicas": -1}}, None, "spec.prefill.replicas"),
-        ({"decode": {"tensorParallel": 2}}, ModelFacts(9, 3, 8192), "spec.decode.tensorParallel"),
+        ({"decode": {"tensorParallel": 2}}, ModelMetadata(9, 3, 8192), "spec.decode.tensorParallel"),
     ],
 )
-def test_nothing_is_created_for_what_cannot_work(spec: dict[str, Any], facts: ModelFacts | None, path: str) -> None:
+def test_nothing_is_created_for_what_cannot_work(
+    spec: dict[str, Any], facts: ModelMetadata | None, path: str
+) -> None:
     cluster = FakeCluster(document(**spec))
     reconciler(cluster, lambda model: facts).reconcile("default", "llama")
     assert cluster.calls == ["status"]

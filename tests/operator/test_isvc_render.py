@@ -8,9 +8,9 @@ import pytest
 from isvc_cases import UID, deployments, document, main_container, pod_templates, service
 from typer.main import get_command
 
-from kvasir_engine.cli import app as engine
+from kvasir_engine.entrypoints.cli import app as engine
+from kvasir_operator.api import parse
 from kvasir_operator.render import Object, Options, Static, render
-from kvasir_operator.spec import parse
 
 OPTIONS = Options(engine_image="registry.example/engine:1")
 LABEL = "serving.kvasir.dev"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from isvc_cases import document
 
-from kvasir_operator.spec import InvalidService, parse
-from kvasir_operator.validate import ModelFacts, fact_problems
+from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.api.validation import ModelMetadata, fact_problems
 
 
 def refused(found: dict[str, Any]) -> dict[str, str]:
@@ -160,7 +160,7 @@ def test_a_template_that_cannot_be_merged_is_refused(template: Any, path: str) -
     assert path in refused(document(decode={"template": template}))
 
 
-FACTS = ModelFacts(heads=32, kv_heads=8, max_positions=4096)
+FACTS = ModelMetadata(heads=32, kv_heads=8, max_positions=4096)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ FACTS = ModelFacts(heads=32, kv_heads=8, max_positions=4096)
         ({"prefill": {"tensorParallel": 3}}, FACTS, ["spec.prefill.tensorParallel"]),
         ({"prefill": {"tensorParallel": 16, "device": "cpu"}}, FACTS, []),
         ({"prefill": {"tensorParallel": 64, "device": "cpu"}}, FACTS, ["spec.prefill.tensorParallel"]),
-        ({"prefill": {"tensorParallel": 4}}, ModelFacts(12, 3, 8192), ["spec.prefill.tensorParallel"]),
-        ({"prefill": {"tensorParallel": 6}}, ModelFacts(12, 3, 8192), []),
+        ({"prefill": {"tensorParallel": 4}}, ModelMetadata(12, 3, 8192), ["spec.prefill.tensorParallel"]),
+        ({"prefill": {"tensorParallel": 6}}, ModelMetadata(12, 3, 8192), []),
         ({"prefill": {"tensorParallel": 3}}, None, []),
         (
             {"prefill": {"tensorParallel": 5}, "decode": {"tensorParallel": 6}},
@@ -183,6 +183,6 @@ FACTS = ModelFacts(heads=32, kv_heads=8, max_positions=4096)
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(
-    spec: dict[str, Any], facts: ModelFacts | None, paths: list[str]
+    spec: dict[str, Any], facts: ModelMetadata | None, paths: list[str]
 ) -> None:
     assert [problem.path for problem in fact_problems(parse(document(**spec)), facts)] == paths

@@ -7,12 +7,12 @@ import msgspec
 import pytest
 from isvc_cases import deployments, service, settled
 
-from kvasir_operator import status
-from kvasir_operator.observed import Reference, observe, pod_state
+from kvasir_operator.api.structural_schema import Invalid
+from kvasir_operator.plan.observed import Reference, observe, pod_state
 from kvasir_operator.render import Object, Options, render
-from kvasir_operator.schema import Invalid
-from kvasir_operator.story import transitions
-from kvasir_operator.verdicts import CONDITIONS
+from kvasir_operator.status import derive
+from kvasir_operator.status.evaluate import CONDITIONS
+from kvasir_operator.status.events import transitions
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = datetime(2026, 1, 2, 4, 4, 5, tzinfo=UTC)
@@ -31,8 +31,8 @@ def computed(
     previous: dict[str, Any] | None = None,
     desired: list[Object] = DESIRED,
     now: datetime = NOW,
-) -> status.Status:
-    return status.accepted(
+) -> derive.Status:
+    return derive.accepted(
         desired,
         observe(objects, pods or []),
         failures or {},
@@ -44,11 +44,11 @@ def computed(
     )
 
 
-def conditions(found: status.Status) -> dict[str, tuple[str, str]]:
+def conditions(found: derive.Status) -> dict[str, tuple[str, str]]:
     return {c.type: (c.status, c.reason) for c in found.conditions}
 
 
-def message(found: status.Status, condition: str) -> str:
+def message(found: derive.Status, condition: str) -> str:
     return next(c.message for c in found.conditions if c.type == condition)
 
 
@@ -70,7 +70,7 @@ def test_all_is_ready_when_all_that_is_wanted_is_there() -> None:
         "Ready": ("True", "AllReady"),
     }
     assert found.explain == ""
-    assert found.decode == status.RoleStatus(replicas=2, ready=2, summary="2/2")
+    assert found.decode == derive.RoleStatus(replicas=2, ready=2, summary="2/2")
     assert (found.url, found.model, found.observed_generation) == ("http://u", "m", 4)
     assert {c.observed_generation for c in found.conditions} == {4}
 
@@ -86,7 +86,7 @@ def test_one_role_that_is_not_ready_keeps_the_service_from_being_ready(role: str
 def test_nothing_is_there_before_anything_is_created() -> None:
     found = computed([])
     assert conditions(found)["PrefillReady"] == ("False", "Starting")
-    assert found.decode == status.RoleStatus(replicas=2, ready=0, summary="0/2")
+    assert found.decode == derive.RoleStatus(replicas=2, ready=0, summary="0/2")
 
 
 def test_counts_of_an_older_generation_are_not_believed() -> None:
@@ -270,7 +270,7 @@ def test_nothing_wanted_is_ready_but_serves_nothing(spec: dict[str, Any], ready:
 
 def test_a_refused_spec_says_so_and_nothing_about_roles() -> None:
     problems = [Invalid("spec.model.uri", "is odd"), Invalid("spec.decode.replicas", "is too")]
-    found = status.rejected(problems, 7, {}, NOW)
+    found = derive.rejected(problems, 7, {}, NOW)
     assert conditions(found) == {
         "Accepted": ("False", "Invalid"),
         "Stalled": ("True", "NotAccepted"),
@@ -292,7 +292,7 @@ def test_a_transition_time_moves_only_with_the_status() -> None:
 
 
 def test_transitions_are_the_conditions_whose_status_changed() -> None:
-    def changed(previous: dict[str, Any], current: status.Status) -> set[tuple[str, str]]:
+    def changed(previous: dict[str, Any], current: derive.Status) -> set[tuple[str, str]]:
         return {(c.type, c.status) for c in transitions(previous, current)}
 
     starting, complete = computed(live(decode=0, prefill=0, router=0)), computed(live())
@@ -300,4 +300,4 @@ def test_transitions_are_the_conditions_whose_status_changed() -> None:
     before = msgspec.to_builtins(starting)
     assert changed(before, computed(live(decode=0, prefill=0, router=0), previous=before)) == set()
     assert ("Ready", "True") in changed(before, complete)
-    assert changed({}, status.rejected([Invalid("spec", "is odd")], 1, {}, NOW)) == {("Accepted", "False")}
+    assert changed({}, derive.rejected([Invalid("spec", "is odd")], 1, {}, NOW)) == {("Accepted", "False")}

@@ -13,13 +13,13 @@ from kube_schemas import VERSIONS, complaints
 from pod_fields import TABLE, table
 from users import GPU, HCA, MIG, REFUSED, TAKEN
 
-from kvasir_operator.admission import refusal
+from kvasir_operator.api import KIND, InvalidService, parse
+from kvasir_operator.api.admission import refusal
 from kvasir_operator.local import manifest
 from kvasir_operator.local.errors import LocalError
-from kvasir_operator.podcheck import pod_problems
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.pod_validation import pod_problems
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options, render
-from kvasir_operator.spec import KIND, InvalidService, parse
 
 OPTIONS = Options(operator_namespace="kvasir-system", metrics_namespace="monitoring")
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvasir_operator.watchdog import Watchdog
+from kvasir_operator.cluster.watchdog import Watchdog
 
 
 def test_a_silent_watch_is_noticed_at_the_second_look() -> None:

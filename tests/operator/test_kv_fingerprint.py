@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from isvc_cases import SMOL, deployments, document, service
 
-from kvasir_operator.fingerprint import fingerprint
+from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.render import Options, render
-from kvasir_operator.spec import InvalidService, parse
 
 
 def told(env: dict[str, str] | None = None, args: list[str] | None = None) -> dict[str, Any]:

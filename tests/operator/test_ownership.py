@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from isvc_cases import FakeCluster, document
 
-from kvasir_operator.lease import Record
-from kvasir_operator.ownership import GONE_SECONDS, Others
-from kvasir_operator.port import ClusterError
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.cluster.lease_candidate import Record
+from kvasir_operator.reconcile.ownership import GONE_SECONDS, Others
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from kvasir_operator.__main__ import app
 from kvasir_operator.plan.rollout import (
     Goal,
-    Group,
+    RevisionGroup,
     State,
     apply,
     capacity,
@@ -26,8 +26,8 @@ from kvasir_operator.plan.rollout import (
 )
 
 
-def group(role: Any, revision: str, replicas: int, ready: int | None = None, kv: str = "") -> Group:
-    return Group(role, revision, kv or revision, replicas, replicas if ready is None else ready)
+def group(role: Any, revision: str, replicas: int, ready: int | None = None, kv: str = "") -> RevisionGroup:
+    return RevisionGroup(role, revision, kv or revision, replicas, replicas if ready is None else ready)
 
 
 def steps(state: State) -> set[tuple[str, str, int]]:
@@ -149,7 +149,7 @@ def states(draw: st.DrawFn) -> State:
         for name in "abc":
             replicas = draw(COUNTS)
             kv = wanted[0].kv if name == "c" else name
-            found.append(Group(role, name, kv, replicas, draw(st.integers(0, replicas))))  # type: ignore[arg-type]
+            found.append(RevisionGroup(role, name, kv, replicas, draw(st.integers(0, replicas))))  # type: ignore[arg-type]
     return State(*wanted, tuple(found))
 
 
@@ -181,7 +181,7 @@ def test_ten_thousand_workers_are_no_problem() -> None:
     state = State(*goals(4000, 6000, ("25%", "25%")), serving(4000, 6000))
     for _ in range(30):
         state = apply(state, next_step(state))
-        state = State(state.prefill, state.decode, tuple(Group(*k[:4], k[3]) for k in key(state)))  # type: ignore[arg-type]
+        state = State(state.prefill, state.decode, tuple(RevisionGroup(*k[:4], k[3]) for k in key(state)))  # type: ignore[arg-type]
         if done(state):
             return
     raise AssertionError(state)

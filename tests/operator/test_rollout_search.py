@@ -6,7 +6,7 @@ import time
 import pytest
 from rollout_search import LIMITS, Found, Limits, at, goals, key, naive, search, serving
 
-from kvasir_operator.plan.rollout import Group, State, apply, capacity, done, floor, next_step
+from kvasir_operator.plan.rollout import RevisionGroup, State, apply, capacity, done, floor, next_step
 
 Shape = tuple[int, int]
 
@@ -114,7 +114,7 @@ def three_kvs(p: int, d: int, limits: Limits) -> list[State]:
         State(
             *wanted,
             tuple(
-                Group(role, name, name, n, n)  # type: ignore[arg-type]
+                RevisionGroup(role, name, name, n, n)  # type: ignore[arg-type]
                 for role, counts in (("prefill", ps), ("decode", ds))
                 for name, n in zip("abc", counts, strict=True)
                 if n
@@ -143,7 +143,7 @@ def solvable(state: State) -> bool:
 
     def of(counts: tuple[int, ...]) -> State:
         groups = tuple(
-            Group(role, name, name, n, n)  # type: ignore[arg-type]
+            RevisionGroup(role, name, name, n, n)  # type: ignore[arg-type]
             for (role, name), n in zip(itertools.product(roles, names), counts, strict=True)
         )
         return State(state.prefill, state.decode, groups)

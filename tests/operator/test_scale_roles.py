@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 from isvc_cases import FakeCluster, deployments, document
 
-from kvasir_operator.observed import Reference
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.api import API_VERSION, ROLE_KIND
+from kvasir_operator.plan.observed import Reference
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options
-from kvasir_operator.spec import API_VERSION, ROLE_KIND
 
 DECODE = Reference(API_VERSION, ROLE_KIND, "llama-decode")
 PREFILL = Reference(API_VERSION, ROLE_KIND, "llama-prefill")

@@ -3,7 +3,7 @@
 import pytest
 from scaling_stand import Load, Stand
 
-from kvasir_operator.port import ClusterError
+from kvasir_operator.cluster.interface import ClusterError
 
 
 def test_a_decision_from_an_old_status_is_refused_and_nothing_is_carried_out() -> None:

@@ -7,15 +7,15 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from kvasir_engine.reports import PairReport, RouterLoad, RouterStatus, WorkerLoad, WorkerStatus
-from kvasir_engine.window import Sum
-from kvasir_operator import ask
-from kvasir_operator.ask import PodReader
+from kvasir_engine.rolling_window import Sum
+from kvasir_engine.status_reports import PairReport, RouterLoad, RouterStatus, WorkerLoad, WorkerStatus
 from kvasir_operator.metrics import OperatorMetrics
-from kvasir_operator.observed import Observed, observe
-from kvasir_operator.plan.autoscale import RoleScaling, ScalingStatus, remembered
-from kvasir_operator.plan.load import STARTUP_SECONDS, Told, signals, startup_seconds
-from kvasir_operator.plan.scaling import Signals
+from kvasir_operator.plan.observed import Observed, observe
+from kvasir_operator.reconcile import pod_reader
+from kvasir_operator.reconcile.pod_reader import PodReader
+from kvasir_operator.scaling.planner import Signals
+from kvasir_operator.scaling.roles import RoleScaling, ScalingStatus, remembered
+from kvasir_operator.scaling.signals import STARTUP_SECONDS, Told, signals, startup_seconds
 
 
 def router(inflight: int = 0, **load: object) -> RouterStatus:
@@ -146,7 +146,7 @@ def test_a_status_that_is_not_understood_remembers_nothing(scaling: object) -> N
 
 
 def test_many_pods_are_asked_at_once_and_none_is_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "ALL_SECONDS", 0.2)
+    monkeypatch.setattr(pod_reader, "ALL_SECONDS", 0.2)
 
     async def reply(request: httpx.Request) -> httpx.Response:
         if request.url.host == "10.0.0.3":

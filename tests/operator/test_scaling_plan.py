@@ -7,8 +7,8 @@ from bench.twin import Model, Outcome
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvasir_operator.plan.scaling import Bounds, Decision, Need, Pool, Signals, Targets, decide, remember
-from kvasir_operator.spec import WORKER_ROLES, WorkerRole
+from kvasir_operator.api import WORKER_ROLES, WorkerRole
+from kvasir_operator.scaling.planner import Bounds, Decision, Need, Pool, Signals, Targets, decide, remember
 
 TARGETS = Targets(ttft=1.0, itl=0.050, window=300.0)
 CALM = Signals(

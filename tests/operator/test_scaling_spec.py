@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from isvc_cases import deployments, document, main_container, service
 
+from kvasir_operator.api import InvalidService, parse
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.machine import Machine, check
 from kvasir_operator.local.manifest import Manifest
 from kvasir_operator.render import Options, render
-from kvasir_operator.spec import InvalidService, parse
 
 
 def auto(mode: str = "Auto", **more: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from isvc_cases import FakeCluster, document
 
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,14 +7,14 @@ import msgspec
 import pytest
 from isvc_cases import FakeCluster, FakePods, deployments, document, service, settled
 
-from kvasir_engine.reports import PairReport, RouterStatus, WorkerStatus
-from kvasir_operator import status
-from kvasir_operator.observed import observe
-from kvasir_operator.reconcile import FAILED_SECONDS, SOON_SECONDS, Reconciler
+from kvasir_engine.status_reports import PairReport, RouterStatus, WorkerStatus
+from kvasir_operator.plan.observed import observe
+from kvasir_operator.reconcile.reconciler import FAILED_SECONDS, SOON_SECONDS, Reconciler
 from kvasir_operator.render import Object, Options, render
-from kvasir_operator.status import Status
-from kvasir_operator.story import tellings
-from kvasir_operator.verdicts import Leaving
+from kvasir_operator.status import derive
+from kvasir_operator.status.derive import Status
+from kvasir_operator.status.evaluate import Leaving
+from kvasir_operator.status.events import tellings
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DESIRED = render(service(decode={"replicas": 2}), Options())
@@ -31,7 +31,7 @@ def computed(
 ) -> Status:
     """The status with so many pods ready a role, all where nothing is said, and one router's report."""
     live = [settled(o, (ready or {}).get(role)) for role, o in deployments(desired).items()]
-    return status.accepted(
+    return derive.accepted(
         desired,
         observe(live, pods or []),
         {},
@@ -45,7 +45,7 @@ def computed(
     )
 
 
-def condition(found: Status, kind: str) -> status.Condition:
+def condition(found: Status, kind: str) -> derive.Condition:
     return next(c for c in found.conditions if c.type == kind)
 
 
@@ -203,7 +203,7 @@ def test_events_tell_a_story_from_the_first_pod_to_the_last_rollout() -> None:
     assert told(pods, ready) == [(False, "KVTransferVerified"), (False, "Ready")]
     new = render(service(decode={"replicas": 2}, drain={"deadlineSeconds": 1}), Options())
     live = [settled(o) for o in deployments(DESIRED).values()]
-    rolling = status.accepted(
+    rolling = derive.accepted(
         new,
         observe(live, []),
         {},

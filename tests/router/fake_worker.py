@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from kvasir_engine.client import GenerateRequest
+from kvasir_engine.engine_client import GenerateRequest
 from kvasir_engine.kv.hashing import page_hashes
 from kvasir_engine.protocol import (
     VERSION,

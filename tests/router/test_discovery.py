@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from kvasir_engine.api.server import listen
+from kvasir_engine.api.http.server import listen
 from kvasir_engine.router.discovery import (
     ClusterAccess,
     DiscoveryError,

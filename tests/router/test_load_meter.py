@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvasir_engine.reports import COST_SECONDS, LOAD_SECONDS
-from kvasir_engine.router.load import LoadMeter
-from kvasir_engine.window import PARTS, Sum, Window
-from kvasir_engine.worker.load import StepMeter
+from kvasir_engine.core.step_meter import StepMeter
+from kvasir_engine.rolling_window import PARTS, Sum, Window
+from kvasir_engine.router.load_meter import LoadMeter
+from kvasir_engine.status_reports import COST_SECONDS, LOAD_SECONDS
 
 
 class Clock:

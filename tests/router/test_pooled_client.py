@@ -19,7 +19,7 @@ from fake_worker import (
     request,
 )
 
-from kvasir_engine.client import EngineError
+from kvasir_engine.engine_client import EngineError
 from kvasir_engine.kv.hashing import page_hashes
 from kvasir_engine.protocol import CacheEvent, CacheEvents, Load, Reserve, Resync, Submit
 

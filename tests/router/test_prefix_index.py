@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kvasir_engine.kv.hashing import page_hashes
 from kvasir_engine.protocol import CacheEvent, CacheEvents
-from kvasir_engine.router.prefix import PrefixIndex
+from kvasir_engine.router.prefix_index import PrefixIndex
 
 PAGE = 2
 PROMPTS = st.lists(st.integers(0, 1), max_size=10)

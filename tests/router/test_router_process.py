@@ -18,10 +18,10 @@ from fake_worker import Fabric, FakeWorker, continuation
 from openai import AsyncOpenAI
 from safetensors.numpy import save_file
 
-from kvasir_engine.model.packages import PACKAGES
-from kvasir_engine.model.source import cache_folder, package_gguf
+from kvasir_engine.model.loading.packages import PACKAGES
+from kvasir_engine.model.loading.resolver import cache_folder, package_gguf
 
-COMMAND = [sys.executable, "-c", "from kvasir_engine.cli import main; main()", "router"]
+COMMAND = [sys.executable, "-c", "from kvasir_engine.entrypoints.cli import main; main()", "router"]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,10 @@ async def test_what_the_user_can_mend_is_one_line_and_status_2(folder: Path, cas
 
 
 async def test_help_loads_no_torch() -> None:
-    check = "import sys, kvasir_engine.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    check = (
+        "import sys, kvasir_engine.entrypoints.cli; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", check)
     assert await process.wait() == 0
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from fake_worker import Fabric, FakeWorker, cluster
 
-from kvasir_engine.silence import SILENT_SECONDS, notice_silence
+from kvasir_engine.keepalive import SILENT_SECONDS, notice_silence
 
 KEEPALIVE = "02"
 

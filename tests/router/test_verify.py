@@ -8,8 +8,8 @@ from fake_worker import Cluster, Fabric, Fail, FakeWorker, Moment, cluster, cont
 from prometheus_client import CollectorRegistry
 
 from kvasir_engine.protocol import Reserve
-from kvasir_engine.reports import PairReport
-from kvasir_engine.router.verify import PairVerifier
+from kvasir_engine.router.canary import PairVerifier
+from kvasir_engine.status_reports import PairReport
 
 PROMPT = list(range(100, 140))
 

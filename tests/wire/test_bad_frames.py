@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from wire_stand import Stand, router_of, stand, told
 
+from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.protocol import (
     WORKER_PATH,
     Hello,
@@ -26,7 +27,6 @@ from kvasir_engine.protocol import (
     encode,
     speak,
 )
-from kvasir_engine.transfer.agent import Agent
 
 pytestmark = pytest.mark.dataplane
 
@@ -160,7 +160,7 @@ async def test_a_frame_that_is_none_closes_its_connection_and_no_other() -> None
 async def test_notifications_of_a_stranger_end_nothing() -> None:
     async with stand() as it:
         region = msgspec.structs.replace(it.decode.endpoint.region)
-        attacker = Agent(0x66, region, it.decode.endpoint.fingerprint)
+        attacker = NixlAgent(0x66, region, it.decode.endpoint.fingerprint)
         try:
             for worker in it.workers:
                 attacker.meet(worker.endpoint.address(0))

@@ -15,6 +15,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from wire_stand import FINGERPRINT, Stand, router_of, stand
 
+from kvasir_engine.connector.nixl_agent import NixlAgent
+from kvasir_engine.connector.notifications import Complete, Lent, Ping, Pong, Release, Stopped, Written
 from kvasir_engine.protocol import (
     Abort,
     Alive,
@@ -32,8 +34,6 @@ from kvasir_engine.protocol import (
     Submit,
     encode,
 )
-from kvasir_engine.transfer.agent import Agent
-from kvasir_engine.transfer.messages import Complete, Lent, Ping, Pong, Release, Stopped, Written
 
 pytestmark = [pytest.mark.dataplane, pytest.mark.asyncio]
 
@@ -110,7 +110,7 @@ async def fuzz_workers(messages: int, seed: int) -> None:
         import numpy as np
 
         region = Region(np.frombuffer(pool, np.uint8).ctypes.data, 64, 64)
-        stranger = Agent(0x66, region, FINGERPRINT)
+        stranger = NixlAgent(0x66, region, FINGERPRINT)
         try:
             grammar = Grammar(seed, known(it, stranger.endpoint))
             for worker in it.workers:

@@ -10,26 +10,29 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from wire_stand import ToyWorker, router_of, stand, told
 
-from kvasir_engine.client import EngineError, GenerateRequest
+from kvasir_engine.core.inprocess_client import InProcessClient
+from kvasir_engine.engine_client import EngineError, GenerateRequest
 from kvasir_engine.protocol import Sampling, Submit, encode
-from kvasir_engine.supervise import Expected, Supervisor, start_thread
-from kvasir_engine.worker.inprocess import InProcessClient
+from kvasir_engine.supervisor import Expected, Supervisor, start_thread
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 # Tasks and threads that their own function waits for, or whose end somebody else hears of; by file and function.
 AWAITED = {
-    ("engine/kvasir_engine/supervise.py", "start"): "the supervisor",
-    ("engine/kvasir_engine/supervise.py", "start_thread"): "the supervisor",
-    ("engine/kvasir_engine/api/responses.py", "_unless_client_leaves"): "awaited by the request",
-    ("engine/kvasir_engine/api/responses.py", "while_client_stays"): "awaited by the request",
+    ("engine/kvasir_engine/supervisor.py", "start"): "the supervisor",
+    ("engine/kvasir_engine/supervisor.py", "start_thread"): "the supervisor",
+    ("engine/kvasir_engine/api/http_responses.py", "_unless_client_leaves"): "awaited by the request",
+    ("engine/kvasir_engine/api/http_responses.py", "while_client_stays"): "awaited by the request",
     ("engine/kvasir_engine/api/generation.py", "run_choices"): "each says its end to the request's queue",
-    ("engine/kvasir_engine/api/server.py", "serve"): "awaited there",
-    ("engine/kvasir_engine/worker/thread.py", "EngineThread"): "says its end to every session and to the process",
-    ("engine/kvasir_engine/transfer/handoff.py", "Handoff"): "says its end to the process",
+    ("engine/kvasir_engine/api/http/server.py", "serve"): "awaited there",
+    (
+        "engine/kvasir_engine/core/engine_thread.py",
+        "EngineThread",
+    ): "says its end to every session and to the process",
+    ("engine/kvasir_engine/connector/transfer_thread.py", "Handoff"): "says its end to the process",
     ("operator/kvasir_operator/controller.py", "run"): "an end stops the operator, with its error",
-    ("operator/kvasir_operator/queue.py", "add"): "an error is logged there, and its key comes back",
+    ("operator/kvasir_operator/reconcile/work_queue.py", "add"): "an error is logged there, and its key comes back",
     ("operator/kvasir_operator/local/proxy.py", "connection_made"): "ends its client's connection",
     ("operator/kvasir_operator/local/supervisor.py", "_fetch"): "awaited there",
     ("operator/kvasir_operator/local/supervisor.py", "_stop_pods"): "a task group",

@@ -10,7 +10,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from wire_stand import FINGERPRINT, Stand, stand
 
-from kvasir_engine.client import EngineError, GenerateRequest
+from kvasir_engine.engine_client import EngineError, GenerateRequest
 from kvasir_engine.protocol import (
     ALIVE,
     Alive,

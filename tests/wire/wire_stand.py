@@ -11,8 +11,15 @@ from prometheus_client import CollectorRegistry
 from toy import LAYERS, ToyRunner, reference
 from websockets.asyncio.client import ClientConnection, connect
 
-from kvasir_engine.api.server import listen
-from kvasir_engine.client import GenerateRequest
+from kvasir_engine.api.http.server import listen
+from kvasir_engine.connector.kv_connector import KVConnector
+from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
+from kvasir_engine.connector.transfer_thread import TransferThread
+from kvasir_engine.core.engine import Engine
+from kvasir_engine.core.engine_thread import EngineThread
+from kvasir_engine.core.scheduler import Limits
+from kvasir_engine.engine_client import GenerateRequest
+from kvasir_engine.entrypoints.worker_server import WorkerServer
 from kvasir_engine.protocol import (
     CAPABILITIES,
     HEADS_APART,
@@ -31,13 +38,6 @@ from kvasir_engine.protocol import (
 )
 from kvasir_engine.router.client import PooledClient
 from kvasir_engine.router.pool import WorkerPool
-from kvasir_engine.scheduler.schedule import Limits
-from kvasir_engine.transfer.agent import Agent, choose_fabric
-from kvasir_engine.transfer.group import HandoffGroup
-from kvasir_engine.transfer.handoff import Handoff
-from kvasir_engine.worker.engine import Engine
-from kvasir_engine.worker.server import WorkerServer
-from kvasir_engine.worker.thread import EngineThread
 
 PAGES, PAGE, MAX_LENGTH = 64, 4, 64
 FINGERPRINT = Fingerprint("toy", "", "int64", HEADS_APART, PAGE, LAYERS, 1, 8, "toy")
@@ -58,15 +58,15 @@ class ToyWorker:
         region = Region(runner.pool.address, PAGES, runner.pool.page_bytes)
         choose_fabric("auto", False)
         self.ended: list[str] = []
-        self.own = Handoff(
-            lambda: Agent(epoch, region, FINGERPRINT),
+        self.own = TransferThread(
+            lambda: NixlAgent(epoch, region, FINGERPRINT),
             lambda event: self.thread.post(lambda engine: engine.reported(0, event)),
             None,
             ended=self.ended.append,
         )
         self.own.start()
         limits = Limits(tokens=32, running=8, page_size=PAGE)
-        handoff = HandoffGroup(self.own)
+        handoff = KVConnector(self.own)
         self.engine = Engine(runner, role, limits, MAX_LENGTH, epoch, handoff)  # type: ignore[arg-type]
         self.thread = EngineThread(self.engine, check_pages=True, ended=self.ended.append)
         self.thread.start()

@@ -17,17 +17,23 @@ from starlette.responses import Response
 
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.auth import ApiKeys, narrowed
-from kvasir_engine.api.bodies import BodyBudget
-from kvasir_engine.api.body import most_body_bytes, read_body
+from kvasir_engine.api.body_budget import BodyBudget
 from kvasir_engine.api.chat import chat_body, chat_events
+from kvasir_engine.api.chat_template import TemplateError
 from kvasir_engine.api.completions import completion_body, completion_events
 from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.encoding import OffLoop, TooLong
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.generation import Choice, Tally, TokenClock, run_choices
+from kvasir_engine.api.http.limits import Limits
+from kvasir_engine.api.http_responses import (
+    EventResponse,
+    JsonResponse,
+    as_api_error,
+    error_headers,
+    while_client_stays,
+)
 from kvasir_engine.api.lifecycle import Lifecycle
-from kvasir_engine.api.limits import Limits
-from kvasir_engine.api.meter import RequestMeter
 from kvasir_engine.api.metrics import ApiMetrics
 from kvasir_engine.api.params import Params, chat_params, choice_seed, completion_params
 from kvasir_engine.api.prompts import (
@@ -40,17 +46,11 @@ from kvasir_engine.api.prompts import (
     too_long,
 )
 from kvasir_engine.api.rendering import AS_USUAL, Rendering
-from kvasir_engine.api.responses import (
-    EventResponse,
-    JsonResponse,
-    as_api_error,
-    error_headers,
-    while_client_stays,
-)
+from kvasir_engine.api.request_body import most_body_bytes, read_body
+from kvasir_engine.api.request_meter import RequestMeter
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, Model, ModelList
-from kvasir_engine.api.template import TemplateError
 from kvasir_engine.api.tokenizer import ServedModel, UnusedName
-from kvasir_engine.client import EngineClient, GenerateRequest
+from kvasir_engine.engine_client import EngineClient, GenerateRequest
 
 MOST_LENGTH = 2**20  # of a prompt, while no worker has said what it takes
 

@@ -9,7 +9,7 @@ from msgspec import UNSET
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
-from kvasir_engine.api.responses import failure_of
+from kvasir_engine.api.http_responses import failure_of
 from kvasir_engine.api.schemas import Completion, CompletionChoice, CompletionLogprobs
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvasir_engine.api.tokenizer import TokenBytes
-from kvasir_engine.client import Output
+from kvasir_engine.engine_client import Output
 from kvasir_engine.protocol import TokenLogprobs
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from kvasir_engine.api.pieces import PIECE, end_of_piece
-from kvasir_engine.api.special import Segment
+from kvasir_engine.api.special_tokens import Segment
+from kvasir_engine.api.text_splitting import PIECE, end_of_piece
 
 R = TypeVar("R")
 

@@ -4,7 +4,7 @@ import re
 
 import msgspec
 
-from kvasir_engine.client import EngineError
+from kvasir_engine.engine_client import EngineError
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):

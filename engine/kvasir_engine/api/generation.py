@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kvasir_engine.api.detokenizer import Detokenizer, Piece
 from kvasir_engine.api.metrics import ApiMetrics
-from kvasir_engine.client import EngineClient, EngineError, GenerateRequest
+from kvasir_engine.engine_client import EngineClient, EngineError, GenerateRequest
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from kvasir_engine.api.chat_template import TemplateCost, TemplateError, renderers
 from kvasir_engine.api.encoding import Encoding
-from kvasir_engine.api.parsing import ParseSpecial
-from kvasir_engine.api.pieces import divisible
 from kvasir_engine.api.rendering import AS_USUAL, Rendering, template_variables
-from kvasir_engine.api.special import Markers, Segment, Strips, Unmarkable
-from kvasir_engine.api.template import TemplateCost, TemplateError, renderers
+from kvasir_engine.api.special_token_policy import ParseSpecial
+from kvasir_engine.api.special_tokens import Markers, Segment, Strips, Unmarkable
+from kvasir_engine.api.text_splitting import divisible
 from kvasir_engine.errors import UserError
 
 

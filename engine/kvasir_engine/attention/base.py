@@ -6,8 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from kvasir_engine.attention.pool import KVPool
-from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.kv.pool import KVPool
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from kvasir_engine.attention.base import AttentionSpec
-from kvasir_engine.attention.pool import KVPool
-from kvasir_engine.kernels import unavailable_reason
+from kvasir_engine.cpu_kernels import unavailable_reason
+from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.kv.digests import KeptDigests
-from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.kv.pool import KVPool
 
 if TYPE_CHECKING:
-    from kvasir_engine.kernels.team import Arguments, Call
+    from kvasir_engine.cpu_kernels.team import Arguments, Call
 
 
 def usable(pool: KVPool, spec: AttentionSpec) -> bool:
@@ -22,7 +22,7 @@ def usable(pool: KVPool, spec: AttentionSpec) -> bool:
     shape = pool.shape
     if pool.tensor.device.type != "cpu" or shape.dtype != torch.bfloat16 or unavailable_reason() is not None:
         return False
-    from kvasir_engine.kernels import attention
+    from kvasir_engine.cpu_kernels import attention
 
     return attention.fits(spec.heads // shape.kv_heads, shape.head_dim, shape.page_size)
 
@@ -31,9 +31,9 @@ class CpuBackend:
     """An AttentionBackend that copies no context: one kernel for decoding sequences, one for prefill chunks."""
 
     def __init__(self, pool: KVPool, spec: AttentionSpec) -> None:
-        from kvasir_engine.kernels.attention import PagedDecode
-        from kvasir_engine.kernels.elementwise import KVStore
-        from kvasir_engine.kernels.prefill import PagedPrefill
+        from kvasir_engine.cpu_kernels.attention import PagedDecode
+        from kvasir_engine.cpu_kernels.elementwise import KVStore
+        from kvasir_engine.cpu_kernels.prefill import PagedPrefill
 
         self.pool = pool
         self._windows = spec.windows
@@ -44,7 +44,7 @@ class CpuBackend:
 
     def keep(self, digests: KeptDigests) -> None:
         """Digest what is stored from now on, before the first step."""
-        from kvasir_engine.kernels.elementwise import KVStore
+        from kvasir_engine.cpu_kernels.elementwise import KVStore
 
         self._store = KVStore(self.pool.tensor, digests)
 

@@ -20,9 +20,9 @@ import torch
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.flashinfer_graphs import IN_FLIGHT, GraphWrappers, plan
 from kvasir_engine.attention.paged import PagedRows, decoding, paged_rows, slots
-from kvasir_engine.attention.pool import KVPool
-from kvasir_engine.model.batch import ForwardBatch
-from kvasir_engine.staging import pinned, stage_into, staged
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.kv.pool import KVPool
+from kvasir_engine.pinned_memory import pinned, stage_into, staged
 
 WORKSPACE_BYTES = 256 << 20
 """For the partial results of sequences that are split over the GPU's processors."""

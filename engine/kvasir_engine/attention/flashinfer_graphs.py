@@ -15,8 +15,8 @@ import torch
 
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.paged import PagedRows
-from kvasir_engine.attention.pool import KVPool, PoolShape
-from kvasir_engine.staging import pinned, staged
+from kvasir_engine.kv.pool import KVPool, PoolShape
+from kvasir_engine.pinned_memory import pinned, staged
 
 IN_FLIGHT = 2
 """Steps whose plans exist at once: the one that runs and the one that is prepared. A wrapper's plan is copied to

@@ -3,7 +3,7 @@
 import torch
 
 from kvasir_engine.attention.cpu_backend import CpuBackend
-from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.forward_batch import ForwardBatch
 
 
 class InvariantBackend(CpuBackend):

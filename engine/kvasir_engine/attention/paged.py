@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.forward_batch import ForwardBatch
 
 
 @dataclass(frozen=True)

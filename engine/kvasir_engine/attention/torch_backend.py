@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from kvasir_engine.attention.base import AttentionSpec
-from kvasir_engine.attention.pool import KVPool
-from kvasir_engine.model.batch import ForwardBatch
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.kv.pool import KVPool
 
 PADDING_LIMIT = 1024
 """Tokens of padding that a group of decoding sequences may have: about what one more group costs."""

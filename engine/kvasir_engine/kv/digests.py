@@ -88,9 +88,9 @@ class KeptDigests:
     """The digests of the tokens in a pool's memory, as they were made when it was written; 0 is not known.
 
     `table` is [pages, layers, page_size]. Whoever changes the memory changes the table or forgets: the kernel that
-    stores KV writes into it (`kernels/elementwise.py`), a copied page takes its digests along, memory that another
-    worker may write is forgotten until what came was checked. What was read back from memory, as nobody knew it,
-    only fills what is not known: a digest from writing stands against whatever became of the memory since.
+    stores KV writes into it (`cpu_kernels/elementwise.py`), a copied page takes its digests along, memory that
+    another worker may write is forgotten until what came was checked. What was read back from memory, as nobody
+    knew it, only fills what is not known: a digest from writing stands against whatever became of the memory since.
     """
 
     def __init__(self, pages: int, layers: int, page_size: int) -> None:

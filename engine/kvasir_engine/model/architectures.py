@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from kvasir_engine.errors import ModelError
 from kvasir_engine.model.config import Experts, ModelConfig, Rope, read_json
-from kvasir_engine.model.errors import ModelError
 
 Values = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from kvasir_engine.model.errors import ModelError
+from kvasir_engine.errors import ModelError
 
 
 @dataclass(frozen=True)

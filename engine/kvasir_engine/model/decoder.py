@@ -11,12 +11,12 @@ import torch.nn.functional as F
 
 from kvasir_engine.attention.base import AttentionBackend
 from kvasir_engine.model.config import Experts, ModelConfig
-from kvasir_engine.model.experts import MixtureOfExperts, experts_of
-from kvasir_engine.model.graph import Graphs
-from kvasir_engine.model.layers import Head, HeadNorm, Linear, RMSNorm, Rotary, RowParallel
-from kvasir_engine.model.loader import Rows, Weights
-from kvasir_engine.model.mlp import ACTIVATIONS, MLP
-from kvasir_engine.model.parallel import Group, Shard
+from kvasir_engine.model.layers.basic import Head, HeadNorm, Linear, RMSNorm, Rotary, RowParallel
+from kvasir_engine.model.layers.mlp import ACTIVATIONS, MLP
+from kvasir_engine.model.layers.moe import MixtureOfExperts, experts_of
+from kvasir_engine.model.loading.weight_loader import Rows, Weights
+from kvasir_engine.model.step_graph import Graphs
+from kvasir_engine.model.tensor_parallel import ProcessGroup, Shard
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Block:
 class Decoder:
     """A rank's weights on one device, and the forward pass over a planned attention backend."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, shard: Shard, group: Group) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, shard: Shard, group: ProcessGroup) -> None:
         self._shard = shard
         self._head_dim = config.head_dim
         self._embedding = weights.tensor("model.embed_tokens.weight", config.vocab, config.hidden)
@@ -105,7 +105,7 @@ class Decoder:
 class BlockLoader:
     """Makes the blocks of what a rank holds of the weights."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, shard: Shard, group: Group) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, shard: Shard, group: ProcessGroup) -> None:
         self._config = config
         self._weights = weights
         self._shard = shard

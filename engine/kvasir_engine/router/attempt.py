@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from kvasir_engine import faults
-from kvasir_engine.client import EngineError
+from kvasir_engine.engine_client import EngineError
 from kvasir_engine.protocol import COUNTS, Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
 from kvasir_engine.router.connection import Event, Lost, Peer, WorkerConnection
 

@@ -11,12 +11,12 @@ from contextlib import aclosing
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from kvasir_engine.client import EngineError, GenerateRequest, Output
+from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.kv.hashing import page_hashes
 from kvasir_engine.protocol import Sampling
 from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
 from kvasir_engine.router.connection import Peer, WorkerConnection
-from kvasir_engine.router.load import LoadMeter, Stopwatch
+from kvasir_engine.router.load_meter import LoadMeter, Stopwatch
 from kvasir_engine.router.placement import Candidate, place
 from kvasir_engine.router.pool import PoolCollector, WorkerPool
 from kvasir_engine.router.quarantine import CANARY_SECONDS, MISMATCH, Quarantine

@@ -11,6 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from kvasir_engine import faults
+from kvasir_engine.keepalive import notice_silence
 from kvasir_engine.protocol import (
     ALIVE,
     CAPABILITIES,
@@ -40,10 +41,9 @@ from kvasir_engine.protocol import (
     speak,
     versions,
 )
-from kvasir_engine.router.mending import readable
-from kvasir_engine.router.prefix import PrefixIndex
-from kvasir_engine.silence import notice_silence
-from kvasir_engine.supervise import Supervisor
+from kvasir_engine.router.frame_recovery import readable
+from kvasir_engine.router.prefix_index import PrefixIndex
+from kvasir_engine.supervisor import Supervisor
 
 log = logging.getLogger("router")
 
@@ -84,7 +84,7 @@ class Peer:
     capabilities: tuple[str, ...] = ()
 
 
-class Refused(Exception):
+class WorkerRefused(Exception):
     """This worker cannot be used; the message says why."""
 
 
@@ -94,16 +94,16 @@ def router_hello(epoch: int) -> Hello:
 
 
 def check_hello(frame: ToRouter, model: str) -> Peer:
-    """The worker's hello as a Peer. Raises Refused for one that this router cannot serve with."""
+    """The worker's hello as a Peer. Raises WorkerRefused for one that this router cannot serve with."""
     if not isinstance(frame, Hello):
-        raise Refused(f"first frame is {type(frame).__name__}, not Hello")
+        raise WorkerRefused(f"first frame is {type(frame).__name__}, not Hello")
     ours = router_hello(0)
     if speak(ours, frame) is None:
-        raise Refused(f"protocol version: {versions(ours)}, {versions(frame)}")
+        raise WorkerRefused(f"protocol version: {versions(ours)}, {versions(frame)}")
     if frame.role is None or frame.endpoint is None:
-        raise Refused("hello without a role or an endpoint")
+        raise WorkerRefused("hello without a role or an endpoint")
     if model and frame.model and frame.model != model:
-        raise Refused(f"model: {model!r}, {frame.model!r}")
+        raise WorkerRefused(f"model: {model!r}, {frame.model!r}")
     return Peer(frame.epoch, frame.role, frame.model, frame.max_length, frame.endpoint, frame.capabilities)
 
 
@@ -204,7 +204,7 @@ class WorkerConnection:
                     backoff = FIRST_BACKOFF
                     await self._exchange(socket)
                     reason = "connection closed"
-            except Refused as refusal:
+            except WorkerRefused as refusal:
                 reason = str(refusal)
                 backoff = REFUSED_BACKOFF
                 self._become("refused", reason)
@@ -307,7 +307,7 @@ class WorkerConnection:
             case Alive(requests):
                 self._take_alive(requests)
             case Hello():
-                raise Refused("a second hello")
+                raise WorkerRefused("a second hello")
 
     def _give(self, id: str, event: Event) -> None:
         sink = self._streams.get(id)
@@ -333,5 +333,5 @@ class WorkerConnection:
 
 def _binary(data: str | bytes) -> bytes:
     if isinstance(data, str):
-        raise Refused("a text frame")
+        raise WorkerRefused("a text frame")
     return data

@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from kvasir_engine.router.connection import REFUSED_BACKOFF, WorkerConnection
-from kvasir_engine.supervise import Supervisor
+from kvasir_engine.supervisor import Supervisor
 
 log = logging.getLogger("router")
 

@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from kvasir_engine.router.attempt import Target
-from kvasir_engine.supervise import Supervisor
+from kvasir_engine.supervisor import Supervisor
 
 log = logging.getLogger("router")
 

@@ -53,8 +53,8 @@ def draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
     if logits.shape[1] > LARGEST_VOCAB:
         raise ValueError(f"a vocabulary of {logits.shape[1]} tokens; at most {LARGEST_VOCAB} can be sampled from")
     if logits.device.type == "cuda":
+        from kvasir_engine.pinned_memory import staged
         from kvasir_engine.sampling.draw_triton import draw_rows
-        from kvasir_engine.staging import staged
 
         return draw_rows(logits, staged(draws.table, logits.device))
     return _draw(logits, draws.table)

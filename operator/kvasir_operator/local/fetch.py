@@ -12,21 +12,21 @@ from typing import Any
 
 import msgspec
 
+from kvasir_operator.api.validation import ModelMetadata
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.pods.environment import Launch
 from kvasir_operator.pods.logs import ERROR
 from kvasir_operator.pods.process import Process
-from kvasir_operator.validate import ModelFacts
 
 COMMAND = (sys.executable, "-m", "kvasir_operator.local.fetch")
 
 
 async def fetch(
     command: tuple[str, ...], env: Mapping[str, str], progress: Callable[[str, int, int], None]
-) -> ModelFacts | None:
+) -> ModelMetadata | None:
     """Run the fetching `command`; `progress` hears (stage, done, total). Raises LocalError with its reason."""
     said: list[str] = []
-    facts: ModelFacts | None = None
+    facts: ModelMetadata | None = None
 
     def line(text: str) -> None:
         nonlocal facts
@@ -38,7 +38,7 @@ async def fetch(
             case {"stage": str(stage), "done": int(done), "total": int(total)}:
                 progress(stage, done, total)
             case {"heads": int(heads), "kv_heads": int(kv_heads), "max_positions": int(positions)}:
-                facts = ModelFacts(heads, kv_heads, positions)
+                facts = ModelMetadata(heads, kv_heads, positions)
             case _:
                 said.append(text)
 
@@ -63,10 +63,10 @@ def _say(message: Mapping[str, object]) -> None:
 
 def main() -> int:
     """Resolve the model named on the command line into `$KVASIR_CACHE`."""
-    from kvasir_engine.model.errors import ModelError
-    from kvasir_engine.model.source import resolve
-    from kvasir_engine.model.uri import ModelURIError
-    from kvasir_operator.facts import facts_of
+    from kvasir_engine.errors import ModelError
+    from kvasir_engine.model.loading.resolver import resolve
+    from kvasir_engine.model.loading.uri import ModelURIError
+    from kvasir_operator.reconcile.model_metadata import facts_of
 
     uri, revision = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     last: tuple[str, int] = ("", -1)

@@ -11,7 +11,7 @@ from kvasir_operator.local.running import RunningPod
 from kvasir_operator.pods import Backoff, PodError
 
 
-class Group:
+class PodGroup:
     """The pods of one group, whose containers are not started again one by one (restartPolicy Never).
 
     A pod that is alone starts its containers itself (restartPolicy Always), and never ends but by `stop`.

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvasir_engine.model.uri import ClaimURI
-from kvasir_engine.model.uri import parse as parse_uri
+from kvasir_engine.model.loading.uri import ClaimURI
+from kvasir_engine.model.loading.uri import parse as parse_uri
+from kvasir_operator.api import WORKER_ROLES, InferenceService
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.manifest import Manifest
-from kvasir_operator.spec import WORKER_ROLES, InferenceService
 
 
 @dataclass(frozen=True)

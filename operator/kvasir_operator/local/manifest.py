@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import yaml
 
+from kvasir_operator.api import KIND, InferenceService, InvalidService, parse
 from kvasir_operator.local.errors import LocalError
-from kvasir_operator.spec import KIND, InferenceService, InvalidService, parse
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvasir_operator.api import SET_KIND, WORKER_ROLES, InferenceService
+from kvasir_operator.api.validation_devices import GPU
 from kvasir_operator.local.addresses import Address, free_port
 from kvasir_operator.local.machine import Machine, sharers
 from kvasir_operator.pods import groups
 from kvasir_operator.render import Options, Static, render
 from kvasir_operator.render.names import ROLE_LABEL
 from kvasir_operator.render.pod import CONTAINER, PORT
-from kvasir_operator.spec import SET_KIND, WORKER_ROLES, InferenceService
-from kvasir_operator.validate_devices import GPU
 
 ENGINE_IMAGE = Options().engine_image
 

@@ -9,13 +9,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvasir_engine.model.uri import ClaimURI
-from kvasir_engine.model.uri import parse as parse_uri
+from kvasir_engine.model.loading.uri import ClaimURI
+from kvasir_engine.model.loading.uri import parse as parse_uri
+from kvasir_operator.api import Model
+from kvasir_operator.api.validation import ModelMetadata, fact_problems
 from kvasir_operator.local import addresses, events, fetch, machine, manifest, pods, state
 from kvasir_operator.local.addresses import Address
 from kvasir_operator.local.config import RunConfig, cache_folder
 from kvasir_operator.local.errors import LocalError
-from kvasir_operator.local.group import Group
+from kvasir_operator.local.group import PodGroup
 from kvasir_operator.local.pods import LocalPod
 from kvasir_operator.local.proxy import Proxy
 from kvasir_operator.local.running import RunningPod
@@ -23,8 +25,6 @@ from kvasir_operator.local.state import PodState, RunState
 from kvasir_operator.pods import Backoff, Host, Image, PodError, PodRunner, host_environment
 from kvasir_operator.render.pod import PORT
 from kvasir_operator.render.storage import CACHE_VOLUMES
-from kvasir_operator.spec import Model
-from kvasir_operator.validate import ModelFacts, fact_problems
 
 # Restarts after which a pod that was never ready fails the run, and exit statuses that fail it at once: a user
 # error (2), no program (126 to 128).
@@ -42,11 +42,11 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         self._pods: list[RunningPod] = []
-        self._groups: list[Group] = []
+        self._groups: list[PodGroup] = []
         self._views: dict[str, PodState] = {}
         self._directory: state.Directory | None = None
         self._state: RunState | None = None
-        self._facts: ModelFacts | None = None
+        self._facts: ModelMetadata | None = None
         self._proxy: Proxy | None = None
 
     async def run(self) -> int:
@@ -101,7 +101,7 @@ class Supervisor:
         stack.push_async_callback(self._stop_pods)
         self._pods = [self._add(pod, host, directory) for pod in planned]
         groups = itertools.groupby(self._pods, lambda pod: pod.planned.group or pod.planned.name)
-        self._groups = [Group(pods, _BACKOFF, self._changes) for _, pods in groups]
+        self._groups = [PodGroup(pods, _BACKOFF, self._changes) for _, pods in groups]
         self._changes()
 
         await self._fetch(service.spec.model, here)

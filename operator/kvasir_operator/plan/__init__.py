@@ -6,13 +6,13 @@ next one goes on from what it then observes.
 
 from collections.abc import Sequence
 
-from kvasir_operator.observed import Observed, reference
+from kvasir_operator.api import Rollout
 from kvasir_operator.plan.difference import differs, stamped
+from kvasir_operator.plan.observed import Observed, reference
 from kvasir_operator.plan.preload import held
 from kvasir_operator.plan.steps import Apply, Delete, Report, Scale, Step, Wait
 from kvasir_operator.plan.workers import begins, is_worker, worker_steps
 from kvasir_operator.render.names import Object
-from kvasir_operator.spec import Rollout
 
 __all__ = ["Apply", "Delete", "Report", "Scale", "Step", "Wait", "plan", "stamped"]
 

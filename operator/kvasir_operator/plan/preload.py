@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from kvasir_operator.observed import Observed, reference
+from kvasir_operator.plan.observed import Observed, reference
 from kvasir_operator.render.names import Object
 
 PRELOAD = "preload"

@@ -25,7 +25,7 @@ from fractions import Fraction
 
 import msgspec
 
-from kvasir_operator.spec import WORKER_ROLES, WorkerRole
+from kvasir_operator.api import WORKER_ROLES, WorkerRole
 
 
 class Goal(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Goal(msgspec.Struct, frozen=True):
     unavailable: int = 0
 
 
-class Group(msgspec.Struct, frozen=True):
+class RevisionGroup(msgspec.Struct, frozen=True):
     """What there is of one revision of a role: `replicas` is what is asked for, `ready` how many of them are."""
 
     role: WorkerRole
@@ -53,7 +53,7 @@ class State(msgspec.Struct, frozen=True):
 
     prefill: Goal
     decode: Goal
-    groups: tuple[Group, ...] = ()
+    groups: tuple[RevisionGroup, ...] = ()
 
     def goal(self, role: WorkerRole) -> Goal:
         """What is wanted of `role`."""
@@ -120,7 +120,7 @@ def apply(state: State, steps: Iterable[Scale]) -> State:
     for step in steps:
         group = groups.get((step.role, step.revision))
         if group is None:
-            group = Group(step.role, step.revision, state.goal(step.role).kv, 0, 0)
+            group = RevisionGroup(step.role, step.revision, state.goal(step.role).kv, 0, 0)
         groups[step.role, step.revision] = msgspec.structs.replace(
             group, replicas=step.replicas, ready=min(group.ready, step.replicas)
         )
@@ -149,7 +149,7 @@ class _Board:
         """Paired capacity in `unit`s."""
         return sum(self._worth(*ready) for ready in self._by_kv.values())
 
-    def left(self) -> list[tuple[Group, int]]:
+    def left(self) -> list[tuple[RevisionGroup, int]]:
         """Every group with the replicas that remain of it."""
         return list(zip(self._groups, self._wanted, strict=True))
 

@@ -8,12 +8,12 @@ worker would wait for one that drains.
 
 from itertools import count
 
-from kvasir_operator.observed import Observed, Reference, WorkerSet
+from kvasir_operator.api import SET_API_VERSION, SET_KIND, WorkerRole
 from kvasir_operator.plan.difference import differs, guarded, stamped, uid
+from kvasir_operator.plan.observed import Observed, Reference, WorkerSet
 from kvasir_operator.plan.steps import Apply, Delete, Step
 from kvasir_operator.render.groups import numbered
 from kvasir_operator.render.names import Object
-from kvasir_operator.spec import SET_API_VERSION, SET_KIND, WorkerRole
 
 
 def set_steps(key: tuple[WorkerRole, str], item: Object | None, replicas: int, observed: Observed) -> list[Step]:

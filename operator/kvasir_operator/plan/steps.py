@@ -2,7 +2,7 @@
 
 import msgspec
 
-from kvasir_operator.observed import Reference
+from kvasir_operator.plan.observed import Reference
 from kvasir_operator.render.names import Object
 
 

@@ -5,7 +5,18 @@ from typing import Any
 
 import msgspec
 
-from kvasir_operator.plan.rollout import Goal, Group, Scale, State, apply, capacity, done, floor, goal, next_step
+from kvasir_operator.plan.rollout import (
+    Goal,
+    RevisionGroup,
+    Scale,
+    State,
+    apply,
+    capacity,
+    done,
+    floor,
+    goal,
+    next_step,
+)
 
 OLD, NEW = "old", "new"
 
@@ -27,7 +38,7 @@ def beginning(prefill: int, decode: int, max_surge: int | str, max_unavailable: 
     return State(
         wanted[0],
         wanted[1],
-        (Group("prefill", OLD, OLD, prefill, prefill), Group("decode", OLD, OLD, decode, decode)),
+        (RevisionGroup("prefill", OLD, OLD, prefill, prefill), RevisionGroup("decode", OLD, OLD, decode, decode)),
     )
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kvasir_operator.observed import Reference, reference, workload_name
+from kvasir_operator.api import SET_KIND
+from kvasir_operator.plan.observed import Reference, reference, workload_name
 from kvasir_operator.render.names import KV_LABEL, REVISION_LABEL, ROLE_LABEL, Object, Role
-from kvasir_operator.spec import SET_KIND
 
 _KINDS = ("Deployment", SET_KIND)
 

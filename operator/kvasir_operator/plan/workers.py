@@ -7,15 +7,15 @@ workers over several nodes each is a set of its own (`sets.py`), so a revision h
 
 from collections.abc import Collection, Sequence
 
-from kvasir_operator.observed import Observed, Reference, Workload, place_of, reference
+from kvasir_operator.api import WORKER_ROLES, Rollout, WorkerRole
 from kvasir_operator.plan import rollout
 from kvasir_operator.plan.difference import differs, guarded, stamped, uid, version
-from kvasir_operator.plan.rollout import Goal, Group, State
+from kvasir_operator.plan.observed import Observed, Reference, Workload, place_of, reference
+from kvasir_operator.plan.rollout import Goal, RevisionGroup, State
 from kvasir_operator.plan.sets import set_steps
 from kvasir_operator.plan.steps import Apply, Delete, Scale, Step, Wait
 from kvasir_operator.plan.wanted import Wanted, runs_pods, wanted
 from kvasir_operator.render.names import Object
-from kvasir_operator.spec import WORKER_ROLES, Rollout, WorkerRole
 
 Key = tuple[WorkerRole, str]
 
@@ -38,7 +38,7 @@ def begins(desired: Sequence[Object], observed: Observed) -> bool:
 def rollout_state(desired: Sequence[Object], observed: Observed, limits: Rollout) -> State:
     """What the rollout planner is to know: the wanted revisions, and the counts of all that are there."""
     groups = [
-        Group(role, each.revision, each.kv, each.wanted, observed.ready(each))
+        RevisionGroup(role, each.revision, each.kv, each.wanted, observed.ready(each))
         for role in WORKER_ROLES
         for each in observed.workloads(role)
     ]
@@ -109,7 +109,7 @@ def waits_for(state: State) -> str:
     return f"{'; '.join(pending) or 'pods that leave'} ({kept})"
 
 
-def _lacks(group: Group) -> bool:
+def _lacks(group: RevisionGroup) -> bool:
     return group.ready < group.replicas
 
 

@@ -24,7 +24,7 @@ class Image:
     env: Mapping[str, str] = field(default_factory=lambda: {"PYTHONUNBUFFERED": "1"})
 
 
-_KVASIR = (sys.executable, "-m", "kvasir_engine.cli")
+_KVASIR = (sys.executable, "-m", "kvasir_engine.entrypoints.cli")
 
 #: The engine's image: the `kvasir` command of this Python.
 ENGINE = Image(_KVASIR, programs={"kvasir": _KVASIR})

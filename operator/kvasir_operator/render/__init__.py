@@ -4,6 +4,7 @@ Names, labels, ports, flags and volumes are those of docs/architecture.md. Nothi
 an environment, so the same service and options always give the same objects.
 """
 
+from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole
 from kvasir_operator.render.groups import worker_sets
 from kvasir_operator.render.guards import accounts, budgets
 from kvasir_operator.render.monitoring import pod_monitor
@@ -15,7 +16,6 @@ from kvasir_operator.render.preload import preload_job
 from kvasir_operator.render.router import router_deployment
 from kvasir_operator.render.scale import inference_roles
 from kvasir_operator.render.workers import worker_deployment
-from kvasir_operator.spec import WORKER_ROLES, InferenceService, WorkerRole
 
 __all__ = ["Discovery", "Object", "Options", "PodWatch", "Static", "render"]
 

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kvasir_operator.overlay import LISTS_BY_KEY, identity
-from kvasir_operator.podcheck import Path, Problem, pod_problems
+from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole, Workers
+from kvasir_operator.api.strategic_merge import LISTS_BY_KEY, identity
+from kvasir_operator.api.structural_schema import Invalid, join
+from kvasir_operator.pod_validation import Path, Problem, pod_problems
 from kvasir_operator.render.devices import CONTAINER
 from kvasir_operator.render.groups import worker_sets
 from kvasir_operator.render.names import Object
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.workers import worker_deployment
-from kvasir_operator.schema import Invalid, join
-from kvasir_operator.spec import WORKER_ROLES, InferenceService, WorkerRole, Workers
 
 
 def merged_problems(service: InferenceService) -> list[Invalid]:

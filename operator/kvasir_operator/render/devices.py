@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from kvasir_operator.api import Workers
+from kvasir_operator.api.validation_devices import GPU, SLICE
 from kvasir_operator.render.names import Object
-from kvasir_operator.spec import Workers
-from kvasir_operator.validate_devices import GPU, SLICE
 
 CONTAINER = "kvasir"
 

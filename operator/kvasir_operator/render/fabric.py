@@ -1,7 +1,7 @@
-"""What the transfer's fabric changes in a worker's pod, besides the environment that `transfer/fabric.py` gives."""
+"""What the fabric changes in a worker's pod, besides the environment that `connector/fabric.py` gives."""
 
+from kvasir_operator.api import InferenceService, Workers
 from kvasir_operator.render.names import Object, workers_of
-from kvasir_operator.spec import InferenceService, Workers
 
 
 def rdma_requests(service: InferenceService, workers: Workers) -> dict[str, str]:

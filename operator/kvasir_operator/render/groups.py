@@ -12,7 +12,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from kvasir_operator.fingerprint import fingerprint
+from kvasir_operator.api import SET_API_VERSION, SET_KIND, InferenceService, WorkerRole
+from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.render.merge import merged
 from kvasir_operator.render.names import (
     KV_LABEL,
@@ -27,7 +28,6 @@ from kvasir_operator.render.options import Options
 from kvasir_operator.render.placement import gather
 from kvasir_operator.render.pod import PORT
 from kvasir_operator.render.workers import rendered_template
-from kvasir_operator.spec import SET_API_VERSION, SET_KIND, InferenceService, WorkerRole
 
 RANKS_PORT = 5557
 PROBE_PORT_NAME = "probe"

@@ -1,7 +1,7 @@
 """What each role has one of, whatever its revision: its account and its disruption budget."""
 
+from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import ROLES, Object, Role, labels, metadata, role_name, selector
-from kvasir_operator.spec import InferenceService
 
 # What the router does at the API server, and so all that its Role allows.
 POD_VERBS = ["list", "watch"]

@@ -6,12 +6,12 @@ whichever of them the spec names, the other follows.
 
 from collections.abc import Mapping
 
-from kvasir_operator.overlay import overlay
-from kvasir_operator.podcheck.resources import extended
-from kvasir_operator.quantity import amount
+from kvasir_operator.api import Workers
+from kvasir_operator.api.quantity import amount
+from kvasir_operator.api.strategic_merge import overlay
+from kvasir_operator.pod_validation.resources import extended
 from kvasir_operator.render.devices import CONTAINER, asked
 from kvasir_operator.render.names import Object
-from kvasir_operator.spec import Workers
 
 
 def merged(rendered: Object, workers: Workers) -> Object:

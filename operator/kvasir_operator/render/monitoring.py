@@ -3,6 +3,7 @@
 The annotations are there in either case, since what is installed in a cluster must not decide a pod's revision.
 """
 
+from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import (
     REVISION_LABEL,
     ROLE_LABEL,
@@ -13,7 +14,6 @@ from kvasir_operator.render.names import (
     router_name,
 )
 from kvasir_operator.render.pod import PORT
-from kvasir_operator.spec import InferenceService
 
 SCRAPE_ANNOTATIONS = {
     "prometheus.io/scrape": "true",

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from kvasir_operator.spec import API_VERSION, GROUP, KIND, InferenceService, WorkerRole
+from kvasir_operator.api import API_VERSION, GROUP, KIND, InferenceService, WorkerRole
 
 Object = dict[str, Any]
 Role = Literal["prefill", "decode", "router"]

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import Object, labels, metadata, router_name, selector
-from kvasir_operator.spec import InferenceService
 
 SERVICE_PORT = 80
 # ingress-nginx cuts a response of which it reads nothing for 60 seconds, and buffers what it reads.

@@ -1,7 +1,7 @@
 """Which nodes the pods of a service prefer: a role's pods apart, prefill and decode together."""
 
+from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import SET_LABEL, Object, Role, selector, workers_of
-from kvasir_operator.spec import InferenceService
 
 HOST = "kubernetes.io/hostname"
 _MOST_WEIGHT = 100

@@ -1,11 +1,17 @@
 """What the pods of all roles share: container, probes, security, accounts, and where they prefer to be."""
 
+from kvasir_operator.api import InferenceService
+from kvasir_operator.api.validation import CA_VARIABLES
 from kvasir_operator.render.names import Object, Role, role_name
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.placement import spread
-from kvasir_operator.render.storage import CACHE_PATH, model_uri_in_pod, mount_model, preloads, startup_seconds
-from kvasir_operator.spec import InferenceService
-from kvasir_operator.validate import CA_VARIABLES
+from kvasir_operator.render.storage import (
+    CACHE_PATH,
+    model_uri_in_pod,
+    mount_model,
+    preloads,
+    startup_seconds,
+)
 
 CONTAINER = "kvasir"
 CA_PATH = "/etc/kvasir/ca"

@@ -10,11 +10,11 @@ some; clients come from Ingress controllers and namespaces that nobody here know
 
 from typing import Literal
 
+from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import Object, Role, labels, metadata, selector, workers_of
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.pod import PORT
 from kvasir_operator.render.storage import downloads, preloads
-from kvasir_operator.spec import InferenceService
 
 # The API server's Service has port 443; where a network plugin looks at the address behind it, it is mostly 6443.
 API_SERVER_PORTS = (443, 6443)

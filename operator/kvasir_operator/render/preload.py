@@ -1,10 +1,10 @@
 """The Job that loads a model into the shared cache once, so that no GPU waits for a download."""
 
+from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import Object, labels, metadata, revision_of
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.pod import PORT, container, pod_spec
 from kvasir_operator.render.storage import preloads
-from kvasir_operator.spec import InferenceService
 
 # Loading goes on where it was cut off, so a hub that is away for a while costs tries and nothing else.
 _TRIES = 20

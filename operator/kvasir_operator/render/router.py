@@ -1,6 +1,7 @@
 """The router's Deployment."""
 
-from kvasir_operator.overlay import overlay
+from kvasir_operator.api import InferenceService
+from kvasir_operator.api.strategic_merge import overlay
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     REVISION_LABEL,
@@ -15,7 +16,6 @@ from kvasir_operator.render.names import (
 from kvasir_operator.render.options import Options, Static
 from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod
 from kvasir_operator.render.storage import startup_seconds
-from kvasir_operator.spec import InferenceService
 
 KEYS_PATH = "/etc/kvasir/api-keys"
 REQUESTS = {"cpu": "1", "memory": "1Gi"}

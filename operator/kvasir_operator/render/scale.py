@@ -1,7 +1,15 @@
 """The InferenceRoles: the sizes of roles as objects with /scale, where the spec leaves them to others."""
 
-from kvasir_operator.render.names import INDEX_LABEL, LEADER_INDEX, Object, labels, metadata, role_name, selector
-from kvasir_operator.spec import API_VERSION, ROLE_KIND, WORKER_ROLES, InferenceService, WorkerRole
+from kvasir_operator.api import API_VERSION, ROLE_KIND, WORKER_ROLES, InferenceService, WorkerRole
+from kvasir_operator.render.names import (
+    INDEX_LABEL,
+    LEADER_INDEX,
+    Object,
+    labels,
+    metadata,
+    role_name,
+    selector,
+)
 
 
 def _counted(service: InferenceService, role: WorkerRole) -> dict[str, str]:

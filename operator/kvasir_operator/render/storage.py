@@ -1,10 +1,10 @@
 """Where the model comes from in a pod: mounts, the cache, the hub's token, and the Job that loads it beforehand."""
 
-from kvasir_engine.model.uri import ClaimURI, HubURI, PackageURI
-from kvasir_engine.model.uri import parse as parse_uri
-from kvasir_operator.quantity import amount
+from kvasir_engine.model.loading.uri import ClaimURI, HubURI, PackageURI
+from kvasir_engine.model.loading.uri import parse as parse_uri
+from kvasir_operator.api import InferenceService, Model
+from kvasir_operator.api.quantity import amount
 from kvasir_operator.render.names import Object
-from kvasir_operator.spec import InferenceService, Model
 
 CACHE_PATH = "/var/cache/kvasir"
 MODELS_PATH = "/models"

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from kvasir_engine.transfer.fabric import fabric_env
-from kvasir_operator.fingerprint import fingerprint
+from kvasir_engine.connector.fabric import fabric_env
+from kvasir_operator.api import InferenceService, WorkerRole, Workers
+from kvasir_operator.api.kv_fingerprint import fingerprint
+from kvasir_operator.api.validation_devices import GPU
 from kvasir_operator.render.devices import claims, own_nodes, pod_claims, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
 from kvasir_operator.render.merge import merged
@@ -22,8 +24,6 @@ from kvasir_operator.render.options import Options
 from kvasir_operator.render.placement import pair
 from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod
 from kvasir_operator.render.storage import startup_seconds
-from kvasir_operator.spec import InferenceService, WorkerRole, Workers
-from kvasir_operator.validate_devices import GPU
 
 # Values of nvidia.com/gpu.product on H100 nodes: GPU feature discovery takes the name that NVML gives and writes
 # dashes for spaces (NVIDIA/k8s-device-plugin, internal/lm). In order: SXM5, PCIe, NVL.

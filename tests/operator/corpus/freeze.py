@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from kvasir_operator.kinds import SET_KIND
+from kvasir_operator.api import parse
+from kvasir_operator.api.kinds import SET_KIND
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL
-from kvasir_operator.spec import parse
 
 HERE = Path(__file__).parent
 DECLARED = HERE / "revisions.yaml"

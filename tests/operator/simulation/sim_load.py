@@ -10,19 +10,19 @@ from sim_apply import Object
 from sim_controllers import ROLE, SERVICE, is_follower, is_ready
 from sim_server import Server
 
-from kvasir_engine.reports import PairReport, RouterLoad, RouterStatus, WorkerLoad, WorkerStatus
-from kvasir_engine.window import Sum
-from kvasir_operator.plan.autoscale import ScalingStatus
+from kvasir_engine.rolling_window import Sum
+from kvasir_engine.status_reports import PairReport, RouterLoad, RouterStatus, WorkerLoad, WorkerStatus
+from kvasir_operator.api import WORKER_ROLES
 from kvasir_operator.plan.preload import Progress
-from kvasir_operator.plan.scaling import Signals
-from kvasir_operator.spec import WORKER_ROLES
+from kvasir_operator.scaling.planner import Signals
+from kvasir_operator.scaling.roles import ScalingStatus
 
 PROMPT_SECONDS, DECODE_SECONDS = 0.2, 4.0
 ITL, ITL_SLOPE = 0.010, 0.002
 
 
 class Demand:
-    """Arrivals a second by service, and its pods' answers (`kvasir_operator.reconcile.Ask`)."""
+    """Arrivals a second by service, and its pods' answers (`kvasir_operator.reconcile.reconciler.Ask`)."""
 
     def __init__(self, server: Server, chance: random.Random) -> None:
         self._server = server

@@ -19,16 +19,16 @@ from sim_apply import Object
 from sim_load import Decision, Demand, Listener
 from sim_server import Server, encoded
 
-from kvasir_operator.autoscaler import Autoscaler
-from kvasir_operator.cluster import Cluster
+from kvasir_operator.api import PLURAL
+from kvasir_operator.cluster.client import Cluster
+from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.cluster.watchdog import Watchdog
 from kvasir_operator.controller import WATCHDOG_SECONDS, WATCHED, WATCHED_IF_SERVED
-from kvasir_operator.port import ClusterError
-from kvasir_operator.queue import WorkQueue
-from kvasir_operator.reconcile import Reconciler
+from kvasir_operator.reconcile.reconciler import Reconciler
+from kvasir_operator.reconcile.work_queue import WorkQueue
 from kvasir_operator.render import Options
 from kvasir_operator.render.names import SERVICE_LABEL
-from kvasir_operator.spec import PLURAL
-from kvasir_operator.watchdog import Watchdog
+from kvasir_operator.scaling.autoscaler import Autoscaler
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 WAKE_SECONDS = 5.0

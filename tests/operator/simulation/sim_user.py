@@ -10,8 +10,8 @@ from sim_controllers import ELSEWHERE, ROLE, Controllers, is_ready
 from sim_load import Demand
 from sim_server import SERVICES, Server
 
-from kvasir_operator.kinds import SET_KIND
-from kvasir_operator.spec import API_VERSION, KIND, PLURAL
+from kvasir_operator.api import API_VERSION, KIND, PLURAL
+from kvasir_operator.api.kinds import SET_KIND
 
 NAMESPACE = "default"
 NAMES = ("llama", "qwen")

@@ -22,15 +22,15 @@ from sim_operator import Network, Operator, Request
 from sim_server import SETS, Server, object_path
 from sim_user import NAMESPACE, User
 
-from kvasir_operator.kinds import SET_KIND, SET_PLURAL
-from kvasir_operator.observed import reference, workload_name
-from kvasir_operator.plan.autoscale import remembered, resized
+from kvasir_operator.api import PLURAL, WORKER_ROLES, InvalidService, parse
+from kvasir_operator.api.kinds import SET_KIND, SET_PLURAL
+from kvasir_operator.plan.observed import reference, workload_name
 from kvasir_operator.plan.wanted import runs_pods
 from kvasir_operator.plan.wanted import wanted as wanted_of
 from kvasir_operator.render import Options, render
 from kvasir_operator.render.groups import numbered
 from kvasir_operator.render.names import SERVICE_LABEL
-from kvasir_operator.spec import PLURAL, WORKER_ROLES, InvalidService, parse
+from kvasir_operator.scaling.roles import remembered, resized
 
 CHAOS_SECONDS = 180.0
 ACT_SECONDS = 8.0

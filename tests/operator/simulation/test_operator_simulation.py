@@ -22,10 +22,11 @@ import sim_world
 from sim_world import Failed, digest, simulate
 
 import kvasir_operator.plan
-from kvasir_operator import autoscaler, observed, status
-from kvasir_operator.cluster import Cluster
-from kvasir_operator.observed import Observed
-from kvasir_operator.plan import workers
+from kvasir_operator.cluster.client import Cluster
+from kvasir_operator.plan import observed, workers
+from kvasir_operator.plan.observed import Observed
+from kvasir_operator.scaling import autoscaler
+from kvasir_operator.status import derive
 
 CHUNK = 20
 CHUNKS = 3
@@ -99,7 +100,7 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
     "no look at whose an object is": (Cluster, "foreign", lambda self, item: False),
     "labels decide what is owned": (Cluster, "owned", _unfiltered),
     "pods count as ready before they are": (workers, "rollout_state", _hopeful),
-    "conditions have an order": (status, "same", lambda one, other: one == other),
+    "conditions have an order": (derive, "same", lambda one, other: one == other),
     "who is silent has nothing to do": (autoscaler, "signals", _deaf),
     "followers are asked like workers": (observed, "INDEX_LABEL", "none.example/index"),
     "a group is ready with its leader": (Observed, "_set", _led),

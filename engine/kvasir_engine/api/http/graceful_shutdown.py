@@ -1,0 +1,117 @@
+"""How a process leaves: unready at once, gone when nothing is in flight any more, or at its deadline.
+
+Two things can begin it: SIGTERM, and `kvasir drain` over a Unix socket, which answers when the process may be
+ended. The second is a pod's preStop hook: SIGTERM comes after it and finds nothing to wait for. No HTTP port has
+it: who reaches one, from a page in a browser or by way of a sidecar, could put the process out of service.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import msgspec
+
+log = logging.getLogger("api")
+
+ASK_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+
+
+class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `kvasir drain` says, in one line of JSON."""
+
+    quiet: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class Drainable(Protocol):
+    """What is served: it can stop taking work, and knows how much it has."""
+
+    @property
+    def inflight(self) -> int: ...
+
+    def drain(self) -> None: ...
+
+
+class GracefulShutdown:
+    """The departure of `service`, which has `seconds` from its beginning to finish what is in flight."""
+
+    def __init__(self, service: Drainable, seconds: float) -> None:
+        self._service = service
+        self._seconds = seconds
+        self._deadline: float | None = None
+        self._hurry = asyncio.Event()
+
+    def begin(self) -> None:
+        """Be unready from now on. The deadline counts from the first call."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._seconds
+            self._service.drain()
+            log.info("draining inflight=%d", self._service.inflight)
+
+    def hurry(self) -> None:
+        """Wait for nothing any more."""
+        self._hurry.set()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds to the deadline, at least 0; `None` while nothing has begun."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    async def done(self, quiet: float = 0.0) -> int:
+        """Return what is in flight: nothing, and so for `quiet` seconds, or what is left at the deadline."""
+        self.begin()
+        busy = time.monotonic()
+        while not self._hurry.is_set() and self.seconds_left:
+            now = time.monotonic()
+            busy = now if self._service.inflight else busy
+            if not self._service.inflight and now - busy >= quiet:
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), _POLL_SECONDS)
+        return self._service.inflight
+
+    @contextlib.asynccontextmanager
+    async def heard_at(self, path: Path) -> AsyncIterator[None]:
+        """Hear `kvasir drain` at the Unix socket `path`, which this user alone may connect to. Raises OSError."""
+        _remove(path)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+            os.chmod(path, 0o600)
+            server = await asyncio.start_unix_server(self._answer, sock=sock, limit=4096)
+            try:
+                yield
+            finally:
+                server.close()
+                _remove(path)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if _peer(writer.get_extra_info("socket")) in (0, os.geteuid()):
+                writer.write(msgspec.json.encode(await self._heard(reader)) + b"\n")
+        finally:
+            writer.close()
+
+    async def _heard(self, reader: asyncio.StreamReader) -> dict[str, object]:
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                ask = msgspec.json.decode(await reader.readline(), type=Ask)
+        except (ValueError, TimeoutError) as error:  # msgspec's are ValueErrors
+            return {"error": f"{type(error).__name__}: {error}"[:200]}
+        return {"inflight": await self.done(ask.quiet)}
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _peer(sock: socket.socket) -> int:
+    """The user at the other end of a Unix socket."""
+    _pid, user, _group = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(user)

@@ -1,0 +1,153 @@
+"""Serves an application on one socket until SIGTERM or SIGINT, then drains."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from kvasir_engine.api.http.acceptor import Acceptor
+from kvasir_engine.api.http.connections import Gate
+from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
+from kvasir_engine.api.http.limits import Limits, fitted
+from kvasir_engine.api.http.protocols import GuardedHttp
+from kvasir_engine.errors import PortTaken, UserError
+from kvasir_engine.private_folders import drain_socket
+
+log = logging.getLogger("api")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises PortTaken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise PortTaken(f"cannot listen on {host}:{port}: {reason}") from error
+    # What is accepted inherits it. Without it a stream's first event waits for the client's acknowledgement of the
+    # headers, 40 ms; asyncio sets it only on sockets that say which protocol they were made for.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise PortTaken if the address cannot be listened on now, before minutes of loading, and not after.
+
+    Raises UserError where there is no folder for the socket of `kvasir drain` either.
+    """
+    listen(host, port).close()
+    try:
+        path = drain_socket(host, port)
+    except OSError as error:
+        raise UserError(f"no folder for the socket of `kvasir drain`: {error}") from error
+    if len(os.fsencode(path)) > MOST_SOCKET_PATH:
+        raise UserError(f"no socket of `kvasir drain` can be at {path}: the path is too long; set KVASIR_RUN_DIR")
+
+
+def end_at_sigterm() -> None:
+    """Until `serve` runs, SIGTERM ends the process at once: there is nothing to finish.
+
+    By default it does so too, but not to the first process of a container, which may load for minutes.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+
+
+MOST_SOCKET_PATH = 107  # what a Unix socket's address holds
+SWEEP_TICKS = 5  # uvicorn's ticks of 0.1 s between looks at the connections
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling, which would not wait for the drain, and with limits.
+
+    uvicorn stays: it is well kept, has the WebSockets that routers use, and its h11 side is plain Python that can
+    be held to limits from outside.
+    """
+
+    def __init__(self, config: uvicorn.Config, limits: Limits, leaving: GracefulShutdown) -> None:
+        super().__init__(config)
+        self._gate = Gate(limits)
+        self._leaving = leaving
+        self._hurry: float | None = None
+        self._acceptors: list[Acceptor] = []
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        def make() -> asyncio.Protocol:
+            return GuardedHttp(self._gate, self.config, self.server_state, {})
+
+        self.servers = []
+        self._acceptors = [Acceptor(sock, make) for sock in sockets or []]
+        self.started = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % SWEEP_TICKS == 0:
+            if self._hurry is None and self._leaving.seconds_left is not None:
+                self._hurry = time.monotonic()
+            self._gate.sweep(self._hurry)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for each in self._acceptors:
+            each.close()
+        await super().shutdown(sockets)
+
+
+async def serve(
+    app: Any,
+    sock: socket.socket,
+    leaving: GracefulShutdown,
+    until: asyncio.Event | None = None,
+    limits: Limits | None = None,
+) -> None:
+    """Serve the ASGI `app` until SIGTERM, SIGINT or `until`; then be unready, finish what is in flight, and return.
+
+    What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
+    """
+    limits = fitted(limits or Limits())
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http="h11",
+        proxy_headers=False,  # whoever connects is the client: no header says otherwise
+        server_header=False,
+        ws_per_message_deflate=False,  # routers do not compress, and what others compress may be large
+        timeout_keep_alive=int(limits.idle_seconds),
+        timeout_graceful_shutdown=1,
+    )
+    server = _Server(config, limits, leaving)
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            leaving.hurry()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with leaving.heard_at(drain_socket(*sock.getsockname()[:2])):
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        stopping = [asyncio.create_task(each.wait()) for each in (stop, until) if each is not None]
+        try:
+            await asyncio.wait({serving, *stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done() and (left := await leaving.done()):
+                log.warning("cutting off requests inflight=%d", left)
+            server.should_exit = True
+            await serving
+        finally:
+            for each in stopping:
+                each.cancel()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)

@@ -1,0 +1,158 @@
+"""Answers whose generation ends when the client leaves: one JSON body, or server-sent events."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from kvasir_engine.api.detokenizer import Piece
+from kvasir_engine.api.errors import ApiError, ErrorDetail, client_left, from_engine, unexpected
+from kvasir_engine.engine_client import EngineError
+
+log = logging.getLogger("api")
+
+CODE = "kvasir.code"  # scope key: the outcome for the metrics, where it is not the HTTP status
+CLIENT_LEFT = "499"
+DONE = b"data: [DONE]\n\n"
+
+R = TypeVar("R")
+
+
+def event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineError):
+        return from_engine(error)
+    log.error("request failed unexpectedly", exc_info=error)
+    return unexpected()
+
+
+def failure_of(piece: Piece) -> ErrorDetail | UnsetType:
+    """The error that a choice ended with beside others."""
+    return UNSET if piece.failure is None else as_api_error(piece.failure).detail
+
+
+async def _client_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless_client_leaves(scope: Scope, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` to its end, or cancel it, and wait for it to clean up, as soon as the client is gone."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_client_left(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            scope[CODE] = CLIENT_LEFT
+    finally:
+        leaving.cancel()
+        working.cancel()
+        results = await asyncio.gather(working, leaving, return_exceptions=True)
+    if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
+        raise results[0]
+
+
+async def while_client_stays(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """What `work` returns. Raises ApiError, with `work` cancelled, as soon as the client is gone.
+
+    To be called when the request's body was read.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_client_left(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise client_left()
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _send_whole(
+    send: Send, status: int, content_type: bytes, body: bytes, more: Mapping[str, str] | None = None
+) -> None:
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in (more or {}).items()]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_headers(error: ApiError) -> dict[str, str]:
+    """What is said beside an error's body: how to ask, or when again."""
+    return {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(error.status, {})
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    await _send_whole(send, error.status, b"application/json", error.body, error_headers(error))
+
+
+class JsonResponse(Response):
+    """The JSON bytes that `produce` makes, or the error that it raises."""
+
+    def __init__(self, produce: Callable[[], Awaitable[bytes]]) -> None:
+        super().__init__()
+        self._produce = produce
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _unless_client_leaves(scope, receive, self._answer(send))
+
+    async def _answer(self, send: Send) -> None:
+        try:
+            body = await self._produce()
+        except Exception as error:
+            await send_error(send, as_api_error(error))
+        else:
+            await _send_whole(send, 200, b"application/json", body)
+
+
+class EventResponse(Response):
+    """The events that `produce` makes, each a JSON value, then `[DONE]`.
+
+    An error before the first event is an HTTP status; a later one is an event, and the stream ends there.
+    """
+
+    def __init__(self, produce: Callable[[], AsyncGenerator[bytes, None]]) -> None:
+        super().__init__()
+        self._produce = produce
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _unless_client_leaves(scope, receive, self._answer(scope, send))
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        started = False
+        async with aclosing(self._produce()) as events:
+            try:
+                async for data in events:
+                    if not started:
+                        started = True
+                        headers = [
+                            (b"content-type", b"text/event-stream; charset=utf-8"),
+                            (b"cache-control", b"no-cache"),
+                            (b"x-accel-buffering", b"no"),
+                        ]
+                        await send({"type": "http.response.start", "status": 200, "headers": headers})
+                    await send({"type": "http.response.body", "body": event(data), "more_body": True})
+            except OSError:  # the client's socket
+                raise
+            except Exception as error:
+                failure = as_api_error(error)
+                if not started:
+                    await send_error(send, failure)
+                    return
+                scope[CODE] = str(failure.status)
+                await send({"type": "http.response.body", "body": event(failure.body)})
+                return
+        await send({"type": "http.response.body", "body": DONE})

@@ -1,0 +1,120 @@
+"""Writes and reads from when they are decided to when their bytes are there and their digests known."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from kvasir_engine import faults
+from kvasir_engine.connector import sender
+from kvasir_engine.connector.digest_thread import DigestThread, TimedDigests
+from kvasir_engine.connector.nixl_agent import NixlAgent, Transfer
+from kvasir_engine.connector.sender import Key, Push
+from kvasir_engine.connector.stats import TransferStats
+
+POST_TIME = 0.001
+"""Seconds of posting after which the thread looks around: where a post blocks for its copy, one is enough."""
+
+
+@dataclass(eq=False)
+class _Copy:
+    """The digests of a read are computed (`digests` None until then) once its bytes are there."""
+
+    transfer: Transfer
+    digests: "Future[TimedDigests] | None"
+    reads: bool = False
+    ok: bool | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A write or a read has ended, well or not."""
+
+    key: Key
+    push: Push
+    ok: bool
+    digests: TimedDigests
+
+
+class InflightCopies:
+    """What one agent copies. Methods that talk to a peer raise PeerDied."""
+
+    def __init__(self, agent: NixlAgent, digests: DigestThread, stats: TransferStats) -> None:
+        self._agent = agent
+        self._digests = digests
+        self._stats = stats
+        self._layers = agent.endpoint.fingerprint.layers
+        self._posts: deque[sender.Post] = deque()  # decided and not begun
+        self._copies: dict[tuple[Key, Push], _Copy] = {}
+        self._read_until = 0.0  # the time of reading that is counted
+
+    def wait(self, post: sender.Post) -> None:
+        """`post` is decided: its turn comes."""
+        self._posts.append(post)
+
+    def due(self) -> Iterator[sender.Post]:
+        """Those whose turn has come."""
+        until = time.monotonic() + POST_TIME
+        while self._posts and time.monotonic() < until:
+            yield self._posts.popleft()
+
+    def write(self, post: sender.Post) -> None:
+        """Begin to write, and to digest what is written."""
+        (agent, _), push, layers = post.key, post.push, post.layers
+        began = time.perf_counter()
+        cut = self._agent.sent(agent)
+        digests = self._digests.written(push.local, layers, cut)
+        transfer = self._agent.write(agent, push.local, push.remote, layers)
+        self._copies[post.key, push] = _Copy(transfer, digests)
+        self._stats.writes += 1
+        self._stats.descriptors += len(push.local)
+        if cut is not None:
+            self._stats.sent_bytes += len(push.local) * cut.moved_bytes * len(layers) // cut.layers
+        self._stats.write_seconds += time.perf_counter() - began
+        faults.hit(self._passed(push, layers))
+
+    def read(self, post: sender.Post) -> None:
+        """Begin to read."""
+        if not any(copy.reads for copy in self._copies.values()):
+            self._read_until = time.perf_counter()
+        self._digests.forget(post.push.local, self._agent.received(post.key[0]))
+        transfer = self._agent.read(post.key[0], post.push.local, post.push.remote, post.layers)
+        self._copies[post.key, post.push] = _Copy(transfer, None, reads=True)
+        faults.hit("prefill.reading")
+
+    def copies(self) -> list[tuple[Key, Push]]:
+        """All under way."""
+        return list(self._copies)
+
+    def ended(self, key: Key, push: Push) -> Ended | None:
+        """How one of `copies` has ended, once; None if it is under way, or went with its peer."""
+        copy = self._copies.get((key, push))
+        if copy is None:
+            return None
+        if copy.ok is None:
+            copy.ok = self._agent.poll(key[0], copy.transfer)
+        if copy.ok is None:
+            return None
+        if copy.digests is None:
+            copy.digests = self._digests.arrived(push.local, range(self._layers), self._agent.received(key[0]))
+        if not copy.digests.done():
+            return None
+        del self._copies[key, push]
+        if copy.reads:  # several go on at a time, so it is not the sum of theirs
+            now = time.perf_counter()
+            self._stats.read_seconds += now - self._read_until
+            self._read_until = now
+        return Ended(key, push, copy.ok, self._digests.take(copy.digests))
+
+    def died(self, agent: str) -> None:
+        """The agent is gone, and what was copied from or to it."""
+        for underway in [each for each in self._copies if each[0][0] == agent]:
+            self._agent.cancel(self._copies.pop(underway).transfer)
+        self._posts = deque(post for post in self._posts if post.key[0] != agent)
+
+    def _passed(self, push: Push, layers: range) -> str:
+        """The fault point of a write that was posted."""
+        if layers.stop != self._layers:
+            return "prefill.pushed_layer"
+        return "prefill.pushed_last" if push.final else "prefill.pushed_chunk"

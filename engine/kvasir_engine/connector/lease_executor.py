@@ -1,0 +1,378 @@
+"""What a transfer thread does: carries out commands and what the lease machines decide, on one NIXL agent.
+
+Everything here runs on that thread. Of a peer's ranks a rank grants to, writes to, lends to and reads from those
+that it has a part of the KV in common with; events name them.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from kvasir_engine import faults
+from kvasir_engine.connector import notifications, pending_loans, receiver, sender
+from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
+from kvasir_engine.connector.digest_thread import DigestThread
+from kvasir_engine.connector.inflight_copies import Ended, InflightCopies
+from kvasir_engine.connector.layout import block_numbers, block_tokens, pairs
+from kvasir_engine.connector.loan_reads import LoanReads
+from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, PeerRefused
+from kvasir_engine.connector.notifications import AnyMessage, Complete, Lent, Ping, Pong, Release, Written
+from kvasir_engine.connector.open_leases import OpenLeases
+from kvasir_engine.connector.pending_loans import PendingLoans
+from kvasir_engine.connector.rank_parts import Event
+from kvasir_engine.connector.receiver import Receiver
+from kvasir_engine.connector.sender import Key, Push, Sender
+from kvasir_engine.connector.stats import TransferStats
+from kvasir_engine.protocol import BadFrame, Endpoint, Lease, Loan
+
+log = logging.getLogger("transfer")
+
+MOST_EARLY = 1024
+"""Notifications that wait for rank 0's grant."""
+DIED = "the worker at the other end died"
+
+_Effect = Event | receiver.Ask | receiver.Verify | sender.Post | sender.Announce | sender.Tell
+_Effects = Iterable[_Effect]
+
+
+class LeaseExecutor:
+    """The leases and loans of one rank, on both sides. `emit` gets the events."""
+
+    def __init__(
+        self,
+        agent: NixlAgent,
+        rank: int,
+        digests: DigestThread,
+        verifies: bool,
+        stats: TransferStats,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._agent = agent
+        self._rank = rank
+        self._digests = digests
+        self._stats = stats
+        self._emit = emit
+        self._endpoint = agent.endpoint
+        self._layers = layers = agent.endpoint.fingerprint.layers
+        self._holder = Receiver(agent.endpoint.epoch, layers, verifies)
+        self._writer = Sender(layers)
+        self._underway = InflightCopies(agent, digests, stats)
+        self._opened = OpenLeases()
+        self._reads = LoanReads()
+        self._lending = PendingLoans(digests, layers)
+        self._known = 0  # the latest lease or loan of ours
+        self._early: list[tuple[int, str, bytes]] = []  # what peers say of later ones, with the one that it is
+        self._digested: dict[tuple[Key, Push], list[int]] = {}  # of writes that have ended
+
+    @property
+    def busy(self) -> bool:
+        """Whether a lease or a loan is open on either side."""
+        return bool(len(self._holder) or len(self._writer))
+
+    def obey(self, command: AnyCommand) -> None:
+        """Carry out a command."""
+        try:
+            self._apply(self._obey(command, time.monotonic()))
+        except Exception as error:
+            log.exception("a command broke")
+            failed = _failed(command, f"{type(error).__name__}: {error}")
+            if failed is None:
+                raise
+            self._apply(failed)
+
+    def push(self, key: Key, push: Push, computed: float) -> None:
+        """Copy pages, whose last layer was computed at the moment `computed`, in all parts of a lease."""
+        if push.final:
+            self._opened.computed(key, computed)
+        for part in self._opened.parts(key):
+            if not self._reads.waits(part, push):
+                self._apply(self._writer.push(part, push, time.monotonic()))
+
+    def turn(self, arrived: list[tuple[str, bytes]]) -> bool:
+        """Post what is due, take what has `arrived` from peers, see what has ended. Whether there was anything."""
+        progressed = bool(arrived)
+        for post in self._underway.due():
+            self._apply(self._post(post))
+            progressed = True
+        early = [(agent, data) for lease, agent, data in self._early if lease <= self._known]
+        self._early = [each for each in self._early if each[0] > self._known]
+        for agent, data in [*early, *arrived]:
+            try:
+                self._apply(self._receive(agent, data, time.monotonic()))
+            except Exception as error:  # a peer's message is not to end what serves the others
+                log.exception("a notification broke agent=%s", agent)
+                self._emit(receiver.Rejected(agent[:256], 0, f"{type(error).__name__}: {error}"[:1024]))
+        for key, push in self._underway.copies():
+            try:
+                ended = self._underway.ended(key, push)
+            except PeerDied:
+                self._apply(self._died(key[0]))
+                continue
+            if ended is not None:
+                progressed = True
+                self._apply(self._ended(ended))
+        for lent in self._lending.done():
+            self._apply(self._lent(lent))
+        now = time.monotonic()
+        self._apply([*self._holder.tick(now), *self._writer.tick(now)])
+        return progressed
+
+    # -- commands
+
+    def _obey(self, command: AnyCommand, now: float) -> _Effects:
+        match command:
+            case Grant(lease, to, tokens):
+                self._known = lease.id
+                return self._grant(lease, to, tokens, now)
+            case Revoke(granted):
+                return self._holder.revoke(granted, now)
+            case Open(to, lease):
+                return self._open(to, lease.id, lease.epoch, now + lease.seconds)
+            case Withdraw(key, reason):
+                parts = self._opened.parts(key)
+                return [effect for part in parts for effect in self._writer.withdraw(part, reason, now)]
+            case Lend(loan, to):
+                self._known = loan.id
+                return self._lend(loan, to, now)
+            case Read(to, loan):
+                return self._open(to, loan.id, loan.epoch, now + loan.seconds, reading=True)
+
+    def _grant(self, lease: Lease, to: Endpoint, tokens: int, now: float) -> _Effects:
+        size = self._endpoint.fingerprint.page_size
+        block = block_tokens(size, to.fingerprint.page_size)
+        count = -(-tokens // block) if tokens else len(lease.pages) * size // block
+        blocks = block_numbers(lease.pages, size // block, 0, count)
+        self._digests.forget(lease.pages, None)
+        effects: list[_Effect] = []
+        for rank in self._partners(to, incoming=True):
+            refused = self._connect(lease.id, to, rank)
+            if refused is None:
+                self._holder.grant(lease.id, to.agent_of(rank), blocks, now, lease.seconds)
+            else:
+                effects.append(refused)
+        return effects
+
+    def _lend(self, loan: Loan, to: Endpoint, now: float) -> _Effects:
+        size = self._endpoint.fingerprint.page_size
+        a_page = size // block_tokens(size, to.fingerprint.page_size)
+        blocks = block_numbers(loan.pages, a_page, 0, len(loan.pages) * a_page)
+        effects: list[_Effect] = []
+        for rank in self._partners(to, incoming=False):
+            agent, refused = to.agent_of(rank), self._connect(loan.id, to, rank)
+            if refused is None:
+                self._holder.lend(loan.id, agent, now, loan.seconds)
+                self._lending.begin(loan, agent, blocks, self._agent.sent(agent))
+            else:
+                effects.append(refused)
+        return effects
+
+    def _connect(self, lease: int, to: Endpoint, rank: int) -> receiver.Reclaimed | None:
+        """Why a part of a lease or loan of ours ends at once."""
+        try:
+            self._meet(to, rank)
+        except PeerDied:
+            return receiver.Reclaimed(lease, "writer_died", DIED, writer=to.agent_of(rank))
+        except PeerRefused as refused:
+            return receiver.Reclaimed(lease, "never_connected", str(refused), writer=to.agent_of(rank))
+        return None
+
+    def _meet(self, to: Endpoint, rank: int) -> None:
+        """Connect to a rank. One that has another pool than it had is met anew, unless something is open."""
+        agent = to.agent_of(rank)
+        if self._agent.differs(to, rank):
+            if self._holder.knows(agent) or self._writer.knows(agent):
+                raise PeerRefused(f"{agent} is known with another pool, and in use")
+            self._agent.forget(agent)
+        self._agent.connect(to, rank)
+
+    def _open(self, to: Endpoint, lease: int, epoch: int, deadline: float, reading: bool = False) -> _Effects:
+        """Begin to write, or to read, under a lease or loan of another worker."""
+        parts = {rank: (to.agent_of(rank), lease) for rank in self._partners(to, incoming=reading)}
+        self._opened.open((to.agent, lease), list(parts.values()))
+        effects: list[_Effect] = []
+        for rank, part in parts.items():
+            if reading:
+                self._reads.open(part)
+            try:
+                self._meet(to, rank)
+                effects += self._writer.open(part, epoch, deadline, reading)
+            except PeerDied:
+                effects.append(sender.Failed(part, DIED))
+            except PeerRefused as refused:
+                effects.append(sender.Failed(part, str(refused)))
+        return effects
+
+    def _partners(self, peer: Endpoint, incoming: bool) -> list[int]:
+        """The ranks of `peer` that our KV comes from, or goes to."""
+        ours, theirs = self._endpoint.fingerprint, peer.fingerprint
+        if incoming:
+            return [from_ for from_, to in pairs(theirs, ours) if to == self._rank]
+        return [to for from_, to in pairs(ours, theirs) if from_ == self._rank]
+
+    # -- what peers say
+
+    def _receive(self, agent: str, data: bytes, now: float) -> _Effects:
+        try:
+            message = notifications.decode(data)
+        except BadFrame as error:
+            log.warning("unreadable notification agent=%s error=%s", agent, error)
+            return [receiver.Rejected(agent[:256], 0, f"unreadable: {error}"[:1024])]
+        self._holder.heard(agent, now)
+        match message:
+            case Release(sender=sender):
+                if sender is not None and sender.agent == agent:
+                    try:
+                        self._agent.meet(sender)
+                    except (PeerDied, PeerRefused) as error:
+                        log.warning("cannot answer agent=%s reason=%s", agent, error)
+                return self._writer.released(agent, message, now)
+            case Ping(lease, epoch):
+                # A writer that the prompt has not reached yet does not know who pings it.
+                return self._send(agent, Pong(lease, epoch)) if self._agent.knows(agent) else []
+            case Pong():
+                return []
+            case Lent(lease, _, blocks, digests):
+                waiting = self._reads.lent((agent, lease), dict(zip(blocks, digests, strict=True)))
+                return [effect for push in waiting for effect in self._writer.push((agent, lease), push, now)]
+            case _ if self._rank and message.epoch == self._endpoint.epoch and message.lease > self._known:
+                # Rank 0 counts leases up, and its grant comes over a network: the writer's word was faster.
+                if len(self._early) >= MOST_EARLY:
+                    return [
+                        receiver.Rejected(agent[:256], message.lease, "too many of leases that are not granted")
+                    ]
+                self._early.append((message.lease, agent, data))
+                return []
+            case _:
+                return self._holder.received(agent, message)
+
+    def _send(self, agent: str, message: AnyMessage) -> _Effects:
+        try:
+            self._agent.notify(agent, notifications.encode(message))
+        except PeerDied:
+            return self._died(agent)
+        return []
+
+    def _died(self, agent: str) -> _Effects:
+        """The transport's word that the peer is gone: a proof for the leases of both sides."""
+        log.warning("peer died agent=%s", agent)
+        self._stats.peers_died += 1
+        self._underway.died(agent)
+        self._agent.forget(agent)
+        return [*self._holder.died(agent), *self._writer.died(agent)]
+
+    # -- copies
+
+    def _post(self, post: sender.Post) -> _Effects:
+        try:
+            if post.key in self._reads:
+                self._underway.read(post)
+            else:
+                self._underway.write(post)
+        except PeerDied:
+            return self._died(post.key[0])
+        except ValueError as error:  # what the lease says does not fit the peer's pool
+            log.warning("nothing is copied agent=%s lease=%d reason=%s", *post.key, error)
+            return self._writer.ended(post.key, post.push, False, time.monotonic())
+        return []
+
+    def _ended(self, ended: Ended) -> _Effects:
+        ok = ended.ok
+        if ended.key in self._reads:
+            ok = ok and self._was_read(ended)
+        else:
+            self._digests.keep(ended.digests, ended.push.local)
+            self._digested[ended.key, ended.push] = ended.digests.values
+        return self._writer.ended(ended.key, ended.push, ok, time.monotonic())
+
+    def _was_read(self, read: Ended) -> bool:
+        """Whether a read brought what was lent."""
+        wrong = self._reads.wrong(read.key, read.push, read.digests.values)
+        if wrong:
+            self._stats.digest_failures += wrong
+            log.error("digests of a read differ agent=%s lease=%d wrong=%d", *read.key, wrong)
+        else:
+            self._digests.keep(read.digests, read.push.local)
+            cut = self._agent.received(read.key[0])
+            self._stats.read_bytes += len(read.push.local) * cut.moved_bytes if cut is not None else 0
+            faults.hit("prefill.read")
+        return not wrong
+
+    def _lent(self, lent: pending_loans.DigestedLoan) -> _Effects:
+        """Tell the reader what it will have read, if it still may."""
+        loan, blocks = lent.loan, lent.blocks
+        if not self._holder.lends(loan.id, lent.reader):
+            return []
+        self._digests.keep(lent.digests, blocks)
+        faults.hit("decode.lending")
+        return self._send(lent.reader, Lent(loan.id, loan.epoch, list(blocks), lent.digests.values))
+
+    def _verify(self, verify: receiver.Verify) -> None:
+        lease, agent, total = verify.lease, verify.writer, len(verify.pages)
+        digests = self._digests.here(verify.pages, verify.layers, self._agent.received(agent))
+        came = zip(verify.pages, digests.values, verify.digests, strict=True)
+        right = [page for page, ours, theirs in came if ours == theirs]
+        self._digests.keep(digests, right)
+        self._holder.verified(lease, agent, len(right))
+        if len(right) != total:
+            self._stats.digest_failures += total - len(right)
+            log.error("digests differ lease=%d pages=%d wrong=%d", lease, total, total - len(right))
+
+    # -- what the machines decide
+
+    def _apply(self, effects: _Effects) -> None:
+        for effect in effects:
+            match effect:
+                case sender.Post():
+                    self._underway.wait(effect)
+                case sender.Announce((agent, lease) as key, epoch, first, push, layers):
+                    digests = self._digested.pop((key, push))
+                    written = Written(lease, epoch, first, (layers.start, layers.stop), digests)
+                    self._apply(self._send(agent, written))
+                case receiver.Verify():
+                    faults.hit("decode.written")
+                    self._verify(effect)
+                case sender.Tell(agent, Complete() as complete):
+                    faults.hit("prefill.completing")
+                    self._apply(self._send(agent, complete))
+                    faults.hit("prefill.completed")
+                case receiver.Ask(agent, Release() as release):
+                    address = self._endpoint.address(0)
+                    self._apply(self._send(agent, msgspec.structs.replace(release, sender=address)))
+                case receiver.Ask(agent, message) | sender.Tell(agent, message):
+                    self._apply(self._send(agent, message))
+                case _:
+                    self._note(effect)
+                    self._emit(effect)
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case sender.Failed(part, _):
+                self._close(part)
+            case sender.Done(part, push) if push.complete is not None:
+                self._close(part)
+            case sender.Done(part, push) if push.final:
+                self._stats.exposed_seconds += time.perf_counter() - self._opened.computed_at(part)
+                self._stats.handoffs += 1
+            case receiver.Settled(_, complete, agent):
+                cut = self._agent.received(agent)
+                self._stats.received_bytes += complete.pages * cut.moved_bytes if cut is not None else 0
+
+    def _close(self, part: Key) -> None:
+        """A part of another worker's lease has ended."""
+        for each in [each for each in self._digested if each[0] == part]:
+            del self._digested[each]
+        self._reads.close(part)
+        self._opened.close(part)
+
+
+def _failed(command: AnyCommand, why: str) -> list[Event] | None:
+    """What ends by a command that broke before anybody was told of it; None where something may go on."""
+    match command:
+        case Open(to, lease):
+            return [sender.Failed((to.agent, lease.id), why)]
+        case Read(to, loan):
+            return [sender.Failed((to.agent, loan.id), why)]
+        case _:
+            return None

@@ -1,0 +1,68 @@
+"""The parts of loans that one rank reads under, and the digests that came with them: pure."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from kvasir_engine.connector.sender import Key, Push
+
+LOANS, BLOCKS = 1024, 1 << 20
+"""Loans, and blocks of them, whose digests are kept until the prompt comes."""
+
+
+@dataclass
+class _Read:
+    digests: dict[int, int] | None
+    waiting: list[Push] = field(default_factory=list)
+
+
+class LoanReads:
+    """Nothing is read before its digests are here."""
+
+    def __init__(self) -> None:
+        self._reads: dict[Key, _Read] = {}
+        self._lent: OrderedDict[Key, dict[int, int]] = OrderedDict()  # digests of loans that nobody reads yet
+        self._blocks = 0  # of these
+
+    def __contains__(self, part: Key) -> bool:
+        return part in self._reads
+
+    def open(self, part: Key) -> None:
+        """Begin to read under `part`."""
+        self._reads[part] = _Read(self._take(part))
+
+    def lent(self, part: Key, digests: dict[int, int]) -> list[Push]:
+        """The digests of what is lent, by block of the lender's. Returns the pushes that waited for them."""
+        read = self._reads.get(part)
+        if read is None:
+            self._blocks -= len(self._lent.pop(part, ()))
+            self._lent[part] = digests
+            self._blocks += len(digests)
+            while len(self._lent) > LOANS or self._blocks > BLOCKS:
+                self._blocks -= len(self._lent.popitem(last=False)[1])
+            return []
+        read.digests, waiting = digests, read.waiting
+        read.waiting = []
+        return waiting
+
+    def waits(self, part: Key, push: Push) -> bool:
+        """Whether `push` has to wait for the digests; `lent` returns it then."""
+        read = self._reads.get(part)
+        if read is None or read.digests is not None:
+            return False
+        read.waiting.append(push)
+        return True
+
+    def wrong(self, part: Key, push: Push, digests: list[int]) -> int:
+        """How many of the blocks that came with `push`, with these digests, are not what was lent."""
+        known = self._reads[part].digests or {}
+        return sum(known.get(block) != digest for block, digest in zip(push.remote, digests, strict=True))
+
+    def close(self, part: Key) -> None:
+        """The part has ended. Idempotent."""
+        self._reads.pop(part, None)
+        self._take(part)
+
+    def _take(self, part: Key) -> dict[int, int] | None:
+        digests = self._lent.pop(part, None)
+        self._blocks -= len(digests or ())
+        return digests

@@ -1,0 +1,270 @@
+"""A NIXL agent over one KV pool: names, metadata, prepared descriptors, writes and notifications.
+
+Belongs to one thread. NIXL runs without its progress thread, which would spin on a core; whoever owns the agent
+calls `notifications` often enough instead. Death of a peer shows as `PeerDied` from any call that talks to it.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from nixl_cu13._api import nixl_agent, nixl_agent_config, nixl_prepped_dlist_handle, nixl_xfer_handle
+from nixl_cu13._bindings import (
+    nixlBackendError,
+    nixlInvalidParamError,
+    nixlMismatchError,
+    nixlNotFoundError,
+    nixlRemoteDisconnectError,
+    nixlXferDList,
+)
+
+from kvasir_engine.connector.fabric import Fabric, fabric_env
+from kvasir_engine.connector.layout import Cut, Offsets, Route, Shape, routes
+from kvasir_engine.protocol import Address, Endpoint, Fingerprint, Region
+
+_UNREACHABLE = (nixlInvalidParamError, nixlMismatchError, nixlBackendError, nixlNotFoundError, ValueError)
+
+Pages = tuple[int, ...]
+"""Of two pools whose pages have different sizes, blocks (`layout.py`)."""
+
+
+class PeerDied(Exception):
+    """The transport reports that the peer's process is gone."""
+
+
+class PeerRefused(Exception):
+    """The peer cannot be written to, or read from; the message says by which field."""
+
+
+@dataclass
+class Transfer:
+    """One write or read under way."""
+
+    handle: nixl_xfer_handle
+    state: str
+
+
+@dataclass(frozen=True)
+class _Peer:
+    region: Region
+    fingerprint: Fingerprint
+    to: Route | None  # what goes from here to there
+    from_: Route | None
+    layers: nixl_prepped_dlist_handle | None  # where pages are pages on both sides
+
+
+def choose_fabric(fabric: Fabric, cuda: bool) -> None:
+    """Tell UCX which transports it may use. What the environment says already wins. Call before any agent."""
+    for name, value in fabric_env(fabric, cuda).items():
+        os.environ.setdefault(name, value)
+
+
+class NixlAgent:
+    """This rank's agent; its name carries the worker's epoch, so a restarted worker is another agent."""
+
+    def __init__(self, epoch: int, region: Region, fingerprint: Fingerprint, rank: int = 0) -> None:
+        self.name = f"kvasir-{epoch:016x}" + (f"-{rank}" if rank else "")
+        self.rank = rank
+        self._shape = Shape.of(fingerprint).with_pages_of(region.page_bytes)
+        self._nixl = nixl_agent(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
+        size = region.pages * region.page_bytes
+        self._registered = self._nixl.register_memory([(region.address, size, region.device, "")], region.memory)
+        self.endpoint = Endpoint(self.name, epoch, self._nixl.get_agent_metadata(), region, fingerprint)
+        self._layers = fingerprint.layers
+        self._local = self._nixl.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(region), region.memory)
+        self._peers: dict[str, _Peer] = {}
+        self._met: set[str] = set()  # who can be told something, and nothing else yet
+
+    def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
+        """Make a rank of the peer reachable; nothing if it is already. Raises PeerRefused, or PeerDied."""
+        ours = self.endpoint
+        reason = ours.fingerprint.mismatch(endpoint.fingerprint)
+        if reason is not None:
+            raise PeerRefused(f"KV of {endpoint.agent} does not fit: {reason}")
+        if rank > len(endpoint.others):
+            raise PeerRefused(f"{endpoint.agent} names {1 + len(endpoint.others)} ranks, rank {rank} is needed")
+        peer = endpoint.address(rank)
+        if peer.agent in self._peers:
+            return
+        try:
+            theirs = Shape.of(endpoint.fingerprint).with_pages_of(peer.region.page_bytes)
+        except ValueError as error:
+            raise PeerRefused(f"KV of {peer.agent} does not fit: {error}") from None
+        if theirs.row_bytes != self._shape.row_bytes:
+            sizes = f"{ours.region.page_bytes}, {peer.region.page_bytes}"
+            raise PeerRefused(f"KV of {peer.agent} does not fit: page_bytes: {sizes}")
+        to = next((r for r in routes(self._shape, theirs) if (r.writer, r.holder) == (self.rank, rank)), None)
+        from_ = next((r for r in routes(theirs, self._shape) if (r.writer, r.holder) == (rank, self.rank)), None)
+        whole = any(route is not None and route.pieces == 1 for route in (to, from_))
+        try:
+            self.meet(peer)
+            region = peer.region
+            layers = None
+            # Of all of it first: what the peer did not register is refused before a table of it is made.
+            whole_region = [(region.address, region.pages * region.page_bytes, region.device)]
+            self._nixl.prep_xfer_dlist(peer.agent, whole_region, region.memory).release()
+            if whole:
+                layers = self._nixl.prep_xfer_dlist(peer.agent, self._table(region), region.memory)
+        except nixlRemoteDisconnectError as error:
+            raise PeerDied(peer.agent) from error
+        except _UNREACHABLE as error:
+            raise PeerRefused(f"NIXL cannot reach {peer.agent}: {error}") from error
+        self._peers[peer.agent] = _Peer(region, endpoint.fingerprint, to, from_, layers)
+
+    def differs(self, endpoint: Endpoint, rank: int) -> bool:
+        """Whether a rank of the peer is known with another pool, or another way to divide it."""
+        if rank > len(endpoint.others):
+            return False
+        peer = endpoint.address(rank)
+        known = self._peers.get(peer.agent)
+        return known is not None and (known.region, known.fingerprint) != (peer.region, endpoint.fingerprint)
+
+    def meet(self, peer: Address) -> None:
+        """Make `notify` reach the peer. Raises PeerRefused, or PeerDied."""
+        if peer.agent in self._met:
+            return
+        try:
+            name = self._nixl.add_remote_agent(peer.metadata).decode()
+        except nixlRemoteDisconnectError as error:
+            raise PeerDied(peer.agent) from error
+        except _UNREACHABLE as error:
+            raise PeerRefused(f"NIXL cannot reach {peer.agent}: {error}") from error
+        if name != peer.agent:
+            raise PeerRefused(f"metadata is of agent {name!r}, not {peer.agent!r}")
+        self._met.add(peer.agent)
+
+    def sent(self, agent: str) -> Cut | None:
+        """What of our pages goes to the peer; `None` if it is not known any more."""
+        peer = self._peers.get(agent)
+        return None if peer is None or peer.to is None else peer.to.source
+
+    def received(self, agent: str) -> Cut | None:
+        """What of our pages comes from the peer; `None` if it is not known any more."""
+        peer = self._peers.get(agent)
+        return None if peer is None or peer.from_ is None else peer.from_.target
+
+    def forget(self, agent: str) -> None:
+        """Drop a dead peer."""
+        peer = self._peers.pop(agent, None)
+        if peer is not None and peer.layers is not None:
+            peer.layers.release()
+        if agent in self._met:
+            self._met.remove(agent)
+            self._nixl.remove_remote_agent(agent)
+
+    def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
+        """Start copying these layers of our pages `local` to the peer's `remote`.
+
+        On shared memory this blocks for most of the copy. Raises PeerDied.
+        """
+        peer = self._peers.get(agent)
+        if peer is None:
+            raise PeerDied(agent)
+        if peer.to is None:
+            raise ValueError(f"nothing of rank {self.rank} goes to {agent}")
+        return self._copy("WRITE", agent, peer, (peer.to.source, local), (peer.to.target, remote), peer.to, layers)
+
+    def read(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
+        """Start copying these layers of the peer's pages `remote` to our pages `local`. As `write` otherwise."""
+        peer = self._peers.get(agent)
+        if peer is None:
+            raise PeerDied(agent)
+        if peer.from_ is None:
+            raise ValueError(f"nothing of {agent} comes to rank {self.rank}")
+        ours, theirs = (peer.from_.target, local), (peer.from_.source, remote)
+        return self._copy("READ", agent, peer, ours, theirs, peer.from_, layers)
+
+    def _copy(
+        self,
+        operation: Literal["READ", "WRITE"],
+        agent: str,
+        peer: _Peer,
+        ours: tuple[Cut, Pages],
+        theirs: tuple[Cut, Pages],
+        route: Route,
+        layers: range,
+    ) -> Transfer:
+        (_, local), (cut, remote) = ours, theirs
+        limit = peer.region.pages * cut.blocks
+        if len(local) != len(remote) or any(not 0 <= page < limit for page in remote):
+            raise ValueError(f"pages {remote} are not {len(local)} of the peer's {limit}")
+        try:
+            if route.pieces == 1:
+                pages = self._indices(local, layers), self._indices(remote, layers)
+                handle = self._nixl.make_prepped_xfer(operation, self._local, pages[0], peer.layers, pages[1])
+            else:
+                begins = (each.offsets(blocks, layers, route.pieces) for each, blocks in (ours, theirs))
+                regions = self.endpoint.region, peer.region
+                pieces = [
+                    self._pieces(region, offsets, route.piece_bytes)
+                    for region, offsets in zip(regions, begins, strict=True)
+                ]
+                handle = self._nixl.initialize_xfer(operation, *pieces, agent)
+            return Transfer(handle, self._nixl.transfer(handle))
+        except nixlRemoteDisconnectError as error:
+            raise PeerDied(agent) from error
+
+    def cancel(self, transfer: Transfer) -> None:
+        """End a transfer with a peer that is dead: nothing reads or writes our memory for it any more."""
+        with contextlib.suppress(nixlRemoteDisconnectError, nixlNotFoundError, nixlBackendError):
+            transfer.handle.release()
+
+    def poll(self, agent: str, transfer: Transfer) -> bool | None:
+        """`True`: the write has ended well, `False`: badly, `None`: it is under way. Raises PeerDied."""
+        try:
+            if transfer.state == "PROC":
+                transfer.state = self._nixl.check_xfer_state(transfer.handle)
+            if transfer.state == "PROC":
+                return None
+            transfer.handle.release()
+        except (nixlRemoteDisconnectError, nixlNotFoundError) as error:  # not found: forgotten since it was posted
+            raise PeerDied(agent) from error
+        return bool(transfer.state == "DONE")
+
+    def knows(self, agent: str) -> bool:
+        """Whether `notify` reaches the peer, as far as is known."""
+        return agent in self._met
+
+    def notify(self, agent: str, message: bytes) -> None:
+        """Send a notification of its own. Raises PeerDied."""
+        if agent not in self._met:
+            raise PeerDied(agent)
+        try:
+            self._nixl.send_notif(agent, message)
+        except nixlRemoteDisconnectError as error:
+            raise PeerDied(agent) from error
+
+    def notifications(self) -> list[tuple[str, bytes]]:
+        """What has arrived since the last call, as (agent, message). Also makes the transport progress."""
+        return [(agent, m) for agent, messages in self._nixl.get_new_notifs().items() for m in messages]
+
+    def close(self) -> None:
+        """Deregister the memory: after this nobody can write to it."""
+        for agent in list(self._met):
+            self.forget(agent)
+        self._local.release()
+        self._nixl.deregister_memory(self._registered)
+
+    def _pieces(self, region: Region, offsets: Offsets, size: int) -> nixlXferDList:
+        """Descriptors of pieces of `size` bytes at `offsets` in a region."""
+        pieces = np.empty((len(offsets), 3), np.uint64)
+        pieces[:, 0] = offsets + region.address
+        pieces[:, 1] = size
+        pieces[:, 2] = region.device
+        return self._nixl.get_xfer_descs(pieces, region.memory)
+
+    def _table(self, region: Region) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+        """One descriptor a layer of a page: [pages * layers, (address, bytes, device)]."""
+        pieces, size = region.pages * self._layers, region.page_bytes // self._layers
+        table = np.empty((pieces, 3), np.uint64)
+        table[:, 0] = region.address + np.arange(pieces, dtype=np.uint64) * np.uint64(size)
+        table[:, 1] = size
+        table[:, 2] = region.device
+        return table
+
+    def _indices(self, pages: Pages, layers: range) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """Places in the table of `layers` of `pages`. NIXL merges neighbours."""
+        places = np.arange(layers.start, layers.stop, dtype=np.int32)
+        return (np.asarray(pages, np.int32)[:, None] * np.int32(self._layers) + places).ravel()

@@ -1,0 +1,252 @@
+"""The prefill side of a lease, as a pure state machine: what may I still write into another worker's pages?
+
+    open      -> done      all writes have ended, and `Complete` is sent
+    open      -> stopping  withdrawn, released by the holder, or past the deadline by our clock
+    stopping  -> stopped   the writes under way have ended; then, and only then, `Stopped` is sent
+
+A few writes of a lease may be under way at a time. Each is announced with `Written` once it and all writes before
+it have ended, so neither that nor `Complete` overtakes bytes. Layers that are computed faster than they are written
+go together: some layers of a page are one piece of memory, and cost less than a write each. A lease that ended
+leaves a tombstone: a `Release` that arrives before the prompt does refuses the prompt. Each input returns the
+effects that the caller must carry out, in order.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from kvasir_engine.connector.notifications import Complete, Ping, Release, Stopped
+
+TOMBSTONES = 65536
+PING_INTERVAL = 0.25
+WINDOW = 8
+"""Most writes of a lease under way at once."""
+PIECES = 256
+"""Most layers of pages that go in one write where layers go together: it bounds how long a post can block."""
+
+Key = tuple[str, int]  # holder's agent, lease id
+
+
+@dataclass(frozen=True, eq=False)
+class Push:
+    """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all. Layers come in order.
+
+    Pages are counted in the blocks of `layout.py`. `number` names the push between the ranks of a worker.
+    `final`: with it, all pages of the lease are pushed. `complete` comes by itself, when there is nothing to copy
+    any more.
+    """
+
+    local: tuple[int, ...] = ()
+    remote: tuple[int, ...] = ()
+    layer: int | None = None
+    final: bool = False
+    complete: Complete | Stopped | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Post:
+    """Start writing `layers` of the pages of `push` for lease `key`; report its end with `ended`."""
+
+    key: Key
+    push: Push
+    layers: range
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Tell the holder that `layers` of the pages of `push`, the lease's from place `first` on, are written."""
+
+    key: Key
+    epoch: int
+    first: int
+    push: Push
+    layers: range
+
+
+@dataclass(frozen=True)
+class Done:
+    """The pages of `push`, all layers, have been written and are no longer read."""
+
+    key: Key
+    push: Push
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The lease has ended early: none of its pages is read or written any more."""
+
+    key: Key
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Send `message` to the peer `agent`."""
+
+    agent: str
+    message: Stopped | Complete | Ping
+
+
+Effect = Post | Announce | Done | Failed | Tell
+
+
+@dataclass
+class _Write:
+    push: Push
+    layers: range
+    ended: bool = False
+
+
+@dataclass
+class _Lease:
+    epoch: int
+    deadline: float
+    queue: deque[Push] = field(default_factory=deque)
+    posted: deque[_Write] = field(default_factory=deque)  # and not announced
+    announced: int = 0
+    stopping: str = ""
+    reading: bool = False
+
+
+class Sender:
+    """All leases under which this worker may write its pages of `layers` layers.
+
+    Times are seconds of one monotonic clock.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._leases: dict[Key, _Lease] = {}
+        self._ended: OrderedDict[tuple[str, int, int], str] = OrderedDict()
+        self._pinged: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def knows(self, agent: str) -> bool:
+        """Whether a lease is the agent's."""
+        return any(holder == agent for holder, _ in self._leases)
+
+    def open(self, key: Key, epoch: int, deadline: float, reading: bool = False) -> Iterable[Effect]:
+        """Begin to write under a lease, or to read under a loan. Fails at once if it has ended already.
+
+        What is pushed under a loan is read, from `remote` to `local`; nothing is announced.
+        """
+        ended = self._ended.get((*key, epoch))
+        if key in self._leases or ended is not None:
+            return [Failed(key, ended or "the lease is in use")]
+        self._leases[key] = _Lease(epoch, deadline, reading=reading)
+        return []
+
+    def push(self, key: Key, push: Push, now: float) -> Iterable[Effect]:
+        """More is computed. Ignored when the lease is ending or has ended: `Failed` says so."""
+        lease = self._leases.get(key)
+        if lease is None or lease.stopping:
+            return []
+        lease.queue.append(push)
+        return self._advance(key, lease, now)
+
+    def ended(self, key: Key, push: Push, ok: bool, now: float) -> Iterable[Effect]:
+        """A write under way has ended. `push` as posted."""
+        lease = self._leases.get(key)
+        write = None if lease is None else next((each for each in lease.posted if each.push is push), None)
+        if lease is None or write is None:
+            return []
+        write.ended = True
+        if not ok:
+            lease.stopping = lease.stopping or ("a read failed" if lease.reading else "a write failed")
+        effects: list[Effect] = []
+        while lease.posted and lease.posted[0].ended:
+            write = lease.posted.popleft()
+            if lease.stopping:
+                continue
+            if not lease.reading:
+                effects.append(Announce(key, lease.epoch, lease.announced, write.push, write.layers))
+            if write.layers.stop == self._layers:
+                effects.append(Done(key, write.push))
+                lease.announced += len(write.push.local)
+        return effects + self._advance(key, lease, now)
+
+    def withdraw(self, key: Key, reason: str, now: float) -> Iterable[Effect]:
+        """The request was aborted here. Idempotent."""
+        lease = self._leases.get(key)
+        if lease is None or lease.stopping:
+            return []
+        lease.stopping = reason
+        return self._advance(key, lease, now)
+
+    def released(self, agent: str, message: Release, now: float) -> Iterable[Effect]:
+        """The holder wants its pages back. Answered with `Stopped` in any case, at once or after the last write."""
+        key = (agent, message.lease)
+        lease = self._leases.get(key)
+        if lease is None or lease.epoch != message.epoch:
+            self._remember((*key, message.epoch), "released by the decode worker")
+            return [Tell(agent, Stopped(message.lease, message.epoch, "unknown or ended"))]
+        return self.withdraw(key, "released by the decode worker", now)
+
+    def died(self, agent: str) -> Iterable[Effect]:
+        """The transport reports the holder's death; writes under way have ended with it."""
+        gone = [key for key in self._leases if key[0] == agent]
+        for key in gone:
+            self._bury(key, self._leases[key], "the decode worker died")
+        self._pinged.pop(agent, None)
+        return [Failed(key, "the decode worker died") for key in gone]
+
+    def tick(self, now: float) -> Iterable[Effect]:
+        """Time passed: leases past their deadline stop, whatever the holder thinks. Lenders are pinged.
+
+        A reader waits for its lender's word before it reads: the lender's death, which is seen when it is told
+        something, must not have to wait for the deadline.
+        """
+        late = [k for k, lease in self._leases.items() if now >= lease.deadline and not lease.stopping]
+        effects = [effect for key in late for effect in self.withdraw(key, "the lease expired", now)]
+        lenders = {agent: lease.epoch for (agent, _), lease in self._leases.items() if lease.reading}
+        for agent, epoch in lenders.items():
+            if now >= self._pinged.get(agent, 0.0) + PING_INTERVAL:
+                self._pinged[agent] = now
+                effects.append(Tell(agent, Ping(0, epoch)))
+        return effects
+
+    def _advance(self, key: Key, lease: _Lease, now: float) -> list[Effect]:
+        if not lease.stopping and now >= lease.deadline:
+            lease.stopping = "the lease expired"
+        if lease.stopping:
+            if lease.posted:
+                return []
+            self._bury(key, lease, lease.stopping)
+            return [Failed(key, lease.stopping), Tell(key[0], Stopped(key[1], lease.epoch, lease.stopping))]
+        effects: list[Effect] = []
+        while lease.queue and len(lease.posted) < WINDOW:
+            push = lease.queue[0]
+            if push.complete is not None:
+                if lease.posted:
+                    break
+                self._bury(key, lease, "the lease is complete")
+                return [*effects, Tell(key[0], push.complete), Done(key, push)]
+            write = self._next_write(lease.queue)
+            lease.posted.append(write)
+            effects.append(Post(key, write.push, write.layers))
+        return effects
+
+    def _next_write(self, queue: deque[Push]) -> _Write:
+        """Take the next push from the queue, and with it the next layers of the same pages that are there."""
+        push = queue.popleft()
+        if push.layer is None:
+            return _Write(push, range(self._layers))
+        layers = range(push.layer, push.layer + 1)
+        # The layer that comes next is never another page's: those begin with layer 0.
+        while queue and queue[0].layer == layers.stop and len(push.local) * (len(layers) + 1) <= PIECES:
+            push = queue.popleft()
+            layers = range(layers.start, layers.stop + 1)
+        return _Write(push, layers)
+
+    def _bury(self, key: Key, lease: _Lease, reason: str) -> None:
+        del self._leases[key]
+        self._remember((*key, lease.epoch), reason)
+
+    def _remember(self, tombstone: tuple[str, int, int], reason: str) -> None:
+        self._ended[tombstone] = reason
+        if len(self._ended) > TOMBSTONES:
+            self._ended.popitem(last=False)

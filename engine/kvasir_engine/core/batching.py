@@ -1,0 +1,41 @@
+"""A step's chunks as the arrays that the model reads."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+import torch
+
+from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.forward_batch import ForwardBatch
+
+
+def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int, row: Callable[[Sequence], int]) -> ForwardBatch:
+    """The batch that computes so many more tokens of each sequence; the sequences have pages for them.
+
+    `row` says in which row the step before samples the token that a sequence awaits.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    awaited: list[tuple[int, int]] = []
+    for sequence, count in chunks:
+        end = sequence.computed + count
+        tokens += sequence.tokens[sequence.computed : end]
+        if end > len(sequence.tokens):
+            awaited.append((len(tokens), row(sequence)))
+            tokens.append(0)
+        positions += range(sequence.computed, end)
+    context = [sequence.computed + count for sequence, count in chunks]
+    used = [-(-length // page_size) for length in context]
+    width = max(used)
+    table = torch.tensor(
+        [sequence.pages[:n] + [0] * (width - n) for (sequence, _), n in zip(chunks, used, strict=True)],
+        dtype=torch.int64,
+    )
+    return ForwardBatch(
+        torch.tensor(tokens),
+        torch.tensor(positions),
+        [count for _, count in chunks],
+        context,
+        table,
+        tuple(awaited),
+    )

@@ -1,0 +1,106 @@
+"""Steps that were launched and not yet accounted for, and the pages that must stay until they have ended."""
+
+import logging
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from kvasir_engine.core.kv_cache_manager import KVCacheManager
+from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.executor.step import LaunchedStep
+
+log = logging.getLogger("engine")
+
+
+@dataclass(eq=False)
+class InflightStep:
+    """One step: new tokens of each sequence, of which it samples the next token of those at `places`.
+
+    `idle`: seconds without a step before it, while there was work; None when it follows no other.
+    """
+
+    chunks: Seq[tuple[Sequence, int]]
+    places: Seq[int]
+    step: LaunchedStep
+    idle: float | None
+    held: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._members = {sequence for sequence, _ in self.chunks}
+        self.rows = {self.chunks[place][0]: row for row, place in enumerate(self.places)}
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        return sequence in self._members
+
+
+class InflightSteps:
+    """The steps in flight, oldest first: at most one, but while a step is launched before the last has ended.
+
+    A step reads and writes pages by numbers that it was given when it was launched. So what its sequences leave, or
+    give in exchange for pages of the tree, stays held until it has ended, and is neither leased, lent nor written.
+    """
+
+    def __init__(self, cache: KVCacheManager) -> None:
+        self._cache = cache
+        self._flights: list[InflightStep] = []
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def add(self, flight: InflightStep) -> None:
+        """It was launched. It holds what is copied on the device before it computes."""
+        flight.held += self._cache.take_copying()
+        self._flights.append(flight)
+
+    def row(self, sequence: Sequence) -> int:
+        """Where the newest step samples the token that `sequence` awaits."""
+        return self._flights[-1].rows[sequence]
+
+    @property
+    def oldest(self) -> InflightStep:
+        """The step that ends next."""
+        return self._flights[0]
+
+    def ended(self) -> None:
+        """The oldest has ended: it holds nothing any more."""
+        for pages in self._flights.pop(0).held:
+            self._cache.tree.release(pages)
+
+    def share(self, sequence: Sequence) -> None:
+        """As KVCacheManager.share, while steps may read the pages that are given in exchange."""
+        flight, before = self._newest(sequence), list(sequence.pages)
+        self._hold(flight, before)
+        self._cache.share(sequence)
+        if sequence.pages != before:  # whoever holds a page holds all before it, and these are others now
+            self._hold(flight, sequence.pages)
+
+    def part(self, sequence: Sequence, keep: bool) -> list[int]:
+        """As KVCacheManager.part, while steps may read and write the pages."""
+        flight, before = self._newest(sequence), list(sequence.pages)
+        self._hold(flight, before)
+        pages = self._cache.part(sequence, keep)
+        if pages != before:
+            self._hold(flight, pages)
+        return pages
+
+    def _newest(self, sequence: Sequence) -> InflightStep | None:
+        return next((each for each in reversed(self._flights) if sequence in each), None)
+
+    def _hold(self, flight: InflightStep | None, pages: list[int]) -> None:
+        if flight is not None and pages:
+            self._cache.pool.hold(pages)
+            flight.held.append(list(pages))
+
+    def drop(self) -> None:
+        """Wait for all steps, whatever becomes of them, and let go of what they and copies hold."""
+        while self._flights:
+            try:
+                self._flights[0].step.wait()
+            except Exception:  # it is not wanted any more; what failed has been said
+                log.debug("a step in flight failed too", exc_info=True)
+            self.ended()
+        for pages in self._cache.take_copying():
+            self._cache.tree.release(pages)
+
+    def holds(self) -> list[list[int]]:
+        """The pages that steps and copies hold."""
+        return [*(pages for flight in self._flights for pages in flight.held), *self._cache.copying]

@@ -1,0 +1,114 @@
+"""The decode side of handoffs: pages that other workers write into, from grant to the proof that they stopped."""
+
+import logging
+from dataclasses import dataclass
+
+from kvasir_engine.connector import receiver
+from kvasir_engine.connector.kv_connector import KVConnector
+from kvasir_engine.connector.notifications import Complete
+from kvasir_engine.core.kv_cache_manager import KVCacheManager
+from kvasir_engine.core.readback import Readback
+from kvasir_engine.core.requests import Job, Stats
+from kvasir_engine.protocol import Lease
+
+log = logging.getLogger("engine")
+
+LEASE_SECONDS = 600.0
+"""A lease covers the prompt's wait at prefill. A dead or silent writer is found by pings, long before."""
+
+
+@dataclass(frozen=True)
+class RefusedCompletion:
+    """What came under a lease is not the job's prompt."""
+
+    job: Job
+    why: str
+
+
+class Leases:
+    """Leases that this worker granted, and the loans within them."""
+
+    def __init__(
+        self, cache: KVCacheManager, handoff: KVConnector | None, readback: Readback, epoch: int, stats: Stats
+    ) -> None:
+        self.open: dict[int, Job] = {}
+        self.fenced: dict[int, list[int]] = {}  # leases that wait for a proof, with their pages
+        self._cache = cache
+        self._handoff = handoff
+        self._readback = readback
+        self._epoch = epoch
+        self._stats = stats
+        self._ids = 0
+
+    def grant(self, job: Job) -> Lease:
+        """Lease pages for what is missing of a job's prompt to its writer, and lend it what it lacks."""
+        assert job.writer is not None
+        assert self._handoff is not None
+        # In the order in which the ranks hear of them, by which they tell what is new to them from what has ended.
+        loan_id, lease_id = self._ids + 1, self._ids + 2
+        self._ids += 2
+        job.leased = self._cache.reserve(job.sequence, lease_id)
+        loan = None
+        if job.lend_from is not None:
+            cached = job.sequence.pages
+            loan = self._readback.lend(self._handoff, job.writer, cached, job.lend_from, loan_id, self._epoch)
+            job.loan = None if loan is None else loan.id
+        lease = Lease(
+            id=lease_id,
+            epoch=self._epoch,
+            pages=job.leased,
+            first=job.sequence.computed,
+            seconds=LEASE_SECONDS,
+            writer=job.writer.agent,
+            writer_epoch=job.writer.epoch,
+            loan=loan,
+        )
+        job.lease = lease
+        self.open[lease.id] = job
+        self._handoff.grant(lease, job.writer, len(job.sequence.tokens) - lease.first)
+        return lease
+
+    def settle(self, lease: int, complete: Complete) -> Job | RefusedCompletion | None:
+        """The prompt's KV is all here: the job whose sequence has it now, unless nobody waits for it any more."""
+        pages = self.fenced.pop(lease, None)
+        if pages is not None:
+            self._cache.pool.reclaim(pages, lease)
+            return None
+        job = self.open.pop(lease)
+        sequence = job.sequence
+        if complete.tokens != len(sequence.tokens):
+            self._cache.pool.reclaim(job.leased, lease)
+            job.leased = []
+            return RefusedCompletion(job, f"prefill completed {complete.tokens} tokens of {len(sequence.tokens)}")
+        self._cache.pool.settle(job.leased, lease)
+        self._stats.received_pages += len(job.leased)
+        self._stats.received(job)
+        sequence.pages += job.leased
+        sequence.computed = sequence.done = len(sequence.tokens)
+        job.leased = []
+        sequence.remote = False
+        return job
+
+    def reclaim(self, event: receiver.Reclaimed) -> Job | None:
+        """A lease's pages come back, on proof. The job that fails by it, if it still waited."""
+        job = None
+        pages = self.fenced.pop(event.lease, None)
+        if pages is None:
+            job = self.open.pop(event.lease)
+            pages, job.leased = job.leased, []
+        self._cache.pool.reclaim(pages, event.lease)
+        self._stats.proofs[event.proof] = self._stats.proofs.get(event.proof, 0) + 1
+        log.info("lease reclaimed lease=%d proof=%s pages=%d", event.lease, event.proof, len(pages))
+        return job
+
+    def give_up(self, job: Job, reason: str) -> None:
+        """The job ends: fence what is leased for it, and take back what is lent. Idempotent."""
+        if job.leased and job.lease is not None and self._handoff is not None:
+            del self.open[job.lease.id]
+            self._cache.pool.fence(job.leased, job.lease.id)
+            log.info("lease fenced lease=%d pages=%d reason=%r", job.lease.id, len(job.leased), reason)
+            self.fenced[job.lease.id] = job.leased
+            job.leased = []
+            self._handoff.revoke(job.lease.id)
+        if job.loan in self._readback.lent and self._handoff is not None:
+            self._handoff.revoke(job.loan)

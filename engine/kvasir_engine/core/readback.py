@@ -1,0 +1,157 @@
+"""Turn two reads back: pages that a decode worker has beyond a prompt's prefix at prefill are read, not computed.
+
+The decode worker lends pages: they are held, so neither evicted nor written, until the reader says that it has read
+them or is proven dead. The prefill worker reads them into pages of its own, which enter its tree when their digests
+are right; then the prompt is admitted as any other and finds them there. A read that fails costs only the time it
+took: the prompt is computed.
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+from kvasir_engine import faults
+from kvasir_engine.connector.kv_connector import KVConnector
+from kvasir_engine.connector.layout import block_numbers, block_tokens
+from kvasir_engine.connector.notifications import Stopped
+from kvasir_engine.connector.sender import Key, Push
+from kvasir_engine.core.kv_cache_manager import KVCacheManager
+from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.kv.pages import OutOfPages
+from kvasir_engine.protocol import Endpoint, Loan
+
+log = logging.getLogger("engine")
+
+LOAN_SECONDS = 30.0
+"""A read takes milliseconds; what has not ended by then is computed."""
+READ_BLOCKS = 32
+"""Blocks of one read: the digests of some are compared while the next come."""
+
+
+@dataclass(eq=False)
+class Reading:
+    """A loan of another worker that we read under. `pages`: the tree's and, from `matched` on, those read into."""
+
+    tokens: list[int]
+    salt: str
+    pages: list[int]
+    sequence: Sequence | None  # that waits for it
+    matched: int = 0
+
+
+@dataclass
+class ReadStats:
+    """Counters since the start."""
+
+    pages: int = 0
+    tokens: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+
+    def count(self, outcome: str) -> None:
+        """A read ended so."""
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+
+class Readback:
+    """What this worker has lent, and what it reads from others."""
+
+    def __init__(self, cache: KVCacheManager) -> None:
+        self._cache = cache
+        self.lent: dict[int, list[int]] = {}  # loans of ours, with the pages held for them
+        self.reads: dict[Key, Reading] = {}
+        self.stats = ReadStats()
+
+    # -- the decode side
+
+    def lend(
+        self, handoff: KVConnector, to: Endpoint, pages: list[int], first: int, id: int, epoch: int
+    ) -> Loan | None:
+        """Lend what of `pages`, a prompt's cached whole pages, holds tokens `first` on; None if that is nothing."""
+        size = self._cache.page_size
+        skip = max(0, first) // size
+        if skip >= len(pages) or not handoff.reads(to):
+            return None
+        # All of them are held, so that whoever holds a page holds all before it.
+        self._cache.pool.hold(pages)
+        self.lent[id] = list(pages)
+        loan = Loan(id, epoch, pages[skip:], skip * size, LOAN_SECONDS)
+        handoff.lend(loan, to)
+        faults.hit("decode.lent")
+        return loan
+
+    def returned(self, id: int) -> None:
+        """The reader reads no more, on proof."""
+        self._cache.tree.release(self.lent.pop(id))
+
+    # -- the prefill side
+
+    def read(self, handoff: KVConnector, to: Endpoint, loan: Loan, sequence: Sequence) -> Key | None:
+        """Read what of `loan` the prompt of `sequence` lacks here. None if that is nothing: the loan goes back."""
+        if not handoff.reads(to) or (to.agent, loan.id) in self.reads:
+            return None
+        key = handoff.read(to, loan)
+        reading = self.reads[key] = Reading(sequence.tokens[:], sequence.salt, [], sequence)
+        theirs = to.fingerprint.page_size
+        if not self._fill(reading, loan, theirs):
+            reading.sequence = None
+            handoff.withdraw(key, "nothing to read")
+            return None
+        size = self._cache.page_size
+        block = block_tokens(size, theirs)
+        begin, end = reading.matched * size, len(reading.pages) * size
+        local = block_numbers(reading.pages, size // block, begin // block, end // block)
+        remote = block_numbers(
+            loan.pages, theirs // block, (begin - loan.first) // block, (end - loan.first) // block
+        )
+        for start in range(0, len(local), READ_BLOCKS):
+            some = slice(start, start + READ_BLOCKS)
+            handoff.push(key, Push(local[some], remote[some]))
+        handoff.push(key, Push(complete=Stopped(loan.id, loan.epoch, "read")))
+        return key
+
+    def _fill(self, reading: Reading, loan: Loan, theirs: int) -> bool:
+        """Give `reading` pages to read into: those that the loan, of pages of `theirs` tokens, fills whole."""
+        size = self._cache.page_size
+        matched, lent = self._cache.prefix(reading.tokens, reading.salt), loan.first + len(loan.pages) * theirs
+        wanted = min(len(reading.tokens) - 1, lent) // size - len(matched)
+        if loan.first % theirs or len(matched) * size < loan.first or wanted <= 0:
+            return False
+        try:
+            reading.pages = self._cache.make_longer(matched, wanted)
+        except OutOfPages:
+            return False
+        reading.matched = len(matched)
+        return True
+
+    def ended(self, key: Key) -> Sequence | None:
+        """All pages are here and right. The sequence that waited, if it still does."""
+        reading = self.reads.pop(key)
+        size, count = self._cache.page_size, len(reading.pages) - reading.matched
+        pages = self._cache.tree.insert(reading.tokens[: len(reading.pages) * size], reading.pages, reading.salt)
+        self._cache.tree.release(pages)
+        self.stats.pages += count
+        self.stats.tokens += count * size
+        self.stats.count("read")
+        if reading.sequence is not None:
+            reading.sequence.read = count * size
+        return reading.sequence
+
+    def failed(self, key: Key, reason: str) -> Sequence | None:
+        """Nothing more is read into the pages. The sequence that waited, if it still does."""
+        reading = self.reads.pop(key)
+        self._cache.tree.release(reading.pages)
+        self.stats.count("failed" if reading.pages else "declined")
+        log.info("read ended early agent=%s lease=%d pages=%d reason=%r", *key, len(reading.pages), reason)
+        return reading.sequence
+
+    def give_up(self, handoff: KVConnector, key: Key, reason: str) -> None:
+        """The request that waited is gone. Idempotent."""
+        reading = self.reads.get(key)
+        if reading is not None:
+            reading.sequence = None
+            handoff.withdraw(key, reason)
+
+    # -- both
+
+    def held(self) -> list[list[int]]:
+        """The pages that loans and reads hold."""
+        return [*self.lent.values(), *(reading.pages for reading in self.reads.values())]

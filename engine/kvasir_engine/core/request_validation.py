@@ -1,0 +1,65 @@
+"""What a router asks of a worker, compared with what the worker is: each fault names its field. Pure.
+
+What no worker could serve is refused by the types of the wire already.
+"""
+
+from collections.abc import Sequence
+
+from kvasir_engine.connector.layout import Shape
+from kvasir_engine.protocol import Endpoint, Lease, Loan, Sampling
+
+
+def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int) -> str | None:
+    """What of a request does not fit a model of `vocab` tokens."""
+    if not tokens or min(tokens) < 0 or max(tokens) >= vocab:
+        return f"tokens: a prompt is one or more tokens from 0 to {vocab - 1}"
+    if sampling.max_tokens < 1:
+        return f"max_tokens must be at least 1, not {sampling.max_tokens}"
+    stops = sampling.stop_token_ids
+    if stops and not 0 <= min(stops) <= max(stops) < vocab:
+        return f"stop_token_ids: tokens are from 0 to {vocab - 1}"
+    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= vocab:
+        return f"logprobs: there are {vocab} tokens, not {sampling.logprobs}"
+    return None
+
+
+def fault_of_endpoint(field: str, peer: Endpoint, ours: Endpoint) -> str | None:
+    """Why `peer`, in the field of this name, is no worker that we, `ours`, can move KV to or from."""
+    if peer.others and len(peer.others) != peer.fingerprint.tensor_parallel - 1:
+        ranks = peer.fingerprint.tensor_parallel
+        return f"{field}.others: {1 + len(peer.others)} ranks are named, tensor_parallel is {ranks}"
+    agents = {ours.agent_of(rank) for rank in range(ours.fingerprint.tensor_parallel)}
+    if agents & {peer.agent, *(each.agent for each in peer.others)}:
+        return f"{field}.agent: {peer.agent} is this worker itself"
+    regions = [peer.region, *(each.region for each in peer.others)]
+    if len({region.pages for region in regions}) > 1:
+        return f"{field}.others: page numbers mean the same on all ranks, which have different numbers of pages"
+    for region in regions:
+        try:
+            Shape.of(peer.fingerprint).with_pages_of(region.page_bytes)
+        except ValueError as error:
+            return f"{field}.region.{error}"
+    return None
+
+
+def fault_of_lease(lease: Lease, holder: Endpoint) -> str | None:
+    """What of a lease, and of its loan, is nothing that `holder` can have granted."""
+    problem = _fault_of_pages("lease", lease, holder)
+    if problem is None and lease.loan is not None:
+        if lease.loan.id == lease.id:
+            return "lease.loan.id: it is the lease's"
+        problem = _fault_of_pages("lease.loan", lease.loan, holder)
+    return problem
+
+
+def _fault_of_pages(field: str, lease: Lease | Loan, holder: Endpoint) -> str | None:
+    if lease.epoch != holder.epoch:
+        return f"{field}.epoch: {lease.epoch}, its holder is in epoch {holder.epoch}"
+    pages = holder.region.pages
+    if lease.pages and not 0 <= min(lease.pages) <= max(lease.pages) < pages:
+        return f"{field}.pages: its holder has pages 0 to {pages - 1}"
+    if len(set(lease.pages)) != len(lease.pages):
+        return f"{field}.pages: a page is named twice"
+    if lease.first % holder.fingerprint.page_size:
+        return f"{field}.first: {lease.first} is no multiple of its holder's page_size"
+    return None

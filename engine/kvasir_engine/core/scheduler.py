@@ -1,0 +1,139 @@
+"""One step's batch as a pure function of the state: continuous batching with chunked prefill under a token budget.
+
+Order within a step: decodes first (they are what clients watch), then prefills under way, then admissions, first
+come first served. Pages for a whole prompt are taken at admission, so only decodes can run out; then the
+youngest sequences give way and are recomputed later from what the radix tree still has. An admission leaves one
+page for each running sequence, and nothing overtakes a waiting sequence that does not fit, so none starves.
+
+A sequence whose next page a running prefill is about to compute waits for it instead of computing it again; those
+behind it go on. It waits for as long as the two prompts are the same, so it never loses by it.
+
+Chunked prefill in decode batches is from Sarathi-Serve (Agrawal et al., OSDI 2024).
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvasir_engine.core.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`tokens`: most new tokens a step computes; `running`: most sequences at once; `page_size` in tokens."""
+
+    tokens: int
+    running: int
+    page_size: int
+
+
+class Pool(Protocol):
+    """What the scheduler asks about pages. Queries only."""
+
+    @property
+    def available(self) -> int:
+        """Pages that are free or can be evicted."""
+        ...
+
+    def cost(self, sequence: Sequence) -> tuple[int, int]:
+        """Admitting the sequence: (pages it would take from the available ones, tokens it finds cached)."""
+        ...
+
+    def releasable(self, sequence: Sequence) -> int:
+        """Pages that become available when the sequence lets go of its pages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step does, in this order: `preempt`, `admit`, then compute `chunks` (sequence, new tokens).
+
+    `follow` is what was found out of those that go on waiting: (sequence, its leader, tokens they share).
+    """
+
+    preempt: tuple[Sequence, ...] = ()
+    admit: tuple[Sequence, ...] = ()
+    chunks: tuple[tuple[Sequence, int], ...] = ()
+    follow: tuple[tuple[Sequence, Sequence, int], ...] = ()
+
+
+def schedule(
+    running: Seq[Sequence], waiting: Iterable[Sequence], pool: Pool, limits: Limits, leased: int = 0
+) -> Plan:
+    """Plan a step for `running` (in order of arrival) and `waiting` (in order of service). Changes nothing.
+
+    `leased`: sequences whose prompt another worker is computing into pages here; they will run.
+    """
+    available, budget = pool.available, limits.tokens
+    chunks: dict[Sequence, int] = {}
+    preempted: dict[Sequence, None] = {}
+    decodes = [s for s in running if s.remaining == 1]
+    prefills = [s for s in running if s.remaining > 1]
+
+    for sequence in decodes:
+        if sequence in preempted or budget == 0:
+            continue
+        if sequence.computed == len(sequence.pages) * limits.page_size:
+            for victim in reversed(running):
+                if available > 0:
+                    break
+                if victim in preempted or victim.arrival < sequence.arrival:
+                    continue
+                available += pool.releasable(victim)
+                preempted[victim] = None
+                budget += chunks.pop(victim, 0)
+            if sequence in preempted:
+                continue
+            available -= 1
+        chunks[sequence] = 1
+        budget -= 1
+
+    for sequence in prefills:
+        if sequence not in preempted and budget > 0:
+            chunks[sequence] = min(sequence.remaining, budget)
+            budget -= chunks[sequence]
+
+    admitted: list[Sequence] = []
+    follow: list[tuple[Sequence, Sequence, int]] = []
+    # Those whose prompt's KV is not all there for others to use; its last chunk may be in flight.
+    leaders = dict.fromkeys(s for s in running if s.done < len(s.tokens) - 1 and s not in preempted)
+    active = len(running) - len(preempted) + leased
+    for sequence in () if preempted else waiting:
+        if active >= limits.running or (budget == 0 and not sequence.remote):
+            break
+        if sequence.leader in leaders and sequence.leader.done < sequence.shared:
+            continue
+        cost, cached = pool.cost(sequence)
+        if not sequence.remote and (found := _leader(sequence, cached, leaders, limits.page_size)) is not None:
+            follow.append((sequence, *found))
+            continue
+        if cost + active > available:
+            break
+        available -= cost
+        active += 1
+        admitted.append(sequence)
+        if not sequence.remote:
+            chunks[sequence] = min(len(sequence.tokens) - cached, budget)
+            budget -= chunks[sequence]
+            leaders[sequence] = None
+    return Plan(tuple(preempted), tuple(admitted), tuple(chunks.items()), tuple(follow))
+
+
+def _leader(
+    sequence: Sequence, cached: int, leaders: Iterable[Sequence], page_size: int
+) -> tuple[Sequence, int] | None:
+    """The one of `leaders` that is about to compute the next page that `sequence` lacks; tokens of whole pages
+    that they share."""
+    end = (cached // page_size + 1) * page_size
+    for leader in leaders:
+        last = min(len(sequence.tokens) - 1, len(leader.tokens))  # the last token is always computed
+        if leader.done < end <= last and leader.salt == sequence.salt:
+            shared = 0
+            while (until := shared + page_size) <= last and (
+                leader.tokens[shared:until] == sequence.tokens[shared:until]
+            ):
+                shared = until
+            if shared >= end:
+                return leader, shared
+    return None

@@ -1,0 +1,253 @@
+"""A node other than 0 of a worker: its ranks' processes, their connections to the leader, and probes.
+
+It lives as long as the worker does. What its ranks are asked, and when they may end, is the leader's to say.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
+from kvasir_engine.api.http.server import check_port, end_at_sigterm, listen, serve
+from kvasir_engine.entrypoints.build import EngineOptions, check, log_progress
+from kvasir_engine.errors import UserError
+from kvasir_engine.executor import node_protocol
+from kvasir_engine.executor.node_protocol import (
+    AnyFrame,
+    Channel,
+    Closed,
+    Ended,
+    Hello,
+    Leave,
+    Loaded,
+    Nodes,
+    NodeSettings,
+    RankEnded,
+    Welcome,
+)
+from kvasir_engine.executor.rank_link import end, fate_of, spawn
+from kvasir_engine.model.architectures import load_config
+from kvasir_engine.model.loading.resolver import resolve
+from kvasir_engine.model.loading.weight_loader import choose_device
+from kvasir_engine.model.tensor_parallel import shard
+from kvasir_engine.protocol import Role
+from kvasir_engine.supervisor import Expected, start_thread
+
+log = logging.getLogger("nodes")
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0
+"""In which the leader, which has let the node in, lets in a rank of it."""
+RETRY_SECONDS = 0.5
+SAY_SECONDS = 10.0
+"""Between two lines that say that the leader does not answer."""
+REASON_SECONDS = 3.0
+"""In which the leader says why the worker ends, when a rank here has ended."""
+STOP_SECONDS = 10.0
+"""For ranks to end that the leader has closed."""
+LEADER_SECONDS = 10.0
+"""Beyond the leader's drain deadline, which begins a moment after ours."""
+
+
+class Leader:
+    """Connections to the leader. Each is said hello on; `epoch` is the leader's once it has welcomed the node."""
+
+    def __init__(self, where: Nodes, group: NodeSettings) -> None:
+        self._where = where
+        self._group = group
+        self.epoch = 0
+        self.name = f"the leader at {where.host}:{where.port}"
+
+    def join(self) -> socket.socket:
+        """The node's own connection, as soon as there is a leader that answers. Raises UserError when refused."""
+        began = said = time.monotonic()
+        log.info("joins node=%d of=%d leader=%s:%d", *self._about())
+        while True:
+            try:
+                return self.connect(self._where.ranks(self._group.tensor_parallel).start, "node", None)
+            except OSError as error:
+                if time.monotonic() - said > SAY_SECONDS:
+                    said = time.monotonic()
+                    log.info("%s does not answer yet seconds=%.0f reason=%r", self.name, said - began, str(error))
+            time.sleep(RETRY_SECONDS)
+
+    def _about(self) -> tuple[int, int, str, int]:
+        return self._where.rank, self._where.count, self._where.host, self._where.port
+
+    def connect(self, rank: int, channel: Channel, seconds: float | None) -> socket.socket:
+        """A connection that the leader has welcomed within so many seconds. Raises UserError, or OSError."""
+        sock = socket.create_connection((self._where.host, self._where.port), CONNECT_SECONDS)
+        try:
+            node_protocol.watch(sock)
+            node_protocol.send(
+                sock, Hello(node_protocol.VERSION, self._group, self._where.rank, rank, channel, self.epoch)
+            )
+            sock.settimeout(seconds)  # a leader that still fetches its model listens, and answers later
+            match node_protocol.receive(sock):
+                case Welcome(epoch):
+                    self.epoch = epoch
+                    sock.settimeout(None)
+                    return sock
+                case node_protocol.Refused(reason):
+                    raise UserError(f"{self.name} refuses node {self._where.rank}: {reason}")
+                case _:
+                    raise ConnectionError("it closes the connection")
+        except ValueError as error:
+            raise UserError(
+                f"what answers at {self._where.host}:{self._where.port} is no leader: {error}"
+            ) from None
+        except BaseException:
+            sock.close()
+            raise
+
+
+class Follower:
+    """This node's ranks, from the leader's welcome to its closing.
+
+    `start` returns when every rank of the worker has loaded. Whatever else ends the worker ends this process, with
+    one line that says why: exit status 2 before that, 1 after it.
+    """
+
+    def __init__(self, options: EngineOptions, where: Nodes, role: Role, folder: Path) -> None:
+        self._leader = Leader(where, NodeSettings.of(options, role, folder))
+        self._size = options.tensor_parallel
+        self._ranks = where.ranks(self._size)
+        self._folder = folder
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._ending = threading.Lock()
+        self._node: socket.socket
+        self._loaded = threading.Event()
+        self._closing = threading.Event()
+        self._closed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.draining = False
+
+    def start(self) -> None:
+        """Join, start the ranks, and wait until all have loaded. Raises UserError when the leader refuses us."""
+        self._node = self._leader.join()
+        try:
+            for rank in self._ranks:
+                with (
+                    self._leader.connect(rank, "steps", ANSWER_SECONDS) as steps,
+                    self._leader.connect(rank, "reports", ANSWER_SECONDS) as reports,
+                ):
+                    self._processes[rank] = spawn(rank, self._folder, steps.fileno(), reports.fileno())
+        except OSError as error:
+            raise UserError(f"{self._leader.name} {node_protocol.loss(error)}") from None
+        for rank in self._ranks:
+            start_thread(partial(self._watch, rank), f"kvasir-watch-{rank}", self._end)
+        start_thread(self._read, "kvasir-leader", self._end)
+        self._loaded.wait()
+
+    # -- what GracefulShutdown asks
+
+    @property
+    def inflight(self) -> int:
+        """1 until the leader has closed: what is in flight is the leader's to know."""
+        return 0 if self._closing.is_set() else 1
+
+    def drain(self) -> None:
+        """Be unready, and ask the leader to drain. The ranks go on until it closes."""
+        self.draining = True
+        self._tell(Leave())
+
+    async def serve(self, host: str, port: int, drain: float) -> None:
+        """Answer probes until the leader closes, or this node was told to leave so many seconds ago."""
+        self._loop = asyncio.get_running_loop()
+        if self._closing.is_set():
+            self._closed.set()
+        app = FastAPI(title="Kvasir node", docs_url=None, redoc_url=None, openapi_url=None)
+
+        @app.get("/health")
+        async def health() -> Response:
+            return JSONResponse({"status": "ok"})
+
+        @app.get("/ready")
+        async def ready() -> Response:
+            return JSONResponse({"reason": "draining"}, 503) if self.draining else JSONResponse({"status": "ok"})
+
+        leaving = GracefulShutdown(self, drain)
+        sock = listen(host, port)
+        log.info("serving probes address=%s:%d", *sock.getsockname()[:2])
+        await serve(app, sock, leaving, self._closed)
+
+    def close(self) -> None:
+        """End with the ranks, once the leader has closed; or, if it does not, with status 1."""
+        if not self._closing.is_set():
+            self._end(f"{self._leader.name} has not closed, and this node has to leave")
+        for process in self._processes.values():
+            end(process, STOP_SECONDS)
+        self._node.close()
+
+    # -- on threads of their own
+
+    def _read(self) -> None:
+        error: Exception | None = None
+        try:
+            while frame := node_protocol.receive(self._node):
+                match frame:
+                    case Loaded():
+                        self._loaded.set()
+                    case Closed():
+                        self._close()
+                        raise Expected
+                    case Ended(reason):
+                        self._end(reason)
+        except (OSError, ValueError) as lost:
+            error = lost
+        self._end(f"{self._leader.name} {node_protocol.loss(error)}; the worker ends with it")
+
+    def _close(self) -> None:
+        log.info("the leader has closed")
+        self._closing.set()
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is going down already
+                self._loop.call_soon_threadsafe(self._closed.set)
+
+    def _watch(self, rank: int) -> None:
+        """A rank that ends takes the worker with it, and the leader says why."""
+        fate = fate_of(self._processes[rank].wait())
+        if not self._closing.is_set():
+            self._tell(RankEnded(rank, fate))
+            if not self._closing.wait(REASON_SECONDS):
+                self._end(f"rank {rank} of {self._size} {fate}; the worker ends with it")
+        raise Expected
+
+    def _tell(self, frame: AnyFrame) -> None:
+        with self._lock, contextlib.suppress(OSError):  # if it has gone, the reading thread knows
+            node_protocol.send(self._node, frame)
+
+    def _end(self, reason: str) -> NoReturn:
+        self._ending.acquire()  # for ever: one reason is enough
+        sys.stderr.write(f"kvasir: error: {reason}\n")
+        sys.stderr.flush()
+        os._exit(1 if self._loaded.is_set() else 2)
+
+
+def follow(options: EngineOptions, role: Role, host: str, port: int, drain: float) -> None:
+    """Be a node other than 0, until the leader closes. Raises UserError for what the user can mend."""
+    assert options.nodes is not None
+    end_at_sigterm()
+    check_port(host, port)
+    check(options)
+    folder = resolve(options.model, options.revision, progress=log_progress())
+    ranks = options.tensor_parallel
+    shard(load_config(folder), 0, ranks)  # refused here, before there are processes
+    choose_device(options.device, options.nodes.ranks(ranks).start, ranks, options.node_count)
+    follower = Follower(options, options.nodes, role, folder)
+    follower.start()
+    asyncio.run(follower.serve(host, port, drain + LEADER_SECONDS))
+    follower.close()

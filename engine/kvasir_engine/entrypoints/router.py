@@ -1,0 +1,199 @@
+"""`kvasir router`: from the command line to a served port."""
+
+import asyncio
+import logging
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from kvasir_engine.router.pool import WorkerPool
+
+log = logging.getLogger("router")
+
+
+@dataclass(frozen=True)
+class RouterOptions:
+    """What the command line says; `watch_pods` is a label selector, `max_length` 0 the workers' own."""
+
+    model: str
+    revision: str | None = None
+    served_model_name: str = ""
+    max_length: int = 0
+    host: str = "0.0.0.0"
+    port: int = 8000
+    workers: list[str] = field(default_factory=list)
+    watch_pods: str = ""
+    namespace: str = ""
+    api_keys_file: str = ""
+    parse_special_tokens: ParseSpecial = "prompts"
+    remote_threshold: int = 32
+    drain_seconds: float = 600.0
+    hold_seconds: float = 0.0
+    hold_requests: int = 1000
+
+
+def router(
+    model: Annotated[
+        str, typer.Option(help="hf://org/name[@rev], file:///path or package://name", envvar="KVASIR_MODEL")
+    ],
+    revision: Annotated[str, typer.Option(help="of a hub model", envvar="KVASIR_REVISION")] = "",
+    served_model_name: Annotated[
+        str, typer.Option(help="the name in the API", envvar="KVASIR_SERVED_MODEL_NAME")
+    ] = "",
+    max_length: Annotated[
+        int, typer.Option(min=0, help="most tokens of a sequence, 0: the workers' own", envvar="KVASIR_MAX_LENGTH")
+    ] = 0,
+    host: Annotated[str, typer.Option(envvar="KVASIR_HOST")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one", envvar="KVASIR_PORT")] = 8000,
+    worker: Annotated[
+        list[str] | None, typer.Option(help="a worker's http://host:port; repeat it", envvar="KVASIR_WORKER")
+    ] = None,
+    watch_pods: Annotated[
+        str, typer.Option(help="find workers as pods with these labels", envvar="KVASIR_WATCH_PODS")
+    ] = "",
+    namespace: Annotated[
+        str, typer.Option(help="of the pods to watch, default: this pod's own", envvar="KVASIR_NAMESPACE")
+    ] = "",
+    api_keys_file: Annotated[
+        str,
+        typer.Option(help="one key a line, or a directory with a file a key", envvar="KVASIR_API_KEYS_FILE"),
+    ] = "",
+    parse_special_tokens: Annotated[
+        str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")
+    ] = "prompts",
+    remote_threshold: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="a prompt that a decode worker lacks fewer tokens of is not sent to prefill",
+            envvar="KVASIR_REMOTE_THRESHOLD",
+        ),
+    ] = 32,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="to finish what runs", envvar="KVASIR_DRAIN_SECONDS")
+    ] = 600.0,
+    hold_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="to hold requests while no worker is known, where one is started for them; 0: refuse them",
+            envvar="KVASIR_HOLD_SECONDS",
+        ),
+    ] = 0.0,
+    hold_requests: Annotated[
+        int, typer.Option(min=1, help="most requests that are held", envvar="KVASIR_HOLD_REQUESTS")
+    ] = 1000,
+) -> None:
+    """The OpenAI API over a pool of workers."""
+    options = RouterOptions(
+        model=model,
+        revision=revision or None,
+        served_model_name=served_model_name,
+        max_length=max_length,
+        host=host,
+        port=port,
+        workers=worker or [],
+        watch_pods=watch_pods,
+        namespace=namespace,
+        api_keys_file=api_keys_file,
+        parse_special_tokens=parse_special(parse_special_tokens),
+        remote_threshold=remote_threshold,
+        drain_seconds=drain_seconds,
+        hold_seconds=hold_seconds,
+        hold_requests=hold_requests,
+    )
+    if "torch" not in sys.modules:
+        # The router never computes. transformers imports torch wherever it can: seconds and hundreds of MB.
+        sys.modules["torch"] = None  # type: ignore[assignment]
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    asyncio.run(run_router(options))
+
+
+async def run_router(options: RouterOptions) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ModelError, TokenizerError, DiscoveryError or PortTaken."""
+    from prometheus_client import CollectorRegistry
+
+    from kvasir_engine.api.app import create_app
+    from kvasir_engine.api.auth import ApiKeys
+    from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
+    from kvasir_engine.api.http.server import check_port, listen, serve
+    from kvasir_engine.api.lifecycle import Lifecycle
+    from kvasir_engine.api.tokenizer import load_served_model
+    from kvasir_engine.model.loading.resolver import resolve
+    from kvasir_engine.router.canary import PairVerifier
+    from kvasir_engine.router.client import PooledClient
+    from kvasir_engine.router.discovery import (
+        ClusterAccess,
+        DiscoveryError,
+        static_workers,
+        watched_pods,
+        worker_url,
+    )
+    from kvasir_engine.router.pool import WorkerPool
+    from kvasir_engine.router.status_endpoint import show_status
+    from kvasir_engine.supervisor import Supervisor, end_process
+
+    if bool(options.workers) == bool(options.watch_pods):
+        raise DiscoveryError("name the workers with --worker or with --watch-pods, one of the two")
+    if options.watch_pods:
+        discovery = watched_pods(ClusterAccess.in_cluster(options.namespace or None), options.watch_pods)
+    else:
+        discovery = static_workers([worker_url(url) for url in options.workers])
+    check_port(options.host, options.port)
+    keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
+    name = options.served_model_name or options.model
+    folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
+    model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens)
+    tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
+    registry, lifecycle, pool = CollectorRegistry(), Lifecycle(), WorkerPool(name, tasks)
+    client = PooledClient(
+        pool,
+        registry=registry,
+        remote_threshold=options.remote_threshold,
+        max_length=options.max_length,
+        hold_seconds=options.hold_seconds,
+        hold_requests=options.hold_requests,
+    )
+    verifier = PairVerifier(pool, client.canary, client.quarantine, registry)
+    following = tasks.start(_follow(pool, discovery), "discovery of workers")
+    verifying = tasks.start(verifier.run(), "verifying of pairs")
+    try:
+        threads = max(2, min(8, os.cpu_count() or 1))
+        with ThreadPoolExecutor(threads, "kvasir-tokenizer") as executor:
+            app = create_app(
+                client,
+                model,
+                registry=registry,
+                lifecycle=lifecycle,
+                executor=executor,
+                long_ones=threads - 1,
+                keys=keys,
+                over=lambda: tasks.reason,
+            )
+            leaving = GracefulShutdown(lifecycle, options.drain_seconds)
+            show_status(app, verifier, client, lifecycle)
+            sock = listen(options.host, options.port)
+            log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
+            await serve(app, sock, leaving, tasks.over)
+    finally:
+        await client.close()
+        await tasks.stop(following, verifying)
+        await pool.close()
+    if tasks.reason is not None:
+        end_process(tasks.reason)
+
+
+async def _follow(pool: "WorkerPool", discovery: "AsyncIterator[Mapping[str, str]]") -> None:
+    """As the pool has it. A discovery that has said all it will say (fixed URLs) is not over."""
+    await pool.follow(discovery)
+    await asyncio.Event().wait()

@@ -1,0 +1,216 @@
+"""Steps on a GPU: launched one after the other into its stream, and none waited for until its results are wanted.
+
+The tokens that a step samples stay on the GPU and the next step reads them there, by row. Everything that a launch
+copies to the GPU comes from page-locked memory, so the host is free to prepare a step while the one before runs.
+
+Of several ranks rank 0 samples, and broadcasts the tokens to the others' GPUs. They have the same logits and could
+sample themselves, but if one of them ever drew another token, by a sum in another order, nobody would know.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from kvasir_engine.attention.base import AttentionBackend
+from kvasir_engine.executor.cuda_graphs import DecodeGraphs
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.model.decoder import Decoder
+from kvasir_engine.model.tensor_parallel import ALONE, ProcessGroup
+from kvasir_engine.pinned_memory import staged
+from kvasir_engine.sampling.device_sampler import QueuedSample, queue_sample
+from kvasir_engine.sampling.sampler import Sampled, SampleRequest
+from kvasir_engine.supervisor import end_process, start_thread
+
+log = logging.getLogger("model")
+
+
+class Event(Protocol):
+    """A mark in the stream; torch.cuda.Event is one."""
+
+    def record(self) -> None:
+        """Put it behind all that is queued."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it."""
+        ...
+
+    def elapsed_time(self, other: "Event", /) -> float:
+        """Milliseconds from this to the `other`, which the device has come to."""
+        ...
+
+
+def cuda_event() -> Event:
+    """One that a thread sleeps for instead of spinning, and that keeps the time."""
+    event: Event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call,assignment]
+    return event
+
+
+class LayerWatch:
+    """Tells of layers as the device comes to their ends, on a thread of its own. `event` makes events."""
+
+    def __init__(self, event: Callable[[], Event]) -> None:
+        self._event = event
+        self._marks: queue.SimpleQueue[tuple[Event, Callable[[], None]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def mark(self, told: Callable[[], None]) -> None:
+        """Call `told` when the device has done what is queued now. In order."""
+        if self._thread is None:
+            self._thread = start_thread(self._run, "kvasir-layers", end_process)
+        mark = self._event()
+        mark.record()
+        self._marks.put((mark, told))
+
+    def _run(self) -> None:
+        while True:
+            mark, told = self._marks.get()
+            try:
+                mark.synchronize()
+                told()
+            except Exception:  # the step's own wait fails too, where it is the device that failed
+                log.exception("a layer was not told of")
+
+
+class GpuStep:
+    """A LaunchedStep in the stream."""
+
+    def __init__(
+        self,
+        sample: QueuedSample,
+        replayed: bool,
+        before: Event | None,
+        began: Event,
+        ended: Event,
+        told: threading.Event | None,
+    ) -> None:
+        self.sample = sample
+        self.replayed = replayed
+        self.ended = ended
+        self._before = before
+        self._began = began
+        self._told = told
+        self._gap: float | None = None
+
+    def wait(self) -> Sampled:
+        """See LaunchedStep."""
+        self.ended.synchronize()
+        if self._told is not None:
+            self._told.wait()
+        if self._before is not None:
+            self._gap = max(0.0, self._before.elapsed_time(self._began) / 1e3)
+            self._before = None
+        return self.sample.collect()
+
+    @property
+    def gap(self) -> float | None:
+        """See LaunchedStep."""
+        return self._gap
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step whose inputs are on their way. `compute` queues the rest, and gives the logits [S, vocab]."""
+
+    compute: Callable[[], torch.Tensor]
+    replayed: bool
+
+
+class GpuLauncher:
+    """Launches the steps of one model, all from one thread: what `graphs` take by them, else kernel by kernel."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        attention: AttentionBackend,
+        device: torch.device,
+        layers: int,
+        event: Callable[[], Event] = cuda_event,
+        graphs: DecodeGraphs | None = None,
+        group: ProcessGroup = ALONE,
+    ) -> None:
+        self._graphs = graphs
+        self._group = group
+        self._model = model
+        self._attention = attention
+        self._device = device
+        self._layers = layers
+        self._event = event
+        self._watch = LayerWatch(event)
+        self._last: GpuStep | None = None
+        self._sampled: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def launch(
+        self,
+        batch: ForwardBatch,
+        places: Sequence[int],
+        requests: Sequence[SampleRequest],
+        on_layer: Callable[[int], None] | None = None,
+    ) -> GpuStep:
+        """See ModelRunner."""
+        last = self._last
+        began, ended = self._event(), self._event()
+        told = None if on_layer is None else threading.Event()
+        prepared = self.prepare(batch, self._hook(on_layer, told))
+        began.record()
+        logits = prepared.compute()
+        if len(places) < len(batch.query_lens):
+            logits = logits.index_select(0, staged(torch.tensor(places, dtype=torch.int64), self._device))
+        sample = queue_sample(logits, requests)
+        self._share(sample.tokens)
+        ended.record()
+        before = None if last is None else last.ended
+        self._last = GpuStep(sample, prepared.replayed, before, began, ended, told)
+        return self._last
+
+    @torch.inference_mode()
+    def follow(self, count: int) -> None:
+        """On another rank, whose step is computed: take the `count` tokens that rank 0 samples after it."""
+        self._share(torch.empty(count, dtype=torch.int64, device=self._device))
+
+    def _share(self, tokens: torch.Tensor) -> None:
+        """Let the next step read the tokens [S] that rank 0 has sampled, on every rank."""
+        if len(tokens):
+            self._group.broadcast(tokens)
+        self._sampled = tokens
+
+    def prepare(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> Prepared:
+        """Plan a step and send its inputs. `on_layer` is called as each layer is queued; graphs cannot do that."""
+        device = self._device
+        sampled = self._sampled
+        if self._graphs is not None and on_layer is None and self._graphs.takes(batch):
+            return Prepared(self._graphs.stage(batch, sampled), replayed=True)
+        self._attention.plan(batch)
+        tokens, positions = staged(batch.tokens, device), staged(batch.positions, device)
+        ends = staged(torch.tensor(batch.query_lens).cumsum(0) - 1, device)
+        if batch.awaited:
+            assert sampled is not None, "nothing was sampled before"
+            where, rows = staged(torch.tensor(batch.awaited).T.contiguous(), device)
+            tokens = tokens.index_copy(0, where, sampled.index_select(0, rows))
+        forward = partial(self._model.forward, tokens, positions, ends, self._attention, on_layer)
+        return Prepared(forward, replayed=False)
+
+    def _hook(
+        self, on_layer: Callable[[int], None] | None, told: threading.Event | None
+    ) -> Callable[[int], None] | None:
+        if on_layer is None or told is None:
+            return None
+
+        def mark(layer: int) -> None:
+            def tell() -> None:
+                try:
+                    on_layer(layer)
+                finally:
+                    if layer == self._layers - 1:
+                        told.set()
+
+            self._watch.mark(tell)
+
+        return mark

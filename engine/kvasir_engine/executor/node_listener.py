@@ -1,0 +1,239 @@
+"""Where the other nodes of a worker come in: the leader's listening socket, and who is there."""
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+
+from kvasir_engine.errors import PortTaken
+from kvasir_engine.executor import node_protocol
+from kvasir_engine.executor.node_protocol import (
+    AnyFrame,
+    Channel,
+    Hello,
+    Leave,
+    Nodes,
+    NodeSettings,
+    RankEnded,
+    Refused,
+    Welcome,
+)
+from kvasir_engine.supervisor import Expected, start_thread
+
+log = logging.getLogger("nodes")
+
+FATE_SECONDS = 0.5
+"""In which a node says how its rank ended, after the rank's connection has."""
+WAIT_SECONDS = 10.0
+"""Between two lines that say for whom the leader waits."""
+GREETED_AT_ONCE = 32
+OVERRUN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EINTR)
+"""What passes: descriptors run out, or who came has gone."""
+OVERRUN_SECONDS = 0.1
+BACKLOG = 128
+
+
+class Node:
+    """One that has joined, as the leader sees it."""
+
+    def __init__(self, number: int, sock: socket.socket, address: str) -> None:
+        self.number = number
+        self.address = address
+        self.sock = sock
+        self._fates: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._news = threading.Condition()
+        self.gone = threading.Event()
+
+    def tell(self, frame: AnyFrame) -> None:
+        """Send a frame, if the node is still there."""
+        with self._lock, contextlib.suppress(OSError):
+            node_protocol.send(self.sock, frame)
+
+    def heard(self, rank: int, fate: str) -> None:
+        """A rank of the node has ended so."""
+        with self._news:
+            self._fates[rank] = fate
+            self._news.notify_all()
+
+    def left(self) -> None:
+        """The node itself has gone."""
+        with self._news:
+            self.gone.set()
+            self._news.notify_all()
+
+    def fate(self, rank: int) -> str | None:
+        """How a rank that is gone has ended; None when its node has gone with it."""
+        with self._news:
+            self._news.wait_for(lambda: rank in self._fates or self.gone.is_set(), FATE_SECONDS)
+            return None if self.gone.is_set() and rank not in self._fates else self._fates.get(rank, "ended")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A rank of another node, and its connections."""
+
+    rank: int
+    node: Node
+    steps: Connection
+    reports: Connection
+    leader: str
+    """The leader's address, as that node reached it."""
+
+
+class NodeListener:
+    """The leader's side. Listens from the beginning on; who comes is answered once it is `open`.
+
+    Only who belongs to `group`, which is to be set before, is let in. `leave` hears that a node has to go. Raises
+    PortTaken.
+    """
+
+    def __init__(self, where: Nodes, leave: Callable[[], None]) -> None:
+        self._where = where
+        self._leave = leave
+        self._listening = _listen(where)
+        self._epoch = secrets.randbits(63) + 1
+        self._nodes: dict[int, Node] = {}
+        self._taken: dict[tuple[int, Channel], socket.socket] = {}
+        self._changed = threading.Condition()
+        self._ended: Callable[[str], None]
+        self.group: NodeSettings
+
+    def open(self, ended: Callable[[str], None]) -> None:
+        """Let nodes in. `ended` hears why one that had joined is not there any more."""
+        self._ended = ended
+        start_thread(self._accept, "kvasir-nodes", ended)
+
+    def wait(self) -> list[Joined]:
+        """All ranks of the other nodes, once they are there."""
+        size = self.group.tensor_parallel
+        with self._changed:
+            while missing := self._missing():
+                log.info("waits for nodes port=%d missing=%s", self._where.port, missing)
+                self._changed.wait_for(lambda: not self._missing(), WAIT_SECONDS)
+            joined = []
+            for number, node in sorted(self._nodes.items()):
+                for rank in self._where.ranks(size, number):
+                    steps, reports = self._taken[rank, "steps"], self._taken[rank, "reports"]
+                    leader = _plain(steps.getsockname()[0])
+                    ours = Connection(steps.detach()), Connection(reports.detach())
+                    joined.append(Joined(rank, node, *ours, leader))
+            return joined
+
+    def _missing(self) -> list[int]:
+        """The nodes that have not come, or not with all their ranks."""
+        size, channels = self.group.tensor_parallel, ("steps", "reports")
+        return [
+            node
+            for node in range(1, self._where.count)
+            if any((rank, each) not in self._taken for rank in self._where.ranks(size, node) for each in channels)
+        ]
+
+    def tell(self, frame: AnyFrame) -> None:
+        """Send a frame to all nodes."""
+        for node in list(self._nodes.values()):
+            node.tell(frame)
+
+    def see_off(self, seconds: float) -> None:
+        """Wait until the nodes have gone, at most so long."""
+        deadline = time.monotonic() + seconds
+        for node in self._nodes.values():
+            if not node.gone.wait(max(0.0, deadline - time.monotonic())):
+                log.warning("a node has not closed node=%d address=%s", node.number, node.address)
+
+    # -- on threads of its own
+
+    def _accept(self) -> None:
+        greeting = ThreadPoolExecutor(GREETED_AT_ONCE, "kvasir-greeting")
+        while True:
+            try:
+                sock, address = self._listening.accept()
+            except OSError as error:
+                if error.errno not in OVERRUN:
+                    raise
+                log.warning("cannot let anybody in reason=%r", str(error))
+                time.sleep(OVERRUN_SECONDS)
+                continue
+            greeting.submit(self._greet, sock, _plain(address[0]))
+
+    def _greet(self, sock: socket.socket, address: str) -> None:
+        try:
+            node_protocol.watch(sock)
+            sock.settimeout(node_protocol.HELLO_SECONDS)
+            hello = node_protocol.receive(sock)
+            if not isinstance(hello, Hello):
+                raise ValueError("it does not say who it is")
+            reason = self._let_in(hello, sock, address)
+            if reason is not None:
+                log.warning("refused %s address=%s reason=%r", node_protocol.named(hello), address, reason)
+                node_protocol.send(sock, Refused(reason))
+                sock.close()
+        except Exception as error:  # of whoever came, not of those who are there
+            log.warning("refused address=%s reason=%r", address, f"{type(error).__name__}: {error}")
+            sock.close()
+
+    def _let_in(self, hello: Hello, sock: socket.socket, address: str) -> str | None:
+        """Answer who belongs here, and keep the connection; else why it does not."""
+        with self._changed:
+            reason = node_protocol.refusal(hello, self.group, self._epoch, self._taken)
+            if reason is None and hello.channel != "node" and hello.node not in self._nodes:
+                reason = "its node has not joined"
+            if reason is not None:
+                return reason
+            node_protocol.send(sock, Welcome(self._epoch))
+            sock.settimeout(None)
+            self._taken[hello.rank, hello.channel] = sock
+            if hello.channel == "node":
+                node = self._nodes[hello.node] = Node(hello.node, sock, address)
+                log.info("node joined node=%d address=%s", hello.node, address)
+                start_thread(partial(self._read, node), f"kvasir-node-{node.number}", self._ended)
+            self._changed.notify_all()
+        return None
+
+    def _read(self, node: Node) -> None:
+        error: Exception | None = None
+        try:
+            while frame := node_protocol.receive(node.sock):
+                match frame:
+                    case RankEnded(rank, fate):
+                        node.heard(rank, fate)
+                    case Leave():
+                        log.info("a node has to leave node=%d address=%s", node.number, node.address)
+                        self._leave()
+        except (OSError, ValueError) as lost:
+            error = lost
+        node.left()
+        count = self._where.count
+        self._ended(f"node {node.number} of {count} at {node.address} {node_protocol.loss(error)}")
+        raise Expected
+
+
+def _listen(where: Nodes) -> socket.socket:
+    """On all addresses of the machine; of nodes that meet on loopback only there. Raises PortTaken."""
+    port, dual = where.port, socket.has_dualstack_ipv6()
+    try:
+        if where.on_loopback:
+            return socket.create_server((where.host, port), family=_family(where.host), backlog=BACKLOG)
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=BACKLOG)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise PortTaken(f"cannot listen for other nodes on port {port}: {reason}") from error
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _plain(address: str) -> str:
+    """An IPv4 address without what makes an IPv6 one of it."""
+    return address.removeprefix("::ffff:")

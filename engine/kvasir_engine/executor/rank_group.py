@@ -1,0 +1,298 @@
+"""Rank 0's side of a worker's other ranks: where they are, their steps, and what they report.
+
+The ranks live and die together. A rank that ends takes the worker with it, as the sums that all of them compute
+have lost a part; its pod starts it again. Ranks on this machine notice the end of rank 0 by their standard input,
+those of other nodes by their connections.
+"""
+
+import itertools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+from weakref import WeakValueDictionary
+
+import torch
+
+from kvasir_engine.attention.registry import BackendName
+from kvasir_engine.connector import sender
+from kvasir_engine.connector.commands import AnyCommand, Grant, Read
+from kvasir_engine.connector.kv_connector import LayerPush
+from kvasir_engine.connector.rank_parts import Event
+from kvasir_engine.connector.sender import Key, Push
+from kvasir_engine.connector.stats import TransferStats
+from kvasir_engine.executor import node_protocol, rank_protocol
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.executor.node_listener import NodeListener
+from kvasir_engine.executor.rank_link import LOAD_GRACE, LocalRank, RankLink
+from kvasir_engine.executor.rank_protocol import Copies, PushFrame, Report, Serve, Setup, Step
+from kvasir_engine.executor.step import LaunchedStep
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.model import tensor_parallel
+from kvasir_engine.model.rendezvous import open_store
+from kvasir_engine.model.tensor_parallel import Ranks
+from kvasir_engine.protocol import Address
+from kvasir_engine.sampling.sampler import SampleRequest
+
+log = logging.getLogger("ranks")
+
+STOP_SECONDS = 10.0
+
+
+class RankProcesses:
+    """Ranks 1 to `size` - 1, each loading its part of the model, in `folder` here, as soon as all are there.
+
+    With a `door`, those of other nodes come in by it; this waits for them. `report` hears the events of their
+    transfer threads. A rank or a node that ends ends this process, with one line that says why: exit status 2 while
+    models are loaded (what the user can mend), 1 later.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        folder: Path,
+        dtype: str,
+        device: str,
+        page_size: int,
+        kv_memory: int,
+        deterministic: bool,
+        attention: BackendName,
+        graphs: int,
+        report: Callable[[int, Event], None],
+        door: NodeListener | None = None,
+    ) -> None:
+        self.size = size
+        self._door = door
+        self._nodes = 1 if door is None else door.group.nnodes
+        self._report_event = report
+        self._meeting = Path(tempfile.mkdtemp(prefix="kvasir-ranks-"))
+        self._serving = self._stopping = False
+        self._ending = threading.Lock()
+        self._copies: list[tuple[int, int]] = []
+        self._layers: list[PushFrame] = []
+        self._numbers = itertools.count(1)
+        self._commands = 0
+        self._pushes: WeakValueDictionary[int, Push] = WeakValueDictionary()
+        self._stats: dict[int, TransferStats] = {}
+        here = range(1, size // self._nodes)
+        self._local = [LocalRank(rank, folder, self._ended, self._report) for rank in here]
+        self._ranks: list[RankLink] = [*self._local]
+        self._store = None
+        self._address = f"file://{self._meeting}/address"
+        leader = {}
+        if door is not None:
+            self._store, port = open_store(size, timedelta(seconds=tensor_parallel.CONNECT_SECONDS))
+            door.open(self._node_ended)
+            for each in door.wait():
+                node, rank = each.node, each.rank
+                fate = partial(node.fate, rank)
+                self._ranks.append(RankLink(rank, each.steps, each.reports, fate, self._ended, self._report))
+                host = f"[{each.leader}]" if ":" in each.leader else each.leader
+                leader[rank] = self._address = f"tcp://{host}:{port}"
+        for link in self._ranks:
+            setup = Setup(
+                link.rank,
+                size,
+                self._nodes,
+                leader.get(link.rank, self._address),
+                dtype,
+                device,
+                page_size,
+                kv_memory,
+                deterministic,
+                attention,
+                graphs,
+            )
+            link.send(setup)
+
+    def meet(self, device: torch.device) -> Ranks:
+        """Rank 0's place in the group. Waits for the others."""
+        return Ranks(0, self.size, self._address, device, self._nodes, self._store)
+
+    def start(self, serve: Serve | None) -> None:
+        """Wait until every rank has loaded; with `serve`, until its transfer thread runs."""
+        for each in self._ranks:
+            each.loaded.wait()
+        shutil.rmtree(self._meeting, ignore_errors=True)
+        self._serving = True
+        if serve is not None:
+            for each in self._ranks:
+                each.send(serve)
+            for each in self._ranks:
+                each.ready.wait()
+        self._tell(node_protocol.Loaded())
+
+    def close(self) -> None:
+        """End the processes, and let the other nodes go."""
+        self._stopping = True
+        self._tell(node_protocol.Closed())
+        for each in self._ranks:
+            each.send(rank_protocol.Stop())
+        for local in self._local:
+            local.end(STOP_SECONDS)
+        if self._door is not None:
+            self._door.see_off(STOP_SECONDS)
+
+    def _tell(self, frame: node_protocol.AnyFrame) -> None:
+        if self._door is not None:
+            self._door.tell(frame)
+
+    # -- steps
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy a page on every rank, before anything else reads or writes one of the two there.
+
+        The copy waits for the next frame that could: a step, or a push outside one, which it precedes; or a grant
+        or a read, which go to another thread, and so wait until all ranks have copied. Nothing else touches pages:
+        an abort or release only changes owners, and who gets a page next writes it by one of these. What is lent
+        are whole pages of the tree, and a copy's target is one once a step has computed the rest of it.
+        """
+        self._copies.append((source, target))
+
+    def step(self, batch: ForwardBatch, told: bool, sampled: int = 0) -> None:
+        """Let every rank compute `batch`; rank 0 must, too, and on a GPU let them have the tokens it `sampled`.
+
+        `told`: of each layer, as it must be where pages go.
+        """
+        copies, self._copies = self._copies, []
+        pushes, self._layers = self._layers, []
+        # By this each rank decides whether it replays a CUDA graph, and in a graph the ranks' exchanges are others.
+        assert told == bool(pushes), "rank 0 pushes in another step than the others"
+        self._send(Step.of(batch, copies, pushes, sampled))
+
+    def _send(self, frame: rank_protocol.ToMain) -> None:
+        for each in self._ranks:
+            each.send(frame)
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Rank 0's part of a step failed, with what the others are doing now unknown."""
+        log.error("a step failed on rank 0", exc_info=error)
+        time.sleep(LOAD_GRACE)  # another rank's end may be the reason, and is the better one
+        self._end(f"a step failed on rank 0 of {self.size}: {error}")
+
+    # -- what the group of handoffs asks for
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """See Others."""
+        return tuple(each.address for each in self._ranks)
+
+    @property
+    def stats(self) -> TransferStats:
+        """See Others."""
+        return sum(list(self._stats.values()), TransferStats())
+
+    def command(self, command: AnyCommand) -> None:
+        """See Others."""
+        if isinstance(command, Grant | Read) and self._copies:
+            # A page that was copied from may be leased now, or read into, before a rank has come to copying it.
+            self._finish_copies()
+        self._commands += 1
+        data = rank_protocol.encode(command)
+        for each in self._ranks:
+            each.command(data)
+
+    def push(self, key: Key, push: Push) -> None:
+        """See Others."""
+        if self._copies:
+            self._send(self._pending(answer=False))  # in order with what follows, so there is nothing to wait for
+        self._send(self._numbered(key, push))
+
+    def push_layers(self, pushes: list[LayerPush]) -> None:
+        """See Others."""
+        self._layers = [self._numbered(key, push) for key, push in pushes]
+
+    def _numbered(self, key: Key, push: Push) -> PushFrame:
+        number = next(self._numbers)
+        self._pushes[number] = push
+        return PushFrame.of(key, number, self._commands, push)
+
+    def _pending(self, answer: bool) -> Copies:
+        copies, self._copies = self._copies, []
+        return Copies(copies, answer)
+
+    def _finish_copies(self) -> None:
+        for each in self._ranks:
+            each.copied.clear()
+        self._send(self._pending(answer=True))
+        for each in self._ranks:
+            each.copied.wait()
+
+    # -- what the ranks report, on their threads
+
+    def _report(self, rank: int, report: Report) -> None:
+        self._stats[rank] = TransferStats(**report.stats)  # type: ignore[arg-type]
+        event = report.event
+        if isinstance(event, rank_protocol.Pushed):
+            self._report_event(rank, sender.Done(event.key, self._pushes[event.number]))
+        else:
+            self._report_event(rank, event)
+
+    def _ended(self, rank: int, reason: str) -> None:
+        if self._stopping:
+            return
+        if not self._serving:
+            time.sleep(LOAD_GRACE)
+        self._end(f"rank {rank} of {self.size} {reason}; the worker ends with it")
+
+    def _node_ended(self, reason: str) -> None:
+        if not self._stopping:
+            self._end(f"{reason}; the worker ends with it")
+
+    def _end(self, reason: str) -> NoReturn:
+        self._ending.acquire()  # for ever: one reason is enough
+        shutil.rmtree(self._meeting, ignore_errors=True)
+        sys.stderr.write(f"kvasir: error: {reason}\n")
+        sys.stderr.flush()
+        self._tell(node_protocol.Ended(reason))
+        os._exit(1 if self._serving else 2)
+
+
+class RankedRunner(ModelRunner):
+    """Rank 0's part of a model. What it does, the other ranks do."""
+
+    def __init__(self, ranks: RankProcesses, folder: Path, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self._ranks = ranks
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Make page `target` hold what page `source` holds, on every rank."""
+        self._ranks.copy_page(source, target)
+        super().copy_page(source, target)
+
+    def close(self) -> None:
+        """End the other ranks' processes."""
+        self._ranks.close()
+
+    def launch(
+        self,
+        batch: ForwardBatch,
+        places: Sequence[int],
+        requests: Sequence[SampleRequest],
+        on_layer: Callable[[int], None] | None = None,
+    ) -> LaunchedStep:
+        """See ModelRunner. Ends the process when the ranks are no longer in step."""
+        if self.device.type == "cpu":
+            # Which calls `forward`, with all tokens known: a step is done here when it was launched.
+            return super().launch(batch, places, requests, on_layer)
+        self._ranks.step(batch, on_layer is not None, len(places))
+        try:
+            return super().launch(batch, places, requests, on_layer)
+        except Exception as error:
+            self._ranks.fail(error)
+
+    def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        """See ModelRunner. Ends the process when the ranks are no longer in step."""
+        self._ranks.step(batch, on_layer is not None)
+        try:
+            return super().forward(batch, on_layer)
+        except Exception as error:
+            self._ranks.fail(error)

@@ -1,0 +1,145 @@
+"""Another rank as rank 0 knows it: its two connections and the thread that reads its reports."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from kvasir_engine import faults
+from kvasir_engine.executor import rank_protocol
+from kvasir_engine.executor.rank_protocol import Copied, Failed, Loaded, Ready, Report
+from kvasir_engine.protocol import Address
+from kvasir_engine.supervisor import Expected, start_thread
+
+LOAD_GRACE = 1.0
+"""Seconds in which rank 0 may say itself why a model cannot be loaded, before another rank's reason is given."""
+
+
+def spawn(rank: int, folder: Path, steps: int, reports: int) -> "subprocess.Popen[bytes]":
+    """Start the process of a rank other than 0, with the model in `folder` and the descriptors of its sockets.
+
+    It ends with this process.
+    """
+    environment = dict(os.environ)
+    environment[faults.VARIABLE] = faults.for_rank(environment.pop(faults.VARIABLE, ""), rank)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "kvasir_engine.executor.rank_process",
+            str(rank),
+            str(folder),
+            str(steps),
+            str(reports),
+        ],
+        stdin=subprocess.PIPE,  # never written to: its end is the end of this process
+        pass_fds=(steps, reports),
+        env={name: value for name, value in environment.items() if name != faults.VARIABLE or value},
+    )
+
+
+def fate_of(status: int) -> str:
+    """How a process with this exit status has ended."""
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+class RankLink:
+    """One rank. `fate` says how it ended, once its connections have; None when somebody else tells why.
+
+    `ended` hears the reason, `report` what the transfer thread there reports.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        steps: Connection,
+        reports: Connection,
+        fate: Callable[[], str | None],
+        ended: Callable[[int, str], None],
+        report: Callable[[int, Report], None],
+    ) -> None:
+        self.rank = rank
+        self.loaded, self.ready, self.copied = threading.Event(), threading.Event(), threading.Event()
+        self.pages = 0
+        self.address: Address
+        self._fate = fate
+        self._ended = ended
+        self._report = report
+        self._lock = threading.Lock()
+        self._steps, self._reports = steps, reports
+        start_thread(self._read, f"kvasir-rank-{rank}", partial(ended, rank))
+
+    def send(self, frame: rank_protocol.ToMain) -> None:
+        """To the main thread, in order."""
+        self._send(self._steps, rank_protocol.encode(frame))
+
+    def command(self, data: bytes) -> None:
+        """To the transfer thread, in order."""
+        self._send(self._reports, data)
+
+    def _send(self, connection: Connection, data: bytes) -> None:
+        try:
+            with self._lock:
+                connection.send_bytes(data)
+        except OSError:
+            time.sleep(LOAD_GRACE)  # the reading thread knows why, and ends the worker
+            self._ended(self.rank, "does not listen any more")
+
+    def _read(self) -> None:
+        reason = ""
+        try:
+            while True:
+                match rank_protocol.decode_from_rank(self._reports.recv_bytes()):
+                    case Loaded(pages):
+                        self.pages = pages
+                        self.loaded.set()
+                    case Ready(address):
+                        self.address = address
+                        self.ready.set()
+                    case Copied():
+                        self.copied.set()
+                    case Failed(reason):
+                        pass
+                    case Report() as report:
+                        self._report(self.rank, report)
+        except (EOFError, OSError):
+            fate = reason or self._fate()
+            if fate is not None:
+                self._ended(self.rank, fate)
+            raise Expected from None
+
+
+class LocalRank(RankLink):
+    """A rank on this machine, started here."""
+
+    def __init__(
+        self, rank: int, folder: Path, ended: Callable[[int, str], None], report: Callable[[int, Report], None]
+    ) -> None:
+        (steps, their_steps), (reports, their_reports) = (_pair() for _ in range(2))
+        with their_steps, their_reports:
+            self.process = spawn(rank, folder, their_steps.fileno(), their_reports.fileno())
+        super().__init__(rank, steps, reports, lambda: fate_of(self.process.wait()), ended, report)
+
+    def end(self, seconds: float) -> None:
+        """Wait for its end, which it has been asked for; after so many seconds it is killed."""
+        end(self.process, seconds)
+
+
+def end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """Wait for a process to end; after so many seconds it is killed."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _pair() -> tuple[Connection, Connection]:
+    ours, theirs = socket.socketpair()
+    return Connection(ours.detach()), Connection(theirs.detach())

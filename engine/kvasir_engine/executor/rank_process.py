@@ -1,0 +1,245 @@
+"""A rank other than 0 of a worker, a process of its own.
+
+Started as `python -m kvasir_engine.executor.rank_process RANK FOLDER STEPS REPORTS`.
+
+FOLDER is the model's on this machine, STEPS and REPORTS are descriptors of the sockets to rank 0
+(`rank_protocol.py`), which may be on another. Its main thread computes what it is given, its transfer thread moves
+its part of the KV; it decides nothing. It ends with rank 0, and with the process that started it.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from kvasir_engine.connector import sender
+from kvasir_engine.connector.commands import AnyCommand
+from kvasir_engine.connector.digester import Digester
+from kvasir_engine.connector.kv_connector import layer_pushes
+from kvasir_engine.connector.layout import Shape
+from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
+from kvasir_engine.connector.rank_parts import Event
+from kvasir_engine.connector.transfer_thread import TransferThread
+from kvasir_engine.errors import UserError
+from kvasir_engine.executor import rank_protocol
+from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.executor.rank_protocol import (
+    Copied,
+    Copies,
+    Failed,
+    Loaded,
+    Pushed,
+    PushFrame,
+    Ready,
+    Report,
+    Serve,
+    Step,
+)
+from kvasir_engine.executor.threads import use_own_cores
+from kvasir_engine.logs import log_to_stderr
+from kvasir_engine.model.loading.weight_loader import choose_device
+from kvasir_engine.model.tensor_parallel import Ranks
+from kvasir_engine.protocol import Address, Fingerprint, Region
+from kvasir_engine.supervisor import end_process, start_thread
+
+log = logging.getLogger("rank")
+
+
+class Reports:
+    """The socket to rank 0 that both threads write to and the transfer thread reads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._poll = select.poll()
+        self._poll.register(connection.fileno(), select.POLLIN)
+
+    def send(self, frame: rank_protocol.FromRank) -> None:
+        """From any thread. Ends the process when rank 0 has gone."""
+        try:
+            with self._lock:
+                self._connection.send_bytes(rank_protocol.encode(frame))
+        except OSError:
+            os._exit(0)
+
+    def commands(self) -> list[AnyCommand]:
+        """Those that have arrived. Ends the process when rank 0 has gone."""
+        arrived = []
+        try:
+            while self._poll.poll(0):
+                arrived.append(rank_protocol.decode_command(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            os._exit(0)
+        return arrived
+
+
+class Rank:
+    """The rank's model, and its handoff when KV moves."""
+
+    def __init__(self, setup: rank_protocol.Setup, folder: Path, reports: Reports) -> None:
+        self._rank = setup.rank
+        self._reports = reports
+        device = choose_device(setup.device, setup.rank, setup.size, setup.nodes)
+        use_own_cores(setup.size // setup.nodes, device.type)
+        group = Ranks(setup.rank, setup.size, setup.address, device, setup.nodes)
+        self._runner = ModelRunner(
+            folder,
+            dtype=setup.dtype,
+            device=setup.device,
+            page_size=setup.page_size,
+            kv_memory=setup.kv_memory,
+            attention=setup.attention,
+            graphs=setup.graphs,
+            group=group,
+            deterministic=setup.deterministic,
+        )
+        self._handoff: TransferThread | None = None
+        reports.send(Loaded(self._runner.pool.pages))
+
+    def serve(self, serve: Serve) -> None:
+        """Start the transfer thread."""
+        runner = self._runner
+        choose_fabric(serve.fabric, runner.device.type == "cuda")
+        region = region_of(runner)
+        digest = digester_of(runner, serve.fingerprint) if serve.digests else None
+        self._handoff = TransferThread(
+            lambda: NixlAgent(serve.epoch, region, serve.fingerprint, self._rank),
+            self._report,
+            digest,
+            self._rank,
+            self._reports.commands,
+            self._lost_handoff,
+        )
+        self._handoff.start()
+        endpoint = self._handoff.endpoint
+        self._reports.send(Ready(Address(endpoint.agent, endpoint.metadata, endpoint.region)))
+
+    def step(self, step: Step) -> None:
+        """Compute."""
+        self.copy(step.copies)
+        on_layer = None
+        if step.pushes and self._handoff is not None:
+            self._handoff.after(step.pushes[-1].after)
+            on_layer = layer_pushes(self._handoff, [(frame.key, frame.push()) for frame in step.pushes])
+        self._runner.follow(step.batch(), step.sampled, on_layer)
+
+    def copy(self, pages: list[tuple[int, int]]) -> None:
+        """Copy pages, (source, target), in order."""
+        for source, target in pages:
+            self._runner.copy_page(source, target)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given: what follows reads or writes its memory from elsewhere."""
+        if self._runner.device.type == "cuda":
+            torch.cuda.synchronize(self._runner.device)
+
+    def push(self, frame: PushFrame) -> None:
+        """Push pages whose KV is there."""
+        assert self._handoff is not None
+        self._handoff.after(frame.after)
+        self._handoff.push(frame.key, frame.push())
+
+    def _lost_handoff(self, reason: str) -> None:
+        self._reports.send(Failed(f"has lost its transfer thread: {reason}"))
+        os._exit(1)
+
+    def _report(self, event: Event) -> None:
+        assert self._handoff is not None
+        reported = Pushed(event.key, event.push.number) if isinstance(event, sender.Done) else event
+        self._reports.send(Report(reported, dataclasses.asdict(self._handoff.stats)))
+
+
+def region_of(runner: ModelRunner) -> Region:
+    """A rank's pool as its peers address it."""
+    pool, device = runner.pool, runner.device
+    return Region(
+        pool.address, pool.pages, pool.page_bytes, "VRAM" if device.type == "cuda" else "DRAM", device.index or 0
+    )
+
+
+def digester_of(runner: ModelRunner, fingerprint: Fingerprint) -> Digester:
+    """Digests of a rank's pages. Those in a GPU are digested there, beside the steps' stream."""
+    pool = runner.pool
+    shape = Shape.of(fingerprint).with_pages_of(pool.page_bytes)
+    if runner.device.type == "cpu":
+        runner.keep_digests()
+        return Digester(pool.address, pool.pages, shape, pool.digests)
+    from kvasir_engine.connector.triton_digests import PoolDigests
+
+    digester = Digester(0, pool.pages, shape, measure=PoolDigests(pool.tensor, shape.row_bytes))
+    digester.measured([0], range(1))  # a transfer thread that compiles its kernel first is taken for dead
+    return digester
+
+
+def serve_rank(steps: Connection, reports: Reports, folder: Path) -> None:
+    """Do what rank 0 says until it says no more. Raises what a step raised."""
+    setup = _next(steps)
+    assert isinstance(setup, rank_protocol.Setup)
+    rank = Rank(setup, folder, reports)
+    while True:
+        match _next(steps):
+            case Step() as step:
+                rank.step(step)
+            case PushFrame() as push:
+                rank.push(push)
+            case Copies(pages, answer):
+                rank.copy(pages)
+                rank.wait()
+                if answer:
+                    reports.send(Copied())
+            case Serve() as serve:
+                rank.serve(serve)
+            case rank_protocol.Stop():
+                return
+
+
+def _next(steps: Connection) -> rank_protocol.ToMain:
+    """What rank 0 says next. Raises EOFError when it has gone, however it went."""
+    try:
+        return rank_protocol.decode_to_main(steps.recv_bytes())
+    except OSError:
+        raise EOFError from None
+
+
+def _end_with_parent() -> None:
+    with contextlib.suppress(OSError):
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+    os._exit(0)
+
+
+def main() -> None:
+    """Entry point. Leaves without tidying up: a rank that waits for others in an exchange would wait for ever."""
+    number, folder, *descriptors = sys.argv[1:]
+    log_to_stderr(prefix=f"rank{number}.")
+    for each in (signal.SIGINT, signal.SIGTERM):  # a signal to the worker is not for its ranks to obey
+        signal.signal(each, signal.SIG_IGN)
+    start_thread(_end_with_parent, "kvasir-parent", end_process)
+    steps, reports = (Connection(int(descriptor)) for descriptor in descriptors)
+    channel = Reports(reports)
+    status = 1
+    try:
+        serve_rank(steps, channel, Path(folder))
+        status = 0
+    except EOFError:
+        status = 0
+    except UserError as error:
+        channel.send(Failed(f"cannot start: {error}"))
+    except Exception as error:
+        log.exception("the rank fails")
+        channel.send(Failed(f"failed: {error}"))
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

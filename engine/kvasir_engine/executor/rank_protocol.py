@@ -1,0 +1,192 @@
+"""What rank 0 of a worker and its other ranks tell each other: msgpack over two sockets for each rank.
+
+One carries steps, in order, to the rank's main thread; the other carries commands to its transfer thread, and all
+that the rank reports. A step is one small message. Sockets and not a broadcast of the group that the ranks compute
+with: an idle rank may wait on a socket for ever, its transfer thread can look into one between two polls, and the
+end of a process is the end of its sockets.
+"""
+
+import msgspec
+import numpy as np
+import torch
+
+from kvasir_engine.attention.registry import BackendName
+from kvasir_engine.connector import receiver, sender
+from kvasir_engine.connector.commands import AnyCommand
+from kvasir_engine.connector.fabric import Fabric
+from kvasir_engine.connector.notifications import Complete, Stopped
+from kvasir_engine.connector.sender import Key, Push
+from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.protocol import Address, Fingerprint
+
+
+class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
+    """Base of everything that is sent."""
+
+
+class Setup(Frame, frozen=True):
+    """First: which part of the model to load, and where the ranks of all `nodes` meet."""
+
+    rank: int
+    size: int
+    nodes: int
+    address: str
+    dtype: str
+    device: str
+    page_size: int
+    kv_memory: int
+    deterministic: bool
+    attention: BackendName
+    graphs: int
+
+
+class Serve(Frame, frozen=True):
+    """Every rank has loaded. Start a transfer thread for pools of this fingerprint."""
+
+    epoch: int
+    fingerprint: Fingerprint
+    fabric: Fabric
+    digests: bool
+
+
+class PushFrame(Frame, frozen=True):
+    """A `Push` under the lease `key`. `number` names it in the rank's report.
+
+    It is for the transfer thread that has obeyed the first `after` commands, which come by another connection.
+    """
+
+    key: Key
+    number: int
+    after: int
+    local: tuple[int, ...]
+    remote: tuple[int, ...]
+    layer: int | None
+    final: bool
+    complete: Complete | Stopped | None
+
+    @classmethod
+    def of(cls, key: Key, number: int, after: int, push: Push) -> "PushFrame":
+        """The frame of a push."""
+        return cls(key, number, after, push.local, push.remote, push.layer, push.final, push.complete)
+
+    def push(self) -> Push:
+        """The push of the frame."""
+        return Push(self.local, self.remote, self.layer, self.final, self.complete, self.number)
+
+
+class Copies(Frame, frozen=True):
+    """Copy pages, (source, target), in order, and report `Copied` if `answer`."""
+
+    pages: list[tuple[int, int]]
+    answer: bool
+
+
+class Step(Frame, frozen=True):
+    """Copy pages, then compute a batch, and push the layers of some pages as they are computed.
+
+    Positions follow from the lengths. `tokens` [T] and `page_table` [S, width] are int32, row after row. `awaited`
+    is the batch's; rank 0 lets the others have the `sampled` tokens that it samples after this step on a GPU.
+    """
+
+    copies: list[tuple[int, int]]
+    tokens: bytes
+    query_lens: list[int]
+    context_lens: list[int]
+    page_table: bytes
+    pushes: list[PushFrame]
+    awaited: tuple[tuple[int, int], ...] = ()
+    sampled: int = 0
+
+    @classmethod
+    def of(
+        cls, batch: ForwardBatch, copies: list[tuple[int, int]], pushes: list[PushFrame], sampled: int = 0
+    ) -> "Step":
+        """The frame of a batch."""
+        tokens, table = (each.to(torch.int32).numpy().tobytes() for each in (batch.tokens, batch.page_table))
+        return cls(copies, tokens, batch.query_lens, batch.context_lens, table, pushes, batch.awaited, sampled)
+
+    def batch(self) -> ForwardBatch:
+        """The batch of the frame."""
+        lengths = list(zip(self.context_lens, self.query_lens, strict=True))
+        positions = np.concatenate([np.arange(context - new, context) for context, new in lengths])
+        table = np.frombuffer(self.page_table, np.int32).reshape(len(lengths), -1)
+        return ForwardBatch(
+            torch.from_numpy(np.frombuffer(self.tokens, np.int32).astype(np.int64)),
+            torch.from_numpy(positions),
+            self.query_lens,
+            self.context_lens,
+            torch.from_numpy(table.astype(np.int64)),
+            self.awaited,
+        )
+
+
+class Stop(Frame, frozen=True):
+    """End."""
+
+
+class Loaded(Frame, frozen=True):
+    """The rank has its part of the model and a pool of `pages` pages."""
+
+    pages: int
+
+
+class Failed(Frame, frozen=True):
+    """The rank cannot go on; it ends."""
+
+    reason: str
+
+
+class Ready(Frame, frozen=True):
+    """The rank's transfer thread runs."""
+
+    address: Address
+
+
+class Copied(Frame, frozen=True):
+    """The answer to `Copies` that asked for one."""
+
+
+class Pushed(msgspec.Struct, frozen=True, tag=True):
+    """`sender.Done` of the push with this number."""
+
+    key: Key
+    number: int
+
+
+Reported = receiver.Settled | receiver.Fenced | receiver.Reclaimed | receiver.Rejected | sender.Failed | Pushed
+
+
+class Report(Frame, frozen=True):
+    """An event of the rank's transfer thread, and its counters (`HandoffStats`) by name."""
+
+    event: Reported
+    stats: dict[str, float]
+
+
+ToMain = Setup | Serve | Step | Copies | PushFrame | Stop
+FromRank = Loaded | Failed | Ready | Copied | Report
+
+_encoder = msgspec.msgpack.Encoder()
+_to_main: msgspec.msgpack.Decoder[ToMain] = msgspec.msgpack.Decoder(ToMain)
+_from_rank: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
+_command: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
+
+
+def encode(frame: ToMain | FromRank | AnyCommand) -> bytes:
+    """The frame as msgpack."""
+    return _encoder.encode(frame)
+
+
+def decode_to_main(data: bytes) -> ToMain:
+    """A frame for a rank's main thread."""
+    return _to_main.decode(data)
+
+
+def decode_from_rank(data: bytes) -> FromRank:
+    """A frame of a rank's."""
+    return _from_rank.decode(data)
+
+
+def decode_command(data: bytes) -> AnyCommand:
+    """A frame for a rank's transfer thread."""
+    return _command.decode(data)

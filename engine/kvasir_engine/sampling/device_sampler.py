@@ -1,0 +1,84 @@
+"""Sampling that waits for nothing: work for a device's queue, and results when the queue has come so far.
+
+The tokens are those of `sampler.sample`: what is drawn is a function of the row's logits, its seed and the token's
+position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvasir_engine.pinned_memory import fetched, staged
+from kvasir_engine.protocol import TokenLogprobs
+from kvasir_engine.sampling.draw import Draws, draw
+from kvasir_engine.sampling.sampler import GREEDY_BELOW, Sampled, SampleRequest
+
+
+@dataclass(frozen=True)
+class _Logprobs:
+    """Of the rows that asked for them. On the host, once the queue has come so far."""
+
+    rows: list[int]
+    counts: list[int]
+    chosen: torch.Tensor
+    ids: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class QueuedSample:
+    """`tokens` int64 [S] are on the device, for the next step; the host has its copy when the queue has ended."""
+
+    tokens: torch.Tensor
+    _host: torch.Tensor
+    _logprobs: _Logprobs | None
+
+    def collect(self) -> Sampled:
+        """What was sampled. Only when the device has ended what was queued."""
+        entries: list[TokenLogprobs | None] = [None] * len(self._host)
+        if self._logprobs is not None:
+            asked = self._logprobs
+            columns = (asked.chosen.tolist(), asked.ids.tolist(), asked.values.tolist())
+            for row, count, logprob, ids, values in zip(asked.rows, asked.counts, *columns, strict=True):
+                entries[row] = TokenLogprobs(logprob, list(zip(ids[:count], values[:count], strict=True)))
+        return Sampled(self._host.tolist(), entries)
+
+
+@torch.inference_mode()
+def queue_sample(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> QueuedSample:
+    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged."""
+    masked = _without_early_stops(logits, requests)
+    tokens = masked.argmax(-1)
+    drawn = [row for row, request in enumerate(requests) if request.sampling.temperature >= GREEDY_BELOW]
+    if drawn:
+        rows = staged(torch.tensor(drawn), logits.device)
+        params, positions = [requests[row].sampling for row in drawn], [requests[row].position for row in drawn]
+        chosen = draw(masked.index_select(0, rows), Draws.of(params, positions, logits.shape[1]))
+        tokens.index_copy_(0, rows, chosen)
+    return QueuedSample(tokens, fetched(tokens), _logprobs(logits, tokens, requests))
+
+
+def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
+    vocab = logits.shape[1]
+    stops = [
+        row * vocab + token
+        for row, request in enumerate(requests)
+        if request.generated < request.sampling.min_tokens
+        for token in request.sampling.stop_token_ids
+    ]
+    if not stops:
+        return logits
+    flat = logits.flatten().clone()
+    return flat.index_fill_(0, staged(torch.tensor(stops), logits.device), float("-inf")).view_as(logits)
+
+
+def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, requests: Sequence[SampleRequest]) -> _Logprobs | None:
+    asked = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
+    if not asked:
+        return None
+    rows = staged(torch.tensor(list(asked)), logits.device)
+    scores = logits.index_select(0, rows).log_softmax(-1)
+    chosen = scores.gather(1, tokens.index_select(0, rows).unsqueeze(1)).squeeze(1)
+    top = scores.topk(min(max(asked.values()), scores.shape[1]), -1)
+    return _Logprobs(list(asked), list(asked.values()), fetched(chosen), fetched(top.indices), fetched(top.values))

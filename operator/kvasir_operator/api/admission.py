@@ -1,0 +1,32 @@
+"""What the admission webhook says: the operator's own checks, at `kubectl apply`. Pure but for `facts`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvasir_operator.api import InvalidService, Model, parse
+from kvasir_operator.api.validation import ModelMetadata, fact_problems
+
+# What the API server adds to a generateName, in length.
+_GENERATED = "xxxxx"
+
+
+def refusal(
+    new: Mapping[str, Any], old: Mapping[str, Any] | None, facts: Callable[[Model], ModelMetadata | None]
+) -> str | None:
+    """Why an InferenceService is not to be stored, or `None`.
+
+    A spec that is stored already is not judged again: an object that an older operator took must stay editable
+    (labels, annotations), and must be able to go.
+    """
+    metadata = new.get("metadata", {})
+    if "deletionTimestamp" in metadata or (old is not None and old.get("spec") == new.get("spec")):
+        return None
+    if "name" not in metadata and "generateName" in metadata:
+        new = {**new, "metadata": {**metadata, "name": metadata["generateName"] + _GENERATED}}
+    try:
+        service = parse(new)
+        if problems := fact_problems(service, facts(service.spec.model)):
+            raise InvalidService(problems)
+    except InvalidService as error:
+        return str(error)
+    return None

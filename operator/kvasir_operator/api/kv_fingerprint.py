@@ -1,0 +1,139 @@
+"""PURE: which workers' KV is the same, as far as that can be said before a pod runs.
+
+A worker's hello tells its real KV fingerprint (`protocol.Fingerprint`), from the weights and pool it has. What
+the spec decides of it is here: a name for it is the label `serving.kvasir.dev/kv` of the workers' pods. Workers
+with equal labels pair, whatever their revisions; an edit that changes the label has to move pairs together.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kvasir_engine.model.loading.uri import HubURI, ModelURIError
+from kvasir_engine.model.loading.uri import parse as parse_uri
+
+if TYPE_CHECKING:
+    from kvasir_operator.api import Spec, WorkerRole
+
+CONTAINER = "kvasir"
+LENGTH = 8
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """What the workers of a role are told, and the field of the spec that says so."""
+
+    value: str
+    path: str
+
+
+# What decides a worker's KV: its flag, and the engine's own default where the rendered arguments do not set it. Not
+# the tensor-parallel size: workers of different sizes pair (`connector/layout.py`).
+_FLAGS = {"model": "", "revision": "", "dtype": "auto", "page-size": "16", "kv-digests": "true"}
+_SAME = {"dtype": {"auto": "bfloat16"}, "kv-digests": {"1": "true", "0": "false", "yes": "true", "no": "false"}}
+
+
+def fingerprint(spec: "Spec", role: "WorkerRole") -> str:
+    """A name for the KV of `role`'s workers: equal exactly where all that decides it is equal."""
+    values = {name: setting.value for name, setting in settings(spec, role).items()}
+    if _is_power_of_two(values["page-size"]):
+        values["page-size"] = (
+            "a power of two"  # of two such sizes one is a multiple of the other, so that they pair
+        )
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:LENGTH]
+
+
+def unpaired(spec: "Spec") -> Iterator[tuple[str, str]]:
+    """Why prefill and decode of one spec could not pair: the field, and what is wrong with it."""
+    prefill, decode = settings(spec, "prefill"), settings(spec, "decode")
+    for name, theirs in decode.items():
+        ours = prefill[name]
+        if ours.value != theirs.value and not (name == "page-size" and _multiples(ours.value, theirs.value)):
+            # The field to name is the one that departs from what holds for both.
+            shared = theirs.path == "spec.decode" or theirs.path.startswith("spec.model")
+            odd, other = (ours, theirs) if shared else (theirs, ours)
+            yield (
+                odd.path,
+                f"{name} {odd.value!r} cannot pair with {other.value!r} of {other.path}: KV would not fit",
+            )
+
+
+def settings(spec: "Spec", role: "WorkerRole") -> dict[str, Setting]:
+    """What decides the KV of `role`'s workers, by flag. Its template may set some of it by environment."""
+    model, template = spec.model, spec.workers(role).template
+    uri, revision = _model(model.uri, model.revision)
+    rendered = {
+        "model": Setting(uri, "spec.model.uri"),
+        "revision": Setting(revision, "spec.model.revision"),
+        "dtype": Setting(model.dtype, "spec.model.dtype"),
+    }
+    path = f"spec.{role}.template.spec.containers[{CONTAINER}]"
+    container = _container(template)
+    said = _environment(container.get("env"), f"{path}.env")
+    said |= _arguments(spec.workers(role).extra_args, f"spec.{role}.extraArgs")
+    said |= {name: setting for name, setting in rendered.items() if setting.value}
+    found = {name: said.get(name) or Setting(default, f"spec.{role}") for name, default in _FLAGS.items()}
+    return {
+        name: Setting(_SAME.get(name, {}).get(setting.value, setting.value), setting.path)
+        for name, setting in found.items()
+    }
+
+
+def _is_power_of_two(value: str) -> bool:
+    return value.isdecimal() and int(value) > 0 and int(value) & (int(value) - 1) == 0
+
+
+def _multiples(one: str, other: str) -> bool:
+    """Whether pages of these sizes fit each other."""
+    sizes = [int(each) if each.isdecimal() else 0 for each in (one, other)]
+    return min(sizes) > 0 and max(sizes) % min(sizes) == 0
+
+
+def _model(uri: str, revision: str) -> tuple[str, str]:
+    """The model without its revision, and the revision: it may stand in either field."""
+    try:
+        parsed = parse_uri(uri)
+    except ModelURIError:
+        return uri, revision
+    if isinstance(parsed, HubURI):
+        return parsed.repo, revision or parsed.revision or ""
+    return str(parsed), revision
+
+
+def _container(template: Mapping[str, Any]) -> Mapping[str, Any]:
+    spec = template.get("spec")
+    items = spec.get("containers") if isinstance(spec, Mapping) else None
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, Mapping) and item.get("name") == CONTAINER:
+            return item
+    return {}
+
+
+def _environment(entries: Any, path: str) -> dict[str, Setting]:
+    found = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, Mapping):
+            continue
+        name = str(entry.get("name"))
+        flag = name.removeprefix("KVASIR_").lower().replace("_", "-")
+        if name.startswith("KVASIR_") and flag in _FLAGS:
+            # Of a value from elsewhere only the place is known: equal places, equal values.
+            value = entry["value"] if "value" in entry else json.dumps(entry.get("valueFrom"), sort_keys=True)
+            found[flag] = Setting(str(value).lower() if flag == "kv-digests" else str(value), f"{path}[{name}]")
+    return found
+
+
+def _arguments(words: Sequence[str], path: str) -> dict[str, Setting]:
+    found = {}
+    for word, following in zip(words, [*words[1:], ""][: len(words)], strict=True):
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("--"):
+            continue
+        if name in ("kv-digests", "no-kv-digests"):
+            found["kv-digests"] = Setting("true" if name == "kv-digests" else "false", path)
+        elif name in _FLAGS:
+            found[name] = Setting(value if equals else following, path)
+    return found

@@ -1,0 +1,67 @@
+"""What the operator derives from the spec, templates may not say again: probes and flags would part. Pure."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvasir_operator.api.structural_schema import Invalid, join
+
+if TYPE_CHECKING:
+    from kvasir_operator.api import Workers
+
+CONTAINER = "kvasir"
+_PREFIX = "KVASIR_"
+_FIXED = "is the same in every pod: probes, Services and NetworkPolicies count on it"
+# The worker's flags that the operator sets, each also a variable, and what sets them.
+DERIVED = {
+    "role": "is said by spec.prefill and spec.decode",
+    "port": _FIXED,
+    "host": _FIXED,
+    "cache": "is the mounted volume: use spec.model.cache",
+    "model": "use spec.model.uri",
+    "revision": "use spec.model.revision",
+    "served-model-name": "use spec.model.name",
+    "max-length": "use spec.model.maxLength",
+    "dtype": "use spec.model.dtype",
+    "device": "use {role}.device",
+    "tensor-parallel": "use {role}.tensorParallel",
+    "nnodes": "use {role}.nodes",
+    "node-rank": "use {role}.nodes",
+    "dist-init-addr": "use {role}.nodes",
+    "fabric": "use spec.transfer.fabric",
+    "drain-seconds": "use spec.drain.deadlineSeconds",
+}
+
+
+def derived_problems(workers: "Workers", role: str, grace: int) -> Iterator[Invalid]:
+    """Problems of the role at the path `role`. `grace`: the seconds that a pod has to leave."""
+    for index, word in enumerate(workers.extra_args):
+        flag = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and flag in DERIVED:
+            yield Invalid(f"{role}.extraArgs[{index}]", f"--{flag} {DERIVED[flag].format(role=role)}")
+    spec = workers.template.get("spec")
+    if not isinstance(spec, Mapping):
+        return
+    given = spec.get("terminationGracePeriodSeconds")
+    if isinstance(given, int) and given < grace:
+        yield Invalid(
+            f"{role}.template.spec.terminationGracePeriodSeconds",
+            f"{given} is less than a drain may take, {grace}: use spec.drain.deadlineSeconds",
+        )
+    containers = spec.get("containers")
+    for index, container in enumerate(containers if isinstance(containers, list) else ()):
+        if isinstance(container, Mapping) and container.get("name") == CONTAINER:
+            yield from _container(container, f"{role}.template.spec.containers[{index}]", role)
+
+
+def _container(container: Mapping[str, Any], path: str, role: str) -> Iterator[Invalid]:
+    for field in ("command", "args"):
+        if field in container:
+            reason = f"are the operator's own; further flags go into {role}.extraArgs"
+            yield Invalid(join(path, field), reason if field == "args" else "is the operator's own")
+    variables = container.get("env")
+    for index, variable in enumerate(variables if isinstance(variables, list) else ()):
+        name = variable.get("name") if isinstance(variable, Mapping) else None
+        if isinstance(name, str) and name.startswith(_PREFIX):
+            flag = name.removeprefix(_PREFIX).lower().replace("_", "-")
+            if flag in DERIVED:
+                yield Invalid(f"{path}.env[{index}]", f"{name} {DERIVED[flag].format(role=role)}")

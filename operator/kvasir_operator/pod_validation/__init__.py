@@ -1,0 +1,11 @@
+"""PURE: what an API server has against a pod template, said before it is asked.
+
+`fields.json` says which fields there are and of what type (Kubernetes' own OpenAPI schemas; `make pod-fields`),
+`tables.py` what values they take, `types.py` walks both, and the rest holds what concerns several fields. What
+cannot be known here (quotas, policies, names of what is to exist) is left to the server.
+"""
+
+from kvasir_operator.pod_validation.path import Path, Problem
+from kvasir_operator.pod_validation.pod import pod_problems
+
+__all__ = ["Path", "Problem", "pod_problems"]

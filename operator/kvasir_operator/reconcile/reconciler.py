@@ -1,0 +1,336 @@
+"""One reconcile: read, decide (all of it in pure modules), write. Blocking, for use in a thread.
+
+Nothing is remembered between reconciles, so it does not matter which event led to one or how many were missed.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from kvasir_engine.status_reports import RouterStatus, WorkerStatus
+from kvasir_operator.api import (
+    SET_API_VERSION,
+    SET_KIND,
+    WORKER_ROLES,
+    InferenceService,
+    InvalidService,
+    Model,
+    parse,
+)
+from kvasir_operator.api.validation import ModelMetadata, api_problems, fact_problems
+from kvasir_operator.cluster.interface import ClusterError, ClusterPort
+from kvasir_operator.plan import Delete, Step, plan
+from kvasir_operator.plan.observed import Observed, Reference, observe, reference
+from kvasir_operator.plan.preload import PRELOAD, Progress, loading
+from kvasir_operator.plan.workers import paired_capacity, progress
+from kvasir_operator.reconcile.executor import execute
+from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
+from kvasir_operator.render import Object, Options, render
+from kvasir_operator.render.monitoring import OPTIONAL_KINDS
+from kvasir_operator.render.names import PAUSED
+from kvasir_operator.render.network import url
+from kvasir_operator.scaling.autoscaler import Autoscaler
+from kvasir_operator.scaling.roles import ScalingStatus, remembered, resized
+from kvasir_operator.scaling.sizing import sized
+from kvasir_operator.status import derive as statuses
+from kvasir_operator.status.evaluate import VERIFIED, Leaving, elastic, exposed, metrics_reachable
+from kvasir_operator.status.events import Telling, rescalings, tellings
+
+log = logging.getLogger("kvasir.reconcile")
+
+
+# How soon a service is looked at again of which no event tells: while its model is loaded, while a canary is on its
+# way or a worker finishes what it has, and while no canary comes right.
+MOST_LOADING = 2  # pods of a Job that are asked, one after the other
+LOADING_SECONDS = 5.0
+SOON_SECONDS = 1.0
+FAILED_SECONDS = 10.0
+# And where a spec asks for what the cluster does not serve.
+API_SECONDS = 30.0
+# And where another operator has a service.
+OTHER_SECONDS = 30.0
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
+class Ask(Protocol):
+    """Asks pods by their addresses, which may not answer."""
+
+    def progress(self, ip: str) -> Progress | None:
+        """How far the Job's pod is."""
+        ...
+
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
+        """What each router says."""
+        ...
+
+    def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
+        """What each worker says."""
+        ...
+
+
+class Reconciler:
+    """Reconciles InferenceServices of one cluster.
+
+    `facts` is asked for a model's facts, `now` for the time, `ask` what pods say of themselves (without it, nothing
+    is said of canaries). `again` is told of services (namespace, name, seconds) that change without an event.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterPort,
+        options: Options,
+        facts: Callable[[Model], ModelMetadata | None],
+        now: Callable[[], datetime] = utc_now,
+        ask: Ask | None = None,
+        again: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
+        autoscaler: Autoscaler | None = None,
+        show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
+        alive: Alive = lambda operator: None,
+    ) -> None:
+        self._alive = alive
+        self._show_capacity = show_capacity
+        self._autoscaler = autoscaler or Autoscaler(ask, now, again)
+        self._cluster = cluster
+        self._options = options
+        self._facts = facts
+        self._now = now
+        self._ask = ask
+        self._again = again
+
+    def reconcile(self, namespace: str, name: str) -> bool:
+        """Take an InferenceService a step further. False when it is gone.
+
+        Raises ClusterError when something is left to do that no event will remind of.
+        """
+        document = self._cluster.get_service(namespace, name)
+        if document is None:
+            self._forget(namespace, name)
+            return False
+        if "deletionTimestamp" in document["metadata"]:
+            return True  # the API server's garbage collection does the rest
+        if not ours(document, self._options):
+            self._forget(namespace, name)
+            return True
+        if other := holder(document, self._options, self._alive):
+            self._forget(namespace, name)
+            message = (
+                f"{self._options.operator} leaves this alone: it is {other}'s, which has the same operator class"
+            )
+            self._cluster.event(
+                document, True, "OtherOperator", message, self._stamp(), f"{self._options.operator} {other}"
+            )
+            self._again(namespace, name, OTHER_SECONDS)  # nothing tells that the other is gone
+            return True
+        self._claim(document)
+        try:
+            service = parse(document)
+            if problems := fact_problems(service, self._facts(service.spec.model)):
+                raise InvalidService(problems)
+        except InvalidService as error:
+            self._reject(document, error)
+            return True
+        if problems := api_problems(service, lambda: self._cluster.serves(SET_API_VERSION, SET_KIND)):
+            self._reject(document, InvalidService(problems))
+            self._again(namespace, name, API_SECONDS)  # nothing tells of what is installed
+            return True
+        try:
+            failures = self._realize(document, service)
+        except ClusterError as error:
+            if error.final:
+                self._unread(document, service, error)
+            raise
+        for refused in failures.values():
+            raise refused  # the status has them all; this one makes the queue come back
+        return True
+
+    def _forget(self, namespace: str, name: str) -> None:
+        self._autoscaler.forget((namespace, name))
+        self._show_capacity((namespace, name), None)
+
+    def _claim(self, document: Object) -> None:
+        """Be the operator of a service before anything of it is changed. Of two who try, one is refused."""
+        previous = document.get("status", {})
+        if self._options.operator and previous.get("operator") != self._options.operator:
+            document["status"] = {**previous, "operator": self._options.operator}
+            self._set_status(document, document["status"], guarded=True)
+
+    def _reject(self, document: Object, error: InvalidService) -> None:
+        self._show_capacity((document["metadata"]["namespace"], document["metadata"]["name"]), None)
+        previous, generation = document.get("status", {}), document["metadata"].get("generation", 0)
+        self._publish(document, statuses.rejected(error.problems, generation, previous, self._now()))
+
+    def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
+        """Say that the API server lets nothing be read or planned: `Ready` may not go on for a new spec."""
+        previous = document.get("status", {})
+        self._publish(document, statuses.hindered(str(error), service.generation, previous, self._now()))
+
+    def _realize(self, document: Object, service: InferenceService) -> dict[Reference, ClusterError]:
+        """Take a valid service a step further, and say how it is. Returns what the API server refused."""
+        # Pods last: what is ready counts most, and changes by itself.
+        owned = self._cluster.owned(service.namespace, service.name, service.uid)
+        removing = document.get("status", {}).get("removing", [])
+        observed = observe(owned, self._cluster.pods(service.namespace, service.name), removing)
+        paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
+        scaling = self._rescale(document, service, observed, paused)
+        sizing = sized(resized(service, scaling), observed)
+        service = sizing.service
+        rendered = marked(render(service, self._options), self._options)
+        desired = self._servable(document, rendered)
+        unserved = exposed(service, rendered, desired)
+        steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
+        self._intend(document, steps)
+        failures = execute(self._cluster, service.namespace, service.name, steps, observed)
+        for target, error in failures.items():
+            # Once a code: what the message says may be another at each try.
+            occasion = f"{target} {error.status} {service.generation}"
+            self._tell(document, "ApplyFailed", f"{target}: {error}", occasion)
+        cached = loading(desired, observed, self._loaded(observed))
+        if cached and not cached.done:
+            self._again(service.namespace, service.name, LOADING_SECONDS)
+        deleted = {step.target for step in steps if isinstance(step, Delete)}
+        capacity = paired_capacity(desired, observed, service.spec.rollout)
+        self._show_capacity((service.namespace, service.name), capacity)
+        told, leaving = self._routers(observed), self._leaving(observed)
+        status = statuses.accepted(
+            desired,
+            observed,
+            {target: str(error) for target, error in failures.items()},
+            model=service.served_name,
+            url=url(service, desired),
+            generation=service.generation,
+            previous=document.get("status", {}),
+            now=self._now(),
+            cached=cached,
+            paused=paused,
+            routers=None if told is None else [each for each in told if each],
+            planned=progress(desired, observed, service.spec.rollout),
+            leaving=leaving,
+            removing=sorted(r.name for r in observed.removing.keys() - deleted),
+            scaling=scaling,
+            elastic=elastic(service),
+            told=[*metrics_reachable(service, self._options.metrics_namespace), *unserved],
+        )
+        grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
+        self._publish(document, status, guarded=grouped or status.scaling is not None)
+        if seconds := _look_again(status, told or ()):
+            self._again(service.namespace, service.name, seconds)
+        return failures
+
+    def _rescale(
+        self, document: Object, service: InferenceService, observed: Observed, paused: bool
+    ) -> ScalingStatus | None:
+        """The sizes that the operator decides on itself. A new one is in `document`'s status before it is carried
+        out: whoever goes on from there, should this be cut off, knows of it."""
+        previous = document.get("status", {})
+        before = remembered(previous)
+        if paused:
+            return before
+        scaling = self._autoscaler.scale(service, observed, previous)
+        if scaling is not None and scaling != before:
+            document["status"] = {**previous, "scaling": msgspec.to_builtins(scaling)}
+            self._set_status(document, document["status"], guarded=True)
+            for each in rescalings(before, scaling):
+                log.info("rescale service=%s/%s %s", service.namespace, service.name, each.message)
+                self._post(document, each)
+        return scaling
+
+    def _loaded(self, observed: Observed) -> Progress | None:
+        """How far the running pod of the Job is that loads the model."""
+        if self._ask is None:
+            return None
+        running = [pod.ip for pod in observed.pods if pod.role == PRELOAD and pod.ip]
+        return next(filter(None, map(self._ask.progress, running[:MOST_LOADING])), None)
+
+    def _routers(self, observed: Observed) -> list[RouterStatus | None] | None:
+        """What each ready router says, `None` of one that does not answer; `None` where nobody is asked."""
+        if self._ask is None:
+            return None
+        return self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
+
+    def _intend(self, document: Object, steps: Sequence[Step]) -> None:
+        """Say in the status which sets are to be deleted, before any is: over the status that was read only.
+
+        A Deployment's replicas are set over the replicas that were read. Two who choose among sets at the same time
+        could choose two of which the plan can spare one.
+        """
+        going = sorted(s.target.name for s in steps if isinstance(s, Delete) and s.target.kind == SET_KIND)
+        previous = document.get("status", {})
+        if not set(going) <= set(previous.get("removing", [])):
+            document["status"] = {**previous, "removing": going}
+            self._set_status(document, document["status"], guarded=True)
+
+    def _leaving(self, observed: Observed) -> list[Leaving]:
+        """The workers on their way out, and what they have to finish. Of a group it is the leader who says."""
+        workers = [pod for pod in observed.leaving if pod.role in WORKER_ROLES]
+        leaders = {pod.group for pod in workers if not pod.follower}
+        left = {pod.group: pod for pod in reversed(workers) if pod.follower and pod.group not in leaders}
+        pods = [pod for pod in workers if not pod.follower or left.get(pod.group) is pod]
+        said = self._ask.workers([pod.ip for pod in pods]) if self._ask else [None] * len(pods)
+        return [
+            Leaving(pod.name, status.requests, status.leases) if status else Leaving(pod.name)
+            for pod, status in zip(pods, said, strict=True)
+        ]
+
+    def _servable(self, document: Object, desired: list[Object]) -> list[Object]:
+        """`desired` without the objects whose API this server has not got, which an Event tells of."""
+        result = []
+        for item in desired:
+            if self._cluster.serves(item["apiVersion"], item["kind"]):
+                result.append(item)
+            elif item["kind"] not in OPTIONAL_KINDS:
+                what = f"{item['apiVersion']} {item['kind']}"
+                message = f"{reference(item)} is left out: this cluster does not serve {what}"
+                self._tell(document, "APINotServed", message, what)
+        return result
+
+    def _tell(self, document: Object, reason: str, message: str, occasion: str) -> None:
+        self._post(document, Telling(True, reason, message, self._stamp(), occasion))
+
+    def _post(self, document: Object, told: Telling) -> None:
+        """Post an Event. Where the API server takes none, the work goes on without."""
+        try:
+            self._cluster.event(document, told.warning, told.reason, told.message, told.since, told.occasion)
+        except ClusterError as error:
+            if not error.refusal:
+                raise
+            log.warning("event refused reason=%s message=%s error=%s", told.reason, told.message, error)
+
+    def _publish(self, document: Object, status: statuses.Status, guarded: bool = False) -> None:
+        """Write the status where it is another than before, with an Event for every condition that changed.
+
+        `guarded`: only over the one that was read, as it remembers what must not be lost.
+        """
+        previous: dict[str, Any] = document.get("status", {})
+        current = msgspec.to_builtins(msgspec.structs.replace(status, operator=self._options.operator))
+        if statuses.same(current, previous):
+            return
+        self._set_status(document, current, guarded)
+        for each in tellings(previous, status):
+            self._post(document, each)
+
+    def _set_status(self, document: Object, status: dict[str, Any], guarded: bool) -> None:
+        """Write a status. `guarded`: it remembers what must not be lost, so only where it is as it was read."""
+        metadata = document["metadata"]
+        version = metadata.get("resourceVersion", "") if guarded else ""
+        after = self._cluster.set_status(metadata["namespace"], metadata["name"], status, version)
+        document["metadata"] = {**metadata, "resourceVersion": after}
+
+    def _stamp(self) -> str:
+        return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _look_again(status: statuses.Status, told: Sequence[RouterStatus | None]) -> float:
+    """In how many seconds what pods say may be another; 0: it is not waited for. `told`: by each ready router."""
+    verified = next((c.status for c in status.conditions if c.type == VERIFIED), "True")
+    if any(each.requests is not None for each in status.leaving) or (any(told) and verified == "Unknown"):
+        return SOON_SECONDS
+    # A worker that does not say what it has may be on a node that is gone, and a ready router that does not answer
+    # may have lost one packet, or be out of the operator's reach: no event tells, and nothing is to be hurried for.
+    return FAILED_SECONDS if status.leaving or (told and verified != "True") else 0.0

@@ -1,0 +1,153 @@
+"""When the load of services is looked at that the operator scales itself: an edge, which asks pods and has a clock.
+
+What a decision depends on is in the service's status (`scaling/roles.py`). Here is only when each was looked at,
+so that no event, and no write of the operator's own, makes it look more often; and whose routers may hold requests
+while there is no worker, so that they are asked every second without reconciling anything.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from kvasir_engine.status_reports import RouterStatus, WorkerStatus
+from kvasir_operator.api import WORKER_ROLES, InferenceService
+from kvasir_operator.plan.observed import Observed, PodState
+from kvasir_operator.scaling.planner import Signals
+from kvasir_operator.scaling.roles import ScalingStatus, next_look, remembered, rescaled
+from kvasir_operator.scaling.signals import Told, signals, startup_seconds
+
+# How often routers are asked whether they hold requests for a service that has no workers.
+WAKE_SECONDS = 1.0
+# Routers of one service that are asked for it: one that holds requests is enough.
+MOST_ASKED = 8
+
+Key = tuple[str, str]
+
+
+class AskLoad(Protocol):
+    """Asks pods by their addresses; one that does not answer is `None`."""
+
+    def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]: ...
+
+    def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]: ...
+
+
+class Look(msgspec.Struct, frozen=True):
+    """When a service is to be looked at again (seconds of the epoch), unless it becomes another generation."""
+
+    generation: int
+    again: float
+
+
+class Autoscaler:
+    """Of one operator. `again` is told when to reconcile a service (namespace, name, seconds); `report` what was
+    decided and from what. May be used from several threads, but for one service from one at a time."""
+
+    def __init__(
+        self,
+        ask: AskLoad | None,
+        now: Callable[[], datetime],
+        again: Callable[[str, str, float], None],
+        report: Callable[[Key, ScalingStatus | None, Signals | None], None] = lambda key, scaling, signals: None,
+    ) -> None:
+        self._ask = ask
+        self._now = now
+        self._again = again
+        self._report = report
+        self._lock = threading.Lock()
+        self._looks: dict[Key, Look] = {}
+        self._asleep: dict[Key, tuple[str, ...]] = {}
+        self._woken: set[Key] = set()
+
+    def scale(
+        self, service: InferenceService, observed: Observed, status: Mapping[str, Any]
+    ) -> ScalingStatus | None:
+        """What holds now for the sizes of a service's roles; `None` where the operator does not scale them."""
+        key = service.namespace, service.name
+        before = remembered(status)
+        if service.spec.scaling.auto is None:
+            self.forget(key)
+            return None
+        now = self._now()
+        look = self._looks.get(key)
+        with self._lock:
+            woken = key in self._woken
+            self._woken.discard(key)
+        left = look.again - now.timestamp() if look and look.generation == service.generation else 0.0
+        scaling = before
+        if before is None or woken or left <= 0:
+            measured = self._measure(observed)
+            scaling = rescaled(service, observed, before, measured, now)
+            left = next_look(service, measured)
+            self._looks[key] = Look(service.generation, now.timestamp() + left)
+            self._report(key, scaling, measured)
+        if not self._sleeps(key, service, scaling, observed):
+            self._again(*key, left)
+        return scaling
+
+    def forget(self, key: Key) -> None:
+        """A service is gone, or is no longer scaled here."""
+        with self._lock:
+            self._asleep.pop(key, None)
+            self._woken.discard(key)
+        if self._looks.pop(key, None):
+            self._report(key, None, None)
+
+    def wake(self) -> list[Key]:
+        """Ask the routers of services without workers; those that hold requests are to be reconciled at once."""
+        with self._lock:
+            asleep = _in_turn(self._asleep)
+        if self._ask is None or not asleep:
+            return []
+        told = self._ask.routers([ip for _, ip in asleep])
+        woken = {key for (key, _), each in zip(asleep, told, strict=True) if each and each.load and each.load.held}
+        with self._lock:
+            self._woken |= woken & self._asleep.keys()
+        return sorted(woken)
+
+    def _sleeps(
+        self, key: Key, service: InferenceService, scaling: ScalingStatus | None, observed: Observed
+    ) -> bool:
+        """Whether both roles have no workers; then only requests that are held change anything."""
+        asleep = (
+            service.spec.scaling.holds is not None
+            and scaling is not None
+            and not any(scaling.role(role).replicas for role in WORKER_ROLES)
+        )
+        with self._lock:
+            if asleep:
+                self._asleep[key] = tuple(pod.ip for pod in observed.pods if pod.role == "router" and pod.ip)
+            else:
+                self._asleep.pop(key, None)
+        return asleep
+
+    def _measure(self, observed: Observed) -> Signals | None:
+        if self._ask is None:
+            return None
+        pods = [pod for pod in observed.pods if pod.ip]
+        routers = [pod for pod in pods if pod.role == "router"]
+        workers = [pod for pod in pods if pod.role in WORKER_ROLES and pod.ready and not pod.follower]
+        asked = self._ask.workers([pod.ip for pod in workers])
+        by_role: dict[str, list[WorkerStatus | None]] = {"prefill": [], "decode": []}
+        for pod, each in zip(workers, asked, strict=True):
+            by_role[pod.role].append(each)
+        told = self._ask.routers([pod.ip for pod in routers])
+        return signals(
+            Told(_expected(routers, told), tuple(by_role["prefill"]), tuple(by_role["decode"])),
+            startup_seconds(observed),
+        )
+
+
+def _in_turn(asleep: Mapping[Key, Sequence[str]]) -> list[tuple[Key, str]]:
+    """Some routers of each service, the first of every one before the second of any: who has many that do not
+    answer takes no time from others."""
+    places = range(min(MOST_ASKED, max(map(len, asleep.values()), default=0)))
+    return [(key, ips[place]) for place in places for key, ips in asleep.items() if place < len(ips)]
+
+
+def _expected(pods: Sequence[PodState], told: Sequence[RouterStatus | None]) -> tuple[RouterStatus | None, ...]:
+    """What routers say. One that is not ready has no clients, unless it says that it has."""
+    return tuple(each for pod, each in zip(pods, told, strict=True) if pod.ready or each)

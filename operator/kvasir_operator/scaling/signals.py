@@ -1,0 +1,74 @@
+"""PURE: what routers and workers say of themselves, as the scaling planner's signals."""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import msgspec
+
+from kvasir_engine.rolling_window import Sum
+from kvasir_engine.status_reports import LOAD_SECONDS, RouterStatus, WorkerLoad, WorkerStatus
+from kvasir_operator.api import WORKER_ROLES
+from kvasir_operator.plan.observed import Observed
+from kvasir_operator.scaling.planner import Signals
+
+STARTUP_SECONDS = 60.0  # where no worker has started yet
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What each pod says that is ready; `None`: it does not answer."""
+
+    routers: tuple[RouterStatus | None, ...] = ()
+    prefill: tuple[WorkerStatus | None, ...] = ()
+    decode: tuple[WorkerStatus | None, ...] = ()
+
+
+def signals(told: Told, startup: float = STARTUP_SECONDS) -> Signals | None:
+    """The load of all together; `None` where no router tells any. Workers that are silent are as the others are."""
+    routers = [(each, each.load) for each in told.routers if each and each.load]
+    if not routers:
+        return None
+    loads = [load for _, load in routers]
+    prefill, decode = _answers(told.prefill), _answers(told.decode)
+    lacks = len(routers) < len(told.routers)
+    lacks |= len(prefill) < len(told.prefill) or len(decode) < len(told.decode)
+    itl, ttft, decoding = (
+        sum(sums, Sum()) for sums in zip(*((x.itl, x.ttft, x.decode) for x in loads), strict=True)
+    )
+    prompts = sum(each.prompts for each in prefill)
+    pages = sum(each.pages for each in decode)
+    alone = [each.alone for each in decode if each.alone]
+    return Signals(
+        # A router that has only just started has not seen the whole window: no rate from a few moments.
+        arrivals=sum(each.arrivals / max(each.seconds, LOAD_SECONDS) for each in loads),
+        held=sum(each.held for each in loads),
+        inflight=sum(each.inflight for each, _ in routers),
+        waiting=_all(told.prefill, prefill, lambda each: each.waiting),
+        queued=_all(told.decode, decode, lambda each: each.waiting),
+        running=_all(told.decode, decode, lambda each: each.running),
+        prefill_seconds=sum(each.busy for each in prefill) / prompts if prompts else None,
+        decode_seconds=decoding.mean,
+        ttft=ttft.mean,
+        itl=itl.mean,
+        itl_floor=min(alone, default=0.0),
+        kv_use=sum(each.used_pages for each in decode) / pages if pages else 0.0,
+        startup=startup,
+        idle_seconds=min(each.idle for each in loads),
+        partial=lacks,
+    )
+
+
+def startup_seconds(observed: Observed) -> float:
+    """From a worker's creation to its readiness, in the middle of those that are ready."""
+    workers = (pod for pod in observed.pods if pod.role in WORKER_ROLES and not pod.follower)
+    taken = [pod.started for pod in workers if pod.started is not None]
+    return median(taken) if taken else STARTUP_SECONDS
+
+
+def _answers(told: Sequence[WorkerStatus | None]) -> list[WorkerLoad]:
+    return [each.load for each in told if each and each.load]
+
+
+def _all(told: Sequence[object], answers: Sequence[WorkerLoad], count: Callable[[WorkerLoad], int]) -> int:
+    """Of all workers, from those that answer."""
+    known = sum(map(count, answers))
+    return round(known * len(told) / len(answers)) if answers else 0

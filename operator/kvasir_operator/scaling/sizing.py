@@ -1,0 +1,34 @@
+"""PURE: the size of each role where an autoscaler has it, read from the InferenceRoles."""
+
+import msgspec
+
+from kvasir_operator.api import API_VERSION, ROLE_KIND, WORKER_ROLES, InferenceService
+from kvasir_operator.plan.observed import Observed, Reference
+from kvasir_operator.plan.steps import Report, Scale, Step
+
+
+class Sizing(msgspec.Struct, frozen=True):
+    """`service` with the replicas that its roles are to have, and what the InferenceRoles are to be told."""
+
+    service: InferenceService
+    steps: tuple[Step, ...] = ()
+
+
+def sized(service: InferenceService, observed: Observed) -> Sizing:
+    """The sizes that the InferenceRoles ask for. One that asks for none yet is given the spec's replicas."""
+    if service.spec.scaling.mode != "External":
+        return Sizing(service)
+    spec, steps = service.spec, list[Step]()
+    for role in WORKER_ROLES:
+        target = Reference(API_VERSION, ROLE_KIND, f"{service.name}-{role}")
+        if (found := observed.objects.get(target)) is None:
+            continue  # it is made first
+        workers, asked = spec.workers(role), found["spec"].get("replicas")
+        if asked is None:
+            steps.append(Scale(target, workers.replicas, found["metadata"].get("resourceVersion", "")))
+        else:
+            spec = msgspec.structs.replace(spec, **{role: msgspec.structs.replace(workers, replicas=asked)})
+        ready = sum(each.ready for each in observed.workloads(role))
+        if found.get("status", {}).get("replicas") != ready:
+            steps.append(Report(target, ready))
+    return Sizing(msgspec.structs.replace(service, spec=spec), tuple(steps))

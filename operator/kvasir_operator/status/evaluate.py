@@ -1,0 +1,262 @@
+"""PURE: what is observed of a service, judged: one verdict a condition. `status.py` says what each means."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from kvasir_engine.status_reports import RouterStatus
+from kvasir_operator.api import InferenceService
+from kvasir_operator.plan.observed import CLAIM_MISSING, Observed, Trouble
+from kvasir_operator.plan.preload import Loading
+from kvasir_operator.plan.wanted import wanted as wanted_of
+from kvasir_operator.render.names import Object, Role
+
+ROLES: tuple[Role, ...] = ("prefill", "decode", "router")
+CONDITIONS: dict[Role, str] = {"prefill": "PrefillReady", "decode": "DecodeReady", "router": "RouterReady"}
+VERIFIED = "KVTransferVerified"
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A condition to be: true, false, or `None` for unknown. `trouble`: time alone does not mend it."""
+
+    type: str
+    true: bool | None
+    reason: str
+    message: str
+    trouble: bool = False
+
+
+class Leaving(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A worker's pod that is on its way out, and what it still has to finish; `None` where it does not say."""
+
+    pod: str
+    requests: int | None = None
+    leases: int | None = None
+
+    def __str__(self) -> str:
+        if self.requests is None or self.leases is None:
+            return f"pod {self.pod} leaves"
+        return (
+            f"pod {self.pod} leaves when {_count(self.requests, 'request')} and {_count(self.leases, 'lease')} end"
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def model_cached(state: Loading | None, refused: str) -> list[Verdict]:
+    """The verdict on the Job that loads the model; none where there is no such Job."""
+    if refused:
+        return [Verdict("ModelCached", False, "ApplyFailed", refused, trouble=True)]
+    if state is None:
+        return []
+    return [
+        Verdict(
+            "ModelCached", state.done, state.reason, state.message, not state.done and state.reason != "Loading"
+        )
+    ]
+
+
+def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refused: str) -> tuple[int, int, Verdict]:
+    """How many of a role are wanted and how many of them ready, and the verdict. `refused`: what the API server
+    said against its objects."""
+    wants = wanted_of(desired, role)
+    name, wanted, revision = wants.name, wants.replicas, wants.revision
+    states = observed.workloads(role)
+    state = next((s for s in states if s.name == name), None)
+    ready = min(state.ready, wanted) if state else 0
+    # There is no set where there is no worker.
+    done = state.complete and state.wanted == wanted if state else wants.grouped and not wanted
+    count = f"{ready} of {wanted} ready"
+
+    def verdict(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, Verdict]:
+        return wanted, ready, Verdict(CONDITIONS[role], true, reason, message, trouble)
+
+    if refused:
+        return verdict(False, "ApplyFailed", f"{count}; {refused}", trouble=True)
+    if done:
+        return (
+            verdict(True, "AllReady", count) if wanted else verdict(True, "ScaledToZero", "no replicas are wanted")
+        )
+    if state and state.failure:
+        return verdict(False, "FailedCreate", f"{count}; {state.failure}", trouble=True)
+    if trouble := _trouble(role, revision, observed):
+        lasting = trouble.reason != CLAIM_MISSING
+        return verdict(False, trouble.reason, f"{count}; {_told(trouble)}", trouble=lasting)
+    serving = [f"{s.ready} of revision {s.revision}" for s in states if s.name != name and s.ready]
+    if serving:
+        return verdict(False, "RollingOut", f"{count} of revision {revision}; {' and '.join(serving)} still serve")
+    if state and ready == wanted:
+        message = f"{count}, {min(state.updated, wanted)} of them of revision {revision}"
+        return verdict(False, "RollingOut", message)
+    return verdict(False, "Starting", count)
+
+
+def _trouble(role: Role, revision: str, observed: Observed) -> Trouble | None:
+    """The first trouble among the pods of the wanted revision, by pod name.
+
+    A group is made anew when one of its pods fails, so its trouble is with pods that leave while their set stays.
+    """
+    staying = {each.name for each in observed.sets(role)}
+    failed = (p for p in observed.leaving if p.group in staying)
+    found = [p.trouble for p in (*observed.pods, *failed) if (p.role, p.revision) == (role, revision) and p.trouble]
+    return min(found, default=None)
+
+
+def _told(trouble: Trouble) -> str:
+    return f"pod {trouble.pod}: {trouble.reason}" + (f": {trouble.message}" if trouble.message else "")
+
+
+def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, Any]) -> Verdict:
+    """Whether KV was seen to move, by what the routers say of their canaries.
+
+    When none of them answers, what was known stands: a condition does not fall by a lost packet.
+    """
+    pairs = [router.pairs for router in routers]
+    failures = [failure for each in pairs for failure in each.failures]
+    verified, pending = sum(each.verified for each in pairs), sum(each.pending for each in pairs)
+    unpaired = [why for each in pairs for why in each.unpaired]
+    if failures:
+        return Verdict(VERIFIED, False, "CanaryFailed", f"no KV moves from {failures[0]}", trouble=True)
+    if verified:
+        return Verdict(VERIFIED, True, "CanaryPassed", "a canary was decoded from KV that prefill had sent")
+    if pending:
+        return Verdict(VERIFIED, None, "Verifying", "a canary is on its way from prefill to decode")
+    if unpaired:
+        return Verdict(VERIFIED, False, "NoPair", f"no workers can pair: {unpaired[0]}", trouble=True)
+    before = next((c for c in previous.get("conditions", []) if c["type"] == VERIFIED), None)
+    if before and before["status"] == "True" and not routers:
+        return Verdict(VERIFIED, True, before["reason"], before["message"])
+    return Verdict(VERIFIED, None, "NoReport", "no router has told of a pair of workers yet")
+
+
+def progressing(planned: str, rolling: bool, leaving: Sequence[Leaving]) -> Verdict:
+    """Whether workers come or go. `planned`: what the plan waits for, empty when it has nothing left to do."""
+    waits = "; ".join(filter(None, [planned, *map(str, leaving)]))
+    if planned:
+        return Verdict("Progressing", True, "RollingOut" if rolling else "Scaling", f"waits: {waits}")
+    if leaving:
+        return Verdict("Progressing", True, "Draining", f"waits: {waits}")
+    return Verdict("Progressing", False, "Complete", "all workers that are wanted are ready, and no other is left")
+
+
+def degraded(
+    verdicts: Sequence[Verdict], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
+) -> Verdict:
+    """Whether something is wrong that time alone does not mend, or that was right before with the same spec."""
+    for each in verdicts:
+        if each.trouble:
+            return Verdict("Degraded", True, each.reason, f"{each.type}: {each.message}")
+    before = {c["type"]: c for c in previous.get("conditions", [])}
+    lost = before.get("Degraded", {}).get("reason") == LOST
+    had_all = before.get("Ready", {}).get("status") == "True" or lost
+    if had_all and previous.get("observedGeneration") == generation:
+        for role, condition in CONDITIONS.items():
+            found = next((v for v in verdicts if v.type == condition), None)
+            if found and not found.true and (lost or _fewer(role, previous, sizes or {})):
+                return Verdict("Degraded", True, LOST, f"{found.type}: {found.message}, where all were")
+    return Verdict("Degraded", False, "AsExpected", "nothing is wrong")
+
+
+def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
+    """Whether pods are missing that were there, and not only some that were asked for since."""
+    if role not in sizes:
+        return True
+    wanted, ready = sizes[role]
+    before: int = previous.get(role, {}).get("ready", wanted)
+    return ready < min(wanted, before)
+
+
+def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list[Verdict]:
+    """Whether what collects metrics is let in; nothing is said where no NetworkPolicy keeps anybody out."""
+    if service.spec.network_policy == "None":
+        return []
+    if not metrics_namespace:
+        message = (
+            "NetworkPolicies let nobody collect the workers' metrics: no namespace of Prometheus is configured "
+            "(--metrics-namespace, in the chart monitoring.namespace)"
+        )
+        return [Verdict("MetricsReachable", False, "NoNamespace", message)]
+    message = f"NetworkPolicies let in namespace {metrics_namespace}"
+    return [Verdict("MetricsReachable", True, "NamespaceAllowed", message)]
+
+
+def exposed(service: InferenceService, rendered: Sequence[Object], servable: Sequence[Object]) -> list[Verdict]:
+    """Whether clients outside have a way in; nothing is said where none is wanted."""
+    kind = service.spec.router.expose.type
+    if kind == "Service":
+        return []
+    item = next(each for each in rendered if each["kind"] == kind)
+    if any(each["kind"] == kind for each in servable):
+        return [Verdict("Exposed", True, "Created", f"{kind} {item['metadata']['name']} is there")]
+    message = f"this cluster does not serve {item['apiVersion']} {kind}: the endpoint is inside the cluster only"
+    return [Verdict("Exposed", False, "APINotServed", message, trouble=True)]
+
+
+def kstatus(ready: Verdict, progressing: Verdict, degraded: Verdict) -> list[Verdict]:
+    """The two conditions by which tools such as Argo and Flux know any resource (sigs.k8s.io/cli-utils, kstatus).
+
+    They are there only while they are true: an absent one is False.
+    """
+    if degraded.true and not ready.true:
+        return [Verdict("Stalled", True, degraded.reason, degraded.message)]
+    if not ready.true or progressing.true:
+        what = ready if not ready.true else progressing
+        return [Verdict("Reconciling", True, what.reason, what.message)]
+    return []
+
+
+LOST = "PodsLost"
+
+# Of each role, how many are wanted and how many of them are ready.
+Sizes = Mapping[Role, tuple[int, int]]
+
+
+class Elastic(msgspec.Struct, frozen=True):
+    """A service that the operator scales itself: the fewest workers of each role, and whether routers hold requests
+    while there are none."""
+
+    least: Mapping[Role, int]
+    holds: bool
+
+    def serves(self, role: Role, reason: str, ready: int) -> bool:
+        """Whether requests are served though a role is not as it should be."""
+        if reason == "Starting" and self.holds and role != "router":
+            return True
+        return role in self.least and reason in ("Starting", "Unschedulable") and ready >= max(1, self.least[role])
+
+
+def elastic(service: InferenceService) -> Elastic | None:
+    """How the sizes of a service change by themselves; `None` where they do not."""
+    scaling = service.spec.scaling
+    if scaling.mode != "Auto" or scaling.auto is None:
+        return None
+    least: dict[Role, int] = {
+        "prefill": scaling.auto.prefill.min_replicas,
+        "decode": scaling.auto.decode.min_replicas,
+    }
+    return Elastic(least, scaling.holds is not None)
+
+
+def ready(verdicts: Sequence[Verdict], sizes: Sizes, elastic: Elastic | None = None) -> Verdict:
+    """Whether requests are served, by all that counts for it."""
+    roles = {condition: role for role, condition in CONDITIONS.items()}
+    for each in verdicts:
+        if each.true:
+            continue
+        if elastic and each.type in roles:
+            role = roles[each.type]
+            if elastic.serves(role, each.reason, sizes[role][1]):
+                continue
+        if elastic and elastic.holds and each.type == VERIFIED and each.true is None:
+            continue  # a pair has only just started
+        return Verdict("Ready", False, each.reason, f"{each.type}: {each.message}")
+    if elastic and elastic.holds and sizes["router"][0] and not sizes["decode"][1]:
+        reason = "Starting" if sizes["decode"][0] else "ScaledToZero"
+        return Verdict("Ready", True, reason, "no worker runs; routers hold requests until a pair has started")
+    for role in ("decode", "router"):
+        if sizes[role][0] == 0:
+            return Verdict("Ready", False, "ScaledToZero", f"no {role} replicas are wanted, so nothing is served")
+    return Verdict("Ready", True, "AllReady", "requests are served")

@@ -1,0 +1,86 @@
+"""PURE: the Events of a status: one a transition and none otherwise. `kubectl describe` reads as what happened."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from kvasir_operator.api import WORKER_ROLES
+from kvasir_operator.scaling.roles import ScalingStatus
+from kvasir_operator.status.derive import Condition, Status
+
+# A False for one of these reasons is part of the way, and no warning.
+CALM = {
+    "RollingOut",
+    "Starting",
+    "Loading",
+    "Verifying",
+    "NoReport",
+    "ScaledToZero",
+    "Scaling",
+    "WaitingForResourceClaim",
+}
+# Conditions that are good when they are False, and what their end is called.
+_ENDS = {"Degraded": "Recovered", "Progressing": "Complete"}
+# What others tell already, or nobody waits for.
+_QUIET = {"Stalled", "Reconciling", "MetricsReachable", "Exposed"}
+
+
+class Telling(msgspec.Struct, frozen=True):
+    """An Event to post. `occasion` tells it from others of the same reason."""
+
+    warning: bool
+    reason: str
+    message: str
+    since: str
+    occasion: str
+
+
+def tellings(previous: Mapping[str, Any], current: Status) -> list[Telling]:
+    """The Events of the conditions that are not what they were in `previous`."""
+    return [_telling(condition) for condition in transitions(previous, current)]
+
+
+def rescalings(before: ScalingStatus | None, current: ScalingStatus) -> list[Telling]:
+    """An Event for each role whose size the operator changes; what it would only do is no event."""
+    if before is None or current.mode != "Auto" or before.mode != "Auto":
+        return []
+    found = []
+    for role in WORKER_ROLES:
+        old, new = before.role(role), current.role(role)
+        if old.replicas != new.replicas:
+            reason = "ScaledUp" if new.replicas > old.replicas else "ScaledDown"
+            message = f"{role} from {old.replicas} to {new.replicas}: {new.reason}"
+            found.append(Telling(False, reason, message, new.since, f"{role} {new.replicas} {new.since}"))
+    return found
+
+
+def transitions(previous: Mapping[str, Any], current: Status) -> list[Condition]:
+    """The conditions whose status is another than in `previous`; only of Accepted a first False says something new.
+
+    What is unknown is not told: something is about to be known.
+    """
+    before = {condition["type"]: condition["status"] for condition in previous.get("conditions", [])}
+    return [
+        condition
+        for condition in current.conditions
+        if condition.status != "Unknown"
+        and condition.type not in _QUIET
+        and condition.status != _known(before.get(condition.type, "Unknown"), condition.type)
+    ]
+
+
+def _known(status: str, kind: str) -> str:
+    return status if status != "Unknown" else ("" if kind == "Accepted" else "False")
+
+
+def _telling(condition: Condition) -> Telling:
+    kind, true = condition.type, condition.status == "True"
+    message = f"{condition.reason}: {condition.message}"
+    if kind in _ENDS:
+        reason = (kind if kind == "Degraded" else condition.reason) if true else _ENDS[kind]
+        warning, message = kind == "Degraded" and true, message if kind == "Degraded" else condition.message
+    else:
+        reason, warning = kind if true else f"Not{kind}", not true and condition.reason not in CALM
+    since = condition.last_transition_time
+    return Telling(warning, reason, message, since, f"{kind} {condition.status} {since}")

@@ -1,0 +1,511 @@
+"""Both sides of the lease protocol against each other, over a network that delays and over peers that die.
+
+The property is the one that keeps bytes right: once the holder has got its pages back, the writer is not writing
+them and never will again under that lease.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kvasir_engine.connector import receiver, sender
+from kvasir_engine.connector.notifications import AnyMessage, Complete, Ping, Pong, Release, Stopped, Written
+from kvasir_engine.connector.receiver import PING_INTERVAL, RELEASE_INTERVAL, SILENCE, Receiver
+from kvasir_engine.connector.sender import PIECES, WINDOW, Push, Sender
+
+EPOCH = 7
+PAGES = 2
+LAYERS = 2
+P, D = "prefill", "decode"
+LEASES = st.integers(1, 3)
+ALL = range(LAYERS)
+SPAN = 0, LAYERS
+
+
+class Leases(RuleBasedStateMachine):
+    """One writer and one holder. Messages of one direction stay in order; the two clocks drift apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holder, self.writer = Receiver(EPOCH, LAYERS), Sender(LAYERS)
+        self.to_holder: deque[AnyMessage] = deque()
+        self.to_writer: deque[AnyMessage] = deque()
+        self.holder_now = self.writer_now = 0.0
+        self.posted: list[tuple[int, Push, range]] = []
+        self.granted: set[int] = set()
+        self.opened: dict[int, int] = {}  # lease -> pages pushed
+        self.written: dict[int, int] = {}  # lease -> layers of pages that were written well
+        self.corrupt: set[int] = set()
+        self.back: dict[int, str] = {}  # lease -> how the holder got its pages back
+        self.failed: set[int] = set()  # leases the writer's engine was told to forget
+        self.done: set[int] = set()
+
+    def at_holder(self, effects: Iterable[receiver.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case receiver.Ask(agent, message):
+                    assert agent == P
+                    self.to_writer.append(message)
+                case receiver.Settled(lease, complete):
+                    self.gets_back(lease, "settled")
+                    assert complete.pages == PAGES
+                    assert self.written[lease] == PAGES * LAYERS
+                    assert lease not in self.corrupt
+                case receiver.Reclaimed(lease, proof, _, code):
+                    self.gets_back(lease, proof)
+                    assert (code == "kv_digest_mismatch") <= (lease in self.corrupt)
+                case receiver.Verify(lease, agent, pages, _, digests):
+                    assert len(pages) == len(digests)
+                    self.holder.verified(lease, agent, 0 if lease in self.corrupt else len(pages))
+
+    def written_now(self) -> set[int]:
+        return {lease for lease, _, _ in self.posted}
+
+    def gets_back(self, lease: int, how: str) -> None:
+        assert lease not in self.back, "pages came back twice"
+        assert how == "writer_died" or lease not in self.written_now(), "pages came back under a write"
+        self.back[lease] = how
+
+    def at_writer(self, effects: Iterable[sender.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case sender.Post((agent, lease), push, layers):
+                    assert agent == D
+                    assert lease not in self.back, "a write into pages that were taken back"
+                    self.posted.append((lease, push, layers))
+                case sender.Announce((agent, lease), epoch, first, push, layers):
+                    assert agent == D
+                    span = layers.start, layers.stop
+                    self.to_holder.append(Written(lease, epoch, first, span, [0] * len(push.local)))
+                case sender.Tell(agent, message):
+                    assert agent == D
+                    self.to_holder.append(message)
+                case sender.Failed((_, lease), _):
+                    assert lease not in self.done
+                    assert lease not in self.written_now(), "told to forget pages that are still read"
+                    self.failed.add(lease)
+                case sender.Done((_, lease), push):
+                    if push.complete is not None:
+                        assert lease not in self.failed
+                        self.done.add(lease)
+
+    @rule(lease=LEASES, seconds=st.sampled_from([1.0, 5.0]))
+    def grant(self, lease: int, seconds: float) -> None:
+        if lease not in self.granted:
+            self.granted.add(lease)
+            self.holder.grant(lease, P, range(PAGES), self.holder_now, seconds)
+
+    @rule(lease=LEASES, seconds=st.sampled_from([1.0, 5.0]))
+    def the_prompt_reaches_the_writer(self, lease: int, seconds: float) -> None:
+        if lease in self.granted and lease not in self.opened:
+            self.opened[lease] = 0
+            self.at_writer(self.writer.open((D, lease), EPOCH, self.writer_now + seconds))
+
+    @rule(lease=LEASES)
+    def push(self, lease: int) -> None:
+        """The next page, layer by layer; after the last page, the completion."""
+        if lease in self.opened and self.opened[lease] <= PAGES and lease not in self.failed:
+            page = self.opened[lease]
+            self.opened[lease] += 1
+            if page == PAGES:
+                complete = Push(complete=Complete(lease, EPOCH, PAGES * 16, PAGES, 5))
+                return self.at_writer(self.writer.push((D, lease), complete, self.writer_now))
+            for layer in range(LAYERS):
+                push = Push((page,), (page,), layer)
+                self.at_writer(self.writer.push((D, lease), push, self.writer_now))
+        return None
+
+    @precondition(lambda self: self.posted)
+    @rule(data=st.data(), ok=st.sampled_from([True, True, True, False]))
+    def a_write_ends(self, data: st.DataObject, ok: bool) -> None:
+        lease, push, layers = self.posted.pop(data.draw(st.integers(0, len(self.posted) - 1)))
+        self.written[lease] = self.written.get(lease, 0) + ok * len(layers)
+        self.at_writer(self.writer.ended((D, lease), push, ok, self.writer_now))
+
+    @rule(lease=LEASES)
+    def a_page_is_spoiled(self, lease: int) -> None:
+        self.corrupt.add(lease)
+
+    @precondition(lambda self: self.to_holder)
+    @rule()
+    def the_holder_hears(self) -> None:
+        message = self.to_holder.popleft()
+        self.holder.heard(P, self.holder_now)
+        if not isinstance(message, Pong):
+            assert isinstance(message, Complete | Stopped | Written)
+            self.at_holder(self.holder.received(P, message))
+
+    @precondition(lambda self: self.to_writer)
+    @rule()
+    def the_writer_hears(self) -> None:
+        message = self.to_writer.popleft()
+        if isinstance(message, Ping):
+            self.to_holder.append(Pong(0, EPOCH))
+        else:
+            assert isinstance(message, Release)
+            self.at_writer(self.writer.released(D, message, self.writer_now))
+
+    @rule(lease=LEASES)
+    def the_holder_aborts(self, lease: int) -> None:
+        self.at_holder(self.holder.revoke(lease, self.holder_now))
+
+    @rule(lease=LEASES)
+    def the_writer_aborts(self, lease: int) -> None:
+        self.at_writer(self.writer.withdraw((D, lease), "aborted", self.writer_now))
+
+    @rule(seconds=st.sampled_from([0.3, 2.0]))
+    def the_holders_clock_runs(self, seconds: float) -> None:
+        self.holder_now += seconds
+        self.at_holder(self.holder.tick(self.holder_now))
+
+    @rule(seconds=st.sampled_from([0.3, 2.0]))
+    def the_writers_clock_runs(self, seconds: float) -> None:
+        self.writer_now += seconds
+        self.at_writer(self.writer.tick(self.writer_now))
+
+    @rule()
+    def the_writer_dies_and_is_reborn(self) -> None:
+        self.posted.clear()
+        self.to_holder.clear()
+        self.writer = Sender(LAYERS)
+        self.at_holder(self.holder.died(P))
+        self.to_writer.clear()
+        self.failed |= set(self.opened)  # its requests died with it
+        self.opened |= dict.fromkeys(self.granted, PAGES + 1)
+
+    @rule(
+        epoch=st.sampled_from([EPOCH - 1, EPOCH]), agent=st.sampled_from([P, "stranger"]), lease=st.integers(1, 9)
+    )
+    def a_stray_message_is_refused_by_name(self, epoch: int, agent: str, lease: int) -> None:
+        if epoch == EPOCH and agent == P:
+            lease += 100  # never granted
+        effects = list(self.holder.received(agent, Stopped(lease, epoch, "stray")))
+        assert [type(effect) for effect in effects] == [receiver.Rejected]
+
+    @invariant()
+    def a_lease_is_either_open_or_back(self) -> None:
+        assert len(self.holder) == len(self.granted) - len(self.back)
+
+    def teardown(self) -> None:
+        """However it went, once everyone aborts and the network delivers, every lease ends on both sides."""
+        for lease in self.granted:
+            self.the_holder_aborts(lease)
+        for _ in range(8):
+            self.the_holders_clock_runs(2.0)
+            while self.to_writer:
+                self.the_writer_hears()
+            while self.posted:
+                lease, push, _ = self.posted.pop()
+                self.at_writer(self.writer.ended((D, lease), push, False, self.writer_now))
+            while self.to_holder:
+                self.the_holder_hears()
+        assert set(self.back) == self.granted
+        assert len(self.holder) == 0
+        assert len(self.writer) == 0
+
+
+TestLeases = Leases.TestCase
+TestLeases.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+def test_a_release_that_overtakes_the_prompt_refuses_it() -> None:
+    machine = Sender(LAYERS)
+    assert [type(e) for e in machine.released(D, Release(1, EPOCH), 0.0)] == [sender.Tell]
+    assert [type(e) for e in machine.open((D, 1), EPOCH, 9.0)] == [sender.Failed]
+    assert list(machine.open((D, 1), EPOCH + 1, 9.0)) == []  # another life of the holder
+
+
+def test_a_timeout_alone_gives_no_page_back() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(PAGES), 0.0, 1.0)
+    effects = [e for t in range(2, 500) for e in machine.tick(float(t))]
+    assert {type(e) for e in effects} == {receiver.Fenced, receiver.Ask}
+    assert len(machine) == machine.fenced == 1
+
+
+def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(PAGES), 0.0, 60.0)
+    machine.grant(2, "other", range(PAGES), 0.0, 60.0)
+    asked = []
+    for quarter in range(1, 16):
+        machine.heard("other", quarter / 4)
+        asked += [e for e in machine.tick(quarter / 4) if isinstance(e, receiver.Fenced)]
+    assert asked == [receiver.Fenced(1, "lease_writer_silent", P)]
+
+
+def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(3), 0.0, 9.0)
+    (verify,) = machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]))
+    assert verify == receiver.Verify(1, P, (0, 1), ALL, (7, 8))
+    machine.verified(1, P, 2)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
+    assert isinstance(effect, receiver.Reclaimed)
+    assert "2 pages of 3" in effect.reason
+
+
+def test_a_completion_that_says_fewer_pages_is_none_though_all_are_written() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(3), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
+    machine.verified(1, P, 3)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 2, 5))
+    assert isinstance(effect, receiver.Reclaimed)
+    assert "2 pages of 3" in effect.reason
+
+
+def test_only_the_dead_writers_pages_come_back() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    for lease, agent in [(1, P), (2, "other"), (3, P)]:
+        machine.grant(lease, agent, range(PAGES), 0.0, 9.0)
+    gone = list(machine.died(P))
+    assert [type(effect) for effect in gone] == [receiver.Reclaimed] * 2
+    assert {effect.lease for effect in gone if isinstance(effect, receiver.Reclaimed)} == {1, 3}
+    assert [type(e) for e in machine.received("other", Stopped(2, EPOCH, "done"))] == [receiver.Reclaimed]
+
+
+def test_a_lease_is_fenced_once_and_its_writer_asked_until_it_answers() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    ask = receiver.Ask(P, Release(1, EPOCH))
+    assert list(machine.revoke(1, 0.0)) == [receiver.Fenced(1, "lease_aborted", P), ask]
+    assert list(machine.revoke(1, 0.1)) == []
+    for quarter in range(1, 9):
+        assert list(machine.tick(quarter * RELEASE_INTERVAL)) == [ask]
+        assert list(machine.tick(quarter * RELEASE_INTERVAL + 0.01)) == []
+
+
+def test_a_writer_that_owes_something_is_pinged_and_another_is_not() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    assert list(machine.tick(1.0)) == []
+    machine.grant(1, P, range(PAGES), 1.0, 9.0)
+    for quarter in range(5):
+        now = 1.0 + quarter * PING_INTERVAL
+        assert list(machine.tick(now)) == [receiver.Ask(P, Ping(0, EPOCH))]
+        assert list(machine.tick(now + 0.01)) == []
+
+
+def test_the_silence_between_two_leases_is_nobodys_fault() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    machine.heard(P, 0.5)
+    list(machine.received(P, Stopped(1, EPOCH, "done")))
+    machine.grant(2, P, range(PAGES), 100.0, 9.0)
+    assert not [e for e in machine.tick(100.0 + SILENCE / 2) if isinstance(e, receiver.Fenced)]
+    machine.grant(3, P, range(PAGES), 100.0 + SILENCE / 2, 9.0)  # another lease does not excuse the first's silence
+    assert [e for e in machine.tick(100.0 + SILENCE) if isinstance(e, receiver.Fenced)]
+
+
+KEY = D, 1
+
+
+def opened(deadline: float = 9.0) -> Sender:
+    machine = Sender(LAYERS)
+    assert list(machine.open(KEY, EPOCH, deadline)) == []
+    return machine
+
+
+def kinds(effects: Iterable[sender.Effect]) -> list[str]:
+    """The effects' types; of what is told, the message's."""
+    return [type(e.message if isinstance(e, sender.Tell) else e).__name__ for e in effects]
+
+
+def layers(page: int) -> list[Push]:
+    return [Push((page,), (page,), layer) for layer in range(LAYERS)]
+
+
+def test_a_completion_waits_for_every_write_under_way() -> None:
+    machine, (first, last) = opened(), layers(0)
+    done = Push(complete=Complete(1, EPOCH, 16, 1, 5))
+    assert kinds(machine.push(KEY, first, 0.0)) == ["Post"]
+    assert kinds(machine.push(KEY, last, 0.0)) == ["Post"]
+    assert kinds(machine.push(KEY, done, 0.0)) == []
+    assert kinds(machine.ended(KEY, first, True, 0.0)) == ["Announce"]
+    assert kinds(machine.tick(0.0)) == []
+    assert kinds(machine.ended(KEY, last, True, 0.0)) == ["Announce", "Done", "Complete", "Done"]
+
+
+def test_a_write_that_ends_before_an_earlier_one_is_not_announced_before_it() -> None:
+    machine, (first, last) = opened(), layers(0)
+    list(machine.push(KEY, first, 0.0))
+    list(machine.push(KEY, last, 0.0))
+    list(machine.push(KEY, Push(complete=Complete(1, EPOCH, 16, 1, 5)), 0.0))
+    assert kinds(machine.ended(KEY, last, True, 0.0)) == []
+    effects = machine.ended(KEY, first, True, 0.0)
+    assert kinds(effects) == ["Announce", "Announce", "Done", "Complete", "Done"]
+    assert [e.layers for e in effects if isinstance(e, sender.Announce)] == [range(1), range(1, 2)]
+
+
+def test_layers_that_wait_for_the_transport_go_together() -> None:
+    machine = Sender(8)
+    list(machine.open(KEY, EPOCH, 9.0))
+    busy = [Push((page,), (page,)) for page in range(WINDOW)]
+    for push in busy:
+        list(machine.push(KEY, push, 0.0))
+    pages, others = tuple(range(100, 100 + PIECES // 4)), tuple(range(200, 210))
+    waiting = [Push(pages, pages, layer) for layer in range(8)] + [
+        Push(others, others, layer) for layer in range(8)
+    ]
+    assert not any(e for push in waiting for e in machine.push(KEY, push, 0.0))
+    posts = [e for push in busy for e in machine.ended(KEY, push, True, 0.0) if isinstance(e, sender.Post)]
+    assert [(post.push.local, post.layers) for post in posts] == [
+        (pages, range(4)),
+        (pages, range(4, 8)),
+        (others, range(8)),
+    ]
+    effects = [e for post in posts for e in machine.ended(KEY, post.push, True, 0.0)]
+    assert [e.push for e in effects if isinstance(e, sender.Done)] == [waiting[7], waiting[15]]
+
+
+def test_a_completion_queued_under_the_last_write_does_not_overtake_it() -> None:
+    machine, push = opened(), Push((1, 2), (3, 4))
+    assert kinds(machine.push(KEY, push, 0.0)) == ["Post"]
+    assert kinds(machine.push(KEY, Push(complete=Complete(1, EPOCH, 32, 2, 5)), 0.0)) == []
+    assert kinds(machine.ended(KEY, push, True, 0.0)) == ["Announce", "Done", "Complete", "Done"]
+
+
+def test_whoever_wants_a_lease_to_end_waits_for_the_writes_under_way() -> None:
+    for stop in ("withdraw", "release", "deadline", "a failed write"):
+        machine, pushes = opened(5.0), [Push((page,), (page,), 0) for page in range(3)]
+        for push in pushes:
+            assert kinds(machine.push(KEY, push, 0.0)) == ["Post"]
+        match stop:
+            case "withdraw":
+                effects = machine.withdraw(KEY, "aborted", 1.0)
+            case "release":
+                effects = machine.released(D, Release(1, EPOCH), 1.0)
+            case "deadline":
+                effects = machine.tick(5.0)
+            case _:
+                effects = machine.ended(KEY, pushes.pop(), False, 1.0)
+        assert kinds(effects) == [], stop
+        assert kinds(machine.push(KEY, Push((7,), (7,)), 1.0)) == [], "a write was posted after the end"
+        assert kinds(machine.withdraw(KEY, "again", 1.0)) == []
+        while len(pushes) > 1:
+            assert kinds(machine.ended(KEY, pushes.pop(), True, 1.0)) == [], stop
+        assert kinds(machine.ended(KEY, pushes.pop(), True, 1.0)) == ["Failed", "Stopped"], stop
+        assert not len(machine)
+
+
+def test_a_write_that_failed_is_no_page() -> None:
+    machine, push = opened(), Push((1,), (1,))
+    list(machine.push(KEY, push, 0.0))
+    list(machine.push(KEY, Push(complete=Complete(1, EPOCH, 16, 1, 5)), 0.0))
+    assert kinds(machine.ended(KEY, push, False, 0.0)) == ["Failed", "Stopped"]
+
+
+def test_nothing_is_posted_at_or_after_the_deadline_even_before_the_clock_is_looked_at() -> None:
+    machine = opened(5.0)
+    assert kinds(machine.push(KEY, Push((1,), (1,)), 5.0)) == ["Failed", "Stopped"]
+
+
+def test_the_writers_clock_alone_ends_a_lease() -> None:
+    machine = opened(5.0)
+    assert kinds(machine.tick(4.9)) == []
+    assert kinds(machine.tick(5.0)) == ["Failed", "Stopped"]
+
+
+def test_a_lender_is_pinged_while_it_is_read_from_and_a_holder_that_is_written_to_is_not() -> None:
+    machine = opened()
+    assert list(machine.open(("lender", 2), EPOCH, 9.0, reading=True)) == []
+    assert list(machine.open(("lender", 3), EPOCH, 9.0, reading=True)) == []
+    for quarter in range(1, 4):
+        now = quarter * sender.PING_INTERVAL
+        assert list(machine.tick(now)) == [sender.Tell("lender", Ping(0, EPOCH))]
+        assert list(machine.tick(now + 0.01)) == []
+    assert kinds(machine.died("lender")) == ["Failed", "Failed"]
+    assert list(machine.tick(5.0)) == []
+
+
+def test_a_release_for_another_life_of_the_holder_stops_nothing() -> None:
+    machine = opened()
+    assert kinds(machine.released(D, Release(1, EPOCH - 1), 0.0)) == ["Stopped"]
+    assert kinds(machine.push(KEY, Push((1,), (1,)), 0.0)) == ["Post"]
+
+
+def test_a_holders_death_ends_its_leases_and_no_others() -> None:
+    machine = opened()
+    list(machine.open(("other", 1), EPOCH, 9.0))
+    assert list(machine.died(D)) == [sender.Failed(KEY, "the decode worker died")]
+    assert kinds(machine.push(("other", 1), Push((1,), (1,)), 0.0)) == ["Post"]
+
+
+def test_pages_are_announced_at_their_places_in_the_lease() -> None:
+    machine, places = opened(), []
+    for pages in [(1, 2, 3), (4,), (5, 6)]:
+        push = Push(pages, pages)
+        list(machine.push(KEY, push, 0.0))
+        places += [e.first for e in machine.ended(KEY, push, True, 0.0) if isinstance(e, sender.Announce)]
+    assert places == [0, 3, 4]
+
+
+def test_writes_under_way_are_bounded_and_the_rest_follows() -> None:
+    machine = opened()
+    pushes = [Push((page,), (page,), 0) for page in range(WINDOW + 3)]
+    posted = [e.push for push in pushes for e in machine.push(KEY, push, 0.0) if isinstance(e, sender.Post)]
+    assert posted == pushes[:WINDOW]
+    posted += [e.push for e in machine.ended(KEY, pushes[0], True, 0.0) if isinstance(e, sender.Post)]
+    assert posted == pushes[: WINDOW + 1]
+
+
+def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(3), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
+    machine.verified(1, P, 2)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
+    assert isinstance(effect, receiver.Reclaimed)
+    assert (effect.code, effect.proof) == ("kv_digest_mismatch", "acknowledged")
+
+
+def test_pages_announced_out_of_order_are_refused() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(3), 0.0, 9.0)
+    for first, count in [(1, 1), (0, 4)]:
+        (effect,) = machine.received(P, Written(1, EPOCH, first, SPAN, [0] * count))
+        assert isinstance(effect, receiver.Rejected)
+
+
+def test_layers_announced_out_of_order_are_refused() -> None:
+    for spans in [[(1, 2)], [(0, 1), (0, 1)], [(0, 3)], [(0, 0)], [(0, 1), (1, 3)]]:
+        machine = Receiver(EPOCH, LAYERS)
+        machine.grant(1, P, range(3), 0.0, 9.0)
+        *before, last = [list(machine.received(P, Written(1, EPOCH, 0, span, [0, 0]))) for span in spans]
+        assert all(isinstance(effect, receiver.Verify) for (effect,) in before)
+        assert [type(effect) for effect in last] == [receiver.Rejected], spans
+
+
+def test_layers_of_other_pages_than_those_begun_are_refused() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(3), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [0, 0])))
+    (effect,) = machine.received(P, Written(1, EPOCH, 0, (1, 2), [0, 0, 0]))
+    assert isinstance(effect, receiver.Rejected)
+
+
+def test_a_strangers_word_about_a_lease_is_refused_whatever_it_is() -> None:
+    for message in (
+        Written(1, EPOCH, 0, SPAN, [7, 8]),
+        Complete(1, EPOCH, 40, 2, 5),
+        Stopped(1, EPOCH, "done"),
+    ):
+        machine = Receiver(EPOCH, LAYERS)
+        machine.grant(1, P, range(2), 0.0, 9.0)
+        (effect,) = machine.received("stranger", message)
+        assert effect == receiver.Rejected("stranger", 1, f"the lease is {P}'s")
+        assert len(machine) == 1
+
+
+def test_a_completion_after_the_fence_gives_the_pages_back_and_settles_nothing() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(2), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8])))
+    machine.verified(1, P, 2)
+    list(machine.revoke(1, 1.0))
+    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5))
+    assert isinstance(effect, receiver.Reclaimed)
+    assert effect.proof == "acknowledged"

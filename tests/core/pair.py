@@ -1,0 +1,91 @@
+"""A prefill and a decode worker of the simulation, and a router that a test plays."""
+
+from simulation import Network, Worker
+
+from kvasir_engine.core.scheduler import Limits
+from kvasir_engine.protocol import Delta, Lease, Leased, Reserve, Sampling, Submit
+
+LIMITS = Limits(tokens=12, running=4, page_size=4)
+ROUTER, OTHER = 1, 2
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]  # 2 pages and a half
+
+
+class Pair:
+    """A prefill and a decode worker, and what they told the router."""
+
+    def __init__(
+        self, prefill_pages: int = 12, decode_pages: int = 12, limits: Limits = LIMITS, overlap: bool = False
+    ) -> None:
+        self.network = Network()
+        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, limits, overlap)
+        self.decode = Worker(self.network, "decode", "d", decode_pages, limits, overlap)
+        self.tokens: dict[str, dict[int, int]] = {}
+        self.failures: dict[str, list[str]] = {}
+
+    def lease(self, request: str, prompt: list[int], count: int = 3, session: int = ROUTER) -> Lease:
+        """Reserve at decode, and what it leased."""
+        reserve = Reserve(request, prompt, Sampling(max_tokens=count), self.prefill.endpoint, "", 0)
+        self.decode.engine.reserve(session, reserve)
+        self.decode.engine.step()
+        self.decode.obey()
+        for frame in self.frames(self.decode, session):
+            if isinstance(frame, Leased) and frame.lease is not None:
+                return frame.lease
+        raise AssertionError("no lease")
+
+    def submit(self, request: str, prompt: list[int], lease: Lease, count: int = 3, session: int = ROUTER) -> None:
+        frame = Submit(request, prompt, Sampling(max_tokens=count), "", lease, self.decode.endpoint)
+        self.prefill.engine.submit(session, frame)
+
+    def begin(self, request: str, prompt: list[int], count: int = 3) -> Lease:
+        """A handoff whose first writes are under way."""
+        lease = self.lease(request, prompt, count)
+        self.submit(request, prompt, lease, count)
+        self.prefill.engine.step()
+        self.prefill.obey()
+        assert self.prefill.writes
+        return lease
+
+    def frames(self, worker: Worker, session: int = ROUTER) -> list[Delta | Leased]:
+        frames = worker.engine.drain().get(session, [])
+        for frame in frames:
+            if isinstance(frame, Delta):
+                self.tokens.setdefault(frame.id, {}).update(enumerate(frame.tokens, frame.index))
+                if frame.failure is not None:
+                    self.failures.setdefault(frame.id, []).append(frame.failure.code)
+        return frames
+
+    def deliver(self) -> None:
+        """All writes end and all messages arrive; no time passes and no engine steps."""
+        for _ in range(20):
+            for worker in (self.prefill, self.decode):
+                worker.obey()
+                while worker.writes:
+                    worker.end_write()
+                while self.network.inbox(worker.endpoint.agent):
+                    worker.hear()
+                worker.learn()
+                worker.check()
+
+    def run(self) -> None:
+        """Until nothing is left to do, on a clock that stands still."""
+        for _ in range(60):
+            for worker in (self.prefill, self.decode):
+                worker.engine.step()
+                self.deliver()
+                self.frames(worker)
+
+    def at_rest(self) -> bool:
+        """Both pools hold nothing but what is cached, and nothing is owed."""
+        self.prefill.check()
+        self.decode.check()
+        return all(
+            not worker.engine.owing
+            and worker.engine.cache.pool.available == worker.engine.cache.pool.size
+            and not len(worker.holder)
+            and not len(worker.writer)
+            for worker in (self.prefill, self.decode)
+        )
+
+    def said(self, request: str) -> list[int]:
+        return [token for _, token in sorted(self.tokens[request].items())]
