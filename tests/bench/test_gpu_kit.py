@@ -13,7 +13,7 @@ KIT = ROOT / "bench" / "gpu"
 IMPORTED = """
 import importlib.metadata, json, sys
 import bench.h100_parts, kvasir_engine.entrypoints.cli
-import kvasir_engine.entrypoints.worker_server, kvasir_engine.entrypoints.build
+import kvasir_engine.entrypoints.worker_server, kvasir_engine.entrypoints.build, kvasir_engine.api.http.server
 import kvasir_engine.api.app, kvasir_engine.api.tokenizer, kvasir_engine.model.loading.gguf_tokenizer, gguf
 import transformers
 known = importlib.metadata.packages_distributions()

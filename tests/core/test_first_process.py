@@ -12,9 +12,9 @@ ALONE = ["unshare", "--fork", "--pid", "--kill-child"]
 # Stands for a command that still imports or loads.
 STARTING = """
 import os, time
-from kvasir_engine import cli, start
+from kvasir_engine.entrypoints import cli, main
 cli.main = lambda: (print(os.getpid(), flush=True), time.sleep(60))
-start.main()
+main.main()
 """
 
 
