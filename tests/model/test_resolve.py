@@ -103,7 +103,7 @@ def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path) -> None:
 
 def test_processes_that_convert_at_once_agree_on_one_whole_folder(gguf_file: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from kvasir_engine.model import source, convert\n"
+        "import sys; from pathlib import Path; from kvasir_engine.model.loading import resolver\n"
         "stages = []\n"
         "folder = resolver.resolve(sys.argv[1], cache=Path(sys.argv[2]), progress=lambda *s: stages.append(s))\n"
         "print(folder, len(stages) > 0)\n"
