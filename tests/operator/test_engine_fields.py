@@ -104,7 +104,7 @@ def test_annotations_are_on_what_the_type_names() -> None:
         ({"engine": {"image": "not an image"}}, "spec.engine.image"),
         ({"engine": {"imagePullPolicy": "Sometimes"}}, "spec.engine.imagePullPolicy"),
         ({"engine": {"env": [{"name": "KVASIR_PORT", "value": "1"}]}}, "spec.engine.env[0].name"),
-        ({"engine": {"env": [{"name": "A"}, {"name": "A"}]}}, "spec.engine.env[1].name"),
+        ({"engine": {"env": [{"name": "A"}, {"name": "A"}]}}, "spec.engine.env[1]"),
         ({"engine": {"env": [{"name": "A", "value": 1}]}}, "spec.engine.env[0].value"),
         ({"engine": {"caConfigMapName": "c", "env": [{"name": "SSL_CERT_FILE"}]}}, "spec.engine.env[0].name"),
         (

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from kvasir_operator.api.engine import IMAGE
-from kvasir_operator.api.fields import OBJECT_NAME, Part, about, count, text
+from kvasir_operator.api.fields import OBJECT_NAME, Part, about, count, entries, text
 from kvasir_operator.api.workers import Resources
 
 _NAME = OBJECT_NAME.strip("^$")
@@ -27,11 +27,11 @@ class Expose(Part, frozen=True):
         str, text("Ingress only: the Secret with the certificate; a Gateway has its own.", OBJECT_NAME, 253)
     ] = ""
     annotations: Annotated[
-        dict[str, str],
-        about(
+        dict[str, Annotated[str, text("The annotation's value.", None, 16384)]],
+        entries(
             "Annotations of the object that type names, over Kvasir's own: on an Ingress those by which nginx "
-            "keeps "
-            "streams of up to an hour and does not buffer them."
+            "keeps streams of up to an hour and does not buffer them.",
+            64,
         ),
     ] = {}
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from kvasir_operator.api.engine import Engine
-from kvasir_operator.api.fields import OBJECT_NAME, QUALIFIED_NAME, Part, about, listed, text
+from kvasir_operator.api.fields import OBJECT_NAME, QUALIFIED_NAME, Part, about, listed, text, words
 from kvasir_operator.api.model import Model
 from kvasir_operator.api.rollout import Drain, Rollout
 from kvasir_operator.api.router import Router
@@ -33,10 +33,9 @@ class Placement(Part, frozen=True):
     ] = ""
     gpu_products: Annotated[
         list[GpuProduct],
-        listed(
+        words(
             "Values of the node label nvidia.com/gpu.product that workers with device cuda must run on. "
-            "Default: H100 "
-            "nodes are preferred, and others are taken too.",
+            "Default: H100 nodes are preferred, and others are taken too.",
             32,
         ),
     ] = []

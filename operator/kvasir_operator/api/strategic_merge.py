@@ -26,7 +26,7 @@ LISTS_BY_KEY: dict[str, str] = {
     "hostAliases": "ip",
     "topologySpreadConstraints": "topologyKey",
 }
-_JOINED = ("tolerations",)
+JOINED = ("tolerations",)
 _REPLACED_WHOLE = ("volumes", "resourceClaims")
 # Of these giving one removes the others.
 _ONE_OF = ("value", "valueFrom")
@@ -50,7 +50,7 @@ def overlay(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
             merged[name] = overlay(_without(below, one, value), value)
         elif isinstance(value, list) and name in LISTS_BY_KEY:
             merged[name] = _by_key(name, below or [], value)
-        elif isinstance(value, list) and name in _JOINED:
+        elif isinstance(value, list) and name in JOINED:
             merged[name] = [*(below or []), *(item for item in value if item not in (below or []))]
         else:
             merged[name] = value

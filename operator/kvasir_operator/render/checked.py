@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole, Workers
-from kvasir_operator.api.strategic_merge import LISTS_BY_KEY, identity
+from kvasir_operator.api.strategic_merge import JOINED, LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
 from kvasir_operator.pod_validation import Path, Problem, pod_problems
 from kvasir_operator.render.devices import CONTAINER
@@ -105,6 +105,8 @@ def _index(field: str, merged: Any, step: int, patch: Any) -> int | None:
     """Which item of the patch's list a merged item comes from."""
     if not isinstance(patch, list):
         return None
+    if field in JOINED:
+        return patch.index(merged[step]) if merged[step] in patch else None
     if field not in LISTS_BY_KEY:
         return step if step < len(patch) else None
     key = identity(field, merged[step])
