@@ -131,7 +131,9 @@ def rotary() -> None:
                     (q, pool.view(-1, dim)[2 * kv_heads * page :][places[: -2 * kv_heads]].view(4, -1, dim)), 1
                 )
                 off = (turned[:, : heads + kv_heads] - exact).abs()
-                assert bool((off <= (0.51 * eps + 3e-6) * size + 1e-6).all()), "more than one rounding"
+                # Triton's interpreter cuts a bfloat16 off where a GPU rounds it.
+                once = (1.01 if dtype == torch.bfloat16 else 0.51) * eps
+                assert bool((off <= (once + 3e-6) * size + 1e-6).all()), "more than one rounding"
                 plain = torch.cat(
                     (
                         right[:-1, :heads],
