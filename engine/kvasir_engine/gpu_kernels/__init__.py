@@ -11,10 +11,11 @@ import torch
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton is installed: on Linux, PyTorch for CUDA brings it along."""
     return importlib.util.find_spec("triton") is not None
 
 
 def takes(tensor: torch.Tensor) -> bool:
     """Whether kernels run on tensors of this one's device."""
-    return tensor.device.type == "cuda" and _has_triton()
+    return tensor.device.type == "cuda" and has_triton()
