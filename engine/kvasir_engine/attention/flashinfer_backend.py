@@ -28,6 +28,7 @@ WORKSPACE_BYTES = 256 << 20
 """For the partial results of sequences that are split over the GPU's processors."""
 
 HEAD_DIMS = (64, 128, 256)
+DTYPES = (torch.bfloat16, torch.float16)
 
 
 def missing() -> str | None:
@@ -46,7 +47,7 @@ def unsupported(pool: KVPool, spec: AttentionSpec) -> str | None:
         return f"the pool is on {pool.tensor.device}, not on a GPU"
     if shape.head_dim not in HEAD_DIMS:
         return f"head size {shape.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
-    if shape.dtype not in (torch.bfloat16, torch.float16):
+    if shape.dtype not in DTYPES:
         return f"dtype {str(shape.dtype).removeprefix('torch.')} is none of bfloat16, float16"
     if spec.heads % shape.kv_heads:
         return f"{spec.heads} heads are no multiple of {shape.kv_heads} KV heads"

@@ -39,12 +39,12 @@ def compiled_in(head_dim: int, dtype: torch.dtype, windows: Collection[bool]) ->
     return found
 
 
-def compile_into(folder: Path, head_dims: Collection[int], dtype: torch.dtype) -> None:
+def compile_into(folder: Path, head_dims: Collection[int], dtypes: Collection[torch.dtype]) -> None:
     """Compile the modules into FOLDER/NAME/NAME.so, for the architectures in $FLASHINFER_CUDA_ARCH_LIST.
 
     A linker without libcuda needs a stub of it in a folder of $LIBRARY_PATH.
     """
-    for spec in [each for dim in head_dims for each in specs(dim, dtype, (False, True))]:
+    for spec in [each for dtype in dtypes for dim in head_dims for each in specs(dim, dtype, (False, True))]:
         target = folder / spec.name / f"{spec.name}.so"
         if not target.exists():
             began = time.monotonic()

@@ -10,9 +10,8 @@ so those of `MODELS` are compiled, and a worker of another model compiles its ow
 import logging
 import sys
 
-import torch
-
 from kvasir_engine.attention import flashinfer_modules
+from kvasir_engine.attention.flashinfer_backend import DTYPES, HEAD_DIMS
 from kvasir_engine.executor.gpu_warm_up import KernelShape, warm_up
 
 log = logging.getLogger("model")
@@ -61,7 +60,7 @@ def main(arguments: list[str]) -> None:
     if arguments == ["triton"]:
         compile_triton(MODELS)
     elif arguments == ["flashinfer"]:
-        flashinfer_modules.compile_into(flashinfer_modules.ahead_folder(), (64, 128, 256), torch.bfloat16)
+        flashinfer_modules.compile_into(flashinfer_modules.ahead_folder(), HEAD_DIMS, DTYPES)
     else:
         raise SystemExit("usage: python -m kvasir_engine.executor.kernels_ahead triton|flashinfer")
 
