@@ -25,7 +25,7 @@ if [ ! -x "$cache/env/bin/python" ]; then
         tqdm nvidia-ml-py packaging ninja urllib3 idna certifi charset_normalizer
 fi
 echo | gcc -shared -x c - -o "$cache/stubs/libcuda.so" -Wl,-soname,libcuda.so.1
-PATH="$cache/env/bin:$PATH" LIBRARY_PATH="$cache/stubs" "$cache/env/bin/python" "$here/compile_flashinfer.py" "$cache/aot"
+PATH="$cache/env/bin:$PATH" PYTHONPATH=engine LIBRARY_PATH="$cache/stubs" "$cache/env/bin/python" "$here/compile_flashinfer.py" "$cache/aot"
 
 site=$(mktemp -d); trap 'rm -rf "$site"' EXIT
 for wheel in "$cache"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done

@@ -1,13 +1,15 @@
 """A small model on a GPU beside the same on the CPU in float32, and steps in flight beside steps one by one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sequences import Sequences, random_tokens
 from test_gpu_launch import PROMPTS, decode_batch, generate, prompt_batch, requests
-from tiny_models import llama, mistral, runner_of
+from tiny_models import gemma3, llama, mistral, qwen3, runner_of
 
+from kvasir_engine import gpu_kernels
 from kvasir_engine.executor.model_runner import ModelRunner
 from kvasir_engine.protocol import Sampling
 from kvasir_engine.sampling.device_sampler import queue_sample
@@ -170,3 +172,22 @@ def test_a_gpus_pages_have_the_digests_of_the_same_bytes_on_a_host() -> None:
         for cut in (None, Cut(4, heads, heads - 1, 1, 2, tokens // 2 * dim * 2)):
             blocks = list(range(39, -1, -3))
             assert ours.measured(blocks, range(1, 4), cut).values == host.measured(blocks, range(1, 4), cut).values
+
+
+@pytest.mark.parametrize("kind", [llama, qwen3, gemma3])
+def test_fused_kernels_give_what_the_plain_layers_do(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = runner_of(kind(**HEADS), tmp_path)
+    ours = [loaded(tmp_path, "flashinfer") for _ in range(2)]
+    prompts = [random_tokens(count, exact.vocab, seed=count) for count in (40, 70, 21)]
+    sides = [Sequences(runner, prompts, 70) for runner in (exact, *ours)]
+    for counts in ({0: 17, 1: 1}, {1: 30, 0: 1, 2: 8}, {0: 1, 1: 1, 2: 1}):
+        right = sides[0].step(counts)
+        fused = sides[1].step(counts).float().cpu()
+        with monkeypatch.context() as patched:
+            patched.setattr(gpu_kernels, "takes", lambda _: False)
+            plain = sides[2].step(counts).float().cpu()
+        assert not torch.equal(fused, plain), "the kernels did not run"
+        off, allowed = ((each - right).norm() / right.norm() for each in (fused, plain))
+        assert float(off) < max(3e-2, 1.5 * float(allowed))

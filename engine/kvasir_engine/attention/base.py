@@ -42,6 +42,23 @@ class AttentionBackend(Protocol):
 
 
 @runtime_checkable
+class SeparateStore(AttentionBackend, Protocol):
+    """One that can leave the store of new KV to whoever makes it: `run` is that store and `attend`."""
+
+    def new_rows(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the planned batch's new KV of `layer` goes: the pool as rows of head_dim elements, and of each new
+        token the row of its first head of K, int64 [T].
+
+        The other heads', K's and then V's, follow a page size apart.
+        """
+        ...
+
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """As `run`, the new KV being in the pool."""
+        ...
+
+
+@runtime_checkable
 class GraphedAttention(AttentionBackend, Protocol):
     """One whose `run` may be captured in CUDA graphs: it queues kernels only, with shapes that the host knows.
 

@@ -28,6 +28,7 @@ WORKSPACE_BYTES = 256 << 20
 """For the partial results of sequences that are split over the GPU's processors."""
 
 HEAD_DIMS = (64, 128, 256)
+DTYPES = (torch.bfloat16, torch.float16)
 
 
 def missing() -> str | None:
@@ -46,7 +47,7 @@ def unsupported(pool: KVPool, spec: AttentionSpec) -> str | None:
         return f"the pool is on {pool.tensor.device}, not on a GPU"
     if shape.head_dim not in HEAD_DIMS:
         return f"head size {shape.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
-    if shape.dtype not in (torch.bfloat16, torch.float16):
+    if shape.dtype not in DTYPES:
         return f"dtype {str(shape.dtype).removeprefix('torch.')} is none of bfloat16, float16"
     if spec.heads % shape.kv_heads:
         return f"{spec.heads} heads are no multiple of {shape.kv_heads} KV heads"
@@ -63,7 +64,7 @@ class _Wrappers:
 
 class FlashInferBackend:
     """One backend a model: plans go to the wrappers of `IN_FLIGHT` steps in turn. `library` is FlashInfer's module.
-    A GraphedAttention, for pools with a scratch page.
+    A SeparateStore, and for pools with a scratch page a GraphedAttention.
 
     `plan` waits for nothing: what it copies to the device comes from page-locked memory and follows, in the stream,
     what the steps before still compute.
@@ -99,10 +100,9 @@ class FlashInferBackend:
         rows = pool.tensor.view(-1, shape.head_dim)
         layer_rows = 2 * shape.kv_heads * shape.page_size
         self._rows = [rows[layer * layer_rows :] for layer in range(shape.layers)]
-        self._host_heads = torch.arange(2 * shape.kv_heads) * shape.page_size  # of K, then of V
-        self._heads = self._host_heads.to(device)
+        self._heads = (torch.arange(2 * shape.kv_heads) * shape.page_size).to(device)  # of K, then of V
         self._page_rows = shape.layers * layer_rows
-        self._write = torch.empty(0)
+        self._write = torch.empty(0)  # of each new token its row of the first head of K
 
     def plan(self, batch: ForwardBatch) -> None:
         """See AttentionBackend."""
@@ -110,7 +110,7 @@ class FlashInferBackend:
         self._turn = (self._turn + 1) % IN_FLIGHT
         self._wrappers = self._sets[self._turn]
         self._decodes = decoding(batch)
-        self._write = (staged(self._new_rows(batch), self.pool.tensor.device)[:, None] + self._heads).flatten()
+        self._write = staged(self._first_rows(batch), self.pool.tensor.device)
         if self._decodes:
             self._plan_decode(paged_rows(batch, size, range(self._decodes)))
         if self._decodes < len(batch.query_lens):
@@ -126,12 +126,12 @@ class FlashInferBackend:
         self._turn = (self._turn + 1) % IN_FLIGHT
         self._decodes = len(batch.query_lens)
         self._write = self._graphs.write(self._decodes)
-        stage_into(self._write, (self._new_rows(batch)[:, None] + self._host_heads).flatten())
+        stage_into(self._write, self._first_rows(batch))
         rows = paged_rows(batch, self.pool.page_size, range(self._decodes))
         decodes = self._graphs.plan(rows, self._turn)
         self._wrappers = {window: _Wrappers(decode, None) for window, decode in decodes.items()}
 
-    def _new_rows(self, batch: ForwardBatch) -> torch.Tensor:
+    def _first_rows(self, batch: ForwardBatch) -> torch.Tensor:
         """Of each new token its row in `_rows` of the first layer and head, int64, on the host."""
         size = self.pool.page_size
         where = slots(batch, size)
@@ -139,9 +139,18 @@ class FlashInferBackend:
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """See AttentionBackend."""
-        dim = self.pool.shape.head_dim
-        # Token by token all heads of K and then all of V, as `_write` has them.
-        self._rows[layer].index_copy_(0, self._write, torch.cat((k, v), 1).view(-1, dim))
+        rows, first = self.new_rows(layer)
+        # Token by token all heads of K and then all of V.
+        where = (first[:, None] + self._heads).flatten()
+        rows.index_copy_(0, where, torch.cat((k, v), 1).view(-1, self.pool.shape.head_dim))
+        return self.attend(layer, q)
+
+    def new_rows(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See SeparateStore."""
+        return self._rows[layer], self._write
+
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """See SeparateStore."""
         wrappers, cache = self._wrappers[self._spec.windows[layer]], self._layers[layer]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         count = self._decodes

@@ -57,9 +57,9 @@ class GraphWrappers:
         sizes: Sequence[int],
         longest: int,
     ) -> None:
-        shape, device, most = pool.shape, pool.tensor.device, max(sizes)
+        device, most = pool.tensor.device, max(sizes)
         self._pool, self._spec = pool, spec
-        self._write = torch.zeros(most * 2 * shape.kv_heads, dtype=torch.int64, device=device)
+        self._write = torch.zeros(most, dtype=torch.int64, device=device)
 
         def numbers(count: int) -> torch.Tensor:
             return torch.zeros(count, dtype=torch.int32, device=device)
@@ -89,8 +89,8 @@ class GraphWrappers:
                 self._planned[size][window] = _Planned([wrapper() for _ in range(IN_FLIGHT)])
 
     def write(self, size: int) -> torch.Tensor:
-        """The rows that a batch of `size` writes, int64 [size * 2 * kv_heads], for the caller to fill."""
-        return self._write[: size * 2 * self._pool.shape.kv_heads]
+        """The rows that a batch of `size` writes first, int64 [size], for the caller to fill."""
+        return self._write[:size]
 
     def plan(self, rows: PagedRows, turn: int) -> dict[int | None, Any]:
         """The wrapper for each window's layers, planned. `turn` is below IN_FLIGHT, another at each step."""

@@ -16,6 +16,7 @@ from kvasir_engine.cpu_kernels import unavailable_reason
 from kvasir_engine.errors import ModelError
 from kvasir_engine.executor.cuda_graphs import captured, graph_memory, why_not
 from kvasir_engine.executor.gpu_launcher import GpuLauncher
+from kvasir_engine.executor.gpu_warm_up import KernelShape, log_kernels
 from kvasir_engine.executor.step import FinishedStep, LaunchedStep
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.kv.digests import STRIPE, KeptDigests
@@ -97,6 +98,7 @@ class ModelRunner:
         self._launcher: GpuLauncher | None = None
         self.no_graphs: str | None = f"there are none on {self.device.type}"
         if self.device.type == "cuda":
+            log_kernels(KernelShape.of(config, part, group.size, self.dtype, page_size), config.windows)
             self._launcher = self._launch_by(graphs, group, progress)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16:
             reason = unavailable_reason()

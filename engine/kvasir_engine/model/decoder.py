@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from kvasir_engine.attention.base import AttentionBackend
+from kvasir_engine import gpu_kernels
+from kvasir_engine.attention.base import AttentionBackend, SeparateStore
 from kvasir_engine.model.config import Experts, ModelConfig
 from kvasir_engine.model.layers.basic import Head, HeadNorm, Linear, RMSNorm, Rotary, RowParallel
 from kvasir_engine.model.layers.mlp import ACTIVATIONS, MLP
 from kvasir_engine.model.layers.moe import MixtureOfExperts, experts_of
+from kvasir_engine.model.layers.residual import Residual
 from kvasir_engine.model.loading.weight_loader import Rows, Weights
 from kvasir_engine.model.step_graph import Graphs
 from kvasir_engine.model.tensor_parallel import ProcessGroup, Shard
@@ -32,6 +34,10 @@ class Block:
     mlp_norm: RMSNorm
     mlp: MLP | MixtureOfExperts
     after_mlp: RMSNorm | None
+
+
+Attending = Callable[[int, Block, torch.Tensor], torch.Tensor]
+"""From a layer's number, its block and its product of Q, K and V to what it attended to [T, heads * head_dim]."""
 
 
 class Decoder:
@@ -73,33 +79,50 @@ class Decoder:
         The logits are written to `out` if it is given. This is captured in CUDA graphs (`cuda_graphs.py`): on a GPU
         it must wait for nothing, and read nothing of a step but its arguments.
         """
-        heads, kv_heads = len(self._shard.heads), len(self._shard.kv_heads)
-        turns = {rotary: rotary.at(positions) for rotary in self._rotaries}
-        # The residual stream is float32: bfloat16 would round away the small contributions of the later layers.
         x = F.embedding(tokens, self._embedding).float()
         if self._scale != 1.0:
             x *= self._scale
         graph = self._graphs.graph(attention, len(tokens))
         if graph is not None:
+            turns = {rotary: rotary.at(positions) for rotary in self._rotaries}
             return self._head(self._norm(graph.run(x, turns, on_layer)[last]), out)
+        stream, attend = Residual(x), self._attending(positions, attention)
         for index, block in enumerate(self._blocks):
-            qkv = block.qkv(block.attention_norm(x)).view(-1, heads + 2 * kv_heads, self._head_dim)
+            attended = attend(index, block, block.qkv(stream.normed(block.attention_norm)))
+            if on_layer is not None:
+                on_layer(index)
+            stream.add(block.output, attended, block.after_attention)
+            stream.add(block.mlp, stream.normed(block.mlp_norm), block.after_mlp)
+        return self._head(stream.normed_at(self._norm, last), out)
+
+    def _attending(self, positions: torch.Tensor, attention: AttentionBackend) -> Attending:
+        """What makes Q, K and V of a layer's product, stores the new KV and attends, for tokens at `positions`."""
+        heads, kv_heads = len(self._shard.heads), len(self._shard.kv_heads)
+        sizes = -1, heads + 2 * kv_heads, self._head_dim
+        if gpu_kernels.takes(positions) and isinstance(attention, SeparateStore):
+            from kvasir_engine.gpu_kernels.rotary_store import rotary_store
+
+            def fused(index: int, block: Block, product: torch.Tensor) -> torch.Tensor:
+                norm, tables = block.head_norm, (block.rotary.cos, block.rotary.sin)
+                weights = None if norm is None else (norm.weight, norm.eps)
+                pool, first = attention.new_rows(index)
+                qkv, size = product.view(sizes), attention.pool.page_size
+                return attention.attend(
+                    index, rotary_store(qkv, positions, tables, weights, first, pool, heads, size)
+                )
+
+            return fused
+        turns = {rotary: rotary.at(positions) for rotary in self._rotaries}
+
+        def plain(index: int, block: Block, product: torch.Tensor) -> torch.Tensor:
+            qkv = product.view(sizes)
             if block.head_norm is not None:
                 block.head_norm(qkv)
             block.rotary.rotate(qkv[:, : heads + kv_heads], turns[block.rotary])
             q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
-            attended = attention.run(index, q, k, v)
-            if on_layer is not None:
-                on_layer(index)
-            if block.after_attention is None:
-                block.output.add_to(x, attended)
-            else:
-                x += block.after_attention(block.output(attended).float())
-            if block.after_mlp is None:
-                block.mlp.add_to(x, block.mlp_norm(x))
-            else:
-                x += block.after_mlp(block.mlp(block.mlp_norm(x)).float())
-        return self._head(self._norm(x[last]), out)
+            return attention.run(index, q, k, v)
+
+        return plain
 
 
 class BlockLoader:

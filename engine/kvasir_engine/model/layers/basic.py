@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from kvasir_engine import gpu_kernels
 from kvasir_engine.model.config import Rope
 from kvasir_engine.model.layers import cpu
 from kvasir_engine.model.tensor_parallel import ALONE, ProcessGroup
@@ -121,6 +122,10 @@ class Head:
             if settled is not None:
                 return settled if out is None else out.copy_(settled)
         rounded = self._group.all_gather(self._linear(x.to(self._weight.dtype)))
+        if self._rounding and self._group.size == 1 and gpu_kernels.takes(rounded):
+            from kvasir_engine.gpu_kernels.settle import settle
+
+            return settle(rounded, x, self._weight, out, self._rounding, self.QUEUED_RIVALS)
         logits = rounded.float() if out is None else out.copy_(rounded)
         if self._rounding and logits.device.type == "cuda":
             self.settle_queued(x, logits)
@@ -170,39 +175,39 @@ class RMSNorm:
     `offset` is added to the weight: Gemma's are stored less one.
     """
 
-    __slots__ = ("_dtype", "_eps", "_weight", "fused")
+    __slots__ = ("dtype", "eps", "fused", "weight")
 
     def __init__(
         self, weight: torch.Tensor, eps: float, dtype: torch.dtype | None = None, offset: float = 0.0
     ) -> None:
-        self._dtype = dtype or weight.dtype
+        self.dtype = dtype or weight.dtype
         self.fused = cpu.norm(weight, eps, offset)
-        self._weight = weight.float() + offset
-        self._eps = eps
+        self.weight = weight.float() + offset
+        self.eps = eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden], float32, to the same shape."""
         if self.fused is not None:
-            return self.fused(x, torch.empty(x.shape, dtype=self._dtype))
-        return F.rms_norm(x, self._weight.shape, self._weight, self._eps).to(self._dtype)
+            return self.fused(x, torch.empty(x.shape, dtype=self.dtype))
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps).to(self.dtype)
 
 
 class HeadNorm:
     """Root mean square normalisation of each head of Q and K by itself, in place."""
 
-    __slots__ = ("_eps", "_heads", "_weight")
+    __slots__ = ("_heads", "eps", "weight")
 
     def __init__(
         self, q: torch.Tensor, k: torch.Tensor, heads: int, kv_heads: int, eps: float, offset: float
     ) -> None:
-        self._weight = torch.cat((q.expand(heads, -1), k.expand(kv_heads, -1))).float() + offset
+        self.weight = torch.cat((q.expand(heads, -1), k.expand(kv_heads, -1))).float() + offset
         self._heads = heads + kv_heads
-        self._eps = eps
+        self.eps = eps
 
     def __call__(self, qkv: torch.Tensor) -> None:
         """[T, heads + 2 * kv_heads, head_dim]: Q and K are changed."""
         qk = qkv[:, : self._heads]
-        qk.copy_(F.rms_norm(qk.float(), qk.shape[-1:], None, self._eps).mul_(self._weight))
+        qk.copy_(F.rms_norm(qk.float(), qk.shape[-1:], None, self.eps).mul_(self.weight))
 
 
 class Rotary:
@@ -213,14 +218,14 @@ class Rotary:
     ) -> None:
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), rotary_frequencies(rope, head_dim))
         cos, sin = angles.cos(), angles.sin()
-        self._cos = torch.cat((cos, cos), -1).to(device, dtype)
-        self._sin = torch.cat((-sin, sin), -1).to(device, dtype)
+        self.cos = torch.cat((cos, cos), -1).to(device, dtype)
+        self.sin = torch.cat((-sin, sin), -1).to(device, dtype)
         self._half = head_dim // 2
-        self._fused = cpu.rotation(self._cos)
+        self._fused = cpu.rotation(self.cos)
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors at `positions` [T], for `rotate`."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
     def rotate(self, x: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Turn `x` [T, heads, head_dim] in place."""

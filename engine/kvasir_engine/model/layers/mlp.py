@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from kvasir_engine import gpu_kernels
 from kvasir_engine.model.layers import cpu
 from kvasir_engine.model.layers.basic import Linear, RowParallel
 
@@ -22,6 +23,10 @@ class Activation:
     def __call__(self, gate_up: torch.Tensor) -> torch.Tensor:
         if cpu.takes(gate_up):
             return cpu.gate(self.name)(gate_up)
+        if gpu_kernels.takes(gate_up):
+            from kvasir_engine.gpu_kernels.gate import gated
+
+            return gated(gate_up, self.name)
         gate, up = gate_up.chunk(2, -1)
         return self.plain(gate).mul_(up)
 
