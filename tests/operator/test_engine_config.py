@@ -24,6 +24,7 @@ from kvasir_engine.executor.rank_protocol import Setup, decode_to_main, encode
 from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.weight_loader import choose_dtype
 from kvasir_engine.protocol import Fingerprint
+from kvasir_operator.__main__ import app as operator
 from kvasir_operator.api import Spec
 from kvasir_operator.api.kv_fingerprint import fingerprint as label
 
@@ -125,16 +126,6 @@ def test_no_other_setting_keeps_two_workers_from_pairing(name: str, tmp_path: Pa
     ours = EngineConfig(model_in(tmp_path / "one", 1.0))
     theirs = msgspec.structs.replace(ours, **{**TOGETHER.get(name, {}), name: OTHER[name]})
     assert of_engine(ours).mismatch(of_engine(theirs)) is None
-
-
-def test_a_revision_is_the_same_in_the_uri_and_beside_it(tmp_path: Path) -> None:
-    folder = Path(model_in(tmp_path / "one", 1.0).removeprefix("file://"))
-    model = load_config(folder)
-    found = [
-        fingerprint_of(config, folder, model, torch.bfloat16)
-        for config in (EngineConfig("hf://a/b@v1"), EngineConfig("hf://a/b", revision="v1"))
-    ]
-    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -250,3 +241,11 @@ def test_the_command_ends_with_one_line_and_status_2() -> None:
 def test_the_configuration_loads_no_torch() -> None:
     code = "import sys, kvasir_engine.config, kvasir_engine.environment; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_operator_refuses_them_too() -> None:
+    result = CliRunner().invoke(operator, ["crd"], env={"KVASIR_ENGINE_IMAG": "x"})
+    assert result.exit_code == 2
+    assert result.output == (
+        "kvasir-operator: error: KVASIR_ENGINE_IMAG is no variable of Kvasir's; did you mean KVASIR_ENGINE_IMAGE?\n"
+    )

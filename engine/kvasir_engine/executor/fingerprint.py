@@ -8,18 +8,15 @@ from kvasir_engine.config import EngineConfig
 from kvasir_engine.kv.digests import NONE, TOKENS
 from kvasir_engine.model.config import ModelConfig
 from kvasir_engine.model.loading.safetensors_files import weights_digest
-from kvasir_engine.model.loading.uri import HubURI, parse
 from kvasir_engine.protocol import HEADS_APART, Fingerprint
 
 
 def fingerprint_of(config: EngineConfig, folder: Path, model: ModelConfig, dtype: torch.dtype) -> Fingerprint:
     """The fingerprint of a worker that has the model in `folder`, and computes in `dtype`."""
-    uri = parse(config.model)
-    revision = uri.revision if isinstance(uri, HubURI) else None  # it may stand in either place
     quantized = "" if config.quantization == "none" else f"-{config.quantization}"
     return Fingerprint(
         model=weights_digest(folder) + quantized,
-        revision=config.revision or revision or "",
+        revision=config.revision,
         dtype=str(dtype).removeprefix("torch."),
         layout=HEADS_APART,
         page_size=config.page_size,
