@@ -19,10 +19,11 @@ from typing import Any
 
 from bench.h100 import DRY, H100, Load
 
+from kvasir_engine.config import EngineConfig
 from kvasir_engine.core.engine_thread import EngineThread
-from kvasir_engine.entrypoints.build import EngineOptions, build
+from kvasir_engine.entrypoints.build import build
 from kvasir_engine.logs import log_to_stderr
-from kvasir_engine.protocol import Delta, Endpoint, Leased, Reserve, Sampling, Step, Submit, ToRouter
+from kvasir_engine.protocol import Delta, Endpoint, Leased, Reserve, Role, Sampling, Step, Submit, ToRouter
 
 SHAPE = 0.9
 """Sigma of the lengths' lognormal distribution: ShareGPT's are about as skewed."""
@@ -94,10 +95,13 @@ def prompt_of(length: int, load: Load, rng: random.Random) -> list[int]:
     return rng.choices(range(load.config["vocab_size"]), k=length)
 
 
-def options_of(folder: Path, load: Load, kv_cache_memory: int, eager: bool = False) -> EngineOptions:
+def options_of(
+    folder: Path, load: Load, kv_cache_memory: int, eager: bool = False, role: Role = "both"
+) -> EngineConfig:
     """The engine that is measured; `eager`: without CUDA graphs, as it is anyway on a CPU."""
-    return EngineOptions(
+    return EngineConfig(
         f"file://{folder}",
+        role=role,
         dtype=load.dtype,
         device=load.device,
         max_length=load.max_length,
@@ -127,7 +131,7 @@ def decode_rate(times: list[list[float]]) -> float:
 def eager(folder: Path, load: Load) -> dict[str, Any]:
     """What CUDA graphs are for, without them: decoding, whose kernels are launched one by one."""
     rng = random.Random(0)
-    thread, _ = build(options_of(folder, load, load.kv_cache_memory, eager=True), "both", False)
+    thread, _ = build(options_of(folder, load, load.kv_cache_memory, eager=True), False)
     client = Client(thread)
     client.run([(prompt_of(n, load, rng), 4) for n in (60, 1)])  # compiles
     rates = decode_rates(client, load, rng)
@@ -139,7 +143,7 @@ def engine(folder: Path, load: Load) -> dict[str, Any]:
     """One colocated engine: throughput and idle share, one stream, long prompts."""
     rng = random.Random(0)
     began = time.perf_counter()
-    thread, _ = build(options_of(folder, load, load.kv_cache_memory), "both", False)
+    thread, _ = build(options_of(folder, load, load.kv_cache_memory), False)
     client, stats = Client(thread), thread.engine.stats
     loaded = time.perf_counter() - began
     longest = load.max_length // 2
@@ -183,7 +187,7 @@ def engine(folder: Path, load: Load) -> dict[str, Any]:
 def serve(pipe: Connection, folder: Path, load: Load, role: Any) -> None:
     """A worker's process: frames of the router come through `pipe`, and what it says goes back."""
     log_to_stderr()
-    thread, handoff = build(options_of(folder, load, load.pair_kv_cache_memory), role, True)
+    thread, handoff = build(options_of(folder, load, load.pair_kv_cache_memory, role=role), True)
     assert handoff is not None
     pipe.send(handoff.endpoint)
     session = thread.attach(pipe.send)

@@ -130,7 +130,7 @@ def limits() -> dict[str, Any]:
 part("limits", 20, limits)
 torch.cuda.empty_cache()
 BEGUN = time.perf_counter()
-THREAD, _ = build(options_of(FOLDER, LOAD, 0), "both", False)
+THREAD, _ = build(options_of(FOLDER, LOAD, 0), False)
 CLIENT, STATS = Requests(THREAD), THREAD.engine.stats
 RESULTS["build_seconds"] = time.perf_counter() - BEGUN
 CLIENT.go([(tokens(count), Sampling(max_tokens=4)) for count in (4096, 7, 1, 220)])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from kvasir_engine.environment import refuse_unknown
+from kvasir_engine.errors import UserError
 from kvasir_operator.api import API_VERSION, KIND
 from kvasir_operator.api.crd import crd_yaml, role_crd_yaml
 from kvasir_operator.api.structural_schema import LIMIT
@@ -22,6 +25,15 @@ from kvasir_operator.plan import trace
 from kvasir_operator.render import Options
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def begin() -> None:
+    """Serves InferenceServices in a cluster."""
+    try:
+        refuse_unknown(os.environ)
+    except UserError as error:
+        _fail(str(error))
 
 
 @app.command()

@@ -39,7 +39,8 @@ def _follow(
     if setup is not None:
         setup()
     try:
-        follow(engine_options(folder, ranks, 16, nodes), role, "127.0.0.1", port, SECONDS)  # type: ignore[arg-type]
+        here = {"role": role, "host": "127.0.0.1", "port": port, "drain_seconds": SECONDS}
+        follow(engine_options(folder, ranks, 16, nodes, **here))
     except UserError as error:  # as the command does
         with log.open("a") as file:
             file.write(f"kvasir: error: {error}\n")

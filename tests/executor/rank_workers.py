@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from kvasir_engine.entrypoints.build import EngineOptions, build
+from kvasir_engine.config import EngineConfig
+from kvasir_engine.entrypoints.build import build
 from kvasir_engine.executor.model_runner import ModelRunner
 from kvasir_engine.executor.node_protocol import Nodes
 from kvasir_engine.faults import VARIABLE
@@ -90,9 +91,11 @@ def forkserver() -> Any:
     return context
 
 
-def engine_options(folder: Path, ranks: int, page_size: int, nodes: Nodes | None = None) -> EngineOptions:
+def engine_options(
+    folder: Path, ranks: int, page_size: int, nodes: Nodes | None = None, **more: Any
+) -> EngineConfig:
     """Those of the tests here."""
-    return EngineOptions(
+    return EngineConfig(
         f"file://{folder}",
         dtype="float32",
         device="cpu",
@@ -102,7 +105,10 @@ def engine_options(folder: Path, ranks: int, page_size: int, nodes: Nodes | None
         overlap="on" if ranks == 2 else "off",
         max_running=8,
         prefill_chunk=48,
-        nodes=nodes,
+        nnodes=nodes.count if nodes else 1,
+        node_rank=nodes.rank if nodes else 0,
+        dist_init_addr=f"{nodes.host}:{nodes.port}" if nodes else "",
+        **more,
     )
 
 
@@ -115,8 +121,7 @@ def log_into(log: Path) -> None:
 
 def _work(
     pipe: Connection,
-    options: EngineOptions,
-    role: Any,
+    options: EngineConfig,
     fault: str,
     log: Path,
     setup: Callable[[], None] | None,
@@ -125,7 +130,7 @@ def _work(
     os.environ[VARIABLE] = fault
     if setup is not None:
         setup()
-    thread, handoff = build(options, role, True)
+    thread, handoff = build(options, True)
     assert handoff is not None
     pipe.send(handoff.endpoint)
     session = thread.attach(pipe.send)
@@ -180,11 +185,11 @@ class Worker:
         setup: Callable[[], None] | None = None,
     ) -> None:
         self.name = f"{role} of {ranks} with pages of {page_size}"
-        options = engine_options(folder, ranks, page_size, nodes)
+        options = engine_options(folder, ranks, page_size, nodes, role=role)
         self.log = folder / f"{secrets.token_hex(4)}.log"
         context = forkserver()
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, options, role, fault, self.log, setup))
+        self.process = context.Process(target=_work, args=(theirs, options, fault, self.log, setup))
         self.process.start()
         theirs.close()
         self._endpoint: Endpoint | None = None

@@ -44,7 +44,7 @@ class Open:
         self.where = Nodes(COUNT, 0, "127.0.0.1", free_port())
         self.left, self.ends = threading.Event(), SimpleQueue[str]()
         self.door = NodeListener(self.where, self.left.set)
-        self.door.group = self.group = NodeSettings.of(engine_options(folder, size, 16, self.where), "both", folder)
+        self.door.group = self.group = NodeSettings.of(engine_options(folder, size, 16, self.where), folder)
         self.door.open(self.ends.put)
         self.members: list[Member] = []
 
@@ -104,14 +104,14 @@ def test_the_leader_waits_for_every_rank_of_every_node(door: Open) -> None:
 REFUSALS: dict[str, tuple[Callable[[Hello], Hello], str]] = {
     "version": (
         lambda hello: msgspec.structs.replace(hello, version=9),
-        "it speaks version 9 of the protocol between nodes, and the leader 1",
+        "it speaks version 9 of the protocol between nodes, and the leader 2",
     ),
     "weights": (
         lambda hello: changed(hello, weights="another"),
         "the two are not one worker's: weights is '{weights}' at the leader and 'another' at the node",
     ),
     "flag": (
-        lambda hello: changed(hello, page_size=32),
+        lambda hello: told(hello, page_size=32),
         "the two are not one worker's: page_size is 16 at the leader and 32 at the node",
     ),
     "leader": (lambda hello: msgspec.structs.replace(hello, node=0, rank=0), "nodes 1 to 1 may join"),
@@ -122,6 +122,10 @@ REFUSALS: dict[str, tuple[Callable[[Hello], Hello], str]] = {
         "its epoch 0000000000000005 is not the leader's",
     ),
 }
+
+
+def told(hello: Hello, **settings: object) -> Hello:
+    return changed(hello, config=msgspec.structs.replace(hello.group.config, **settings))
 
 
 def changed(hello: Hello, **fields: object) -> Hello:

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from kvasir_engine.entrypoints.cli import app
 from kvasir_engine.errors import ModelError, UserError
 from kvasir_engine.executor.node_listener import NodeListener
-from kvasir_engine.executor.node_protocol import Nodes, NodeSettings, nodes_of
+from kvasir_engine.executor.node_protocol import NodeSettings
 from kvasir_engine.model import rendezvous
 from kvasir_engine.model.loading.weight_loader import choose_device
+from kvasir_engine.nodes import Nodes, nodes_of
 
 FOR_SEVERAL = "--node-rank and --dist-init-addr are for a worker on several nodes: say --nnodes"
 REFUSED = {
@@ -75,8 +76,10 @@ def test_nodes_that_meet_on_loopback_listen_nowhere_else_and_others_everywhere()
 
 
 def test_the_first_field_that_differs_is_named(folder: Path) -> None:
-    options = engine_options(folder, 2, 16, Nodes(2, 0, "127.0.0.1", 1))
-    one, other = NodeSettings.of(options, "prefill", folder), NodeSettings.of(options, "decode", folder)
+    nodes = Nodes(2, 0, "127.0.0.1", 1)
+    one, other = (
+        NodeSettings.of(engine_options(folder, 2, 16, nodes, role=role), folder) for role in ("prefill", "decode")
+    )
     assert one.mismatch(other) == "role is 'prefill' at the leader and 'decode' at the node"
     assert one.mismatch(one) is None
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector.commands import Grant, Open, Withdraw
 from kvasir_engine.connector.sender import Push
 from kvasir_engine.executor import rank_group, rank_process, rank_protocol
@@ -47,7 +48,7 @@ class FakeRank:
 def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RankProcesses:
     monkeypatch.setattr(rank_group, "LocalRank", FakeRank)
     monkeypatch.setattr(FakeRank, "all", [])
-    return RankProcesses(3, tmp_path, "float32", "cpu", 16, 0, False, "auto", 0, lambda *_: None)
+    return RankProcesses(EngineConfig("file:///nowhere", tensor_parallel=3), tmp_path, lambda *_: None)
 
 
 def sent() -> list[Any]:
@@ -97,7 +98,7 @@ def test_a_rank_answers_copies_only_when_it_is_asked(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rank_process, "Rank", Recorder)
     ours, theirs = Pipe()
     push = PushFrame.of(KEY, 1, 0, Push((5,), (2,)))
-    setup = rank_protocol.Setup(1, 2, 1, "file:///nowhere", "float32", "cpu", 16, 0, False, "auto", 0)
+    setup = rank_protocol.Setup(1, "file:///nowhere", EngineConfig("file:///model", tensor_parallel=2))
     for frame in (setup, Copies([(3, 5)], False), push, Copies([(6, 7)], True), rank_protocol.Stop()):
         ours.send_bytes(rank_protocol.encode(frame))  # type: ignore[arg-type]
     rank_process.serve_rank(theirs, Recorder(), tmp_path)  # type: ignore[arg-type]

@@ -16,11 +16,10 @@ from tiny_models import gemma3, llama, qwen3_moe, runner_of
 
 from kvasir_engine.attention.base import AttentionSpec
 from kvasir_engine.attention.flashinfer_backend import FlashInferBackend
+from kvasir_engine.config import EngineConfig
 from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.metrics import EngineCollector
 from kvasir_engine.core.scheduler import Limits
-from kvasir_engine.entrypoints import build
-from kvasir_engine.entrypoints.build import EngineOptions
 from kvasir_engine.errors import ModelError
 from kvasir_engine.executor.cuda_graphs import DecodeGraphs, capture_sizes, why_not
 from kvasir_engine.executor.gpu_launcher import GpuLauncher
@@ -359,13 +358,9 @@ def test_models_and_backends_that_wait_for_the_device_are_named(tmp_path: Path) 
     assert graphed.plain.no_graphs == "there are none on cpu"
 
 
-def test_graphs_are_as_large_as_a_batch_can_be_unless_another_size_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(build, "choose_device", lambda *_: torch.device("cuda"))
-
+def test_graphs_are_as_large_as_a_batch_can_be_unless_another_size_is_asked_for() -> None:
     def largest(role: Role, **options: Any) -> int:
-        return build.graphs_of(EngineOptions("file:///model", **options), role)
+        return EngineConfig("file:///model", role=role, **options).largest_graph
 
     assert largest("decode", max_running=70) == 70
     assert largest("both", max_running=1700) == 1024

@@ -37,6 +37,10 @@ def kv(**spec: Any) -> str:
         ({}, {"prefill": {"tensorParallel": 3}}),
         ({"model": {"uri": "hf://a/b@v1"}}, {"model": {"uri": "hf://a/b", "revision": "v1"}}),
         ({}, {"transfer": {"fabric": "tcp"}}),
+        ({}, {"prefill": told({"KVASIR_PAGE_SIZE": ""})}),
+        ({}, {"prefill": told({"KVASIR_PAGE_SIZE": "016"})}),
+        ({}, {"prefill": told({"KVASIR_KV_DIGESTS": "on"}), "decode": told({"KVASIR_KV_DIGESTS": "T"})}),
+        ({}, {"prefill": told({"KVASIR_QUANTIZATION": "none"})}),
     ],
 )
 def test_an_edit_that_leaves_the_kv_as_it_is(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -51,6 +55,8 @@ def test_an_edit_that_leaves_the_kv_as_it_is(one: dict[str, Any], other: dict[st
         {"model": {"uri": SMOL, "dtype": "float32"}},
         {role: told({"KVASIR_PAGE_SIZE": "24"}) for role in ("prefill", "decode")},
         {role: told({"KVASIR_KV_DIGESTS": "false"}) for role in ("prefill", "decode")},
+        {role: told({"KVASIR_QUANTIZATION": "int8"}) for role in ("prefill", "decode")},
+        {role: told(args=["--quantization=int8"]) for role in ("prefill", "decode")},
     ],
 )
 def test_an_edit_that_changes_the_kv(edit: dict[str, Any]) -> None:
@@ -80,6 +86,11 @@ def test_an_edit_that_changes_the_kv(edit: dict[str, Any]) -> None:
             "spec.decode.extraArgs",
             "page-size '24' cannot pair with '16' of spec.prefill",
         ),
+        (
+            {"decode": told({"KVASIR_QUANTIZATION": "int8"})},
+            "spec.decode.template.spec.containers[kvasir].env[KVASIR_QUANTIZATION]",
+            "quantization 'int8' cannot pair with 'none' of spec.prefill",
+        ),
         ({"prefill": told(args=["--no-kv-digests"])}, "spec.prefill.extraArgs", "kv-digests 'false' cannot pair"),
     ],
 )
@@ -105,6 +116,10 @@ def test_pods_and_deployments_carry_the_label_and_routers_do_not() -> None:
         for metadata in (found[role]["metadata"], found[role]["spec"]["template"]["metadata"]):
             assert metadata["labels"]["serving.kvasir.dev/kv"] == kv()
     assert "serving.kvasir.dev/kv" not in found["router"]["spec"]["template"]["metadata"]["labels"]
+
+
+def test_a_new_operator_gives_the_pods_that_are_there_the_labels_that_they_have() -> None:
+    assert kv() == "fe54337e"
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,13 @@
 """Which attention backend a pool gets."""
 
-from typing import Literal, get_args
-
 from kvasir_engine.attention import flashinfer_backend
 from kvasir_engine.attention.base import AttentionBackend, AttentionSpec
 from kvasir_engine.attention.cpu_backend import CpuBackend, usable
 from kvasir_engine.attention.invariant_backend import InvariantBackend
 from kvasir_engine.attention.torch_backend import TorchBackend
+from kvasir_engine.config import BackendName
 from kvasir_engine.errors import ModelError
 from kvasir_engine.kv.pool import KVPool
-
-BackendName = Literal["auto", "torch", "flashinfer"]
-BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
 def refuse_missing(name: BackendName) -> None:

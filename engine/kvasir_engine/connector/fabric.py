@@ -1,4 +1,4 @@
-"""What tells UCX which transports may carry the KV. Imports nothing: the operator writes it into pods.
+"""What tells UCX which transports may carry the KV. Imports nothing heavy: the operator writes it into pods.
 
 UCX chooses transports by UCX_TLS (openucx.readthedocs.io, FAQ "Which transports does UCX use?"): `rc`, `ud` and
 `dc` stand for the verbs and mlx5 variants of these, `sm` for posix, sysv and cma; as soon as a list is given,
@@ -8,10 +8,7 @@ so messages, and the news of a death, take TCP beside it. `auto` leaves the choi
 by bandwidth and latency. UCX_NET_DEVICES stays unset (all): a pod sees only the devices that were given to it.
 """
 
-from typing import Literal, get_args
-
-Fabric = Literal["auto", "rdma", "tcp", "shm"]
-FABRICS: tuple[Fabric, ...] = get_args(Fabric)
+from kvasir_engine.config import Fabric
 
 _TRANSPORTS: dict[Fabric, tuple[str, ...]] = {
     "auto": (),

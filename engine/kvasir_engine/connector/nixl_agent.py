@@ -20,7 +20,8 @@ from nixl_cu13._bindings import (
     nixlXferDList,
 )
 
-from kvasir_engine.connector.fabric import Fabric, fabric_env
+from kvasir_engine.config import Fabric
+from kvasir_engine.connector.fabric import fabric_env
 from kvasir_engine.connector.layout import Cut, Offsets, Route, Shape, routes
 from kvasir_engine.protocol import Address, Endpoint, Fingerprint, Region
 

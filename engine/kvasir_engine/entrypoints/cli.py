@@ -3,6 +3,7 @@
 What a subcommand needs is imported when it runs: `kvasir --help` loads no torch.
 """
 
+import os
 import sys
 from contextlib import nullcontext
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 from kvasir_engine.entrypoints.drain import drain
 from kvasir_engine.entrypoints.router import router
 from kvasir_engine.entrypoints.worker import serve, worker
+from kvasir_engine.environment import refuse_unknown
 from kvasir_engine.errors import UserError
 from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.loading.uri import ModelURIError
@@ -24,6 +26,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def begin() -> None:
+    """Serves large language models with prefill and decode on separate pools."""
+    refuse_unknown(os.environ)
+
+
 app.command()(router)
 app.command()(worker)
 app.command()(serve)

@@ -21,7 +21,8 @@ from fastapi.responses import JSONResponse
 
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
 from kvasir_engine.api.http.server import check_port, end_at_sigterm, listen, serve
-from kvasir_engine.entrypoints.build import EngineOptions, check, log_progress
+from kvasir_engine.config import EngineConfig
+from kvasir_engine.entrypoints.build import check, log_progress
 from kvasir_engine.errors import UserError
 from kvasir_engine.executor import node_protocol
 from kvasir_engine.executor.node_protocol import (
@@ -32,7 +33,6 @@ from kvasir_engine.executor.node_protocol import (
     Hello,
     Leave,
     Loaded,
-    Nodes,
     NodeSettings,
     RankEnded,
     Welcome,
@@ -42,7 +42,7 @@ from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
 from kvasir_engine.model.tensor_parallel import shard
-from kvasir_engine.protocol import Role
+from kvasir_engine.nodes import Nodes
 from kvasir_engine.supervisor import Expected, start_thread
 
 log = logging.getLogger("nodes")
@@ -76,7 +76,7 @@ class Leader:
         log.info("joins node=%d of=%d leader=%s:%d", *self._about())
         while True:
             try:
-                return self.connect(self._where.ranks(self._group.tensor_parallel).start, "node", None)
+                return self.connect(self._where.ranks(self._group.config.tensor_parallel).start, "node", None)
             except OSError as error:
                 if time.monotonic() - said > SAY_SECONDS:
                     said = time.monotonic()
@@ -120,9 +120,9 @@ class Follower:
     one line that says why: exit status 2 before that, 1 after it.
     """
 
-    def __init__(self, options: EngineOptions, where: Nodes, role: Role, folder: Path) -> None:
-        self._leader = Leader(where, NodeSettings.of(options, role, folder))
-        self._size = options.tensor_parallel
+    def __init__(self, config: EngineConfig, where: Nodes, folder: Path) -> None:
+        self._leader = Leader(where, NodeSettings.of(config, folder))
+        self._size = config.tensor_parallel
         self._ranks = where.ranks(self._size)
         self._folder = folder
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -237,17 +237,17 @@ class Follower:
         os._exit(1 if self._loaded.is_set() else 2)
 
 
-def follow(options: EngineOptions, role: Role, host: str, port: int, drain: float) -> None:
+def follow(config: EngineConfig) -> None:
     """Be a node other than 0, until the leader closes. Raises UserError for what the user can mend."""
-    assert options.nodes is not None
+    nodes, ranks = config.nodes, config.tensor_parallel
+    assert nodes is not None
     end_at_sigterm()
-    check_port(host, port)
-    check(options)
-    folder = resolve(options.model, options.revision, progress=log_progress())
-    ranks = options.tensor_parallel
+    check_port(config.host, config.port)
+    check(config)
+    folder = resolve(config.model, config.revision or None, progress=log_progress())
     shard(load_config(folder), 0, ranks)  # refused here, before there are processes
-    choose_device(options.device, options.nodes.ranks(ranks).start, ranks, options.node_count)
-    follower = Follower(options, options.nodes, role, folder)
+    choose_device(config.device, nodes.ranks(ranks).start, ranks, config.nnodes)
+    follower = Follower(config, nodes, folder)
     follower.start()
-    asyncio.run(follower.serve(host, port, drain + LEADER_SECONDS))
+    asyncio.run(follower.serve(config.host, config.port, config.drain_seconds + LEADER_SECONDS))
     follower.close()

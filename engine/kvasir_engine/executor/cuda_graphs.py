@@ -27,10 +27,6 @@ from kvasir_engine.pinned_memory import stage_into, staged
 
 log = logging.getLogger("model")
 
-MOST = 1024
-"""Sequences of the largest batch that is captured unless another is asked for: kernels of larger ones take longer
-than their launches."""
-
 Work = Callable[[], None]
 Recorder = Callable[[Work], Work]
 """From work on the device to what does the same again, on the same memory."""

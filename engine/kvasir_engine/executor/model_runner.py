@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
 import torch
 
 from kvasir_engine.attention.base import AttentionSpec, GraphedAttention
 from kvasir_engine.attention.cpu_backend import CpuBackend
-from kvasir_engine.attention.registry import BackendName, choose_backend, refuse_missing
+from kvasir_engine.attention.registry import choose_backend, refuse_missing
+from kvasir_engine.config import BackendName, EngineConfig, Quantization
 from kvasir_engine.cpu_kernels import unavailable_reason
 from kvasir_engine.errors import ModelError
 from kvasir_engine.executor.cuda_graphs import captured, graph_memory, why_not
@@ -30,9 +31,20 @@ from kvasir_engine.sampling.sampler import SampleRequest, sample
 
 log = logging.getLogger("model")
 
-Quantization = Literal["none", "int8"]
-QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
-"""Of weights: int8 has a scale for each output."""
+
+def runner_options(config: EngineConfig) -> dict[str, Any]:
+    """What a ModelRunner is told of the configuration, on each rank."""
+    return {
+        "dtype": config.dtype,
+        "device": config.device,
+        "page_size": config.page_size,
+        "kv_memory": config.kv_cache_memory,
+        "gpu_sharers": config.gpu_sharers,
+        "attention": config.attention_backend,
+        "deterministic": config.deterministic,
+        "quantization": config.quantization,
+        "graphs": config.largest_graph,
+    }
 
 
 class ModelRunner:

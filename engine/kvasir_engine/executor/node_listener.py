@@ -21,12 +21,12 @@ from kvasir_engine.executor.node_protocol import (
     Channel,
     Hello,
     Leave,
-    Nodes,
     NodeSettings,
     RankEnded,
     Refused,
     Welcome,
 )
+from kvasir_engine.nodes import Nodes
 from kvasir_engine.supervisor import Expected, start_thread
 
 log = logging.getLogger("nodes")
@@ -115,7 +115,7 @@ class NodeListener:
 
     def wait(self) -> list[Joined]:
         """All ranks of the other nodes, once they are there."""
-        size = self.group.tensor_parallel
+        size = self.group.config.tensor_parallel
         with self._changed:
             while missing := self._missing():
                 log.info("waits for nodes port=%d missing=%s", self._where.port, missing)
@@ -131,7 +131,7 @@ class NodeListener:
 
     def _missing(self) -> list[int]:
         """The nodes that have not come, or not with all their ranks."""
-        size, channels = self.group.tensor_parallel, ("steps", "reports")
+        size, channels = self.group.config.tensor_parallel, ("steps", "reports")
         return [
             node
             for node in range(1, self._where.count)

@@ -6,24 +6,19 @@ refused by name. The node's own connection lives as long as the node: by it each
 """
 
 import errno
-import ipaddress
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
 from kvasir_engine import keepalive
-from kvasir_engine.errors import UserError
+from kvasir_engine.config import EngineConfig
+from kvasir_engine.nodes import Nodes
 
-if TYPE_CHECKING:
-    from kvasir_engine.entrypoints.build import EngineOptions
-    from kvasir_engine.protocol import Role
-
-VERSION = 1
+VERSION = 2
 HELLO_SECONDS = 10.0
 """In which a connection must have said who it is."""
 LONGEST = 64 << 10
@@ -31,98 +26,24 @@ LONGEST = 64 << 10
 Channel = Literal["node", "steps", "reports"]
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """The nodes that a worker's ranks are divided among. `rank` is this one; `host` and `port` are the leader's."""
-
-    count: int
-    rank: int
-    host: str
-    port: int
-
-    @property
-    def on_loopback(self) -> bool:
-        """Whether all of them are on one machine, by the leader's address. A name may mean any."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def ranks(self, size: int, node: int | None = None) -> range:
-        """Those of `size` ranks that run on a node, this one by default."""
-        here, first = size // self.count, self.rank if node is None else node
-        return range(first * here, (first + 1) * here)
-
-
-def nodes_of(count: int, rank: int, address: str, tensor_parallel: int) -> Nodes | None:
-    """What --nnodes, --node-rank and --dist-init-addr say; None for one node. Raises UserError."""
-    if count == 1:
-        if rank or address:
-            raise UserError("--node-rank and --dist-init-addr are for a worker on several nodes: say --nnodes")
-        return None
-    if tensor_parallel % count:
-        raise UserError(f"--tensor-parallel {tensor_parallel} is no multiple of --nnodes {count}")
-    if not 0 <= rank < count:
-        raise UserError(f"--node-rank {rank} is not one of the {count} nodes, 0 to {count - 1}")
-    if not address:
-        raise UserError(f"--nnodes {count} needs --dist-init-addr, HOST:PORT of node 0")
-    host, _, port = address.rpartition(":")
-    if not host or not (port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise UserError(f"--dist-init-addr {address!r} is not HOST:PORT")
-    return Nodes(count, rank, host.removeprefix("[").removesuffix("]"), int(port))
-
-
 class NodeSettings(msgspec.Struct, frozen=True):
-    """What every node of a worker must have been told alike. `weights` is the model's digest on each."""
+    """What a node was told, and the digest of the model that it has."""
 
-    nnodes: int
-    tensor_parallel: int
-    role: str
+    config: EngineConfig
     weights: str
-    model: str
-    revision: str
-    dtype: str
-    device: str
-    attention_backend: str
-    page_size: int
-    kv_cache_memory: int
-    deterministic: bool
-    enforce_eager: bool
-    cuda_graph_max_bs: int
-    fabric: str
-    kv_digests: bool
 
     @classmethod
-    def of(cls, options: "EngineOptions", role: "Role", folder: Path) -> "NodeSettings":
-        """The group that a node with these options, and the model in `folder`, belongs to. Raises ModelError."""
+    def of(cls, config: EngineConfig, folder: Path) -> "NodeSettings":
+        """Those of a node that was told `config` and has the model in `folder`. Raises ModelError."""
         from kvasir_engine.model.loading.safetensors_files import weights_digest
 
-        return cls(
-            options.node_count,
-            options.tensor_parallel,
-            role,
-            weights_digest(folder),
-            options.model,
-            options.revision or "",
-            options.dtype,
-            options.device,
-            options.attention_backend,
-            options.page_size,
-            options.kv_cache_memory,
-            options.deterministic,
-            options.enforce_eager,
-            options.cuda_graph_max_bs,
-            options.fabric,
-            options.kv_digests,
-        )
+        return cls(config, weights_digest(folder))
 
     def mismatch(self, other: "NodeSettings") -> str | None:
-        """The first field by which a node's `other` group is not this one, the leader's, or None; as one clause."""
-        for field in self.__struct_fields__:
-            ours, theirs = getattr(self, field), getattr(other, field)
-            if ours != theirs:
-                return f"{field} is {ours!r} at the leader and {theirs!r} at the node"
-        return None
+        """The first setting by which a node's are not these, the leader's, or None; as one clause."""
+        if self.weights != other.weights:
+            return f"weights is {self.weights!r} at the leader and {other.weights!r} at the node"
+        return self.config.mismatch(other.config)
 
 
 class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
@@ -193,9 +114,10 @@ def refusal(hello: Hello, group: NodeSettings, epoch: int, taken: Iterable[tuple
     mismatch = group.mismatch(hello.group)
     if mismatch is not None:
         return f"the two are not one worker's: {mismatch}"
-    if not 0 < hello.node < group.nnodes:
-        return f"nodes 1 to {group.nnodes - 1} may join"
-    ranks = Nodes(group.nnodes, hello.node, "", 0).ranks(group.tensor_parallel)
+    count = group.config.nnodes
+    if not 0 < hello.node < count:
+        return f"nodes 1 to {count - 1} may join"
+    ranks = Nodes(count, hello.node, "", 0).ranks(group.config.tensor_parallel)
     if hello.rank not in ranks:
         return f"its ranks are {ranks.start} to {ranks.stop - 1}"
     if hello.channel != "node" and hello.epoch != epoch:

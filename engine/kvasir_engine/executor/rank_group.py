@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from kvasir_engine.attention.registry import BackendName
+from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.commands import AnyCommand, Grant, Read
 from kvasir_engine.connector.kv_connector import LayerPush
@@ -48,7 +48,7 @@ STOP_SECONDS = 10.0
 
 
 class RankProcesses:
-    """Ranks 1 to `size` - 1, each loading its part of the model, in `folder` here, as soon as all are there.
+    """A worker's ranks from 1 on, each loading its part of the model, in `folder` here, as soon as all are there.
 
     With a `door`, those of other nodes come in by it; this waits for them. `report` hears the events of their
     transfer threads. A rank or a node that ends ends this process, with one line that says why: exit status 2 while
@@ -57,21 +57,14 @@ class RankProcesses:
 
     def __init__(
         self,
-        size: int,
+        config: EngineConfig,
         folder: Path,
-        dtype: str,
-        device: str,
-        page_size: int,
-        kv_memory: int,
-        deterministic: bool,
-        attention: BackendName,
-        graphs: int,
         report: Callable[[int, Event], None],
         door: NodeListener | None = None,
     ) -> None:
-        self.size = size
+        self.size = size = config.tensor_parallel
         self._door = door
-        self._nodes = 1 if door is None else door.group.nnodes
+        self._nodes = config.nnodes
         self._report_event = report
         self._meeting = Path(tempfile.mkdtemp(prefix="kvasir-ranks-"))
         self._serving = self._stopping = False
@@ -98,20 +91,7 @@ class RankProcesses:
                 host = f"[{each.leader}]" if ":" in each.leader else each.leader
                 leader[rank] = self._address = f"tcp://{host}:{port}"
         for link in self._ranks:
-            setup = Setup(
-                link.rank,
-                size,
-                self._nodes,
-                leader.get(link.rank, self._address),
-                dtype,
-                device,
-                page_size,
-                kv_memory,
-                deterministic,
-                attention,
-                graphs,
-            )
-            link.send(setup)
+            link.send(Setup(link.rank, leader.get(link.rank, self._address), config))
 
     def meet(self, device: torch.device) -> Ranks:
         """Rank 0's place in the group. Waits for the others."""

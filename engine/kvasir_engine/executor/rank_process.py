@@ -30,7 +30,7 @@ from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.errors import UserError
 from kvasir_engine.executor import rank_protocol
-from kvasir_engine.executor.model_runner import ModelRunner
+from kvasir_engine.executor.model_runner import ModelRunner, runner_options
 from kvasir_engine.executor.rank_protocol import (
     Copied,
     Copies,
@@ -87,29 +87,21 @@ class Rank:
     def __init__(self, setup: rank_protocol.Setup, folder: Path, reports: Reports) -> None:
         self._rank = setup.rank
         self._reports = reports
-        device = choose_device(setup.device, setup.rank, setup.size, setup.nodes)
-        use_own_cores(setup.size // setup.nodes, device.type)
-        group = Ranks(setup.rank, setup.size, setup.address, device, setup.nodes)
-        self._runner = ModelRunner(
-            folder,
-            dtype=setup.dtype,
-            device=setup.device,
-            page_size=setup.page_size,
-            kv_memory=setup.kv_memory,
-            attention=setup.attention,
-            graphs=setup.graphs,
-            group=group,
-            deterministic=setup.deterministic,
-        )
+        self._config = config = setup.config
+        size, nodes = config.tensor_parallel, config.nnodes
+        device = choose_device(config.device, setup.rank, size, nodes)
+        use_own_cores(size // nodes, device.type)
+        group = Ranks(setup.rank, size, setup.address, device, nodes)
+        self._runner = ModelRunner(folder, group=group, **runner_options(config))
         self._handoff: TransferThread | None = None
         reports.send(Loaded(self._runner.pool.pages))
 
     def serve(self, serve: Serve) -> None:
         """Start the transfer thread."""
         runner = self._runner
-        choose_fabric(serve.fabric, runner.device.type == "cuda")
+        choose_fabric(self._config.fabric, runner.device.type == "cuda")
         region = region_of(runner)
-        digest = digester_of(runner, serve.fingerprint) if serve.digests else None
+        digest = digester_of(runner, serve.fingerprint) if self._config.kv_digests else None
         self._handoff = TransferThread(
             lambda: NixlAgent(serve.epoch, region, serve.fingerprint, self._rank),
             self._report,

@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 import torch
 
-from kvasir_engine.attention.registry import BackendName
+from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.commands import AnyCommand
-from kvasir_engine.connector.fabric import Fabric
 from kvasir_engine.connector.notifications import Complete, Stopped
 from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.forward_batch import ForwardBatch
@@ -25,19 +24,11 @@ class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
 
 
 class Setup(Frame, frozen=True):
-    """First: which part of the model to load, and where the ranks of all `nodes` meet."""
+    """First: which part of the model to load, what the worker was told, and where its ranks meet."""
 
     rank: int
-    size: int
-    nodes: int
     address: str
-    dtype: str
-    device: str
-    page_size: int
-    kv_memory: int
-    deterministic: bool
-    attention: BackendName
-    graphs: int
+    config: EngineConfig
 
 
 class Serve(Frame, frozen=True):
@@ -45,8 +36,6 @@ class Serve(Frame, frozen=True):
 
     epoch: int
     fingerprint: Fingerprint
-    fabric: Fabric
-    digests: bool
 
 
 class PushFrame(Frame, frozen=True):

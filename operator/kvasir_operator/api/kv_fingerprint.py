@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kvasir_engine.config import KV_FIELDS
 from kvasir_engine.model.loading.uri import HubURI, ModelURIError
 from kvasir_engine.model.loading.uri import parse as parse_uri
 
@@ -29,15 +30,22 @@ class Setting(msgspec.Struct, frozen=True):
     path: str
 
 
-# What decides a worker's KV: its flag, and the engine's own default where the rendered arguments do not set it. Not
-# the tensor-parallel size: workers of different sizes pair (`connector/layout.py`).
-_FLAGS = {"model": "", "revision": "", "dtype": "auto", "page-size": "16", "kv-digests": "true"}
-_SAME = {"dtype": {"auto": "bfloat16"}, "kv-digests": {"1": "true", "0": "false", "yes": "true", "no": "false"}}
+_FLAGS = {field.flag: field for field in KV_FIELDS.values()}
+"""What decides a worker's KV, by flag. Not the tensor-parallel size: workers of different sizes pair
+(`connector/layout.py`)."""
+_SAME = {"dtype": {"auto": "bfloat16"}}
+# Labels name these also where they are the defaults. A later setting is named where it is not its default, so that
+# a new operator gives the pods that are there the labels that they have.
+_ALWAYS = frozenset({"model", "revision", "dtype", "page-size", "kv-digests"})
 
 
 def fingerprint(spec: "Spec", role: "WorkerRole") -> str:
     """A name for the KV of `role`'s workers: equal exactly where all that decides it is equal."""
-    values = {name: setting.value for name, setting in settings(spec, role).items()}
+    values = {
+        name: setting.value
+        for name, setting in settings(spec, role).items()
+        if name in _ALWAYS or setting.value != _FLAGS[name].default_text
+    }
     if _is_power_of_two(values["page-size"]):
         values["page-size"] = (
             "a power of two"  # of two such sizes one is a multiple of the other, so that they pair
@@ -74,11 +82,14 @@ def settings(spec: "Spec", role: "WorkerRole") -> dict[str, Setting]:
     said = _environment(container.get("env"), f"{path}.env")
     said |= _arguments(spec.workers(role).extra_args, f"spec.{role}.extraArgs")
     said |= {name: setting for name, setting in rendered.items() if setting.value}
-    found = {name: said.get(name) or Setting(default, f"spec.{role}") for name, default in _FLAGS.items()}
-    return {
-        name: Setting(_SAME.get(name, {}).get(setting.value, setting.value), setting.path)
-        for name, setting in found.items()
-    }
+    found = {name: said.get(name) or Setting(field.default_text, f"spec.{role}") for name, field in _FLAGS.items()}
+    return {name: Setting(_canonical(name, setting.value), setting.path) for name, setting in found.items()}
+
+
+def _canonical(name: str, value: str) -> str:
+    """One spelling for all that the engine reads alike."""
+    value = _FLAGS[name].canonical(value)
+    return _SAME.get(name, {}).get(value, value)
 
 
 def _is_power_of_two(value: str) -> bool:
@@ -112,16 +123,16 @@ def _container(template: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _environment(entries: Any, path: str) -> dict[str, Setting]:
+    flags = {field.variable: flag for flag, field in _FLAGS.items()}
     found = {}
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, Mapping):
             continue
         name = str(entry.get("name"))
-        flag = name.removeprefix("KVASIR_").lower().replace("_", "-")
-        if name.startswith("KVASIR_") and flag in _FLAGS:
-            # Of a value from elsewhere only the place is known: equal places, equal values.
-            value = entry["value"] if "value" in entry else json.dumps(entry.get("valueFrom"), sort_keys=True)
-            found[flag] = Setting(str(value).lower() if flag == "kv-digests" else str(value), f"{path}[{name}]")
+        # Of a value from elsewhere only the place is known: equal places, equal values.
+        value = entry["value"] if "value" in entry else json.dumps(entry.get("valueFrom"), sort_keys=True)
+        if name in flags and value != "":  # an empty variable says nothing
+            found[flags[name]] = Setting(str(value), f"{path}[{name}]")
     return found
 
 
@@ -129,11 +140,12 @@ def _arguments(words: Sequence[str], path: str) -> dict[str, Setting]:
     found = {}
     for word, following in zip(words, [*words[1:], ""][: len(words)], strict=True):
         flag, equals, value = word.partition("=")
-        name = flag.removeprefix("--")
         if not flag.startswith("--"):
             continue
-        if name in ("kv-digests", "no-kv-digests"):
-            found["kv-digests"] = Setting("true" if name == "kv-digests" else "false", path)
+        name = flag.removeprefix("--")
+        positive = name.removeprefix("no-")
+        if positive in _FLAGS and _FLAGS[positive].type is bool:
+            found[positive] = Setting("true" if name == positive else "false", path)
         elif name in _FLAGS:
             found[name] = Setting(value if equals else following, path)
     return found

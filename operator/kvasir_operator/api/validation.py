@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kvasir_engine.environment import ROUTER
 from kvasir_engine.model.loading.uri import ClaimURI, FileURI, HubURI, ModelURI, ModelURIError
 from kvasir_engine.model.loading.uri import parse as parse_uri
 from kvasir_operator.api.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
 from kvasir_operator.api.kv_fingerprint import unpaired
 from kvasir_operator.api.strategic_merge import LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
-from kvasir_operator.api.validation_derived import derived_problems
+from kvasir_operator.api.validation_derived import derived_problems, unknown_variables
 from kvasir_operator.api.validation_devices import device_problems
 from kvasir_operator.api.validation_scaling import scaling_problems
 
@@ -44,6 +45,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
         yield from derived_problems(workers, f"spec.{role}", spec.drain.deadline_seconds)
     yield from _groups(service)
     yield from template_problems(spec.router.template, "spec.router.template")
+    yield from unknown_variables(spec.router.template, "spec.router.template", ROUTER)
     yield from _engine(spec.engine)
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)

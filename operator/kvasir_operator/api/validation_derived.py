@@ -1,8 +1,12 @@
-"""What the operator derives from the spec, templates may not say again: probes and flags would part. Pure."""
+"""What the operator derives from the spec, templates may not say again: probes and flags would part. Pure.
+
+Nor may they say variables KVASIR_* that nothing reads.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kvasir_engine.environment import PROCESS, WORKER, why_unknown
 from kvasir_operator.api.structural_schema import Invalid, join
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ def derived_problems(workers: "Workers", role: str, grace: int) -> Iterator[Inva
         flag = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and flag in DERIVED:
             yield Invalid(f"{role}.extraArgs[{index}]", f"--{flag} {DERIVED[flag].format(role=role)}")
+    yield from unknown_variables(workers.template, f"{role}.template", WORKER)
     spec = workers.template.get("spec")
     if not isinstance(spec, Mapping):
         return
@@ -51,6 +56,21 @@ def derived_problems(workers: "Workers", role: str, grace: int) -> Iterator[Inva
     for index, container in enumerate(containers if isinstance(containers, list) else ()):
         if isinstance(container, Mapping) and container.get("name") == CONTAINER:
             yield from _container(container, f"{role}.template.spec.containers[{index}]", role)
+
+
+def unknown_variables(template: Mapping[str, Any], path: str, flags: frozenset[str]) -> Iterator[Invalid]:
+    """Variables KVASIR_* of a template's container kvasir that are none of `flags` and that no process reads."""
+    spec = template.get("spec")
+    containers = spec.get("containers") if isinstance(spec, Mapping) else None
+    for index, container in enumerate(containers if isinstance(containers, list) else ()):
+        if not isinstance(container, Mapping) or container.get("name") != CONTAINER:
+            continue
+        variables = container.get("env")
+        for place, variable in enumerate(variables if isinstance(variables, list) else ()):
+            name = variable.get("name") if isinstance(variable, Mapping) else None
+            reason = why_unknown(name, flags | PROCESS) if isinstance(name, str) else None
+            if reason is not None:
+                yield Invalid(f"{path}.spec.containers[{index}].env[{place}].name", reason)
 
 
 def _container(container: Mapping[str, Any], path: str, role: str) -> Iterator[Invalid]:
