@@ -354,7 +354,12 @@ MUTANTS = [
         "rows[p, layers.start : layers.stop, :, heads, at]",
         "rows[p, [*layers[:-1], layers.start], :, heads, at]",
     ),
-    Mutant("a kernel's digest is of the first heads", DIGEST, "(self._address + cut.first * head_bytes)", "self._address"),
+    Mutant(
+        "a kernel's digest is of the first heads",
+        DIGEST,
+        "(self._address + cut.first * head_bytes)",
+        "self._address",
+    ),
     Mutant("a digest is of other heads too", DIGEST, "slice(cut.first, cut.first + cut.count)", "slice(cut.count)"),
     Mutant(
         "what arrived is taken for what was written",
