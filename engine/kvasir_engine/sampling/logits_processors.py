@@ -1,8 +1,8 @@
 """Penalties, biases and what may be chosen at all, done to the rows of logits that ask for it, on their device.
 
 In vLLM's order: `allowed_token_ids`, `bad_words`, `logit_bias`, then the penalties, repetition (Keskar et al.,
-CTRL, 2019) before frequency and presence. Only the logits that change are read and written, each row's by itself, so a
-row's result does not depend on its batch.
+CTRL, 2019) before frequency and presence. Only the logits that change are read and written, each row's by itself,
+so a row's result does not depend on its batch.
 """
 
 from collections.abc import Sequence

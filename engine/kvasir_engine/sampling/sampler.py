@@ -68,10 +68,9 @@ def processed(
     rows = [(row, request.work) for row, request in enumerate(requests) if request.work is not None]
     if not rows:
         return logits
-    known = (
-        before if before is None or isinstance(before, torch.Tensor) else torch.tensor(before, dtype=torch.int64)
-    )
-    return process(logits, rows, known)
+    if before is not None and not isinstance(before, torch.Tensor):
+        before = torch.tensor(before, dtype=torch.int64)
+    return process(logits, rows, before)
 
 
 def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
