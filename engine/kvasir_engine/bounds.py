@@ -13,6 +13,12 @@ MOST_PRIORITY = INT64
 MOST_STOP_IDS = 4096
 MOST_LOGPROBS = 128
 MOST_TEMPERATURE = 100.0
+MOST_PENALTY = 2.0
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0
+MOST_BIAS = 100.0
+MOST_BIASES = 1024
+MOST_BAD_WORDS = 256
+MOST_BAD_WORD_TOKENS = 1024
 MOST_SECONDS = 86_400.0
 MOST_PARTS = 1024
 """Ranks of a worker."""
@@ -29,6 +35,9 @@ Word64 = Annotated[int, Meta(ge=0)]
 Priority = Annotated[int, Meta(ge=-MOST_PRIORITY - 1, le=MOST_PRIORITY)]
 Seed = Annotated[int, Meta(ge=-INT64 - 1, le=INT64)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Penalty = Annotated[float, Meta(ge=-MOST_PENALTY, le=MOST_PENALTY)]
+Repetition = Annotated[float, Meta(ge=LEAST_REPETITION, le=MOST_REPETITION)]
+Bias = Annotated[float, Meta(ge=-MOST_BIAS, le=MOST_BIAS)]
 Rate = Annotated[float, Meta(ge=0.0, le=1e18)]
 Seconds = Annotated[float, Meta(ge=0.0, le=MOST_SECONDS)]
 Logprob = Annotated[float, Meta(le=1e-3)]

@@ -13,19 +13,26 @@ import msgspec
 from msgspec import Meta
 
 from kvasir_engine.bounds import (
+    MOST_BAD_WORD_TOKENS,
+    MOST_BAD_WORDS,
+    MOST_BIASES,
+    MOST_ITEMS,
     MOST_LOGPROBS,
     MOST_PAGE_SIZE,
     MOST_PARTS,
     MOST_STOP_IDS,
     MOST_TEMPERATURE,
+    Bias,
     Count,
     Logprob,
     Metadata,
     Name,
     Pages,
+    Penalty,
     Positive,
     Priority,
     Rate,
+    Repetition,
     Seconds,
     Seed,
     Share,
@@ -45,7 +52,9 @@ ALIVE = "alive"
 """The capability of a worker that says regularly which requests it has, and of a router that listens."""
 COUNTS = "counts"
 """The capability of a worker that counts canaries apart, and of a router that takes `Delta.cached`."""
-CAPABILITIES = (ALIVE, COUNTS)
+PROCESSORS = "logits_processors"
+"""The capability of a worker that takes `Sampling.processors`."""
+CAPABILITIES = (ALIVE, COUNTS, PROCESSORS)
 WORKER_PATH = "/v1/worker"
 
 Role = Literal["prefill", "decode", "both"]
@@ -57,6 +66,33 @@ class Frame(
     """Base of everything that travels as a frame of its own."""
 
 
+class LogitsProcessors(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What changes a token's logit before one is chosen, greedy or drawn; all but `replayed` as vLLM has them.
+
+    `presence_penalty` and `frequency_penalty` are of generated tokens, `repetition_penalty` of the prompt's too.
+    The last token of one of `bad_words` never follows the others of it where they were generated. Only
+    `allowed_token_ids` are chosen where there are any. The last `replayed` tokens of the request's were generated
+    before, elsewhere, and are none of its prompt's own.
+    """
+
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Repetition = 1.0
+    logit_bias: Annotated[list[tuple[Token, Bias]], Meta(max_length=MOST_BIASES)] = []
+    bad_words: Annotated[
+        list[Annotated[list[Token], Meta(min_length=1, max_length=MOST_BAD_WORD_TOKENS)]],
+        Meta(max_length=MOST_BAD_WORDS),
+    ] = []
+    allowed_token_ids: Annotated[list[Token], Meta(min_length=1, max_length=MOST_ITEMS)] | None = None
+    replayed: Small = 0
+
+    def names(self) -> list[str]:
+        """The fields that a client has set."""
+        plain = LogitsProcessors()
+        fields = (field for field in self.__struct_fields__ if field != "replayed")
+        return [field for field in fields if getattr(self, field) != getattr(plain, field)]
+
+
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """How the next token is chosen.
 
@@ -64,7 +100,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     token in the sequence, prompt included) and put through the inverse of the distribution that `top_k` (0: all),
     `top_p` and `min_p` leave; so a continuation needs no generator state. Generation ends at any of
     `stop_token_ids` (once `min_tokens` are out; the stop token is reported) or after `max_tokens`.
-    `logprobs`: how many alternatives to report a token, `None` for no logprobs at all.
+    `logprobs`: how many alternatives to report a token, `None` for no logprobs at all; they are of the model's own
+    distribution. `processors` are sent only to a worker with the capability.
     """
 
     max_tokens: Small
@@ -76,6 +113,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     min_tokens: Small = 0
     stop_token_ids: Annotated[list[Token], Meta(max_length=MOST_STOP_IDS)] = []
     logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
+    processors: LogitsProcessors | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

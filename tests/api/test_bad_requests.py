@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from api_support import ScriptedEngine, running, saying
+from api_support import ScriptedEngine, running, saying, tiny_model
 
 from kvasir_engine.api.tokenizer import ServedModel
 
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 PLAIN = {"model": "tiny", "prompt": "x"}
+BANG = tiny_model().tokenizer.bare("!")[0]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -71,10 +72,36 @@ def check_error(response: httpx.Response, status: int, param: str | None, code: 
             "stream_options.include_obfuscation",
             "unsupported_value",
         ),
-        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_value"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_value"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty", "unsupported_value"),
-        ({"logit_bias": {"5": 3}}, "logit_bias", "unsupported_value"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "decimal_above_max_value"),
+        ({"presence_penalty": -3}, "presence_penalty", "decimal_below_min_value"),
+        ({"presence_penalty": "much"}, "presence_penalty", "invalid_type"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty", "decimal_below_min_value"),
+        ({"frequency_penalty": 10**40}, "frequency_penalty", "decimal_above_max_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "decimal_below_min_value"),
+        ({"repetition_penalty": -1.5}, "repetition_penalty", "decimal_below_min_value"),
+        ({"repetition_penalty": 1e-9}, "repetition_penalty", "decimal_below_min_value"),
+        ({"repetition_penalty": 101}, "repetition_penalty", "decimal_above_max_value"),
+        ({"logit_bias": {"5": 100.5}}, "logit_bias", "decimal_above_max_value"),
+        ({"logit_bias": {"5": -101}}, "logit_bias", "decimal_below_min_value"),
+        ({"logit_bias": {"258": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"05": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"five": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"٣": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "array_above_max_length"),
+        ({"bad_words": [""]}, "bad_words", "empty_string"),
+        ({"bad_words": ["a", " \n"]}, "bad_words", "empty_string"),
+        ({"bad_words": ["x" * 101]}, "bad_words", "string_above_max_length"),
+        ({"bad_words": ["x"] * 129}, "bad_words", "array_above_max_length"),
+        ({"bad_words": ["!", "ab"], "allowed_token_ids": [BANG]}, "allowed_token_ids", "invalid_value"),
+        ({"allowed_token_ids": []}, "allowed_token_ids", "empty_array"),
+        ({"allowed_token_ids": [258]}, "allowed_token_ids", "invalid_value"),
+        ({"allowed_token_ids": [-1]}, "allowed_token_ids", "invalid_value"),
+        ({"allowed_token_ids": [10**400]}, "allowed_token_ids", "invalid_value"),
+        ({"allowed_token_ids": [1] * 300}, "allowed_token_ids", "array_above_max_length"),
+        ({"allowed_token_ids": [257], "min_tokens": 1}, "allowed_token_ids", "invalid_value"),
         ({"best_off": 2}, "best_off", "unknown_parameter"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "integer_below_min_value"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "integer_below_min_value"),
@@ -356,6 +383,8 @@ async def test_neutral_values_and_labels_are_accepted(http: httpx.AsyncClient) -
         "frequency_penalty": 0.0,
         "repetition_penalty": 1.0,
         "logit_bias": {},
+        "bad_words": [],
+        "allowed_token_ids": None,
         "n": 1,
         "stop": None,
         "stream": False,

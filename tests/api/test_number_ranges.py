@@ -45,7 +45,9 @@ async def test_an_integer_is_refused_by_name_or_fits_the_wire(
 
 
 @pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN", "Infinity", "1" + "0" * 400])
-@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "presence_penalty", "repetition_penalty"])
+@pytest.mark.parametrize(
+    "field", ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"]
+)
 async def test_a_number_that_is_none_is_refused(
     engine: tuple[ScriptedEngine, httpx.AsyncClient], field: str, value: str
 ) -> None:

@@ -11,7 +11,7 @@ from api_support import EOS, ScriptedEngine, running, saying, tiny_tokenizer
 from kvasir_engine.api.auth import narrowed, tenant_salt
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
 from kvasir_engine.engine_client import GenerateRequest, Output
-from kvasir_engine.protocol import TokenLogprobs
+from kvasir_engine.protocol import LogitsProcessors, Submit, TokenLogprobs, decode_to_worker, encode
 
 HELLO = [{"role": "user", "content": "Hi"}]
 THINKING = (
@@ -193,3 +193,41 @@ async def test_a_cache_salt_narrows_the_tenants_own(model: ServedModel) -> None:
     assert len({first, second, none}) == 3
     one, two = tenant_salt("key-one"), tenant_salt("key-two")
     assert len({one, two, narrowed(one, "a"), narrowed(two, "a"), narrowed("", "a"), narrowed(one, two)}) == 6
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+async def test_penalties_biases_and_words_reach_the_engine(model: ServedModel, path: str, stream: bool) -> None:
+    engine = ScriptedEngine(saying([1]))
+    asked: dict[str, Any] = {"prompt": "x"} if path == "completions" else {"messages": HELLO}
+    asked |= {
+        "presence_penalty": -1,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.25,
+        "logit_bias": {"5": 3, "0": -100, "7": 0},
+        "bad_words": ["ab", " ab", "<|im_end|>"],
+        "allowed_token_ids": [9, 1, 2, 9, 5],
+        "n": 2,
+    }
+    await post(engine, model, path, stream=stream, **asked)
+    spaced, plain = model.tokenizer.bare(" ab"), model.tokenizer.bare("ab")
+    assert [each.sampling.processors for each in engine.requests] == [
+        LogitsProcessors(
+            presence_penalty=-1,
+            frequency_penalty=0.5,
+            repetition_penalty=1.25,
+            logit_bias=[(5, 3.0), (0, -100.0)],
+            bad_words=[plain, spaced, [EOS]],
+            allowed_token_ids=[1, 2, 5, 9],
+        )
+    ] * 2
+    for each in engine.requests:
+        frame = Submit("a", each.tokens, each.sampling)
+        assert decode_to_worker(encode(frame)) == frame
+
+
+async def test_values_that_change_nothing_ask_the_worker_for_nothing(model: ServedModel) -> None:
+    engine = ScriptedEngine(saying([1]))
+    neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1, "logit_bias": {"5": 0}}
+    await post(engine, model, "completions", prompt="x", bad_words=[], **neutral)
+    assert engine.requests[0].sampling.processors is None

@@ -22,9 +22,16 @@ class Pair:
         self.tokens: dict[str, dict[int, int]] = {}
         self.failures: dict[str, list[str]] = {}
 
-    def lease(self, request: str, prompt: list[int], count: int = 3, session: int = ROUTER) -> Lease:
+    def lease(
+        self,
+        request: str,
+        prompt: list[int],
+        count: int = 3,
+        session: int = ROUTER,
+        sampling: Sampling | None = None,
+    ) -> Lease:
         """Reserve at decode, and what it leased."""
-        reserve = Reserve(request, prompt, Sampling(max_tokens=count), self.prefill.endpoint, "", 0)
+        reserve = Reserve(request, prompt, sampling or Sampling(max_tokens=count), self.prefill.endpoint, "", 0)
         self.decode.engine.reserve(session, reserve)
         self.decode.engine.step()
         self.decode.obey()
@@ -33,8 +40,16 @@ class Pair:
                 return frame.lease
         raise AssertionError("no lease")
 
-    def submit(self, request: str, prompt: list[int], lease: Lease, count: int = 3, session: int = ROUTER) -> None:
-        frame = Submit(request, prompt, Sampling(max_tokens=count), "", lease, self.decode.endpoint)
+    def submit(
+        self,
+        request: str,
+        prompt: list[int],
+        lease: Lease,
+        count: int = 3,
+        session: int = ROUTER,
+        sampling: Sampling | None = None,
+    ) -> None:
+        frame = Submit(request, prompt, sampling or Sampling(max_tokens=count), "", lease, self.decode.endpoint)
         self.prefill.engine.submit(session, frame)
 
     def begin(self, request: str, prompt: list[int], count: int = 3) -> Lease:

@@ -12,7 +12,7 @@ from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.engine_thread import FENCED_SECONDS, EngineThread, FenceWatch
 from kvasir_engine.core.scheduler import Limits
 from kvasir_engine.kv.pages import Owner
-from kvasir_engine.protocol import Delta, Sampling, Step, Submit, ToRouter
+from kvasir_engine.protocol import Delta, LogitsProcessors, Sampling, Step, Submit, ToRouter
 
 LIMITS = Limits(tokens=12, running=4, page_size=4)
 
@@ -118,6 +118,18 @@ BAD: list[tuple[str, list[int], Sampling, str]] = [
     ("a token beyond the vocabulary", [1, 50], Sampling(max_tokens=1), "bad_request"),
     ("a negative token", [-1], Sampling(max_tokens=1), "bad_request"),
     ("nothing to generate", [1], Sampling(max_tokens=0), "bad_request"),
+    (
+        "more replayed than there are",
+        [1, 2],
+        Sampling(max_tokens=1, processors=LogitsProcessors(replayed=2)),
+        "bad_request",
+    ),
+    (
+        "a bias of no token",
+        [1],
+        Sampling(max_tokens=1, processors=LogitsProcessors(logit_bias=[(50, 1.0)])),
+        "bad_request",
+    ),
     ("a prompt as long as the context", [1] * 64, Sampling(max_tokens=1), "context_length_exceeded"),
 ]
 

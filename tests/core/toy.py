@@ -80,7 +80,7 @@ class ToyRunner:
         """As ModelRunner has it: done when it returns."""
         for place, row in batch.awaited:
             batch.tokens[place] = self.sampled[row]
-        sampled = sample(self.forward(batch, on_layer)[places], requests)
+        sampled = sample(self.forward(batch, on_layer)[places], requests, self.sampled)
         self.sampled = sampled.tokens
         return FinishedStep(sampled)
 

@@ -14,9 +14,10 @@ from kvasir_engine.executor.gpu_launcher import GpuLauncher
 from kvasir_engine.executor.model_runner import ModelRunner
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.model.layers.basic import Head
-from kvasir_engine.protocol import Sampling
+from kvasir_engine.protocol import LogitsProcessors, Sampling
 from kvasir_engine.sampling.device_sampler import queue_sample
 from kvasir_engine.sampling.sampler import SampleRequest, sample
+from kvasir_engine.sampling.token_history import TokenHistory
 
 CPU = torch.device("cpu")
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7, 9]]
@@ -118,6 +119,54 @@ def test_steps_launched_ahead_sample_the_tokens_of_steps_one_by_one(runner: Mode
     runner.pool.tensor.zero_()
     assert generate(launcher_of(runner, event).launch, ahead=True) == right
     assert len({tuple(each) for each in right.values()}) == 3
+
+
+PROCESSORS = [
+    LogitsProcessors(frequency_penalty=2.0, presence_penalty=2.0, repetition_penalty=3.0),
+    LogitsProcessors(bad_words=[[token, token] for token in range(64)], logit_bias=[(3, 9.0), (4, 8.5)]),
+    LogitsProcessors(frequency_penalty=2.0, allowed_token_ids=[5, 6, 7]),
+]
+
+
+def penalized(launch: object, lag: int) -> dict[int, list[int]]:
+    """Four steps with processors, the tokens of the last `lag` of them unknown when the next is launched."""
+    tokens: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    histories = [TokenHistory(asked, len(prompt)) for asked, prompt in zip(PROCESSORS, PROMPTS, strict=True)]
+    steps, rows = [], {}
+
+    def collect(leave: int) -> None:
+        while len(steps) > leave:
+            order, launched = steps.pop(0)
+            for i, token in zip(order, launched.wait().tokens, strict=True):
+                tokens[i].append(token)
+
+    for step, order in enumerate([[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1]]):
+        batch = prompt_batch() if step == 0 else decode_batch(order, step - 1, rows)
+        asked = [
+            SampleRequest(
+                Sampling(9, processors=PROCESSORS[i]),
+                len(PROMPTS[i]) + step,
+                step,
+                histories[i].work([*PROMPTS[i], *tokens[i]], rows[i] if step > len(tokens[i]) else None),
+            )
+            for i in order
+        ]
+        steps.append((order, launch(batch, [0, 1, 2], asked)))  # type: ignore[operator]
+        rows = {i: row for row, i in enumerate(order)}
+        collect(lag)
+    collect(0)
+    return tokens
+
+
+def test_processors_count_a_token_that_only_the_device_knows(runner: ModelRunner) -> None:
+    _, event = device([0.0])
+    right = penalized(runner.launch, 0)
+    assert right[1] != [3, 3, 3, 3]
+    assert all(token in (5, 6, 7) for token in right[2])
+    for launch in (runner.launch, launcher_of(runner, event).launch):
+        runner.pool.tensor.zero_()
+        assert penalized(launch, 1) == right
+    assert len(set(right[0])) == 4
 
 
 def test_only_the_rows_asked_for_are_sampled(runner: ModelRunner) -> None:

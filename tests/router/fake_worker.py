@@ -104,6 +104,7 @@ class FakeWorker:
     frames: list[object] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     live: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
     epoch: int = 1
     seq: int = 0
     sockets: list[ServerConnection] = field(default_factory=list)
@@ -145,7 +146,8 @@ class FakeWorker:
     async def _session(self, socket: ServerConnection) -> None:
         decode_to_worker(bytes(await socket.recv()))  # type: ignore[arg-type]
         endpoint = Endpoint(self.name, self.epoch, b"", Region(0, 8, 64), fingerprint(self.dtype))
-        hello = Hello(self.version, self.epoch, self.role, self.model, self.max_length, 8, endpoint)
+        fields = (self.version, self.epoch, self.role, self.model, self.max_length, 8, endpoint)
+        hello = Hello(*fields, capabilities=self.capabilities)
         await socket.send(encode(hello))
         await socket.send(encode(Step([], self.load)))
         self.sockets.append(socket)

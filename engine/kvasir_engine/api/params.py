@@ -9,6 +9,8 @@ from hashlib import blake2b
 import msgspec
 
 from kvasir_engine.api.errors import bad_request, unsupported
+from kvasir_engine.api.logits_params import with_processors
+from kvasir_engine.api.ranges import few, short, shown_number, within
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest
 from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.bounds import INT32, MOST_PRIORITY
@@ -48,29 +50,6 @@ class Params:
     cache_salt: str = ""
 
 
-def shown_number(value: float) -> str:
-    """A number as a message has it; of one with hundreds of digits the first."""
-    if isinstance(value, int):
-        return str(value) if abs(value) < 10**30 else f"a number of about {value.bit_length() * 0.30103:.0f} digits"
-    return f"{value:g}"
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    got = shown_number(value)
-    if value != value or value < low:
-        raise bad_request(
-            f"Invalid value for '{name}': expected a value >= {shown_number(low)}, but got {got} instead.",
-            name,
-            "decimal_below_min_value" if isinstance(value, float) else "integer_below_min_value",
-        )
-    if value > high:
-        raise bad_request(
-            f"Invalid value for '{name}': expected a value <= {shown_number(high)}, but got {got} instead.",
-            name,
-            "decimal_above_max_value" if isinstance(value, float) else "integer_above_max_value",
-        )
-
-
 def _only(name: str, value: object, *neutral: object) -> None:
     """Accept an unsupported field's null and its `neutral` values, and refuse all others."""
     if value is not None and value not in neutral:
@@ -83,57 +62,33 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     if "" in stops:
         raise bad_request("Invalid 'stop': a stop string cannot be empty.", "stop", "empty_string")
     for each in stops:
-        _short("stop", each, MOST_STOP_CHARACTERS)
+        short("stop", each, MOST_STOP_CHARACTERS)
     return tuple(stops)
 
 
-def _short(name: str, text: str | None, most: int) -> None:
-    if text is not None and len(text) > most:
-        raise bad_request(
-            f"Invalid '{name}': string too long. Expected a string with maximum length {most}, "
-            f"but got a string with length {len(text)} instead.",
-            name,
-            "string_above_max_length",
-        )
-
-
-def few(name: str, length: int, most: int) -> None:
-    if length > most:
-        raise bad_request(
-            f"Invalid '{name}': array too long. Expected an array with maximum length {most}, "
-            f"but got an array with length {length} instead.",
-            name,
-            "array_above_max_length",
-        )
-
-
 def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, max_tokens: int | None) -> Params:
-    _short("user", request.user, MOST_LABEL)
+    short("user", request.user, MOST_LABEL)
     temperature = 1.0 if request.temperature is None else request.temperature
     top_p = 1.0 if request.top_p is None else request.top_p
     top_k = 0 if request.top_k in (None, -1) else request.top_k or 0
     min_p = request.min_p or 0.0
     min_tokens = request.min_tokens or 0
     n = 1 if request.n is None else request.n
-    _within("temperature", temperature, 0, 2)
-    _within("top_p", top_p, 0, 1)
-    _within("top_k", top_k, 0, INT32)
-    _within("min_p", min_p, 0, 1)
-    _within("min_tokens", min_tokens, 0, INT32)
-    _within("priority", request.priority or 0, -MOST_PRIORITY - 1, MOST_PRIORITY)
-    _within("n", n, 1, MOST_CHOICES)
+    within("temperature", temperature, 0, 2)
+    within("top_p", top_p, 0, 1)
+    within("top_k", top_k, 0, INT32)
+    within("min_p", min_p, 0, 1)
+    within("min_tokens", min_tokens, 0, INT32)
+    within("priority", request.priority or 0, -MOST_PRIORITY - 1, MOST_PRIORITY)
+    within("n", n, 1, MOST_CHOICES)
     if request.max_tokens is not None:
-        _within("max_tokens", request.max_tokens, 1, INT32)
+        within("max_tokens", request.max_tokens, 1, INT32)
     if max_tokens is not None:
-        _within("min_tokens", min_tokens, 0, max_tokens)
-    for name in ("presence_penalty", "frequency_penalty"):
-        _only(name, getattr(request, name), 0)
-    _only("repetition_penalty", request.repetition_penalty, 1)
-    _only("logit_bias", request.logit_bias, {})
+        within("min_tokens", min_tokens, 0, max_tokens)
     truncate = request.truncate_prompt_tokens
     if truncate is not None and truncate != -1:
-        _within("truncate_prompt_tokens", truncate, 1, math.inf)
-    _short("cache_salt", request.cache_salt, MOST_LABEL)
+        within("truncate_prompt_tokens", truncate, 1, math.inf)
+    short("cache_salt", request.cache_salt, MOST_LABEL)
     if request.cache_salt == "":
         raise bad_request("Invalid 'cache_salt': it cannot be empty.", "cache_salt", "empty_string")
     if request.stream_options is not None and not request.stream:
@@ -157,7 +112,7 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
     few("stop_token_ids", len(stop_token_ids), MOST_STOP_TOKENS)
     ends = [*([] if request.ignore_eos else model.eos), *stop_token_ids, *special]
     if request.seed is not None:
-        _within("seed", request.seed, *_INT64)
+        within("seed", request.seed, *_INT64)
     seed = secrets.randbits(63) if request.seed is None else request.seed
     sampling = Sampling(
         max_tokens=0,
@@ -171,6 +126,7 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
         stop_token_ids=list(dict.fromkeys(ends)),
         logprobs=logprobs,
     )
+    sampling = with_processors(sampling, request, model)
     return Params(
         sampling=sampling,
         stop=stops,
@@ -190,22 +146,22 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
 
 def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
-    _short("safety_identifier", request.safety_identifier, MOST_LABEL)
-    _short("prompt_cache_key", request.prompt_cache_key, MOST_LABEL)
+    short("safety_identifier", request.safety_identifier, MOST_LABEL)
+    short("prompt_cache_key", request.prompt_cache_key, MOST_LABEL)
     few("metadata", len(request.metadata or {}), MOST_METADATA)
     for key, value in (request.metadata or {}).items():
-        _short("metadata", key, MOST_LABEL)
-        _short("metadata", value, MOST_LABEL)
+        short("metadata", key, MOST_LABEL)
+        short("metadata", value, MOST_LABEL)
     if request.max_completion_tokens is not None:
         if request.max_tokens is not None:
             raise bad_request(
                 "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.", "max_tokens"
             )
-        _within("max_completion_tokens", request.max_completion_tokens, 1, INT32)
+        within("max_completion_tokens", request.max_completion_tokens, 1, INT32)
     if request.top_logprobs is not None:
         if not request.logprobs:
             raise bad_request("'top_logprobs' is only allowed when 'logprobs' is enabled.", "top_logprobs")
-        _within("top_logprobs", request.top_logprobs, 0, MOST_TOP_LOGPROBS)
+        within("top_logprobs", request.top_logprobs, 0, MOST_TOP_LOGPROBS)
     _only("store", request.store, False)
     _only("service_tier", request.service_tier, "auto", "default")
     _only("modalities", request.modalities, ["text"])
@@ -224,7 +180,7 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
 def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
     if request.logprobs is not None:
-        _within("logprobs", request.logprobs, 0, MOST_COMPLETION_LOGPROBS)
+        within("logprobs", request.logprobs, 0, MOST_COMPLETION_LOGPROBS)
     if request.echo and request.logprobs is not None:
         raise unsupported("echo", "Unsupported value: 'echo' with 'logprobs' is not supported.")
     _only("suffix", request.suffix, "")
@@ -235,7 +191,7 @@ def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
 
 def _best_of(params: Params, candidates: int) -> Params:
     """`params` with so many candidates, whose logprobs say which are best."""
-    _within("best_of", candidates, params.n, MOST_CHOICES)
+    within("best_of", candidates, params.n, MOST_CHOICES)
     if candidates == params.n:
         return params
     if params.stream:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
-from kvasir_engine.api.params import MOST_CHOICES, few, shown_number
+from kvasir_engine.api.params import MOST_CHOICES
+from kvasir_engine.api.ranges import few, shown_number
 from kvasir_engine.api.rendering import Rendering
 from kvasir_engine.api.schemas import ChatRequest, CompletionRequest, ContentPart
 

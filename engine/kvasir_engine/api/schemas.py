@@ -19,8 +19,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What both endpoints take. `None` is OpenAI's null: the default.
 
-    The first group is honoured. `user` is a label of the caller's, as at OpenAI, and changes nothing. The last
-    group is accepted only with the value that changes nothing.
+    `user` is a label of the caller's, as at OpenAI, and changes nothing. All else is honoured.
     """
 
     model: str
@@ -42,13 +41,15 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     truncate_prompt_tokens: int | None = None
     return_token_ids: bool | None = None
     cache_salt: str | None = None
-
-    user: str | None = None
-
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    repetition_penalty: float | None = None
+    # OpenAI's again
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+
+    user: str | None = None
 
 
 class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=False):

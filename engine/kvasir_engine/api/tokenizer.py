@@ -148,6 +148,10 @@ class Tokenizer:
         """Tokens of `messages` in the chat template. Raises as `rendered` does."""
         return self.rendered(messages, how).run()
 
+    def bare(self, text: str) -> list[int]:
+        """Tokens of a short text alone: nothing is put around it, and no name in it is a special token."""
+        return self._ids(self._as_text, text)
+
     def plain(self, text: str) -> Encoding:
         """The encoding of a plain prompt, not begun."""
         before, after = self._around

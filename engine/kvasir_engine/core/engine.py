@@ -328,7 +328,8 @@ class Engine:
             if sequence.computed + count == sequence.length:
                 places.append(place)
                 position, generated = sequence.length, sequence.generated + sequence.awaited
-                rows.append(SampleRequest(sequence.sampling, position, generated))
+                work = sequence.logits_work(self.flights.row(sequence) if sequence.awaited else None)
+                rows.append(SampleRequest(sequence.sampling, position, generated, work))
         on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
         batch = batch_of(chunks, self.limits.page_size, self.flights.row)
         idle = 0.0 if len(self.flights) else None

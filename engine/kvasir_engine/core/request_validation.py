@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kvasir_engine.connector.layout import Shape
 from kvasir_engine.protocol import Endpoint, Lease, Loan, Sampling
+from kvasir_engine.sampling.processor_validation import fault_of_processors
 
 
 def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int) -> str | None:
@@ -20,6 +21,10 @@ def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int) -> st
         return f"stop_token_ids: tokens are from 0 to {vocab - 1}"
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= vocab:
         return f"logprobs: there are {vocab} tokens, not {sampling.logprobs}"
+    if sampling.processors is not None and sampling.processors.replayed >= len(tokens):
+        return f"replayed: {sampling.processors.replayed} of {len(tokens)} tokens, of which one is the prompt's"
+    if fault := fault_of_processors(sampling, vocab):
+        return f"{fault[0]}: {fault[1]}"
     return None
 
 

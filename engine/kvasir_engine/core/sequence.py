@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from kvasir_engine.protocol import Sampling
+from kvasir_engine.sampling.token_history import LogitsWork, TokenHistory
 
 
 @dataclass(eq=False, slots=True)
@@ -41,9 +42,19 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     leader: "Sequence | None" = None
     shared: int = 0
+    history: TokenHistory | None = None
 
     def __post_init__(self) -> None:
         self.prompt = len(self.tokens)
+        if self.sampling.processors is not None:
+            own = self.prompt - self.sampling.processors.replayed
+            self.history = TokenHistory(self.sampling.processors, own)
+
+    def logits_work(self, awaited: int | None) -> LogitsWork | None:
+        """What the sampling's processors have to do for the next token; of the one before, if it is not known yet,
+        the newest step samples row `awaited`.
+        """
+        return None if self.history is None else self.history.work(self.tokens, awaited)
 
     @property
     def length(self) -> int:

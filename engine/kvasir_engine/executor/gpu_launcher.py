@@ -163,7 +163,7 @@ class GpuLauncher:
         logits = prepared.compute()
         if len(places) < len(batch.query_lens):
             logits = logits.index_select(0, staged(torch.tensor(places, dtype=torch.int64), self._device))
-        sample = queue_sample(logits, requests)
+        sample = queue_sample(logits, requests, self._sampled)
         self._share(sample.tokens)
         ended.record()
         before = None if last is None else last.ended

@@ -179,7 +179,8 @@ class ModelRunner:
                 tokens[place] = self._sampled[row]
             batch = replace(batch, tokens=tokens, awaited=())
         logits = self.forward(batch, on_layer)
-        sampled = sample(logits if len(places) == len(logits) else logits[list(places)], requests)
+        rows = logits if len(places) == len(logits) else logits[list(places)]
+        sampled = sample(rows, requests, self._sampled)
         self._sampled = sampled.tokens
         return FinishedStep(sampled)
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.kv.hashing import page_hashes
-from kvasir_engine.protocol import Sampling
+from kvasir_engine.protocol import PROCESSORS, Sampling
 from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
 from kvasir_engine.router.connection import Peer, WorkerConnection
 from kvasir_engine.router.load_meter import LoadMeter, Stopwatch
@@ -185,10 +185,11 @@ class PooledClient:
         """The workers for the next attempt. Raises EngineError when there is none."""
         deadline = asyncio.get_running_loop().time() + self._resume_seconds
         while (placed := await self._try_place(request, sent, failed)) is None:
-            reason = self._pool.unready_reason()
+            unready = self._pool.unready_reason()
+            reason = unready or self._unable_reason(request.sampling)
             if failed and reason is None:  # those that are ready have failed
                 raise _exhausted(failed)
-            if reason is not None and not failed and self._may_hold() and await self.wait_ready() is None:
+            if unready is not None and not failed and self._may_hold() and await self.wait_ready() is None:
                 continue  # the last worker had gone since the request was let in
             try:
                 if not failed and not self._pool.expecting():
@@ -201,11 +202,27 @@ class PooledClient:
                 raise EngineError("no_worker", f"no worker can take the request: {reason}", 503) from None
         return placed
 
+    def _able(self, sampling: Sampling) -> list[WorkerConnection]:
+        """The ready workers that know all of `sampling`."""
+        ready = self._pool.ready()
+        if sampling.processors is None:
+            return ready
+        return [each for each in ready if each.peer and PROCESSORS in each.peer.capabilities]
+
+    def _unable_reason(self, sampling: Sampling) -> str | None:
+        """Why nobody of those that are ready can decode by `sampling`: all are of an older version."""
+        if sampling.processors is None:
+            return None
+        if any(each.peer and each.peer.role != "prefill" for each in self._able(sampling)):
+            return None
+        return f"no decode worker that is ready knows {', '.join(sampling.processors.names())}"
+
     async def _try_place(
         self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
     ) -> tuple[Target, Target | None, int | None] | None:
         tokens = [*request.tokens, *sent]
-        workers = [each for each in self._pool.ready() if not any(each.peer is one.avoid for one in failed)]
+        able = self._able(request.sampling)
+        workers = [each for each in able if not any(each.peer is one.avoid for one in failed)]
         random.shuffle(workers)  # so that routers with the same view do not all take the first of equals
         sizes = {each.peer.endpoint.fingerprint.page_size for each in workers if each.peer}
         pages = {size: await _hashes(tokens, size, request.salt) for size in sizes}
@@ -284,8 +301,14 @@ def _continued(sampling: Sampling, sent: int) -> Sampling:
     """The sampling of what is left after `sent` tokens."""
     if sent == 0:
         return sampling
+    processors = sampling.processors
+    if processors is not None:  # which tell the prompt's own tokens from those that were generated
+        processors = msgspec.structs.replace(processors, replayed=sent)
     return msgspec.structs.replace(
-        sampling, max_tokens=sampling.max_tokens - sent, min_tokens=max(0, sampling.min_tokens - sent)
+        sampling,
+        max_tokens=sampling.max_tokens - sent,
+        min_tokens=max(0, sampling.min_tokens - sent),
+        processors=processors,
     )
 
 

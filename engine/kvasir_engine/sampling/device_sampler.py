@@ -12,7 +12,7 @@ import torch
 from kvasir_engine.pinned_memory import fetched, staged
 from kvasir_engine.protocol import TokenLogprobs
 from kvasir_engine.sampling.draw import Draws, draw
-from kvasir_engine.sampling.sampler import GREEDY_BELOW, Sampled, SampleRequest
+from kvasir_engine.sampling.sampler import GREEDY_BELOW, Sampled, SampleRequest, processed
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,11 @@ class QueuedSample:
 
 
 @torch.inference_mode()
-def queue_sample(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> QueuedSample:
-    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged."""
-    masked = _without_early_stops(logits, requests)
+def queue_sample(
+    logits: torch.Tensor, requests: Sequence[SampleRequest], before: torch.Tensor | None = None
+) -> QueuedSample:
+    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged; `before` is on their device too."""
+    masked = _without_early_stops(processed(logits, requests, before), requests)
     tokens = masked.argmax(-1)
     drawn = [row for row, request in enumerate(requests) if request.sampling.temperature >= GREEDY_BELOW]
     if drawn:

@@ -7,6 +7,8 @@ import torch
 
 from kvasir_engine.protocol import Sampling, TokenLogprobs
 from kvasir_engine.sampling.draw import Draws, draw
+from kvasir_engine.sampling.logits_processors import process
+from kvasir_engine.sampling.token_history import LogitsWork
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them leaves one token anyway, or overflows."""
@@ -17,12 +19,17 @@ class SampleRequest:
     """How the next token of one sequence is chosen.
 
     `position` is the place that the token will have in its sequence, prompt included, from 0; `generated` is how
-    many tokens were generated before it.
+    many tokens were generated before it. `work` is there where the sampling has processors.
     """
 
     sampling: Sampling
     position: int
     generated: int = 0
+    work: LogitsWork | None = None
+
+    def __post_init__(self) -> None:
+        if self.work is None and self.sampling.processors is not None:
+            raise ValueError("the sampling has processors, and nobody says what they have to do")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +41,15 @@ class Sampled:
 
 
 @torch.inference_mode()
-def sample(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> Sampled:
+def sample(logits: torch.Tensor, requests: Sequence[SampleRequest], before: Sequence[int] | None = None) -> Sampled:
     """The next token for each row of `logits` [S, vocab], float32, left unchanged.
 
     Temperature 0 takes the likeliest token, the first of equals; otherwise one is drawn, as `draw.py` says, with
-    the uniform of (seed, position). Until `min_tokens` tokens are generated, stop tokens are impossible.
+    the uniform of (seed, position). Until `min_tokens` tokens are generated, stop tokens are impossible. `before`
+    are the tokens of the step before, where a row's `work` awaits one of them.
     Log-probabilities are those of the model's own distribution, before all of this, as vLLM and OpenAI report them.
     """
-    masked = _without_early_stops(logits, requests)
+    masked = _without_early_stops(processed(logits, requests, before), requests)
     tokens = masked.argmax(-1)
     drawn = [row for row, request in enumerate(requests) if request.sampling.temperature >= GREEDY_BELOW]
     if drawn:
@@ -51,6 +59,18 @@ def sample(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> Sampled:
         how = Draws.of([each.sampling for each in chosen], [each.position for each in chosen], logits.shape[1])
         tokens[drawn] = draw(rows, how)
     return Sampled(tokens.tolist(), _logprobs(logits, tokens, requests))
+
+
+def processed(
+    logits: torch.Tensor, requests: Sequence[SampleRequest], before: torch.Tensor | Sequence[int] | None
+) -> torch.Tensor:
+    """`logits`, or a changed copy where a request has processors."""
+    rows = [(row, request.work) for row, request in enumerate(requests) if request.work is not None]
+    if not rows:
+        return logits
+    if before is not None and not isinstance(before, torch.Tensor):
+        before = torch.tensor(before, dtype=torch.int64)
+    return process(logits, rows, before)
 
 
 def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
