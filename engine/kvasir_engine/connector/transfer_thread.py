@@ -1,7 +1,7 @@
 """A rank's transfer thread: owns the NIXL agent, carries out what the lease machines decide, reports events.
 
 Other threads call the methods, which never block; the events come through `emit`, from this thread. What the thread
-does is in `carrier.py`.
+does is in `lease_executor.py`.
 """
 
 import contextlib

@@ -182,16 +182,16 @@ class RankProcesses:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """See Others."""
+        """See OtherRanks."""
         return tuple(each.address for each in self._ranks)
 
     @property
     def stats(self) -> TransferStats:
-        """See Others."""
+        """See OtherRanks."""
         return sum(list(self._stats.values()), TransferStats())
 
     def command(self, command: AnyCommand) -> None:
-        """See Others."""
+        """See OtherRanks."""
         if isinstance(command, Grant | Read) and self._copies:
             # A page that was copied from may be leased now, or read into, before a rank has come to copying it.
             self._finish_copies()
@@ -201,13 +201,13 @@ class RankProcesses:
             each.command(data)
 
     def push(self, key: Key, push: Push) -> None:
-        """See Others."""
+        """See OtherRanks."""
         if self._copies:
             self._send(self._pending(answer=False))  # in order with what follows, so there is nothing to wait for
         self._send(self._numbered(key, push))
 
     def push_layers(self, pushes: list[LayerPush]) -> None:
-        """See Others."""
+        """See OtherRanks."""
         self._layers = [self._numbered(key, push) for key, push in pushes]
 
     def _numbered(self, key: Key, push: Push) -> PushFrame:

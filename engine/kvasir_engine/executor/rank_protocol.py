@@ -157,7 +157,7 @@ Reported = receiver.Settled | receiver.Fenced | receiver.Reclaimed | receiver.Re
 
 
 class Report(Frame, frozen=True):
-    """An event of the rank's transfer thread, and its counters (`HandoffStats`) by name."""
+    """An event of the rank's transfer thread, and its counters (`TransferStats`) by name."""
 
     event: Reported
     stats: dict[str, float]

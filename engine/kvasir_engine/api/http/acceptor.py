@@ -72,6 +72,9 @@ class Acceptor:
         except OSError as error:
             log.info("connection lost at once reason=%r", str(error))
             conn.close()
+        except Exception:  # of this connection: the others go on
+            log.exception("a connection could not be served")
+            conn.close()
 
     def _refuse_one(self, error: OSError) -> bool:
         """Take one connection by the spare descriptor and close it. False: it cannot be."""
