@@ -9,8 +9,8 @@ A fenced lease asks its writer again and again to stop; a timeout alone never fr
 the effects that the caller must carry out, in order.
 
 This is one rank's side: where several ranks of the writer write to it under a lease, each has its own part of it,
-with a state of its own, and `rank_parts.py` makes one lease of all parts of all ranks. Pages are counted in the blocks
-of `layout.py`.
+with a state of its own, and `rank_parts.py` makes one lease of all parts of all ranks. Pages are counted in the
+blocks of `layout.py`.
 """
 
 from collections.abc import Iterable

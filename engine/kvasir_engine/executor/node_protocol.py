@@ -1,8 +1,8 @@
 """What the nodes of one worker tell each other: who they are, and how they end. Msgpack over TCP, after a length.
 
 The leader, node 0, listens. Each other node makes a connection of its own first, and then two for each of its
-ranks, which carry the frames of `rank_protocol.py` once the hello on them was welcomed. A hello that does not fit is
-refused by name. The node's own connection lives as long as the node: by it each side knows of the other.
+ranks, which carry the frames of `rank_protocol.py` once the leader has welcomed the hello on them. It refuses by
+name a hello that does not fit. The node's own connection lives as long as the node.
 """
 
 import errno
