@@ -200,7 +200,7 @@ class Worker:
                 case receiver.Verify(lease, agent, pages, layers, digests):
                     right = sum(a == b for a, b in zip(self.digests(pages, layers), digests, strict=True))
                     self.holder.verified(lease, agent, right)
-                case receiver.Ask(agent, message) | sender.Tell(agent, message):
+                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
                     self._send(agent, message)
                 case _:
                     if isinstance(effect, sender.Failed) or (

@@ -18,7 +18,7 @@ from rank_workers import SECONDS, children, engine_options
 from kvasir_engine.entrypoints.follower_node import Leader
 from kvasir_engine.errors import UserError
 from kvasir_engine.executor import node_protocol
-from kvasir_engine.executor.node_listener import Joined, NodeListener
+from kvasir_engine.executor.node_listener import JoinedRank, NodeListener
 from kvasir_engine.executor.node_protocol import (
     Closed,
     Ended,
@@ -80,8 +80,8 @@ def door(folder: Path) -> Open:
     return Open(folder)
 
 
-def waited(door: Open) -> tuple[threading.Thread, list[Joined]]:
-    joined: list[Joined] = []
+def waited(door: Open) -> tuple[threading.Thread, list[JoinedRank]]:
+    joined: list[JoinedRank] = []
     thread = threading.Thread(target=lambda: joined.extend(door.door.wait()))
     thread.start()
     return thread, joined
@@ -199,7 +199,7 @@ def followers() -> Iterator[list[Follower]]:
         each.process.join()
 
 
-def followed(folder: Path, followers: list[Follower]) -> tuple[Open, Follower, Joined]:
+def followed(folder: Path, followers: list[Follower]) -> tuple[Open, Follower, JoinedRank]:
     """A follower whose ranks the test leads, and never asks for anything."""
     door = Open(folder, size=2)
     follower = Follower(folder, "both", Nodes(COUNT, 1, "127.0.0.1", door.where.port))

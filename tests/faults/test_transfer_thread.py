@@ -5,7 +5,7 @@ import queue
 import pytest
 
 from kvasir_engine.connector import sender
-from kvasir_engine.connector.nixl_agent import PeerDied, Transfer
+from kvasir_engine.connector.nixl_agent import PeerDied, TransferHandle
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
@@ -31,18 +31,18 @@ class DyingPeers:
     def sent(self, agent: str) -> None:
         return None
 
-    def write(self, agent: str, local: object, remote: object, layers: range) -> Transfer:
+    def write(self, agent: str, local: object, remote: object, layers: range) -> TransferHandle:
         self.written.put(layers.start)
-        return Transfer(None, "PROC")  # type: ignore[arg-type]
+        return TransferHandle(None, "PROC")  # type: ignore[arg-type]
 
-    def poll(self, agent: str, transfer: Transfer) -> bool | None:
+    def poll(self, agent: str, transfer: TransferHandle) -> bool | None:
         if agent in self.forgotten:
             raise LookupError("a transfer of an agent that was removed")
         if self.dead:
             raise PeerDied(agent)
         return None
 
-    def cancel(self, transfer: Transfer) -> None:
+    def cancel(self, transfer: TransferHandle) -> None:
         pass
 
     def notify(self, agent: str, message: bytes) -> None:

@@ -268,10 +268,10 @@ MUTANTS = [
     Mutant(
         "a fenced lease's writer is asked once only",
         HOLDER,
-        "                    effects.append(Ask(writer, Release(lease, self.epoch)))\n",
+        "                    effects.append(NotifyWriter(writer, Release(lease, self.epoch)))\n",
         "",
     ),
-    Mutant("nobody is pinged", HOLDER, "effects.append(Ask(writer, Ping(0, self.epoch)))", "pass"),
+    Mutant("nobody is pinged", HOLDER, "effects.append(NotifyWriter(writer, Ping(0, self.epoch)))", "pass"),
     # -- the writer's side of a lease
     Mutant(
         "Stopped is sent while a write is under way",
@@ -740,13 +740,13 @@ MUTANTS = [
     Mutant(
         "the holder's other parts go on after one has failed",
         PARTS,
-        "                effects.append(Stop(event.lease, event.reason))\n",
+        "                effects.append(StopParts(event.lease, event.reason))\n",
         "                pass\n",
     ),
     Mutant(
         "the writer's other parts go on after one has failed",
         PARTS,
-        "                effects.append(Stop(key, event.reason))\n",
+        "                effects.append(StopParts(key, event.reason))\n",
         "                pass\n",
     ),
     Mutant(

@@ -14,7 +14,7 @@ from kvasir_engine import faults
 from kvasir_engine.connector import notifications, pending_loans, receiver, sender
 from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.connector.digest_thread import DigestThread
-from kvasir_engine.connector.inflight_copies import Ended, InflightCopies
+from kvasir_engine.connector.inflight_copies import EndedCopy, InflightCopies
 from kvasir_engine.connector.layout import block_numbers, block_tokens, pairs
 from kvasir_engine.connector.loan_reads import LoanReads
 from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, PeerRefused
@@ -33,7 +33,7 @@ MOST_EARLY = 1024
 """Notifications that wait for rank 0's grant."""
 DIED = "the worker at the other end died"
 
-_Effect = Event | receiver.Ask | receiver.Verify | sender.Post | sender.Announce | sender.Tell
+_Effect = Event | receiver.NotifyWriter | receiver.Verify | sender.Post | sender.Announce | sender.NotifyHolder
 _Effects = Iterable[_Effect]
 
 
@@ -277,7 +277,7 @@ class LeaseExecutor:
             return self._writer.ended(post.key, post.push, False, time.monotonic())
         return []
 
-    def _ended(self, ended: Ended) -> _Effects:
+    def _ended(self, ended: EndedCopy) -> _Effects:
         ok = ended.ok
         if ended.key in self._reads:
             ok = ok and self._was_read(ended)
@@ -286,7 +286,7 @@ class LeaseExecutor:
             self._digested[ended.key, ended.push] = ended.digests.values
         return self._writer.ended(ended.key, ended.push, ok, time.monotonic())
 
-    def _was_read(self, read: Ended) -> bool:
+    def _was_read(self, read: EndedCopy) -> bool:
         """Whether a read brought what was lent."""
         wrong = self._reads.wrong(read.key, read.push, read.digests.values)
         if wrong:
@@ -333,14 +333,14 @@ class LeaseExecutor:
                 case receiver.Verify():
                     faults.hit("decode.written")
                     self._verify(effect)
-                case sender.Tell(agent, Complete() as complete):
+                case sender.NotifyHolder(agent, Complete() as complete):
                     faults.hit("prefill.completing")
                     self._apply(self._send(agent, complete))
                     faults.hit("prefill.completed")
-                case receiver.Ask(agent, Release() as release):
+                case receiver.NotifyWriter(agent, Release() as release):
                     address = self._endpoint.address(0)
                     self._apply(self._send(agent, msgspec.structs.replace(release, sender=address)))
-                case receiver.Ask(agent, message) | sender.Tell(agent, message):
+                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
                     self._apply(self._send(agent, message))
                 case _:
                     self._note(effect)

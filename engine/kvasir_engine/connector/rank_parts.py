@@ -22,7 +22,7 @@ Event = HolderEvent | WriterEvent
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopParts:
     """Revoke or withdraw what is left of the lease on every rank: one of its parts has failed."""
 
     lease: int | Key
@@ -51,14 +51,14 @@ class GrantedParts:
         """A loan is given in these parts. Each is given back by itself, and the loan with the last."""
         self._grants[loan] = _Grant(set(parts), loan=True)
 
-    def received(self, rank: int, event: HolderEvent) -> list[HolderEvent | Stop]:
+    def received(self, rank: int, event: HolderEvent) -> list[HolderEvent | StopParts]:
         """An event of a part, as rank `rank` reports it: what that means for the lease."""
         if isinstance(event, receiver.Rejected):
             return [event]
         grant = self._grants[event.lease]
         part = rank, event.writer
         others = grant.open - {part}
-        effects: list[HolderEvent | Stop] = []
+        effects: list[HolderEvent | StopParts] = []
         if isinstance(event, receiver.Settled):
             grant.settled.append(event.complete)
         elif grant.failed is None and not (grant.loan and _given_back(event)):
@@ -66,7 +66,7 @@ class GrantedParts:
             if others or isinstance(event, receiver.Fenced):
                 effects.append(receiver.Fenced(event.lease, event.code, reason=event.reason))
             if others:
-                effects.append(Stop(event.lease, event.reason))
+                effects.append(StopParts(event.lease, event.reason))
         if not isinstance(event, receiver.Fenced):
             grant.open.remove(part)
             if not others:
@@ -122,15 +122,15 @@ class PushedParts:
         if pushing is not None:
             pushing.left[push] = set(pushing.parts)
 
-    def received(self, rank: int, event: WriterEvent) -> list[WriterEvent | Stop]:
+    def received(self, rank: int, event: WriterEvent) -> list[WriterEvent | StopParts]:
         """An event of a part, as rank `rank` reports it: what that means for the lease."""
         key = self._lease_of[event.key]
         pushing, part = self._leases[key], (rank, event.key[0])
-        effects: list[WriterEvent | Stop] = []
+        effects: list[WriterEvent | StopParts] = []
         if isinstance(event, sender.Failed):
             pushing.open.remove(part)
             if pushing.open and not pushing.failed:
-                effects.append(Stop(key, event.reason))
+                effects.append(StopParts(key, event.reason))
             pushing.failed = pushing.failed or event.reason
         else:
             left = pushing.left[event.push]
