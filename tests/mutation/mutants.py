@@ -354,7 +354,12 @@ MUTANTS = [
         "rows[p, layers.start : layers.stop, :, heads, at]",
         "rows[p, [*layers[:-1], layers.start], :, heads, at]",
     ),
-    Mutant("a kernel's digest is of the first heads", DIGEST, "(address + cut.first * head_bytes)", "address"),
+    Mutant(
+        "a kernel's digest is of the first heads",
+        DIGEST,
+        "(self._address + cut.first * head_bytes)",
+        "self._address",
+    ),
     Mutant("a digest is of other heads too", DIGEST, "slice(cut.first, cut.first + cut.count)", "slice(cut.count)"),
     Mutant(
         "what arrived is taken for what was written",
@@ -412,7 +417,7 @@ MUTANTS = [
     Mutant(
         "preempted pages are not released",
         ENGINE,
-        "            self.endings.part(self.requests.of(sequence))\n",
+        "            self.finisher.part(self.requests.of(sequence))\n",
         "",
     ),
     Mutant(
@@ -548,7 +553,7 @@ MUTANTS = [
         "a step that has ended holds its pages for ever",
         FLIGHT,
         "            self.ended()\n        for pages",
-        "            self._flights.pop(0)\n        for pages",
+        "            self._steps.pop(0)\n        for pages",
     ),
     Mutant(
         "who waits for a leader goes when its last chunk is launched",

@@ -109,8 +109,8 @@ class InflightCopies:
 
     def died(self, agent: str) -> None:
         """The agent is gone, and what was copied from or to it."""
-        for underway in [each for each in self._copies if each[0][0] == agent]:
-            self._agent.cancel(self._copies.pop(underway).transfer)
+        for gone in [each for each in self._copies if each[0][0] == agent]:
+            self._agent.cancel(self._copies.pop(gone).transfer)
         self._posts = deque(post for post in self._posts if post.key[0] != agent)
 
     def _passed(self, push: Push, layers: range) -> str:

@@ -71,11 +71,11 @@ class Engine:
         self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock)
         self.leases = Leases(self.cache, handoff, self.readback, epoch, self.stats)
         self.pushes = Pushes(self.cache, handoff, runner.config.layers, self.stats)
-        self.flights = InflightSteps(self.cache)
-        self.endings = RequestFinisher(
-            self.requests, self.cache, self.flights, self.pushes, self.leases, self.readback, handoff
+        self.inflight = InflightSteps(self.cache)
+        self.finisher = RequestFinisher(
+            self.requests, self.cache, self.inflight, self.pushes, self.leases, self.readback, handoff
         )
-        self.tokens = OutputProcessor(self.requests, self.pushes, self.endings, self.stats, max_length)
+        self.tokens = OutputProcessor(self.requests, self.pushes, self.finisher, self.stats, max_length)
         self._ended: float | None = None  # when the device had no step any more, though sequences run
         self.prefill_rate = 0.0  # tokens a second of the steps that prefill, as measured by whoever takes the steps
 
@@ -110,7 +110,7 @@ class Engine:
         if job is None:
             self.requests.refuse(session, request, code, message)
         else:
-            self.endings.fail(job, code, message)
+            self.finisher.fail(job, code, message)
 
     def _in_use(self, lease: Lease, to: Endpoint) -> bool:
         """Whether a number of the lease stands for another already. A loan that is read is not read twice."""
@@ -153,7 +153,7 @@ class Engine:
         if frame.lease is not None and frame.to is not None and self.handoff is not None:
             problem = self.pushes.begin(job, frame.to, frame.lease)
             if problem is not None:
-                self.endings.forget(job)
+                self.finisher.forget(job)
                 return refuse(session, frame.id, "bad_lease", problem)
             if frame.lease.loan is not None:
                 job.reading = self.readback.read(self.handoff, frame.to, frame.lease.loan, job.sequence)
@@ -180,12 +180,12 @@ class Engine:
         """Stop a request and account for its pages. Idempotent."""
         job = self.jobs.get((session, request))
         if job is not None:
-            self.endings.end(job, "aborted by the router")
+            self.finisher.end(job, "aborted by the router")
 
     def close_session(self, session: int) -> None:
         """The router is gone: so are its requests."""
         for job in [job for job in self.jobs.values() if job.session == session]:
-            self.endings.end(job, "the router is gone")
+            self.finisher.end(job, "the router is gone")
         self.requests.silence(session)
 
     # -- the handoff's events
@@ -208,23 +208,23 @@ class Engine:
                 job = self.pushes.ended(key, push)
                 if job is not None:
                     self.requests.tell(job, Delta(job.sequence.id, index=1, finish="handoff"))
-                    self.endings.forget(job)
+                    self.finisher.forget(job)
             case sender.Failed(key, reason):
                 job = self.pushes.failed(key)
                 if job is not None:
-                    self.endings.fail(job, "handoff_failed", reason)
+                    self.finisher.fail(job, "handoff_failed", reason)
             case receiver.Settled(lease, complete):
                 self._settle(lease, complete)
             case receiver.Fenced():
                 job = self.leases.open.get(event.lease)
                 if job is not None:
-                    self.endings.fail(job, event.code, event.reason or "the prompt's KV did not come in time")
+                    self.finisher.fail(job, event.code, event.reason or "the prompt's KV did not come in time")
             case receiver.Reclaimed() if event.lease in self.readback.lent:
                 self.readback.returned(event.lease)
             case receiver.Reclaimed():
                 job = self.leases.reclaim(event)
                 if job is not None:
-                    self.endings.fail(job, event.code, event.reason)
+                    self.finisher.fail(job, event.code, event.reason)
             case receiver.Rejected(agent, lease, why):
                 self.stats.rejected_messages += 1
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
@@ -239,13 +239,13 @@ class Engine:
         vocab = self.runner.vocab
         match self.leases.settle(lease, complete):
             case RefusedCompletion(job, why):
-                self.endings.fail(job, "handoff_failed", why)
+                self.finisher.fail(job, "handoff_failed", why)
             case Job() as job if complete.token >= vocab:
                 why = f"prefill sampled token {complete.token}, which is none of {vocab}"
-                self.endings.fail(job, "handoff_failed", why)
+                self.finisher.fail(job, "handoff_failed", why)
             case Job() as job:
                 self.requests.run(job.sequence)
-                self.flights.share(job.sequence)
+                self.inflight.share(job.sequence)
                 self.tokens.append(job, complete.token, complete.logprobs, sampled=False)
                 faults.hit("decode.settled")
 
@@ -254,7 +254,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do something now, as far as can be said without planning it."""
-        return bool(self.running or self.waiting or len(self.flights))
+        return bool(self.running or self.waiting or len(self.inflight))
 
     def step(self) -> bool:
         """Plan and launch a step, and account for one. `False` if there was nothing that could be done.
@@ -262,14 +262,14 @@ class Engine:
         With `overlap` the step that is accounted for is the one before, which ran while this one was prepared.
         """
         for job in self.requests.expired():
-            self.endings.fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
+            self.finisher.fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
         plan, ended = self._plan(), 0
-        if plan.preempt and len(self.flights):
+        if plan.preempt and len(self.inflight):
             ended += self._collect(leave=0)  # nobody gives way whose token is under way
             plan = self._plan()
         for sequence in reversed(plan.preempt):
             self.running.remove(sequence)
-            self.endings.part(self.requests.of(sequence))
+            self.finisher.part(self.requests.of(sequence))
             self.waiting.add(sequence)
             self.stats.preemptions += 1
         for sequence in plan.admit:
@@ -330,8 +330,8 @@ class Engine:
                 position, generated = sequence.length, sequence.generated + sequence.awaited
                 rows.append(SampleRequest(sequence.sampling, position, generated))
         on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
-        batch = batch_of(chunks, self.limits.page_size, self.flights.row)
-        idle = 0.0 if len(self.flights) else None
+        batch = batch_of(chunks, self.limits.page_size, self.inflight.row)
+        idle = 0.0 if len(self.inflight) else None
         if self._ended is not None:
             idle = self.requests.clock() - self._ended
         step = self.runner.launch(batch, places, rows, on_layer)
@@ -339,16 +339,16 @@ class Engine:
             sequence.computed += count
         for place in places:
             chunks[place][0].awaited += 1
-        self.flights.add(InflightStep(chunks, places, step, idle))
+        self.inflight.add(InflightStep(chunks, places, step, idle))
         self._ended = None
 
     def _collect(self, leave: int) -> int:
         """Wait for the steps in flight but the newest `leave`, and account for them. How many."""
         count = 0
-        while len(self.flights) > leave:
-            flight = self.flights.oldest
+        while len(self.inflight) > leave:
+            flight = self.inflight.oldest
             sampled = flight.step.wait()
-            self.flights.ended()
+            self.inflight.ended()
             if flight.step.replayed:
                 self.stats.replayed_steps += 1
             else:
@@ -356,7 +356,7 @@ class Engine:
             if flight.idle is not None:
                 self.stats.idle_seconds += flight.idle if flight.step.gap is None else flight.step.gap
             self._account(flight, sampled)
-            self._ended = self.requests.clock() if self.running and not len(self.flights) else None
+            self._ended = self.requests.clock() if self.running and not len(self.inflight) else None
             count += 1
         return count
 
@@ -368,19 +368,19 @@ class Engine:
             sequence.done += count
             self.stats.computed(self.requests.of(sequence))
             if sequence not in flight.rows:
-                self.flights.share(sequence)  # others may wait for these pages
+                self.inflight.share(sequence)  # others may wait for these pages
         for sequence, row in flight.rows.items():
             job = self.requests.find(sequence)
             if job is not None:
                 sequence.awaited -= 1
                 if sequence.generated == 0:
-                    self.flights.share(sequence)
+                    self.inflight.share(sequence)
                 self.tokens.take(job, sampled.tokens[row], sampled.logprobs[row])
 
     def fail_all(self, code: str, message: str) -> None:
         """Fail whatever a step may have touched, after one that raised. What is in its pages is not shared."""
         self._ended = None
-        self.endings.fail_all(code, message)
+        self.finisher.fail_all(code, message)
 
     # -- what goes out
 
@@ -415,6 +415,6 @@ class Engine:
         """Raise unless every page is accounted for."""
         held = [s.pages for s in self.running]
         held += [job.sequence.pages for job in self.leases.open.values()]
-        held += self.readback.held() + self.pushes.held() + self.flights.holds()
+        held += self.readback.held() + self.pushes.held() + self.inflight.holds()
         self.cache.pool.check(held, self.cache.tree.pages())
         self.cache.tree.check()

@@ -16,7 +16,7 @@ class RequestFinisher:
         self,
         requests: Requests,
         cache: KVCacheManager,
-        flights: InflightSteps,
+        inflight: InflightSteps,
         pushes: Pushes,
         leases: Leases,
         readback: Readback,
@@ -24,7 +24,7 @@ class RequestFinisher:
     ) -> None:
         self._requests = requests
         self._cache = cache
-        self._flights = flights
+        self._steps = inflight
         self._pushes = pushes
         self._leases = leases
         self._readback = readback
@@ -52,7 +52,7 @@ class RequestFinisher:
 
     def fail_all(self, code: str, message: str) -> None:
         """Fail whatever a step may have touched, after one that raised. What is in its pages is not shared."""
-        self._flights.drop()
+        self._steps.drop()
         elsewhere = set(self._requests.waiting)
         elsewhere |= {job.sequence for job in self._leases.open.values()}
         jobs = self._requests.jobs.values()
@@ -68,7 +68,7 @@ class RequestFinisher:
 
     def part(self, job: Job, keep: bool = True) -> None:
         """Take a sequence's pages from it. While a step or a lease reads some of them, that holds them all."""
-        pages = self._flights.part(job.sequence, keep)
+        pages = self._steps.part(job.sequence, keep)
         if not self._pushes.keep(job, pages):
             self._cache.tree.release(pages)
 

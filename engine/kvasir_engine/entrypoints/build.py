@@ -93,12 +93,12 @@ def build(
     """
     check(options)
     graphs = graphs_of(options, role)
-    door = None if options.nodes is None else NodeListener(options.nodes, leave)
+    listener = None if options.nodes is None else NodeListener(options.nodes, leave)
     try:
-        return _build(options, graphs, role, moves_kv, door, ended)
+        return _build(options, graphs, role, moves_kv, listener, ended)
     except UserError as error:
-        if door is not None:
-            door.tell(Ended(f"node 0 cannot start: {error}"))
+        if listener is not None:
+            listener.tell(Ended(f"node 0 cannot start: {error}"))
         raise
 
 
@@ -107,20 +107,20 @@ def _build(
     graphs: int,
     role: Role,
     moves_kv: bool,
-    door: NodeListener | None,
+    listener: NodeListener | None,
     ended: supervisor.Ended | None,
 ) -> tuple[EngineThread, KVConnector | None]:
     folder = apart(lambda: resolve(options.model, options.revision, progress=log_progress()))
     max_length = load_config(folder).max_length(options.max_length)
     device = choose_device(options.device, 0, options.tensor_parallel, options.node_count)
     threads = use_own_cores(options.tensor_parallel // options.node_count, device.type)
-    if door is not None:
-        door.group = NodeSettings.of(options, role, folder)
+    if listener is not None:
+        listener.group = NodeSettings.of(options, role, folder)
 
     def report(rank: int, event: Event) -> None:
         thread.post(lambda engine: engine.reported(rank, event))
 
-    runner, ranks = _load(options, graphs, folder, report, door)
+    runner, ranks = _load(options, graphs, folder, report, listener)
     if options.cuda_graph_max_bs and runner.no_graphs is not None:
         raise ModelError(f"cuda-graph-max-bs {options.cuda_graph_max_bs}: no CUDA graphs: {runner.no_graphs}")
     config, pool = runner.config, runner.pool
@@ -213,7 +213,7 @@ def _load(
     graphs: int,
     folder: Path,
     report: Callable[[int, Event], None],
-    door: NodeListener | None,
+    listener: NodeListener | None,
 ) -> tuple[ModelRunner, RankProcesses | None]:
     """The model, or this process's part of it and the processes that have the other parts."""
     place, ranks = ALONE, None
@@ -231,7 +231,7 @@ def _load(
             options.attention_backend,
             graphs,
             report,
-            door,
+            listener,
         )
         place = ranks.meet(device)
     load = partial(

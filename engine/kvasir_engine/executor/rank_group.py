@@ -50,7 +50,7 @@ STOP_SECONDS = 10.0
 class RankProcesses:
     """Ranks 1 to `size` - 1, each loading its part of the model, in `folder` here, as soon as all are there.
 
-    With a `door`, those of other nodes come in by it; this waits for them. `report` hears the events of their
+    With a `listener`, those of other nodes come in by it; this waits for them. `report` hears the events of their
     transfer threads. A rank or a node that ends ends this process, with one line that says why: exit status 2 while
     models are loaded (what the user can mend), 1 later.
     """
@@ -67,11 +67,11 @@ class RankProcesses:
         attention: BackendName,
         graphs: int,
         report: Callable[[int, Event], None],
-        door: NodeListener | None = None,
+        listener: NodeListener | None = None,
     ) -> None:
         self.size = size
-        self._door = door
-        self._nodes = 1 if door is None else door.group.nnodes
+        self._listener = listener
+        self._nodes = 1 if listener is None else listener.group.nnodes
         self._report_event = report
         self._meeting = Path(tempfile.mkdtemp(prefix="kvasir-ranks-"))
         self._serving = self._stopping = False
@@ -88,10 +88,10 @@ class RankProcesses:
         self._store = None
         self._address = f"file://{self._meeting}/address"
         leader = {}
-        if door is not None:
+        if listener is not None:
             self._store, port = open_store(size, timedelta(seconds=tensor_parallel.CONNECT_SECONDS))
-            door.open(self._node_ended)
-            for each in door.wait():
+            listener.open(self._node_ended)
+            for each in listener.wait():
                 node, rank = each.node, each.rank
                 fate = partial(node.fate, rank)
                 self._ranks.append(RankLink(rank, each.steps, each.reports, fate, self._ended, self._report))
@@ -138,12 +138,12 @@ class RankProcesses:
             each.send(rank_protocol.Stop())
         for local in self._local:
             local.end(STOP_SECONDS)
-        if self._door is not None:
-            self._door.see_off(STOP_SECONDS)
+        if self._listener is not None:
+            self._listener.see_off(STOP_SECONDS)
 
     def _tell(self, frame: node_protocol.AnyFrame) -> None:
-        if self._door is not None:
-            self._door.tell(frame)
+        if self._listener is not None:
+            self._listener.tell(frame)
 
     # -- steps
 
