@@ -36,7 +36,7 @@ class OpenLeases:
             self._leases[key].computed = moment
 
     def computed_at(self, part: Key) -> float:
-        """The moment of that of the lease of `part`, which is open."""
+        """When the last layer of the prompt of the lease of `part`, which is open, was computed."""
         return self._leases[self._lease_of[part]].computed
 
     def close(self, part: Key) -> None:

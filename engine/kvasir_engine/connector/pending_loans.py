@@ -1,4 +1,4 @@
-"""What this rank lends, from the loan until the reader can be told the digests of it."""
+"""Loans of this rank whose digests are not computed yet; the reader gets the digests with `Lent`."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """One lease of the parts that several ranks hold and write: pure. A part is a pair of ranks, one of each worker.
 
-A lease is settled when all its parts are, fenced as soon as one has failed, and back when the last has ended on
-proof; a part that has failed makes the others stop. On the prefill side pages are done when they are in every part.
-A loan, of pages to read, has parts too: all that its readers read.
+A lease is settled when all its parts are. It is fenced as soon as one part fails, which stops the others, and it is
+reclaimed when the last part has ended with a proof. On the prefill side a push is done when every part has it.
+A loan has parts too: one for each pair of ranks that reads.
 With one rank on both sides a part is the lease, and its events pass as they are.
 """
 
@@ -87,7 +87,7 @@ class GrantedParts:
 
 
 def _given_back(event: receiver.Fenced | receiver.Reclaimed) -> bool:
-    """Whether a reader reads no more by its own word."""
+    """Whether a reader has said that it reads no more."""
     return isinstance(event, receiver.Reclaimed) and event.proof == "acknowledged"
 
 

@@ -105,7 +105,7 @@ class Engine:
         self._guarded(session, frame.id, lambda: self._reserve(session, frame))
 
     def refuse(self, session: int, request: str, message: str, code: str = "bad_request") -> None:
-        """Fail a request that was asked for in a frame that cannot be read, or that is at fault otherwise."""
+        """Fail the request of a frame that cannot be read, or that is wrong in another way."""
         job = self.jobs.get((session, request))
         if job is None:
             self.requests.refuse(session, request, code, message)
@@ -113,7 +113,7 @@ class Engine:
             self.finisher.fail(job, code, message)
 
     def _in_use(self, lease: Lease, to: Endpoint) -> bool:
-        """Whether a number of the lease stands for another already. A loan that is read is not read twice."""
+        """Whether the id of the lease or of its loan is in use. Two requests may name one loan that is being read."""
         assert self.handoff is not None
         if self.handoff.busy(to, lease.id):
             return True
@@ -123,7 +123,7 @@ class Engine:
         )
 
     def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
-        """What a frame breaks breaks its own request."""
+        """Run `work`; an error fails the request of the frame and no other."""
         try:
             work()
         except Exception as error:
@@ -191,13 +191,13 @@ class Engine:
     # -- the handoff's events
 
     def reported(self, rank: int, event: Event) -> None:
-        """What the transfer thread of one rank reports."""
+        """Handle an event of one rank's transfer thread."""
         assert self.handoff is not None
         for each in self.handoff.received(rank, event):
             self.transferred(each)
 
     def transferred(self, event: Event) -> None:
-        """What became of a lease, on all ranks."""
+        """Handle an event of a lease or loan that concerns all ranks."""
         match event:
             case sender.Done(key, push) if key in self.readback.reads:
                 if push.complete is not None:
@@ -230,7 +230,7 @@ class Engine:
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
 
     def _read(self, sequence: Sequence | None) -> None:
-        """What a sequence wanted to read is here, or will not come: it waits to be admitted, in its place."""
+        """The read of a sequence has ended, well or not: the sequence waits to be admitted, in its old place."""
         if sequence is not None:
             self.requests.of(sequence).reading = None
             self.waiting.add(sequence)
@@ -265,7 +265,7 @@ class Engine:
             self.finisher.fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
         plan, ended = self._plan(), 0
         if plan.preempt and len(self.inflight):
-            ended += self._collect(leave=0)  # nobody gives way whose token is under way
+            ended += self._collect(leave=0)  # no sequence is preempted while a step samples its token
             plan = self._plan()
         for sequence in reversed(plan.preempt):
             self.running.remove(sequence)
@@ -361,7 +361,7 @@ class Engine:
         return count
 
     def _account(self, flight: InflightStep, sampled: Sampled) -> None:
-        """What a step that has ended computed and sampled. Of a sequence that ended meanwhile it is nobody's."""
+        """Take over what an ended step computed and sampled. Drop what belongs to a sequence that has ended since."""
         self.stats.computed_tokens += sum(count for _, count in flight.chunks)
         lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
         for sequence, count in lasting:
@@ -378,14 +378,14 @@ class Engine:
                 self.tokens.take(job, sampled.tokens[row], sampled.logprobs[row])
 
     def fail_all(self, code: str, message: str) -> None:
-        """Fail whatever a step may have touched, after one that raised. What is in its pages is not shared."""
+        """Fail all requests that a step which raised may have touched. The tree gets none of their pages."""
         self._ended = None
         self.finisher.fail_all(code, message)
 
     # -- what goes out
 
     def drain(self) -> dict[int, list[Delta | Leased]]:
-        """What each session is to be told, in order."""
+        """Take the frames for each session, in order."""
         return self.requests.drain()
 
     @property

@@ -19,7 +19,7 @@ LEASE_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class RefusedCompletion:
-    """What came under a lease is not the job's prompt."""
+    """The writer completed another prompt than the job's."""
 
     job: Job
     why: str
@@ -69,7 +69,7 @@ class Leases:
         return lease
 
     def settle(self, lease: int, complete: Complete) -> Job | RefusedCompletion | None:
-        """The prompt's KV is all here: the job whose sequence has it now, unless nobody waits for it any more."""
+        """The prompt's KV is complete. Returns its job, or None if the job has ended."""
         pages = self.fenced.pop(lease, None)
         if pages is not None:
             self._cache.pool.reclaim(pages, lease)
@@ -90,7 +90,7 @@ class Leases:
         return job
 
     def reclaim(self, event: receiver.Reclaimed) -> Job | None:
-        """A lease's pages come back, on proof. The job that fails by it, if it still waited."""
+        """Reclaim a lease's pages, on proof. Returns the job that fails by it, if it still waits."""
         job = None
         pages = self.fenced.pop(event.lease, None)
         if pages is None:

@@ -1,4 +1,4 @@
-"""What a sampled token means for its request: one more, the last, or the first of a handoff."""
+"""Sampled tokens: append them to their requests, tell the routers, and finish or hand off."""
 
 from typing import Literal
 
@@ -39,7 +39,7 @@ class OutputProcessor:
             self._finisher.forget(job)
 
     def _handoff(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
-        """The prompt is computed: report the first token, push what is left of it, let go of the pages."""
+        """The prompt is computed: report the first token, push the rest of the KV, release the pages."""
         prompt = len(job.sequence.tokens)
         self._stats.tokens(job).generated += 1
         finished = self._say(job, token, logprobs)

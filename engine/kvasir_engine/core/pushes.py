@@ -19,7 +19,7 @@ PUSH_BLOCKS = 32
 
 @dataclass(eq=False, frozen=True)
 class _Reading:
-    """A push that has not ended and the pages that it reads; or (no push) what its sequence left meanwhile."""
+    """A push that has not ended and the pages that it reads; without a push, pages that the sequence has left."""
 
     push: sender.Push | None
     pages: Seq[int]
@@ -62,7 +62,7 @@ class Pushes:
     # -- as the prompt is computed
 
     def of_chunks(self, chunks: Iterable[tuple[Job, int]]) -> Callable[[int], None] | None:
-        """What gives the transfer thread each computed layer of the leases' pages that this step completes."""
+        """The callback that pushes each computed layer of the lease pages that this step completes."""
         growing: list[LayerPush] = []
         for job, count in chunks:
             sequence = job.sequence
@@ -109,10 +109,10 @@ class Pushes:
         self.open[job.key].append(_Reading(push, pages))
         return push
 
-    # -- what became of it
+    # -- events
 
     def ended(self, key: sender.Key, push: sender.Push) -> Job | None:
-        """A push is done. The job that is done with it, if it was the last and the job is still there."""
+        """A push is done. Returns its job if that was the last push and the job has not ended."""
         if push.complete is None:
             reading = next(reading for reading in self.open[key] if reading.push is push)
             self.open[key].remove(reading)
@@ -124,7 +124,7 @@ class Pushes:
         return self._jobs.get(key)
 
     def failed(self, key: sender.Key) -> Job | None:
-        """Nothing is read under this lease any more. The job that fails, if it is still there."""
+        """The lease has failed. Returns its job if that has not ended."""
         for reading in self.open.pop(key, []):
             self._cache.tree.release(reading.pages)
         job = self._jobs.pop(key, None)

@@ -50,7 +50,7 @@ def fate_of(status: int) -> str:
 
 
 class RankLink:
-    """One rank. `fate` says how it ended, once its connections have; None when somebody else tells why.
+    """One rank. `fate` says how it ended, once its connections have; None when its node reports why.
 
     `ended` hears the reason, `report` what the transfer thread there reports.
     """

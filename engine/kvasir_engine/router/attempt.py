@@ -13,7 +13,7 @@ _POINTS = {0: "router.first_token", 4: "router.streaming"}  # by the index of a 
 
 
 class WorkerFailed(Exception):
-    """`worker` ended the attempt. `code` is a stable snake_case word; `avoid`: whom to go without from now on."""
+    """`worker` ended the attempt. `code` is a stable snake_case word; later attempts do without the worker `avoid`."""
 
     def __init__(self, worker: WorkerConnection, avoid: Peer, code: str, message: str) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class Target:
 
 @dataclass(frozen=True)
 class OutputPart:
-    """Tokens of the attempt's output that were not known, or none where `cached`, as in `Delta`, is what is new."""
+    """New tokens of the attempt's output; none where only `cached` is new, which is as in `Delta`."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None
@@ -100,7 +100,7 @@ class Attempt:
                 source, event = await self._inbox.get()
                 if isinstance(event, Leased):
                     if source is not self._decode:
-                        self._fail(source, "bad_frame", "a lease from whom none was asked", avoid=source)
+                        self._fail(source, "bad_frame", "it sent a lease, and was not asked for one", avoid=source)
                         continue
                     self._take_lease(event.lease)
                 elif isinstance(event, ConnectionLost):
@@ -178,7 +178,7 @@ class Attempt:
             raise WorkerFailed(source.worker, avoid.peer, code, message)
 
     def _at_fault(self, source: Target) -> Target:
-        """Whom a failure that `source` reports speaks against. D that waits for KV tells of what P did or not."""
+        """The worker to blame for a failure that `source` reports. While D waits for KV it reports what P did."""
         waiting = self._leased and not self._decoding
         return self._prefill if source is self._decode and waiting and self._prefill is not None else source
 

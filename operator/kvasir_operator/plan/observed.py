@@ -200,7 +200,7 @@ def workload_name(target: Reference) -> str:
 def place_of(item: Mapping[str, Any]) -> tuple[Role, str]:
     """The role and revision that a Deployment or set runs, the revision empty where the name has none (a router's).
 
-    By its name, which nobody can change: with another label it would be nobody's, and be taken away or made again.
+    By its name, which nobody can change: with another label no role would own it, and the plan would delete it or make it again.
     """
     service: str = item["metadata"]["labels"][SERVICE_LABEL]
     role, _, revision = workload_name(reference(item)).removeprefix(f"{service}-").partition("-")
@@ -270,7 +270,7 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
 def _is_made_for(metadata: Mapping[str, Any]) -> bool:
     """Whether a pod's controller is a workload of the service and role that its labels say.
 
-    A label alone is anybody's: such a pod counts where all pods do, but nothing is asked of it. Who may name any
+    Anybody can set a label: such a pod is counted, but the operator sends it no request. Who may name any
     owner may create pods, which an author of a service may too.
     """
     labels = metadata.get("labels", {})

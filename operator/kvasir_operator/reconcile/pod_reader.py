@@ -1,6 +1,6 @@
-"""What pods say of themselves over HTTP: an edge. A pod that does not answer is nobody's error.
+"""Reads the status of pods over HTTP. A pod that does not answer is no error.
 
-What runs in a pod is its author's: it may answer for ever, with any number of bytes, or send us elsewhere.
+A pod may run anything: it may answer without end, with any number of bytes, or with a redirect.
 """
 
 from collections.abc import Sequence
