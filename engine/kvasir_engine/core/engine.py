@@ -113,7 +113,7 @@ class Engine:
             self.finisher.fail(job, code, message)
 
     def _in_use(self, lease: Lease, to: Endpoint) -> bool:
-        """Whether the id of the lease or of its loan is in use. Two requests may name one loan that is being read."""
+        """Whether the id of the lease or of its loan is in use. A loan that is being read does not count."""
         assert self.handoff is not None
         if self.handoff.busy(to, lease.id):
             return True
@@ -361,7 +361,7 @@ class Engine:
         return count
 
     def _account(self, flight: InflightStep, sampled: Sampled) -> None:
-        """Take over what an ended step computed and sampled. Drop what belongs to a sequence that has ended since."""
+        """Account for what an ended step computed and sampled, but of sequences that have ended since."""
         self.stats.computed_tokens += sum(count for _, count in flight.chunks)
         lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
         for sequence, count in lasting:

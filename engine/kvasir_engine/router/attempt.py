@@ -13,7 +13,7 @@ _POINTS = {0: "router.first_token", 4: "router.streaming"}  # by the index of a 
 
 
 class WorkerFailed(Exception):
-    """`worker` ended the attempt. `code` is a stable snake_case word; later attempts do without the worker `avoid`."""
+    """`worker` ended the attempt. `code` is a stable snake_case word; later attempts avoid `avoid`."""
 
     def __init__(self, worker: WorkerConnection, avoid: Peer, code: str, message: str) -> None:
         super().__init__(message)

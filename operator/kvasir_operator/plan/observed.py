@@ -200,7 +200,8 @@ def workload_name(target: Reference) -> str:
 def place_of(item: Mapping[str, Any]) -> tuple[Role, str]:
     """The role and revision that a Deployment or set runs, the revision empty where the name has none (a router's).
 
-    By its name, which nobody can change: with another label no role would own it, and the plan would delete it or make it again.
+    By its name, which nobody can change. A label can be changed: no role would own the object then, and the plan
+    would delete it or make it again.
     """
     service: str = item["metadata"]["labels"][SERVICE_LABEL]
     role, _, revision = workload_name(reference(item)).removeprefix(f"{service}-").partition("-")
