@@ -125,9 +125,9 @@ def _work(
     os.environ[VARIABLE] = fault
     if setup is not None:
         setup()
-    thread, handoff = build(options, role, True)
-    assert handoff is not None
-    pipe.send(handoff.endpoint)
+    thread, connector = build(options, role, True)
+    assert connector is not None
+    pipe.send(connector.endpoint)
     session = thread.attach(pipe.send)
     while True:
         match pipe.recv():
@@ -140,12 +140,12 @@ def _work(
             case "owned":
                 thread.post(lambda engine: pipe.send(_owned(engine)))
             case "received":
-                thread.post(lambda engine: pipe.send((engine.stats.requests.received, handoff.stats)))
+                thread.post(lambda engine: pipe.send((engine.stats.requests.received, connector.stats)))
             case "read":
-                thread.post(lambda engine: pipe.send((engine.readback.stats, handoff.stats.read_bytes)))
+                thread.post(lambda engine: pipe.send((engine.readback.stats, connector.stats.read_bytes)))
             case "stop":
                 thread.stop()
-                handoff.stop()
+                connector.stop()
                 thread.engine.runner.close()
                 return
 

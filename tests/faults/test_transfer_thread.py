@@ -66,15 +66,15 @@ def endpoint(name: str) -> Endpoint:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_death_under_several_writes_fails_the_lease_once_and_not_the_thread(layers: int) -> None:
     agent, events = DyingPeers(), queue.Queue[Event]()
-    handoff = TransferThread(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
-    handoff.start()
-    key = handoff.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1))
+    connector = TransferThread(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
+    connector.start()
+    key = connector.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1))
     for layer in range(layers):
-        handoff.push(key, sender.Push((1,), (4,), layer))
+        connector.push(key, sender.Push((1,), (4,), layer))
         assert agent.written.get(timeout=10) == layer
     agent.dead = True
     assert events.get(timeout=10) == sender.Failed(key, "the decode worker died")
-    handoff.withdraw(key, "nothing happens")
-    assert handoff.is_alive()
-    handoff.stop()
+    connector.withdraw(key, "nothing happens")
+    assert connector.is_alive()
+    connector.stop()
     assert events.empty()

@@ -426,11 +426,11 @@ MUTANTS = [
         "            self._cache.pool.fence(job.leased, job.lease.id)\n",
         "            self._cache.pool.reclaim(job.leased, job.lease.id)\n            job.leased = []\n",
     ),
-    Mutant("an abort at decode is not told", LEASES, "            self._handoff.revoke(job.lease.id)\n", ""),
+    Mutant("an abort at decode is not told", LEASES, "            self._connector.revoke(job.lease.id)\n", ""),
     Mutant(
         "an abort at prefill is not told",
         PUSHES,
-        "            self._handoff.withdraw(job.key, reason)\n",
+        "            self._connector.withdraw(job.key, reason)\n",
         "            pass\n",
     ),
     Mutant(
@@ -626,7 +626,10 @@ MUTANTS = [
         "wanted = max(len(reading.tokens) - 1, lent)",
     ),
     Mutant(
-        "a declined loan is not given back", READBACK, '            handoff.withdraw(key, "nothing to read")\n', ""
+        "a declined loan is not given back",
+        READBACK,
+        '            connector.withdraw(key, "nothing to read")\n',
+        "",
     ),
     Mutant(
         "pages that came wrong enter the tree",
@@ -650,22 +653,25 @@ MUTANTS = [
     Mutant(
         "a request that is gone comes back when its read ends",
         READBACK,
-        "            reading.sequence = None\n            handoff.withdraw(key, reason)\n",
-        "            handoff.withdraw(key, reason)\n",
+        "            reading.sequence = None\n            connector.withdraw(key, reason)\n",
+        "            connector.withdraw(key, reason)\n",
     ),
     Mutant(
         "a read goes on after its request",
         READBACK,
-        "            reading.sequence = None\n            handoff.withdraw(key, reason)\n",
+        "            reading.sequence = None\n            connector.withdraw(key, reason)\n",
         "            reading.sequence = None\n            self.failed(key, reason)\n",
     ),
     Mutant(
-        "a loan outlives its request", LEASES, "            self._handoff.revoke(job.loan)\n", "            pass\n"
+        "a loan outlives its request",
+        LEASES,
+        "            self._connector.revoke(job.loan)\n",
+        "            pass\n",
     ),
     Mutant(
         "a loan ends when its request does",
         LEASES,
-        "            self._handoff.revoke(job.loan)\n",
+        "            self._connector.revoke(job.loan)\n",
         "            self._readback.returned(job.loan)\n",
     ),
     Mutant(

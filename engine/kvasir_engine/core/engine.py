@@ -41,7 +41,7 @@ NO_LIMITS = QueueLimits()
 
 
 class Engine:
-    """One worker's requests. `handoff` is None where KV never moves.
+    """One worker's requests. `connector` is None where KV never moves.
 
     `overlap`: a step is prepared and launched while the one before it runs, so results come one step late.
     """
@@ -53,7 +53,7 @@ class Engine:
         limits: Limits,
         max_length: int,
         epoch: int,
-        handoff: KVConnector | None,
+        connector: KVConnector | None,
         queue: QueueLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
         overlap: bool = False,
@@ -63,17 +63,17 @@ class Engine:
         self.limits = limits
         self.max_length = max_length
         self.epoch = epoch
-        self.handoff = handoff
+        self.connector = connector
         self.overlap = overlap
         self.cache = KVCacheManager(runner.pool.pages, limits.page_size, runner.copy_page)
         self.stats = Stats()
         self.readback = Readback(self.cache)
         self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock)
-        self.leases = Leases(self.cache, handoff, self.readback, epoch, self.stats)
-        self.pushes = Pushes(self.cache, handoff, runner.config.layers, self.stats)
+        self.leases = Leases(self.cache, connector, self.readback, epoch, self.stats)
+        self.pushes = Pushes(self.cache, connector, runner.config.layers, self.stats)
         self.inflight = InflightSteps(self.cache)
         self.finisher = RequestFinisher(
-            self.requests, self.cache, self.inflight, self.pushes, self.leases, self.readback, handoff
+            self.requests, self.cache, self.inflight, self.pushes, self.leases, self.readback, connector
         )
         self.tokens = OutputProcessor(self.requests, self.pushes, self.finisher, self.stats, max_length)
         self._ended: float | None = None  # when the device had no step any more, though sequences run
@@ -114,12 +114,12 @@ class Engine:
 
     def _in_use(self, lease: Lease, to: Endpoint) -> bool:
         """Whether the id of the lease or of its loan is in use. A loan that is being read does not count."""
-        assert self.handoff is not None
-        if self.handoff.busy(to, lease.id):
+        assert self.connector is not None
+        if self.connector.busy(to, lease.id):
             return True
         loan = lease.loan
         return (
-            loan is not None and (to.agent, loan.id) not in self.readback.reads and self.handoff.busy(to, loan.id)
+            loan is not None and (to.agent, loan.id) not in self.readback.reads and self.connector.busy(to, loan.id)
         )
 
     def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
@@ -137,10 +137,10 @@ class Engine:
             return refuse(session, frame.id, "bad_request", "a lease needs its holder's endpoint")
         if frame.lease is None and self.role == "prefill":
             return refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
-        if frame.lease is not None and (self.role == "decode" or self.handoff is None):
+        if frame.lease is not None and (self.role == "decode" or self.connector is None):
             return refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
-        if frame.lease is not None and frame.to is not None and self.handoff is not None:
-            wrong = fault_of_endpoint("to", frame.to, self.handoff.endpoint) or fault_of_lease(
+        if frame.lease is not None and frame.to is not None and self.connector is not None:
+            wrong = fault_of_endpoint("to", frame.to, self.connector.endpoint) or fault_of_lease(
                 frame.lease, frame.to
             )
             if wrong is None and self._in_use(frame.lease, frame.to):
@@ -150,22 +150,22 @@ class Engine:
         job = self.requests.new(session, frame)
         if job is None:
             return None
-        if frame.lease is not None and frame.to is not None and self.handoff is not None:
+        if frame.lease is not None and frame.to is not None and self.connector is not None:
             problem = self.pushes.begin(job, frame.to, frame.lease)
             if problem is not None:
                 self.finisher.forget(job)
                 return refuse(session, frame.id, "bad_lease", problem)
             if frame.lease.loan is not None:
-                job.reading = self.readback.read(self.handoff, frame.to, frame.lease.loan, job.sequence)
+                job.reading = self.readback.read(self.connector, frame.to, frame.lease.loan, job.sequence)
         if job.reading is None:
             self.waiting.add(job.sequence)
         return None
 
     def _reserve(self, session: int, frame: Reserve) -> None:
-        if self.role == "prefill" or self.handoff is None:
+        if self.role == "prefill" or self.connector is None:
             why = f"a {self.role} worker grants no leases"
             return self.requests.refuse(session, frame.id, "wrong_role", why)
-        problem = fault_of_endpoint("writer", frame.writer, self.handoff.endpoint)
+        problem = fault_of_endpoint("writer", frame.writer, self.connector.endpoint)
         if problem is not None:
             return self.requests.refuse(session, frame.id, "bad_request", problem)
         job = self.requests.new(session, frame)
@@ -192,8 +192,8 @@ class Engine:
 
     def reported(self, rank: int, event: Event) -> None:
         """Handle an event of one rank's transfer thread."""
-        assert self.handoff is not None
-        for each in self.handoff.received(rank, event):
+        assert self.connector is not None
+        for each in self.connector.received(rank, event):
             self.transferred(each)
 
     def transferred(self, event: Event) -> None:
@@ -408,7 +408,7 @@ class Engine:
             cached_pages=self.cache.pool.count(Owner.CACHED),
             leases=leases,
             prefill_rate=round(self.prefill_rate),
-            read_rate=0 if self.handoff is None else round(self.handoff.stats.read_rate),
+            read_rate=0 if self.connector is None else round(self.connector.stats.read_rate),
         )
 
     def check(self) -> None:

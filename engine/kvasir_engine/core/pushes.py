@@ -28,18 +28,18 @@ class _Reading:
 class Pushes:
     """Leases of others that we write under. Pages are in the cache's pool; a model has `layers`."""
 
-    def __init__(self, cache: KVCacheManager, handoff: KVConnector | None, layers: int, stats: Stats) -> None:
+    def __init__(self, cache: KVCacheManager, connector: KVConnector | None, layers: int, stats: Stats) -> None:
         self.open: dict[sender.Key, list[_Reading]] = {}
         self._jobs: dict[sender.Key, Job] = {}
         self._cache = cache
-        self._handoff = handoff
+        self._connector = connector
         self._layers = layers
         self._stats = stats
 
     def begin(self, job: Job, to: Endpoint, lease: Lease) -> str | None:
         """Write the KV of a job's prompt under `lease`. What is wrong with the lease, or None."""
-        assert self._handoff is not None
-        stranger = lease.not_for(self._handoff.endpoint)
+        assert self._connector is not None
+        stranger = lease.not_for(self._connector.endpoint)
         if stranger is not None:
             return stranger
         tokens = len(job.sequence.tokens)
@@ -53,7 +53,7 @@ class Pushes:
         job.sequence.limit = tokens + 1
         job.block = block_tokens(page_size, theirs)
         job.blocks = -(-tokens // job.block) - lease.first // job.block
-        job.key = self._handoff.open(to, lease)
+        job.key = self._connector.open(to, lease)
         self.open[job.key] = []
         self._jobs[job.key] = job
         faults.hit("prefill.submitted")
@@ -75,23 +75,23 @@ class Pushes:
                 ready = job.blocks if end == len(sequence.tokens) else end // job.block - first
                 if ready > job.pushed:
                     growing.append((job.key, self._next(job, ready, self._layers - 1)))
-        if not growing or self._handoff is None:
+        if not growing or self._connector is None:
             return None
-        return self._handoff.push_layers(growing)
+        return self._connector.push_layers(growing)
 
     def complete(self, job: Job, prompt: int, token: int, logprobs: TokenLogprobs | None) -> None:
         """All of the prompt is computed and pushed, and its first token sampled."""
-        assert self._handoff is not None
+        assert self._connector is not None
         assert job.key is not None
         assert job.lease is not None
         complete = Complete(job.lease.id, job.lease.epoch, prompt, job.blocks, token, logprobs)
-        self._handoff.push(job.key, sender.Push(complete=complete))
+        self._connector.push(job.key, sender.Push(complete=complete))
         job.handed_off = True
 
     def _push_whole(self, job: Job, ready: int) -> None:
         """Push the lease's blocks up to place `ready`, which are computed in full, all layers of some at once."""
-        while ready > job.pushed and job.key is not None and self._handoff is not None:
-            self._handoff.push(job.key, self._next(job, min(ready, job.pushed + PUSH_BLOCKS), None))
+        while ready > job.pushed and job.key is not None and self._connector is not None:
+            self._connector.push(job.key, self._next(job, min(ready, job.pushed + PUSH_BLOCKS), None))
 
     def _next(self, job: Job, ready: int, layer: int | None) -> sender.Push:
         """The push of `layer` that finishes the lease's blocks up to place `ready`; held until it ended."""
@@ -134,8 +134,8 @@ class Pushes:
 
     def withdraw(self, job: Job, reason: str) -> None:
         """Push no more for this job. Idempotent."""
-        if job.key is not None and self._handoff is not None:
-            self._handoff.withdraw(job.key, reason)
+        if job.key is not None and self._connector is not None:
+            self._connector.withdraw(job.key, reason)
 
     def keep(self, job: Job, pages: list[int]) -> bool:
         """Hold pages that the job's sequence leaves while its lease reads some of them. False: it reads none."""

@@ -20,7 +20,7 @@ class RequestFinisher:
         pushes: Pushes,
         leases: Leases,
         readback: Readback,
-        handoff: KVConnector | None,
+        connector: KVConnector | None,
     ) -> None:
         self._requests = requests
         self._cache = cache
@@ -28,7 +28,7 @@ class RequestFinisher:
         self._pushes = pushes
         self._leases = leases
         self._readback = readback
-        self._handoff = handoff
+        self._connector = connector
 
     def end(self, job: Job, reason: str) -> None:
         """Take a job out, wherever it is, with every page accounted for."""
@@ -40,8 +40,8 @@ class RequestFinisher:
             self._requests.waiting.remove(sequence)
         self._pushes.withdraw(job, reason)
         self._leases.give_up(job, reason)
-        if job.reading is not None and self._handoff is not None:
-            self._readback.give_up(self._handoff, job.reading, reason)
+        if job.reading is not None and self._connector is not None:
+            self._readback.give_up(self._connector, job.reading, reason)
         self.part(job, keep=False)  # its last pages may be incomplete
         self.forget(job)
 
