@@ -42,7 +42,7 @@ lint: setup
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
-# after a change of spec/, status.py or cel.py
+# after a change of the operator's api/ or status/
 crds: setup
 	$(BIN)/kvasir-operator crd > crds/serving.kvasir.dev_inferenceservices.yaml
 	$(BIN)/kvasir-operator crd > charts/kvasir/files/crd.yaml

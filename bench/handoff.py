@@ -40,7 +40,7 @@ from rich.table import Table
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.digester import Digester
 from kvasir_engine.connector.layout import Shape
-from kvasir_engine.connector.nixl_agent import NixlAgent, Pages, Transfer, choose_fabric
+from kvasir_engine.connector.nixl_agent import NixlAgent, Pages, TransferHandle, choose_fabric
 from kvasir_engine.connector.notifications import Complete
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.sender import Push
@@ -71,7 +71,7 @@ class Paced(NixlAgent):
     rate = 0.0
     _free = 0.0
 
-    def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
+    def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> TransferHandle:
         began = clock()
         transfer = super().write(agent, local, remote, layers)
         if self.rate:
@@ -80,7 +80,7 @@ class Paced(NixlAgent):
             transfer.until = self._free  # type: ignore[attr-defined]
         return transfer
 
-    def poll(self, agent: str, transfer: Transfer) -> bool | None:
+    def poll(self, agent: str, transfer: TransferHandle) -> bool | None:
         if clock() < getattr(transfer, "until", 0.0):
             return None
         return super().poll(agent, transfer)

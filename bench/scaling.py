@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from bench.twin import SYNC_SECONDS, Model, Outcome, Scaler, Sight, Twin, bursty
 
 from kvasir_operator.api import WORKER_ROLES, WorkerRole
-from kvasir_operator.scaling.planner import Bounds, Decision, Need, Pool, Targets, decide
+from kvasir_operator.scaling.planner import Bounds, Decision, Need, RolePool, Targets, decide
 
 TOLERANCE = 0.1
 STABILIZATION_SECONDS = 300.0
@@ -83,7 +83,7 @@ def planner(model: Model, window: float = WINDOW) -> Scaler:
     needs: dict[WorkerRole, tuple[Need, ...] | None] = dict.fromkeys(WORKER_ROLES, None)
 
     def scale(sight: Sight) -> Mapping[WorkerRole, int]:
-        pools = {role: Pool(sight.asked[role], sight.ready[role], needs[role]) for role in WORKER_ROLES}
+        pools = {role: RolePool(sight.asked[role], sight.ready[role], needs[role]) for role in WORKER_ROLES}
         decided: dict[WorkerRole, Decision] = decide(sight.now, pools, bounds, targets, sight.signals)
         needs.update({role: each.needs for role, each in decided.items()})
         return {role: each.replicas for role, each in decided.items()}

@@ -83,7 +83,7 @@ def start_thread(work: Callable[[], object], name: str, ended: Ended) -> threadi
     return thread
 
 
-class Expected(Exception):
+class ExpectedEnd(Exception):
     """Raised by a thread's work to end as it is meant to."""
 
 
@@ -94,7 +94,7 @@ def watched(work: Callable[[], object], name: str, ended: Ended) -> Callable[[],
         error: BaseException | None = None
         try:
             work()
-        except Expected:
+        except ExpectedEnd:
             return
         except BaseException as raised:
             error = raised

@@ -20,7 +20,7 @@ from kvasir_operator.cluster.client import ClientTransport, Cluster, connect
 from kvasir_operator.cluster.election import sign_of_life
 from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.cluster.lease_client import ClusterLease
-from kvasir_operator.controller import Controller, Setup, WatchDied, Webhook
+from kvasir_operator.controller import Controller, ControllerSettings, WatchDied, Webhook
 from kvasir_operator.plan import trace
 from kvasir_operator.render import Options
 
@@ -89,7 +89,7 @@ def run(
     lease = (own_namespace, lease_name) if leader_elect else None
     files = [str(webhook_certificates / name) for name in ("tls.crt", "tls.key")]
     webhook = Webhook(webhook_port, *files) if webhook_port else None
-    setup = Setup(tuple(namespace or ()), options, liveness, lease, metrics_port, webhook)
+    setup = ControllerSettings(tuple(namespace or ()), options, liveness, lease, metrics_port, webhook)
     controller = Controller(client, setup)
     try:
         asyncio.run(controller.run())

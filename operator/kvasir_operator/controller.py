@@ -25,12 +25,12 @@ from kvasir_operator.api.admission import refusal
 from kvasir_operator.cluster.client import ClientTransport, Cluster
 from kvasir_operator.cluster.election import Leadership
 from kvasir_operator.cluster.interface import ClusterError
-from kvasir_operator.cluster.lease_candidate import Candidate
+from kvasir_operator.cluster.lease_candidate import LeaseCandidate
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.cluster.watchdog import Watchdog
 from kvasir_operator.metrics import OperatorMetrics
 from kvasir_operator.reconcile.model_metadata import ModelMetadataReader
-from kvasir_operator.reconcile.ownership import Others
+from kvasir_operator.reconcile.ownership import OtherOperators
 from kvasir_operator.reconcile.pod_reader import PodReader
 from kvasir_operator.reconcile.reconciler import Reconciler, utc_now
 from kvasir_operator.reconcile.work_queue import WorkQueue
@@ -66,7 +66,7 @@ class Webhook(msgspec.Struct, frozen=True):
     key: str
 
 
-class Setup(msgspec.Struct, frozen=True):
+class ControllerSettings(msgspec.Struct, frozen=True):
     """How to run. `namespaces` empty: all. `lease`: namespace and name of the Lease, `None`: no election.
 
     `metrics_port` 0: no metrics. `webhook` `None`: no admission webhook.
@@ -88,7 +88,7 @@ class WatchDied(Exception):
 class Controller:
     """Runs one replica of the operator."""
 
-    def __init__(self, client: Any, setup: Setup) -> None:
+    def __init__(self, client: Any, setup: ControllerSettings) -> None:
         self._setup = setup
         self._leadership = _leadership(client, *setup.lease) if setup.lease else None
         self._cluster = Cluster(ClientTransport(client, self._leadership.left if self._leadership else None))
@@ -106,7 +106,7 @@ class Controller:
             self._again,
             self._autoscaler,
             self._metrics.capacity.show,
-            Others(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
+            OtherOperators(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
         )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))
@@ -255,7 +255,7 @@ class Controller:
 def _leadership(client: Any, namespace: str, name: str) -> Leadership:
     identity = f"{socket.gethostname()}_{uuid.uuid4()}"  # a restarted process is another candidate
     return Leadership(
-        Candidate(identity), ClusterLease(ClientTransport(client, limit=LEASE_SECONDS), namespace, name)
+        LeaseCandidate(identity), ClusterLease(ClientTransport(client, limit=LEASE_SECONDS), namespace, name)
     )
 
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from kvasir_engine.api.app import create_app
 from kvasir_engine.api.auth import ApiKeys
-from kvasir_engine.api.http.connections import Gate
-from kvasir_engine.api.http.limits import Limits
+from kvasir_engine.api.http.connections import ConnectionGate
+from kvasir_engine.api.http.limits import HttpLimits
 from kvasir_engine.api.http.protocols import GuardedHttp
 from kvasir_engine.api.http.server import listen
 from kvasir_engine.api.lifecycle import Lifecycle
@@ -142,7 +142,7 @@ async def running(engine: ScriptedEngine, model: ServedModel, keys: ApiKeys | No
     with ThreadPoolExecutor(2) as executor:
         app = create_app(engine, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
         sock = listen("127.0.0.1", 0)
-        gate = Gate(Limits())
+        gate = ConnectionGate(HttpLimits())
 
         def guarded(config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> GuardedHttp:
             return GuardedHttp(gate, config, server_state, app_state)

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from kvasir_engine.api.app import create_app
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
-from kvasir_engine.api.http.limits import Limits
+from kvasir_engine.api.http.limits import HttpLimits
 from kvasir_engine.api.http.server import listen, serve
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.engine_client import GenerateRequest, Output
@@ -32,7 +32,7 @@ async def one_at_a_time(request: GenerateRequest) -> AsyncGenerator[Output, None
 
 async def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    limits = Limits(**json.loads(sys.argv[1]))
+    limits = HttpLimits(**json.loads(sys.argv[1]))
     engine = ScriptedEngine(one_at_a_time, max_length=2**22)
     lifecycle = Lifecycle()
     with ThreadPoolExecutor(1) as executor:

@@ -46,7 +46,7 @@ class Leases(RuleBasedStateMachine):
     def at_holder(self, effects: Iterable[receiver.Effect]) -> None:
         for effect in effects:
             match effect:
-                case receiver.Ask(agent, message):
+                case receiver.NotifyWriter(agent, message):
                     assert agent == P
                     self.to_writer.append(message)
                 case receiver.Settled(lease, complete):
@@ -80,7 +80,7 @@ class Leases(RuleBasedStateMachine):
                     assert agent == D
                     span = layers.start, layers.stop
                     self.to_holder.append(Written(lease, epoch, first, span, [0] * len(push.local)))
-                case sender.Tell(agent, message):
+                case sender.NotifyHolder(agent, message):
                     assert agent == D
                     self.to_holder.append(message)
                 case sender.Failed((_, lease), _):
@@ -213,7 +213,7 @@ TestLeases.settings = settings(max_examples=300, stateful_step_count=40, deadlin
 
 def test_a_release_that_overtakes_the_prompt_refuses_it() -> None:
     machine = Sender(LAYERS)
-    assert [type(e) for e in machine.released(D, Release(1, EPOCH), 0.0)] == [sender.Tell]
+    assert [type(e) for e in machine.released(D, Release(1, EPOCH), 0.0)] == [sender.NotifyHolder]
     assert [type(e) for e in machine.open((D, 1), EPOCH, 9.0)] == [sender.Failed]
     assert list(machine.open((D, 1), EPOCH + 1, 9.0)) == []  # another life of the holder
 
@@ -222,7 +222,7 @@ def test_a_timeout_alone_gives_no_page_back() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 1.0)
     effects = [e for t in range(2, 500) for e in machine.tick(float(t))]
-    assert {type(e) for e in effects} == {receiver.Fenced, receiver.Ask}
+    assert {type(e) for e in effects} == {receiver.Fenced, receiver.NotifyWriter}
     assert len(machine) == machine.fenced == 1
 
 
@@ -271,7 +271,7 @@ def test_only_the_dead_writers_pages_come_back() -> None:
 def test_a_lease_is_fenced_once_and_its_writer_asked_until_it_answers() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 9.0)
-    ask = receiver.Ask(P, Release(1, EPOCH))
+    ask = receiver.NotifyWriter(P, Release(1, EPOCH))
     assert list(machine.revoke(1, 0.0)) == [receiver.Fenced(1, "lease_aborted", P), ask]
     assert list(machine.revoke(1, 0.1)) == []
     for quarter in range(1, 9):
@@ -285,7 +285,7 @@ def test_a_writer_that_owes_something_is_pinged_and_another_is_not() -> None:
     machine.grant(1, P, range(PAGES), 1.0, 9.0)
     for quarter in range(5):
         now = 1.0 + quarter * PING_INTERVAL
-        assert list(machine.tick(now)) == [receiver.Ask(P, Ping(0, EPOCH))]
+        assert list(machine.tick(now)) == [receiver.NotifyWriter(P, Ping(0, EPOCH))]
         assert list(machine.tick(now + 0.01)) == []
 
 
@@ -311,7 +311,7 @@ def opened(deadline: float = 9.0) -> Sender:
 
 def kinds(effects: Iterable[sender.Effect]) -> list[str]:
     """The effects' types; of what is told, the message's."""
-    return [type(e.message if isinstance(e, sender.Tell) else e).__name__ for e in effects]
+    return [type(e.message if isinstance(e, sender.NotifyHolder) else e).__name__ for e in effects]
 
 
 def layers(page: int) -> list[Push]:
@@ -415,7 +415,7 @@ def test_a_lender_is_pinged_while_it_is_read_from_and_a_holder_that_is_written_t
     assert list(machine.open(("lender", 3), EPOCH, 9.0, reading=True)) == []
     for quarter in range(1, 4):
         now = quarter * sender.PING_INTERVAL
-        assert list(machine.tick(now)) == [sender.Tell("lender", Ping(0, EPOCH))]
+        assert list(machine.tick(now)) == [sender.NotifyHolder("lender", Ping(0, EPOCH))]
         assert list(machine.tick(now + 0.01)) == []
     assert kinds(machine.died("lender")) == ["Failed", "Failed"]
     assert list(machine.tick(5.0)) == []

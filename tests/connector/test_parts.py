@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.notifications import Complete
-from kvasir_engine.connector.rank_parts import GrantedParts, Part, PushedParts, Stop
+from kvasir_engine.connector.rank_parts import GrantedParts, Part, PushedParts, StopParts
 from kvasir_engine.connector.sender import Push
 
 LEASE = 3
@@ -59,8 +59,8 @@ def test_a_lease_ends_once_with_its_last_part_and_is_settled_only_by_all(
     at_once = len(out) == 1  # nobody but the failed part was left: the request fails and the pages are back
     assert len(fenced) == (not at_once), "the request is failed as soon as a part has, once"
     assert all((each.code, each.reason) == (end.code, end.reason) for each in fenced)
-    stops = [each for each in out if isinstance(each, Stop)]
-    assert stops == ([Stop(LEASE, end.reason)] if told else [])
+    stops = [each for each in out if isinstance(each, StopParts)]
+    assert stops == ([StopParts(LEASE, end.reason)] if told else [])
 
 
 def test_parts_that_name_different_tokens_settle_nothing() -> None:
@@ -91,7 +91,7 @@ def test_a_loan_of_which_a_reader_is_dead_or_silent_is_taken_back_from_the_other
         grants.lend(LEASE, PARTS)
         (lost, *_) = events(PARTS[1], fate)
         effects = grants.received(PARTS[1][0], lost)
-        assert [type(each) for each in effects] == [receiver.Fenced, Stop]
+        assert [type(each) for each in effects] == [receiver.Fenced, StopParts]
         ends = [*events(PARTS[1], fate)[1:], *(given_back(part) for part in (PARTS[0], PARTS[2]))]
         ranks = [PARTS[1][0]] * (len(ends) - 2) + [PARTS[0][0], PARTS[2][0]]
         out = [each for rank, end in zip(ranks, ends, strict=True) for each in grants.received(rank, end)]
@@ -128,7 +128,7 @@ def test_a_part_that_fails_stops_the_others_and_the_lease_fails_with_the_last_of
     pushes.open(KEY, parts(3))
     pushes.push(KEY, push)
     assert pushes.received(0, done(parts(1)[0], push)) == []
-    assert pushes.received(1, sender.Failed(("d-1", LEASE), "dead")) == [Stop(KEY, "dead")]
+    assert pushes.received(1, sender.Failed(("d-1", LEASE), "dead")) == [StopParts(KEY, "dead")]
     assert pushes.received(1, sender.Failed(("d", LEASE), "withdrawn")) == []
     assert pushes.received(0, sender.Failed(("d", LEASE), "withdrawn")) == [sender.Failed(KEY, "dead")]
 

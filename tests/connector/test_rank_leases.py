@@ -142,7 +142,7 @@ class Rank:
                     self.send(agent, notifications.Written(lease, epoch, first, span, [0] * len(push.local)))
                 case receiver.Verify(lease, agent, pages):
                     self.holder.verified(lease, agent, len(pages))
-                case receiver.Ask(agent, message) | sender.Tell(agent, message):
+                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
                     self.send(agent, message)
                 case _:
                     if isinstance(effect, sender.Failed) or (

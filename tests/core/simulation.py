@@ -43,8 +43,8 @@ class Worker:
         self.lent: dict[Key, dict[int, int]] = {}  # digests that came with loans to us
         self.stats = TransferStats()
         self.reads: dict[Key, list[Push]] = {}  # loans that we read under; what waits for their digests
-        handoff = KVConnector(self)  # type: ignore[arg-type]
-        self.engine = Engine(self.runner, role, limits, 64, epoch, handoff, overlap=overlap)  # type: ignore[arg-type]
+        connector = KVConnector(self)  # type: ignore[arg-type]
+        self.engine = Engine(self.runner, role, limits, 64, epoch, connector, overlap=overlap)  # type: ignore[arg-type]
         network.workers[self.endpoint.agent] = self
 
     # -- the interface of Handoff
@@ -200,7 +200,7 @@ class Worker:
                 case receiver.Verify(lease, agent, pages, layers, digests):
                     right = sum(a == b for a, b in zip(self.digests(pages, layers), digests, strict=True))
                     self.holder.verified(lease, agent, right)
-                case receiver.Ask(agent, message) | sender.Tell(agent, message):
+                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
                     self._send(agent, message)
                 case _:
                     if isinstance(effect, sender.Failed) or (

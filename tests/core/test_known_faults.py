@@ -28,7 +28,7 @@ def pair() -> Pair:
     return Pair()
 
 
-def handoff(pair: Pair, request: str, prompt: list[int]) -> list[int]:
+def connector(pair: Pair, request: str, prompt: list[int]) -> list[int]:
     """A whole handoff: its pages, and its tokens are checked."""
     lease = pair.lease(request, prompt)
     pair.submit(request, prompt, lease)
@@ -120,8 +120,8 @@ def test_sglang_30233_an_aborted_prefill_leaves_no_garbage_for_the_next_of_its_p
     for worker in (pair.prefill, pair.decode):
         worker.engine.abort(ROUTER, "aborted")
         worker.check()
-    handoff(pair, "next", long)
-    handoff(pair, "again", [*long[:13], 4, 4, 4])
+    connector(pair, "next", long)
+    connector(pair, "again", [*long[:13], 4, 4, 4])
     assert pair.at_rest()
 
 

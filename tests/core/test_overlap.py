@@ -137,12 +137,12 @@ def cached(pages: int, tokens: list[int]) -> tuple[KVCacheManager, list[tuple[in
 
 def flown(cache: KVCacheManager, *sequences: Sequence) -> InflightSteps:
     """A step with all tokens of these, in flight."""
-    flights = InflightSteps(cache)
+    inflight = InflightSteps(cache)
     chunks = [(each, len(each.tokens) - each.computed) for each in sequences]
-    flights.add(InflightStep(chunks, [], FinishedStep(Sampled([], [])), None))
+    inflight.add(InflightStep(chunks, [], FinishedStep(Sampled([], [])), None))
     for each in sequences:
         each.computed = len(each.tokens)
-    return flights
+    return inflight
 
 
 def test_a_page_that_is_copied_to_stays_until_a_step_after_the_copy_has_ended() -> None:
@@ -165,9 +165,9 @@ def test_a_page_that_is_copied_from_stays_until_the_step_has_ended() -> None:
     second = sequence([1, 2, 3, 4, 5, 6, 9, 9], 1)
     cache.admit(second)
     ((source, _),) = copies
-    flights = flown(cache, second)
+    inflight = flown(cache, second)
     assert cache.pool.owner(source) is Owner.HELD
-    flights.ended()
+    inflight.ended()
     assert cache.pool.owner(source) is Owner.CACHED
 
 
@@ -177,9 +177,9 @@ def test_what_a_request_leaves_is_shared_as_far_as_it_is_computed() -> None:
     ending = sequence([1, 2, 3, 4, 5, 6, 7, 8])
     cache.admit(ending)
     ending.done = 7
-    flights = flown(cache, ending)
-    cache.tree.release(flights.part(ending, keep=True))
-    flights.ended()
+    inflight = flown(cache, ending)
+    cache.tree.release(inflight.part(ending, keep=True))
+    inflight.ended()
     assert cache.tree.match([1, 2, 3, 4, 5, 6, 7, 8], "").tokens(4) == 7
 
 
@@ -190,13 +190,13 @@ def test_a_page_that_is_given_in_exchange_stays_until_the_step_that_reads_it_has
     for each in (first, second):
         cache.admit(each)
         each.computed = each.done = 4
-    flights = flown(cache, first, second)
+    inflight = flown(cache, first, second)
     own = second.pages[0]
-    flights.share(first)
-    flights.share(second)
+    inflight.share(first)
+    inflight.share(second)
     assert second.pages[0] == first.pages[0] != own
     assert cache.pool.owner(own) is Owner.HELD
-    flights.ended()
+    inflight.ended()
     assert cache.pool.owner(own) is Owner.FREE
 
 
@@ -204,10 +204,10 @@ def test_steps_that_are_dropped_hold_nothing_any_more() -> None:
     cache, _ = cached(8, [])
     aborted = sequence([1, 2, 3, 4, 5])
     cache.admit(aborted)
-    flights = flown(cache, aborted)
-    cache.tree.release(flights.part(aborted, keep=False))
+    inflight = flown(cache, aborted)
+    cache.tree.release(inflight.part(aborted, keep=False))
     assert cache.pool.count(Owner.HELD) == 2
-    flights.drop()
+    inflight.drop()
     assert cache.pool.count(Owner.FREE) == 8
 
 
@@ -226,7 +226,7 @@ def test_a_step_that_fails_late_fails_its_requests_and_lets_go_of_all_pages(
         assert isinstance(engine.runner, LateRunner)
         queue = engine.runner.queue
         queue[0] = fault
-        patch.setattr(engine.flights.oldest.step, "wait", fault)
+        patch.setattr(engine.inflight.oldest.step, "wait", fault)
         assert thread._step()
     queue.clear()
     (failure,) = engine.drain()[1]
@@ -274,7 +274,7 @@ def test_with_a_step_in_flight_there_is_no_time_between_steps_but_the_devices_ow
         engine.step()
         now[0] += 1.0
     assert engine.stats.idle_seconds == 0.0
-    engine.flights.oldest.step.gap = 0.125  # type: ignore[misc]
+    engine.inflight.oldest.step.gap = 0.125  # type: ignore[misc]
     while engine.busy:
         engine.step()
     assert engine.stats.idle_seconds == 0.125

@@ -130,9 +130,9 @@ def _work(
     os.environ[VARIABLE] = fault
     if setup is not None:
         setup()
-    thread, handoff = build(options, True)
-    assert handoff is not None
-    pipe.send(handoff.endpoint)
+    thread, connector = build(options, True)
+    assert connector is not None
+    pipe.send(connector.endpoint)
     session = thread.attach(pipe.send)
     while True:
         match pipe.recv():
@@ -145,12 +145,12 @@ def _work(
             case "owned":
                 thread.post(lambda engine: pipe.send(_owned(engine)))
             case "received":
-                thread.post(lambda engine: pipe.send((engine.stats.requests.received, handoff.stats)))
+                thread.post(lambda engine: pipe.send((engine.stats.requests.received, connector.stats)))
             case "read":
-                thread.post(lambda engine: pipe.send((engine.readback.stats, handoff.stats.read_bytes)))
+                thread.post(lambda engine: pipe.send((engine.readback.stats, connector.stats.read_bytes)))
             case "stop":
                 thread.stop()
-                handoff.stop()
+                connector.stop()
                 thread.engine.runner.close()
                 return
 
@@ -326,6 +326,9 @@ class Router:
         self._writers[request.id] = self.prefill
         sampling, threshold = Sampling(request.count), len(request.prompt) + 1
         assert self.decode.endpoint
+        if self.prefill is self.decode:
+            self.decode.pipe.send(Submit(request.id, request.prompt, sampling))
+            return
         self.decode.pipe.send(
             Reserve(request.id, request.prompt, sampling, self.prefill.endpoint, threshold=threshold)
         )

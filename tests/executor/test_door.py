@@ -18,7 +18,7 @@ from rank_workers import SECONDS, children, engine_options
 from kvasir_engine.entrypoints.follower_node import Leader
 from kvasir_engine.errors import UserError
 from kvasir_engine.executor import node_protocol
-from kvasir_engine.executor.node_listener import Joined, NodeListener
+from kvasir_engine.executor.node_listener import JoinedRank, NodeListener
 from kvasir_engine.executor.node_protocol import (
     Closed,
     Ended,
@@ -38,14 +38,14 @@ RANKS = range(2, 4)
 
 
 class Open:
-    """A leader's door in this process, and what it heard."""
+    """A leader's listener in this process, and what it heard."""
 
     def __init__(self, folder: Path, size: int = SIZE) -> None:
         self.where = Nodes(COUNT, 0, "127.0.0.1", free_port())
         self.left, self.ends = threading.Event(), SimpleQueue[str]()
-        self.door = NodeListener(self.where, self.left.set)
-        self.door.group = self.group = NodeSettings.of(engine_options(folder, size, 16, self.where), folder)
-        self.door.open(self.ends.put)
+        self.listener = NodeListener(self.where, self.left.set)
+        self.listener.group = self.group = NodeSettings.of(engine_options(folder, size, 16, self.where), folder)
+        self.listener.open(self.ends.put)
         self.members: list[Member] = []
 
     def say(self, hello: Hello) -> tuple[socket.socket, node_protocol.AnyFrame | None]:
@@ -69,31 +69,31 @@ class Member:
         self.node, self.epoch = node, epoch
         self.socks = [node]
 
-    def bring(self, door: Open, rank: int, channel: node_protocol.Channel) -> None:
-        sock, welcome = door.say(door.hello(rank, channel, self.epoch))
+    def bring(self, listener: Open, rank: int, channel: node_protocol.Channel) -> None:
+        sock, welcome = listener.say(listener.hello(rank, channel, self.epoch))
         assert welcome == Welcome(self.epoch)
         self.socks.append(sock)
 
 
 @pytest.fixture
-def door(folder: Path) -> Open:
+def listener(folder: Path) -> Open:
     return Open(folder)
 
 
-def waited(door: Open) -> tuple[threading.Thread, list[Joined]]:
-    joined: list[Joined] = []
-    thread = threading.Thread(target=lambda: joined.extend(door.door.wait()))
+def waited(listener: Open) -> tuple[threading.Thread, list[JoinedRank]]:
+    joined: list[JoinedRank] = []
+    thread = threading.Thread(target=lambda: joined.extend(listener.listener.wait()))
     thread.start()
     return thread, joined
 
 
-def test_the_leader_waits_for_every_rank_of_every_node(door: Open) -> None:
-    thread, joined = waited(door)
-    member = door.join()
+def test_the_leader_waits_for_every_rank_of_every_node(listener: Open) -> None:
+    thread, joined = waited(listener)
+    member = listener.join()
     for rank in RANKS:
         for channel in ("steps", "reports"):
             assert thread.is_alive()
-            member.bring(door, rank, channel)  # type: ignore[arg-type]
+            member.bring(listener, rank, channel)  # type: ignore[arg-type]
     thread.join(SECONDS)
     assert [each.rank for each in joined] == list(RANKS)
     joined[1].steps.send_bytes(b"a step")
@@ -134,59 +134,59 @@ def changed(hello: Hello, **fields: object) -> Hello:
 
 @pytest.mark.parametrize("what", REFUSALS)
 def test_who_does_not_belong_here_is_refused_by_name(
-    door: Open, what: str, caplog: pytest.LogCaptureFixture
+    listener: Open, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     change, reason = REFUSALS[what]
-    _, answer = door.say(change(door.hello()))
+    _, answer = listener.say(change(listener.hello()))
     assert isinstance(answer, Refused)
-    assert answer.reason.startswith(reason.format(weights=door.group.weights))
-    assert reason.format(weights=door.group.weights) in caplog.messages[-1].replace('"', "'")
-    door.join()
-    assert door.ends.empty()
+    assert answer.reason.startswith(reason.format(weights=listener.group.weights))
+    assert reason.format(weights=listener.group.weights) in caplog.messages[-1].replace('"', "'")
+    listener.join()
+    assert listener.ends.empty()
 
 
-def test_who_comes_twice_is_refused_and_the_first_stays(door: Open) -> None:
-    member = door.join()
-    member.bring(door, 2, "steps")
-    for hello in (door.hello(), door.hello(2, "steps", member.epoch)):
-        assert door.say(hello)[1] == Refused("it has joined already")
-    assert door.say(door.hello(3, "steps", member.epoch + 1))[1] != Welcome(member.epoch)
-    member.bring(door, 3, "reports")
-    assert door.ends.empty()
+def test_who_comes_twice_is_refused_and_the_first_stays(listener: Open) -> None:
+    member = listener.join()
+    member.bring(listener, 2, "steps")
+    for hello in (listener.hello(), listener.hello(2, "steps", member.epoch)):
+        assert listener.say(hello)[1] == Refused("it has joined already")
+    assert listener.say(listener.hello(3, "steps", member.epoch + 1))[1] != Welcome(member.epoch)
+    member.bring(listener, 3, "reports")
+    assert listener.ends.empty()
 
 
 GARBAGE = [b"", b"\0", b"GET /metrics HTTP/1.1\r\n\r\n", b"\0\0\0\5hello", b"\0\0\0\1\xc0", b"\xff" * 4096]
 
 
-def test_garbage_is_refused_and_harms_nobody(door: Open, caplog: pytest.LogCaptureFixture) -> None:
+def test_garbage_is_refused_and_harms_nobody(listener: Open, caplog: pytest.LogCaptureFixture) -> None:
     for data in GARBAGE:
-        sock = socket.create_connection((door.where.host, door.where.port), SECONDS)
+        sock = socket.create_connection((listener.where.host, listener.where.port), SECONDS)
         with sock, contextlib.suppress(OSError):  # it closes, some of it may be unread
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(100):
                 pass
-    member = door.join()
+    member = listener.join()
     for rank in RANKS:
-        member.bring(door, rank, "steps")
-    assert door.ends.empty()
+        member.bring(listener, rank, "steps")
+    assert listener.ends.empty()
     assert sum("refused" in message for message in caplog.messages) == len(GARBAGE)
 
 
-def test_the_leader_hears_how_a_rank_ended_and_that_a_node_has_gone(door: Open) -> None:
-    thread, joined = waited(door)
-    member = door.join()
+def test_the_leader_hears_how_a_rank_ended_and_that_a_node_has_gone(listener: Open) -> None:
+    thread, joined = waited(listener)
+    member = listener.join()
     for rank in RANKS:
-        member.bring(door, rank, "steps")
-        member.bring(door, rank, "reports")
+        member.bring(listener, rank, "steps")
+        member.bring(listener, rank, "reports")
     thread.join(SECONDS)
     node_protocol.send(member.node, RankEnded(3, "was killed by signal 9"))
     assert joined[1].node.fate(3) == "was killed by signal 9"
     assert joined[0].node.fate(2) == "ended", "its node lives, and has not said more"
     node_protocol.send(member.node, Leave())
-    assert door.left.wait(SECONDS)
+    assert listener.left.wait(SECONDS)
     member.node.close()
-    assert door.ends.get(timeout=SECONDS) == "node 1 of 2 at 127.0.0.1 is gone"
+    assert listener.ends.get(timeout=SECONDS) == "node 1 of 2 at 127.0.0.1 is gone"
     assert joined[0].node.fate(2) is None, "the node's end is the reason, and told already"
     assert joined[1].node.fate(3) == "was killed by signal 9"
 
@@ -203,23 +203,23 @@ def followers() -> Iterator[list[Follower]]:
         each.process.join()
 
 
-def followed(folder: Path, followers: list[Follower]) -> tuple[Open, Follower, Joined]:
+def followed(folder: Path, followers: list[Follower]) -> tuple[Open, Follower, JoinedRank]:
     """A follower whose ranks the test leads, and never asks for anything."""
-    door = Open(folder, size=2)
-    follower = Follower(folder, "both", Nodes(COUNT, 1, "127.0.0.1", door.where.port))
+    listener = Open(folder, size=2)
+    follower = Follower(folder, "both", Nodes(COUNT, 1, "127.0.0.1", listener.where.port))
     followers.append(follower)
-    (joined,) = door.door.wait()
-    return door, follower, joined
+    (joined,) = listener.listener.wait()
+    return listener, follower, joined
 
 
 @pytest.mark.dataplane
 def test_a_node_ends_with_its_leader(folder: Path, followers: list[Follower]) -> None:
-    door, follower, joined = followed(folder, followers)
-    door.door.tell(Loaded())
+    listener, follower, joined = followed(folder, followers)
+    listener.listener.tell(Loaded())
     while follower.status("/ready") != 200:
         assert follower.process.is_alive()
     joined.node.sock.shutdown(socket.SHUT_RDWR)
-    assert follower.errors() == [f"the leader at 127.0.0.1:{door.where.port} is gone; the worker ends with it"]
+    assert follower.errors() == [f"the leader at 127.0.0.1:{listener.where.port} is gone; the worker ends with it"]
     assert follower.process.exitcode == 1
 
 
@@ -227,39 +227,39 @@ def test_a_node_ends_with_its_leader(folder: Path, followers: list[Follower]) ->
 def test_a_node_says_what_the_leader_says_and_mending_it_is_the_users_while_it_loads(
     folder: Path, followers: list[Follower]
 ) -> None:
-    door, follower, _ = followed(folder, followers)
-    door.door.tell(Ended("node 0 cannot start: no memory"))
+    listener, follower, _ = followed(folder, followers)
+    listener.listener.tell(Ended("node 0 cannot start: no memory"))
     assert follower.errors() == ["node 0 cannot start: no memory"]
     assert follower.process.exitcode == 2
 
 
 @pytest.mark.dataplane
 def test_a_rank_that_is_killed_is_told_to_the_leader(folder: Path, followers: list[Follower]) -> None:
-    door, follower, joined = followed(folder, followers)
+    listener, follower, joined = followed(folder, followers)
     while not (pids := children(follower.process.pid)):
         assert follower.process.is_alive()
     os.kill(pids[0], signal.SIGKILL)
     with pytest.raises(EOFError):
         joined.reports.recv_bytes()
     assert joined.node.fate(1) == "was killed by signal 9"
-    door.door.tell(Ended("rank 1 of 2 was killed by signal 9; the worker ends with it"))
+    listener.listener.tell(Ended("rank 1 of 2 was killed by signal 9; the worker ends with it"))
     assert follower.errors() == ["rank 1 of 2 was killed by signal 9; the worker ends with it"]
 
 
 @pytest.mark.dataplane
 def test_a_node_that_the_leader_closes_ends_well(folder: Path, followers: list[Follower]) -> None:
-    door, follower, joined = followed(folder, followers)
-    door.door.tell(Loaded())
-    door.door.tell(Closed())
+    listener, follower, joined = followed(folder, followers)
+    listener.listener.tell(Loaded())
+    listener.listener.tell(Closed())
     joined.steps.close()
-    door.door.see_off(SECONDS)
+    listener.listener.see_off(SECONDS)
     assert follower.errors() == []
     assert follower.process.exitcode == 0
 
 
-def test_a_node_with_another_model_says_so_in_one_line(folder: Path, door: Open) -> None:
-    where = Nodes(COUNT, 1, door.where.host, door.where.port)
-    other = msgspec.structs.replace(door.group, weights="another")
+def test_a_node_with_another_model_says_so_in_one_line(folder: Path, listener: Open) -> None:
+    where = Nodes(COUNT, 1, listener.where.host, listener.where.port)
+    other = msgspec.structs.replace(listener.group, weights="another")
     with pytest.raises(
         UserError, match=r"refuses node 1: the two are .*: weights is '.*' at the leader and 'another'"
     ):
@@ -267,17 +267,17 @@ def test_a_node_with_another_model_says_so_in_one_line(folder: Path, door: Open)
 
 
 def test_a_node_tries_until_its_leader_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    door = Open(folder)
-    where = Nodes(COUNT, 1, door.where.host, free_port())
+    listener = Open(folder)
+    where = Nodes(COUNT, 1, listener.where.host, free_port())
     tried = threading.Event()
     monkeypatch.setattr("kvasir_engine.entrypoints.follower_node.RETRY_SECONDS", 0.01)
     monkeypatch.setattr("kvasir_engine.entrypoints.follower_node.SAY_SECONDS", 0.0)
     monkeypatch.setattr("kvasir_engine.entrypoints.follower_node.log.info", lambda *_: tried.set())
-    leader = Leader(where, door.group)
+    leader = Leader(where, listener.group)
     found: SimpleQueue[socket.socket] = SimpleQueue()
     threading.Thread(target=lambda: found.put(leader.join()), daemon=True).start()
     assert tried.wait(SECONDS)
     late = NodeListener(where, lambda: None)
-    late.group = door.group
+    late.group = listener.group
     late.open(lambda _: None)
     assert found.get(timeout=SECONDS).getpeername()[1] == where.port

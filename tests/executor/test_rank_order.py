@@ -138,9 +138,9 @@ class OneLayer:
 def test_a_ranks_pushes_come_after_the_commands_before_them() -> None:
     one = rank_process.Rank.__new__(rank_process.Rank)
     one._runner = OneLayer()  # type: ignore[assignment]
-    one._handoff = handoff = FakeHandoff()  # type: ignore[assignment]
+    one._transfers = connector = FakeHandoff()  # type: ignore[assignment]
     one.push(PushFrame.of(KEY, 1, 4, Push((1,), (2,))))
     batch = ForwardBatch(torch.tensor([7]), torch.tensor([0]), [1], [1], torch.tensor([[0]]))
     pushes = [PushFrame.of(KEY, 2, 5, Push((1,), (2,), 0)), PushFrame.of(("other", 3), 3, 6, Push((1,), (2,), 0))]
     one.step(rank_protocol.Step.of(batch, [], pushes))
-    assert handoff.told == [4, None, 6, 0, 0]
+    assert connector.told == [4, None, 6, 0, 0]

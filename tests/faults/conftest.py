@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-for folder in (Path(__file__).parent, Path(__file__).parents[1] / "worker"):
+for folder in (Path(__file__).parent, Path(__file__).parents[1] / "core"):
     sys.path.insert(0, str(folder))
 
 from cluster import Cluster  # noqa: E402 - found by the lines above

@@ -5,7 +5,7 @@ import queue
 import pytest
 
 from kvasir_engine.connector import sender
-from kvasir_engine.connector.nixl_agent import PeerDied, Transfer
+from kvasir_engine.connector.nixl_agent import PeerDied, TransferHandle
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Region
@@ -31,18 +31,18 @@ class DyingPeers:
     def sent(self, agent: str) -> None:
         return None
 
-    def write(self, agent: str, local: object, remote: object, layers: range) -> Transfer:
+    def write(self, agent: str, local: object, remote: object, layers: range) -> TransferHandle:
         self.written.put(layers.start)
-        return Transfer(None, "PROC")  # type: ignore[arg-type]
+        return TransferHandle(None, "PROC")  # type: ignore[arg-type]
 
-    def poll(self, agent: str, transfer: Transfer) -> bool | None:
+    def poll(self, agent: str, transfer: TransferHandle) -> bool | None:
         if agent in self.forgotten:
             raise LookupError("a transfer of an agent that was removed")
         if self.dead:
             raise PeerDied(agent)
         return None
 
-    def cancel(self, transfer: Transfer) -> None:
+    def cancel(self, transfer: TransferHandle) -> None:
         pass
 
     def notify(self, agent: str, message: bytes) -> None:
@@ -66,15 +66,15 @@ def endpoint(name: str) -> Endpoint:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_death_under_several_writes_fails_the_lease_once_and_not_the_thread(layers: int) -> None:
     agent, events = DyingPeers(), queue.Queue[Event]()
-    handoff = TransferThread(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
-    handoff.start()
-    key = handoff.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1))
+    connector = TransferThread(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
+    connector.start()
+    key = connector.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1))
     for layer in range(layers):
-        handoff.push(key, sender.Push((1,), (4,), layer))
+        connector.push(key, sender.Push((1,), (4,), layer))
         assert agent.written.get(timeout=10) == layer
     agent.dead = True
     assert events.get(timeout=10) == sender.Failed(key, "the decode worker died")
-    handoff.withdraw(key, "nothing happens")
-    assert handoff.is_alive()
-    handoff.stop()
+    connector.withdraw(key, "nothing happens")
+    assert connector.is_alive()
+    connector.stop()
     assert events.empty()

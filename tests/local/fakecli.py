@@ -25,7 +25,7 @@ if __name__ == "__main__":
     podspec._probe = often
     if sys.argv[1:] == [SUPERVISE]:
         sys.exit(detached.main())
-    config.this_engine = lambda: config.Engine(FAKE, (*FAKE, "fetch"))
+    config.this_engine = lambda: config.EngineCommands(FAKE, (*FAKE, "fetch"))
     detached.COMMAND = (sys.executable, __file__, SUPERVISE)
     app = typer.Typer()
     cli.register(app)

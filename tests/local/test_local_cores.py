@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kvasir_operator.api import parse
-from kvasir_operator.local.addresses import Address
+from kvasir_operator.local.addresses import PodAddress
 from kvasir_operator.local.machine import Machine
 from kvasir_operator.local.pods import pods
 
@@ -22,7 +22,7 @@ def threads(cores: int, template: dict[str, Any] | None = None) -> dict[str, lis
             "decode": decode,
         },
     }
-    addresses = [Address(f"127.70.0.{n}", 8000) for n in range(1, 5)]
+    addresses = [PodAddress(f"127.70.0.{n}", 8000) for n in range(1, 5)]
     return {
         pod.name: [
             entry["value"]

@@ -14,7 +14,7 @@ import pytest
 
 from kvasir_operator.api import InferenceService, parse
 from kvasir_operator.local import addresses, machine, pods, state, view
-from kvasir_operator.local.addresses import Address
+from kvasir_operator.local.addresses import PodAddress
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.machine import Machine
 from kvasir_operator.local.manifest import Manifest
@@ -42,7 +42,7 @@ CPU = {"device": "cpu"}
 
 def test_each_pod_listens_on_its_own_address_and_the_router_knows_the_workers() -> None:
     wanted = service(prefill=CPU, decode={**CPU, "replicas": 2}, router={"replicas": 2})
-    where = [Address(f"127.64.0.{n}", 8000) for n in range(1, 6)]
+    where = [PodAddress(f"127.64.0.{n}", 8000) for n in range(1, 6)]
     assert pods.count(wanted) == 5
     found = pods.pods(wanted, where, Machine())
     assert [p.role for p in found] == ["prefill", "decode", "decode", "router", "router"]
@@ -54,7 +54,7 @@ def test_each_pod_listens_on_its_own_address_and_the_router_knows_the_workers() 
 
 
 def test_pods_on_one_address_get_ports_of_their_own() -> None:
-    where = [Address("127.0.0.1", port) for port in (5001, 5002, 5003)]
+    where = [PodAddress("127.0.0.1", port) for port in (5001, 5002, 5003)]
     for pod in pods.pods(service(prefill=CPU, decode=CPU), where, Machine()):
         assert env_of(pod)["KVASIR_PORT"] == str(pod.address.port)
         ports = pod.pod["spec"]["containers"][0]["ports"]
@@ -62,14 +62,14 @@ def test_pods_on_one_address_get_ports_of_their_own() -> None:
 
 
 def test_each_gpu_goes_to_one_pod() -> None:
-    where = [Address(f"127.64.0.{n}", 8000) for n in range(1, 5)]
+    where = [PodAddress(f"127.64.0.{n}", 8000) for n in range(1, 5)]
     wanted = service(prefill={"tensorParallel": 2}, decode={"replicas": 2})
     found = pods.pods(wanted, where, Machine(gpus=("0", "1", "2", "3")))
     assert [env_of(p).get("CUDA_VISIBLE_DEVICES") for p in found] == ["0,1", "2", "3", None]
 
 
 def test_a_prefill_and_a_decode_worker_share_the_one_gpu_there_is_and_a_line_says_so() -> None:
-    where = [Address(f"127.64.0.{n}", 8000) for n in range(1, 4)]
+    where = [PodAddress(f"127.64.0.{n}", 8000) for n in range(1, 4)]
     one = Machine(gpus=("3",))
     found = pods.pods(service(), where, one)
     assert [env_of(p).get("CUDA_VISIBLE_DEVICES") for p in found] == ["3", "3", None]
@@ -89,7 +89,7 @@ GROUPS = {"replicas": 2, "nodes": 2, "tensorParallel": 4}
 def test_a_worker_over_two_nodes_is_two_pods_of_which_the_router_knows_the_leader() -> None:
     wanted = service(prefill=CPU, decode={**CPU, **GROUPS})
     assert pods.count(wanted) == 6
-    where = [Address(f"127.64.0.{n}", 8000) for n in range(1, 7)]
+    where = [PodAddress(f"127.64.0.{n}", 8000) for n in range(1, 7)]
     _, *workers, router = pods.pods(wanted, where, Machine())
     assert [p.role for p in workers] == ["decode"] * 4
     leaders = workers[0::2]
@@ -108,14 +108,14 @@ def test_a_worker_over_two_nodes_is_two_pods_of_which_the_router_knows_the_leade
 
 
 def test_the_gpus_of_a_group_are_divided_among_its_pods() -> None:
-    where = [Address(f"127.64.0.{n}", 8000) for n in range(1, 7)]
+    where = [PodAddress(f"127.64.0.{n}", 8000) for n in range(1, 7)]
     found = pods.pods(service(prefill=CPU, decode=GROUPS), where, Machine(gpus=tuple(str(n) for n in range(8))))
     assert [env_of(p).get("CUDA_VISIBLE_DEVICES") for p in found] == [None, "0,1", "2,3", "4,5", "6,7", None]
 
 
 def test_a_group_counts_as_one_worker_that_is_ready_when_all_its_pods_are() -> None:
-    def pod(name: str, ready: bool, group: str = "", role: str = "decode") -> state.PodState:
-        return state.PodState(name, role, "", "", "", ready=ready, group=group)
+    def pod(name: str, ready: bool, group: str = "", role: str = "decode") -> state.LocalPodState:
+        return state.LocalPodState(name, role, "", "", "", ready=ready, group=group)
 
     run = state.RunState("llm", "", False, 1, 1, "llm", [
         pod("p", True, role="prefill"),
@@ -199,7 +199,7 @@ def test_without_loopback_aliases_pods_share_one_address(monkeypatch: pytest.Mon
     assert len({a.port for a in found}) == 3
 
 
-StartServer = Callable[[str], Awaitable[Address]]
+StartServer = Callable[[str], Awaitable[PodAddress]]
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ async def start_server() -> AsyncIterator[StartServer]:
     """Servers that answer each connection with their name and what they were sent, once it has ended."""
     servers: list[asyncio.Server] = []
 
-    async def start(name: str) -> Address:
+    async def start(name: str) -> PodAddress:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             data = await reader.read()
             writer.write(name.encode() + b":" + data)
@@ -216,7 +216,7 @@ async def start_server() -> AsyncIterator[StartServer]:
 
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         servers.append(server)
-        return Address(*server.sockets[0].getsockname())
+        return PodAddress(*server.sockets[0].getsockname())
 
     yield start
     for server in servers:
@@ -249,7 +249,7 @@ async def test_the_proxy_spreads_connections_and_passes_over_a_dead_router(start
     live = [await start_server("a"), await start_server("b")]
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        dead = Address(*unused.getsockname())
+        dead = PodAddress(*unused.getsockname())
         sock = addresses.front(0)
         proxy = Proxy(sock, lambda: ([dead, *live], ""))
         await proxy.start()

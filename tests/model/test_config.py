@@ -95,7 +95,6 @@ def test_llama_3_1_reads_as_published() -> None:
     assert config.rope == Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
     assert config.eos_ids == (128001, 128008, 128009)
     assert config.dtype == "bfloat16"
-    assert config.kv_bytes_per_token(2) == 128 << 10
     assert config.max_length() == 131072
     assert config.max_length(4096) == 4096
     assert config.positions == "rope theta=500000 llama3=8,1,4,8192 dim=128"

@@ -268,10 +268,10 @@ MUTANTS = [
     Mutant(
         "a fenced lease's writer is asked once only",
         HOLDER,
-        "                    effects.append(Ask(writer, Release(lease, self.epoch)))\n",
+        "                    effects.append(NotifyWriter(writer, Release(lease, self.epoch)))\n",
         "",
     ),
-    Mutant("nobody is pinged", HOLDER, "effects.append(Ask(writer, Ping(0, self.epoch)))", "pass"),
+    Mutant("nobody is pinged", HOLDER, "effects.append(NotifyWriter(writer, Ping(0, self.epoch)))", "pass"),
     # -- the writer's side of a lease
     Mutant(
         "Stopped is sent while a write is under way",
@@ -417,7 +417,7 @@ MUTANTS = [
     Mutant(
         "preempted pages are not released",
         ENGINE,
-        "            self.endings.part(self.requests.of(sequence))\n",
+        "            self.finisher.part(self.requests.of(sequence))\n",
         "",
     ),
     Mutant(
@@ -426,11 +426,11 @@ MUTANTS = [
         "            self._cache.pool.fence(job.leased, job.lease.id)\n",
         "            self._cache.pool.reclaim(job.leased, job.lease.id)\n            job.leased = []\n",
     ),
-    Mutant("an abort at decode is not told", LEASES, "            self._handoff.revoke(job.lease.id)\n", ""),
+    Mutant("an abort at decode is not told", LEASES, "            self._connector.revoke(job.lease.id)\n", ""),
     Mutant(
         "an abort at prefill is not told",
         PUSHES,
-        "            self._handoff.withdraw(job.key, reason)\n",
+        "            self._connector.withdraw(job.key, reason)\n",
         "            pass\n",
     ),
     Mutant(
@@ -553,7 +553,7 @@ MUTANTS = [
         "a step that has ended holds its pages for ever",
         FLIGHT,
         "            self.ended()\n        for pages",
-        "            self._flights.pop(0)\n        for pages",
+        "            self._steps.pop(0)\n        for pages",
     ),
     Mutant(
         "who waits for a leader goes when its last chunk is launched",
@@ -626,7 +626,10 @@ MUTANTS = [
         "wanted = max(len(reading.tokens) - 1, lent)",
     ),
     Mutant(
-        "a declined loan is not given back", READBACK, '            handoff.withdraw(key, "nothing to read")\n', ""
+        "a declined loan is not given back",
+        READBACK,
+        '            connector.withdraw(key, "nothing to read")\n',
+        "",
     ),
     Mutant(
         "pages that came wrong enter the tree",
@@ -650,22 +653,25 @@ MUTANTS = [
     Mutant(
         "a request that is gone comes back when its read ends",
         READBACK,
-        "            reading.sequence = None\n            handoff.withdraw(key, reason)\n",
-        "            handoff.withdraw(key, reason)\n",
+        "            reading.sequence = None\n            connector.withdraw(key, reason)\n",
+        "            connector.withdraw(key, reason)\n",
     ),
     Mutant(
         "a read goes on after its request",
         READBACK,
-        "            reading.sequence = None\n            handoff.withdraw(key, reason)\n",
+        "            reading.sequence = None\n            connector.withdraw(key, reason)\n",
         "            reading.sequence = None\n            self.failed(key, reason)\n",
     ),
     Mutant(
-        "a loan outlives its request", LEASES, "            self._handoff.revoke(job.loan)\n", "            pass\n"
+        "a loan outlives its request",
+        LEASES,
+        "            self._connector.revoke(job.loan)\n",
+        "            pass\n",
     ),
     Mutant(
         "a loan ends when its request does",
         LEASES,
-        "            self._handoff.revoke(job.loan)\n",
+        "            self._connector.revoke(job.loan)\n",
         "            self._readback.returned(job.loan)\n",
     ),
     Mutant(
@@ -745,13 +751,13 @@ MUTANTS = [
     Mutant(
         "the holder's other parts go on after one has failed",
         PARTS,
-        "                effects.append(Stop(event.lease, event.reason))\n",
+        "                effects.append(StopParts(event.lease, event.reason))\n",
         "                pass\n",
     ),
     Mutant(
         "the writer's other parts go on after one has failed",
         PARTS,
-        "                effects.append(Stop(key, event.reason))\n",
+        "                effects.append(StopParts(key, event.reason))\n",
         "                pass\n",
     ),
     Mutant(

@@ -14,7 +14,7 @@ import msgspec
 from kvasir_operator.plan.rollout import (
     Goal,
     RevisionGroup,
-    Scale,
+    ScaleRevision,
     State,
     apply,
     capacity,
@@ -24,7 +24,7 @@ from kvasir_operator.plan.rollout import (
     next_step,
 )
 
-Planner = Callable[[State], tuple[Scale, ...]]
+Planner = Callable[[State], tuple[ScaleRevision, ...]]
 Limits = tuple[int | str, int | str]
 Key = tuple[tuple[str, str, str, int, int], ...]
 
@@ -117,7 +117,7 @@ def _over_surge(before: State, after: State) -> bool:
     return False
 
 
-def naive(state: State) -> tuple[Scale, ...]:
+def naive(state: State) -> tuple[ScaleRevision, ...]:
     """Each role by itself, as a Deployment rolls: the new grow as surge allows, the old shrink by what is ready."""
     steps = []
     for role in ("prefill", "decode"):
@@ -127,10 +127,10 @@ def naive(state: State) -> tuple[Scale, ...]:
         there = new.replicas if new else 0
         more = min(wanted.replicas - there, wanted.replicas + wanted.surge - sum(g.replicas for g in own))
         if more > 0:
-            steps.append(Scale(role, wanted.revision, there + more))
+            steps.append(ScaleRevision(role, wanted.revision, there + more))
         spare = sum(g.ready for g in own) - (wanted.replicas - wanted.unavailable)
         for group in own:
             if group.revision != wanted.revision and min(spare, group.replicas) > 0:
-                steps.append(Scale(role, group.revision, group.replicas - min(spare, group.replicas)))
+                steps.append(ScaleRevision(role, group.revision, group.replicas - min(spare, group.replicas)))
                 spare -= group.replicas
     return tuple(steps)

@@ -130,7 +130,7 @@ def test_what_cannot_be_meant_is_refused_by_name(spec: dict[str, Any], path: str
 
 def test_the_schedulers_own_sentence_is_told_from_its_beginning() -> None:
     from kvasir_operator.plan.observed import pod_state
-    from kvasir_operator.status.evaluate import Verdict
+    from kvasir_operator.status.evaluate import ConditionState
     from kvasir_operator.status.explain import explain
 
     said = (
@@ -139,9 +139,9 @@ def test_the_schedulers_own_sentence_is_told_from_its_beginning() -> None:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
     state = pod_state({"metadata": {"name": "p", "labels": {}}, "status": {"conditions": [condition]}})
     assert state.trouble is not None
-    verdict = Verdict(
+    verdict = ConditionState(
         "DecodeReady", False, "Unschedulable", f"0 of 1 ready; pod p: Unschedulable: {state.trouble.message}"
     )
-    told = explain([verdict], Verdict("Ready", False, "Unschedulable", "no"))
+    told = explain([verdict], ConditionState("Ready", False, "Unschedulable", "no"))
     assert said[:96] in told
     assert len(state.trouble.message) <= 600

@@ -15,7 +15,7 @@ from kvasir_engine.status_reports import PairReport, RouterStatus
 from kvasir_operator.api import Model
 from kvasir_operator.plan.observed import pod_state
 from kvasir_operator.reconcile import pod_reader
-from kvasir_operator.reconcile.bounded_http import Bounded, Unanswered
+from kvasir_operator.reconcile.bounded_http import BoundedHttp, Unanswered
 from kvasir_operator.reconcile.model_metadata import ModelMetadataReader
 from kvasir_operator.reconcile.pod_reader import PodReader
 from kvasir_operator.scaling.autoscaler import MOST_ASKED, _in_turn
@@ -140,10 +140,10 @@ def test_a_hub_may_send_us_to_another_path_of_its_own() -> None:
 
     asked: list[str] = []
     with serving(answer) as port:
-        assert Bounded(100, 5, redirects=True).get(f"http://127.0.0.1:{port}/first") == b'{"a": 1}'
+        assert BoundedHttp(100, 5, redirects=True).get(f"http://127.0.0.1:{port}/first") == b'{"a": 1}'
         asked.clear()
         with pytest.raises(Unanswered, match="HTTP 307"):
-            Bounded(100, 5).get(f"http://127.0.0.1:{port}/first")
+            BoundedHttp(100, 5).get(f"http://127.0.0.1:{port}/first")
 
 
 def test_a_redirect_names_the_host_that_it_was_to() -> None:
@@ -151,7 +151,7 @@ def test_a_redirect_names_the_host_that_it_was_to() -> None:
         serving(HOSTILE["a redirect"]) as port,
         pytest.raises(Unanswered, match=r"another host: http://127\.0\.0\.2"),
     ):
-        Bounded(100, 5, redirects=True).get(f"http://127.0.0.1:{port}/")
+        BoundedHttp(100, 5, redirects=True).get(f"http://127.0.0.1:{port}/")
 
 
 def test_every_service_s_first_router_is_asked_before_any_second_one() -> None:

@@ -9,7 +9,7 @@ import pytest
 from kvasir_operator import controller as wiring
 from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.cluster.lease_candidate import Record
-from kvasir_operator.controller import Controller, Setup, WatchDied
+from kvasir_operator.controller import Controller, ControllerSettings, WatchDied
 from kvasir_operator.render import Options
 
 KEY = ("default", "llama")
@@ -24,7 +24,7 @@ def made(lease: bool = True) -> Controller:
 
     configuration = SimpleNamespace(host="http://unreachable", auth_settings=dict)
     client = SimpleNamespace(configuration=configuration, rest_client=SimpleNamespace(pool_manager=Unreachable()))
-    found = Controller(client, Setup((), Options(), "", ("system", "kvasir") if lease else None))
+    found = Controller(client, ControllerSettings((), Options(), "", ("system", "kvasir") if lease else None))
     found._has_sets = lambda: False  # type: ignore[method-assign]
     return found
 

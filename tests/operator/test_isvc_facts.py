@@ -8,7 +8,7 @@ import pytest
 
 from kvasir_operator.api import Model
 from kvasir_operator.api.validation import ModelMetadata
-from kvasir_operator.reconcile.model_metadata import RETRY_SECONDS, ModelMetadataReader, facts_of
+from kvasir_operator.reconcile.model_metadata import RETRY_SECONDS, ModelMetadataReader, metadata_of
 
 CONFIG = {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096}
 FACTS = ModelMetadata(heads=32, kv_heads=8, max_positions=4096)
@@ -77,5 +77,5 @@ def test_a_hub_that_is_away_is_asked_again_later() -> None:
 
 
 def test_one_kv_head_a_head_when_the_config_does_not_say() -> None:
-    assert facts_of({"num_attention_heads": 4, "max_position_embeddings": 8}) == ModelMetadata(4, 4, 8)
-    assert facts_of({"num_attention_heads": 4}) is None
+    assert metadata_of({"num_attention_heads": 4, "max_position_embeddings": 8}) == ModelMetadata(4, 4, 8)
+    assert metadata_of({"num_attention_heads": 4}) is None

@@ -17,7 +17,7 @@ import urllib3
 from kvasir_operator.cluster.client import ClientTransport, Cluster
 from kvasir_operator.cluster.election import Leadership
 from kvasir_operator.cluster.interface import ClusterError
-from kvasir_operator.cluster.lease_candidate import Candidate, Record, Timing
+from kvasir_operator.cluster.lease_candidate import LeaseCandidate, Record, Timing
 from kvasir_operator.cluster.lease_client import ClusterLease, record, spec
 
 
@@ -41,7 +41,7 @@ class Replica:
     """A candidate in virtual time, with a clock of its own and a network that delays and loses."""
 
     def __init__(self, name: str, rng: random.Random, store: Store, timing: Timing) -> None:
-        self.candidate = Candidate(name, timing)
+        self.candidate = LeaseCandidate(name, timing)
         self.offset = rng.uniform(-1e6, 1e6)
         self.rng, self.store = rng, store
         self.next = rng.uniform(0, 3)
@@ -113,7 +113,7 @@ def test_there_are_never_two_leaders_and_sometimes_others() -> None:
 def test_the_histories_would_show_a_leader_that_stops_too_late() -> None:
     """The check can fail: a fence that outlasts the Lease gives two leaders in some schedule."""
 
-    class Late(Candidate):
+    class Late(LeaseCandidate):
         def written(self, started: float) -> None:
             self._until = started + 60.0
 
@@ -129,7 +129,7 @@ def test_the_histories_would_show_a_leader_that_stops_too_late() -> None:
 
 
 def test_a_dead_leaders_lease_is_taken_after_its_duration_and_not_before() -> None:
-    store, taker = Store(), Candidate("b")
+    store, taker = Store(), LeaseCandidate("b")
     assert store.write(Record("a", 15, "then", "then"))
     assert taker.proposal(store.record, 100.0, "now") is None, "how long it was silent before is not known"
     assert taker.proposal(store.record, 114.9, "now") is None
@@ -139,7 +139,7 @@ def test_a_dead_leaders_lease_is_taken_after_its_duration_and_not_before() -> No
 
 
 def test_a_sign_of_life_starts_the_wait_anew() -> None:
-    store, taker = Store(), Candidate("b")
+    store, taker = Store(), LeaseCandidate("b")
     store.write(Record("a", 15, "then", "then"))
     taker.proposal(store.record, 100.0, "now")
     store.write(Record("a", 15, "then", "then", version="1"))
@@ -149,7 +149,7 @@ def test_a_sign_of_life_starts_the_wait_anew() -> None:
 
 
 def test_a_lease_that_was_left_is_taken_at_once() -> None:
-    store, leaver, taker = Store(), Candidate("a"), Candidate("b")
+    store, leaver, taker = Store(), LeaseCandidate("a"), LeaseCandidate("b")
     store.write(leaver.proposal(None, 0.0, "now") or pytest.fail("no Lease is anybody's"))
     leaver.written(0.0)
     assert leaver.left(3.0) == 7.0
@@ -161,12 +161,12 @@ def test_a_lease_that_was_left_is_taken_at_once() -> None:
 
 
 def test_who_does_not_hold_the_lease_has_nothing_to_resign() -> None:
-    assert Candidate("a").resignation(None, "now") is None
-    assert Candidate("a").resignation(Record("b", 15, "", ""), "now") is None
+    assert LeaseCandidate("a").resignation(None, "now") is None
+    assert LeaseCandidate("a").resignation(Record("b", 15, "", ""), "now") is None
 
 
 def test_a_leader_that_reads_anothers_name_stops_at_once() -> None:
-    candidate = Candidate("a")
+    candidate = LeaseCandidate("a")
     candidate.written(0.0)
     assert candidate.left(1.0) > 0
     candidate.proposal(Record("b", 15, "", "", version="9"), 1.0, "now")
@@ -192,8 +192,8 @@ class Lease:
 def test_a_leader_that_cannot_renew_stops_before_another_begins() -> None:
     now = [0.0]
     lease = Lease()
-    first = Leadership(Candidate("a"), lease, lambda: now[0])
-    second = Leadership(Candidate("b"), lease, lambda: now[0])
+    first = Leadership(LeaseCandidate("a"), lease, lambda: now[0])
+    second = Leadership(LeaseCandidate("b"), lease, lambda: now[0])
     first.attempt()
     second.attempt()
     assert (first.left() > 0, second.left() > 0) == (True, False)
@@ -213,7 +213,7 @@ def test_a_leader_that_cannot_renew_stops_before_another_begins() -> None:
 
 async def test_work_begins_when_the_lease_is_taken_and_everything_is_looked_at_again() -> None:
     lease, told = Lease(), []
-    leadership = Leadership(Candidate("a"), lease)
+    leadership = Leadership(LeaseCandidate("a"), lease)
     running = asyncio.create_task(leadership.run(lambda: told.append("all")))
     await asyncio.wait_for(leadership.wait(), 5)
     assert told == ["all"]

@@ -16,11 +16,11 @@ from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
 from kvasir_operator.cluster.client import KINDS, Cluster
 from kvasir_operator.cluster.election import Leadership
 from kvasir_operator.cluster.interface import ClusterError
-from kvasir_operator.cluster.lease_candidate import Candidate
+from kvasir_operator.cluster.lease_candidate import LeaseCandidate
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import WATCHED, WATCHED_IF_SERVED
 from kvasir_operator.plan.observed import Reference
-from kvasir_operator.reconcile.ownership import Others
+from kvasir_operator.reconcile.ownership import OtherOperators
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options, render
 from kvasir_operator.render.names import REVISION_LABEL, Object
@@ -164,7 +164,7 @@ def used() -> set[Verb]:
     reconcile(server)
     stored["spec"]["prefill"]["replicas"] = 0
     reconcile(server)
-    Others(lambda namespace, name: ClusterLease(server, namespace, name).read())("other/kvasir")
+    OtherOperators(lambda namespace, name: ClusterLease(server, namespace, name).read())("other/kvasir")
     watched = {(group, plural) for group, _, plural in (*WATCHED, WATCHED_IF_SERVED)} | {(GROUP, PLURAL)}
     return server.verbs | {(group, plural, verb) for group, plural in watched for verb in ("list", "watch")}
 
@@ -185,7 +185,7 @@ def test_the_leases_rules_are_the_calls_that_are_made() -> None:
         store.update(body, metadata={"resourceVersion": "1"})
         return 200, b"{}"
 
-    leadership = Leadership(Candidate("a"), ClusterLease(send, "system", "kvasir"))
+    leadership = Leadership(LeaseCandidate("a"), ClusterLease(send, "system", "kvasir"))
     leadership.attempt()
     leadership.attempt()
     leadership.resign()

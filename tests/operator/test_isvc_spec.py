@@ -6,7 +6,7 @@ import pytest
 from isvc_cases import document
 
 from kvasir_operator.api import InvalidService, parse
-from kvasir_operator.api.validation import ModelMetadata, fact_problems
+from kvasir_operator.api.validation import ModelMetadata, model_problems
 
 
 def refused(found: dict[str, Any]) -> dict[str, str]:
@@ -185,4 +185,4 @@ FACTS = ModelMetadata(heads=32, kv_heads=8, max_positions=4096)
 def test_what_does_not_fit_the_model_is_refused(
     spec: dict[str, Any], facts: ModelMetadata | None, paths: list[str]
 ) -> None:
-    assert [problem.path for problem in fact_problems(parse(document(**spec)), facts)] == paths
+    assert [problem.path for problem in model_problems(parse(document(**spec)), facts)] == paths

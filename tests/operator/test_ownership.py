@@ -8,7 +8,7 @@ from isvc_cases import FakeCluster, document
 
 from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.cluster.lease_candidate import Record
-from kvasir_operator.reconcile.ownership import GONE_SECONDS, Others
+from kvasir_operator.reconcile.ownership import GONE_SECONDS, OtherOperators
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options
 
@@ -105,7 +105,7 @@ def test_an_operator_serves_its_class_and_says_nothing_of_others(wanted: str, ow
 def test_a_lease_that_is_renewed_is_somebodys_and_one_that_is_not_is_gone() -> None:
     now = 0.0
     leases: dict[tuple[str, str], Record] = {("a", "kvasir"): Record("p", 15, "", "", version="1")}
-    others = Others(lambda namespace, name: leases.get((namespace, name)), lambda: now)
+    others = OtherOperators(lambda namespace, name: leases.get((namespace, name)), lambda: now)
     assert others("a/kvasir")
     now = GONE_SECONDS - 1
     assert others("a/kvasir")

@@ -15,7 +15,7 @@ from kvasir_operator.reconcile import pod_reader
 from kvasir_operator.reconcile.pod_reader import PodReader
 from kvasir_operator.scaling.planner import Signals
 from kvasir_operator.scaling.roles import RoleScaling, ScalingStatus, remembered
-from kvasir_operator.scaling.signals import STARTUP_SECONDS, Told, signals, startup_seconds
+from kvasir_operator.scaling.signals import STARTUP_SECONDS, PodReports, signals, startup_seconds
 
 
 def router(inflight: int = 0, **load: object) -> RouterStatus:
@@ -37,7 +37,7 @@ def worker(**load: object) -> WorkerStatus:
 
 
 def test_the_load_of_all_pods_is_put_together() -> None:
-    told = Told(
+    told = PodReports(
         routers=(
             router(7, arrivals=30, idle=3.0, ttft=Sum(30, 30.0), itl=Sum(100, 2.0), decode=Sum(10, 40.0)),
             router(2, arrivals=15, held=1, idle=9.0, ttft=Sum(10, 20.0), itl=Sum(300, 18.0), decode=Sum(30, 360.0)),
@@ -68,24 +68,24 @@ def test_the_load_of_all_pods_is_put_together() -> None:
 
 
 def test_what_nobody_measured_is_no_figure() -> None:
-    found = signals(Told((router(),), (worker(),), (worker(),)))
+    found = signals(PodReports((router(),), (worker(),), (worker(),)))
     assert found is not None
     assert (found.prefill_seconds, found.decode_seconds, found.ttft, found.itl) == (None, None, None, None)
     assert found.itl_floor == found.kv_use == 0.0
-    assert signals(Told()) is None
-    assert signals(Told((None, None), (worker(),), (worker(),))) is None
+    assert signals(PodReports()) is None
+    assert signals(PodReports((None, None), (worker(),), (worker(),))) is None
     old = msgspec.structs.replace(router(), load=None)
-    assert signals(Told((old,))) is None, "a router of an older engine"
+    assert signals(PodReports((old,))) is None, "a router of an older engine"
 
 
 def test_a_router_that_has_only_just_started_shows_no_burst() -> None:
-    found = signals(Told((router(seconds=0.5, arrivals=3),)))
+    found = signals(PodReports((router(seconds=0.5, arrivals=3),)))
     assert found is not None
     assert found.arrivals == pytest.approx(0.2)
 
 
 def test_workers_that_are_silent_are_taken_to_be_as_the_others() -> None:
-    told = Told((router(),), (worker(waiting=4),), (worker(running=6, waiting=2), None, None))
+    told = PodReports((router(),), (worker(waiting=4),), (worker(running=6, waiting=2), None, None))
     found = signals(told)
     assert found is not None
     assert (found.waiting, found.running, found.queued) == (4, 18, 6)
@@ -96,13 +96,13 @@ def test_workers_that_are_silent_are_taken_to_be_as_the_others() -> None:
 @pytest.mark.parametrize(
     "told",
     [
-        Told((router(), None), (worker(),), (worker(),)),
-        Told((router(),), (None,), (worker(),)),
-        Told((router(),), (worker(),), (None,)),
-        Told((router(),), (worker(),), (msgspec.structs.replace(worker(), load=None),)),
+        PodReports((router(), None), (worker(),), (worker(),)),
+        PodReports((router(),), (None,), (worker(),)),
+        PodReports((router(),), (worker(),), (None,)),
+        PodReports((router(),), (worker(),), (msgspec.structs.replace(worker(), load=None),)),
     ],
 )
-def test_whoever_is_silent_is_noticed(told: Told) -> None:
+def test_whoever_is_silent_is_noticed(told: PodReports) -> None:
     found = signals(told)
     assert found is not None
     assert found.partial

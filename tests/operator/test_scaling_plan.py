@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvasir_operator.api import WORKER_ROLES, WorkerRole
-from kvasir_operator.scaling.planner import Bounds, Decision, Need, Pool, Signals, Targets, decide, remember
+from kvasir_operator.scaling.planner import Bounds, Decision, Need, RolePool, Signals, Targets, decide, remember
 
 TARGETS = Targets(ttft=1.0, itl=0.050, window=300.0)
 CALM = Signals(
@@ -44,9 +44,9 @@ def decisions(
     ready: int | None = None,
     idle: float | None = None,
 ) -> dict[WorkerRole, Decision]:
-    pools: dict[WorkerRole, Pool] = {
-        "prefill": Pool(prefill, prefill if ready is None else ready, needs),
-        "decode": Pool(decode, decode if ready is None else ready, needs),
+    pools: dict[WorkerRole, RolePool] = {
+        "prefill": RolePool(prefill, prefill if ready is None else ready, needs),
+        "decode": RolePool(decode, decode if ready is None else ready, needs),
     }
     bounds: dict[WorkerRole, Bounds] = {role: Bounds(least, most) for role in WORKER_ROLES}
     return decide(now, pools, bounds, Targets(TARGETS.ttft, TARGETS.itl, TARGETS.window, gpus, idle), signals)
@@ -99,7 +99,7 @@ def test_both_roles_go_to_zero_together_when_nobody_has_asked_for_long_enough() 
 
 def test_neither_role_has_fewer_than_its_least_while_the_window_keeps_the_other_from_zero() -> None:
     """Or it would go up to its least when a router starts anew, and down to zero shortly after."""
-    pools: dict[WorkerRole, Pool] = {"prefill": Pool(2, 2, ()), "decode": Pool(4, 4, (Need(4),))}
+    pools: dict[WorkerRole, RolePool] = {"prefill": RolePool(2, 2, ()), "decode": RolePool(4, 4, (Need(4),))}
     bounds: dict[WorkerRole, Bounds] = {role: Bounds(3, 5) for role in WORKER_ROLES}
     decided = decide(0.0, pools, bounds, msgspec.structs.replace(TARGETS, idle=600.0), Signals(idle_seconds=600.0))
     assert {role: each.replicas for role, each in decided.items()} == {"prefill": 3, "decode": 4}
@@ -200,7 +200,7 @@ def test_no_load_makes_a_role_go_down_within_a_window_of_going_up(
     bounds: dict[WorkerRole, Bounds] = {role: Bounds(least, 8) for role in WORKER_ROLES}
     for signals, seconds in loads:
         now += seconds
-        pools = {role: Pool(size[role], size[role], needs[role]) for role in WORKER_ROLES}
+        pools = {role: RolePool(size[role], size[role], needs[role]) for role in WORKER_ROLES}
         decided = decide(now, pools, bounds, Targets(1.0, 0.05, 300.0, gpus, idle), signals)
         assert bool(decided["prefill"].replicas) == bool(decided["decode"].replicas)
         assert not gpus or sum(each.replicas for each in decided.values()) <= max(gpus, 2 * least)

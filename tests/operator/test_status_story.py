@@ -14,7 +14,7 @@ from kvasir_operator.render import Object, Options, render
 from kvasir_operator.status import derive
 from kvasir_operator.status.derive import Status
 from kvasir_operator.status.evaluate import Leaving
-from kvasir_operator.status.events import tellings
+from kvasir_operator.status.events import status_events
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DESIRED = render(service(decode={"replicas": 2}), Options())
@@ -185,7 +185,7 @@ def test_the_sentence_on_canaries() -> None:
 
 def told(previous: Status | None, current: Status) -> list[tuple[bool, str]]:
     before = msgspec.to_builtins(previous) if previous else {}
-    return [(each.warning, each.reason) for each in tellings(before, current)]
+    return [(each.warning, each.reason) for each in status_events(before, current)]
 
 
 def test_events_tell_a_story_from_the_first_pod_to_the_last_rollout() -> None:

@@ -13,7 +13,7 @@ from wire_stand import ToyWorker, router_of, stand, told
 from kvasir_engine.core.inprocess_client import InProcessClient
 from kvasir_engine.engine_client import EngineError, GenerateRequest
 from kvasir_engine.protocol import Sampling, Submit, encode
-from kvasir_engine.supervisor import Expected, Supervisor, start_thread
+from kvasir_engine.supervisor import ExpectedEnd, Supervisor, start_thread
 
 ROOT = Path(__file__).parents[2]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -119,7 +119,7 @@ def test_the_end_of_a_thread_is_heard() -> None:
         raise ValueError("as asked")
 
     def leaves() -> None:
-        raise Expected
+        raise ExpectedEnd
 
     heard: list[str] = []
     for work in (fails, leaves, lambda: None):

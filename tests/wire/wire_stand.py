@@ -66,8 +66,8 @@ class ToyWorker:
         )
         self.own.start()
         limits = Limits(tokens=32, running=8, page_size=PAGE)
-        handoff = KVConnector(self.own)
-        self.engine = Engine(runner, role, limits, MAX_LENGTH, epoch, handoff)  # type: ignore[arg-type]
+        connector = KVConnector(self.own)
+        self.engine = Engine(runner, role, limits, MAX_LENGTH, epoch, connector)  # type: ignore[arg-type]
         self.thread = EngineThread(self.engine, check_pages=True, ended=self.ended.append)
         self.thread.start()
         self.hello = Hello(

@@ -25,7 +25,7 @@ from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.encoding import OffLoop, TooLong
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.generation import Choice, Tally, TokenClock, run_choices
-from kvasir_engine.api.http.limits import Limits
+from kvasir_engine.api.http.limits import HttpLimits
 from kvasir_engine.api.http_responses import (
     EventResponse,
     JsonResponse,
@@ -48,7 +48,7 @@ from kvasir_engine.api.prompts import (
 from kvasir_engine.api.rendering import AS_USUAL, Rendering
 from kvasir_engine.api.request_body import most_body_bytes, read_body
 from kvasir_engine.api.request_meter import RequestMeter
-from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, Model, ModelList
+from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, ModelCard, ModelList
 from kvasir_engine.api.tokenizer import ServedModel, UnusedName
 from kvasir_engine.engine_client import EngineClient, GenerateRequest
 
@@ -204,7 +204,7 @@ def create_app(
     long_ones: int = 1,
     keys: ApiKeys | None = None,
     over: Callable[[], str | None] = lambda: None,
-    body_bytes: int = Limits.body_bytes,
+    body_bytes: int = HttpLimits.body_bytes,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down. Long texts get
     `long_ones` of its threads at most.
@@ -249,8 +249,8 @@ def create_app(
     async def show_metrics() -> Response:
         return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    def card() -> Model:
-        return Model(id=model.name, created=model.created, max_model_len=client.max_length or None)
+    def card() -> ModelCard:
+        return ModelCard(id=model.name, created=model.created, max_model_len=client.max_length or None)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:

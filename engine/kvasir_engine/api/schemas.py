@@ -228,7 +228,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -238,4 +238,4 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelCard]

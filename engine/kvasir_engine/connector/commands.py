@@ -39,7 +39,7 @@ class Withdraw(Command, frozen=True):
 
 
 class Lend(Command, frozen=True):
-    """`to` may read the pages of `loan` until it says that it has, or is dead. `Revoke` takes a loan back too."""
+    """`to` may read the pages of `loan` until it says that it is done, or is dead. `Revoke` ends a loan too."""
 
     loan: Loan
     to: Endpoint

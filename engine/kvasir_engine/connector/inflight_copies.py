@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kvasir_engine import faults
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.digest_thread import DigestThread, TimedDigests
-from kvasir_engine.connector.nixl_agent import NixlAgent, Transfer
+from kvasir_engine.connector.nixl_agent import NixlAgent, TransferHandle
 from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.connector.stats import TransferStats
 
@@ -21,14 +21,14 @@ POST_TIME = 0.001
 class _Copy:
     """The digests of a read are computed (`digests` None until then) once its bytes are there."""
 
-    transfer: Transfer
+    transfer: TransferHandle
     digests: "Future[TimedDigests] | None"
     reads: bool = False
     ok: bool | None = None
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedCopy:
     """A write or a read has ended, well or not."""
 
     key: Key
@@ -87,7 +87,7 @@ class InflightCopies:
         """All under way."""
         return list(self._copies)
 
-    def ended(self, key: Key, push: Push) -> Ended | None:
+    def ended(self, key: Key, push: Push) -> EndedCopy | None:
         """How one of `copies` has ended, once; None if it is under way, or went with its peer."""
         copy = self._copies.get((key, push))
         if copy is None:
@@ -105,12 +105,12 @@ class InflightCopies:
             now = time.perf_counter()
             self._stats.read_seconds += now - self._read_until
             self._read_until = now
-        return Ended(key, push, copy.ok, self._digests.take(copy.digests))
+        return EndedCopy(key, push, copy.ok, self._digests.take(copy.digests))
 
     def died(self, agent: str) -> None:
         """The agent is gone, and what was copied from or to it."""
-        for underway in [each for each in self._copies if each[0][0] == agent]:
-            self._agent.cancel(self._copies.pop(underway).transfer)
+        for gone in [each for each in self._copies if each[0][0] == agent]:
+            self._agent.cancel(self._copies.pop(gone).transfer)
         self._posts = deque(post for post in self._posts if post.key[0] != agent)
 
     def _passed(self, push: Push, layers: range) -> str:

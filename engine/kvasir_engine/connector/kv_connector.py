@@ -11,7 +11,7 @@ import msgspec
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.connector.layout import pairs
-from kvasir_engine.connector.rank_parts import Event, GrantedParts, PushedParts, Stop
+from kvasir_engine.connector.rank_parts import Event, GrantedParts, PushedParts, StopParts
 from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.connector.transfer_thread import TransferThread
@@ -153,9 +153,9 @@ class KVConnector:
         )
         for effect in effects:
             match effect:
-                case Stop(int() as lease):
+                case StopParts(int() as lease):
                     self.revoke(lease)
-                case Stop(tuple() as key, reason):
+                case StopParts(tuple() as key, reason):
                     self.withdraw(key, reason)
                 case receiver.Settled() | receiver.Fenced() | receiver.Reclaimed() | receiver.Rejected():
                     events.append(effect)

@@ -14,7 +14,7 @@ from kvasir_engine import faults
 from kvasir_engine.connector import notifications, pending_loans, receiver, sender
 from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.connector.digest_thread import DigestThread
-from kvasir_engine.connector.inflight_copies import Ended, InflightCopies
+from kvasir_engine.connector.inflight_copies import EndedCopy, InflightCopies
 from kvasir_engine.connector.layout import block_numbers, block_tokens, pairs
 from kvasir_engine.connector.loan_reads import LoanReads
 from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, PeerRefused
@@ -33,7 +33,7 @@ MOST_EARLY = 1024
 """Notifications that wait for rank 0's grant."""
 DIED = "the worker at the other end died"
 
-_Effect = Event | receiver.Ask | receiver.Verify | sender.Post | sender.Announce | sender.Tell
+_Effect = Event | receiver.NotifyWriter | receiver.Verify | sender.Post | sender.Announce | sender.NotifyHolder
 _Effects = Iterable[_Effect]
 
 
@@ -56,12 +56,12 @@ class LeaseExecutor:
         self._emit = emit
         self._endpoint = agent.endpoint
         self._layers = layers = agent.endpoint.fingerprint.layers
-        self._holder = Receiver(agent.endpoint.epoch, layers, verifies)
-        self._writer = Sender(layers)
-        self._underway = InflightCopies(agent, digests, stats)
-        self._opened = OpenLeases()
+        self._receiver = Receiver(agent.endpoint.epoch, layers, verifies)
+        self._sender = Sender(layers)
+        self._copies = InflightCopies(agent, digests, stats)
+        self._open_leases = OpenLeases()
         self._reads = LoanReads()
-        self._lending = PendingLoans(digests, layers)
+        self._pending_loans = PendingLoans(digests, layers)
         self._known = 0  # the latest lease or loan of ours
         self._early: list[tuple[int, str, bytes]] = []  # what peers say of later ones, with the one that it is
         self._digested: dict[tuple[Key, Push], list[int]] = {}  # of writes that have ended
@@ -69,7 +69,7 @@ class LeaseExecutor:
     @property
     def busy(self) -> bool:
         """Whether a lease or a loan is open on either side."""
-        return bool(len(self._holder) or len(self._writer))
+        return bool(len(self._receiver) or len(self._sender))
 
     def obey(self, command: AnyCommand) -> None:
         """Carry out a command."""
@@ -85,15 +85,15 @@ class LeaseExecutor:
     def push(self, key: Key, push: Push, computed: float) -> None:
         """Copy pages, whose last layer was computed at the moment `computed`, in all parts of a lease."""
         if push.final:
-            self._opened.computed(key, computed)
-        for part in self._opened.parts(key):
+            self._open_leases.computed(key, computed)
+        for part in self._open_leases.parts(key):
             if not self._reads.waits(part, push):
-                self._apply(self._writer.push(part, push, time.monotonic()))
+                self._apply(self._sender.push(part, push, time.monotonic()))
 
     def turn(self, arrived: list[tuple[str, bytes]]) -> bool:
         """Post what is due, take what has `arrived` from peers, see what has ended. Whether there was anything."""
         progressed = bool(arrived)
-        for post in self._underway.due():
+        for post in self._copies.due():
             self._apply(self._post(post))
             progressed = True
         early = [(agent, data) for lease, agent, data in self._early if lease <= self._known]
@@ -104,19 +104,19 @@ class LeaseExecutor:
             except Exception as error:  # a peer's message is not to end what serves the others
                 log.exception("a notification broke agent=%s", agent)
                 self._emit(receiver.Rejected(agent[:256], 0, f"{type(error).__name__}: {error}"[:1024]))
-        for key, push in self._underway.copies():
+        for key, push in self._copies.copies():
             try:
-                ended = self._underway.ended(key, push)
+                ended = self._copies.ended(key, push)
             except PeerDied:
                 self._apply(self._died(key[0]))
                 continue
             if ended is not None:
                 progressed = True
                 self._apply(self._ended(ended))
-        for lent in self._lending.done():
+        for lent in self._pending_loans.done():
             self._apply(self._lent(lent))
         now = time.monotonic()
-        self._apply([*self._holder.tick(now), *self._writer.tick(now)])
+        self._apply([*self._receiver.tick(now), *self._sender.tick(now)])
         return progressed
 
     # -- commands
@@ -127,12 +127,12 @@ class LeaseExecutor:
                 self._known = lease.id
                 return self._grant(lease, to, tokens, now)
             case Revoke(granted):
-                return self._holder.revoke(granted, now)
+                return self._receiver.revoke(granted, now)
             case Open(to, lease):
                 return self._open(to, lease.id, lease.epoch, now + lease.seconds)
             case Withdraw(key, reason):
-                parts = self._opened.parts(key)
-                return [effect for part in parts for effect in self._writer.withdraw(part, reason, now)]
+                parts = self._open_leases.parts(key)
+                return [effect for part in parts for effect in self._sender.withdraw(part, reason, now)]
             case Lend(loan, to):
                 self._known = loan.id
                 return self._lend(loan, to, now)
@@ -149,7 +149,7 @@ class LeaseExecutor:
         for rank in self._partners(to, incoming=True):
             refused = self._connect(lease.id, to, rank)
             if refused is None:
-                self._holder.grant(lease.id, to.agent_of(rank), blocks, now, lease.seconds)
+                self._receiver.grant(lease.id, to.agent_of(rank), blocks, now, lease.seconds)
             else:
                 effects.append(refused)
         return effects
@@ -162,8 +162,8 @@ class LeaseExecutor:
         for rank in self._partners(to, incoming=False):
             agent, refused = to.agent_of(rank), self._connect(loan.id, to, rank)
             if refused is None:
-                self._holder.lend(loan.id, agent, now, loan.seconds)
-                self._lending.begin(loan, agent, blocks, self._agent.sent(agent))
+                self._receiver.lend(loan.id, agent, now, loan.seconds)
+                self._pending_loans.begin(loan, agent, blocks, self._agent.sent(agent))
             else:
                 effects.append(refused)
         return effects
@@ -182,7 +182,7 @@ class LeaseExecutor:
         """Connect to a rank. One that has another pool than it had is met anew, unless something is open."""
         agent = to.agent_of(rank)
         if self._agent.differs(to, rank):
-            if self._holder.knows(agent) or self._writer.knows(agent):
+            if self._receiver.knows(agent) or self._sender.knows(agent):
                 raise PeerRefused(f"{agent} is known with another pool, and in use")
             self._agent.forget(agent)
         self._agent.connect(to, rank)
@@ -190,14 +190,14 @@ class LeaseExecutor:
     def _open(self, to: Endpoint, lease: int, epoch: int, deadline: float, reading: bool = False) -> _Effects:
         """Begin to write, or to read, under a lease or loan of another worker."""
         parts = {rank: (to.agent_of(rank), lease) for rank in self._partners(to, incoming=reading)}
-        self._opened.open((to.agent, lease), list(parts.values()))
+        self._open_leases.open((to.agent, lease), list(parts.values()))
         effects: list[_Effect] = []
         for rank, part in parts.items():
             if reading:
                 self._reads.open(part)
             try:
                 self._meet(to, rank)
-                effects += self._writer.open(part, epoch, deadline, reading)
+                effects += self._sender.open(part, epoch, deadline, reading)
             except PeerDied:
                 effects.append(sender.Failed(part, DIED))
             except PeerRefused as refused:
@@ -219,7 +219,7 @@ class LeaseExecutor:
         except BadFrame as error:
             log.warning("unreadable notification agent=%s error=%s", agent, error)
             return [receiver.Rejected(agent[:256], 0, f"unreadable: {error}"[:1024])]
-        self._holder.heard(agent, now)
+        self._receiver.heard(agent, now)
         match message:
             case Release(sender=sender):
                 if sender is not None and sender.agent == agent:
@@ -227,7 +227,7 @@ class LeaseExecutor:
                         self._agent.meet(sender)
                     except (PeerDied, PeerRefused) as error:
                         log.warning("cannot answer agent=%s reason=%s", agent, error)
-                return self._writer.released(agent, message, now)
+                return self._sender.released(agent, message, now)
             case Ping(lease, epoch):
                 # A writer that the prompt has not reached yet does not know who pings it.
                 return self._send(agent, Pong(lease, epoch)) if self._agent.knows(agent) else []
@@ -235,7 +235,7 @@ class LeaseExecutor:
                 return []
             case Lent(lease, _, blocks, digests):
                 waiting = self._reads.lent((agent, lease), dict(zip(blocks, digests, strict=True)))
-                return [effect for push in waiting for effect in self._writer.push((agent, lease), push, now)]
+                return [effect for push in waiting for effect in self._sender.push((agent, lease), push, now)]
             case _ if self._rank and message.epoch == self._endpoint.epoch and message.lease > self._known:
                 # Rank 0 counts leases up, and its grant comes over a network: the writer's word was faster.
                 if len(self._early) >= MOST_EARLY:
@@ -245,7 +245,7 @@ class LeaseExecutor:
                 self._early.append((message.lease, agent, data))
                 return []
             case _:
-                return self._holder.received(agent, message)
+                return self._receiver.received(agent, message)
 
     def _send(self, agent: str, message: AnyMessage) -> _Effects:
         try:
@@ -258,35 +258,35 @@ class LeaseExecutor:
         """The transport's word that the peer is gone: a proof for the leases of both sides."""
         log.warning("peer died agent=%s", agent)
         self._stats.peers_died += 1
-        self._underway.died(agent)
+        self._copies.died(agent)
         self._agent.forget(agent)
-        return [*self._holder.died(agent), *self._writer.died(agent)]
+        return [*self._receiver.died(agent), *self._sender.died(agent)]
 
     # -- copies
 
     def _post(self, post: sender.Post) -> _Effects:
         try:
             if post.key in self._reads:
-                self._underway.read(post)
+                self._copies.read(post)
             else:
-                self._underway.write(post)
+                self._copies.write(post)
         except PeerDied:
             return self._died(post.key[0])
         except ValueError as error:  # what the lease says does not fit the peer's pool
             log.warning("nothing is copied agent=%s lease=%d reason=%s", *post.key, error)
-            return self._writer.ended(post.key, post.push, False, time.monotonic())
+            return self._sender.ended(post.key, post.push, False, time.monotonic())
         return []
 
-    def _ended(self, ended: Ended) -> _Effects:
+    def _ended(self, ended: EndedCopy) -> _Effects:
         ok = ended.ok
         if ended.key in self._reads:
             ok = ok and self._was_read(ended)
         else:
             self._digests.keep(ended.digests, ended.push.local)
             self._digested[ended.key, ended.push] = ended.digests.values
-        return self._writer.ended(ended.key, ended.push, ok, time.monotonic())
+        return self._sender.ended(ended.key, ended.push, ok, time.monotonic())
 
-    def _was_read(self, read: Ended) -> bool:
+    def _was_read(self, read: EndedCopy) -> bool:
         """Whether a read brought what was lent."""
         wrong = self._reads.wrong(read.key, read.push, read.digests.values)
         if wrong:
@@ -302,7 +302,7 @@ class LeaseExecutor:
     def _lent(self, lent: pending_loans.DigestedLoan) -> _Effects:
         """Tell the reader what it will have read, if it still may."""
         loan, blocks = lent.loan, lent.blocks
-        if not self._holder.lends(loan.id, lent.reader):
+        if not self._receiver.lends(loan.id, lent.reader):
             return []
         self._digests.keep(lent.digests, blocks)
         faults.hit("decode.lending")
@@ -314,7 +314,7 @@ class LeaseExecutor:
         came = zip(verify.pages, digests.values, verify.digests, strict=True)
         right = [page for page, ours, theirs in came if ours == theirs]
         self._digests.keep(digests, right)
-        self._holder.verified(lease, agent, len(right))
+        self._receiver.verified(lease, agent, len(right))
         if len(right) != total:
             self._stats.digest_failures += total - len(right)
             log.error("digests differ lease=%d pages=%d wrong=%d", lease, total, total - len(right))
@@ -325,7 +325,7 @@ class LeaseExecutor:
         for effect in effects:
             match effect:
                 case sender.Post():
-                    self._underway.wait(effect)
+                    self._copies.wait(effect)
                 case sender.Announce((agent, lease) as key, epoch, first, push, layers):
                     digests = self._digested.pop((key, push))
                     written = Written(lease, epoch, first, (layers.start, layers.stop), digests)
@@ -333,14 +333,14 @@ class LeaseExecutor:
                 case receiver.Verify():
                     faults.hit("decode.written")
                     self._verify(effect)
-                case sender.Tell(agent, Complete() as complete):
+                case sender.NotifyHolder(agent, Complete() as complete):
                     faults.hit("prefill.completing")
                     self._apply(self._send(agent, complete))
                     faults.hit("prefill.completed")
-                case receiver.Ask(agent, Release() as release):
+                case receiver.NotifyWriter(agent, Release() as release):
                     address = self._endpoint.address(0)
                     self._apply(self._send(agent, msgspec.structs.replace(release, sender=address)))
-                case receiver.Ask(agent, message) | sender.Tell(agent, message):
+                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
                     self._apply(self._send(agent, message))
                 case _:
                     self._note(effect)
@@ -353,7 +353,7 @@ class LeaseExecutor:
             case sender.Done(part, push) if push.complete is not None:
                 self._close(part)
             case sender.Done(part, push) if push.final:
-                self._stats.exposed_seconds += time.perf_counter() - self._opened.computed_at(part)
+                self._stats.exposed_seconds += time.perf_counter() - self._open_leases.computed_at(part)
                 self._stats.handoffs += 1
             case receiver.Settled(_, complete, agent):
                 cut = self._agent.received(agent)
@@ -364,7 +364,7 @@ class LeaseExecutor:
         for each in [each for each in self._digested if each[0] == part]:
             del self._digested[each]
         self._reads.close(part)
-        self._opened.close(part)
+        self._open_leases.close(part)
 
 
 def _failed(command: AnyCommand, why: str) -> list[Event] | None:

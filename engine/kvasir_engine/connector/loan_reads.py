@@ -16,7 +16,7 @@ class _Read:
 
 
 class LoanReads:
-    """Nothing is read before its digests are here."""
+    """Reads under loans. A read waits until its digests have arrived."""
 
     def __init__(self) -> None:
         self._reads: dict[Key, _Read] = {}

@@ -40,7 +40,7 @@ class PeerRefused(Exception):
 
 
 @dataclass
-class Transfer:
+class TransferHandle:
     """One write or read under way."""
 
     handle: nixl_xfer_handle
@@ -155,7 +155,7 @@ class NixlAgent:
             self._met.remove(agent)
             self._nixl.remove_remote_agent(agent)
 
-    def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
+    def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> TransferHandle:
         """Start copying these layers of our pages `local` to the peer's `remote`.
 
         On shared memory this blocks for most of the copy. Raises PeerDied.
@@ -167,7 +167,7 @@ class NixlAgent:
             raise ValueError(f"nothing of rank {self.rank} goes to {agent}")
         return self._copy("WRITE", agent, peer, (peer.to.source, local), (peer.to.target, remote), peer.to, layers)
 
-    def read(self, agent: str, local: Pages, remote: Pages, layers: range) -> Transfer:
+    def read(self, agent: str, local: Pages, remote: Pages, layers: range) -> TransferHandle:
         """Start copying these layers of the peer's pages `remote` to our pages `local`. As `write` otherwise."""
         peer = self._peers.get(agent)
         if peer is None:
@@ -186,7 +186,7 @@ class NixlAgent:
         theirs: tuple[Cut, Pages],
         route: Route,
         layers: range,
-    ) -> Transfer:
+    ) -> TransferHandle:
         (_, local), (cut, remote) = ours, theirs
         limit = peer.region.pages * cut.blocks
         if len(local) != len(remote) or any(not 0 <= page < limit for page in remote):
@@ -203,16 +203,16 @@ class NixlAgent:
                     for region, offsets in zip(regions, begins, strict=True)
                 ]
                 handle = self._nixl.initialize_xfer(operation, *pieces, agent)
-            return Transfer(handle, self._nixl.transfer(handle))
+            return TransferHandle(handle, self._nixl.transfer(handle))
         except nixlRemoteDisconnectError as error:
             raise PeerDied(agent) from error
 
-    def cancel(self, transfer: Transfer) -> None:
+    def cancel(self, transfer: TransferHandle) -> None:
         """End a transfer with a peer that is dead: nothing reads or writes our memory for it any more."""
         with contextlib.suppress(nixlRemoteDisconnectError, nixlNotFoundError, nixlBackendError):
             transfer.handle.release()
 
-    def poll(self, agent: str, transfer: Transfer) -> bool | None:
+    def poll(self, agent: str, transfer: TransferHandle) -> bool | None:
         """`True`: the write has ended well, `False`: badly, `None`: it is under way. Raises PeerDied."""
         try:
             if transfer.state == "PROC":

@@ -9,7 +9,7 @@ from kvasir_engine.connector.sender import Key
 
 
 @dataclass
-class _Lease:
+class _LeaseParts:
     parts: list[Key] = field(default_factory=list)
     computed: float = 0.0  # when the prompt's last layer was
 
@@ -18,12 +18,12 @@ class OpenLeases:
     """The parts of each lease."""
 
     def __init__(self) -> None:
-        self._leases: dict[Key, _Lease] = {}
+        self._leases: dict[Key, _LeaseParts] = {}
         self._lease_of: dict[Key, Key] = {}
 
     def open(self, key: Key, parts: list[Key]) -> None:
         """The lease `key` has these parts."""
-        self._leases.setdefault(key, _Lease()).parts += parts
+        self._leases.setdefault(key, _LeaseParts()).parts += parts
         self._lease_of |= dict.fromkeys(parts, key)
 
     def parts(self, key: Key) -> list[Key]:
@@ -36,7 +36,7 @@ class OpenLeases:
             self._leases[key].computed = moment
 
     def computed_at(self, part: Key) -> float:
-        """The moment of that of the lease of `part`, which is open."""
+        """When the last layer of the prompt of the lease of `part`, which is open, was computed."""
         return self._leases[self._lease_of[part]].computed
 
     def close(self, part: Key) -> None:

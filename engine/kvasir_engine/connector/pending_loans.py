@@ -1,4 +1,4 @@
-"""What this rank lends, from the loan until the reader can be told the digests of it."""
+"""Loans of this rank whose digests are not computed yet; the reader gets the digests with `Lent`."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class DigestedLoan:
 
 
 @dataclass(frozen=True)
-class _Lending:
+class _PendingLoan:
     loan: Loan
     reader: str
     blocks: tuple[int, ...]
@@ -32,11 +32,11 @@ class PendingLoans:
     def __init__(self, digests: DigestThread, layers: int) -> None:
         self._digests = digests
         self._layers = range(layers)
-        self._parts: list[_Lending] = []
+        self._parts: list[_PendingLoan] = []
 
     def begin(self, loan: Loan, reader: str, blocks: tuple[int, ...], cut: Cut | None) -> None:
         """The reader may read `blocks` of `cut`."""
-        self._parts.append(_Lending(loan, reader, blocks, self._digests.written(blocks, self._layers, cut)))
+        self._parts.append(_PendingLoan(loan, reader, blocks, self._digests.written(blocks, self._layers, cut)))
 
     def done(self) -> list[DigestedLoan]:
         """Those whose digests are there, each once."""

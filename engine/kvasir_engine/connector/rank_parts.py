@@ -1,8 +1,8 @@
 """One lease of the parts that several ranks hold and write: pure. A part is a pair of ranks, one of each worker.
 
-A lease is settled when all its parts are, fenced as soon as one has failed, and back when the last has ended on
-proof; a part that has failed makes the others stop. On the prefill side pages are done when they are in every part.
-A loan, of pages to read, has parts too: all that its readers read.
+A lease is settled when all its parts are. It is fenced as soon as one part fails, which stops the others, and it is
+reclaimed when the last part has ended with a proof. On the prefill side a push is done when every part has it.
+A loan has parts too: one for each pair of ranks that reads.
 With one rank on both sides a part is the lease, and its events pass as they are.
 """
 
@@ -22,7 +22,7 @@ Event = HolderEvent | WriterEvent
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopParts:
     """Revoke or withdraw what is left of the lease on every rank: one of its parts has failed."""
 
     lease: int | Key
@@ -51,14 +51,14 @@ class GrantedParts:
         """A loan is given in these parts. Each is given back by itself, and the loan with the last."""
         self._grants[loan] = _Grant(set(parts), loan=True)
 
-    def received(self, rank: int, event: HolderEvent) -> list[HolderEvent | Stop]:
+    def received(self, rank: int, event: HolderEvent) -> list[HolderEvent | StopParts]:
         """An event of a part, as rank `rank` reports it: what that means for the lease."""
         if isinstance(event, receiver.Rejected):
             return [event]
         grant = self._grants[event.lease]
         part = rank, event.writer
         others = grant.open - {part}
-        effects: list[HolderEvent | Stop] = []
+        effects: list[HolderEvent | StopParts] = []
         if isinstance(event, receiver.Settled):
             grant.settled.append(event.complete)
         elif grant.failed is None and not (grant.loan and _given_back(event)):
@@ -66,7 +66,7 @@ class GrantedParts:
             if others or isinstance(event, receiver.Fenced):
                 effects.append(receiver.Fenced(event.lease, event.code, reason=event.reason))
             if others:
-                effects.append(Stop(event.lease, event.reason))
+                effects.append(StopParts(event.lease, event.reason))
         if not isinstance(event, receiver.Fenced):
             grant.open.remove(part)
             if not others:
@@ -87,7 +87,7 @@ class GrantedParts:
 
 
 def _given_back(event: receiver.Fenced | receiver.Reclaimed) -> bool:
-    """Whether a reader reads no more by its own word."""
+    """Whether a reader has said that it reads no more."""
     return isinstance(event, receiver.Reclaimed) and event.proof == "acknowledged"
 
 
@@ -122,15 +122,15 @@ class PushedParts:
         if pushing is not None:
             pushing.left[push] = set(pushing.parts)
 
-    def received(self, rank: int, event: WriterEvent) -> list[WriterEvent | Stop]:
+    def received(self, rank: int, event: WriterEvent) -> list[WriterEvent | StopParts]:
         """An event of a part, as rank `rank` reports it: what that means for the lease."""
         key = self._lease_of[event.key]
         pushing, part = self._leases[key], (rank, event.key[0])
-        effects: list[WriterEvent | Stop] = []
+        effects: list[WriterEvent | StopParts] = []
         if isinstance(event, sender.Failed):
             pushing.open.remove(part)
             if pushing.open and not pushing.failed:
-                effects.append(Stop(key, event.reason))
+                effects.append(StopParts(key, event.reason))
             pushing.failed = pushing.failed or event.reason
         else:
             left = pushing.left[event.push]

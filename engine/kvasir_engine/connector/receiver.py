@@ -9,8 +9,8 @@ A fenced lease asks its writer again and again to stop; a timeout alone never fr
 the effects that the caller must carry out, in order.
 
 This is one rank's side: where several ranks of the writer write to it under a lease, each has its own part of it,
-with a state of its own, and `parts.py` makes one lease of all parts of all ranks. Pages are counted in the blocks
-of `layout.py`.
+with a state of its own, and `rank_parts.py` makes one lease of all parts of all ranks. Pages are counted in the
+blocks of `layout.py`.
 """
 
 from collections.abc import Iterable
@@ -69,7 +69,7 @@ class Verify:
 
 
 @dataclass(frozen=True)
-class Ask:
+class NotifyWriter:
     """Send `message` to the peer `agent`."""
 
     agent: str
@@ -84,7 +84,7 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
     why: str
 
 
-Effect = Settled | Fenced | Reclaimed | Verify | Ask | Rejected
+Effect = Settled | Fenced | Reclaimed | Verify | NotifyWriter | Rejected
 
 
 @dataclass
@@ -208,7 +208,7 @@ class Receiver:
             if part.fenced:
                 if now >= part.asked + RELEASE_INTERVAL:
                     part.asked = now
-                    effects.append(Ask(writer, Release(lease, self.epoch)))
+                    effects.append(NotifyWriter(writer, Release(lease, self.epoch)))
             elif now >= part.deadline:
                 effects += self._fence(key, "lease_expired", now)
             elif now >= self._heard[writer] + SILENCE:
@@ -218,7 +218,7 @@ class Receiver:
         for writer in waiting:
             if now >= self._pinged.get(writer, 0.0) + PING_INTERVAL:
                 self._pinged[writer] = now
-                effects.append(Ask(writer, Ping(0, self.epoch)))
+                effects.append(NotifyWriter(writer, Ping(0, self.epoch)))
         return effects
 
     def _written(self, agent: str, message: Written, part: _Part) -> Iterable[Effect]:
@@ -243,7 +243,7 @@ class Receiver:
         lease, writer = key
         part = self._parts[key]
         part.fenced, part.asked = True, now
-        return [Fenced(lease, code, writer), Ask(writer, Release(lease, self.epoch))]
+        return [Fenced(lease, code, writer), NotifyWriter(writer, Release(lease, self.epoch))]
 
     def _forget(self, agent: str) -> None:
         self._heard.pop(agent, None)

@@ -82,14 +82,14 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 @dataclass(frozen=True)
-class Tell:
+class NotifyHolder:
     """Send `message` to the peer `agent`."""
 
     agent: str
     message: Stopped | Complete | Ping
 
 
-Effect = Post | Announce | Done | Failed | Tell
+Effect = Post | Announce | Done | Failed | NotifyHolder
 
 
 @dataclass
@@ -183,7 +183,7 @@ class Sender:
         lease = self._leases.get(key)
         if lease is None or lease.epoch != message.epoch:
             self._remember((*key, message.epoch), "released by the decode worker")
-            return [Tell(agent, Stopped(message.lease, message.epoch, "unknown or ended"))]
+            return [NotifyHolder(agent, Stopped(message.lease, message.epoch, "unknown or ended"))]
         return self.withdraw(key, "released by the decode worker", now)
 
     def died(self, agent: str) -> Iterable[Effect]:
@@ -206,7 +206,7 @@ class Sender:
         for agent, epoch in lenders.items():
             if now >= self._pinged.get(agent, 0.0) + PING_INTERVAL:
                 self._pinged[agent] = now
-                effects.append(Tell(agent, Ping(0, epoch)))
+                effects.append(NotifyHolder(agent, Ping(0, epoch)))
         return effects
 
     def _advance(self, key: Key, lease: _Lease, now: float) -> list[Effect]:
@@ -216,7 +216,7 @@ class Sender:
             if lease.posted:
                 return []
             self._bury(key, lease, lease.stopping)
-            return [Failed(key, lease.stopping), Tell(key[0], Stopped(key[1], lease.epoch, lease.stopping))]
+            return [Failed(key, lease.stopping), NotifyHolder(key[0], Stopped(key[1], lease.epoch, lease.stopping))]
         effects: list[Effect] = []
         while lease.queue and len(lease.posted) < WINDOW:
             push = lease.queue[0]
@@ -224,7 +224,7 @@ class Sender:
                 if lease.posted:
                     break
                 self._bury(key, lease, "the lease is complete")
-                return [*effects, Tell(key[0], push.complete), Done(key, push)]
+                return [*effects, NotifyHolder(key[0], push.complete), Done(key, push)]
             write = self._next_write(lease.queue)
             lease.posted.append(write)
             effects.append(Post(key, write.push, write.layers))

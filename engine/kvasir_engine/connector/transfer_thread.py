@@ -1,7 +1,7 @@
 """A rank's transfer thread: owns the NIXL agent, carries out what the lease machines decide, reports events.
 
 Other threads call the methods, which never block; the events come through `emit`, from this thread. What the thread
-does is in `carrier.py`.
+does is in `lease_executor.py`.
 """
 
 import contextlib
@@ -142,7 +142,7 @@ class TransferThread(threading.Thread):
         try:
             agent = self._make_agent()
             self.endpoint = agent.endpoint
-            carrier = LeaseExecutor(agent, self._rank, self._digests, self._verifies, self.stats, self._emit)
+            executor = LeaseExecutor(agent, self._rank, self._digests, self._verifies, self.stats, self._emit)
         except BaseException as error:
             self._error = error
             return
@@ -150,7 +150,7 @@ class TransferThread(threading.Thread):
             self._ready.set()
         why = "the transfer thread ended"
         try:
-            self._carry(agent, carrier)
+            self._carry(agent, executor)
         except BaseException as error:
             log.exception("the transfer thread ends; the worker is unhealthy from now on")
             why = f"the transfer thread failed: {type(error).__name__}: {error}"
@@ -162,10 +162,10 @@ class TransferThread(threading.Thread):
                 if not self._stopping and self._ended is not None:
                     self._ended(why)
 
-    def _carry(self, agent: NixlAgent, carrier: LeaseExecutor) -> None:
+    def _carry(self, agent: NixlAgent, executor: LeaseExecutor) -> None:
         progressed = False
         while True:
-            busy = carrier.busy or self._held
+            busy = executor.busy or self._held
             self._held += self._waiting(0.0 if progressed else BUSY_WAIT if busy else IDLE_WAIT)
             # What has arrived is fetched before the last commands, and looked at after them: a grant must be known
             # before its writer's word, and a lease be open before its pushes, which come another way than commands.
@@ -175,19 +175,19 @@ class TransferThread(threading.Thread):
             else:
                 for ahead in self._intake():
                     self._taken += 1
-                    carrier.obey(ahead)
+                    executor.obey(ahead)
             for command in self._due():
                 match command:
                     case None:
                         self._stopping = True
                         return
                     case _Pushed(key, push, computed):
-                        carrier.push(key, push, computed)
+                        executor.push(key, push, computed)
                     case _Wake() | _After():
                         pass
                     case _:
-                        carrier.obey(command)
-            progressed = carrier.turn(arrived)
+                        executor.obey(command)
+            progressed = executor.turn(arrived)
 
     def _due(self) -> Iterator[_Command | None]:
         """What came, in order, up to what has to wait."""

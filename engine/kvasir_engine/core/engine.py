@@ -41,7 +41,7 @@ NO_LIMITS = QueueLimits()
 
 
 class Engine:
-    """One worker's requests. `handoff` is None where KV never moves.
+    """One worker's requests. `connector` is None where KV never moves.
 
     `overlap`: a step is prepared and launched while the one before it runs, so results come one step late.
     """
@@ -53,7 +53,7 @@ class Engine:
         limits: Limits,
         max_length: int,
         epoch: int,
-        handoff: KVConnector | None,
+        connector: KVConnector | None,
         queue: QueueLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
         overlap: bool = False,
@@ -63,19 +63,19 @@ class Engine:
         self.limits = limits
         self.max_length = max_length
         self.epoch = epoch
-        self.handoff = handoff
+        self.connector = connector
         self.overlap = overlap
         self.cache = KVCacheManager(runner.pool.pages, limits.page_size, runner.copy_page)
         self.stats = Stats()
         self.readback = Readback(self.cache)
         self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock)
-        self.leases = Leases(self.cache, handoff, self.readback, epoch, self.stats)
-        self.pushes = Pushes(self.cache, handoff, runner.config.layers, self.stats)
-        self.flights = InflightSteps(self.cache)
-        self.endings = RequestFinisher(
-            self.requests, self.cache, self.flights, self.pushes, self.leases, self.readback, handoff
+        self.leases = Leases(self.cache, connector, self.readback, epoch, self.stats)
+        self.pushes = Pushes(self.cache, connector, runner.config.layers, self.stats)
+        self.inflight = InflightSteps(self.cache)
+        self.finisher = RequestFinisher(
+            self.requests, self.cache, self.inflight, self.pushes, self.leases, self.readback, connector
         )
-        self.tokens = OutputProcessor(self.requests, self.pushes, self.endings, self.stats, max_length)
+        self.tokens = OutputProcessor(self.requests, self.pushes, self.finisher, self.stats, max_length)
         self._ended: float | None = None  # when the device had no step any more, though sequences run
         self.prefill_rate = 0.0  # tokens a second of the steps that prefill, as measured by whoever takes the steps
 
@@ -105,25 +105,25 @@ class Engine:
         self._guarded(session, frame.id, lambda: self._reserve(session, frame))
 
     def refuse(self, session: int, request: str, message: str, code: str = "bad_request") -> None:
-        """Fail a request that was asked for in a frame that cannot be read, or that is at fault otherwise."""
+        """Fail the request of a frame that cannot be read, or that is wrong in another way."""
         job = self.jobs.get((session, request))
         if job is None:
             self.requests.refuse(session, request, code, message)
         else:
-            self.endings.fail(job, code, message)
+            self.finisher.fail(job, code, message)
 
     def _in_use(self, lease: Lease, to: Endpoint) -> bool:
-        """Whether a number of the lease stands for another already. A loan that is read is not read twice."""
-        assert self.handoff is not None
-        if self.handoff.busy(to, lease.id):
+        """Whether the id of the lease or of its loan is in use. A loan that is being read does not count."""
+        assert self.connector is not None
+        if self.connector.busy(to, lease.id):
             return True
         loan = lease.loan
         return (
-            loan is not None and (to.agent, loan.id) not in self.readback.reads and self.handoff.busy(to, loan.id)
+            loan is not None and (to.agent, loan.id) not in self.readback.reads and self.connector.busy(to, loan.id)
         )
 
     def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
-        """What a frame breaks breaks its own request."""
+        """Run `work`; an error fails the request of the frame and no other."""
         try:
             work()
         except Exception as error:
@@ -137,10 +137,10 @@ class Engine:
             return refuse(session, frame.id, "bad_request", "a lease needs its holder's endpoint")
         if frame.lease is None and self.role == "prefill":
             return refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
-        if frame.lease is not None and (self.role == "decode" or self.handoff is None):
+        if frame.lease is not None and (self.role == "decode" or self.connector is None):
             return refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
-        if frame.lease is not None and frame.to is not None and self.handoff is not None:
-            wrong = fault_of_endpoint("to", frame.to, self.handoff.endpoint) or fault_of_lease(
+        if frame.lease is not None and frame.to is not None and self.connector is not None:
+            wrong = fault_of_endpoint("to", frame.to, self.connector.endpoint) or fault_of_lease(
                 frame.lease, frame.to
             )
             if wrong is None and self._in_use(frame.lease, frame.to):
@@ -150,22 +150,22 @@ class Engine:
         job = self.requests.new(session, frame)
         if job is None:
             return None
-        if frame.lease is not None and frame.to is not None and self.handoff is not None:
+        if frame.lease is not None and frame.to is not None and self.connector is not None:
             problem = self.pushes.begin(job, frame.to, frame.lease)
             if problem is not None:
-                self.endings.forget(job)
+                self.finisher.forget(job)
                 return refuse(session, frame.id, "bad_lease", problem)
             if frame.lease.loan is not None:
-                job.reading = self.readback.read(self.handoff, frame.to, frame.lease.loan, job.sequence)
+                job.reading = self.readback.read(self.connector, frame.to, frame.lease.loan, job.sequence)
         if job.reading is None:
             self.waiting.add(job.sequence)
         return None
 
     def _reserve(self, session: int, frame: Reserve) -> None:
-        if self.role == "prefill" or self.handoff is None:
+        if self.role == "prefill" or self.connector is None:
             why = f"a {self.role} worker grants no leases"
             return self.requests.refuse(session, frame.id, "wrong_role", why)
-        problem = fault_of_endpoint("writer", frame.writer, self.handoff.endpoint)
+        problem = fault_of_endpoint("writer", frame.writer, self.connector.endpoint)
         if problem is not None:
             return self.requests.refuse(session, frame.id, "bad_request", problem)
         job = self.requests.new(session, frame)
@@ -180,24 +180,24 @@ class Engine:
         """Stop a request and account for its pages. Idempotent."""
         job = self.jobs.get((session, request))
         if job is not None:
-            self.endings.end(job, "aborted by the router")
+            self.finisher.end(job, "aborted by the router")
 
     def close_session(self, session: int) -> None:
         """The router is gone: so are its requests."""
         for job in [job for job in self.jobs.values() if job.session == session]:
-            self.endings.end(job, "the router is gone")
+            self.finisher.end(job, "the router is gone")
         self.requests.silence(session)
 
     # -- the handoff's events
 
     def reported(self, rank: int, event: Event) -> None:
-        """What the transfer thread of one rank reports."""
-        assert self.handoff is not None
-        for each in self.handoff.received(rank, event):
+        """Handle an event of one rank's transfer thread."""
+        assert self.connector is not None
+        for each in self.connector.received(rank, event):
             self.transferred(each)
 
     def transferred(self, event: Event) -> None:
-        """What became of a lease, on all ranks."""
+        """Handle an event of a lease or loan that concerns all ranks."""
         match event:
             case sender.Done(key, push) if key in self.readback.reads:
                 if push.complete is not None:
@@ -208,29 +208,29 @@ class Engine:
                 job = self.pushes.ended(key, push)
                 if job is not None:
                     self.requests.tell(job, Delta(job.sequence.id, index=1, finish="handoff"))
-                    self.endings.forget(job)
+                    self.finisher.forget(job)
             case sender.Failed(key, reason):
                 job = self.pushes.failed(key)
                 if job is not None:
-                    self.endings.fail(job, "handoff_failed", reason)
+                    self.finisher.fail(job, "handoff_failed", reason)
             case receiver.Settled(lease, complete):
                 self._settle(lease, complete)
             case receiver.Fenced():
                 job = self.leases.open.get(event.lease)
                 if job is not None:
-                    self.endings.fail(job, event.code, event.reason or "the prompt's KV did not come in time")
+                    self.finisher.fail(job, event.code, event.reason or "the prompt's KV did not come in time")
             case receiver.Reclaimed() if event.lease in self.readback.lent:
                 self.readback.returned(event.lease)
             case receiver.Reclaimed():
                 job = self.leases.reclaim(event)
                 if job is not None:
-                    self.endings.fail(job, event.code, event.reason)
+                    self.finisher.fail(job, event.code, event.reason)
             case receiver.Rejected(agent, lease, why):
                 self.stats.rejected_messages += 1
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
 
     def _read(self, sequence: Sequence | None) -> None:
-        """What a sequence wanted to read is here, or will not come: it waits to be admitted, in its place."""
+        """The read of a sequence has ended, well or not: the sequence waits to be admitted, in its old place."""
         if sequence is not None:
             self.requests.of(sequence).reading = None
             self.waiting.add(sequence)
@@ -239,13 +239,13 @@ class Engine:
         vocab = self.runner.vocab
         match self.leases.settle(lease, complete):
             case RefusedCompletion(job, why):
-                self.endings.fail(job, "handoff_failed", why)
+                self.finisher.fail(job, "handoff_failed", why)
             case Job() as job if complete.token >= vocab:
                 why = f"prefill sampled token {complete.token}, which is none of {vocab}"
-                self.endings.fail(job, "handoff_failed", why)
+                self.finisher.fail(job, "handoff_failed", why)
             case Job() as job:
                 self.requests.run(job.sequence)
-                self.flights.share(job.sequence)
+                self.inflight.share(job.sequence)
                 self.tokens.append(job, complete.token, complete.logprobs, sampled=False)
                 faults.hit("decode.settled")
 
@@ -254,7 +254,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do something now, as far as can be said without planning it."""
-        return bool(self.running or self.waiting or len(self.flights))
+        return bool(self.running or self.waiting or len(self.inflight))
 
     def step(self) -> bool:
         """Plan and launch a step, and account for one. `False` if there was nothing that could be done.
@@ -262,14 +262,14 @@ class Engine:
         With `overlap` the step that is accounted for is the one before, which ran while this one was prepared.
         """
         for job in self.requests.expired():
-            self.endings.fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
+            self.finisher.fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
         plan, ended = self._plan(), 0
-        if plan.preempt and len(self.flights):
-            ended += self._collect(leave=0)  # nobody gives way whose token is under way
+        if plan.preempt and len(self.inflight):
+            ended += self._collect(leave=0)  # no sequence is preempted while a step samples its token
             plan = self._plan()
         for sequence in reversed(plan.preempt):
             self.running.remove(sequence)
-            self.endings.part(self.requests.of(sequence))
+            self.finisher.part(self.requests.of(sequence))
             self.waiting.add(sequence)
             self.stats.preemptions += 1
         for sequence in plan.admit:
@@ -328,11 +328,11 @@ class Engine:
             if sequence.computed + count == sequence.length:
                 places.append(place)
                 position, generated = sequence.length, sequence.generated + sequence.awaited
-                work = sequence.logits_work(self.flights.row(sequence) if sequence.awaited else None)
+                work = sequence.logits_work(self.inflight.row(sequence) if sequence.awaited else None)
                 rows.append(SampleRequest(sequence.sampling, position, generated, work))
         on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
-        batch = batch_of(chunks, self.limits.page_size, self.flights.row)
-        idle = 0.0 if len(self.flights) else None
+        batch = batch_of(chunks, self.limits.page_size, self.inflight.row)
+        idle = 0.0 if len(self.inflight) else None
         if self._ended is not None:
             idle = self.requests.clock() - self._ended
         step = self.runner.launch(batch, places, rows, on_layer)
@@ -340,16 +340,16 @@ class Engine:
             sequence.computed += count
         for place in places:
             chunks[place][0].awaited += 1
-        self.flights.add(InflightStep(chunks, places, step, idle))
+        self.inflight.add(InflightStep(chunks, places, step, idle))
         self._ended = None
 
     def _collect(self, leave: int) -> int:
         """Wait for the steps in flight but the newest `leave`, and account for them. How many."""
         count = 0
-        while len(self.flights) > leave:
-            flight = self.flights.oldest
+        while len(self.inflight) > leave:
+            flight = self.inflight.oldest
             sampled = flight.step.wait()
-            self.flights.ended()
+            self.inflight.ended()
             if flight.step.replayed:
                 self.stats.replayed_steps += 1
             else:
@@ -357,36 +357,36 @@ class Engine:
             if flight.idle is not None:
                 self.stats.idle_seconds += flight.idle if flight.step.gap is None else flight.step.gap
             self._account(flight, sampled)
-            self._ended = self.requests.clock() if self.running and not len(self.flights) else None
+            self._ended = self.requests.clock() if self.running and not len(self.inflight) else None
             count += 1
         return count
 
     def _account(self, flight: InflightStep, sampled: Sampled) -> None:
-        """What a step that has ended computed and sampled. Of a sequence that ended meanwhile it is nobody's."""
+        """Account for what an ended step computed and sampled, but of sequences that have ended since."""
         self.stats.computed_tokens += sum(count for _, count in flight.chunks)
         lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
         for sequence, count in lasting:
             sequence.done += count
             self.stats.computed(self.requests.of(sequence))
             if sequence not in flight.rows:
-                self.flights.share(sequence)  # others may wait for these pages
+                self.inflight.share(sequence)  # others may wait for these pages
         for sequence, row in flight.rows.items():
             job = self.requests.find(sequence)
             if job is not None:
                 sequence.awaited -= 1
                 if sequence.generated == 0:
-                    self.flights.share(sequence)
+                    self.inflight.share(sequence)
                 self.tokens.take(job, sampled.tokens[row], sampled.logprobs[row])
 
     def fail_all(self, code: str, message: str) -> None:
-        """Fail whatever a step may have touched, after one that raised. What is in its pages is not shared."""
+        """Fail all requests that a step which raised may have touched. The tree gets none of their pages."""
         self._ended = None
-        self.endings.fail_all(code, message)
+        self.finisher.fail_all(code, message)
 
     # -- what goes out
 
     def drain(self) -> dict[int, list[Delta | Leased]]:
-        """What each session is to be told, in order."""
+        """Take the frames for each session, in order."""
         return self.requests.drain()
 
     @property
@@ -409,13 +409,13 @@ class Engine:
             cached_pages=self.cache.pool.count(Owner.CACHED),
             leases=leases,
             prefill_rate=round(self.prefill_rate),
-            read_rate=0 if self.handoff is None else round(self.handoff.stats.read_rate),
+            read_rate=0 if self.connector is None else round(self.connector.stats.read_rate),
         )
 
     def check(self) -> None:
         """Raise unless every page is accounted for."""
         held = [s.pages for s in self.running]
         held += [job.sequence.pages for job in self.leases.open.values()]
-        held += self.readback.held() + self.pushes.held() + self.flights.holds()
+        held += self.readback.held() + self.pushes.held() + self.inflight.holds()
         self.cache.pool.check(held, self.cache.tree.pages())
         self.cache.tree.check()

@@ -148,7 +148,7 @@ class EngineThread(threading.Thread):
         """Why this thread serves nobody, or None."""
         if not self.is_alive():
             return "the engine's thread is gone"
-        if self.engine.handoff is not None and not self.engine.handoff.is_alive():
+        if self.engine.connector is not None and not self.engine.connector.is_alive():
             return "the transfer thread is gone"
         fenced = self.engine.cache.pool.count(Owner.FENCED)
         if self._fences.stuck(fenced, time.monotonic()):

@@ -1,4 +1,4 @@
-"""A frame that cannot be read or written: what of it can still be said, so that one request fails alone."""
+"""Frames that cannot be read or written: they fail their own request and no other."""
 
 import logging
 from collections.abc import Iterator
@@ -43,9 +43,9 @@ def request_of(data: bytes) -> str | None:
 
 
 def encoded(frame: ToRouter) -> Iterator[bytes]:
-    """The frame as bytes. Of one that cannot be encoded each request that is at fault is told so.
+    """Encode a frame. If it cannot be encoded, fail the requests in it that are at fault.
 
-    Raises BadFrame for one that is nobody's.
+    Raises BadFrame if the frame belongs to no request.
     """
     try:
         yield encode(frame)

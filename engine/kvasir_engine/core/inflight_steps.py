@@ -41,28 +41,28 @@ class InflightSteps:
 
     def __init__(self, cache: KVCacheManager) -> None:
         self._cache = cache
-        self._flights: list[InflightStep] = []
+        self._steps: list[InflightStep] = []
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._steps)
 
     def add(self, flight: InflightStep) -> None:
         """It was launched. It holds what is copied on the device before it computes."""
         flight.held += self._cache.take_copying()
-        self._flights.append(flight)
+        self._steps.append(flight)
 
     def row(self, sequence: Sequence) -> int:
         """Where the newest step samples the token that `sequence` awaits."""
-        return self._flights[-1].rows[sequence]
+        return self._steps[-1].rows[sequence]
 
     @property
     def oldest(self) -> InflightStep:
         """The step that ends next."""
-        return self._flights[0]
+        return self._steps[0]
 
     def ended(self) -> None:
         """The oldest has ended: it holds nothing any more."""
-        for pages in self._flights.pop(0).held:
+        for pages in self._steps.pop(0).held:
             self._cache.tree.release(pages)
 
     def share(self, sequence: Sequence) -> None:
@@ -83,7 +83,7 @@ class InflightSteps:
         return pages
 
     def _newest(self, sequence: Sequence) -> InflightStep | None:
-        return next((each for each in reversed(self._flights) if sequence in each), None)
+        return next((each for each in reversed(self._steps) if sequence in each), None)
 
     def _hold(self, flight: InflightStep | None, pages: list[int]) -> None:
         if flight is not None and pages:
@@ -92,9 +92,9 @@ class InflightSteps:
 
     def drop(self) -> None:
         """Wait for all steps, whatever becomes of them, and let go of what they and copies hold."""
-        while self._flights:
+        while self._steps:
             try:
-                self._flights[0].step.wait()
+                self._steps[0].step.wait()
             except Exception:  # it is not wanted any more; what failed has been said
                 log.debug("a step in flight failed too", exc_info=True)
             self.ended()
@@ -103,4 +103,4 @@ class InflightSteps:
 
     def holds(self) -> list[list[int]]:
         """The pages that steps and copies hold."""
-        return [*(pages for flight in self._flights for pages in flight.held), *self._cache.copying]
+        return [*(pages for flight in self._steps for pages in flight.held), *self._cache.copying]

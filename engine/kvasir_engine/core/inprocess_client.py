@@ -12,7 +12,6 @@ from kvasir_engine.protocol import Delta, Failure, Step, Submit, ToRouter
 STATUS = {
     "bad_request": 400,
     "context_length_exceeded": 400,
-    "kv_pool_too_small": 400,
     "overloaded": 503,
     "engine_gone": 503,
 }

@@ -19,7 +19,7 @@ LEASE_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class RefusedCompletion:
-    """What came under a lease is not the job's prompt."""
+    """The writer completed another prompt than the job's."""
 
     job: Job
     why: str
@@ -29,12 +29,12 @@ class Leases:
     """Leases that this worker granted, and the loans within them."""
 
     def __init__(
-        self, cache: KVCacheManager, handoff: KVConnector | None, readback: Readback, epoch: int, stats: Stats
+        self, cache: KVCacheManager, connector: KVConnector | None, readback: Readback, epoch: int, stats: Stats
     ) -> None:
         self.open: dict[int, Job] = {}
         self.fenced: dict[int, list[int]] = {}  # leases that wait for a proof, with their pages
         self._cache = cache
-        self._handoff = handoff
+        self._connector = connector
         self._readback = readback
         self._epoch = epoch
         self._stats = stats
@@ -43,7 +43,7 @@ class Leases:
     def grant(self, job: Job) -> Lease:
         """Lease pages for what is missing of a job's prompt to its writer, and lend it what it lacks."""
         assert job.writer is not None
-        assert self._handoff is not None
+        assert self._connector is not None
         # In the order in which the ranks hear of them, by which they tell what is new to them from what has ended.
         loan_id, lease_id = self._ids + 1, self._ids + 2
         self._ids += 2
@@ -51,7 +51,7 @@ class Leases:
         loan = None
         if job.lend_from is not None:
             cached = job.sequence.pages
-            loan = self._readback.lend(self._handoff, job.writer, cached, job.lend_from, loan_id, self._epoch)
+            loan = self._readback.lend(self._connector, job.writer, cached, job.lend_from, loan_id, self._epoch)
             job.loan = None if loan is None else loan.id
         lease = Lease(
             id=lease_id,
@@ -65,11 +65,11 @@ class Leases:
         )
         job.lease = lease
         self.open[lease.id] = job
-        self._handoff.grant(lease, job.writer, len(job.sequence.tokens) - lease.first)
+        self._connector.grant(lease, job.writer, len(job.sequence.tokens) - lease.first)
         return lease
 
     def settle(self, lease: int, complete: Complete) -> Job | RefusedCompletion | None:
-        """The prompt's KV is all here: the job whose sequence has it now, unless nobody waits for it any more."""
+        """The prompt's KV is complete. Returns its job, or None if the job has ended."""
         pages = self.fenced.pop(lease, None)
         if pages is not None:
             self._cache.pool.reclaim(pages, lease)
@@ -90,7 +90,7 @@ class Leases:
         return job
 
     def reclaim(self, event: receiver.Reclaimed) -> Job | None:
-        """A lease's pages come back, on proof. The job that fails by it, if it still waited."""
+        """Reclaim a lease's pages, on proof. Returns the job that fails by it, if it still waits."""
         job = None
         pages = self.fenced.pop(event.lease, None)
         if pages is None:
@@ -103,12 +103,12 @@ class Leases:
 
     def give_up(self, job: Job, reason: str) -> None:
         """The job ends: fence what is leased for it, and take back what is lent. Idempotent."""
-        if job.leased and job.lease is not None and self._handoff is not None:
+        if job.leased and job.lease is not None and self._connector is not None:
             del self.open[job.lease.id]
             self._cache.pool.fence(job.leased, job.lease.id)
             log.info("lease fenced lease=%d pages=%d reason=%r", job.lease.id, len(job.leased), reason)
             self.fenced[job.lease.id] = job.leased
             job.leased = []
-            self._handoff.revoke(job.lease.id)
-        if job.loan in self._readback.lent and self._handoff is not None:
-            self._handoff.revoke(job.loan)
+            self._connector.revoke(job.lease.id)
+        if job.loan in self._readback.lent and self._connector is not None:
+            self._connector.revoke(job.loan)

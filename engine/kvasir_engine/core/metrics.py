@@ -67,8 +67,8 @@ class EngineCollector(Collector):
         for proof, count in list(stats.proofs.items()):
             proofs.add_metric([proof], count)
         yield proofs
-        if engine.handoff is not None:
-            yield from self._handoff(engine.handoff.stats)
+        if engine.connector is not None:
+            yield from self._handoff(engine.connector.stats)
         yield GaugeMetricFamily("kvasir_requests_running", "Sequences in the batch.", len(engine.running))
         yield GaugeMetricFamily("kvasir_requests_waiting", "Requests not admitted yet.", len(engine.waiting))
         most = engine.requests.queue.length

@@ -1,4 +1,4 @@
-"""What a sampled token means for its request: one more, the last, or the first of a handoff."""
+"""Sampled tokens: append them to their requests, tell the routers, and finish or hand off."""
 
 from typing import Literal
 
@@ -14,11 +14,11 @@ class OutputProcessor:
     """Takes sampled tokens to their requests and routers. No sequence passes `max_length` tokens."""
 
     def __init__(
-        self, requests: Requests, pushes: Pushes, endings: RequestFinisher, stats: Stats, max_length: int
+        self, requests: Requests, pushes: Pushes, finisher: RequestFinisher, stats: Stats, max_length: int
     ) -> None:
         self._requests = requests
         self._pushes = pushes
-        self._endings = endings
+        self._finisher = finisher
         self._stats = stats
         self._max_length = max_length
 
@@ -35,20 +35,20 @@ class OutputProcessor:
             faults.hit("decode.stepped")
         self._stats.tokens(job).generated += sampled
         if self._say(job, token, logprobs):
-            self._endings.finish(job)
-            self._endings.forget(job)
+            self._finisher.finish(job)
+            self._finisher.forget(job)
 
     def _handoff(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
-        """The prompt is computed: report the first token, push what is left of it, let go of the pages."""
+        """The prompt is computed: report the first token, push the rest of the KV, release the pages."""
         prompt = len(job.sequence.tokens)
         self._stats.tokens(job).generated += 1
         finished = self._say(job, token, logprobs)
         if not finished:
             self._pushes.complete(job, prompt, token, logprobs)
-        self._endings.finish(job)
+        self._finisher.finish(job)
         if finished:
             self._pushes.withdraw(job, "the first token was the last")
-            self._endings.forget(job)
+            self._finisher.forget(job)
 
     def _say(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> bool:
         """Add a token to the job's sequence and tell its router. Whether it is the last."""

@@ -19,7 +19,7 @@ PUSH_BLOCKS = 32
 
 @dataclass(eq=False, frozen=True)
 class _Reading:
-    """A push that has not ended and the pages that it reads; or (no push) what its sequence left meanwhile."""
+    """A push that has not ended and the pages that it reads; without a push, pages that the sequence has left."""
 
     push: sender.Push | None
     pages: Seq[int]
@@ -28,18 +28,18 @@ class _Reading:
 class Pushes:
     """Leases of others that we write under. Pages are in the cache's pool; a model has `layers`."""
 
-    def __init__(self, cache: KVCacheManager, handoff: KVConnector | None, layers: int, stats: Stats) -> None:
+    def __init__(self, cache: KVCacheManager, connector: KVConnector | None, layers: int, stats: Stats) -> None:
         self.open: dict[sender.Key, list[_Reading]] = {}
         self._jobs: dict[sender.Key, Job] = {}
         self._cache = cache
-        self._handoff = handoff
+        self._connector = connector
         self._layers = layers
         self._stats = stats
 
     def begin(self, job: Job, to: Endpoint, lease: Lease) -> str | None:
         """Write the KV of a job's prompt under `lease`. What is wrong with the lease, or None."""
-        assert self._handoff is not None
-        stranger = lease.not_for(self._handoff.endpoint)
+        assert self._connector is not None
+        stranger = lease.not_for(self._connector.endpoint)
         if stranger is not None:
             return stranger
         tokens = len(job.sequence.tokens)
@@ -53,7 +53,7 @@ class Pushes:
         job.sequence.limit = tokens + 1
         job.block = block_tokens(page_size, theirs)
         job.blocks = -(-tokens // job.block) - lease.first // job.block
-        job.key = self._handoff.open(to, lease)
+        job.key = self._connector.open(to, lease)
         self.open[job.key] = []
         self._jobs[job.key] = job
         faults.hit("prefill.submitted")
@@ -62,7 +62,7 @@ class Pushes:
     # -- as the prompt is computed
 
     def of_chunks(self, chunks: Iterable[tuple[Job, int]]) -> Callable[[int], None] | None:
-        """What gives the transfer thread each computed layer of the leases' pages that this step completes."""
+        """The callback that pushes each computed layer of the lease pages that this step completes."""
         growing: list[LayerPush] = []
         for job, count in chunks:
             sequence = job.sequence
@@ -75,23 +75,23 @@ class Pushes:
                 ready = job.blocks if end == len(sequence.tokens) else end // job.block - first
                 if ready > job.pushed:
                     growing.append((job.key, self._next(job, ready, self._layers - 1)))
-        if not growing or self._handoff is None:
+        if not growing or self._connector is None:
             return None
-        return self._handoff.push_layers(growing)
+        return self._connector.push_layers(growing)
 
     def complete(self, job: Job, prompt: int, token: int, logprobs: TokenLogprobs | None) -> None:
         """All of the prompt is computed and pushed, and its first token sampled."""
-        assert self._handoff is not None
+        assert self._connector is not None
         assert job.key is not None
         assert job.lease is not None
         complete = Complete(job.lease.id, job.lease.epoch, prompt, job.blocks, token, logprobs)
-        self._handoff.push(job.key, sender.Push(complete=complete))
+        self._connector.push(job.key, sender.Push(complete=complete))
         job.handed_off = True
 
     def _push_whole(self, job: Job, ready: int) -> None:
         """Push the lease's blocks up to place `ready`, which are computed in full, all layers of some at once."""
-        while ready > job.pushed and job.key is not None and self._handoff is not None:
-            self._handoff.push(job.key, self._next(job, min(ready, job.pushed + PUSH_BLOCKS), None))
+        while ready > job.pushed and job.key is not None and self._connector is not None:
+            self._connector.push(job.key, self._next(job, min(ready, job.pushed + PUSH_BLOCKS), None))
 
     def _next(self, job: Job, ready: int, layer: int | None) -> sender.Push:
         """The push of `layer` that finishes the lease's blocks up to place `ready`; held until it ended."""
@@ -109,10 +109,10 @@ class Pushes:
         self.open[job.key].append(_Reading(push, pages))
         return push
 
-    # -- what became of it
+    # -- events
 
     def ended(self, key: sender.Key, push: sender.Push) -> Job | None:
-        """A push is done. The job that is done with it, if it was the last and the job is still there."""
+        """A push is done. Returns its job if that was the last push and the job has not ended."""
         if push.complete is None:
             reading = next(reading for reading in self.open[key] if reading.push is push)
             self.open[key].remove(reading)
@@ -124,7 +124,7 @@ class Pushes:
         return self._jobs.get(key)
 
     def failed(self, key: sender.Key) -> Job | None:
-        """Nothing is read under this lease any more. The job that fails, if it is still there."""
+        """The lease has failed. Returns its job if that has not ended."""
         for reading in self.open.pop(key, []):
             self._cache.tree.release(reading.pages)
         job = self._jobs.pop(key, None)
@@ -134,8 +134,8 @@ class Pushes:
 
     def withdraw(self, job: Job, reason: str) -> None:
         """Push no more for this job. Idempotent."""
-        if job.key is not None and self._handoff is not None:
-            self._handoff.withdraw(job.key, reason)
+        if job.key is not None and self._connector is not None:
+            self._connector.withdraw(job.key, reason)
 
     def keep(self, job: Job, pages: list[int]) -> bool:
         """Hold pages that the job's sequence leaves while its lease reads some of them. False: it reads none."""

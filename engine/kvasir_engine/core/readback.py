@@ -63,18 +63,18 @@ class Readback:
     # -- the decode side
 
     def lend(
-        self, handoff: KVConnector, to: Endpoint, pages: list[int], first: int, id: int, epoch: int
+        self, connector: KVConnector, to: Endpoint, pages: list[int], first: int, id: int, epoch: int
     ) -> Loan | None:
         """Lend what of `pages`, a prompt's cached whole pages, holds tokens `first` on; None if that is nothing."""
         size = self._cache.page_size
         skip = max(0, first) // size
-        if skip >= len(pages) or not handoff.reads(to):
+        if skip >= len(pages) or not connector.reads(to):
             return None
         # All of them are held, so that whoever holds a page holds all before it.
         self._cache.pool.hold(pages)
         self.lent[id] = list(pages)
         loan = Loan(id, epoch, pages[skip:], skip * size, LOAN_SECONDS)
-        handoff.lend(loan, to)
+        connector.lend(loan, to)
         faults.hit("decode.lent")
         return loan
 
@@ -84,16 +84,16 @@ class Readback:
 
     # -- the prefill side
 
-    def read(self, handoff: KVConnector, to: Endpoint, loan: Loan, sequence: Sequence) -> Key | None:
+    def read(self, connector: KVConnector, to: Endpoint, loan: Loan, sequence: Sequence) -> Key | None:
         """Read what of `loan` the prompt of `sequence` lacks here. None if that is nothing: the loan goes back."""
-        if not handoff.reads(to) or (to.agent, loan.id) in self.reads:
+        if not connector.reads(to) or (to.agent, loan.id) in self.reads:
             return None
-        key = handoff.read(to, loan)
+        key = connector.read(to, loan)
         reading = self.reads[key] = Reading(sequence.tokens[:], sequence.salt, [], sequence)
         theirs = to.fingerprint.page_size
         if not self._fill(reading, loan, theirs):
             reading.sequence = None
-            handoff.withdraw(key, "nothing to read")
+            connector.withdraw(key, "nothing to read")
             return None
         size = self._cache.page_size
         block = block_tokens(size, theirs)
@@ -104,8 +104,8 @@ class Readback:
         )
         for start in range(0, len(local), READ_BLOCKS):
             some = slice(start, start + READ_BLOCKS)
-            handoff.push(key, Push(local[some], remote[some]))
-        handoff.push(key, Push(complete=Stopped(loan.id, loan.epoch, "read")))
+            connector.push(key, Push(local[some], remote[some]))
+        connector.push(key, Push(complete=Stopped(loan.id, loan.epoch, "read")))
         return key
 
     def _fill(self, reading: Reading, loan: Loan, theirs: int) -> bool:
@@ -143,12 +143,12 @@ class Readback:
         log.info("read ended early agent=%s lease=%d pages=%d reason=%r", *key, len(reading.pages), reason)
         return reading.sequence
 
-    def give_up(self, handoff: KVConnector, key: Key, reason: str) -> None:
+    def give_up(self, connector: KVConnector, key: Key, reason: str) -> None:
         """The request that waited is gone. Idempotent."""
         reading = self.reads.get(key)
         if reading is not None:
             reading.sequence = None
-            handoff.withdraw(key, reason)
+            connector.withdraw(key, reason)
 
     # -- both
 

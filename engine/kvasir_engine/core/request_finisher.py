@@ -16,19 +16,19 @@ class RequestFinisher:
         self,
         requests: Requests,
         cache: KVCacheManager,
-        flights: InflightSteps,
+        inflight: InflightSteps,
         pushes: Pushes,
         leases: Leases,
         readback: Readback,
-        handoff: KVConnector | None,
+        connector: KVConnector | None,
     ) -> None:
         self._requests = requests
         self._cache = cache
-        self._flights = flights
+        self._steps = inflight
         self._pushes = pushes
         self._leases = leases
         self._readback = readback
-        self._handoff = handoff
+        self._connector = connector
 
     def end(self, job: Job, reason: str) -> None:
         """Take a job out, wherever it is, with every page accounted for."""
@@ -40,9 +40,9 @@ class RequestFinisher:
             self._requests.waiting.remove(sequence)
         self._pushes.withdraw(job, reason)
         self._leases.give_up(job, reason)
-        if job.reading is not None and self._handoff is not None:
-            self._readback.give_up(self._handoff, job.reading, reason)
-        self.part(job, keep=False)  # what it still has is not known to be right
+        if job.reading is not None and self._connector is not None:
+            self._readback.give_up(self._connector, job.reading, reason)
+        self.part(job, keep=False)  # its last pages may be incomplete
         self.forget(job)
 
     def fail(self, job: Job, code: str, message: str) -> None:
@@ -51,8 +51,8 @@ class RequestFinisher:
         self.end(job, message)
 
     def fail_all(self, code: str, message: str) -> None:
-        """Fail whatever a step may have touched, after one that raised. What is in its pages is not shared."""
-        self._flights.drop()
+        """Fail all requests that a step which raised may have touched. The tree gets none of their pages."""
+        self._steps.drop()
         elsewhere = set(self._requests.waiting)
         elsewhere |= {job.sequence for job in self._leases.open.values()}
         jobs = self._requests.jobs.values()
@@ -62,17 +62,17 @@ class RequestFinisher:
             self.fail(job, code, message)
 
     def finish(self, job: Job) -> None:
-        """It runs no more: what it computed is kept, and its pages go."""
+        """Stop running a job. The tree keeps what it computed; the job's pages are released."""
         self._requests.running.remove(job.sequence)
         self.part(job)
 
     def part(self, job: Job, keep: bool = True) -> None:
-        """Take a sequence's pages from it. While a step or a lease reads some of them, that holds them all."""
-        pages = self._flights.part(job.sequence, keep)
+        """Take a sequence's pages from it. A step or a lease that reads some of them keeps them held."""
+        pages = self._steps.part(job.sequence, keep)
         if not self._pushes.keep(job, pages):
             self._cache.tree.release(pages)
 
     def forget(self, job: Job) -> None:
-        """Nobody asks for the job any more. Idempotent."""
+        """Forget a job that has ended. Idempotent."""
         self._requests.forget(job)
         self._pushes.forget(job)

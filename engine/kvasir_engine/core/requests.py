@@ -1,4 +1,4 @@
-"""The requests of a worker: what each one is, where it waits or runs, and what its router is to be told."""
+"""The requests of a worker: their state, where they wait or run, and the frames for their routers."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ JobId = tuple[int, str]  # session, the request's id in it
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request and what it owes to whom."""
+    """A request, and the leases and loans that belong to it."""
 
     session: int
     sequence: Sequence
@@ -157,7 +157,7 @@ class Requests:
         return self._of.get(sequence)
 
     def run(self, sequence: Sequence) -> None:
-        """It runs from now on, in its place."""
+        """Start to run a sequence, in order of arrival."""
         place = next((i for i, s in enumerate(self.running) if s.arrival > sequence.arrival), len(self.running))
         self.running.insert(place, sequence)
 
@@ -171,14 +171,14 @@ class Requests:
         return [job for job in waiting if not job.admitted and now - job.came >= seconds]
 
     def forget(self, job: Job) -> None:
-        """It has ended. Idempotent."""
+        """Forget a job that has ended. Idempotent."""
         self.jobs.pop(job.id, None)
         self._of.pop(job.sequence, None)
 
     # -- what goes out
 
     def tell(self, job: Job, frame: Delta | Leased) -> None:
-        """Something for the job's router."""
+        """Queue a frame for the job's router."""
         self._out.setdefault(job.session, []).append(frame)
 
     def refuse(self, session: int, request: str, code: str, message: str) -> None:
@@ -187,10 +187,10 @@ class Requests:
         self._out.setdefault(session, []).append(Delta(request, failure=Failure(code, message)))
 
     def silence(self, session: int) -> None:
-        """Nobody hears this session any more."""
+        """Drop the frames of a session that is gone."""
         self._out.pop(session, None)
 
     def drain(self) -> dict[int, list[Delta | Leased]]:
-        """What each session is to be told, in order."""
+        """Take the frames for each session, in order."""
         out, self._out = self._out, {}
         return out

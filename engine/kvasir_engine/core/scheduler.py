@@ -28,7 +28,7 @@ class Limits:
     page_size: int
 
 
-class Pool(Protocol):
+class PageQueries(Protocol):
     """What the scheduler asks about pages. Queries only."""
 
     @property
@@ -59,7 +59,7 @@ class Plan:
 
 
 def schedule(
-    running: Seq[Sequence], waiting: Iterable[Sequence], pool: Pool, limits: Limits, leased: int = 0
+    running: Seq[Sequence], waiting: Iterable[Sequence], pool: PageQueries, limits: Limits, leased: int = 0
 ) -> Plan:
     """Plan a step for `running` (in order of arrival) and `waiting` (in order of service). Changes nothing.
 

@@ -46,32 +46,32 @@ def build(
     the user can mend.
     """
     check(config)
-    door = None if config.nodes is None else NodeListener(config.nodes, leave)
+    listener = None if config.nodes is None else NodeListener(config.nodes, leave)
     try:
-        return _build(config, moves_kv, door, ended)
+        return _build(config, moves_kv, listener, ended)
     except UserError as error:
-        if door is not None:
-            door.tell(Ended(f"node 0 cannot start: {error}"))
+        if listener is not None:
+            listener.tell(Ended(f"node 0 cannot start: {error}"))
         raise
 
 
 def _build(
     config: EngineConfig,
     moves_kv: bool,
-    door: NodeListener | None,
+    listener: NodeListener | None,
     ended: supervisor.Ended | None,
 ) -> tuple[EngineThread, KVConnector | None]:
     folder = apart(lambda: resolve(config.model, config.revision or None, progress=log_progress()))
     max_length = load_config(folder).max_length(config.max_length)
     device = choose_device(config.device, 0, config.tensor_parallel, config.nnodes)
     threads = use_own_cores(config.tensor_parallel // config.nnodes, device.type)
-    if door is not None:
-        door.group = NodeSettings.of(config, folder)
+    if listener is not None:
+        listener.group = NodeSettings.of(config, folder)
 
     def report(rank: int, event: Event) -> None:
         thread.post(lambda engine: engine.reported(rank, event))
 
-    runner, ranks = _load(config, folder, report, door)
+    runner, ranks = _load(config, folder, report, listener)
     if config.cuda_graph_max_bs and runner.no_graphs is not None:
         raise ModelError(f"cuda-graph-max-bs {config.cuda_graph_max_bs}: no CUDA graphs: {runner.no_graphs}")
     pool = runner.pool
@@ -143,14 +143,14 @@ def _load(
     config: EngineConfig,
     folder: Path,
     report: Callable[[int, Event], None],
-    door: NodeListener | None,
+    listener: NodeListener | None,
 ) -> tuple[ModelRunner, RankProcesses | None]:
     """The model, or this process's part of it and the processes that have the other parts."""
     place, ranks = ALONE, None
     if config.tensor_parallel > 1:
         device = choose_device(config.device, 0, config.tensor_parallel, config.nnodes)
         shard(load_config(folder), 0, config.tensor_parallel)  # refused here, before there are processes
-        ranks = RankProcesses(config, folder, report, door)
+        ranks = RankProcesses(config, folder, report, listener)
         place = ranks.meet(device)
     load = partial(
         ModelRunner if ranks is None else partial(RankedRunner, ranks),

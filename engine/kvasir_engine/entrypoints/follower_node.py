@@ -43,7 +43,7 @@ from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
 from kvasir_engine.model.tensor_parallel import shard
 from kvasir_engine.nodes import Nodes
-from kvasir_engine.supervisor import Expected, start_thread
+from kvasir_engine.supervisor import ExpectedEnd, start_thread
 
 log = logging.getLogger("nodes")
 
@@ -203,7 +203,7 @@ class Follower:
                         self._loaded.set()
                     case Closed():
                         self._close()
-                        raise Expected
+                        raise ExpectedEnd
                     case Ended(reason):
                         self._end(reason)
         except (OSError, ValueError) as lost:
@@ -224,7 +224,7 @@ class Follower:
             self._tell(RankEnded(rank, fate))
             if not self._closing.wait(REASON_SECONDS):
                 self._end(f"rank {rank} of {self._size} {fate}; the worker ends with it")
-        raise Expected
+        raise ExpectedEnd
 
     def _tell(self, frame: AnyFrame) -> None:
         with self._lock, contextlib.suppress(OSError):  # if it has gone, the reading thread knows

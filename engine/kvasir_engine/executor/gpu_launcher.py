@@ -30,7 +30,7 @@ from kvasir_engine.supervisor import end_process, start_thread
 log = logging.getLogger("model")
 
 
-class Event(Protocol):
+class StreamEvent(Protocol):
     """A mark in the stream; torch.cuda.Event is one."""
 
     def record(self) -> None:
@@ -41,23 +41,23 @@ class Event(Protocol):
         """Wait until the device has come to it."""
         ...
 
-    def elapsed_time(self, other: "Event", /) -> float:
+    def elapsed_time(self, other: "StreamEvent", /) -> float:
         """Milliseconds from this to the `other`, which the device has come to."""
         ...
 
 
-def cuda_event() -> Event:
+def cuda_event() -> StreamEvent:
     """One that a thread sleeps for instead of spinning, and that keeps the time."""
-    event: Event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call,assignment]
+    event: StreamEvent = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call,assignment]
     return event
 
 
 class LayerWatch:
     """Tells of layers as the device comes to their ends, on a thread of its own. `event` makes events."""
 
-    def __init__(self, event: Callable[[], Event]) -> None:
+    def __init__(self, event: Callable[[], StreamEvent]) -> None:
         self._event = event
-        self._marks: queue.SimpleQueue[tuple[Event, Callable[[], None]]] = queue.SimpleQueue()
+        self._marks: queue.SimpleQueue[tuple[StreamEvent, Callable[[], None]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def mark(self, told: Callable[[], None]) -> None:
@@ -85,9 +85,9 @@ class GpuStep:
         self,
         sample: QueuedSample,
         replayed: bool,
-        before: Event | None,
-        began: Event,
-        ended: Event,
+        before: StreamEvent | None,
+        began: StreamEvent,
+        ended: StreamEvent,
         told: threading.Event | None,
     ) -> None:
         self.sample = sample
@@ -131,7 +131,7 @@ class GpuLauncher:
         attention: AttentionBackend,
         device: torch.device,
         layers: int,
-        event: Callable[[], Event] = cuda_event,
+        event: Callable[[], StreamEvent] = cuda_event,
         graphs: DecodeGraphs | None = None,
         group: ProcessGroup = ALONE,
     ) -> None:

@@ -27,7 +27,7 @@ from kvasir_engine.executor.node_protocol import (
     Welcome,
 )
 from kvasir_engine.nodes import Nodes
-from kvasir_engine.supervisor import Expected, start_thread
+from kvasir_engine.supervisor import ExpectedEnd, start_thread
 
 log = logging.getLogger("nodes")
 
@@ -42,7 +42,7 @@ OVERRUN_SECONDS = 0.1
 BACKLOG = 128
 
 
-class Node:
+class JoinedNode:
     """One that has joined, as the leader sees it."""
 
     def __init__(self, number: int, sock: socket.socket, address: str) -> None:
@@ -79,11 +79,11 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedRank:
     """A rank of another node, and its connections."""
 
     rank: int
-    node: Node
+    node: JoinedNode
     steps: Connection
     reports: Connection
     leader: str
@@ -102,7 +102,7 @@ class NodeListener:
         self._leave = leave
         self._listening = _listen(where)
         self._epoch = secrets.randbits(63) + 1
-        self._nodes: dict[int, Node] = {}
+        self._nodes: dict[int, JoinedNode] = {}
         self._taken: dict[tuple[int, Channel], socket.socket] = {}
         self._changed = threading.Condition()
         self._ended: Callable[[str], None]
@@ -113,7 +113,7 @@ class NodeListener:
         self._ended = ended
         start_thread(self._accept, "kvasir-nodes", ended)
 
-    def wait(self) -> list[Joined]:
+    def wait(self) -> list[JoinedRank]:
         """All ranks of the other nodes, once they are there."""
         size = self.group.config.tensor_parallel
         with self._changed:
@@ -126,7 +126,7 @@ class NodeListener:
                     steps, reports = self._taken[rank, "steps"], self._taken[rank, "reports"]
                     leader = _plain(steps.getsockname()[0])
                     ours = Connection(steps.detach()), Connection(reports.detach())
-                    joined.append(Joined(rank, node, *ours, leader))
+                    joined.append(JoinedRank(rank, node, *ours, leader))
             return joined
 
     def _missing(self) -> list[int]:
@@ -193,13 +193,13 @@ class NodeListener:
             sock.settimeout(None)
             self._taken[hello.rank, hello.channel] = sock
             if hello.channel == "node":
-                node = self._nodes[hello.node] = Node(hello.node, sock, address)
+                node = self._nodes[hello.node] = JoinedNode(hello.node, sock, address)
                 log.info("node joined node=%d address=%s", hello.node, address)
                 start_thread(partial(self._read, node), f"kvasir-node-{node.number}", self._ended)
             self._changed.notify_all()
         return None
 
-    def _read(self, node: Node) -> None:
+    def _read(self, node: JoinedNode) -> None:
         error: Exception | None = None
         try:
             while frame := node_protocol.receive(node.sock):
@@ -214,7 +214,7 @@ class NodeListener:
         node.left()
         count = self._where.count
         self._ended(f"node {node.number} of {count} at {node.address} {node_protocol.loss(error)}")
-        raise Expected
+        raise ExpectedEnd
 
 
 def _listen(where: Nodes) -> socket.socket:

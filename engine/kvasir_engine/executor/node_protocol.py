@@ -1,8 +1,8 @@
 """What the nodes of one worker tell each other: who they are, and how they end. Msgpack over TCP, after a length.
 
 The leader, node 0, listens. Each other node makes a connection of its own first, and then two for each of its
-ranks, which carry the frames of `frames.py` once the hello on them was welcomed. A hello that does not fit is
-refused by name. The node's own connection lives as long as the node: by it each side knows of the other.
+ranks, which carry the frames of `rank_protocol.py` once the leader has welcomed the hello on them. It refuses by
+name a hello that does not fit. The node's own connection lives as long as the node.
 """
 
 import errno
@@ -46,11 +46,11 @@ class NodeSettings(msgspec.Struct, frozen=True):
         return self.config.mismatch(other.config)
 
 
-class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
+class NodeFrame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
     """Base of what travels between nodes."""
 
 
-class Hello(Frame, frozen=True):
+class Hello(NodeFrame, frozen=True):
     """First on each connection. `epoch` is the leader's, as its welcome to the node said; 0 on the node's own.
 
     `rank` is that of the connection, on the node's own its first.
@@ -64,40 +64,40 @@ class Hello(Frame, frozen=True):
     epoch: int
 
 
-class Welcome(Frame, frozen=True):
+class Welcome(NodeFrame, frozen=True):
     """The leader's answer. `epoch` is new at each of its starts."""
 
     epoch: int
 
 
-class Refused(Frame, frozen=True):
+class Refused(NodeFrame, frozen=True):
     """The leader's answer to who does not belong here."""
 
     reason: str
 
 
-class Loaded(Frame, frozen=True):
+class Loaded(NodeFrame, frozen=True):
     """Leader to nodes: every rank has its part of the model."""
 
 
-class Ended(Frame, frozen=True):
+class Ended(NodeFrame, frozen=True):
     """Leader to nodes: the worker ends, for this reason."""
 
     reason: str
 
 
-class Closed(Frame, frozen=True):
+class Closed(NodeFrame, frozen=True):
     """Leader to nodes: the worker has done all it had, and closes."""
 
 
-class RankEnded(Frame, frozen=True):
+class RankEnded(NodeFrame, frozen=True):
     """Node to leader: the process of a rank has ended so."""
 
     rank: int
     fate: str
 
 
-class Leave(Frame, frozen=True):
+class Leave(NodeFrame, frozen=True):
     """Node to leader: this node has to go. The worker may finish what it has first."""
 
 

@@ -50,7 +50,7 @@ STOP_SECONDS = 10.0
 class RankProcesses:
     """A worker's ranks from 1 on, each loading its part of the model, in `folder` here, as soon as all are there.
 
-    With a `door`, those of other nodes come in by it; this waits for them. `report` hears the events of their
+    With a `listener`, those of other nodes come in by it; this waits for them. `report` hears the events of their
     transfer threads. A rank or a node that ends ends this process, with one line that says why: exit status 2 while
     models are loaded (what the user can mend), 1 later.
     """
@@ -60,10 +60,10 @@ class RankProcesses:
         config: EngineConfig,
         folder: Path,
         report: Callable[[int, Event], None],
-        door: NodeListener | None = None,
+        listener: NodeListener | None = None,
     ) -> None:
         self.size = size = config.tensor_parallel
-        self._door = door
+        self._listener = listener
         self._nodes = config.nnodes
         self._report_event = report
         self._meeting = Path(tempfile.mkdtemp(prefix="kvasir-ranks-"))
@@ -81,10 +81,10 @@ class RankProcesses:
         self._store = None
         self._address = f"file://{self._meeting}/address"
         leader = {}
-        if door is not None:
+        if listener is not None:
             self._store, port = open_store(size, timedelta(seconds=tensor_parallel.CONNECT_SECONDS))
-            door.open(self._node_ended)
-            for each in door.wait():
+            listener.open(self._node_ended)
+            for each in listener.wait():
                 node, rank = each.node, each.rank
                 fate = partial(node.fate, rank)
                 self._ranks.append(RankLink(rank, each.steps, each.reports, fate, self._ended, self._report))
@@ -118,12 +118,12 @@ class RankProcesses:
             each.send(rank_protocol.Stop())
         for local in self._local:
             local.end(STOP_SECONDS)
-        if self._door is not None:
-            self._door.see_off(STOP_SECONDS)
+        if self._listener is not None:
+            self._listener.see_off(STOP_SECONDS)
 
     def _tell(self, frame: node_protocol.AnyFrame) -> None:
-        if self._door is not None:
-            self._door.tell(frame)
+        if self._listener is not None:
+            self._listener.tell(frame)
 
     # -- steps
 
@@ -162,16 +162,16 @@ class RankProcesses:
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """See Others."""
+        """See OtherRanks."""
         return tuple(each.address for each in self._ranks)
 
     @property
     def stats(self) -> TransferStats:
-        """See Others."""
+        """See OtherRanks."""
         return sum(list(self._stats.values()), TransferStats())
 
     def command(self, command: AnyCommand) -> None:
-        """See Others."""
+        """See OtherRanks."""
         if isinstance(command, Grant | Read) and self._copies:
             # A page that was copied from may be leased now, or read into, before a rank has come to copying it.
             self._finish_copies()
@@ -181,13 +181,13 @@ class RankProcesses:
             each.command(data)
 
     def push(self, key: Key, push: Push) -> None:
-        """See Others."""
+        """See OtherRanks."""
         if self._copies:
             self._send(self._pending(answer=False))  # in order with what follows, so there is nothing to wait for
         self._send(self._numbered(key, push))
 
     def push_layers(self, pushes: list[LayerPush]) -> None:
-        """See Others."""
+        """See OtherRanks."""
         self._layers = [self._numbered(key, push) for key, push in pushes]
 
     def _numbered(self, key: Key, push: Push) -> PushFrame:

@@ -15,7 +15,7 @@ from kvasir_engine import faults
 from kvasir_engine.executor import rank_protocol
 from kvasir_engine.executor.rank_protocol import Copied, Failed, Loaded, Ready, Report
 from kvasir_engine.protocol import Address
-from kvasir_engine.supervisor import Expected, start_thread
+from kvasir_engine.supervisor import ExpectedEnd, start_thread
 
 LOAD_GRACE = 1.0
 """Seconds in which rank 0 may say itself why a model cannot be loaded, before another rank's reason is given."""
@@ -50,7 +50,7 @@ def fate_of(status: int) -> str:
 
 
 class RankLink:
-    """One rank. `fate` says how it ended, once its connections have; None when somebody else tells why.
+    """One rank. `fate` says how it ended, once its connections have; None when its node reports why.
 
     `ended` hears the reason, `report` what the transfer thread there reports.
     """
@@ -112,7 +112,7 @@ class RankLink:
             fate = reason or self._fate()
             if fate is not None:
                 self._ended(self.rank, fate)
-            raise Expected from None
+            raise ExpectedEnd from None
 
 
 class LocalRank(RankLink):

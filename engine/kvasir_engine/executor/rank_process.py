@@ -93,7 +93,7 @@ class Rank:
         use_own_cores(size // nodes, device.type)
         group = Ranks(setup.rank, size, setup.address, device, nodes)
         self._runner = ModelRunner(folder, group=group, **runner_options(config))
-        self._handoff: TransferThread | None = None
+        self._transfers: TransferThread | None = None
         reports.send(Loaded(self._runner.pool.pages))
 
     def serve(self, serve: Serve) -> None:
@@ -102,7 +102,7 @@ class Rank:
         choose_fabric(self._config.fabric, runner.device.type == "cuda")
         region = region_of(runner)
         digest = digester_of(runner, serve.fingerprint) if self._config.kv_digests else None
-        self._handoff = TransferThread(
+        self._transfers = TransferThread(
             lambda: NixlAgent(serve.epoch, region, serve.fingerprint, self._rank),
             self._report,
             digest,
@@ -110,17 +110,17 @@ class Rank:
             self._reports.commands,
             self._lost_handoff,
         )
-        self._handoff.start()
-        endpoint = self._handoff.endpoint
+        self._transfers.start()
+        endpoint = self._transfers.endpoint
         self._reports.send(Ready(Address(endpoint.agent, endpoint.metadata, endpoint.region)))
 
     def step(self, step: Step) -> None:
         """Compute."""
         self.copy(step.copies)
         on_layer = None
-        if step.pushes and self._handoff is not None:
-            self._handoff.after(step.pushes[-1].after)
-            on_layer = layer_pushes(self._handoff, [(frame.key, frame.push()) for frame in step.pushes])
+        if step.pushes and self._transfers is not None:
+            self._transfers.after(step.pushes[-1].after)
+            on_layer = layer_pushes(self._transfers, [(frame.key, frame.push()) for frame in step.pushes])
         self._runner.follow(step.batch(), step.sampled, on_layer)
 
     def copy(self, pages: list[tuple[int, int]]) -> None:
@@ -135,18 +135,18 @@ class Rank:
 
     def push(self, frame: PushFrame) -> None:
         """Push pages whose KV is there."""
-        assert self._handoff is not None
-        self._handoff.after(frame.after)
-        self._handoff.push(frame.key, frame.push())
+        assert self._transfers is not None
+        self._transfers.after(frame.after)
+        self._transfers.push(frame.key, frame.push())
 
     def _lost_handoff(self, reason: str) -> None:
         self._reports.send(Failed(f"has lost its transfer thread: {reason}"))
         os._exit(1)
 
     def _report(self, event: Event) -> None:
-        assert self._handoff is not None
+        assert self._transfers is not None
         reported = Pushed(event.key, event.push.number) if isinstance(event, sender.Done) else event
-        self._reports.send(Report(reported, dataclasses.asdict(self._handoff.stats)))
+        self._reports.send(Report(reported, dataclasses.asdict(self._transfers.stats)))
 
 
 def region_of(runner: ModelRunner) -> Region:

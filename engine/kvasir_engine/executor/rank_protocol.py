@@ -19,11 +19,11 @@ from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.protocol import Address, Fingerprint
 
 
-class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
+class RankFrame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
     """Base of everything that is sent."""
 
 
-class Setup(Frame, frozen=True):
+class Setup(RankFrame, frozen=True):
     """First: which part of the model to load, what the worker was told, and where its ranks meet."""
 
     rank: int
@@ -31,14 +31,14 @@ class Setup(Frame, frozen=True):
     config: EngineConfig
 
 
-class Serve(Frame, frozen=True):
+class Serve(RankFrame, frozen=True):
     """Every rank has loaded. Start a transfer thread for pools of this fingerprint."""
 
     epoch: int
     fingerprint: Fingerprint
 
 
-class PushFrame(Frame, frozen=True):
+class PushFrame(RankFrame, frozen=True):
     """A `Push` under the lease `key`. `number` names it in the rank's report.
 
     It is for the transfer thread that has obeyed the first `after` commands, which come by another connection.
@@ -63,14 +63,14 @@ class PushFrame(Frame, frozen=True):
         return Push(self.local, self.remote, self.layer, self.final, self.complete, self.number)
 
 
-class Copies(Frame, frozen=True):
+class Copies(RankFrame, frozen=True):
     """Copy pages, (source, target), in order, and report `Copied` if `answer`."""
 
     pages: list[tuple[int, int]]
     answer: bool
 
 
-class Step(Frame, frozen=True):
+class Step(RankFrame, frozen=True):
     """Copy pages, then compute a batch, and push the layers of some pages as they are computed.
 
     Positions follow from the lengths. `tokens` [T] and `page_table` [S, width] are int32, row after row. `awaited`
@@ -109,29 +109,29 @@ class Step(Frame, frozen=True):
         )
 
 
-class Stop(Frame, frozen=True):
+class Stop(RankFrame, frozen=True):
     """End."""
 
 
-class Loaded(Frame, frozen=True):
+class Loaded(RankFrame, frozen=True):
     """The rank has its part of the model and a pool of `pages` pages."""
 
     pages: int
 
 
-class Failed(Frame, frozen=True):
+class Failed(RankFrame, frozen=True):
     """The rank cannot go on; it ends."""
 
     reason: str
 
 
-class Ready(Frame, frozen=True):
+class Ready(RankFrame, frozen=True):
     """The rank's transfer thread runs."""
 
     address: Address
 
 
-class Copied(Frame, frozen=True):
+class Copied(RankFrame, frozen=True):
     """The answer to `Copies` that asked for one."""
 
 
@@ -145,8 +145,8 @@ class Pushed(msgspec.Struct, frozen=True, tag=True):
 Reported = receiver.Settled | receiver.Fenced | receiver.Reclaimed | receiver.Rejected | sender.Failed | Pushed
 
 
-class Report(Frame, frozen=True):
-    """An event of the rank's transfer thread, and its counters (`HandoffStats`) by name."""
+class Report(RankFrame, frozen=True):
+    """An event of the rank's transfer thread, and its counters (`TransferStats`) by name."""
 
     event: Reported
     stats: dict[str, float]

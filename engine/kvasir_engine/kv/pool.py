@@ -49,7 +49,7 @@ class KVPool:
         self.pages = pages
         self.scratch = pages if scratch else None
         self.digests: KeptDigests | None = None
-        """Of what is written into the pages, where whoever writes makes them."""
+        """Digests of what is in the pages; None where the kernels that write KV compute no digests."""
         try:
             self.tensor = torch.empty(
                 (pages + scratch, shape.layers, 2, shape.kv_heads, shape.page_size, shape.head_dim),

@@ -90,10 +90,6 @@ class ModelConfig:
             said.append("windows=" + ",".join(f"{window}*{count}" for window, count in runs))
         return " ".join(said)
 
-    def kv_bytes_per_token(self, element_size: int) -> int:
-        """Bytes of KV a token takes over all layers."""
-        return self.layers * 2 * self.kv_heads * self.head_dim * element_size
-
     def max_length(self, asked: int = 0) -> int:
         """Most tokens a sequence may have, given the user's limit (0: the model's own). Raises ModelError."""
         if asked > self.max_positions:

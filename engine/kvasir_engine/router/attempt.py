@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from kvasir_engine import faults
 from kvasir_engine.engine_client import EngineError
 from kvasir_engine.protocol import COUNTS, Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
-from kvasir_engine.router.connection import Event, Lost, Peer, WorkerConnection
+from kvasir_engine.router.connection import ConnectionLost, Event, Peer, WorkerConnection
 
 _POINTS = {0: "router.first_token", 4: "router.streaming"}  # by the index of a token that is new
 
 
 class WorkerFailed(Exception):
-    """`worker` ended the attempt. `code` is a stable snake_case word; `avoid`: whom to go without from now on."""
+    """`worker` ended the attempt. `code` is a stable snake_case word; later attempts avoid `avoid`."""
 
     def __init__(self, worker: WorkerConnection, avoid: Peer, code: str, message: str) -> None:
         super().__init__(message)
@@ -42,8 +42,8 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Tokens of the attempt's output that were not known, or none where `cached`, as in `Delta`, is what is new."""
+class OutputPart:
+    """New tokens of the attempt's output; none where only `cached` is new, which is as in `Delta`."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None
@@ -88,7 +88,7 @@ class Attempt:
         self._leased = False
         self._decoding = False  # D has sent a token: P's work is done, whatever P says
 
-    async def run(self) -> AsyncGenerator[Part, None]:
+    async def run(self) -> AsyncGenerator[OutputPart, None]:
         """The output's parts, in order, up to one with a finish. Raises WorkerFailed, EngineError for a bad stream.
 
         Ending it early, in any way, aborts the request on both workers.
@@ -100,10 +100,10 @@ class Attempt:
                 source, event = await self._inbox.get()
                 if isinstance(event, Leased):
                     if source is not self._decode:
-                        self._fail(source, "bad_frame", "a lease from whom none was asked", avoid=source)
+                        self._fail(source, "bad_frame", "it sent a lease, and was not asked for one", avoid=source)
                         continue
                     self._take_lease(event.lease)
-                elif isinstance(event, Lost):
+                elif isinstance(event, ConnectionLost):
                     code = "decode_lost" if source is self._decode else "prefill_lost"
                     self._fail(source, code, event.reason, avoid=source)
                 elif event.failure is not None:
@@ -178,11 +178,11 @@ class Attempt:
             raise WorkerFailed(source.worker, avoid.peer, code, message)
 
     def _at_fault(self, source: Target) -> Target:
-        """Whom a failure that `source` reports speaks against. D that waits for KV tells of what P did or not."""
+        """The worker to blame for a failure that `source` reports. While D waits for KV it reports what P did."""
         waiting = self._leased and not self._decoding
         return self._prefill if source is self._decode and waiting and self._prefill is not None else source
 
-    def _take(self, source: Target, delta: Delta) -> Part:
+    def _take(self, source: Target, delta: Delta) -> OutputPart:
         fresh = self._fresh(source, delta)
         if fresh and delta.index in _POINTS:
             faults.hit(_POINTS[delta.index])
@@ -197,7 +197,7 @@ class Attempt:
             source.worker.close(self._id, abort=False)
         finish = None if delta.finish == "handoff" else delta.finish
         logprobs = delta.logprobs[len(delta.tokens) - len(fresh) :] if delta.logprobs is not None else None
-        return Part(fresh, logprobs, finish, delta.cached)
+        return OutputPart(fresh, logprobs, finish, delta.cached)
 
     def _fresh(self, source: Target, delta: Delta) -> list[int]:
         """The delta's tokens that were not known; the others must be what is known."""

@@ -26,7 +26,7 @@ log = logging.getLogger("router")
 # A request that this many workers failed at is not given to another: it may be what ends them.
 MOST_FAILURES = 6
 # Failures that every worker would answer with.
-REQUEST_FAULTS = frozenset({"bad_request", "context_length_exceeded", "kv_pool_too_small"})
+REQUEST_FAULTS = frozenset({"bad_request", "context_length_exceeded"})
 CANARY_TOKENS = 48
 CANARY_VOCABULARY = 64  # token ids below this exist in every model
 # Hashing more tokens than this would hold up the event loop for more than a fraction of a millisecond.

@@ -63,13 +63,13 @@ MISSED = 3
 
 
 @dataclass(frozen=True)
-class Lost:
+class ConnectionLost:
     """The socket to a worker closed, and with it every stream on it."""
 
     reason: str
 
 
-Event = Leased | Delta | Lost
+Event = Leased | Delta | ConnectionLost
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ class WorkerConnection:
         lost, self._streams = self._streams, {}
         self._unused.set()
         for sink in lost.values():
-            sink(Lost(reason))
+            sink(ConnectionLost(reason))
 
     def _become(self, state: State, reason: str) -> None:
         if (state, reason) != (self.state, self.reason):

@@ -28,11 +28,11 @@ class LoadMeter:
         return self._held
 
     @contextmanager
-    def hold(self) -> Iterator["Hold"]:
+    def hold(self) -> Iterator["HeldRequest"]:
         """A request is held. It arrives now and not when it is let go, with all that waited beside it."""
         self._arrivals.add()
         self._held += 1
-        hold = Hold()
+        hold = HeldRequest()
         try:
             yield hold
         finally:
@@ -73,7 +73,7 @@ class LoadMeter:
         self._idle_since = self._clock()
 
 
-class Hold:
+class HeldRequest:
     """What became of a request that was held: `released` to a worker, or not."""
 
     released = False

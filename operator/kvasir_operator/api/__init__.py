@@ -1,7 +1,7 @@
 """The InferenceService as types: parse, default, validate. The CRD is generated from these (`crd.py`).
 
 What a field means stands in its description, which `kubectl explain` shows. A default stands on the field alone.
-Checks that a schema cannot express are in `validate.py`.
+Checks that a schema cannot express are in `validation.py`.
 """
 
 from kvasir_operator.api.engine import Engine

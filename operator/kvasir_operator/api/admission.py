@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvasir_operator.api import InvalidService, Model, parse
-from kvasir_operator.api.validation import ModelMetadata, fact_problems
+from kvasir_operator.api.validation import ModelMetadata, model_problems
 
 # What the API server adds to a generateName, in length.
 _GENERATED = "xxxxx"
@@ -25,7 +25,7 @@ def refusal(
         new = {**new, "metadata": {**metadata, "name": metadata["generateName"] + _GENERATED}}
     try:
         service = parse(new)
-        if problems := fact_problems(service, facts(service.spec.model)):
+        if problems := model_problems(service, facts(service.spec.model)):
             raise InvalidService(problems)
     except InvalidService as error:
         return str(error)

@@ -1,6 +1,6 @@
 """Rules of the CRD in CEL, for API servers that know them (1.25 on): a bad spec is refused when it is applied.
 
-They say a part of what `validate.py` says, which the operator checks in any case; a test holds the two together.
+They say a part of what `validation.py` says, which the operator checks in any case; a test holds the two together.
 Pure.
 """
 

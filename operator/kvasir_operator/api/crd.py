@@ -1,7 +1,7 @@
 """The CustomResourceDefinition, generated from the types. Pure.
 
-It keeps to what structural schemas of API server 1.20 know, but for the rules of `cel.py`: a server before 1.25
-drops them, or refuses them when they come by server-side apply, as Helm 4 installs.
+It keeps to what structural schemas of API server 1.20 know, but for the rules of `cel_rules.py`: a server before
+1.25 drops them, or refuses them when they come by server-side apply, as Helm 4 installs.
 """
 
 import copy

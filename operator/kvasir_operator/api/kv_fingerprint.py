@@ -23,7 +23,7 @@ CONTAINER = "kvasir"
 LENGTH = 8
 
 
-class Setting(msgspec.Struct, frozen=True):
+class SpecSetting(msgspec.Struct, frozen=True):
     """What the workers of a role are told, and the field of the spec that says so."""
 
     value: str
@@ -68,22 +68,24 @@ def unpaired(spec: "Spec") -> Iterator[tuple[str, str]]:
             )
 
 
-def settings(spec: "Spec", role: "WorkerRole") -> dict[str, Setting]:
+def settings(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
     """What decides the KV of `role`'s workers, by flag. Its template may set some of it by environment."""
     model, template = spec.model, spec.workers(role).template
     uri, revision = _model(model.uri, model.revision)
     rendered = {
-        "model": Setting(uri, "spec.model.uri"),
-        "revision": Setting(revision, "spec.model.revision"),
-        "dtype": Setting(model.dtype, "spec.model.dtype"),
+        "model": SpecSetting(uri, "spec.model.uri"),
+        "revision": SpecSetting(revision, "spec.model.revision"),
+        "dtype": SpecSetting(model.dtype, "spec.model.dtype"),
     }
     path = f"spec.{role}.template.spec.containers[{CONTAINER}]"
     container = _container(template)
     said = _environment(container.get("env"), f"{path}.env")
     said |= _arguments(spec.workers(role).extra_args, f"spec.{role}.extraArgs")
     said |= {name: setting for name, setting in rendered.items() if setting.value}
-    found = {name: said.get(name) or Setting(field.default_text, f"spec.{role}") for name, field in _FLAGS.items()}
-    return {name: Setting(_canonical(name, setting.value), setting.path) for name, setting in found.items()}
+    found = {
+        name: said.get(name) or SpecSetting(field.default_text, f"spec.{role}") for name, field in _FLAGS.items()
+    }
+    return {name: SpecSetting(_canonical(name, setting.value), setting.path) for name, setting in found.items()}
 
 
 def _canonical(name: str, value: str) -> str:
@@ -122,7 +124,7 @@ def _container(template: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _environment(entries: Any, path: str) -> dict[str, Setting]:
+def _environment(entries: Any, path: str) -> dict[str, SpecSetting]:
     flags = {field.variable: flag for flag, field in _FLAGS.items()}
     found = {}
     for entry in entries if isinstance(entries, list) else ():
@@ -132,11 +134,11 @@ def _environment(entries: Any, path: str) -> dict[str, Setting]:
         # Of a value from elsewhere only the place is known: equal places, equal values.
         value = entry["value"] if "value" in entry else json.dumps(entry.get("valueFrom"), sort_keys=True)
         if name in flags and value != "":  # an empty variable says nothing
-            found[flags[name]] = Setting(str(value), f"{path}[{name}]")
+            found[flags[name]] = SpecSetting(str(value), f"{path}[{name}]")
     return found
 
 
-def _arguments(words: Sequence[str], path: str) -> dict[str, Setting]:
+def _arguments(words: Sequence[str], path: str) -> dict[str, SpecSetting]:
     found = {}
     for word, following in zip(words, [*words[1:], ""][: len(words)], strict=True):
         flag, equals, value = word.partition("=")
@@ -145,7 +147,7 @@ def _arguments(words: Sequence[str], path: str) -> dict[str, Setting]:
         name = flag.removeprefix("--")
         positive = name.removeprefix("no-")
         if positive in _FLAGS and _FLAGS[positive].type is bool:
-            found[positive] = Setting("true" if name == positive else "false", path)
+            found[positive] = SpecSetting("true" if name == positive else "false", path)
         elif name in _FLAGS:
-            found[name] = Setting(value if equals else following, path)
+            found[name] = SpecSetting(value if equals else following, path)
     return found

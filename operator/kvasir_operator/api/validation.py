@@ -55,7 +55,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
         yield Invalid(path, reason)
 
 
-def fact_problems(service: "InferenceService", facts: ModelMetadata | None) -> list[Invalid]:
+def model_problems(service: "InferenceService", facts: ModelMetadata | None) -> list[Invalid]:
     """Problems of a service with its model. Nothing is refused for a model that nothing is known about."""
     if facts is None:
         return []

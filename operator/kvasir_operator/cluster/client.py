@@ -52,7 +52,7 @@ KINDS: dict[tuple[str, str], str] = {
 Key = tuple[str, str]
 
 
-class Transport(Protocol):
+class RequestTransport(Protocol):
     """Sends one request to the API server and returns its status and body."""
 
     def __call__(
@@ -63,7 +63,7 @@ class Transport(Protocol):
 class Cluster:
     """Reads and writes of one API server."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: RequestTransport) -> None:
         self._send = transport
         self._served: dict[str, frozenset[str]] = {}
         self._lock = threading.Lock()

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from kvasir_operator.cluster.interface import ClusterError
-from kvasir_operator.cluster.lease_candidate import Candidate, Record
+from kvasir_operator.cluster.lease_candidate import LeaseCandidate, Record
 
 log = logging.getLogger("kvasir.election")
 
 
-class LeasePort(Protocol):
+class LeaseInterface(Protocol):
     """Where the Lease is. Both raise ClusterError."""
 
     def read(self) -> Record | None:
@@ -29,7 +29,9 @@ class LeasePort(Protocol):
 class Leadership:
     """This replica's part in the election. `left` may be asked from any thread."""
 
-    def __init__(self, candidate: Candidate, lease: LeasePort, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, candidate: LeaseCandidate, lease: LeaseInterface, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._candidate = candidate
         self._lease = lease
         self._clock = clock
@@ -84,7 +86,7 @@ class Leadership:
             await self._leads.wait()
 
 
-def sign_of_life(lease: LeasePort, seconds: float, wait: Callable[[float], None] = time.sleep) -> str:
+def sign_of_life(lease: LeaseInterface, seconds: float, wait: Callable[[float], None] = time.sleep) -> str:
     """The holder that renewed the Lease within `seconds`; empty: none did. Blocking. Raises ClusterError."""
     first = lease.read()
     for _ in range(max(1, int(seconds))):

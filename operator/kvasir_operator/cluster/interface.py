@@ -55,7 +55,7 @@ class ForeignObject(ClusterError):
         return True
 
 
-class ClusterPort(Protocol):
+class ClusterInterface(Protocol):
     """Reads and writes of one API server. All of them raise ClusterError."""
 
     def get_service(self, namespace: str, name: str) -> Object | None:

@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True):
     version: str = ""
 
 
-class Candidate:
+class LeaseCandidate:
     """One replica's view of the election. Times are seconds of its own monotonic clock."""
 
     def __init__(self, identity: str, timing: Timing | None = None) -> None:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kvasir_operator.cluster.client import Transport, object_path, status_message
+from kvasir_operator.cluster.client import RequestTransport, object_path, status_message
 from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.cluster.lease_candidate import Record
 
@@ -13,13 +13,13 @@ API_VERSION = "coordination.k8s.io/v1"
 class ClusterLease:
     """One Lease. Plain updates, not server-side apply: a write must fail when somebody else was first."""
 
-    def __init__(self, send: Transport, namespace: str, name: str) -> None:
+    def __init__(self, send: RequestTransport, namespace: str, name: str) -> None:
         self._send = send
         self._namespace = namespace
         self._name = name
 
     def read(self) -> Record | None:
-        """As LeasePort has it."""
+        """As LeaseInterface has it."""
         status, answer = self._send("GET", self._path(self._name), {}, None, "application/json")
         if status == 404:
             return None
@@ -28,7 +28,7 @@ class ClusterLease:
         return record(json.loads(answer))
 
     def write(self, record: Record) -> bool:
-        """As LeasePort has it."""
+        """As LeaseInterface has it."""
         metadata = {"name": self._name, "namespace": self._namespace}
         body: dict[str, Any] = {
             "apiVersion": API_VERSION,

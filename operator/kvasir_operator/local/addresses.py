@@ -21,7 +21,7 @@ _SUBNETS = 64 * 256
 
 
 @dataclass(frozen=True)
-class Address:
+class PodAddress:
     """Where a pod listens."""
 
     ip: str
@@ -34,7 +34,7 @@ class Address:
 class Reservation:
     """The addresses of one run. `close` frees them."""
 
-    def __init__(self, addresses: list[Address], guard: socket.socket | None) -> None:
+    def __init__(self, addresses: list[PodAddress], guard: socket.socket | None) -> None:
         self.addresses = addresses
         self._guard = guard
 
@@ -69,7 +69,7 @@ def reserve(count: int, port: int) -> Reservation:
     if count > MOST_PODS:
         raise LocalError(f"{count} pods are more than the {MOST_PODS} that run on one machine")
     for subnet in _subnets():
-        addresses = [Address(f"{subnet}.{host}", port) for host in range(1, count + 1)]
+        addresses = [PodAddress(f"{subnet}.{host}", port) for host in range(1, count + 1)]
         try:
             # Without SO_REUSEADDR: two guards never share an address.
             guard = _bound(f"{subnet}.{_GUARD}", port, shared=False)
@@ -87,10 +87,10 @@ def reserve(count: int, port: int) -> Reservation:
     return Reservation(_own_ports(count), None)
 
 
-def _own_ports(count: int) -> list[Address]:
+def _own_ports(count: int) -> list[PodAddress]:
     held = [_bound(LOOPBACK, 0) for _ in range(count)]
     try:
-        return [Address(LOOPBACK, sock.getsockname()[1]) for sock in held]
+        return [PodAddress(LOOPBACK, sock.getsockname()[1]) for sock in held]
     finally:
         for sock in held:
             sock.close()

@@ -70,7 +70,7 @@ def up(
     from kvasir_operator.api import NAME_PATTERN
     from kvasir_operator.local import addresses, config, detached, events, machine, manifest, state
     from kvasir_operator.local.errors import LocalError
-    from kvasir_operator.local.supervisor import Supervisor
+    from kvasir_operator.local.supervisor import LocalSupervisor
     from kvasir_operator.local.view import Terminal, View
 
     with _one_line_errors():
@@ -95,7 +95,7 @@ def up(
             failed.append(event)
 
     async def supervise() -> int:
-        return await Supervisor(wanted, report).run()
+        return await LocalSupervisor(wanted, report).run()
 
     try:
         code = detached.start(wanted, run_name, report) if detach else asyncio.run(supervise())

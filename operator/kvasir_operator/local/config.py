@@ -9,16 +9,16 @@ from kvasir_operator.local import fetch
 from kvasir_operator.pods import ENGINE
 
 
-class Engine(msgspec.Struct, frozen=True):
+class EngineCommands(msgspec.Struct, frozen=True):
     """The programs of a run: `command` is the image's `kvasir`, `fetch` (then URI and revision) gets the model."""
 
     command: tuple[str, ...]
     fetch: tuple[str, ...]
 
 
-def this_engine() -> Engine:
+def this_engine() -> EngineCommands:
     """The engine installed beside this module."""
-    return Engine(ENGINE.entrypoint, fetch.COMMAND)
+    return EngineCommands(ENGINE.entrypoint, fetch.COMMAND)
 
 
 class RunConfig(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     manifest: str
     source: str
     port: int
-    engine: Engine
+    engine: EngineCommands
     name: str = ""
     claims: dict[str, str] = {}
     timeout: float = 0.0

@@ -14,7 +14,7 @@ import msgspec
 
 from kvasir_operator.local import events, state
 from kvasir_operator.local.config import RunConfig
-from kvasir_operator.local.supervisor import Supervisor
+from kvasir_operator.local.supervisor import LocalSupervisor
 
 COMMAND = (sys.executable, "-m", "kvasir_operator.local.detached")
 
@@ -97,7 +97,7 @@ def main() -> int:
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=RunConfig)
 
     async def run() -> int:
-        return await Supervisor(config, _Pipe()).run()
+        return await LocalSupervisor(config, _Pipe()).run()
 
     return asyncio.run(run())
 

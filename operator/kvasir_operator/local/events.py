@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from kvasir_operator.local.state import PodState
+from kvasir_operator.local.state import LocalPodState
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower):
@@ -34,7 +34,7 @@ class Fetched(Event, frozen=True):
 class PodChanged(Event, frozen=True):
     """A pod's state, whenever it is another."""
 
-    pod: PodState
+    pod: LocalPodState
 
 
 class Line(Event, frozen=True):

@@ -66,7 +66,7 @@ def main() -> int:
     from kvasir_engine.errors import ModelError
     from kvasir_engine.model.loading.resolver import resolve
     from kvasir_engine.model.loading.uri import ModelURIError
-    from kvasir_operator.reconcile.model_metadata import facts_of
+    from kvasir_operator.reconcile.model_metadata import metadata_of
 
     uri, revision = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     last: tuple[str, int] = ("", -1)
@@ -84,7 +84,7 @@ def main() -> int:
     except (ModelError, ModelURIError) as error:
         sys.stderr.write(f"{ERROR} {error}\n")
         return 2
-    if (facts := facts_of(json.loads((folder / "config.json").read_text()))) is not None:
+    if (facts := metadata_of(json.loads((folder / "config.json").read_text()))) is not None:
         _say(msgspec.structs.asdict(facts))
     return 0
 

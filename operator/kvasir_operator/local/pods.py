@@ -7,7 +7,7 @@ from typing import Any
 
 from kvasir_operator.api import SET_KIND, WORKER_ROLES, InferenceService
 from kvasir_operator.api.validation_devices import GPU
-from kvasir_operator.local.addresses import Address, free_port
+from kvasir_operator.local.addresses import PodAddress, free_port
 from kvasir_operator.local.machine import Machine, sharers
 from kvasir_operator.pods import groups
 from kvasir_operator.render import Options, Static, render
@@ -31,7 +31,7 @@ class LocalPod:
 
     name: str
     role: str
-    address: Address
+    address: PodAddress
     pod: Object
     group: str = ""
 
@@ -59,7 +59,7 @@ def count(service: InferenceService) -> int:
     return len(_rendered(service, ()))
 
 
-def pods(service: InferenceService, addresses: Sequence[Address], machine: Machine) -> list[LocalPod]:
+def pods(service: InferenceService, addresses: Sequence[PodAddress], machine: Machine) -> list[LocalPod]:
     """The rendered pods, workers first, with what a scheduler and a kubelet add: name, address and GPUs.
 
     Workers over several pods come as LeaderWorkerSet's controller would make them.
@@ -119,7 +119,7 @@ def _take_gpus(container: Object, gpus: list[str], sharing: int) -> None:
         del gpus[:asked]
 
 
-def _meet(pod: Object, leader: Address, port: int) -> None:
+def _meet(pod: Object, leader: PodAddress, port: int) -> None:
     """Have a group's pods meet at its leader's address and a port of the group's own.
 
     No name server knows the leader's name here, and all pods of one machine may listen on all its addresses. A
@@ -134,7 +134,7 @@ def _meet(pod: Object, leader: Address, port: int) -> None:
         ]
 
 
-def _listen(container: Object, address: Address) -> None:
+def _listen(container: Object, address: PodAddress) -> None:
     """Pods of one machine share its network, so each is told its address instead of listening on all."""
     _set(container, "KVASIR_HOST", address.ip)
     if address.port != PORT:

@@ -6,13 +6,13 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from kvasir_operator.local.addresses import Address
+from kvasir_operator.local.addresses import PodAddress
 
 _REQUEST_SECONDS = 5.0
 _CONNECT_SECONDS = 5.0
 
 #: The addresses of the ready router pods, or why there is none.
-Backends = Callable[[], tuple[Sequence[Address], str]]
+Backends = Callable[[], tuple[Sequence[PodAddress], str]]
 
 
 class _Side(asyncio.Protocol):
@@ -55,7 +55,7 @@ class _Client(_Side):
     def __init__(self, proxy: "Proxy") -> None:
         super().__init__()
         self._proxy = proxy
-        self._backend: Address | None = None
+        self._backend: PodAddress | None = None
         self._received = bytearray()
         self._refusal: bytes | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -131,7 +131,7 @@ class Proxy:
 
     def __init__(self, sock: socket.socket, backends: Backends) -> None:
         self.backends = backends
-        self.connections: Counter[Address] = Counter()
+        self.connections: Counter[PodAddress] = Counter()
         self.clients: set[_Client] = set()
         self._sock = sock
         self._server: asyncio.Server | None = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from kvasir_operator.local.pods import LocalPod
-from kvasir_operator.local.state import PodState
+from kvasir_operator.local.state import LocalPodState
 from kvasir_operator.pods import PodRunner, Terminated
 
 
@@ -49,10 +49,10 @@ class RunningPod:
             return None
         return self._failed if self.runner.stopping else self.runner.failure or self._failed
 
-    def view(self) -> PodState:
+    def view(self) -> LocalPodState:
         """The pod's state at this moment."""
         word, message = self._word()
-        return PodState(
+        return LocalPodState(
             name=self.planned.name,
             role=self.planned.role,
             address=str(self.planned.address),

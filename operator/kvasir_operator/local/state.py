@@ -17,7 +17,7 @@ import msgspec
 from kvasir_operator.local.errors import LocalError
 
 
-class PodState(msgspec.Struct, frozen=True):
+class LocalPodState(msgspec.Struct, frozen=True):
     """One pod of a run. `state` is a word for people; `message` says why it is not ready, or why it last ended.
 
     `group`: its leader's name, where it is one of several pods of a worker.
@@ -45,7 +45,7 @@ class RunState(msgspec.Struct, frozen=True):
     supervisor: int
     started: int | None
     model: str = ""
-    pods: list[PodState] = []
+    pods: list[LocalPodState] = []
 
 
 def root() -> Path:

@@ -12,16 +12,16 @@ from pathlib import Path
 from kvasir_engine.model.loading.uri import ClaimURI
 from kvasir_engine.model.loading.uri import parse as parse_uri
 from kvasir_operator.api import Model
-from kvasir_operator.api.validation import ModelMetadata, fact_problems
+from kvasir_operator.api.validation import ModelMetadata, model_problems
 from kvasir_operator.local import addresses, events, fetch, machine, manifest, pods, state
-from kvasir_operator.local.addresses import Address
+from kvasir_operator.local.addresses import PodAddress
 from kvasir_operator.local.config import RunConfig, cache_folder
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.group import PodGroup
 from kvasir_operator.local.pods import LocalPod
 from kvasir_operator.local.proxy import Proxy
 from kvasir_operator.local.running import RunningPod
-from kvasir_operator.local.state import PodState, RunState
+from kvasir_operator.local.state import LocalPodState, RunState
 from kvasir_operator.pods import Backoff, Host, Image, PodError, PodRunner, host_environment
 from kvasir_operator.render.pod import PORT
 from kvasir_operator.render.storage import CACHE_VOLUMES
@@ -33,7 +33,7 @@ _HOPELESS = (2, 126, 127, 128)
 _BACKOFF = Backoff(base=1.0, cap=30.0)
 
 
-class Supervisor:
+class LocalSupervisor:
     """Runs `config` and tells `report` what happens. One for each process."""
 
     def __init__(self, config: RunConfig, report: events.Report) -> None:
@@ -43,7 +43,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._pods: list[RunningPod] = []
         self._groups: list[PodGroup] = []
-        self._views: dict[str, PodState] = {}
+        self._views: dict[str, LocalPodState] = {}
         self._directory: state.Directory | None = None
         self._state: RunState | None = None
         self._facts: ModelMetadata | None = None
@@ -107,7 +107,7 @@ class Supervisor:
         await self._fetch(service.spec.model, here)
         if self._stop.is_set():
             return
-        if problems := fact_problems(service, self._facts):
+        if problems := model_problems(service, self._facts):
             raise LocalError(f"{config.source}: {'; '.join(map(str, problems))}")
         await proxy.start()
         for group in self._groups:
@@ -208,7 +208,7 @@ class Supervisor:
         if not self._stop.is_set():
             self._report(events.Fetched(time.monotonic() - begun))
 
-    def _routers(self) -> tuple[Sequence[Address], str]:
+    def _routers(self) -> tuple[Sequence[PodAddress], str]:
         """The routers that take connections, or why there is none."""
         routers = [pod for pod in self._pods if pod.planned.role == "router"]
         ready = [p.planned.address for p in routers if p.runner.ready and not p.runner.stopping]

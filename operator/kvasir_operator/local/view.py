@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvasir_operator.local import events
-from kvasir_operator.local.state import PodState, RunState
+from kvasir_operator.local.state import LocalPodState, RunState
 
 _COLORS = ("cyan", "magenta", "green", "yellow", "blue", "bright_cyan", "bright_magenta", "bright_green")
 _STATE_COLORS = {"ready": "green", "crashed": "red", "not ready": "yellow"}
@@ -95,7 +95,7 @@ class View:
             self._stage, self._tenth = event.stage, tenth
             self._say(f"model: {event.stage}{f' {tenth * 10}%' if event.total else ''}")
 
-    def _pod(self, pod: PodState) -> None:
+    def _pod(self, pod: LocalPodState) -> None:
         before = self._states.get(pod.name)
         shown = f"{pod.state} {pod.message}".strip()
         if shown == before or (before is None and pod.state == "pending"):

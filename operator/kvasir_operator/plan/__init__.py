@@ -10,11 +10,11 @@ from kvasir_operator.api import Rollout
 from kvasir_operator.plan.difference import differs, stamped
 from kvasir_operator.plan.observed import Observed, reference
 from kvasir_operator.plan.preload import held
-from kvasir_operator.plan.steps import Apply, Delete, Report, Scale, Step, Wait
+from kvasir_operator.plan.steps import Apply, Delete, ReportReplicas, Scale, Step, Wait
 from kvasir_operator.plan.workers import begins, is_worker, worker_steps
 from kvasir_operator.render.names import Object
 
-__all__ = ["Apply", "Delete", "Report", "Scale", "Step", "Wait", "plan", "stamped"]
+__all__ = ["Apply", "Delete", "ReportReplicas", "Scale", "Step", "Wait", "plan", "stamped"]
 
 
 def plan(desired: Sequence[Object], observed: Observed, limits: Rollout) -> list[Step]:

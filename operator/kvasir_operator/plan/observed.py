@@ -79,7 +79,7 @@ class Workload(msgspec.Struct, frozen=True):
         return self.current and not self.wanted and not self.pods
 
 
-class Trouble(msgspec.Struct, frozen=True, order=True):
+class PodProblem(msgspec.Struct, frozen=True, order=True):
     """Why a pod isn't ready: a CamelCase word and the sentence that goes with it."""
 
     pod: str
@@ -98,7 +98,7 @@ class PodState(msgspec.Struct, frozen=True):
     role: Role
     revision: str
     ready: bool
-    trouble: Trouble | None = None
+    trouble: PodProblem | None = None
     ip: str = ""
     started: float | None = None
     group: str = ""
@@ -200,7 +200,8 @@ def workload_name(target: Reference) -> str:
 def place_of(item: Mapping[str, Any]) -> tuple[Role, str]:
     """The role and revision that a Deployment or set runs, the revision empty where the name has none (a router's).
 
-    By its name, which nobody can change: with another label it would be nobody's, and be taken away or made again.
+    By its name, which nobody can change. A label can be changed: no role would own the object then, and the plan
+    would delete it or make it again.
     """
     service: str = item["metadata"]["labels"][SERVICE_LABEL]
     role, _, revision = workload_name(reference(item)).removeprefix(f"{service}-").partition("-")
@@ -270,7 +271,7 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
 def _is_made_for(metadata: Mapping[str, Any]) -> bool:
     """Whether a pod's controller is a workload of the service and role that its labels say.
 
-    A label alone is anybody's: such a pod counts where all pods do, but nothing is asked of it. Who may name any
+    Anybody can set a label: such a pod is counted, but the operator sends it no request. Who may name any
     owner may create pods, which an author of a service may too.
     """
     labels = metadata.get("labels", {})
@@ -310,28 +311,28 @@ def _claim_missing(item: Mapping[str, Any]) -> str:
     return "; ".join(found)
 
 
-def _trouble(item: Mapping[str, Any], conditions: Mapping[str, Any]) -> Trouble | None:
+def _trouble(item: Mapping[str, Any], conditions: Mapping[str, Any]) -> PodProblem | None:
     name, status = item["metadata"]["name"], item.get("status", {})
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") != "True" and (missing := _claim_missing(item)):
         said = f" ({_short(scheduled['message'])})" if scheduled.get("message") else ""
-        return Trouble(name, CLAIM_MISSING, f"{missing}{said}")
+        return PodProblem(name, CLAIM_MISSING, f"{missing}{said}")
     if scheduled.get("status") == "False":
-        return Trouble(name, scheduled.get("reason", "Unschedulable"), _begin(scheduled.get("message", "")))
+        return PodProblem(name, scheduled.get("reason", "Unschedulable"), _begin(scheduled.get("message", "")))
     containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
     for container in containers:
         state, last = container.get("state", {}), container.get("lastState", {}).get("terminated")
         if waiting := state.get("waiting"):
             if waiting.get("reason") in STUCK:
                 why = (last or {}).get("message") or waiting.get("message", "")
-                return Trouble(name, waiting["reason"], _short(why))
+                return PodProblem(name, waiting["reason"], _short(why))
         elif terminated := state.get("terminated"):
             if terminated.get("exitCode"):
-                return Trouble(name, terminated.get("reason") or "Error", _exit(terminated))
+                return PodProblem(name, terminated.get("reason") or "Error", _exit(terminated))
         elif last and last.get("exitCode") and not container.get("ready"):
-            return Trouble(name, "Restarted", _exit(last))
+            return PodProblem(name, "Restarted", _exit(last))
     if status.get("phase") == "Failed":
-        return Trouble(name, status.get("reason") or "Failed", _short(status.get("message", "")))
+        return PodProblem(name, status.get("reason") or "Failed", _short(status.get("message", "")))
     return None
 
 

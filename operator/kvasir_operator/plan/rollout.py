@@ -60,7 +60,7 @@ class State(msgspec.Struct, frozen=True):
         return self.prefill if role == "prefill" else self.decode
 
 
-class Scale(msgspec.Struct, frozen=True):
+class ScaleRevision(msgspec.Struct, frozen=True):
     """Set the replicas of this revision."""
 
     role: WorkerRole
@@ -87,34 +87,34 @@ def goal(revision: str, kv: str, replicas: int, max_surge: int | str, max_unavai
 
 def capacity(state: State) -> Fraction:
     """The paired capacity of what is ready; above 1 while there is more than is wanted."""
-    board = _Board(state)
+    board = _ReplicaCounts(state)
     return Fraction(board.capacity(), board.unit)
 
 
 def floor(state: State) -> Fraction:
     """What paired capacity may not fall below."""
-    board = _Board(state)
+    board = _ReplicaCounts(state)
     return Fraction(board.floor, board.unit)
 
 
 def done(state: State) -> bool:
     """The wanted revisions have their replicas asked for, and no other revision has any."""
-    return not next_step(state) and _Board(state).settled_on_goal()
+    return not next_step(state) and _ReplicaCounts(state).settled_on_goal()
 
 
-def next_step(state: State) -> tuple[Scale, ...]:
+def next_step(state: State) -> tuple[ScaleRevision, ...]:
     """The replicas to set now, none while pods have to become ready first (or all is done).
 
     Every part of a step may be carried out without the rest, and in any order.
     """
-    board = _Board(state)
+    board = _ReplicaCounts(state)
     growth = board.growth()
     board.shrink(bool(growth))
     changes = {(g.role, g.revision): left for g, left in board.left() if left != g.replicas}
-    return tuple(Scale(role, revision, n) for (role, revision), n in (*changes.items(), *growth.items()))
+    return tuple(ScaleRevision(role, revision, n) for (role, revision), n in (*changes.items(), *growth.items()))
 
 
-def apply(state: State, steps: Iterable[Scale]) -> State:
+def apply(state: State, steps: Iterable[ScaleRevision]) -> State:
     """`state` once `steps` are carried out; where replicas go, those that are not ready go first."""
     groups = {(g.role, g.revision): g for g in state.groups}
     for step in steps:
@@ -127,7 +127,7 @@ def apply(state: State, steps: Iterable[Scale]) -> State:
     return msgspec.structs.replace(state, groups=tuple(groups.values()))
 
 
-class _Board:
+class _ReplicaCounts:
     """The counts while a step is worked out. Capacities are integers in units of 1 / (P * D)."""
 
     def __init__(self, state: State) -> None:

@@ -40,7 +40,7 @@ def set_steps(key: tuple[WorkerRole, str], item: Object | None, replicas: int, o
 
 
 def spared(each: WorkerSet) -> tuple[bool, int]:
-    """How dear a set is: the least goes first."""
+    """The sort key of deletion: the set with the least key is deleted first."""
     return each.ready, -each.number
 
 

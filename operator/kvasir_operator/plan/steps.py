@@ -20,7 +20,7 @@ class Scale(msgspec.Struct, frozen=True, tag=True):
     version: str = ""
 
 
-class Report(msgspec.Struct, frozen=True, tag=True):
+class ReportReplicas(msgspec.Struct, frozen=True, tag=True):
     """Say in an InferenceRole's status how many of its workers are ready."""
 
     target: Reference
@@ -40,4 +40,4 @@ class Wait(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Step = Apply | Scale | Report | Delete | Wait
+Step = Apply | Scale | ReportReplicas | Delete | Wait

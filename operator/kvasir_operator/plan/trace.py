@@ -8,7 +8,7 @@ import msgspec
 from kvasir_operator.plan.rollout import (
     Goal,
     RevisionGroup,
-    Scale,
+    ScaleRevision,
     State,
     apply,
     capacity,
@@ -21,11 +21,11 @@ from kvasir_operator.plan.rollout import (
 OLD, NEW = "old", "new"
 
 
-class Passed(msgspec.Struct, frozen=True):
+class TracedState(msgspec.Struct, frozen=True):
     """A state that was passed: `steps` led to it; none where it is pods that became ready, or the beginning."""
 
     state: State
-    steps: tuple[Scale, ...] = ()
+    steps: tuple[ScaleRevision, ...] = ()
 
 
 class BadState(ValueError):
@@ -42,19 +42,19 @@ def beginning(prefill: int, decode: int, max_surge: int | str, max_unavailable: 
     )
 
 
-def trace(state: State) -> Iterator[Passed]:
+def trace(state: State) -> Iterator[TracedState]:
     """`state` and all that follow it, to the end or to where nothing more can be done."""
-    yield Passed(state)
+    yield TracedState(state)
     while True:
         if steps := next_step(state):
             state = apply(state, steps)
-            yield Passed(state, steps)
+            yield TracedState(state, steps)
         ready = tuple(msgspec.structs.replace(g, ready=g.replicas) for g in state.groups)
         if ready == state.groups and not steps:
             return
         if ready != state.groups:
             state = msgspec.structs.replace(state, groups=ready)
-            yield Passed(state)
+            yield TracedState(state)
 
 
 def parse_state(text: bytes) -> State:
@@ -77,7 +77,7 @@ def parse_state(text: bytes) -> State:
     return state
 
 
-def document(passed: list[Passed]) -> dict[str, Any]:
+def document(passed: list[TracedState]) -> dict[str, Any]:
     """The trace for machines."""
     states = [
         {
@@ -90,7 +90,7 @@ def document(passed: list[Passed]) -> dict[str, Any]:
     return {"floor": round(float(floor(passed[0].state)), 4), "done": done(passed[-1].state), "states": states}
 
 
-def table(passed: list[Passed]) -> list[str]:
+def table(passed: list[TracedState]) -> list[str]:
     """The trace for people: ready/replicas of every role and revision, a line a state."""
     names = sorted({(g.role, g.revision) for each in passed for g in each.state.groups}, key=_order(passed))
     heads = ["", *(f"{role} {revision}" for role, revision in names), "paired capacity"]
@@ -107,6 +107,6 @@ def table(passed: list[Passed]) -> list[str]:
     return [*lines, f"{end}; steps {steps}, least {float(least):.1%}, floor {float(floor(passed[0].state)):.1%}"]
 
 
-def _order(passed: list[Passed]) -> Any:
+def _order(passed: list[TracedState]) -> Any:
     goals: dict[str, Goal] = {"prefill": passed[0].state.prefill, "decode": passed[0].state.decode}
     return lambda name: (name[0] != "prefill", name[1] == goals[name[0]].revision, name[1])

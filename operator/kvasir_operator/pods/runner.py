@@ -55,7 +55,7 @@ class PodRunner:
         self._on_line = on_line
         self._on_event = on_event
         self._started = status.now()
-        self._conditions: dict[str, status.Condition] = {}
+        self._conditions: dict[str, status.PodCondition] = {}
         self._containers: list[ContainerRunner] = []
         self._logs: list[LogFile] = []
         self._run: asyncio.Task[None] | None = None

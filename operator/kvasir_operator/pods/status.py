@@ -60,7 +60,7 @@ class ContainerView(Protocol):
 
 
 @dataclass(frozen=True)
-class Condition:
+class PodCondition:
     """A pod condition and the moment its status last changed."""
 
     type: str
@@ -81,8 +81,8 @@ def phase(containers: Sequence[ContainerView]) -> str:
 
 
 def conditions(
-    containers: Sequence[ContainerView], before: Mapping[str, Condition], time: datetime
-) -> dict[str, Condition]:
+    containers: Sequence[ContainerView], before: Mapping[str, PodCondition], time: datetime
+) -> dict[str, PodCondition]:
     """Initialized, ContainersReady and Ready, keeping the transition times of those that did not change."""
     current = phase(containers)
     unready = [c.spec.name for c in containers if not c.ready]
@@ -96,11 +96,11 @@ def conditions(
         "ContainersReady": (not unready, reason, message),
         "Ready": (not unready, reason, message),
     }
-    result: dict[str, Condition] = {}
+    result: dict[str, PodCondition] = {}
     for kind, (status, why, text) in found.items():
         old = before.get(kind)
         since = old.since if old is not None and old.status == status else time
-        result[kind] = Condition(kind, status, since, why, text)
+        result[kind] = PodCondition(kind, status, since, why, text)
     return result
 
 
@@ -136,7 +136,7 @@ def _container(view: ContainerView) -> dict[str, Any]:
 def build(
     pod: Pod,
     containers: Sequence[ContainerView],
-    known: Mapping[str, Condition],
+    known: Mapping[str, PodCondition],
     ip: str,
     host_ip: str,
     started: datetime,

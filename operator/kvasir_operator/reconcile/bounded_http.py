@@ -21,7 +21,7 @@ class Unanswered(Exception):
     """No answer of use came within the bounds; the message says why."""
 
 
-class Bounded:
+class BoundedHttp:
     """Gets `most` bytes at most within `seconds`. For threads: each call has an event loop of its own.
 
     Redirects are followed within the same origin, and only with `redirects`. `proxies`: whether the environment's

@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Sequence
 
-from kvasir_operator.cluster.interface import ClusterError, ClusterPort, ForeignObject
-from kvasir_operator.plan import Apply, Delete, Report, Scale, Step, Wait
+from kvasir_operator.cluster.interface import ClusterError, ClusterInterface, ForeignObject
+from kvasir_operator.plan import Apply, Delete, ReportReplicas, Scale, Step, Wait
 from kvasir_operator.plan.observed import Observed, Reference, reference
 
 log = logging.getLogger("kvasir.reconcile")
 
 
 def execute(
-    cluster: ClusterPort, namespace: str, name: str, steps: Sequence[Step], observed: Observed
+    cluster: ClusterInterface, namespace: str, name: str, steps: Sequence[Step], observed: Observed
 ) -> dict[Reference, ClusterError]:
     """Take the steps of a plan for the service `name`. What the API server refuses, whatever its code, is returned,
     and keeps no other step from being taken.
@@ -35,9 +35,9 @@ def execute(
 
 
 def _take(
-    cluster: ClusterPort,
+    cluster: ClusterInterface,
     namespace: str,
-    step: Apply | Scale | Delete | Report,
+    step: Apply | Scale | Delete | ReportReplicas,
     target: Reference,
     observed: Observed,
 ) -> None:
@@ -53,7 +53,7 @@ def _take(
         case Delete(uid=uid):
             log.info("delete object=%s namespace=%s", target, namespace)
             cluster.delete(namespace, target, uid)
-        case Report(replicas=replicas):
+        case ReportReplicas(replicas=replicas):
             cluster.report(namespace, target, replicas)
 
 

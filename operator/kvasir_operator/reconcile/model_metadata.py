@@ -18,7 +18,7 @@ from kvasir_engine.model.loading.uri import FileURI, HubURI, PackageURI
 from kvasir_engine.model.loading.uri import parse as parse_uri
 from kvasir_operator.api import Model
 from kvasir_operator.api.validation import ModelMetadata
-from kvasir_operator.reconcile.bounded_http import Bounded, Unanswered
+from kvasir_operator.reconcile.bounded_http import BoundedHttp, Unanswered
 
 log = logging.getLogger("kvasir.facts")
 
@@ -37,7 +37,7 @@ class ModelMetadataReader:
         self, transport: httpx.AsyncBaseTransport | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        self._bounded = Bounded(MOST_BYTES, TIMEOUT_SECONDS, redirects=True, proxies=True, transport=transport)
+        self._bounded = BoundedHttp(MOST_BYTES, TIMEOUT_SECONDS, redirects=True, proxies=True, transport=transport)
         self._clock = clock
         self._lock = threading.Lock()
         self._known: dict[Model, tuple[ModelMetadata | None, float]] = {}
@@ -63,11 +63,11 @@ class ModelMetadataReader:
                 case PackageURI():
                     return PACKAGES.get(uri.package)
                 case FileURI():
-                    return facts_of(json.loads(_read(Path(uri.path) / "config.json")))
+                    return metadata_of(json.loads(_read(Path(uri.path) / "config.json")))
                 case HubURI():
                     revision = quote(model.revision or uri.revision or "main", safe="")
                     url = f"{self._endpoint}/{uri.repo}/resolve/{revision}/config.json"
-                    return facts_of(json.loads(self._bounded.get(url)))
+                    return metadata_of(json.loads(self._bounded.get(url)))
         except (OSError, ValueError, RecursionError, Unanswered) as error:
             log.info("nothing known of the model uri=%s reason=%s", model.uri, error)
         return None
@@ -84,7 +84,7 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def facts_of(config: object) -> ModelMetadata | None:
+def metadata_of(config: object) -> ModelMetadata | None:
     """The facts in a Hugging Face config.json; `None` where it does not say them."""
     if not isinstance(config, Mapping):
         return None

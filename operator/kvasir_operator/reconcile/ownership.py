@@ -20,7 +20,7 @@ Alive = Callable[[str], bool | None]
 GONE_SECONDS = 60.0
 
 
-class Others:
+class OtherOperators:
     """Tells other operators that are there from those that are gone, by their Leases."""
 
     def __init__(

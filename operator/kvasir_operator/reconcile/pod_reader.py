@@ -1,6 +1,6 @@
-"""What pods say of themselves over HTTP: an edge. A pod that does not answer is nobody's error.
+"""Reads the status of pods over HTTP. A pod that does not answer is no error.
 
-What runs in a pod is its author's: it may answer for ever, with any number of bytes, or send us elsewhere.
+A pod may run anything: it may answer without end, with any number of bytes, or with a redirect.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import msgspec
 
 from kvasir_engine.status_reports import RouterStatus, WorkerStatus
 from kvasir_operator.plan.preload import Progress
-from kvasir_operator.reconcile.bounded_http import Bounded, Unanswered
+from kvasir_operator.reconcile.bounded_http import BoundedHttp, Unanswered
 from kvasir_operator.render.pod import PORT
 
 TIMEOUT_SECONDS = 2.0
@@ -27,7 +27,7 @@ class PodReader:
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
         # No proxy of the environment: pods are in the cluster.
-        self._bounded = Bounded(MOST_BYTES, TIMEOUT_SECONDS, transport=transport)
+        self._bounded = BoundedHttp(MOST_BYTES, TIMEOUT_SECONDS, transport=transport)
 
     def progress(self, ip: str) -> Progress | None:
         """How far the Job's pod at `ip` is, or `None`."""

@@ -20,8 +20,8 @@ from kvasir_operator.api import (
     Model,
     parse,
 )
-from kvasir_operator.api.validation import ModelMetadata, api_problems, fact_problems
-from kvasir_operator.cluster.interface import ClusterError, ClusterPort
+from kvasir_operator.api.validation import ModelMetadata, api_problems, model_problems
+from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
 from kvasir_operator.plan import Delete, Step, plan
 from kvasir_operator.plan.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
@@ -37,7 +37,7 @@ from kvasir_operator.scaling.roles import ScalingStatus, remembered, resized
 from kvasir_operator.scaling.sizing import sized
 from kvasir_operator.status import derive as statuses
 from kvasir_operator.status.evaluate import VERIFIED, Leaving, elastic, exposed, metrics_reachable
-from kvasir_operator.status.events import Telling, rescalings, tellings
+from kvasir_operator.status.events import StatusEvent, rescalings, status_events
 
 log = logging.getLogger("kvasir.reconcile")
 
@@ -59,7 +59,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Ask(Protocol):
+class PodStatusReader(Protocol):
     """Asks pods by their addresses, which may not answer."""
 
     def progress(self, ip: str) -> Progress | None:
@@ -84,11 +84,11 @@ class Reconciler:
 
     def __init__(
         self,
-        cluster: ClusterPort,
+        cluster: ClusterInterface,
         options: Options,
         facts: Callable[[Model], ModelMetadata | None],
         now: Callable[[], datetime] = utc_now,
-        ask: Ask | None = None,
+        ask: PodStatusReader | None = None,
         again: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
         autoscaler: Autoscaler | None = None,
         show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
@@ -131,7 +131,7 @@ class Reconciler:
         self._claim(document)
         try:
             service = parse(document)
-            if problems := fact_problems(service, self._facts(service.spec.model)):
+            if problems := model_problems(service, self._facts(service.spec.model)):
                 raise InvalidService(problems)
         except InvalidService as error:
             self._reject(document, error)
@@ -291,9 +291,9 @@ class Reconciler:
         return result
 
     def _tell(self, document: Object, reason: str, message: str, occasion: str) -> None:
-        self._post(document, Telling(True, reason, message, self._stamp(), occasion))
+        self._post(document, StatusEvent(True, reason, message, self._stamp(), occasion))
 
-    def _post(self, document: Object, told: Telling) -> None:
+    def _post(self, document: Object, told: StatusEvent) -> None:
         """Post an Event. Where the API server takes none, the work goes on without."""
         try:
             self._cluster.event(document, told.warning, told.reason, told.message, told.since, told.occasion)
@@ -312,7 +312,7 @@ class Reconciler:
         if statuses.same(current, previous):
             return
         self._set_status(document, current, guarded)
-        for each in tellings(previous, status):
+        for each in status_events(previous, status):
             self._post(document, each)
 
     def _set_status(self, document: Object, status: dict[str, Any], guarded: bool) -> None:

@@ -17,7 +17,7 @@ from kvasir_operator.api import WORKER_ROLES, InferenceService
 from kvasir_operator.plan.observed import Observed, PodState
 from kvasir_operator.scaling.planner import Signals
 from kvasir_operator.scaling.roles import ScalingStatus, next_look, remembered, rescaled
-from kvasir_operator.scaling.signals import Told, signals, startup_seconds
+from kvasir_operator.scaling.signals import PodReports, signals, startup_seconds
 
 # How often routers are asked whether they hold requests for a service that has no workers.
 WAKE_SECONDS = 1.0
@@ -27,7 +27,7 @@ MOST_ASKED = 8
 Key = tuple[str, str]
 
 
-class AskLoad(Protocol):
+class LoadReader(Protocol):
     """Asks pods by their addresses; one that does not answer is `None`."""
 
     def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]: ...
@@ -48,7 +48,7 @@ class Autoscaler:
 
     def __init__(
         self,
-        ask: AskLoad | None,
+        ask: LoadReader | None,
         now: Callable[[], datetime],
         again: Callable[[str, str, float], None],
         report: Callable[[Key, ScalingStatus | None, Signals | None], None] = lambda key, scaling, signals: None,
@@ -136,7 +136,7 @@ class Autoscaler:
             by_role[pod.role].append(each)
         told = self._ask.routers([pod.ip for pod in routers])
         return signals(
-            Told(_expected(routers, told), tuple(by_role["prefill"]), tuple(by_role["decode"])),
+            PodReports(_expected(routers, told), tuple(by_role["prefill"]), tuple(by_role["decode"])),
             startup_seconds(observed),
         )
 

@@ -98,7 +98,7 @@ class Need(msgspec.Struct, frozen=True):
     until: float | None = None
 
 
-class Pool(msgspec.Struct, frozen=True):
+class RolePool(msgspec.Struct, frozen=True):
     """A role as it is: `replicas` are asked for, `ready` of them serve.
 
     `needs`: see `remember`; `None` where nothing is known of the time before.
@@ -119,7 +119,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 def decide(
     now: float,
-    pools: Mapping[WorkerRole, Pool],
+    pools: Mapping[WorkerRole, RolePool],
     bounds: Mapping[WorkerRole, Bounds],
     targets: Targets,
     signals: Signals | None,
@@ -170,7 +170,7 @@ def _end(need: Need, now: float) -> float:
 
 
 def _needs(
-    pools: Mapping[WorkerRole, Pool], targets: Targets, signals: Signals
+    pools: Mapping[WorkerRole, RolePool], targets: Targets, signals: Signals
 ) -> dict[WorkerRole, tuple[int, str]]:
     """What the load asks of each role, whatever the bounds say."""
     return {
@@ -179,7 +179,7 @@ def _needs(
     }
 
 
-def _prefill(pool: Pool, targets: Targets, signals: Signals) -> tuple[int, str]:
+def _prefill(pool: RolePool, targets: Targets, signals: Signals) -> tuple[int, str]:
     if signals.quiet:
         return 0, "no requests"
     waiting = signals.waiting + signals.held
@@ -204,7 +204,7 @@ def _prefill(pool: Pool, targets: Targets, signals: Signals) -> tuple[int, str]:
     return math.ceil(max(steady, busy + clearing) - 1e-9), reason
 
 
-def _decode(pool: Pool, signals: Signals, targets: Targets) -> tuple[int, str]:
+def _decode(pool: RolePool, signals: Signals, targets: Targets) -> tuple[int, str]:
     if signals.quiet:
         return 0, "no requests"
     coming = signals.arrivals * (signals.decode_seconds or 0.0)  # Little's law
@@ -226,7 +226,9 @@ def _decode(pool: Pool, signals: Signals, targets: Targets) -> tuple[int, str]:
     return math.ceil(expected / capacity - 1e-9), f"{why}, {expected:.0f} sequences of {capacity:.0f} a worker"
 
 
-def _held(pool: Pool, need: int, why: str, needs: tuple[Need, ...], now: float, window: float) -> tuple[int, str]:
+def _held(
+    pool: RolePool, need: int, why: str, needs: tuple[Need, ...], now: float, window: float
+) -> tuple[int, str]:
     """`need`, or more where that was needed within the window."""
     if need >= pool.replicas:
         return need, why
@@ -269,12 +271,12 @@ def _fit(
         reasons[role] = f"{needs[role]} are needed, the budget is {budget} GPUs"
 
 
-def _before(pool: Pool) -> tuple[Need, ...]:
+def _before(pool: RolePool) -> tuple[Need, ...]:
     """What was needed; of a time of which nothing is known, what there is may have been."""
     return (Need(pool.replicas),) if pool.needs is None else pool.needs
 
 
-def _stay(now: float, pool: Pool, bounds: Bounds, targets: Targets, sleeps: bool) -> Decision:
+def _stay(now: float, pool: RolePool, bounds: Bounds, targets: Targets, sleeps: bool) -> Decision:
     """What there is. None at all may be right, too, where roles go to zero."""
     replicas = 0 if sleeps else min(max(pool.replicas, bounds.least), bounds.most)
     needs = remember(_before(pool), now, pool.replicas, targets.window)

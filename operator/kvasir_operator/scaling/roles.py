@@ -17,7 +17,7 @@ from msgspec import Meta
 from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole
 from kvasir_operator.api.scaling import AutoScaling
 from kvasir_operator.plan.observed import Observed
-from kvasir_operator.scaling.planner import Bounds, Decision, Need, Pool, Signals, Targets, decide
+from kvasir_operator.scaling.planner import Bounds, Decision, Need, RolePool, Signals, Targets, decide
 
 # How often the load is looked at.
 PERIOD_SECONDS = 15.0
@@ -130,7 +130,9 @@ def _targets(auto: AutoScaling) -> Targets:
     )
 
 
-def _pool(service: InferenceService, observed: Observed, before: ScalingStatus | None, role: WorkerRole) -> Pool:
+def _pool(
+    service: InferenceService, observed: Observed, before: ScalingStatus | None, role: WorkerRole
+) -> RolePool:
     """A role as it is. In the beginning it has the workers that are there, or as many as the spec says."""
     workloads = observed.workloads(role)
     ready = sum(observed.ready(each) for each in workloads)
@@ -143,10 +145,12 @@ def _pool(service: InferenceService, observed: Observed, before: ScalingStatus |
     needs = None
     if before is not None:
         needs = tuple(map(_need, before.role(role).needed))
-    return Pool(replicas, ready, needs)
+    return RolePool(replicas, ready, needs)
 
 
-def _told(decision: Decision, pool: Pool, bounds: Bounds, before: RoleScaling | None, now: datetime) -> RoleScaling:
+def _told(
+    decision: Decision, pool: RolePool, bounds: Bounds, before: RoleScaling | None, now: datetime
+) -> RoleScaling:
     needed = [
         Needed(need.replicas, stamp(math.ceil(need.until)) if need.until is not None else "")
         for need in decision.needs

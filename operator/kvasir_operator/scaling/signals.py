@@ -14,7 +14,7 @@ from kvasir_operator.scaling.planner import Signals
 STARTUP_SECONDS = 60.0  # where no worker has started yet
 
 
-class Told(msgspec.Struct, frozen=True):
+class PodReports(msgspec.Struct, frozen=True):
     """What each pod says that is ready; `None`: it does not answer."""
 
     routers: tuple[RouterStatus | None, ...] = ()
@@ -22,7 +22,7 @@ class Told(msgspec.Struct, frozen=True):
     decode: tuple[WorkerStatus | None, ...] = ()
 
 
-def signals(told: Told, startup: float = STARTUP_SECONDS) -> Signals | None:
+def signals(told: PodReports, startup: float = STARTUP_SECONDS) -> Signals | None:
     """The load of all together; `None` where no router tells any. Workers that are silent are as the others are."""
     routers = [(each, each.load) for each in told.routers if each and each.load]
     if not routers:

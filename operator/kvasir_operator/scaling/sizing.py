@@ -4,7 +4,7 @@ import msgspec
 
 from kvasir_operator.api import API_VERSION, ROLE_KIND, WORKER_ROLES, InferenceService
 from kvasir_operator.plan.observed import Observed, Reference
-from kvasir_operator.plan.steps import Report, Scale, Step
+from kvasir_operator.plan.steps import ReportReplicas, Scale, Step
 
 
 class Sizing(msgspec.Struct, frozen=True):
@@ -30,5 +30,5 @@ def sized(service: InferenceService, observed: Observed) -> Sizing:
             spec = msgspec.structs.replace(spec, **{role: msgspec.structs.replace(workers, replicas=asked)})
         ready = sum(each.ready for each in observed.workloads(role))
         if found.get("status", {}).get("replicas") != ready:
-            steps.append(Report(target, ready))
+            steps.append(ReportReplicas(target, ready))
     return Sizing(msgspec.structs.replace(service, spec=spec), tuple(steps))

@@ -49,7 +49,7 @@ from kvasir_operator.plan.wanted import role_of
 from kvasir_operator.render.names import PAUSED, Object
 from kvasir_operator.scaling.roles import ScalingStatus
 from kvasir_operator.status import evaluate
-from kvasir_operator.status.evaluate import ROLES, Elastic, Leaving, Verdict
+from kvasir_operator.status.evaluate import ROLES, ConditionState, Elastic, Leaving
 from kvasir_operator.status.explain import explain
 
 
@@ -112,9 +112,9 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 def rejected(problems: list[Invalid], generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
     """The status of a service that cannot work. Nothing is said about its roles: nothing is done for them."""
     message = "; ".join(map(str, problems))
-    refusal = Verdict("Accepted", False, "Invalid", message, trouble=True)
-    stalled = Verdict("Stalled", True, "NotAccepted", message)
-    ready = Verdict("Ready", False, "NotAccepted", message)
+    refusal = ConditionState("Accepted", False, "Invalid", message, trouble=True)
+    stalled = ConditionState("Stalled", True, "NotAccepted", message)
+    ready = ConditionState("Ready", False, "NotAccepted", message)
     return Status(
         observed_generation=generation,
         conditions=_conditions([refusal, stalled, ready], generation, previous, now),
@@ -126,11 +126,11 @@ def hindered(reason: str, generation: int, previous: Mapping[str, Any], now: dat
     """The status of a valid service of which the API server lets nothing be read or planned: as it was, but for
     Ready of another spec, which nobody knows to be true."""
     message = f"the API server refuses what the operator needs: {reason}"
-    trouble = Verdict("Degraded", True, "Refused", message, trouble=True)
-    judged = [Verdict("Accepted", True, "Valid", "spec is valid"), trouble]
+    trouble = ConditionState("Degraded", True, "Refused", message, trouble=True)
+    judged = [ConditionState("Accepted", True, "Valid", "spec is valid"), trouble]
     kept = {c["type"]: c for c in previous.get("conditions", [])}
     if "Ready" not in kept or previous.get("observedGeneration") != generation:
-        judged.append(Verdict("Ready", False, "Refused", message))
+        judged.append(ConditionState("Ready", False, "Refused", message))
     made = _conditions(judged, generation, previous, now)
     names = {each.type for each in made}
     rest = [msgspec.convert(c, Condition) for name, c in kept.items() if name not in names]
@@ -158,7 +158,7 @@ def accepted(
     removing: Sequence[str] = (),
     scaling: ScalingStatus | None = None,
     elastic: Elastic | None = None,
-    told: Sequence[Verdict] = (),
+    told: Sequence[ConditionState] = (),
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
 
@@ -176,7 +176,7 @@ def accepted(
         refused[role] = f"{refused[role]}; {target}: {why}" if role in refused else f"{target}: {why}"
     roles = {role: evaluate.role_ready(role, desired, observed, refused.get(role, "")) for role in ROLES}
     counting = [
-        Verdict("Accepted", True, "Valid", "spec is valid"),
+        ConditionState("Accepted", True, "Valid", "spec is valid"),
         *evaluate.model_cached(cached, refused.get(PRELOAD, "")),
         *(verdict for _, _, verdict in roles.values()),
     ]
@@ -191,7 +191,11 @@ def accepted(
         moving,
         wrong,
         *evaluate.kstatus(ready, moving, wrong),
-        *([Verdict("Paused", True, "Annotated", f"nothing is changed while {PAUSED} is true")] if paused else []),
+        *(
+            [ConditionState("Paused", True, "Annotated", f"nothing is changed while {PAUSED} is true")]
+            if paused
+            else []
+        ),
     ]
     of = {role: RoleStatus(wanted, count, f"{count}/{wanted}") for role, (wanted, count, _) in roles.items()}
     return Status(
@@ -210,7 +214,7 @@ def accepted(
 
 
 def _conditions(
-    judged: list[Verdict], generation: int, previous: Mapping[str, Any], now: datetime
+    judged: list[ConditionState], generation: int, previous: Mapping[str, Any], now: datetime
 ) -> list[Condition]:
     before = {condition["type"]: condition for condition in previous.get("conditions", [])}
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,7 +7,7 @@ import msgspec
 
 from kvasir_engine.status_reports import RouterStatus
 from kvasir_operator.api import InferenceService
-from kvasir_operator.plan.observed import CLAIM_MISSING, Observed, Trouble
+from kvasir_operator.plan.observed import CLAIM_MISSING, Observed, PodProblem
 from kvasir_operator.plan.preload import Loading
 from kvasir_operator.plan.wanted import wanted as wanted_of
 from kvasir_operator.render.names import Object, Role
@@ -17,7 +17,7 @@ CONDITIONS: dict[Role, str] = {"prefill": "PrefillReady", "decode": "DecodeReady
 VERIFIED = "KVTransferVerified"
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ConditionState(msgspec.Struct, frozen=True):
     """A condition to be: true, false, or `None` for unknown. `trouble`: time alone does not mend it."""
 
     type: str
@@ -46,20 +46,22 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def model_cached(state: Loading | None, refused: str) -> list[Verdict]:
+def model_cached(state: Loading | None, refused: str) -> list[ConditionState]:
     """The verdict on the Job that loads the model; none where there is no such Job."""
     if refused:
-        return [Verdict("ModelCached", False, "ApplyFailed", refused, trouble=True)]
+        return [ConditionState("ModelCached", False, "ApplyFailed", refused, trouble=True)]
     if state is None:
         return []
     return [
-        Verdict(
+        ConditionState(
             "ModelCached", state.done, state.reason, state.message, not state.done and state.reason != "Loading"
         )
     ]
 
 
-def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refused: str) -> tuple[int, int, Verdict]:
+def role_ready(
+    role: Role, desired: Sequence[Object], observed: Observed, refused: str
+) -> tuple[int, int, ConditionState]:
     """How many of a role are wanted and how many of them ready, and the verdict. `refused`: what the API server
     said against its objects."""
     wants = wanted_of(desired, role)
@@ -71,8 +73,8 @@ def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refuse
     done = state.complete and state.wanted == wanted if state else wants.grouped and not wanted
     count = f"{ready} of {wanted} ready"
 
-    def verdict(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, Verdict]:
-        return wanted, ready, Verdict(CONDITIONS[role], true, reason, message, trouble)
+    def verdict(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, ConditionState]:
+        return wanted, ready, ConditionState(CONDITIONS[role], true, reason, message, trouble)
 
     if refused:
         return verdict(False, "ApplyFailed", f"{count}; {refused}", trouble=True)
@@ -94,7 +96,7 @@ def role_ready(role: Role, desired: Sequence[Object], observed: Observed, refuse
     return verdict(False, "Starting", count)
 
 
-def _trouble(role: Role, revision: str, observed: Observed) -> Trouble | None:
+def _trouble(role: Role, revision: str, observed: Observed) -> PodProblem | None:
     """The first trouble among the pods of the wanted revision, by pod name.
 
     A group is made anew when one of its pods fails, so its trouble is with pods that leave while their set stays.
@@ -105,11 +107,11 @@ def _trouble(role: Role, revision: str, observed: Observed) -> Trouble | None:
     return min(found, default=None)
 
 
-def _told(trouble: Trouble) -> str:
+def _told(trouble: PodProblem) -> str:
     return f"pod {trouble.pod}: {trouble.reason}" + (f": {trouble.message}" if trouble.message else "")
 
 
-def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, Any]) -> Verdict:
+def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, Any]) -> ConditionState:
     """Whether KV was seen to move, by what the routers say of their canaries.
 
     When none of them answers, what was known stands: a condition does not fall by a lost packet.
@@ -119,36 +121,38 @@ def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, An
     verified, pending = sum(each.verified for each in pairs), sum(each.pending for each in pairs)
     unpaired = [why for each in pairs for why in each.unpaired]
     if failures:
-        return Verdict(VERIFIED, False, "CanaryFailed", f"no KV moves from {failures[0]}", trouble=True)
+        return ConditionState(VERIFIED, False, "CanaryFailed", f"no KV moves from {failures[0]}", trouble=True)
     if verified:
-        return Verdict(VERIFIED, True, "CanaryPassed", "a canary was decoded from KV that prefill had sent")
+        return ConditionState(VERIFIED, True, "CanaryPassed", "a canary was decoded from KV that prefill had sent")
     if pending:
-        return Verdict(VERIFIED, None, "Verifying", "a canary is on its way from prefill to decode")
+        return ConditionState(VERIFIED, None, "Verifying", "a canary is on its way from prefill to decode")
     if unpaired:
-        return Verdict(VERIFIED, False, "NoPair", f"no workers can pair: {unpaired[0]}", trouble=True)
+        return ConditionState(VERIFIED, False, "NoPair", f"no workers can pair: {unpaired[0]}", trouble=True)
     before = next((c for c in previous.get("conditions", []) if c["type"] == VERIFIED), None)
     if before and before["status"] == "True" and not routers:
-        return Verdict(VERIFIED, True, before["reason"], before["message"])
-    return Verdict(VERIFIED, None, "NoReport", "no router has told of a pair of workers yet")
+        return ConditionState(VERIFIED, True, before["reason"], before["message"])
+    return ConditionState(VERIFIED, None, "NoReport", "no router has told of a pair of workers yet")
 
 
-def progressing(planned: str, rolling: bool, leaving: Sequence[Leaving]) -> Verdict:
+def progressing(planned: str, rolling: bool, leaving: Sequence[Leaving]) -> ConditionState:
     """Whether workers come or go. `planned`: what the plan waits for, empty when it has nothing left to do."""
     waits = "; ".join(filter(None, [planned, *map(str, leaving)]))
     if planned:
-        return Verdict("Progressing", True, "RollingOut" if rolling else "Scaling", f"waits: {waits}")
+        return ConditionState("Progressing", True, "RollingOut" if rolling else "Scaling", f"waits: {waits}")
     if leaving:
-        return Verdict("Progressing", True, "Draining", f"waits: {waits}")
-    return Verdict("Progressing", False, "Complete", "all workers that are wanted are ready, and no other is left")
+        return ConditionState("Progressing", True, "Draining", f"waits: {waits}")
+    return ConditionState(
+        "Progressing", False, "Complete", "all workers that are wanted are ready, and no other is left"
+    )
 
 
 def degraded(
-    verdicts: Sequence[Verdict], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
-) -> Verdict:
+    verdicts: Sequence[ConditionState], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
+) -> ConditionState:
     """Whether something is wrong that time alone does not mend, or that was right before with the same spec."""
     for each in verdicts:
         if each.trouble:
-            return Verdict("Degraded", True, each.reason, f"{each.type}: {each.message}")
+            return ConditionState("Degraded", True, each.reason, f"{each.type}: {each.message}")
     before = {c["type"]: c for c in previous.get("conditions", [])}
     lost = before.get("Degraded", {}).get("reason") == LOST
     had_all = before.get("Ready", {}).get("status") == "True" or lost
@@ -156,8 +160,8 @@ def degraded(
         for role, condition in CONDITIONS.items():
             found = next((v for v in verdicts if v.type == condition), None)
             if found and not found.true and (lost or _fewer(role, previous, sizes or {})):
-                return Verdict("Degraded", True, LOST, f"{found.type}: {found.message}, where all were")
-    return Verdict("Degraded", False, "AsExpected", "nothing is wrong")
+                return ConditionState("Degraded", True, LOST, f"{found.type}: {found.message}, where all were")
+    return ConditionState("Degraded", False, "AsExpected", "nothing is wrong")
 
 
 def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
@@ -169,7 +173,7 @@ def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
     return ready < min(wanted, before)
 
 
-def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list[Verdict]:
+def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list[ConditionState]:
     """Whether what collects metrics is let in; nothing is said where no NetworkPolicy keeps anybody out."""
     if service.spec.network_policy == "None":
         return []
@@ -178,33 +182,35 @@ def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list
             "NetworkPolicies let nobody collect the workers' metrics: no namespace of Prometheus is configured "
             "(--metrics-namespace, in the chart monitoring.namespace)"
         )
-        return [Verdict("MetricsReachable", False, "NoNamespace", message)]
+        return [ConditionState("MetricsReachable", False, "NoNamespace", message)]
     message = f"NetworkPolicies let in namespace {metrics_namespace}"
-    return [Verdict("MetricsReachable", True, "NamespaceAllowed", message)]
+    return [ConditionState("MetricsReachable", True, "NamespaceAllowed", message)]
 
 
-def exposed(service: InferenceService, rendered: Sequence[Object], servable: Sequence[Object]) -> list[Verdict]:
+def exposed(
+    service: InferenceService, rendered: Sequence[Object], servable: Sequence[Object]
+) -> list[ConditionState]:
     """Whether clients outside have a way in; nothing is said where none is wanted."""
     kind = service.spec.router.expose.type
     if kind == "Service":
         return []
     item = next(each for each in rendered if each["kind"] == kind)
     if any(each["kind"] == kind for each in servable):
-        return [Verdict("Exposed", True, "Created", f"{kind} {item['metadata']['name']} is there")]
+        return [ConditionState("Exposed", True, "Created", f"{kind} {item['metadata']['name']} is there")]
     message = f"this cluster does not serve {item['apiVersion']} {kind}: the endpoint is inside the cluster only"
-    return [Verdict("Exposed", False, "APINotServed", message, trouble=True)]
+    return [ConditionState("Exposed", False, "APINotServed", message, trouble=True)]
 
 
-def kstatus(ready: Verdict, progressing: Verdict, degraded: Verdict) -> list[Verdict]:
+def kstatus(ready: ConditionState, progressing: ConditionState, degraded: ConditionState) -> list[ConditionState]:
     """The two conditions by which tools such as Argo and Flux know any resource (sigs.k8s.io/cli-utils, kstatus).
 
     They are there only while they are true: an absent one is False.
     """
     if degraded.true and not ready.true:
-        return [Verdict("Stalled", True, degraded.reason, degraded.message)]
+        return [ConditionState("Stalled", True, degraded.reason, degraded.message)]
     if not ready.true or progressing.true:
         what = ready if not ready.true else progressing
-        return [Verdict("Reconciling", True, what.reason, what.message)]
+        return [ConditionState("Reconciling", True, what.reason, what.message)]
     return []
 
 
@@ -240,7 +246,7 @@ def elastic(service: InferenceService) -> Elastic | None:
     return Elastic(least, scaling.holds is not None)
 
 
-def ready(verdicts: Sequence[Verdict], sizes: Sizes, elastic: Elastic | None = None) -> Verdict:
+def ready(verdicts: Sequence[ConditionState], sizes: Sizes, elastic: Elastic | None = None) -> ConditionState:
     """Whether requests are served, by all that counts for it."""
     roles = {condition: role for role, condition in CONDITIONS.items()}
     for each in verdicts:
@@ -252,11 +258,15 @@ def ready(verdicts: Sequence[Verdict], sizes: Sizes, elastic: Elastic | None = N
                 continue
         if elastic and elastic.holds and each.type == VERIFIED and each.true is None:
             continue  # a pair has only just started
-        return Verdict("Ready", False, each.reason, f"{each.type}: {each.message}")
+        return ConditionState("Ready", False, each.reason, f"{each.type}: {each.message}")
     if elastic and elastic.holds and sizes["router"][0] and not sizes["decode"][1]:
         reason = "Starting" if sizes["decode"][0] else "ScaledToZero"
-        return Verdict("Ready", True, reason, "no worker runs; routers hold requests until a pair has started")
+        return ConditionState(
+            "Ready", True, reason, "no worker runs; routers hold requests until a pair has started"
+        )
     for role in ("decode", "router"):
         if sizes[role][0] == 0:
-            return Verdict("Ready", False, "ScaledToZero", f"no {role} replicas are wanted, so nothing is served")
-    return Verdict("Ready", True, "AllReady", "requests are served")
+            return ConditionState(
+                "Ready", False, "ScaledToZero", f"no {role} replicas are wanted, so nothing is served"
+            )
+    return ConditionState("Ready", True, "AllReady", "requests are served")

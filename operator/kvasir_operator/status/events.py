@@ -26,7 +26,7 @@ _ENDS = {"Degraded": "Recovered", "Progressing": "Complete"}
 _QUIET = {"Stalled", "Reconciling", "MetricsReachable", "Exposed"}
 
 
-class Telling(msgspec.Struct, frozen=True):
+class StatusEvent(msgspec.Struct, frozen=True):
     """An Event to post. `occasion` tells it from others of the same reason."""
 
     warning: bool
@@ -36,12 +36,12 @@ class Telling(msgspec.Struct, frozen=True):
     occasion: str
 
 
-def tellings(previous: Mapping[str, Any], current: Status) -> list[Telling]:
+def status_events(previous: Mapping[str, Any], current: Status) -> list[StatusEvent]:
     """The Events of the conditions that are not what they were in `previous`."""
-    return [_telling(condition) for condition in transitions(previous, current)]
+    return [_status_event(condition) for condition in transitions(previous, current)]
 
 
-def rescalings(before: ScalingStatus | None, current: ScalingStatus) -> list[Telling]:
+def rescalings(before: ScalingStatus | None, current: ScalingStatus) -> list[StatusEvent]:
     """An Event for each role whose size the operator changes; what it would only do is no event."""
     if before is None or current.mode != "Auto" or before.mode != "Auto":
         return []
@@ -51,7 +51,7 @@ def rescalings(before: ScalingStatus | None, current: ScalingStatus) -> list[Tel
         if old.replicas != new.replicas:
             reason = "ScaledUp" if new.replicas > old.replicas else "ScaledDown"
             message = f"{role} from {old.replicas} to {new.replicas}: {new.reason}"
-            found.append(Telling(False, reason, message, new.since, f"{role} {new.replicas} {new.since}"))
+            found.append(StatusEvent(False, reason, message, new.since, f"{role} {new.replicas} {new.since}"))
     return found
 
 
@@ -74,7 +74,7 @@ def _known(status: str, kind: str) -> str:
     return status if status != "Unknown" else ("" if kind == "Accepted" else "False")
 
 
-def _telling(condition: Condition) -> Telling:
+def _status_event(condition: Condition) -> StatusEvent:
     kind, true = condition.type, condition.status == "True"
     message = f"{condition.reason}: {condition.message}"
     if kind in _ENDS:
@@ -83,4 +83,4 @@ def _telling(condition: Condition) -> Telling:
     else:
         reason, warning = kind if true else f"Not{kind}", not true and condition.reason not in CALM
     since = condition.last_transition_time
-    return Telling(warning, reason, message, since, f"{kind} {condition.status} {since}")
+    return StatusEvent(warning, reason, message, since, f"{kind} {condition.status} {since}")

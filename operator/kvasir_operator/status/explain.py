@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from kvasir_operator.status.evaluate import CONDITIONS, Verdict
+from kvasir_operator.status.evaluate import CONDITIONS, ConditionState
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 _CRASH = ("CrashLoopBackOff", "Restarted", "Error", "OOMKilled")
 
 
-def explain(verdicts: Sequence[Verdict], ready: Verdict) -> str:
+def explain(verdicts: Sequence[ConditionState], ready: ConditionState) -> str:
     """One sentence on why the service is not ready; empty when it is."""
     if ready.true:
         return ""
@@ -20,7 +20,7 @@ def explain(verdicts: Sequence[Verdict], ready: Verdict) -> str:
     return f"{_capital(ready.message)}."
 
 
-def _about(verdict: Verdict) -> str:
+def _about(verdict: ConditionState) -> str:
     match verdict.type:
         case "Accepted":
             return f"the spec is refused: {verdict.message}"

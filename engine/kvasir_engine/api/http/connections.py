@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from kvasir_engine.api.http.limits import Limits
+from kvasir_engine.api.http.limits import HttpLimits
 
 log = logging.getLogger("api")
 
@@ -47,10 +47,10 @@ class _Place:
     closing: tuple[float, int] | None = None  # since when, and with how much to write
 
 
-class Gate:
+class ConnectionGate:
     """Counts connections by address. The one that waits longest for a request makes room for a new one."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
         self._places: dict[Transport, _Place] = {}
         self._of: Counter[str] = Counter()

@@ -24,7 +24,7 @@ ASK_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
 
-class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What `kvasir drain` says, in one line of JSON."""
 
     quiet: Annotated[float, msgspec.Meta(ge=0)] = 0.0
@@ -101,7 +101,7 @@ class GracefulShutdown:
     async def _heard(self, reader: asyncio.StreamReader) -> dict[str, object]:
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                ask = msgspec.json.decode(await reader.readline(), type=Ask)
+                ask = msgspec.json.decode(await reader.readline(), type=DrainRequest)
         except (ValueError, TimeoutError) as error:  # msgspec's are ValueErrors
             return {"error": f"{type(error).__name__}: {error}"[:200]}
         return {"inflight": await self.done(ask.quiet)}

@@ -7,7 +7,7 @@ PLENTY_OF_FILES = 65536
 
 
 @dataclass(frozen=True)
-class Limits:
+class HttpLimits:
     """The defaults suit a server behind a proxy that opens many connections from few addresses."""
 
     connections: int = 4096
@@ -29,7 +29,7 @@ class Limits:
     body_bytes: int = 512 * 2**20  # of all requests whose answers have not begun
 
 
-def fitted(limits: Limits) -> Limits:
+def fitted(limits: HttpLimits) -> HttpLimits:
     """`limits` with no more connections than this process may have files. Raises the soft limit of files first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = PLENTY_OF_FILES if hard == resource.RLIM_INFINITY else min(hard, PLENTY_OF_FILES)

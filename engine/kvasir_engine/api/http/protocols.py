@@ -13,7 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from kvasir_engine.api.errors import ApiError
-from kvasir_engine.api.http.connections import Entry, Gate
+from kvasir_engine.api.http.connections import ConnectionGate, Entry
 from kvasir_engine.api.http.strict_heads import StrictConnection
 
 PROBES = frozenset({"/health", "/ready"})
@@ -31,7 +31,7 @@ class _Writing:
     def resume(self) -> None:
         self._paused = None
 
-    def late(self, now: float, gate: Gate) -> str | None:
+    def late(self, now: float, gate: ConnectionGate) -> str | None:
         if self._paused is None:
             return None
         since, size = self._paused
@@ -46,7 +46,9 @@ class GuardedHttp(H11Protocol):
     client's.
     """
 
-    def __init__(self, gate: Gate, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+    def __init__(
+        self, gate: ConnectionGate, config: Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
         super().__init__(config, server_state, app_state)
         self._gate = gate
         self.conn = StrictConnection(gate.limits)
@@ -150,7 +152,9 @@ class GuardedHttp(H11Protocol):
 class GuardedWebSocket(WebSocketsSansIOProtocol):
     """A WebSocket; its pings find a peer that is silent, this one that does not read."""
 
-    def __init__(self, gate: Gate, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+    def __init__(
+        self, gate: ConnectionGate, config: Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
         super().__init__(config, server_state, app_state)
         self._gate = gate
         self._writing = _Writing()

@@ -13,9 +13,9 @@ from typing import Any
 import uvicorn
 
 from kvasir_engine.api.http.acceptor import Acceptor
-from kvasir_engine.api.http.connections import Gate
+from kvasir_engine.api.http.connections import ConnectionGate
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
-from kvasir_engine.api.http.limits import Limits, fitted
+from kvasir_engine.api.http.limits import HttpLimits, fitted
 from kvasir_engine.api.http.protocols import GuardedHttp
 from kvasir_engine.errors import PortTaken, UserError
 from kvasir_engine.private_folders import drain_socket
@@ -70,9 +70,9 @@ class _Server(uvicorn.Server):
     be held to limits from outside.
     """
 
-    def __init__(self, config: uvicorn.Config, limits: Limits, leaving: GracefulShutdown) -> None:
+    def __init__(self, config: uvicorn.Config, limits: HttpLimits, leaving: GracefulShutdown) -> None:
         super().__init__(config)
-        self._gate = Gate(limits)
+        self._gate = ConnectionGate(limits)
         self._leaving = leaving
         self._hurry: float | None = None
         self._acceptors: list[Acceptor] = []
@@ -107,13 +107,13 @@ async def serve(
     sock: socket.socket,
     leaving: GracefulShutdown,
     until: asyncio.Event | None = None,
-    limits: Limits | None = None,
+    limits: HttpLimits | None = None,
 ) -> None:
     """Serve the ASGI `app` until SIGTERM, SIGINT or `until`; then be unready, finish what is in flight, and return.
 
     What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
     """
-    limits = fitted(limits or Limits())
+    limits = fitted(limits or HttpLimits())
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -7,13 +7,13 @@ smuggling). It also limits only heads that are incomplete when it looks.
 
 import h11
 
-from kvasir_engine.api.http.limits import Limits
+from kvasir_engine.api.http.limits import HttpLimits
 
 _END = b"\r\n\r\n"
 TOO_LARGE = 431
 
 
-def refusal(data: bytes, limits: Limits) -> tuple[int, str] | None:
+def refusal(data: bytes, limits: HttpLimits) -> tuple[int, str] | None:
     """The status and reason to refuse the request that `data` begins with, or `None`.
 
     `data` may end in the middle of the head: what can be said of it already is.
@@ -45,7 +45,7 @@ def refusal(data: bytes, limits: Limits) -> tuple[int, str] | None:
 class StrictConnection(h11.Connection):
     """h11's server side, which looks at each head before it is parsed."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: HttpLimits) -> None:
         super().__init__(h11.SERVER, limits.head_bytes)
         self._limits = limits
 

@@ -13,7 +13,7 @@ from kvasir_engine.model.layers.mlp import MLP, Activation
 from kvasir_engine.model.tensor_parallel import ProcessGroup
 
 
-class Answers(Protocol):
+class ExpertOutputs(Protocol):
     """What experts say."""
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -28,7 +28,7 @@ class ExpertLoop:
         self._experts = experts
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """See Answers."""
+        """See ExpertOutputs."""
         order = chosen.flatten().argsort(stable=True)
         tokens = order // chosen.shape[1]
         answers = x.new_empty(chosen.numel(), x.shape[1])
@@ -54,7 +54,7 @@ class GroupedExperts:
         self._numbers = torch.arange(len(gate_up), device=gate_up.device)
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """See Answers."""
+        """See ExpertOutputs."""
         by_expert, order = chosen.flatten().sort(stable=True)
         # Where each expert's rows end. bincount would wait for the device.
         ends = torch.searchsorted(by_expert, self._numbers, right=True, out_int32=True)
@@ -70,7 +70,7 @@ class MixtureOfExperts:
     Each rank has a part of the columns of every expert; the ranks' sums are added.
     """
 
-    def __init__(self, router: torch.Tensor, experts: Answers, config: Experts, group: ProcessGroup) -> None:
+    def __init__(self, router: torch.Tensor, experts: ExpertOutputs, config: Experts, group: ProcessGroup) -> None:
         # In float32: rounded to bfloat16, experts would often be equally likely.
         self._packed = cpu.pack(router, None, exact=True)
         self._router = router.float() if self._packed is None else router.new_empty(0)
@@ -119,7 +119,7 @@ def experts_of(
     device: torch.device,
     dtype: torch.dtype,
     activation: Activation,
-) -> Answers:
+) -> ExpertOutputs:
     """The code for experts of these weights: of each gate and up [2 * columns, hidden], down [hidden, columns].
 
     PyTorch has the grouped product in bfloat16 for GPUs that have bfloat16.

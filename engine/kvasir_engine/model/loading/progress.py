@@ -4,7 +4,7 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from kvasir_engine.errors import UserError
-from kvasir_engine.supervisor import Expected, end_process, start_thread
+from kvasir_engine.supervisor import ExpectedEnd, end_process, start_thread
 
 
 class ProgressServer:
@@ -48,7 +48,7 @@ class ProgressServer:
 
     def _serve(self) -> None:
         self._http.serve_forever()
-        raise Expected
+        raise ExpectedEnd
 
     def __exit__(self, *_: object) -> None:
         self._http.shutdown()

