@@ -45,7 +45,7 @@ log = logging.getLogger("kvasir.reconcile")
 # How soon a service is looked at again of which no event tells: while its model is loaded, while a canary is on its
 # way or a worker finishes what it has, and while no canary comes right.
 MOST_LOADING = 2  # pods of a Job that are asked, one after the other
-LOADING_SECONDS = 5.0
+LOADING_SECONDS = 2.0
 SOON_SECONDS = 1.0
 FAILED_SECONDS = 10.0
 # And where a spec asks for what the cluster does not serve.
