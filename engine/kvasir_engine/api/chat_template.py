@@ -49,10 +49,18 @@ class _Renderer:
         self._warm = False
 
     def ask(self, request: dict[str, Any], patience: float) -> dict[str, str]:
-        """Raises TemplateCost, with the process ended, where no answer comes in time."""
+        """Raises TemplateCost, with the process ended, where no answer comes in time. What the process itself takes
+        to start is not the template's.
+        """
+        if not self._warm:
+            self._exchange({**request, "template": "", "messages": []}, START_SECONDS)
+            self._warm = True
+        return self._exchange(request, patience)
+
+    def _exchange(self, request: dict[str, Any], patience: float) -> dict[str, str]:
         assert self._process.stdin is not None
         data = _framed(request)
-        ends = time.monotonic() + (patience if self._warm else START_SECONDS)
+        ends = time.monotonic() + patience
         try:
             os.set_blocking(self._process.stdin.fileno(), False)
             self._send(memoryview(data), ends)
@@ -67,7 +75,6 @@ class _Renderer:
         except BaseException:
             self.end()
             raise
-        self._warm = True
         return answer
 
     def end(self) -> None:
