@@ -22,10 +22,10 @@ from kvasir_engine.executor.step import FinishedStep, LaunchedStep
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.kv.digests import STRIPE, KeptDigests
 from kvasir_engine.kv.pool import KVPool, PoolShape, free_memory
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.decoder import Decoder
 from kvasir_engine.model.layers import cpu
 from kvasir_engine.model.loading.weight_loader import Progress, Weights, choose_device, choose_dtype
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.model.tensor_parallel import ALONE, ProcessGroup, shard
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 
