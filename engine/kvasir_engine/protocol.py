@@ -127,11 +127,21 @@ HEADS_APART = "pages,layers,kv,heads,tokens,dim"
 """The layout in which a head's tokens of a page are one run of bytes: what other divisions of the KV need."""
 
 
-class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LayerRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """So many `layers` that keep of a token `parts` times `heads` rows of `row_bytes` bytes (`kv/spec.py`)."""
+
+    layers: Annotated[int, Meta(ge=1, le=1 << 16)]
+    parts: Annotated[int, Meta(ge=1, le=2)]
+    heads: Annotated[int, Meta(ge=1, le=1 << 16)]
+    row_bytes: Annotated[int, Meta(ge=1, le=1 << 16)]
+
+
+class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What must agree for one worker's KV to be another's. Engine versions may differ.
 
     `kv_heads` are the model's. `tensor_parallel` and `page_size` may differ within limits; `connector/layout.py`
-    says which bytes are which then.
+    says which bytes are which then. `kv` says what each layer keeps where they are not all alike, K and V of
+    `kv_heads` heads; a peer that does not know the field refuses it by name.
     """
 
     model: Name
@@ -145,6 +155,11 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: Text
     tensor_parallel: Annotated[int, Meta(ge=1, le=MOST_PARTS)] = 1
     digest: Name = "none"
+    kv: Annotated[list[LayerRun], Meta(max_length=1 << 10)] = []
+
+    def __post_init__(self) -> None:
+        if self.kv and sum(run.layers for run in self.kv) != self.layers:
+            raise ValueError(f"kv: it has {sum(run.layers for run in self.kv)} layers, not {self.layers}")
 
     def mismatch(self, other: "Fingerprint") -> str | None:
         """The first field by which the two cannot pair, as `field: ours, theirs`; `None` when they can."""
@@ -163,9 +178,10 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return f" (the layout {self.layout} moves between equal ones only)"
         if field == "page_size":
             return " (neither is a multiple of the other)" if max(ours, theirs) % min(ours, theirs) else None
-        if all(self.kv_heads % ranks == 0 or ranks % self.kv_heads == 0 for ranks in (ours, theirs)):
-            return None
-        return f" (one of them neither divides the {self.kv_heads} KV heads nor is a multiple of them)"
+        for heads in {run.heads for run in self.kv} or {self.kv_heads}:
+            if any(heads % ranks and ranks % heads for ranks in (ours, theirs)):
+                return f" (one of them neither divides the {heads} KV heads nor is a multiple of them)"
+        return None
 
 
 class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,7 +35,7 @@ def huge_pages_refused() -> int:
 )
 def test_a_pool_that_is_written_is_in_huge_pages() -> None:
     refused = huge_pages_refused()
-    pool = KVPool(PoolShape(4, 2, 64, 16, torch.bfloat16), 1024, torch.device("cpu"))
+    pool = KVPool(PoolShape.uniform(4, 2, 64, 16, torch.bfloat16), 1024, torch.device("cpu"))
     pool.tensor.fill_(1)
     found = mapping(pool.tensor.data_ptr() + pool.tensor.nbytes // 2)
     assert "hg" in found["VmFlags"].split()

@@ -21,8 +21,8 @@ from kvasir_engine.environment import KNOWN, ROUTER, WORKER, refuse_unknown
 from kvasir_engine.errors import UserError
 from kvasir_engine.executor.fingerprint import fingerprint_of
 from kvasir_engine.executor.rank_protocol import Setup, decode_to_main, encode
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.weight_loader import choose_dtype
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.protocol import Fingerprint
 from kvasir_operator.__main__ import app as operator
 from kvasir_operator.api import Spec

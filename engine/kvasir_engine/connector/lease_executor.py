@@ -295,7 +295,7 @@ class LeaseExecutor:
         else:
             self._digests.keep(read.digests, read.push.local)
             cut = self._agent.received(read.key[0])
-            self._stats.read_bytes += len(read.push.local) * cut.moved_bytes if cut is not None else 0
+            self._stats.read_bytes += len(read.push.local) * cut.moved_bytes() if cut is not None else 0
             faults.hit("prefill.read")
         return not wrong
 
@@ -357,7 +357,7 @@ class LeaseExecutor:
                 self._stats.handoffs += 1
             case receiver.Settled(_, complete, agent):
                 cut = self._agent.received(agent)
-                self._stats.received_bytes += complete.pages * cut.moved_bytes if cut is not None else 0
+                self._stats.received_bytes += complete.pages * cut.moved_bytes() if cut is not None else 0
 
     def _close(self, part: Key) -> None:
         """A part of another worker's lease has ended."""

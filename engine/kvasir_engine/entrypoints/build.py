@@ -26,9 +26,9 @@ from kvasir_engine.executor.rank_group import RankedRunner, RankProcesses
 from kvasir_engine.executor.rank_process import digester_of, region_of
 from kvasir_engine.executor.rank_protocol import Serve
 from kvasir_engine.executor.threads import apart, use_own_cores
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.model.tensor_parallel import ALONE, shard
 
 log = logging.getLogger("worker")

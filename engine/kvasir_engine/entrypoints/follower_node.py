@@ -38,9 +38,9 @@ from kvasir_engine.executor.node_protocol import (
     Welcome,
 )
 from kvasir_engine.executor.rank_link import end, fate_of, spawn
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.model.tensor_parallel import shard
 from kvasir_engine.nodes import Nodes
 from kvasir_engine.supervisor import ExpectedEnd, start_thread
