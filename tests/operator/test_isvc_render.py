@@ -168,6 +168,9 @@ def test_workers_run_the_engine_with_what_the_spec_says() -> None:
         "--device": "cuda",
         "--tensor-parallel": "2",
         "--fabric": "tcp",
+        "--tls-dir": "/etc/kvasir/tls",
+        "--worker-port": "8443",
+        "--encryption": "auto",
         "--drain-seconds": "77",
     }
     assert found["decode"]["spec"]["replicas"] == 3

@@ -47,6 +47,10 @@
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, create, patch, delete]
+# Certificates of services' pods. Neither verb shows a Secret: an update answers with what was sent.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, update]
 # Whether another operator that has a service is still there.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
@@ -56,7 +60,7 @@
   verbs: [create]
 {{- end }}
 
-{{- /* In the operator's own namespace: the Lease. */ -}}
+{{- /* In the operator's own namespace: the Lease, and the authority that signs pods' certificates. */ -}}
 {{- define "kvasir.leaseRules" -}}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
@@ -64,5 +68,12 @@
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   resourceNames: [{{ include "kvasir.fullname" . }}]
+  verbs: [get, update]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [{{ include "kvasir.fullname" . }}-authority]
   verbs: [get, update]
 {{- end }}

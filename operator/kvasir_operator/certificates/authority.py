@@ -41,6 +41,20 @@ class Authority(msgspec.Struct, frozen=True):
         """Until when it is believed."""
         return x509.load_pem_x509_certificate(self.certificate).not_valid_after_utc
 
+    def check(self) -> None:
+        """Raise ValueError where this cannot sign what peers believe."""
+        parsed = x509.load_pem_x509_certificate(self.certificate)
+        key = _signing_key(self)
+        if parsed.public_key() != key.public_key():
+            raise ValueError("the key is not the certificate's")
+        try:
+            signs = parsed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            parsed.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        except x509.ExtensionNotFound as error:
+            raise ValueError(str(error)) from None
+        if not signs:
+            raise ValueError("the certificate is none of an authority")
+
 
 class Leaf(msgspec.Struct, frozen=True):
     """A pod's certificate and its key, both PEM."""
@@ -68,9 +82,7 @@ def new_authority(now: datetime, lifetime: timedelta = AUTHORITY_LIFETIME) -> Au
 def new_leaf(authority: Authority, uri: str, now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
     """The certificate of whoever is `uri`, for both ends of a connection. It ends no later than its authority."""
     issuer = x509.load_pem_x509_certificate(authority.certificate)
-    signing = serialization.load_pem_private_key(authority.key, None)
-    if not isinstance(signing, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"authority {authority.name} has a key of another kind than it was made with")
+    signing = _signing_key(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kvasir")])
     ends = min(now + lifetime, authority.ends)
@@ -89,6 +101,14 @@ def new_leaf(authority: Authority, uri: str, now: datetime, lifetime: timedelta 
         .sign(signing, hashes.SHA256())
     )
     return Leaf(made.public_bytes(serialization.Encoding.PEM), _pem(key))
+
+
+def _signing_key(authority: Authority) -> ec.EllipticCurvePrivateKey:
+    """Raises ValueError."""
+    found = serialization.load_pem_private_key(authority.key, None)
+    if not isinstance(found, ec.EllipticCurvePrivateKey):
+        raise ValueError("the key is none of an elliptic curve")
+    return found
 
 
 def _builder(

@@ -42,12 +42,12 @@ def overdue(authorities: Sequence[Authority], now: datetime) -> bool:
 
 
 def due(
-    before: Issued | None, authorities: Sequence[Authority], now: datetime, asked: str = ""
+    before: Issued | None, authorities: Sequence[Authority], now: datetime, asked: str = "", lost: bool = False
 ) -> tuple[Issued, Authority, list[Authority]] | None:
     """What is to be issued now, who signs it and who is to be believed; `None` while all is as it should be.
 
     `authorities`: at least one of them valid. `before`: what was issued last. `asked`: another text than then asks
-    for new certificates at once.
+    for new certificates at once, and so does what was issued and is `lost`.
     """
     trusted = sorted((each for each in authorities if each.ends > now), key=lambda each: (each.begins, each.name))
     since = {each.authority: each.since for each in before.trusted} if before else {}
@@ -55,6 +55,7 @@ def due(
     believed = [Trusted(each.name, since.get(each.name, stamp(now))) for each in trusted]
     if (
         before is not None
+        and not lost
         and before.trusted == believed
         and before.signed_by == signer.name
         and before.asked == asked
