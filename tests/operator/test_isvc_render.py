@@ -169,7 +169,6 @@ def test_workers_run_the_engine_with_what_the_spec_says() -> None:
         "--tensor-parallel": "2",
         "--fabric": "tcp",
         "--tls-dir": "/etc/kvasir/tls",
-        "--worker-port": "8443",
         "--encryption": "auto",
         "--drain-seconds": "77",
     }

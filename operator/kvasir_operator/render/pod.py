@@ -157,7 +157,7 @@ def tls_args(service: InferenceService, role: Role) -> list[str]:
         return []
     args = ["--tls-dir", TLS_PATH]
     if role != "router":
-        args += ["--worker-port", str(WORKER_PORT), "--encryption", service.spec.transfer.encryption.lower()]
+        args += ["--encryption", service.spec.transfer.encryption.lower()]
     return args
 
 
