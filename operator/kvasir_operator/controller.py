@@ -33,6 +33,7 @@ from kvasir_operator.metrics import OperatorMetrics
 from kvasir_operator.reconcile.certificates import CertificateKeeper
 from kvasir_operator.reconcile.model_metadata import ModelMetadataReader
 from kvasir_operator.reconcile.ownership import OtherOperators
+from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.reconcile.pod_reader import PodReader
 from kvasir_operator.reconcile.reconciler import Reconciler, utc_now
 from kvasir_operator.reconcile.work_queue import WorkQueue
@@ -113,6 +114,7 @@ class Controller:
             self._metrics.capacity.show,
             OtherOperators(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
             CertificateKeeper(self._cluster, AuthorityStore(transport, *setup.authority), utc_now),
+            PodOwners(self._cluster),
         )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))

@@ -125,6 +125,7 @@ class FakeCluster:
         self.unserved: set[str] = set()
         self.theirs: set[Reference] = set()
         self.secrets: dict[str, Object] = {}
+        self.controllers: dict[tuple[str, str], str] = {}
         self.version = 0
 
     def get_service(self, namespace: str, name: str) -> Object | None:
@@ -196,6 +197,10 @@ class FakeCluster:
 
     def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:
         self.events.setdefault((reason, occasion), message)
+
+    def controller_uid(self, namespace: str, target: Reference, uid: str) -> str:
+        self.calls.append(f"owner of {target}")
+        return self.controllers.get((target.name, uid), "")
 
     def put_secret(self, item: Object) -> None:
         name = item["metadata"]["name"]

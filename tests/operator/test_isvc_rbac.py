@@ -24,9 +24,10 @@ from kvasir_operator.controller import WATCHED, WATCHED_IF_SERVED
 from kvasir_operator.plan.observed import Reference
 from kvasir_operator.reconcile.certificates import CertificateKeeper
 from kvasir_operator.reconcile.ownership import OtherOperators
+from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options, render
-from kvasir_operator.render.names import CERTIFICATES, REVISION_LABEL, Object
+from kvasir_operator.render.names import CERTIFICATES, REVISION_LABEL, ROLE_LABEL, SERVICE_LABEL, Object
 
 RULES = Path(__file__).parents[2] / "charts/kvasir/templates/_rules.tpl"
 PATH = re.compile(
@@ -132,6 +133,7 @@ class FakeServer:
                 "status": body["status"],
             }
         )
+        self.objects[path]["metadata"].setdefault("uid", path)
         return 200, json.dumps(self.objects[path]).encode()
 
     def _discovery(self, path: str) -> tuple[int, bytes]:
@@ -155,8 +157,19 @@ def shipped(template: str = "rules") -> set[Verb]:
 def reconcile(server: FakeServer) -> None:
     cluster = Cluster(server)
     keeper = CertificateKeeper(cluster, server.authorities, lambda: NOW)
-    operator = Reconciler(cluster, Options(), lambda model: None, lambda: NOW, certificates=keeper)
+    owners = PodOwners(cluster)
+    operator = Reconciler(cluster, Options(), lambda model: None, lambda: NOW, certificates=keeper, owners=owners)
     operator.reconcile("default", "llama")
+
+
+def pod(kind: str) -> Object:
+    """A router's pod that something of this kind made."""
+    owner = {"apiVersion": "apps/v1", "kind": kind, "name": "llama-router-x", "uid": kind, "controller": True}
+    labels = {SERVICE_LABEL: "llama", ROLE_LABEL: "router"}
+    return {
+        "metadata": {"name": f"made-by-{kind}", "labels": labels, "ownerReferences": [owner]},
+        "status": {"podIP": "10.0.0.1"},
+    }
 
 
 def used() -> set[Verb]:
@@ -167,6 +180,8 @@ def used() -> set[Verb]:
         scaling={"mode": "External"},
     )
     server = FakeServer(found)
+    for kind in ("ReplicaSet", "StatefulSet"):
+        server.objects[f"/api/v1/namespaces/default/pods/{kind}"] = pod(kind)
     reconcile(server)
     reconcile(server)  # InferenceRoles that are there are told their sizes
     stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
@@ -183,7 +198,7 @@ def used() -> set[Verb]:
         plural = KINDS[item["apiVersion"], item["kind"]]
         root = "/api/v1" if item["apiVersion"] == "v1" else f"/apis/{item['apiVersion']}"
         name = f"{item['metadata']['name']}-older"
-        older = {**item, "metadata": {**item["metadata"], "name": name}}
+        older = {**item, "metadata": {**item["metadata"], "name": name, "uid": name}}
         if REVISION_LABEL in item["metadata"]["labels"]:
             older["metadata"]["labels"] = {**item["metadata"]["labels"], REVISION_LABEL: "older"}
         server.objects[f"{root}/namespaces/default/{plural}/{name}"] = older

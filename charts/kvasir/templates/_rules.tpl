@@ -29,6 +29,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+# They follow pods to their owners, and so does the operator.
+- apiGroups: [apps]
+  resources: [replicasets, statefulsets]
+  verbs: [get]
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [get, list, create, patch, delete]

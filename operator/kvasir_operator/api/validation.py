@@ -262,8 +262,9 @@ def _transfer(transfer: "Transfer") -> Iterator[Invalid]:
         yield Invalid(path, "fabric rdma needs the extended resource that gives a pod its RDMA device")
     if transfer.fabric in ("tcp", "shm") and transfer.rdma_resource:
         yield Invalid(path, f"means nothing with fabric {transfer.fabric}")
-    if transfer.encryption == "Required" and transfer.fabric == "tcp":
-        yield Invalid("spec.transfer.encryption", "Required excludes fabric tcp, on which KV is plain")
+    if transfer.encryption == "Required" and transfer.fabric != "shm":
+        reason = f"Required takes fabric shm: over {transfer.fabric} KV is not encrypted on its way"
+        yield Invalid("spec.transfer.encryption", reason)
 
 
 def _rollout(rollout: "Rollout") -> Iterator[Invalid]:

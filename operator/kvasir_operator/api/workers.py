@@ -129,7 +129,8 @@ class Transfer(Part, frozen=True):
         Encryption,
         about(
             "Auto: routers and workers speak mutual TLS by certificates that the operator makes and renews; KV "
-            "itself is not encrypted on its way. Required: workers whose KV would travel unencrypted over TCP "
-            "refuse to pair. Off: no certificates; who reaches a worker's ports can read and write its KV."
+            "itself is not encrypted on its way. Required: KV too may not leave a machine, as no fabric but shm "
+            "keeps it from who is on the network. Off: no certificates; who reaches a worker's ports can read and "
+            "write its KV."
         ),
     ] = "Auto"

@@ -25,7 +25,7 @@ from kvasir_operator.api import (
     SET_PLURAL,
 )
 from kvasir_operator.cluster.interface import ClusterError
-from kvasir_operator.plan.observed import Reference
+from kvasir_operator.plan.observed import Reference, controller_of
 from kvasir_operator.render.names import MANAGED_BY, SERVICE_LABEL, Object
 
 FIELD_MANAGER = "kvasir"
@@ -118,6 +118,15 @@ class Cluster:
         }
         path = object_path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
         self._write("PATCH", path + "/status", body, accept=(200, 201, 404))
+
+    def controller_uid(self, namespace: str, target: Reference, uid: str) -> str:
+        """The uid of what controls a ReplicaSet or StatefulSet that has this uid; "" where it is not there, or
+        nothing does. Raises ClusterError."""
+        found = self._get(object_path(target.api_version, f"{target.kind.lower()}s", namespace, target.name))
+        if found is None or found["metadata"]["uid"] != uid:
+            return ""
+        owner = controller_of(found)
+        return str(owner["uid"]) if owner else ""
 
     def put_secret(self, item: Object) -> None:
         """Have a Secret be `item`, by verbs that show nobody what it was: an update answers with what was sent,

@@ -93,6 +93,10 @@ class ClusterInterface(Protocol):
         """Set the replicas in an InferenceRole's status; nothing if it is gone."""
         ...
 
+    def controller_uid(self, namespace: str, target: Reference, uid: str) -> str:
+        """The uid of what controls an object that has this uid; "" where it is not there, or nothing does."""
+        ...
+
     def put_secret(self, item: Object) -> None:
         """Have a Secret be `item`, whatever it was before. It is never read."""
         ...

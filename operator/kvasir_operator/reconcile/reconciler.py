@@ -29,6 +29,7 @@ from kvasir_operator.plan.workers import paired_capacity, progress
 from kvasir_operator.reconcile.certificates import CertificateKeeper, Kept, issued_before
 from kvasir_operator.reconcile.executor import execute
 from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
+from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED, ROLES
@@ -102,7 +103,9 @@ class Reconciler:
         show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
         alive: Alive = lambda operator: None,
         certificates: CertificateKeeper | None = None,
+        owners: PodOwners | None = None,
     ) -> None:
+        self._owners = owners
         self._alive = alive
         self._certificates = certificates
         self._show_capacity = show_capacity
@@ -190,7 +193,10 @@ class Reconciler:
         # Pods last: what is ready counts most, and changes by itself.
         owned = self._cluster.owned(service.namespace, service.name, service.uid)
         removing = document.get("status", {}).get("removing", [])
-        observed = observe(owned, self._cluster.pods(service.namespace, service.name), removing)
+        pods = self._cluster.pods(service.namespace, service.name)
+        if self._owners:
+            pods = self._owners.vouched(service.namespace, pods, owned)
+        observed = observe(owned, pods, removing)
         paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
         scaling = self._rescale(document, service, observed, paused)
         sizing = sized(resized(service, scaling), observed)

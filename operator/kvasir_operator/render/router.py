@@ -72,4 +72,5 @@ def _pod(service: InferenceService, options: Options) -> Object:
 def _discovery_args(service: InferenceService, options: Options) -> list[str]:
     if isinstance(options.discovery, Static):
         return [arg for url in options.discovery.urls for arg in ("--worker", url)]
-    return ["--watch-pods", worker_selector(service)]
+    owner = ["--watch-owner", service.uid] if service.uid else []
+    return ["--watch-pods", worker_selector(service), *owner]
