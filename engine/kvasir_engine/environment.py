@@ -29,6 +29,8 @@ ROUTER = frozenset(
         "DRAIN_SECONDS",
         "HOLD_SECONDS",
         "HOLD_REQUESTS",
+        "TLS_DIR",
+        "PLAIN_WORKERS",
     )
 )
 """Flags of `kvasir router`; some are those of `kvasir serve` too."""

@@ -27,6 +27,7 @@ from kvasir_engine.bounds import (
     Logprob,
     Metadata,
     Name,
+    Nonce,
     Pages,
     Penalty,
     Positive,
@@ -46,7 +47,9 @@ from kvasir_engine.bounds import (
 
 VERSION = 2
 """The lowest version that is spoken. 2: a lease names its writer."""
-LATEST = 2
+NONCES = 3
+"""The first version in which leases have nonces, and workers say where they are."""
+LATEST = 3
 """The highest."""
 ALIVE = "alive"
 """The capability of a worker that says regularly which requests it has, and of a router that listens."""
@@ -58,6 +61,7 @@ CAPABILITIES = (ALIVE, COUNTS, PROCESSORS)
 WORKER_PATH = "/v1/worker"
 
 Role = Literal["prefill", "decode", "both"]
+Encryption = Literal["auto", "required", "off"]
 
 
 class Frame(
@@ -236,7 +240,8 @@ class Hello(Frame, frozen=True, forbid_unknown_fields=False):
     """First frame of both sides. A router sends only what it speaks and its `epoch` (new at each start).
 
     Versions `version` to `latest` (0: only that) are spoken, with the `capabilities`. `model` is the name that the
-    worker serves under; a router serves one name and refuses workers of another.
+    worker serves under; a router serves one name and refuses workers of another. `place`: workers that say the same
+    share a machine and its loopback; one whose `encryption` is required moves KV only there.
     """
 
     version: Small
@@ -249,6 +254,8 @@ class Hello(Frame, frozen=True, forbid_unknown_fields=False):
     draining: bool = False
     latest: Small = 0
     capabilities: Annotated[tuple[Name, ...], Meta(max_length=256)] = ()
+    place: Name = ""
+    encryption: Encryption = "auto"
 
 
 class Submit(Frame, frozen=True):
@@ -256,7 +263,7 @@ class Submit(Frame, frozen=True):
 
     Without `lease` the worker does it all. With one, the worker (prefill) computes the prompt's KV, pushes what
     the lease asks for to `to`, samples one token and is done. `priority`: see `GenerateRequest`. A `canary` is the
-    router's own, and counted apart.
+    router's own, and counted apart. `place` is that of `to`; from version 3 on.
     """
 
     id: Name
@@ -267,6 +274,7 @@ class Submit(Frame, frozen=True):
     to: Endpoint | None = None
     priority: Priority = 0
     canary: bool = False
+    place: Name = ""
 
 
 class Reserve(Frame, frozen=True):
@@ -274,7 +282,8 @@ class Reserve(Frame, frozen=True):
 
     If fewer than `threshold` prompt tokens are missing here, the worker prefills them itself and answers
     `Leased` without a lease; the request then runs as if it had been submitted. With `lend_from`, the writer has
-    so many of the tokens, and may read the pages that this worker has beyond them.
+    so many of the tokens, and may read the pages that this worker has beyond them. `nonces`: router and writer know
+    those of leases; `place` is the writer's. Both from version 3 on.
     """
 
     id: Name
@@ -286,12 +295,15 @@ class Reserve(Frame, frozen=True):
     lend_from: Small | None = None
     priority: Priority = 0
     canary: bool = False
+    nonces: bool = False
+    place: Name = ""
 
 
-class Loan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Loan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The right of a prefill worker to read some pages of a decode worker, which stay as they are meanwhile.
 
-    `pages[i]` holds tokens `first + i * page_size` on. A read that ends after `seconds` is none.
+    `pages[i]` holds tokens `first + i * page_size` on. A read that ends after `seconds` is none. `nonce`: as
+    a lease has it, another one.
     """
 
     id: Count
@@ -299,15 +311,17 @@ class Loan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages: Pages
     first: Small
     seconds: Seconds
+    nonce: Nonce = 0
 
 
-class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Lease(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The right of one writer to write some pages of one decode worker.
 
     `pages[i]` is to hold tokens `first + i * page_size` on, with the decode worker's page size, of which `first` is
     a multiple. The writer stops posting `seconds` after it got the lease, by its own clock. It is the worker with
     the agent `writer` in the life `writer_epoch`; any other refuses the lease. `loan`: pages before these that it
-    may read first.
+    may read first. `nonce`: only the two workers and the router know it, and every word that they exchange about
+    the lease has it; 0 where one of the three is of version 2.
     """
 
     id: Count
@@ -318,6 +332,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     writer: Name
     writer_epoch: Count
     loan: Loan | None = None
+    nonce: Nonce = 0
 
     def not_for(self, worker: Endpoint) -> str | None:
         """Why `worker` may not write under this lease; None if it was granted to it, in this life."""

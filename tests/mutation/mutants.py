@@ -268,10 +268,12 @@ MUTANTS = [
     Mutant(
         "a fenced lease's writer is asked once only",
         HOLDER,
-        "                    effects.append(NotifyWriter(writer, Release(lease, self.epoch)))\n",
+        "                    effects.append(NotifyWriter(writer, Release(lease, self.epoch, nonce=part.nonce)))\n",
         "",
     ),
-    Mutant("nobody is pinged", HOLDER, "effects.append(NotifyWriter(writer, Ping(0, self.epoch)))", "pass"),
+    Mutant(
+        "nobody is pinged", HOLDER, "effects.append(NotifyWriter(writer, Ping(lease, self.epoch, nonce)))", "pass"
+    ),
     # -- the writer's side of a lease
     Mutant(
         "Stopped is sent while a write is under way",

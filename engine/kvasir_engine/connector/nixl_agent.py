@@ -23,7 +23,8 @@ from nixl_cu13._bindings import (
 from kvasir_engine.config import Fabric
 from kvasir_engine.connector.fabric import fabric_env
 from kvasir_engine.connector.layout import Cut, Offsets, Route, Shape, routes
-from kvasir_engine.protocol import Address, Endpoint, Fingerprint, Region
+from kvasir_engine.errors import UserError
+from kvasir_engine.protocol import Address, Encryption, Endpoint, Fingerprint, Region
 
 _UNREACHABLE = (nixlInvalidParamError, nixlMismatchError, nixlBackendError, nixlNotFoundError, ValueError)
 
@@ -56,9 +57,15 @@ class _Peer:
     layers: nixl_prepped_dlist_handle | None  # where pages are pages on both sides
 
 
-def choose_fabric(fabric: Fabric, cuda: bool) -> None:
-    """Tell UCX which transports it may use. What the environment says already wins. Call before any agent."""
-    for name, value in fabric_env(fabric, cuda).items():
+def choose_fabric(fabric: Fabric, cuda: bool, encryption: Encryption = "auto") -> None:
+    """Tell UCX which transports it may use. Call before any agent.
+
+    What the environment says already wins; where encryption is required it is refused. Raises UserError.
+    """
+    required = encryption == "required"
+    for name, value in fabric_env(fabric, cuda, required).items():
+        if required and os.environ.get(name, value) != value:
+            raise UserError(f"encryption required and {name}={os.environ[name]}: only {value} stays on the machine")
         os.environ.setdefault(name, value)
 
 
@@ -76,7 +83,7 @@ class NixlAgent:
         self._layers = fingerprint.layers
         self._local = self._nixl.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(region), region.memory)
         self._peers: dict[str, _Peer] = {}
-        self._met: set[str] = set()  # who can be told something, and nothing else yet
+        self._met: dict[str, bytes] = {}  # who can be told something, by which metadata
 
     def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
         """Make a rank of the peer reachable; nothing if it is already. Raises PeerRefused, or PeerDied."""
@@ -100,6 +107,8 @@ class NixlAgent:
         from_ = next((r for r in routes(theirs, self._shape) if (r.writer, r.holder) == (rank, self.rank)), None)
         whole = any(route is not None and route.pieces == 1 for route in (to, from_))
         try:
+            if self._met.get(peer.agent, peer.metadata) != peer.metadata:
+                self.forget(peer.agent)  # somebody has used its name: the router knows who it is
             self.meet(peer)
             region = peer.region
             layers = None
@@ -115,12 +124,15 @@ class NixlAgent:
         self._peers[peer.agent] = _Peer(region, endpoint.fingerprint, to, from_, layers)
 
     def differs(self, endpoint: Endpoint, rank: int) -> bool:
-        """Whether a rank of the peer is known with another pool, or another way to divide it."""
+        """Whether a rank of the peer is known with another pool or agent, or another way to divide it."""
         if rank > len(endpoint.others):
             return False
         peer = endpoint.address(rank)
         known = self._peers.get(peer.agent)
-        return known is not None and (known.region, known.fingerprint) != (peer.region, endpoint.fingerprint)
+        if known is None:
+            return False
+        same = (known.region, known.fingerprint) == (peer.region, endpoint.fingerprint)
+        return not same or self._met.get(peer.agent) != peer.metadata
 
     def meet(self, peer: Address) -> None:
         """Make `notify` reach the peer. Raises PeerRefused, or PeerDied."""
@@ -134,7 +146,7 @@ class NixlAgent:
             raise PeerRefused(f"NIXL cannot reach {peer.agent}: {error}") from error
         if name != peer.agent:
             raise PeerRefused(f"metadata is of agent {name!r}, not {peer.agent!r}")
-        self._met.add(peer.agent)
+        self._met[peer.agent] = peer.metadata
 
     def sent(self, agent: str) -> Cut | None:
         """What of our pages goes to the peer; `None` if it is not known any more."""
@@ -152,7 +164,7 @@ class NixlAgent:
         if peer is not None and peer.layers is not None:
             peer.layers.release()
         if agent in self._met:
-            self._met.remove(agent)
+            del self._met[agent]
             self._nixl.remove_remote_agent(agent)
 
     def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> TransferHandle:

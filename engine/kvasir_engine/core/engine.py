@@ -31,6 +31,7 @@ from kvasir_engine.core.waiting_queue import QueueLimits, WaitingQueue
 from kvasir_engine.kv.pages import OutOfPages, Owner
 from kvasir_engine.protocol import Delta, Endpoint, Lease, Leased, Load, Reserve, Role, Submit
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
+from kvasir_engine.transport_policy import ANY_TRANSPORT, TransportPolicy
 
 if TYPE_CHECKING:
     from kvasir_engine.executor.model_runner import ModelRunner
@@ -57,6 +58,7 @@ class Engine:
         queue: QueueLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
         overlap: bool = False,
+        policy: TransportPolicy = ANY_TRANSPORT,
     ) -> None:
         self.runner = runner
         self.role = role
@@ -65,6 +67,7 @@ class Engine:
         self.epoch = epoch
         self.connector = connector
         self.overlap = overlap
+        self.policy = policy
         self.cache = KVCacheManager(runner.pool.pages, limits.page_size, runner.copy_page)
         self.stats = Stats()
         self.readback = Readback(self.cache)
@@ -122,6 +125,12 @@ class Engine:
             loan is not None and (to.agent, loan.id) not in self.readback.reads and self.connector.busy(to, loan.id)
         )
 
+    def _unsafe(self, place: str, nonces: bool) -> str | None:
+        """Why no KV may move between this worker and one at `place`, before any does; None if it may."""
+        if self.policy.encryption == "required" and not nonces:
+            return "encryption is required, and the other worker, or the router, knows no nonces of leases"
+        return self.policy.refusal(TransportPolicy("auto", place))
+
     def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
         """Run `work`; an error fails the request of the frame and no other."""
         try:
@@ -139,6 +148,8 @@ class Engine:
             return refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
         if frame.lease is not None and (self.role == "decode" or self.connector is None):
             return refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
+        if frame.lease is not None and (unsafe := self._unsafe(frame.place, frame.lease.nonce > 0)) is not None:
+            return refuse(session, frame.id, "not_encrypted", unsafe)
         if frame.lease is not None and frame.to is not None and self.connector is not None:
             wrong = fault_of_endpoint("to", frame.to, self.connector.endpoint) or fault_of_lease(
                 frame.lease, frame.to
@@ -168,10 +179,14 @@ class Engine:
         problem = fault_of_endpoint("writer", frame.writer, self.connector.endpoint)
         if problem is not None:
             return self.requests.refuse(session, frame.id, "bad_request", problem)
+        unsafe = self._unsafe(frame.place, frame.nonces)
+        if unsafe is not None:
+            return self.requests.refuse(session, frame.id, "not_encrypted", unsafe)
         job = self.requests.new(session, frame)
         if job is not None:
             job.sequence.remote = True
             job.writer, job.threshold, job.lend_from = frame.writer, frame.threshold, frame.lend_from
+            job.nonces = frame.nonces
             self.waiting.add(job.sequence)
             faults.hit("decode.reserved")
         return None

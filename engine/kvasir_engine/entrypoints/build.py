@@ -30,6 +30,8 @@ from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
 from kvasir_engine.model.tensor_parallel import ALONE, shard
+from kvasir_engine.tls import Credentials
+from kvasir_engine.transport_policy import TransportPolicy, place_here
 
 log = logging.getLogger("worker")
 
@@ -39,6 +41,7 @@ def build(
     moves_kv: bool,
     leave: Callable[[], None] = lambda: None,
     ended: supervisor.Ended | None = None,
+    credentials: Credentials | None = None,
 ) -> tuple[EngineThread, KVConnector | None]:
     """Load the model, with the other nodes if there are any, and start the threads.
 
@@ -46,7 +49,7 @@ def build(
     the user can mend.
     """
     check(config)
-    listener = None if config.nodes is None else NodeListener(config.nodes, leave)
+    listener = None if config.nodes is None else NodeListener(config.nodes, leave, credentials)
     try:
         return _build(config, moves_kv, listener, ended)
     except UserError as error:
@@ -88,7 +91,7 @@ def _build(
     limits = Limits(config.prefill_chunk + config.max_running, config.max_running, config.page_size)
     handoff = None
     if moves_kv:
-        choose_fabric(config.fabric, runner.device.type == "cuda")
+        choose_fabric(config.fabric, runner.device.type == "cuda", config.encryption)
         region = region_of(runner)
         digest = digester_of(runner, fingerprint) if config.kv_digests else None
         own = TransferThread(
@@ -107,6 +110,7 @@ def _build(
             handoff,
             QueueLimits(config.max_waiting, config.queue_seconds),
             overlap=overlap,
+            policy=TransportPolicy(config.encryption, place_here()),
         ),
         config.check_pages,
         ended,

@@ -41,6 +41,8 @@ class RouterOptions:
     drain_seconds: float = 600.0
     hold_seconds: float = 0.0
     hold_requests: int = 1000
+    tls_dir: str = ""
+    plain_workers: bool = False
 
 
 def router(
@@ -101,6 +103,21 @@ def router(
     hold_requests: Annotated[
         int, typer.Option(min=1, help="most requests that are held", envvar="KVASIR_HOLD_REQUESTS")
     ] = 1000,
+    tls_dir: Annotated[
+        str,
+        typer.Option(
+            help="folder of ca.crt, tls.crt and tls.key: workers have to show a certificate of the same "
+            "InferenceService; looked at again when it changes",
+            envvar="KVASIR_TLS_DIR",
+        ),
+    ] = "",
+    plain_workers: Annotated[
+        bool,
+        typer.Option(
+            help="with --tls-dir: take workers without TLS too, while a rollout brings it",
+            envvar="KVASIR_PLAIN_WORKERS",
+        ),
+    ] = False,
 ) -> None:
     """The OpenAI API over a pool of workers."""
     options = RouterOptions(
@@ -120,6 +137,8 @@ def router(
         drain_seconds=drain_seconds,
         hold_seconds=hold_seconds,
         hold_requests=hold_requests,
+        tls_dir=tls_dir,
+        plain_workers=plain_workers,
     )
     if "torch" not in sys.modules:
         # The router never computes. transformers imports torch wherever it can: seconds and hundreds of MB.
@@ -150,10 +169,17 @@ async def run_router(options: RouterOptions) -> None:
     )
     from kvasir_engine.router.pool import WorkerPool
     from kvasir_engine.router.status_endpoint import show_status
+    from kvasir_engine.router.worker_trust import WorkerTrust
     from kvasir_engine.supervisor import Supervisor, end_process
+    from kvasir_engine.tls import check_role, credentials_of
 
     if bool(options.workers) == bool(options.watch_pods):
         raise DiscoveryError("name the workers with --worker or with --watch-pods, one of the two")
+    if options.plain_workers and not options.tls_dir:
+        raise DiscoveryError("--plain-workers is for a router with --tls-dir: without, all workers are plain")
+    credentials = credentials_of(options.tls_dir)
+    if credentials is not None:
+        check_role(credentials, "router")
     if options.watch_pods:
         access = ClusterAccess.in_cluster(options.namespace or None)
         discovery = watched_pods(access, options.watch_pods, options.watch_owner)
@@ -167,7 +193,8 @@ async def run_router(options: RouterOptions) -> None:
     folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
     model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens)
     tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
-    registry, lifecycle, pool = CollectorRegistry(), Lifecycle(), WorkerPool(name, tasks)
+    registry, lifecycle = CollectorRegistry(), Lifecycle()
+    pool = WorkerPool(name, tasks, WorkerTrust(credentials, options.plain_workers))
     client = PooledClient(
         pool,
         registry=registry,

@@ -17,6 +17,7 @@ from kvasir_engine.config import FIELDS, EngineConfig, config_of
 from kvasir_engine.entrypoints.options import command
 from kvasir_engine.protocol import CAPABILITIES, LATEST, VERSION, Hello
 from kvasir_engine.thread_wait_policy import let_threads_sleep
+from kvasir_engine.tls import check_role, credentials_of
 
 log = logging.getLogger("worker")
 
@@ -43,7 +44,7 @@ worker = command(
 
 async def _worker(config: EngineConfig) -> None:
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
-    from kvasir_engine.api.http.server import check_port, end_at_sigterm, listen, serve
+    from kvasir_engine.api.http.server import Secured, check_port, end_at_sigterm, listen, serve
     from kvasir_engine.entrypoints.build import build
     from kvasir_engine.entrypoints.worker_server import WorkerServer
     from kvasir_engine.keepalive import notice_silence
@@ -51,12 +52,16 @@ async def _worker(config: EngineConfig) -> None:
 
     end_at_sigterm()
     check_port(config.host, config.port)  # before minutes of loading; the port opens after it
+    credentials = credentials_of(config.tls_dir)
+    if credentials is not None:
+        check_role(credentials, config.role)
+        listen(config.host, config.worker_port).close()
     loop, leave = asyncio.get_running_loop(), asyncio.Event()
 
     def another_leaves() -> None:
         loop.call_soon_threadsafe(leave.set)
 
-    thread, handoff = await asyncio.to_thread(build, config, True, another_leaves, end_process)
+    thread, handoff = await asyncio.to_thread(build, config, True, another_leaves, end_process, credentials)
     assert handoff is not None
     hello = Hello(
         VERSION,
@@ -68,15 +73,23 @@ async def _worker(config: EngineConfig) -> None:
         handoff.endpoint,
         latest=LATEST,
         capabilities=CAPABILITIES,
+        place=thread.engine.policy.place,
+        encryption=config.encryption,
     )
-    server = WorkerServer(thread, hello)
+    server = WorkerServer(thread, hello, apart=credentials is not None)
     leaving = GracefulShutdown(server, config.drain_seconds)
     server.show_status(leaving)
     try:
         sock = listen(config.host, config.port)
         notice_silence(sock)  # requests of a router whose machine is lost are aborted
+        secured = None
+        if credentials is not None:
+            routers = listen(config.host, config.worker_port)
+            notice_silence(routers)
+            secured = Secured(server.router_app, routers, credentials, ("router",))
+            log.info("serving routers identity=%s port=%d", credentials.identity, routers.getsockname()[1])
         log.info("serving role=%s address=%s:%d", config.role, *sock.getsockname()[:2])
-        await serve(server.app, sock, leaving, leave)
+        await serve(server.app, sock, leaving, leave, secured=secured)
     finally:
         thread.stop()
         handoff.stop()

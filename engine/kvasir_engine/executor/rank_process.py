@@ -99,7 +99,7 @@ class Rank:
     def serve(self, serve: Serve) -> None:
         """Start the transfer thread."""
         runner = self._runner
-        choose_fabric(self._config.fabric, runner.device.type == "cuda")
+        choose_fabric(self._config.fabric, runner.device.type == "cuda", self._config.encryption)
         region = region_of(runner)
         digest = digester_of(runner, serve.fingerprint) if self._config.kv_digests else None
         self._transfers = TransferThread(

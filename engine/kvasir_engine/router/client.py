@@ -246,11 +246,12 @@ class PooledClient:
 
     def _refused(self, decode: Candidate, targets: dict[str, Target]) -> frozenset[str]:
         """Names of those that may not write to `decode`."""
-        if not len(self.quarantine):
-            return frozenset()
-        holder = targets[decode.name].peer.endpoint.agent
+        holder = targets[decode.name].peer
         return frozenset(
-            name for name, target in targets.items() if self.quarantine.refuses(target.peer.endpoint.agent, holder)
+            name
+            for name, target in targets.items()
+            if target.peer.transport.refusal(holder.transport) is not None
+            or self.quarantine.refuses(target.peer.endpoint.agent, holder.endpoint.agent)
         )
 
     async def canary(self, prefill: Target, decode: Target) -> str | None:
