@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kvasir_engine.router.discovery import (
     pod_worker,
     static_workers,
     watched_pods,
+    worker_ports,
     worker_url,
 )
 
@@ -146,11 +147,13 @@ class Followed:
 
 
 @contextlib.asynccontextmanager
-async def following(access: ClusterAccess, owner: str = "", secure: bool = False) -> AsyncIterator[Followed]:
+async def following(
+    access: ClusterAccess, owner: str = "", ports: Sequence[str] = ("http",)
+) -> AsyncIterator[Followed]:
     followed = Followed()
 
     async def follow() -> None:
-        async for workers in watched_pods(access, SELECTOR, owner, secure):
+        async for workers in watched_pods(access, SELECTOR, owner, ports):
             async with followed.changed:
                 followed.sets.append(dict(workers))
                 followed.changed.notify_all()
@@ -318,12 +321,16 @@ async def test_with_certificates_a_worker_is_spoken_to_where_it_proves_who_it_is
     both = pod("d1", "10.0.0.1", spec_containers=[{"name": "kvasir", "ports": ports}])
     plain = pod("d2", "10.0.0.2")
     assert pod_worker(both) == ("ws://10.0.0.1:8000", "d1")
-    assert pod_worker(both, secure=True) == ("wss://10.0.0.1:8443", "d1")
-    assert pod_worker(plain, secure=True) is None
+    secure = worker_ports(secure=True, plain=False)
+    assert pod_worker(both, secure) == ("wss://10.0.0.1:8443", "d1")
+    assert pod_worker(plain, secure) is None
+    rolling = worker_ports(secure=True, plain=True)
+    assert pod_worker(both, rolling) == ("wss://10.0.0.1:8443", "d1")
+    assert pod_worker(plain, rolling) == ("ws://10.0.0.2:8000", "d2")
     async with api_server() as api:
         api.set(plain)
         api.set(both)
-        async with following(ClusterAccess(api.url, "prod"), secure=True) as found:
+        async with following(ClusterAccess(api.url, "prod"), ports=secure) as found:
             assert await found.until({"d1"}) == {"wss://10.0.0.1:8443": "d1"}
 
 

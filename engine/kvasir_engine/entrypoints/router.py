@@ -165,6 +165,7 @@ async def run_router(options: RouterOptions) -> None:
         DiscoveryError,
         static_workers,
         watched_pods,
+        worker_ports,
         worker_url,
     )
     from kvasir_engine.router.pool import WorkerPool
@@ -182,7 +183,8 @@ async def run_router(options: RouterOptions) -> None:
         check_role(credentials, "router")
     if options.watch_pods:
         access = ClusterAccess.in_cluster(options.namespace or None)
-        discovery = watched_pods(access, options.watch_pods, options.watch_owner)
+        ports = worker_ports(bool(options.tls_dir), options.plain_workers)
+        discovery = watched_pods(access, options.watch_pods, options.watch_owner, ports)
     elif options.watch_owner:
         raise DiscoveryError("--watch-owner is for --watch-pods: workers that are named are nobody's")
     else:

@@ -82,31 +82,46 @@ class _Expired(Exception):
     """The watch's resource version is too old: list again."""
 
 
-def pod_worker(pod: Mapping[str, Any], secure: bool = False) -> tuple[str, str] | None:
+PLAIN_PORT, TLS_PORT = "http", "worker"
+
+
+def worker_ports(secure: bool, plain: bool) -> tuple[str, ...]:
+    """The names of the ports at which a router speaks to workers, the preferred one first.
+
+    `secure`: it has a certificate, and asks for theirs. A pod that has no port for that is no worker then, unless
+    `plain` ones are taken too: else who has no certificate would only have to leave the port out.
+    """
+    return (TLS_PORT, *((PLAIN_PORT,) if plain else ())) if secure else (PLAIN_PORT,)
+
+
+def pod_worker(pod: Mapping[str, Any], ports: Sequence[str] = (PLAIN_PORT,)) -> tuple[str, str] | None:
     """A pod's (URL, name) if it is a worker to connect to: it has an IP, is not over and not being deleted.
 
-    `secure`: at the port where it proves who it is. One that has no such port is no worker then: else who has no
-    certificate would only have to leave it out.
+    `ports`: as `worker_ports` gives them.
     """
     metadata, status = pod.get("metadata", {}), pod.get("status", {})
     ip = status.get("podIP")
     if not ip or metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
         return None
-    for container in pod.get("spec", {}).get("containers", []):
-        for port in container.get("ports", []):
-            if port.get("name") == ("worker" if secure else "http"):
-                host = f"[{ip}]" if ":" in ip else ip
-                return f"{'wss' if secure else 'ws'}://{host}:{port['containerPort']}", metadata["name"]
+    host = f"[{ip}]" if ":" in ip else ip
+    listening = {
+        port.get("name"): port["containerPort"]
+        for container in pod.get("spec", {}).get("containers", [])
+        for port in container.get("ports", [])
+    }
+    for name in ports:
+        if name in listening:
+            return f"{'wss' if name == TLS_PORT else 'ws'}://{host}:{listening[name]}", metadata["name"]
     return None
 
 
 async def watched_pods(
-    access: ClusterAccess, selector: str, owner: str = "", secure: bool = False
+    access: ClusterAccess, selector: str, owner: str = "", ports: Sequence[str] = (PLAIN_PORT,)
 ) -> AsyncIterator[Mapping[str, str]]:
     """The workers among the pods that `selector` matches, followed by list and watch for as long as it is iterated.
 
-    `owner`: the uid of the InferenceService whose pods they have to be; empty: anybody's. `secure`: as `pod_worker`
-    has it. While the API server cannot be reached the last known set stands.
+    `owner`: the uid of the InferenceService whose pods they have to be; empty: anybody's. `ports`: what `worker_ports`
+    gives. While the API server cannot be reached the last known set stands.
     """
     owners = Owners(owner) if owner else None
     path = f"/api/v1/namespaces/{access.namespace}/pods"
@@ -116,7 +131,7 @@ async def watched_pods(
             try:
                 pods, version = await _list(client, access, path, selector)
                 ours = {uid for uid, pod in pods.items() if await _owned(client, access, owners, pod)}
-                last = _workers(pods, ours, secure)
+                last = _workers(pods, ours, ports)
                 yield last
                 while True:
                     begun = time.monotonic()
@@ -134,7 +149,7 @@ async def watched_pods(
                             pods[uid] = pod
                             own = await _owned(client, access, owners, pod)
                             (ours.add if own else ours.discard)(uid)
-                        workers = _workers(pods, ours, secure)
+                        workers = _workers(pods, ours, ports)
                         if workers != last:
                             last = workers
                             yield last
@@ -148,8 +163,8 @@ async def watched_pods(
             backoff = min(2 * backoff, MOST_BACKOFF)
 
 
-def _workers(pods: Mapping[str, Mapping[str, Any]], ours: Set[str], secure: bool) -> dict[str, str]:
-    found = (pod_worker(pod, secure) for uid, pod in pods.items() if uid in ours)
+def _workers(pods: Mapping[str, Mapping[str, Any]], ours: Set[str], ports: Sequence[str]) -> dict[str, str]:
+    found = (pod_worker(pod, ports) for uid, pod in pods.items() if uid in ours)
     return dict(worker for worker in found if worker is not None)
 
 
