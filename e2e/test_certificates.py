@@ -220,8 +220,7 @@ def _answer(cluster: Cluster, host: str, port: int, sent: bytes, context: ssl.SS
             sock = context.wrap_socket(plain) if context else plain
             sock.sendall(sent)
             return sock.recv(4096)
-        except (ConnectionError, ssl.SSLError) as error:
-            assert not isinstance(error, ssl.SSLCertVerificationError)
+        except (ConnectionError, ssl.SSLError):
             return b""
 
 
