@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,17 +61,34 @@ def ask_for_new_ones(cluster: Cluster, why: str) -> None:
     cluster.kubectl("-n", NAMESPACE, "annotate", "kvi", NAME, f"{CERTIFICATES}={why}", "--overwrite")
 
 
-def renewals(cluster: Cluster) -> dict[str, int]:
-    """How often each pod has taken new certificates."""
-    return {
-        pod["metadata"]["name"]: steps.log_of(cluster, pod).count(RENEWED)
-        for pod in pods(cluster, NAMESPACE, SERVING)
-    }
+def presented(cluster: Cluster, tmp_path: Path) -> dict[str, bytes]:
+    """The certificate that each worker shows to who comes with the router's, as PEM."""
+    for name, data in mounted(cluster, "router").items():
+        (tmp_path / name).write_bytes(data)
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+    context.check_hostname = False
+    context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    found = {}
+    for pod in pods(cluster, NAMESPACE, WORKERS):
+        port = cluster.port(pod["status"]["podIP"], WORKER)
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=15) as plain,
+            context.wrap_socket(plain) as sock,
+        ):
+            shown = sock.getpeercert(binary_form=True)
+            assert shown is not None
+            found[pod["metadata"]["name"]] = ssl.DER_cert_to_PEM_cert(shown).encode()
+    return found
 
 
-def more_than(cluster: Cluster, before: dict[str, int]) -> bool:
-    now = renewals(cluster)
-    return all(now[name] > count for name, count in before.items())
+def all_show_what_is_mounted(cluster: Cluster, tmp_path: Path) -> bool | None:
+    """Whether every worker has taken the certificate that its Secret has now; `None` where not."""
+    wanted = {role: mounted(cluster, role)["tls.crt"] for role in ("prefill", "decode")}
+    try:
+        found = presented(cluster, tmp_path)
+    except ssl.SSLError:  # an authority that is not believed yet
+        return None
+    return all(found[name].strip() == wanted[name.split("-")[1]].strip() for name in found) or None
 
 
 def names(cluster: Cluster) -> set[str]:
@@ -99,7 +117,10 @@ def test_who_shows_no_certificate_is_told_nothing(cluster: Cluster, shown: Stage
 
 def test_a_pod_with_a_workers_labels_is_not_taken_and_gets_no_prompts(cluster: Cluster, shown: Stage) -> None:
     """It is a real worker of the same model, and listens at both ports that its labels promise."""
-    steps.apply(cluster, _stranger("foreign"), namespace=NAMESPACE)
+    (real, *_) = pods(cluster, NAMESPACE, f"{ROLE_LABEL}=decode")
+    labels = {key: value for key, value in real["metadata"]["labels"].items() if key != "pod-template-hash"}
+    assert labels[SERVICE_LABEL] == NAME
+    steps.apply(cluster, _stranger("foreign", labels), namespace=NAMESPACE)
 
     def up() -> Object | None:
         (pod,) = (p for p in pods(cluster, NAMESPACE) if p["metadata"]["name"] == "foreign")
@@ -122,14 +143,16 @@ def test_a_pod_with_a_workers_labels_is_not_taken_and_gets_no_prompts(cluster: C
     cluster.kubectl("-n", NAMESPACE, "delete", "pod", "foreign", "--grace-period=1", "--wait=false")
 
 
-def test_new_certificates_come_under_running_streams_and_none_is_lost(cluster: Cluster, shown: Stage) -> None:
-    before, there = renewals(cluster), names(cluster)
+def test_new_certificates_come_under_running_streams_and_none_is_lost(
+    cluster: Cluster, shown: Stage, tmp_path: Path
+) -> None:
+    there = names(cluster)
     old = mounted(cluster, "decode")["tls.crt"]
     shown.traffic.mark("renewing")
     with shown.long.flowing(4):
         ask_for_new_ones(cluster, "1")
-        eventually(lambda: more_than(cluster, before) or None, 60, "all pods have new certificates", cluster)
-    assert mounted(cluster, "decode")["tls.crt"] != old
+        eventually(lambda: mounted(cluster, "decode")["tls.crt"] != old or None, 30, "new certificates", cluster)
+        eventually(lambda: all_show_what_is_mounted(cluster, tmp_path), 60, "workers show them", cluster)
     assert names(cluster) == there, "no pod was rolled"
     assert not shown.long.failures()
     assert not shown.traffic.failures()
@@ -146,11 +169,13 @@ def test_new_certificates_come_under_running_streams_and_none_is_lost(cluster: C
         cluster,
     )
     steps.wait_ready(cluster, NAMESPACE, NAME, 60)
+    (router,) = pods(cluster, NAMESPACE, f"{ROLE_LABEL}=router")
+    assert RENEWED in steps.log_of(cluster, router)
     assert not shown.traffic.failures()
 
 
 def test_a_new_authority_takes_over_with_both_believed_and_no_stream_is_lost(
-    cluster: Cluster, shown: Stage
+    cluster: Cluster, shown: Stage, tmp_path: Path
 ) -> None:
     first = issued(cluster)["signedBy"]
     added = new_authority(datetime.now(UTC))
@@ -158,7 +183,7 @@ def test_a_new_authority_takes_over_with_both_believed_and_no_stream_is_lost(
     encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
     cluster.kubectl("-n", kvasir.NAMESPACE, "patch", "secret", AUTHORITY, "-p", json.dumps({"data": encoded}))
     shown.traffic.mark("both")
-    before, number = renewals(cluster), iter(range(10**6))
+    number = iter(range(10**6))
 
     def both() -> bool | None:
         # Nothing tells an operator of it: it looks again when a service is looked at, once a minute at most.
@@ -169,16 +194,17 @@ def test_a_new_authority_takes_over_with_both_believed_and_no_stream_is_lost(
     assert issued(cluster)["signedBy"] == first, "the new one does not sign before all pods believe it"
     for role in ("prefill", "decode", "router"):
         assert len(x509.load_pem_x509_certificates(mounted(cluster, role)["ca.crt"])) == 2
-    eventually(lambda: more_than(cluster, before) or None, 60, "all pods believe both", cluster)
+    eventually(lambda: all_show_what_is_mounted(cluster, tmp_path), 60, "workers show them", cluster)
     # The hour is not waited for: the status says that it is over.
     long_ago = (datetime.now(UTC) - timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
     trusted = [{**each, "since": long_ago} for each in issued(cluster)["trusted"]]
     patch = json.dumps({"status": {"certificates": {"trusted": trusted}}})
-    before = renewals(cluster)
     with shown.long.flowing(4):
         cluster.kubectl("-n", NAMESPACE, "patch", "kvi", NAME, "--subresource=status", "--type=merge", "-p", patch)
         eventually(lambda: issued(cluster)["signedBy"] == added.name or None, 60, "it signs", cluster)
-        eventually(lambda: more_than(cluster, before) or None, 60, "all pods have its certificates", cluster)
+        eventually(lambda: all_show_what_is_mounted(cluster, tmp_path), 60, "workers show its own", cluster)
+    (one, *_) = presented(cluster, tmp_path).values()
+    x509.load_pem_x509_certificate(one).verify_directly_issued_by(x509.load_pem_x509_certificate(added.certificate))
     assert not shown.long.failures()
     assert not shown.traffic.failures()
 
@@ -224,8 +250,8 @@ def _answer(cluster: Cluster, host: str, port: int, sent: bytes, context: ssl.SS
             return b""
 
 
-def _stranger(name: str) -> dict[str, Any]:
-    """A worker that the service did not make, with the labels of one that it did."""
+def _stranger(name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """A worker that the service did not make."""
     args = ["worker", "--role", "decode", "--model", tiny.URI, "--served-model-name", NAME, "--dtype", "float32"]
     main = {
         "name": "kvasir",
@@ -247,7 +273,7 @@ def _stranger(name: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": {SERVICE_LABEL: NAME, ROLE_LABEL: "decode"}},
+        "metadata": {"name": name, "labels": labels},
         "spec": {
             "containers": [main],
             "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],

@@ -16,7 +16,16 @@ import msgspec
 from kvasir_operator.certificates import Authority, Issued, due, files, identity, new_authority, new_leaf, overdue
 from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
 from kvasir_operator.plan.observed import Reference
-from kvasir_operator.render.names import CERTIFICATES, ROLES, Object, Owner, Role, labels, metadata, tls_secret_name
+from kvasir_operator.render.names import (
+    CERTIFICATES,
+    ROLES,
+    Object,
+    OwningService,
+    Role,
+    labels,
+    metadata,
+    tls_secret_name,
+)
 from kvasir_operator.status.evaluate import ConditionState, certificates_ready, no_certificates
 
 log = logging.getLogger("kvasir.certificates")
@@ -81,7 +90,7 @@ class CertificateKeeper:
             if not error.refusal:
                 raise
             return Kept(before, no_certificates("NoAuthority", f"no authority can be read or kept: {error}"))
-        owner = Owner.of(document)
+        owner = OwningService.of(document)
         asked = str(annotations.get(CERTIFICATES, ""))
         found = due(before, authorities, now, asked)
         if found is None and any(self._cluster.lacks_secret(_secret(owner, role, {})) for role in waiting):
@@ -134,7 +143,7 @@ def issued_before(document: Mapping[str, Any]) -> Issued | None:
         return None
 
 
-def _secret(owner: Owner, role: Role, data: Mapping[str, bytes]) -> Object:
+def _secret(owner: OwningService, role: Role, data: Mapping[str, bytes]) -> Object:
     encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
     return {
         "apiVersion": "v1",

@@ -29,7 +29,7 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "kvasir-operator"}
 REVISION_LENGTH = 8
 
 
-class Owner(msgspec.Struct, frozen=True):
+class OwningService(msgspec.Struct, frozen=True):
     """An InferenceService as owner of objects, whatever its spec says."""
 
     name: str
@@ -43,7 +43,7 @@ class Owner(msgspec.Struct, frozen=True):
         return cls(found["name"], found["namespace"], found.get("uid", ""))
 
 
-def labels(service: InferenceService | Owner, role: Role | Literal["preload"]) -> dict[str, str]:
+def labels(service: InferenceService | OwningService, role: Role | Literal["preload"]) -> dict[str, str]:
     """The labels on every object of `role`, or of the Job that loads the model."""
     return {
         "app.kubernetes.io/name": "kvasir",
@@ -91,7 +91,7 @@ def set_name(service: InferenceService, role: WorkerRole, revision: str, number:
     return f"{worker_name(service, role, revision)}-{number}"
 
 
-def tls_secret_name(service: InferenceService | Owner, role: Role) -> str:
+def tls_secret_name(service: InferenceService | OwningService, role: Role) -> str:
     """The Secret with the certificates of a role.
 
     The operator reads no Secret, so it cannot see whose one of that name is before it writes it. The name has a
@@ -106,7 +106,7 @@ def ownerless(service: InferenceService) -> InferenceService:
     return msgspec.structs.replace(service, uid="")
 
 
-def metadata(service: InferenceService | Owner, name: str, own_labels: Mapping[str, str]) -> Object:
+def metadata(service: InferenceService | OwningService, name: str, own_labels: Mapping[str, str]) -> Object:
     """Metadata of an object of `service`. Where the service has a uid, its deletion takes the object along."""
     result: Object = {"name": name, "namespace": service.namespace, "labels": dict(own_labels)}
     if service.uid:
