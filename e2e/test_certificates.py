@@ -140,7 +140,7 @@ def test_a_pod_with_a_workers_labels_is_not_taken_and_gets_no_prompts(cluster: C
     assert (said["requests"], said["leases"]) == (0, 0)
     assert "prompt" not in steps.log_of(cluster, foreign)
     assert not shown.traffic.failures()
-    cluster.kubectl("-n", NAMESPACE, "delete", "pod", "foreign", "--grace-period=1", "--wait=false")
+    cluster.kubectl("-n", NAMESPACE, "delete", "pod", "foreign", "--grace-period=1", "--timeout=60s")
 
 
 def test_new_certificates_come_under_running_streams_and_none_is_lost(
