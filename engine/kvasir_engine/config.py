@@ -191,8 +191,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError("encryption required: it needs --tls-dir")
         if self.fabric not in ENCRYPTED_FABRICS:
             raise UserError(
-                f"encryption required and fabric {self.fabric}: NIXL over {self.fabric} is not encrypted; shm is "
-                "what stays within a machine"
+                f"encryption required and fabric {self.fabric}: NIXL over {self.fabric} is not encrypted; "
+                "shm stays within a machine"
             )
         if self.nnodes > 1:
             raise UserError(

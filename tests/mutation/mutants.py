@@ -290,7 +290,7 @@ MUTANTS = [
     Mutant(
         "a release leaves no tombstone",
         WRITER,
-        '            self._remember((*key, message.epoch), "released by the decode worker")\n',
+        '            self._remember((*key, message.epoch, message.nonce), "released by the decode worker")\n',
         "",
     ),
     Mutant(

@@ -176,11 +176,11 @@ def test_every_field_is_a_flag_and_a_variable_of_the_worker(name: str) -> None:
         ({"encryption": "required"}, "encryption required: it needs --tls-dir"),
         (
             {"encryption": "required", "tls_dir": "/t", "fabric": "tcp"},
-            "encryption required and fabric tcp: NIXL over tcp is not encrypted; shm is what stays within a machine",
+            "encryption required and fabric tcp: NIXL over tcp is not encrypted; shm stays within a machine",
         ),
         (
             {"encryption": "required", "tls_dir": "/t", "fabric": "rdma"},
-            "encryption required and fabric rdma: NIXL over rdma is not encrypted; shm is what stays within a machine",
+            "encryption required and fabric rdma: NIXL over rdma is not encrypted; shm stays within a machine",
         ),
         (
             {
