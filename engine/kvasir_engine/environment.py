@@ -21,6 +21,7 @@ ROUTER = frozenset(
         "PORT",
         "WORKER",
         "WATCH_PODS",
+        "WATCH_OWNER",
         "NAMESPACE",
         "API_KEYS_FILE",
         "PARSE_SPECIAL_TOKENS",

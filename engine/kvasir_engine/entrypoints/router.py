@@ -33,6 +33,7 @@ class RouterOptions:
     port: int = 8000
     workers: list[str] = field(default_factory=list)
     watch_pods: str = ""
+    watch_owner: str = ""
     namespace: str = ""
     api_keys_file: str = ""
     parse_special_tokens: ParseSpecial = "prompts"
@@ -62,6 +63,13 @@ def router(
     ] = None,
     watch_pods: Annotated[
         str, typer.Option(help="find workers as pods with these labels", envvar="KVASIR_WATCH_PODS")
+    ] = "",
+    watch_owner: Annotated[
+        str,
+        typer.Option(
+            help="uid of the InferenceService whose pods they have to be, default: anybody's",
+            envvar="KVASIR_WATCH_OWNER",
+        ),
     ] = "",
     namespace: Annotated[
         str, typer.Option(help="of the pods to watch, default: this pod's own", envvar="KVASIR_NAMESPACE")
@@ -121,6 +129,7 @@ def router(
         port=port,
         workers=worker or [],
         watch_pods=watch_pods,
+        watch_owner=watch_owner,
         namespace=namespace,
         api_keys_file=api_keys_file,
         parse_special_tokens=parse_special(parse_special_tokens),
@@ -156,6 +165,7 @@ async def run_router(options: RouterOptions) -> None:
         DiscoveryError,
         static_workers,
         watched_pods,
+        worker_ports,
         worker_url,
     )
     from kvasir_engine.router.pool import WorkerPool
@@ -172,7 +182,11 @@ async def run_router(options: RouterOptions) -> None:
     if credentials is not None:
         check_role(credentials, "router")
     if options.watch_pods:
-        discovery = watched_pods(ClusterAccess.in_cluster(options.namespace or None), options.watch_pods)
+        access = ClusterAccess.in_cluster(options.namespace or None)
+        ports = worker_ports(bool(options.tls_dir), options.plain_workers)
+        discovery = watched_pods(access, options.watch_pods, options.watch_owner, ports)
+    elif options.watch_owner:
+        raise DiscoveryError("--watch-owner is for --watch-pods: workers that are named are nobody's")
     else:
         discovery = static_workers([worker_url(url) for url in options.workers])
     check_port(options.host, options.port)
