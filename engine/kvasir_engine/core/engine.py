@@ -17,7 +17,7 @@ from kvasir_engine.connector.notifications import Complete
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.core.batching import batch_of
 from kvasir_engine.core.grammar_requests import GrammarRequests
-from kvasir_engine.core.grammar_service import FilledMask, GrammarService
+from kvasir_engine.core.grammar_service import GrammarService
 from kvasir_engine.core.inflight_steps import InflightStep, InflightSteps
 from kvasir_engine.core.kv_cache_manager import KVCacheManager
 from kvasir_engine.core.leases import Leases, RefusedCompletion
@@ -336,11 +336,19 @@ class Engine:
         places: list[int] = []
         rows: dict[Sequence, range] = {}
         for place, (sequence, count) in enumerate(chunks):
-            if sequence.computed + count == sequence.length:
-                rows[sequence] = range(len(places), len(places) + 1)
+            if sequence.computed + count == len(sequence.tokens) + sequence.awaited:
+                row = len(places)
+                rows[sequence] = range(row, row + 1)
                 places.append(place)
         masks = self.grammars.masks(rows)
-        asked = [self._asked(sequence, masks.get(sequence)) for sequence in rows]
+        asked = []
+        for sequence in rows:
+            awaited, work = sequence.awaited, None
+            if sequence.history is not None:
+                work = sequence.logits_work(self.inflight.rows(sequence)[-1] if awaited else None)
+            mask = masks.get(sequence) if masks else None
+            length = len(sequence.tokens) + awaited
+            asked.append(SampleRequest(sequence.sampling, length, length - sequence.prompt, work, mask))
         on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
         batch = batch_of(chunks, self.limits.page_size, self.inflight.rows)
         idle = 0.0 if len(self.inflight) else None
@@ -353,14 +361,6 @@ class Engine:
             sequence.awaited += len(sampled)
         self.inflight.add(InflightStep(chunks, rows, step, idle))
         self._ended = None
-
-    def _asked(self, sequence: Sequence, mask: FilledMask | None) -> SampleRequest:
-        """How the next token of a sequence, behind those that it awaits, is chosen."""
-        work = None
-        if sequence.history is not None:
-            work = sequence.logits_work(self.inflight.rows(sequence)[-1] if sequence.awaited else None)
-        generated = sequence.generated + sequence.awaited
-        return SampleRequest(sequence.sampling, sequence.length, generated, work, mask)
 
     def _collect(self, leave: int) -> int:
         """Wait for the steps in flight but the newest `leave`, and account for them. How many."""
@@ -395,8 +395,8 @@ class Engine:
                 sequence.awaited -= len(rows)
                 if sequence.told == 0:
                     self.inflight.share(sequence)
-                some = slice(rows.start, rows.stop)
-                self.tokens.take(job, sampled.tokens[some], sampled.logprobs[some])
+                start, stop = rows.start, rows.stop
+                self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
 
     def fail_all(self, code: str, message: str) -> None:
         """Fail all requests that a step which raised may have touched. The tree gets none of their pages."""

@@ -90,7 +90,9 @@ class GrammarRequests:
 
     def masks(self, sequences: Iterable[Sequence]) -> dict[Sequence, FilledMask]:
         """Begin to fill the masks of those of `sequences` that are constrained."""
+        if self.service is None:
+            return {}
         constrained = {each: each.constraint for each in sequences if each.constraint is not None}
-        if not constrained or self.service is None:
+        if not constrained:
             return {}
         return dict(zip(constrained, self.service.masks(list(constrained.values())), strict=True))

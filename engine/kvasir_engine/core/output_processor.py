@@ -42,7 +42,7 @@ class OutputProcessor:
     def append(self, job: Job, tokens: Seq[int], logprobs: Seq[TokenLogprobs | None], sampled: bool = True) -> None:
         """More tokens of a sequence that is decoded here, `sampled` here or by its prefill worker."""
         sequence = job.sequence
-        if sequence.generated == 1 and job.lease is not None:
+        if job.lease is not None and sequence.generated == 1:
             faults.hit("decode.stepped")
         finish: Finish | None = None
         wrong: str | None = None
@@ -118,14 +118,14 @@ class OutputProcessor:
         index, tokens = sequence.told, sequence.tokens[sequence.prompt + sequence.told :]
         if not tokens:
             return
-        scored = [each for each in logprobs[: len(tokens)] if each is not None]
-        sequence.told += len(tokens)
-        self._requests.tell(job, Delta(sequence.id, index, tokens, scored or None, finish, cached=sequence.cached))
+        scored = None if logprobs[0] is None else [each for each in logprobs[: len(tokens)] if each is not None]
+        sequence.told = index + len(tokens)
+        self._requests.tell(job, Delta(sequence.id, index, tokens, scored, finish, cached=sequence.cached))
 
     def _finish(self, sequence: Sequence, token: int) -> Finish | None:
-        sampling = sequence.sampling
-        if token in sampling.stop_token_ids and sequence.generated >= sampling.min_tokens:
+        sampling, generated = sequence.sampling, len(sequence.tokens) - sequence.prompt
+        if token in sampling.stop_token_ids and generated >= sampling.min_tokens:
             return "stop"
-        if sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self._max_length:
+        if generated >= sampling.max_tokens or len(sequence.tokens) >= self._max_length:
             return "length"
         return None

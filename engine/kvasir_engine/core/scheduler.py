@@ -74,17 +74,16 @@ def schedule(
     prefills: list[tuple[Sequence, int]] = []
     for sequence in running:
         remaining = sequence.remaining
-        if remaining == 1 or (remaining and sequence.computed >= sequence.prompt):
+        if remaining == 1 or (remaining > 1 and sequence.computed >= sequence.prompt):
             decodes.append((sequence, remaining))
-        elif remaining:
+        elif remaining > 1:
             prefills.append((sequence, remaining))
 
-    left = len(decodes)
+    size, left = limits.page_size, len(decodes)
     for sequence, remaining in decodes:
         left -= 1
         if sequence in preempted or budget == 0:
             continue
-        size, count, taken = limits.page_size, 1, 0
         room = len(sequence.pages) * size - sequence.computed
         if room <= 0:
             for victim in reversed(running):
@@ -97,11 +96,12 @@ def schedule(
                 budget += chunks.pop(victim, 0)
             if sequence in preempted:
                 continue
-            taken = 1
+            available -= 1
+            room += size
+        count = 1
         if remaining > 1:  # no decode behind it goes without a token for this, and nobody gives way
             count = max(1, min(remaining, room + available * size, budget - left))
-            taken = max(taken, -(-(count - room) // size))
-        available -= taken
+            available -= max(0, -(-(count - room) // size))
         chunks[sequence] = count
         budget -= count
 
