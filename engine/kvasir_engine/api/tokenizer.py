@@ -5,7 +5,7 @@ state, and not through transformers' call path, which changes truncation and pad
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -76,6 +76,22 @@ def _without_markers(described: Mapping[str, Any], markers: Mapping[str, int]) -
     backend = Backend.from_str(json.dumps({**described, "added_tokens": added}))
     backend.encode_special_tokens = True
     return backend
+
+
+def _continuing(part: Any) -> Any:
+    """A tokenizer's part that puts nothing before a text: it goes on from another."""
+    if isinstance(part, list):
+        return [kept for kept in map(_continuing, part) if kept is not None]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "Prepend":
+        return None
+    part = {key: _continuing(value) for key, value in part.items()}
+    if part.get("type") == "Metaspace":
+        part["prepend_scheme"] = "never"
+    if part.get("type") == "ByteLevel":
+        part["add_prefix_space"] = False
+    return part
 
 
 class Tokenizer:
@@ -204,6 +220,24 @@ class Tokenizer:
             ]
             if self._render(unnamed, how) == text:
                 raise UnusedName(place)
+
+    def continuation(self) -> Callable[[str], list[int]]:
+        """What gives the tokens of a text that goes on from another: nothing is put before it, no name in it is a
+        special token, and the other added tokens are what they are in any text.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        described = json.loads(self._backend.to_str())
+        for key in ("normalizer", "pre_tokenizer"):
+            described[key] = _continuing(described[key])
+        backend = Backend.from_str(json.dumps(described))
+        backend.encode_special_tokens = True
+        return lambda text: self._ids(backend, text)
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens by name."""
+        return self._special
 
     def special_token(self, name: str) -> int | None:
         """The special token of this name."""
