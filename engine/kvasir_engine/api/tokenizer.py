@@ -298,7 +298,8 @@ class ServedModel:
     created: int
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; empty where there is none. Raises TokenizerError."""
     try:
         loaded = json.loads(path.read_text())
     except FileNotFoundError:
@@ -319,14 +320,18 @@ def _ids(value: object) -> list[int]:
 
 
 def load_served_model(folder: Path, name: str, parse_special: ParseSpecial = "prompts") -> ServedModel:
-    """What the front end needs of a resolved model folder. Raises TokenizerError.
+    """What the front end needs of a resolved model folder. Raises TokenizerError."""
+    tokenizer = Tokenizer.load(folder, parse_special)
+    tokenizer.check_template()
+    return served_by(tokenizer, folder, name)
+
+
+def served_by(tokenizer: Tokenizer, folder: Path, name: str) -> ServedModel:
+    """The model of a folder with this tokenizer. Raises TokenizerError.
 
     The end tokens are generation_config.json's, or else config.json's, and the tokenizer's own besides.
     """
-    config = _read_json(folder / "config.json")
-    generation = _read_json(folder / "generation_config.json")
-    tokenizer = Tokenizer.load(folder, parse_special)
-    tokenizer.check_template()
+    config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
     eos = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokenizer.eos_token_id is not None:
         eos.append(tokenizer.eos_token_id)

@@ -4,12 +4,15 @@ Between the launch of a step and its end a matcher fills its mask, so nothing el
 a constraint is in no step before the token of its last one is known.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvasir_engine.grammar.base import GrammarMatcher
+from kvasir_engine.grammar.base import GrammarError, GrammarMatcher
+
+log = logging.getLogger("engine")
 
 
 class Constraint:
@@ -21,6 +24,8 @@ class Constraint:
     def __init__(self, matcher: GrammarMatcher, jump: bool, vocab: int, stops: Sequence[int] = ()) -> None:
         self._matcher = matcher
         self.jump = jump
+        self.fault: str | None = None
+        """Why its mask could not be filled: then nothing is allowed."""
         self._words = -(-vocab // 32)
         self._stops = frozenset(stops)
 
@@ -58,11 +63,13 @@ class Constraint:
         return np.flatnonzero(np.unpackbits(self.fill().view(np.uint8), bitorder="little")).tolist()
 
     def fill(self) -> NDArray[np.int32]:
-        """One row of the mask, as GrammarMatcher has it."""
+        """One row of the mask, as GrammarMatcher has it. Nothing, where the matcher fails; `fault` says why."""
         words = np.zeros(self._words, np.int32)
-        self._matcher.fill_mask(words)
+        try:
+            self._matcher.fill_mask(words)
+        except Exception as error:
+            if not isinstance(error, GrammarError):
+                log.exception("a mask failed")
+            self.fault = str(error)
+            words[:] = 0
         return words
-
-    def nothing(self) -> NDArray[np.int32]:
-        """A row of the mask that lets no token come."""
-        return np.zeros(self._words, np.int32)

@@ -3,11 +3,11 @@
 import queue
 from collections.abc import Callable, Iterable
 
-from kvasir_engine.core.grammar_service import MOST_COMPILING, FilledMask, GrammarService
+from kvasir_engine.core.grammar_service import MOST_COMPILING, Compilation, FilledMask, GrammarService
 from kvasir_engine.core.request_finisher import RequestFinisher
 from kvasir_engine.core.requests import Job, Requests, Stats
 from kvasir_engine.core.sequence import Sequence
-from kvasir_engine.grammar.base import CompiledGrammar, GrammarError
+from kvasir_engine.grammar.base import GrammarBusy, GrammarError
 
 
 class GrammarRequests:
@@ -31,7 +31,7 @@ class GrammarRequests:
         self._finisher = finisher
         self._stats = stats
         self._admissible = admissible
-        self._compiled: queue.SimpleQueue[tuple[Job, CompiledGrammar | GrammarError, float]] = queue.SimpleQueue()
+        self._compiled: queue.SimpleQueue[tuple[Job, Compilation, float]] = queue.SimpleQueue()
 
     @property
     def ready(self) -> bool:
@@ -50,7 +50,7 @@ class GrammarRequests:
             return self._admissible(job)
         job.compiling = True
 
-        def done(compiled: CompiledGrammar | GrammarError, seconds: float) -> None:
+        def done(compiled: Compilation, seconds: float) -> None:
             self._compiled.put((job, compiled, seconds))
             self.wake()
 
@@ -72,20 +72,26 @@ class GrammarRequests:
                 self._go_on(job, compiled)
         return taken
 
-    def _go_on(self, job: Job, compiled: CompiledGrammar | GrammarError) -> None:
+    def _go_on(self, job: Job, compiled: Compilation) -> None:
         assert self.service is not None
+        if isinstance(compiled, GrammarBusy):
+            return self._finisher.fail(job, "overloaded", str(compiled))
         if isinstance(compiled, GrammarError):
             return self._finisher.fail(job, "bad_request", f"grammar: {compiled}")
         sequence = job.sequence
-        constraint = sequence.constraint = self.service.constraint(compiled, sequence.sampling)
-        if not constraint.replay(sequence.tokens[sequence.own_prompt :]):
-            why = "grammar: what was generated before is not in its language"
-            return self._finisher.fail(job, "bad_request", why)
-        if job.lease is None and not sequence.remote:
+        constraint = self.service.constraint(compiled, sequence.sampling)
+        try:
+            if not constraint.replay(sequence.tokens[sequence.own_prompt :]):
+                why = "grammar: what was generated before is not in its language"
+                return self._finisher.fail(job, "bad_request", why)
             # What has to come first is computed with the prompt. A token is left for the step to sample.
-            ahead = constraint.forced(sequence.limit - len(sequence.tokens) - 1)
-            sequence.tokens += ahead
-            self._stats.tokens(job).forced += len(ahead)
+            most = sequence.limit - len(sequence.tokens) - 1 if job.lease is None and not sequence.remote else 0
+            ahead = constraint.forced(most)
+        except GrammarError as error:
+            return self._finisher.fail(job, "bad_request", f"grammar: {error}")
+        sequence.constraint = constraint
+        sequence.tokens += ahead
+        self._stats.tokens(job).forced += len(ahead)
         return self._admissible(job)
 
     def masks(self, sequences: Iterable[Sequence]) -> dict[Sequence, FilledMask]:

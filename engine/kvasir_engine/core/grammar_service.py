@@ -1,6 +1,5 @@
 """Threads that compile the grammars of requests before these are admitted, and fill masks while a step computes."""
 
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvasir_engine.core.constraint import Constraint
-from kvasir_engine.grammar.base import CompiledGrammar, GrammarCompiler, GrammarError
+from kvasir_engine.grammar.base import CompiledGrammar, GrammarBusy, GrammarCompiler, GrammarError
 from kvasir_engine.protocol import Grammar, Sampling
-
-log = logging.getLogger("engine")
 
 COMPILING_AT_ONCE = 2
 MOST_COMPILING = 256
@@ -23,7 +20,9 @@ MASK_THREADS = 4
 ROWS_A_THREAD = 8
 """Masks of a step that are worth a thread of their own."""
 
-Compiled = Callable[[CompiledGrammar | GrammarError, float], None]
+Compilation = CompiledGrammar | GrammarError | GrammarBusy
+"""What comes of compiling."""
+Compiled = Callable[[Compilation, float], None]
 """Hears what came of a compilation, and the seconds that its request waited for it."""
 
 
@@ -78,8 +77,8 @@ class GrammarService:
 
     def _compile(self, grammar: Grammar, done: Compiled, began: float) -> None:
         try:
-            found: CompiledGrammar | GrammarError = self._compiler.compile(grammar)
-        except GrammarError as error:
+            found: Compilation = self._compiler.compile(grammar)
+        except (GrammarError, GrammarBusy) as error:
             found = error
         except Exception as error:
             found = GrammarError("", f"it cannot be compiled: {type(error).__name__}: {error}")
@@ -112,13 +111,4 @@ class GrammarService:
 
 
 def _fill(constraints: Sequence[Constraint]) -> list[NDArray[np.int32]]:
-    return [_filled(each) for each in constraints]
-
-
-def _filled(constraint: Constraint) -> NDArray[np.int32]:
-    """A matcher that fails lets nothing come, so its request fails and no other."""
-    try:
-        return constraint.fill()
-    except Exception:
-        log.exception("a grammar's mask failed")
-        return constraint.nothing()
+    return [each.fill() for each in constraints]

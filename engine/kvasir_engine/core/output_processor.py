@@ -9,14 +9,14 @@ from kvasir_engine.core.pushes import Pushes
 from kvasir_engine.core.request_finisher import RequestFinisher
 from kvasir_engine.core.requests import Job, Requests, Stats
 from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.grammar.base import GrammarError
 from kvasir_engine.protocol import Delta, TokenLogprobs
 from kvasir_engine.sampling.token_masks import NO_TOKEN
 
 Finish = Literal["stop", "length"]
 NO_TOKEN_ALLOWED = "no_token_allowed"
-_NOTHING_LEFT = (
-    "no token is left after {} generated ones: all that the grammar allows next is forbidden by min_tokens, "
-    "stop_token_ids, bad_words, allowed_token_ids or logit_bias"
+_CONFLICT = (
+    "all that the grammar allows next is forbidden by min_tokens, bad_words, allowed_token_ids or logit_bias"
 )
 
 
@@ -48,13 +48,16 @@ class OutputProcessor:
         wrong: str | None = None
         for token in tokens:
             if token == NO_TOKEN:
-                wrong = _NOTHING_LEFT.format(sequence.generated)
+                wrong = _nothing_left(sequence)
                 break
             self._stats.tokens(job).generated += sampled
             sequence.tokens.append(token)
             finish = self._finish(sequence, token)
             if finish is None and sequence.constraint is not None:
-                finish, wrong = self._follow(job, token)
+                try:
+                    finish, wrong = self._follow(job, token)
+                except GrammarError as error:
+                    wrong = f"grammar: {error}"
             if finish is not None or wrong is not None:
                 break
         self._tell(job, logprobs, finish)
@@ -87,7 +90,7 @@ class OutputProcessor:
         sequence.tokens.append(ends[0])
         if sequence.generated < sequence.sampling.min_tokens and ends[0] in sequence.sampling.stop_token_ids:
             sequence.tokens.pop()
-            return None, _NOTHING_LEFT.format(sequence.generated)
+            return None, _nothing_left(sequence)
         self._stats.tokens(job).forced += 1
         return "stop", None
 
@@ -98,7 +101,7 @@ class OutputProcessor:
         """
         sequence = job.sequence
         if token == NO_TOKEN:
-            return self._finisher.fail(job, NO_TOKEN_ALLOWED, _NOTHING_LEFT.format(sequence.generated))
+            return self._finisher.fail(job, NO_TOKEN_ALLOWED, _nothing_left(sequence))
         prompt = len(sequence.tokens)
         self._stats.tokens(job).generated += 1
         sequence.tokens.append(token)
@@ -129,3 +132,9 @@ class OutputProcessor:
         if generated >= sampling.max_tokens or len(sequence.tokens) >= self._max_length:
             return "length"
         return None
+
+
+def _nothing_left(sequence: Sequence) -> str:
+    """Why no token can come."""
+    fault = None if sequence.constraint is None else sequence.constraint.fault
+    return f"no token is left after {sequence.generated} generated ones: {fault or _CONFLICT}"
