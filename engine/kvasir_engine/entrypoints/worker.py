@@ -15,7 +15,7 @@ import typer
 from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
 from kvasir_engine.config import FIELDS, EngineConfig, config_of
 from kvasir_engine.entrypoints.options import command
-from kvasir_engine.protocol import CAPABILITIES, LATEST, VERSION, Hello
+from kvasir_engine.protocol import CAPABILITIES, GRAMMAR, LATEST, VERSION, Hello
 from kvasir_engine.thread_wait_policy import let_threads_sleep
 from kvasir_engine.tls import check_role, credentials_of
 
@@ -72,7 +72,7 @@ async def _worker(config: EngineConfig) -> None:
         config.max_running,
         handoff.endpoint,
         latest=LATEST,
-        capabilities=CAPABILITIES,
+        capabilities=CAPABILITIES if thread.engine.grammars.service is None else (*CAPABILITIES, GRAMMAR),
         place=thread.engine.policy.place,
         encryption=config.encryption,
     )
