@@ -153,7 +153,11 @@ def standing(script: Script) -> Iterator[Stand]:
         await leave.wait()
         await runner.cleanup()
 
-    thread = threading.Thread(target=lambda: asyncio.Runner(loop_factory=lambda: loop).run(serve()))
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run)
     thread.start()
     assert ready.wait(10)
     try:
