@@ -48,7 +48,8 @@ def tree_of_thought(
         thoughts = [fork for state in level for fork in state.fork(breadth)]
         for seed, thought in enumerate(thoughts):
             with thought.assistant():
-                thought += f"Step {step}:" + gen("step", max_tokens=step_tokens, stop="\n", temperature=0.8, seed=seed)
+                thought += f"Step {step}:"
+                thought += gen("step", max_tokens=step_tokens, stop="\n", temperature=0.8, seed=seed)
         raters = [thought.fork(1)[0] for thought in thoughts]
         for rater in raters:
             rater += user("Rate the steps so far with a number from 1 to 9.")

@@ -1,4 +1,4 @@
-"""Each example runs: on a scripted endpoint that has structured output, and those that need none on `kvasir serve`."""
+"""Each example runs: on a scripted endpoint with structured output, and those that need none on `kvasir serve`."""
 
 import json
 import re
@@ -13,14 +13,14 @@ from endpoint_stand import Reply, prompt_of, standing
 from kvasir.program import Endpoint
 
 Load = Callable[[str], ModuleType]
+Choose = Callable[[str, list[str]], str]
+Write = Callable[[str, dict[str, Any]], str]
 
 
 class Scripted:
-    """Chooses by `choose` where it is asked to, writes by `write` else; knows structured output, no log-probabilities."""
+    """Chooses by `choose` where it is asked to, writes by `write` else; knows no log-probabilities."""
 
-    def __init__(
-        self, choose: Callable[[str, list[str]], str], write: Callable[[str, dict[str, Any]], str]
-    ) -> None:
+    def __init__(self, choose: Choose, write: Write) -> None:
         self.choose, self.write = choose, write
 
     def __call__(self, path: str, body: dict[str, Any]) -> Reply:
