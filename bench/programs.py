@@ -3,9 +3,9 @@
     python -m bench.programs [URL]
 
 Without a URL it starts `kvasir serve` with SmolLM2 on a free port. Each example is run on a cache of its own
-(`cache_salt`); then the same bodies are sent one after another, in the order in which they were first sent, on another
-one. `plain, no cache`: the same again, each request with a salt of its own, as if nothing were shared. The extraction
-needs an endpoint with structured output; where it is refused, the row says so.
+(`cache_salt`); then the same bodies are sent one after another, in the order in which they were first sent, on
+another one. `plain, no cache`: the same again, each request with a salt of its own, as if nothing were shared. The
+extraction needs an endpoint with structured output; where it is refused, the row says so.
 """
 
 import argparse
@@ -131,13 +131,8 @@ def row(url: str, name: str) -> str:
         return f"| {name} | did not run: {error} | | | | | |"
     plain, apart = as_requests(url, calls, True), as_requests(url, calls, False)
     times = [program.seconds, plain.seconds, apart.seconds]
-    cells = [
-        f"{len(calls)}",
-        f"{program.hit_rate:.1%}",
-        f"{plain.hit_rate:.1%}",
-        *(f"{each:.1f} s" for each in times),
-    ]
-    return f"| {name} | {' | '.join(cells)} |"
+    cells = [name, str(len(calls)), f"{program.hit_rate:.1%}", f"{plain.hit_rate:.1%}"]
+    return f"| {' | '.join([*cells, *(f'{each:.1f}' for each in times)])} |"
 
 
 def report(url: str, names: list[str]) -> None:
