@@ -16,12 +16,14 @@ from kvasir_engine.bounds import (
     MOST_BAD_WORD_TOKENS,
     MOST_BAD_WORDS,
     MOST_BIASES,
+    MOST_GRAMMAR_CHARACTERS,
     MOST_ITEMS,
     MOST_LOGPROBS,
     MOST_PAGE_SIZE,
     MOST_PARTS,
     MOST_STOP_IDS,
     MOST_TEMPERATURE,
+    MOST_WHITESPACE_CHARACTERS,
     Bias,
     Count,
     Logprob,
@@ -54,6 +56,8 @@ COUNTS = "counts"
 """The capability of a worker that counts canaries apart, and of a router that takes `Delta.cached`."""
 PROCESSORS = "logits_processors"
 """The capability of a worker that takes `Sampling.processors`."""
+GRAMMAR = "grammar"
+"""The capability of a worker that takes `Sampling.grammar`."""
 CAPABILITIES = (ALIVE, COUNTS, PROCESSORS)
 WORKER_PATH = "/v1/worker"
 
@@ -93,6 +97,19 @@ class LogitsProcessors(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
         return [field for field in fields if getattr(self, field) != getattr(plain, field)]
 
 
+class Grammar(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What the generated text has to be.
+
+    `source` is a JSON schema, nothing for `json_object`, a regex, a grammar in Lark's syntax, a JSON list of the
+    choices, or the structural tags as JSON. `whitespace` is of JSON: a regex of what may stand between its parts;
+    None: as much as a model likes.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "lark", "choice", "structural_tag"]
+    source: Annotated[str, Meta(max_length=MOST_GRAMMAR_CHARACTERS)] = ""
+    whitespace: Annotated[str, Meta(max_length=MOST_WHITESPACE_CHARACTERS)] | None = None
+
+
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """How the next token is chosen.
 
@@ -101,7 +118,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     `top_p` and `min_p` leave; so a continuation needs no generator state. Generation ends at any of
     `stop_token_ids` (once `min_tokens` are out; the stop token is reported) or after `max_tokens`.
     `logprobs`: how many alternatives to report a token, `None` for no logprobs at all; they are of the model's own
-    distribution. `processors` are sent only to a worker with the capability.
+    distribution. `processors` and `grammar` are sent only to a worker with the capability.
     """
 
     max_tokens: Small
@@ -114,6 +131,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     stop_token_ids: Annotated[list[Token], Meta(max_length=MOST_STOP_IDS)] = []
     logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
     processors: LogitsProcessors | None = None
+    grammar: Grammar | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
