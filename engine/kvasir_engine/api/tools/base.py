@@ -98,6 +98,11 @@ class FormatParser:
         """Whether the next text is reasoning, as far as is known."""
         return False
 
+    @property
+    def may_reason(self) -> bool:
+        """Whether there may still be reasoning."""
+        return False
+
     def push(self, text: str) -> list[Delta]:
         """What is certain once `text` has come."""
         self._text += text

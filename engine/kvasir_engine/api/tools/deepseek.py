@@ -1,7 +1,8 @@
 """DeepSeek's, between `<｜tool▁calls▁begin｜>` and `<｜tool▁calls▁end｜>`.
 
-A call of V3 and R1 is `<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME`, a line break, and the arguments as a fenced
-block of JSON; one of V3.1 `<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}`. Both end with `<｜tool▁call▁end｜>`.
+A call of V3 and R1 is `<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME`, a line break, and the arguments as a
+fenced block of JSON; one of V3.1 `<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}`. Both end with
+`<｜tool▁call▁end｜>`.
 """
 
 from kvasir_engine.api.tools.base import FormatParser, NewId

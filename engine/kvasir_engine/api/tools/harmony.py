@@ -36,8 +36,12 @@ class HarmonyParser(FormatParser):
     def reasoning(self) -> bool:
         return self._state == self._body and self._kind == "reasoning"
 
+    @property
+    def may_reason(self) -> bool:
+        return self._shows_reasoning
+
     def _beginning(self) -> bool:
-        """The prompt ends within a header, so what comes first is the rest of it, unless the model leaves it out."""
+        """The prompt ends within a header; what comes first is the rest of it, unless the model leaves it out."""
         stripped = self._text.lstrip(SPACE)
         if any(each.startswith(stripped) and each != stripped for each in _BEGINNINGS) and not self._ended:
             return False

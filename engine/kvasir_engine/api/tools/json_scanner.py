@@ -129,8 +129,8 @@ def clean(character: str) -> str:
 class CallReader:
     """Reads one object `{"name": ..., "arguments": {...}}`, its members in any order, others ignored.
 
-    `name` is None until it was read. Arguments that are a string hold JSON once more. A `strict` one takes no members
-    that calls do not have.
+    `name` is None until it was read. Arguments that are a string hold JSON once more. A `strict` one takes no
+    members that calls do not have.
     """
 
     def __init__(self, strict: bool = False) -> None:

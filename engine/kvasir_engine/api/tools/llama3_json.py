@@ -1,5 +1,6 @@
-"""Llama 3's: an answer that is `{"name": ..., "parameters": {...}}`, or that behind `<|python_tag|>`; several with `;`
-between them.
+"""Llama 3's: an answer that is `{"name": ..., "parameters": {...}}`, or that behind `<|python_tag|>`.
+
+Several have `;` between them.
 """
 
 from kvasir_engine.api.tools.base import NewId

@@ -1,4 +1,4 @@
-"""No model's own: an answer that is one object `{"name": ..., "arguments": {...}}` or an array, perhaps in a fence."""
+"""No model's own: answers that are `{"name": ..., "arguments": {...}}`, or an array of them, in a fence or not."""
 
 from kvasir_engine.api.tools.base import NewId
 from kvasir_engine.api.tools.json_calls import JsonCallParser, JsonFormat

@@ -25,6 +25,7 @@ class PlainText:
 
     completed = 0
     reasoning = False
+    may_reason = False
 
     def push(self, text: str) -> list[Delta]:
         """The text."""
@@ -50,12 +51,18 @@ class ThinkingParser:
         self._markers = markers
         self._answer = answer
         self._text = ""
-        self._at: str = "beginning of reasoning" if begun else "beginning"
+        self._at = "beginning of reasoning" if begun else "beginning"
+        self._started = False  # some of the reasoning was shown
 
     @property
     def completed(self) -> int:
         """How many calls have ended."""
         return self._answer.completed
+
+    @property
+    def may_reason(self) -> bool:
+        """Whether there may still be reasoning."""
+        return self._at != "answer"
 
     @property
     def reasoning(self) -> bool:
@@ -113,5 +120,3 @@ class ThinkingParser:
             self._text = self._text[len(shown) :]
         self._started = self._started or bool(shown)
         return [ReasoningDelta(shown)] if shown else []
-
-    _started = False
