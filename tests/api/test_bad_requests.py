@@ -247,8 +247,13 @@ async def test_malformed_bodies(http: httpx.AsyncClient, body: bytes, caplog: py
 @pytest.mark.parametrize(
     "field",
     [
-        b'"tools": [' + b"[" * DEEP + b"]" * DEEP + b"]",
-        b'"tool_choice": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+        b'"tools": [{"type": "function", "custom": ' + b"[" * DEEP + b"]" * DEEP + b"}]",
+        b'"tool_choice": {"type": "x", "custom": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}",
+        b'"tools": [{"type": "function", "function": {"name": "f", "parameters": '
+        + b'{"a":' * DEEP
+        + b"1"
+        + b"}" * DEEP
+        + b"}}]",
         b'"tools": ["\xff"]',
         b'"metadata": {"\xff": "a"}',
     ],

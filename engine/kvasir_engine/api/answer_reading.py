@@ -18,6 +18,7 @@ from kvasir_engine.api.tokenizer import ServedModel, TokenBytes
 from kvasir_engine.api.tool_params import ToolUse
 from kvasir_engine.api.tools.call_grammar import (
     CallSchema,
+    calls_or,
     forced_calls,
     grammar_after_reasoning,
     triggered_calls,
@@ -26,6 +27,7 @@ from kvasir_engine.api.tools.choice import CallLimits, ChoiceParser, begun_by, n
 from kvasir_engine.api.tools.formats import OutputFormat
 from kvasir_engine.api.tools.preamble import with_tools
 from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS
+from kvasir_engine.protocol import Grammar
 
 _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -81,33 +83,39 @@ def answer_reading(
 
 
 def constrained(params: Params, tools: ToolUse | None, reading: AnswerReading) -> Params:
-    """The parameters with the grammar that makes calls certain, where there must be one or one has to be strict, and
-    with any other grammar begin behind the reasoning. Raises ApiError.
+    """The parameters with the grammar that makes calls certain, where there must be one or one has to be strict.
+
+    Any other grammar begins behind the reasoning, and calls may come in its place. Raises ApiError.
     """
     asked = params.sampling.grammar
     grammar = asked
-    if tools is not None and (tools.forced or tools.strict):
-        if asked is not None and not tools.forced:
-            raise unsupported("response_format", "Unsupported value: 'response_format' with a strict tool.")
-        make = forced_calls if tools.forced else triggered_calls
-        schemas = [
-            CallSchema(tool.name, tool.schema if tools.forced or tool.strict else {"type": "object"})
-            for tool in tools.callable
-        ]
-        grammar = make(schemas, reading.format, tools.parallel and tools.choice != "named", reading.begun)
-        if len(grammar.source) > MOST_GRAMMAR_CHARACTERS:
-            raise bad_request("Invalid 'tools': their schemas are too long to hold an answer to.", "tools")
+    if tools is not None and (asked is not None or tools.forced or tools.strict):
+        grammar = _calls_grammar(asked, tools, reading)
     elif asked is not None:
-        if tools is not None:
-            raise unsupported(
-                "response_format", "Unsupported value: 'response_format' with tools that may be called."
-            )
         grammar = grammar_after_reasoning(asked, reading.format, reading.begun)
-        if grammar is None:
-            raise unsupported("structured_outputs", "Unsupported value: a grammar for a model that reasons first.")
+    if grammar is None and asked is not None:
+        name = "structured_outputs.grammar"
+        raise unsupported(name, f"Unsupported value: '{name}' with reasoning, or with tools that may be called.")
     if grammar is asked:
         return params
     return dataclasses.replace(params, sampling=msgspec.structs.replace(params.sampling, grammar=grammar))
+
+
+def _calls_grammar(asked: Grammar | None, tools: ToolUse, reading: AnswerReading) -> Grammar | None:
+    calls = [
+        CallSchema(tool.name, tool.schema if tools.forced or tool.strict else {"type": "object"})
+        for tool in tools.callable
+    ]
+    many, begun = tools.parallel and tools.choice != "named", reading.begun
+    if tools.forced:
+        grammar: Grammar | None = forced_calls(calls, reading.format, many, begun)
+    elif asked is not None:
+        grammar = calls_or(asked, calls, reading.format, many, begun)
+    else:
+        grammar = triggered_calls(calls, reading.format, many, begun)
+    if grammar is not None and len(grammar.source) > MOST_GRAMMAR_CHARACTERS:
+        raise bad_request("Invalid 'tools': their schemas are too long to hold an answer to.", "tools")
+    return grammar
 
 
 def for_template(

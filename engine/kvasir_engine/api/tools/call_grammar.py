@@ -1,4 +1,4 @@
-"""What an answer has to be so that its calls cannot fail: structural tags in the form that the parsers read. Pure."""
+"""What an answer has to be so that its calls cannot fail: structural tags, in the form that parsers read. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -38,19 +38,34 @@ def triggered_calls(calls: Sequence[CallSchema], format: OutputFormat, many: boo
     return _grammar(_after_reasoning(free, format, begun))
 
 
-def grammar_after_reasoning(grammar: Grammar, format: OutputFormat, begun: bool | None) -> Grammar | None:
-    """A grammar of the answer, where reasoning may come before it; None if it cannot be said of this kind."""
-    if not _may_reason(format, begun):
-        return grammar
-    answer = _answer(grammar)
+def calls_or(
+    grammar: Grammar, calls: Sequence[CallSchema], format: OutputFormat, many: bool, begun: bool | None
+) -> Grammar | None:
+    """An answer of this grammar, or calls; None if it cannot be said of this kind."""
+    answer = _answer(grammar, format)
     if answer is None:
         return None
-    if format.reasoning == "openai":
-        answer = _sequence(_const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), answer)
-    return _grammar(_after_reasoning(answer, format, begun), grammar.whitespace)
+    either = _or(_calls(calls, format, many), answer)
+    return _grammar(_after_reasoning(either, format, begun), grammar.whitespace)
 
 
-def _answer(grammar: Grammar) -> Tag | None:
+def grammar_after_reasoning(grammar: Grammar, format: OutputFormat, begun: bool | None) -> Grammar | None:
+    """A grammar of the answer, where reasoning may come before it; None if it cannot be said of this kind."""
+    if format.reasoning != "openai" and (format.thinking is None or begun is False):
+        return grammar
+    answer = _answer(grammar, format)
+    return None if answer is None else _grammar(_after_reasoning(answer, format, begun), grammar.whitespace)
+
+
+def _answer(grammar: Grammar, format: OutputFormat) -> Tag | None:
+    """The grammar as a part of structural tags, in the channel that answers are in."""
+    answer = _as_tag(grammar)
+    if answer is None or "openai" not in (format.tools, format.reasoning):
+        return answer
+    return _sequence(_const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), answer)
+
+
+def _as_tag(grammar: Grammar) -> Tag | None:
     match grammar.kind:
         case "json_schema":
             return {"type": "json_schema", "json_schema": json.loads(grammar.source)}
@@ -165,10 +180,6 @@ def _triggered(calls: Sequence[CallSchema], format: OutputFormat, many: bool) ->
             return [tag], [deepseek.CALLS]
         case _:
             return _json(calls, "arguments"), ['{"name": ']
-
-
-def _may_reason(format: OutputFormat, begun: bool | None) -> bool:
-    return format.reasoning == "openai" or (format.thinking is not None and begun is not False)
 
 
 def _after_reasoning(answer: Tag, format: OutputFormat, begun: bool | None) -> Tag:

@@ -48,8 +48,8 @@ class AnswerParser(MessageParser, Protocol):
 class OutputFormat:
     """How a model writes calls and reasoning. `tools` is "none" where its calls cannot be read.
 
-    `told`: its chat template knows no tools, so a system message tells of them. `newer`: of a format's two forms the
-    later one, as DeepSeek's since V3.1 and Mistral's since version 11 of its tokenizer.
+    `told`: its chat template knows no tools, so a system message tells of them. `newer`: of a format's two forms
+    the later one, as DeepSeek's since V3.1 and Mistral's since version 11 of its tokenizer.
     """
 
     tools: ToolParserName = "none"
