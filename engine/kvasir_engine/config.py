@@ -18,6 +18,7 @@ from kvasir_engine.protocol import Role
 BackendName = Literal["auto", "torch", "flashinfer"]
 Fabric = Literal["auto", "rdma", "tcp", "shm"]
 Overlap = Literal["auto", "on", "off"]
+Switch = Literal["on", "off"]
 Quantization = Literal["none", "int8"]
 """Of weights: int8 has a scale for each output."""
 Reader = Literal["worker", "leader", "node"]
@@ -88,6 +89,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Overlap,
         Setting("prepare a step while the one before runs: auto (on GPUs), on or off", reader="leader"),
     ] = "auto"
+    jump_forward: Annotated[
+        Switch,
+        Setting("append what a grammar forces without a step a token: on or off", reader="leader"),
+    ] = "on"
     enforce_eager: Annotated[bool, Setting("on GPUs: decode without CUDA graphs", negative=False)] = False
     cuda_graph_max_bs: Annotated[
         int,

@@ -158,7 +158,7 @@ def _python_quoted(calls: Sequence[Call]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _python_marked(calls: Sequence[Call]) -> str:

@@ -100,7 +100,7 @@ class FunctionDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: str
     function: FunctionDefinition | None = None
-    custom: Json | None = None
+    custom: Any = None
 
 
 class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,8 +110,8 @@ class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NamedToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: str
     function: NamedFunction | None = None
-    custom: Json | None = None
-    allowed_tools: Json | None = None
+    custom: Any = None
+    allowed_tools: Any = None
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):

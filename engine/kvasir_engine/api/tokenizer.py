@@ -5,7 +5,7 @@ state, and not through transformers' call path, which changes truncation and pad
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -79,6 +79,22 @@ def _without_markers(described: Mapping[str, Any], markers: Mapping[str, int]) -
     backend = Backend.from_str(json.dumps({**described, "added_tokens": added}))
     backend.encode_special_tokens = True
     return backend
+
+
+def _continuing(part: Any) -> Any:
+    """A tokenizer's part that puts nothing before a text: it goes on from another."""
+    if isinstance(part, list):
+        return [kept for kept in map(_continuing, part) if kept is not None]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "Prepend":
+        return None
+    part = {key: _continuing(value) for key, value in part.items()}
+    if part.get("type") == "Metaspace":
+        part["prepend_scheme"] = "never"
+    if part.get("type") == "ByteLevel":
+        part["add_prefix_space"] = False
+    return part
 
 
 class Tokenizer:
@@ -219,6 +235,24 @@ class Tokenizer:
             if self._render(unnamed, how) == text:
                 raise UnusedName(place)
 
+    def continuation(self) -> Callable[[str], list[int]]:
+        """What gives the tokens of a text that goes on from another: nothing is put before it, no name in it is a
+        special token, and the other added tokens are what they are in any text.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        described = json.loads(self._backend.to_str())
+        for key in ("normalizer", "pre_tokenizer"):
+            described[key] = _continuing(described[key])
+        backend = Backend.from_str(json.dumps(described))
+        backend.encode_special_tokens = True
+        return lambda text: self._ids(backend, text)
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens by name."""
+        return self._special
+
     def special_token(self, name: str) -> int | None:
         """The special token of this name."""
         return self._special.get(name)
@@ -289,7 +323,8 @@ class ServedModel:
         return output_format(self.tokenizer.template, self.parsers.tools, self.parsers.reasoning)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; empty where there is none. Raises TokenizerError."""
     try:
         loaded = json.loads(path.read_text())
     except FileNotFoundError:
@@ -310,19 +345,20 @@ def _ids(value: object) -> list[int]:
 
 
 def load_served_model(
-    folder: Path,
-    name: str,
-    parse_special: ParseSpecial = "prompts",
-    parsers: Parsers = AUTO,
+    folder: Path, name: str, parse_special: ParseSpecial = "prompts", parsers: Parsers = AUTO
 ) -> ServedModel:
-    """What the front end needs of a resolved model folder. Raises TokenizerError.
+    """What the front end needs of a resolved model folder. Raises TokenizerError."""
+    tokenizer = Tokenizer.load(folder, parse_special)
+    tokenizer.check_template()
+    return served_by(tokenizer, folder, name, parsers)
+
+
+def served_by(tokenizer: Tokenizer, folder: Path, name: str, parsers: Parsers = AUTO) -> ServedModel:
+    """The model of a folder with this tokenizer. Raises TokenizerError.
 
     The end tokens are generation_config.json's, or else config.json's, and the tokenizer's own besides.
     """
-    config = _read_json(folder / "config.json")
-    generation = _read_json(folder / "generation_config.json")
-    tokenizer = Tokenizer.load(folder, parse_special)
-    tokenizer.check_template()
+    config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
     eos = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokenizer.eos_token_id is not None:
         eos.append(tokenizer.eos_token_id)

@@ -17,6 +17,7 @@ from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.engine_thread import EngineThread
 from kvasir_engine.core.scheduler import Limits
 from kvasir_engine.core.waiting_queue import QueueLimits
+from kvasir_engine.entrypoints.grammars import grammar_service
 from kvasir_engine.errors import ModelError, UserError
 from kvasir_engine.executor.fingerprint import fingerprint_of
 from kvasir_engine.executor.model_runner import ModelRunner, runner_options
@@ -96,6 +97,7 @@ def _build(
         )
         own.start()
         handoff = KVConnector(own, ranks)
+    grammars = grammar_service(folder, runner.vocab, config.jump_forward == "on")
     overlap = config.overlap == "on" or (config.overlap == "auto" and runner.device.type == "cuda")
     thread = EngineThread(
         Engine(
@@ -107,6 +109,7 @@ def _build(
             handoff,
             QueueLimits(config.max_waiting, config.queue_seconds),
             overlap=overlap,
+            grammars=grammars,
         ),
         config.check_pages,
         ended,

@@ -23,7 +23,7 @@ from kvasir_engine.api.tools.flags import (
 )
 from kvasir_engine.config import FIELDS, EngineConfig, config_of
 from kvasir_engine.entrypoints.options import command
-from kvasir_engine.protocol import CAPABILITIES, LATEST, VERSION, Hello
+from kvasir_engine.protocol import CAPABILITIES, GRAMMAR, LATEST, VERSION, Hello
 from kvasir_engine.thread_wait_policy import let_threads_sleep
 
 log = logging.getLogger("worker")
@@ -75,7 +75,7 @@ async def _worker(config: EngineConfig) -> None:
         config.max_running,
         handoff.endpoint,
         latest=LATEST,
-        capabilities=CAPABILITIES,
+        capabilities=CAPABILITIES if thread.engine.grammars.service is None else (*CAPABILITIES, GRAMMAR),
     )
     server = WorkerServer(thread, hello)
     leaving = GracefulShutdown(server, config.drain_seconds)

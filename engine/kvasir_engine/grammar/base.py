@@ -20,8 +20,15 @@ class GrammarError(Exception):
         self.reason = reason
 
 
+class GrammarBusy(Exception):
+    """Too many grammars are being compiled; the request may come again."""
+
+
 class GrammarMatcher(Protocol):
-    """Where one sequence is in the language. Not for use by two threads at once; two matchers may be."""
+    """Where one sequence is in the language. Not for use by two threads at once; two matchers may be.
+
+    What takes more than one step may raises GrammarError; the sequence cannot go on then.
+    """
 
     def accept(self, token: int) -> bool:
         """Go on by `token`. False: it is not in the language here, and nothing has changed."""
@@ -29,7 +36,9 @@ class GrammarMatcher(Protocol):
 
     def fill_mask(self, words: NDArray[np.int32]) -> None:
         """Set one row, `ceil(vocabulary / 32)` words: bit `token % 32` of word `token // 32` is whether `token` may
-        come next. The vocabulary is the model's; what pads it beyond the tokenizer's is never allowed.
+        come next. The vocabulary is the model's; what pads it beyond the tokenizer's is never allowed. Where tokens
+        are forced, only the first of them is, though others that spell the same text would be accepted: so whoever
+        appends `forced_tokens` gets what whoever follows the masks gets.
         """
         ...
 
@@ -65,5 +74,5 @@ class GrammarCompiler(Protocol):
     """Compiles for one tokenizer, and keeps what it compiled within a bound. For use in threads."""
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Blocks for as long as compiling may take, never longer. Raises GrammarError."""
+        """Blocks for as long as compiling may take, never longer. Raises GrammarError and GrammarBusy."""
         ...
