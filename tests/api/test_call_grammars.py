@@ -21,7 +21,7 @@ from kvasir_engine.api.tools.call_grammar import (
 from kvasir_engine.api.tools.formats import OutputFormat
 from kvasir_engine.api.tools.types import ParsedMessage, joined
 from kvasir_engine.api.vocabulary import vocabulary_of
-from kvasir_engine.grammar.compiler import GrammarCompiler
+from kvasir_engine.grammar.compiler import GuidanceCompiler
 from kvasir_engine.protocol import Grammar
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ FAMILIES = ["hermes", "llama3_json", "mistral", "mistral array", "deepseek_v3", 
 
 
 def matcher_of(family: str, grammar: Grammar) -> Any:
-    return GrammarCompiler(vocabulary_of(family_model(family))).compile(grammar).matcher()
+    return GuidanceCompiler(vocabulary_of(family_model(family))).compile(grammar).matcher()
 
 
 def accepts(family: str, grammar: Grammar, text: str) -> bool:
