@@ -25,6 +25,8 @@ ROUTER = frozenset(
         "NAMESPACE",
         "API_KEYS_FILE",
         "PARSE_SPECIAL_TOKENS",
+        "TOOL_CALL_PARSER",
+        "REASONING_PARSER",
         "REMOTE_THRESHOLD",
         "DRAIN_SECONDS",
         "HOLD_SECONDS",

@@ -12,6 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
+from kvasir_engine.api.tools.flags import (
+    AUTO,
+    REASONING_HELP,
+    REASONING_VARIABLE,
+    TOOL_HELP,
+    TOOL_VARIABLE,
+    Parsers,
+    parsers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -37,6 +46,7 @@ class RouterOptions:
     namespace: str = ""
     api_keys_file: str = ""
     parse_special_tokens: ParseSpecial = "prompts"
+    parsers: Parsers = AUTO
     remote_threshold: int = 32
     drain_seconds: float = 600.0
     hold_seconds: float = 0.0
@@ -81,6 +91,8 @@ def router(
     parse_special_tokens: Annotated[
         str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")
     ] = "prompts",
+    tool_call_parser: Annotated[str, typer.Option(help=TOOL_HELP, envvar=TOOL_VARIABLE)] = "auto",
+    reasoning_parser: Annotated[str, typer.Option(help=REASONING_HELP, envvar=REASONING_VARIABLE)] = "auto",
     remote_threshold: Annotated[
         int,
         typer.Option(
@@ -133,6 +145,7 @@ def router(
         namespace=namespace,
         api_keys_file=api_keys_file,
         parse_special_tokens=parse_special(parse_special_tokens),
+        parsers=parsers(tool_call_parser, reasoning_parser),
         remote_threshold=remote_threshold,
         drain_seconds=drain_seconds,
         hold_seconds=hold_seconds,
@@ -193,7 +206,7 @@ async def run_router(options: RouterOptions) -> None:
     keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
     name = options.served_model_name or options.model
     folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
-    model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens)
+    model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens, options.parsers)
     tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     pool = WorkerPool(name, tasks, WorkerTrust(credentials, options.plain_workers))

@@ -13,6 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
+from kvasir_engine.api.tools.flags import (
+    REASONING_HELP,
+    REASONING_VARIABLE,
+    TOOL_HELP,
+    TOOL_VARIABLE,
+    Parsers,
+    parsers,
+)
 from kvasir_engine.config import FIELDS, EngineConfig, config_of
 from kvasir_engine.entrypoints.options import command
 from kvasir_engine.protocol import CAPABILITIES, GRAMMAR, LATEST, VERSION, Hello
@@ -96,10 +104,13 @@ async def _worker(config: EngineConfig) -> None:
         thread.engine.runner.close()
 
 
-def _run_serve(api_keys_file: str, parse_special_tokens: str, **said: Any) -> None:
+def _run_serve(
+    api_keys_file: str, parse_special_tokens: str, tool_call_parser: str, reasoning_parser: str, **said: Any
+) -> None:
     config = config_of(said)
     let_threads_sleep(config.device)
-    asyncio.run(_serve(config, parse_special(parse_special_tokens), api_keys_file))
+    readers = parsers(tool_call_parser, reasoning_parser)
+    asyncio.run(_serve(config, parse_special(parse_special_tokens), readers, api_keys_file))
 
 
 serve = command(
@@ -113,13 +124,18 @@ serve = command(
             Annotated[str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")],
             "prompts",
         ),
+        "tool_call_parser": (Annotated[str, typer.Option(help=TOOL_HELP, envvar=TOOL_VARIABLE)], "auto"),
+        "reasoning_parser": (
+            Annotated[str, typer.Option(help=REASONING_HELP, envvar=REASONING_VARIABLE)],
+            "auto",
+        ),
     },
     worker=False,
     defaults={"drain_seconds": 30.0},
 )
 
 
-async def _serve(config: EngineConfig, parse: ParseSpecial, keys_file: str) -> None:
+async def _serve(config: EngineConfig, parse: ParseSpecial, readers: Parsers, keys_file: str) -> None:
     from prometheus_client import CollectorRegistry
 
     from kvasir_engine.api.app import create_app
@@ -139,7 +155,7 @@ async def _serve(config: EngineConfig, parse: ParseSpecial, keys_file: str) -> N
     name = config.served_model_name or config.model
     thread, _ = await asyncio.to_thread(build, config, False, ended=end_process)
     folder = resolve(config.model, config.revision or None)
-    model = await asyncio.to_thread(load_served_model, folder, name, parse)
+    model = await asyncio.to_thread(load_served_model, folder, name, parse, readers)
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     registry.register(EngineCollector(thread.engine))
     keys = ApiKeys(Path(keys_file)) if keys_file else None

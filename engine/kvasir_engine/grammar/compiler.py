@@ -94,7 +94,7 @@ class GuidanceCompiler:
         begin = LLMatcher(self._tokens.library, lark, log_level=0, limits=parser_limits())
         if begin.is_error():
             raise GrammarError("", _reason(begin.get_error(), grammar))
-        compiled = GuidanceGrammar(begin, self._tokens)
+        compiled = GuidanceGrammar(begin, self._tokens, special="<" in lark)
         try:
             compiled.matcher().fill_mask(np.zeros(self._tokens.words, np.int32))
         except GrammarError:

@@ -14,23 +14,34 @@ from kvasir_engine.grammar.tokens import GrammarTokens
 class GuidanceGrammar:
     """As grammar/base.py has it."""
 
-    def __init__(self, begin: LLMatcher, tokens: GrammarTokens) -> None:
+    def __init__(self, begin: LLMatcher, tokens: GrammarTokens, special: bool = False) -> None:
         self._begin = begin
+        self._special = special
         self._tokens = tokens
         self._lock = threading.Lock()
 
     def matcher(self) -> "GuidanceMatcher":
         """A matcher at the beginning."""
         with self._lock:
-            return GuidanceMatcher(self._begin.deep_copy(), self._tokens)
+            return GuidanceMatcher(self._begin.deep_copy(), self._tokens, special=self._special)
 
 
 class GuidanceMatcher:
-    """As grammar/base.py has it. The tokens that end a sequence are kept from llguidance: they are in no text."""
+    """As grammar/base.py has it. The tokens that end a sequence are kept from llguidance: they are in no text.
+
+    `special`: the grammar may have special tokens. Asked for the bytes of a forced one, llguidance goes on by them,
+    and then no token fits; so a copy is asked, which takes 10 us.
+    """
 
     def __init__(
-        self, inner: LLMatcher, tokens: GrammarTokens, accepted: Sequence[int] = (), ended: bool = False
+        self,
+        inner: LLMatcher,
+        tokens: GrammarTokens,
+        accepted: Sequence[int] = (),
+        ended: bool = False,
+        special: bool = False,
     ) -> None:
+        self._special = special
         self._inner = inner
         self._tokens = tokens
         self._accepted = list(accepted)
@@ -74,10 +85,11 @@ class GuidanceMatcher:
         """The tokens that must come from here and are certain. Raises GrammarError."""
         if self.stopped():
             return []
-        forced = self._inner.compute_ff_bytes()
+        forced = (self._inner.deep_copy() if self._special else self._inner).compute_ff_bytes()
         self._check()
+        forced, mark, name = forced.partition(b"\xff")
         if not forced:
-            return []
+            return [int(name[1 : name.index(b"]")])] if mark and name.startswith(b"[") else []
         found = self._tokens.forced.tokens(self._accepted, forced, self._ends(forced), self._may_come)
         return found if found and self._inner.validate_tokens(found) == len(found) else []
 
@@ -100,7 +112,7 @@ class GuidanceMatcher:
 
     def copy(self) -> "GuidanceMatcher":
         """Another matcher at the same place."""
-        return GuidanceMatcher(self._inner.deep_copy(), self._tokens, self._accepted, self._ended)
+        return GuidanceMatcher(self._inner.deep_copy(), self._tokens, self._accepted, self._ended, self._special)
 
     def _after(self, text: bytes) -> LLMatcher | None:
         """The place after `text`; None where it is none."""
