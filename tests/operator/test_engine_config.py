@@ -61,6 +61,7 @@ OTHER: dict[str, Any] = {
     "dist_init_addr": "127.0.0.1:5557",
     "tls_dir": "/etc/kvasir/tls",
     "worker_port": 9443,
+    "verify_cached_pages": "sampled",
     "encryption": "off",
 }
 """A value that is not the default of each field: a new field has to be said here."""
