@@ -27,9 +27,10 @@ _WORDS = (
 )
 _HEAD = """# Licences of what the images contain
 
-Written by `make licenses` from the packages' own metadata; a test fails while a package of an image is not in it. The engine's image for GPUs has NVIDIA's libraries beside these, which
-torch's and NIXL's CUDA builds bring, under NVIDIA's own terms. Base images (`FROM`) are not listed: `docker buildx build --sbom=true --provenance=mode=max` attaches what is in them,
-and how the image was made, to the image itself.
+Written by `make licenses` from the packages' own metadata; a test fails while a package of an image is not in it.
+The engine's image for GPUs has NVIDIA's libraries beside these, which torch's and NIXL's CUDA builds bring, under
+NVIDIA's own terms. Base images (`FROM`) are not listed: `docker buildx build --sbom=true --provenance=mode=max`
+attaches what is in them, and how the image was made, to the image itself.
 
 | package | licence | image |
 | --- | --- | --- |
