@@ -59,7 +59,7 @@ class BodyBudget:
             give_back()
             log.warning("a body was refused: all together are too large held=%d", self.held)
             message = "The server holds too many request bodies. Try again later."
-            await send_error(send, ApiError(503, message, code="overloaded", type="server_error"))
+            await send_error(scope, send, ApiError(503, message, code="overloaded", type="server_error"))
         finally:
             give_back()
 

@@ -8,7 +8,7 @@ from kvasir_engine.api.http_responses import CLIENT_LEFT, CODE
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.metrics import ApiMetrics
 
-_METERED = frozenset({"/v1/chat/completions", "/v1/completions"})
+_METERED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 
 
 class RequestMeter:
