@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kvasir_engine.api.auth import ApiKeys
+from kvasir_engine.api.batch.runner import BatchRunner
 from kvasir_engine.api.body_budget import BodyBudget
 from kvasir_engine.api.encoding import OffLoop
 from kvasir_engine.api.errors import ApiError
@@ -17,9 +18,11 @@ from kvasir_engine.api.http_responses import as_api_error, body_of, error_header
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.metrics import ApiMetrics
 from kvasir_engine.api.request_meter import RequestMeter
+from kvasir_engine.api.routes import batches as batch_routes
 from kvasir_engine.api.routes import (
     chat_completions,
     completions,
+    files,
     messages,
     models,
     not_served,
@@ -49,6 +52,7 @@ def create_app(
     keys: ApiKeys | None = None,
     over: Callable[[], str | None] = lambda: None,
     body_bytes: int = HttpLimits.body_bytes,
+    batches: BatchRunner | None = None,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down. Long texts get
     `long_ones` of its threads at most.
@@ -56,7 +60,7 @@ def create_app(
     `registry` gets the request metrics and is what /metrics shows. Without `keys` everyone may use the API, as one
     tenant. /health, /ready, /metrics, /version and /openapi.json ask for no key.
     `over` says why the process serves no more, if it does not.
-    `body_bytes`: of all requests' bodies together.
+    `body_bytes`: of all requests' bodies together. `batches`: files and batches; the caller runs them.
     """
     metrics = ApiMetrics(registry)
     service = Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones))
@@ -85,6 +89,11 @@ def create_app(
     responses.add(app, service)
     messages.add(app, service)
     tokenize.add(app, service)
+    if batches is None:
+        not_served.add_without_folder(app, service)
+    else:
+        files.add(app, service, batches)
+        batch_routes.add(app, service, batches)
     not_served.add(app, service)
     openapi.add(app, service)
     return app

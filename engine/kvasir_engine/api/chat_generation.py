@@ -8,13 +8,14 @@ from functools import partial
 from starlette.requests import Request
 
 from kvasir_engine.api.answer import Answer
+from kvasir_engine.api.caller import Caller
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.generation import Choice, TokenClock, run_choices
 from kvasir_engine.api.params import Params, chat_params
 from kvasir_engine.api.prompts import chat_messages, rendering
 from kvasir_engine.api.schemas import ChatRequest
-from kvasir_engine.api.service import Caller, Service
+from kvasir_engine.api.service import Service
 
 
 @dataclass(frozen=True)

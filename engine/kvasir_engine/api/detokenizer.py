@@ -112,8 +112,8 @@ class Detokenizer:
         settled = self._decoded - len(self._held)
         while self._waiting and self._waiting[0].end <= settled:
             scored.append(self._waiting.popleft().token)
-        stop = self._stop_token(output) if self._stop and output.finish_reason == "stop" else None
-        return Piece("".join(released), len(output.tokens), scored, output.finish_reason, stop=stop)
+        by = self._stop_token(output) if self._stop and output.finish_reason == "stop" else None
+        return Piece("".join(released), len(output.tokens), scored, output.finish_reason, stop=by)
 
     def _stop_token(self, output: Output) -> str | None:
         """The one of `stop` that is the name of the special token that the engine stopped at."""

@@ -157,6 +157,10 @@ ONLY: Mapping[str, Mapping[str, list[Any]]] = {
         "inference_geo": [None],
     },
     "CountTokensRequest": _CONVERSATION,
+    "BatchRequest": {
+        "endpoint": ["/v1/chat/completions", "/v1/completions", "/v1/responses"],
+        "completion_window": ["24h"],
+    },
     "TurnMessage": {"role": ["user", "assistant"]},
     "CacheControl": {"type": ["ephemeral"]},
     "CompletionRequest": {"suffix": [None, ""]},

@@ -144,14 +144,19 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
     )
 
 
+def check_metadata(metadata: dict[str, str] | None) -> None:
+    """Raises ApiError where there are too many labels, or one is too long."""
+    few("metadata", len(metadata or {}), MOST_METADATA)
+    for key, value in (metadata or {}).items():
+        short("metadata", key, MOST_LABEL)
+        short("metadata", value, MOST_LABEL)
+
+
 def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
     short("safety_identifier", request.safety_identifier, MOST_LABEL)
     short("prompt_cache_key", request.prompt_cache_key, MOST_LABEL)
-    few("metadata", len(request.metadata or {}), MOST_METADATA)
-    for key, value in (request.metadata or {}).items():
-        short("metadata", key, MOST_LABEL)
-        short("metadata", value, MOST_LABEL)
+    check_metadata(request.metadata)
     if request.max_completion_tokens is not None:
         if request.max_tokens is not None:
             raise bad_request(

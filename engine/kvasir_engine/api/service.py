@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.auth import ApiKeys, narrowed
+from kvasir_engine.api.caller import CALLER, Caller
 from kvasir_engine.api.chat_template import TemplateError
 from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.encoding import OffLoop, TooLong
@@ -34,21 +35,6 @@ B = TypeVar("B", bound=msgspec.Struct)
 Messages = Sequence[Mapping[str, str]]
 
 
-CALLER = "kvasir.caller"  # scope key: who asks, where this process does so itself
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Whose request it is. `salt` is the tenant's; `behind`: so many levels of priority after others' requests.
-
-    What is asked `in_background` is not timed: nobody waits for its first token.
-    """
-
-    salt: str
-    behind: int = 0
-    in_background: bool = False
-
-
 @dataclass(frozen=True)
 class Service:
     """What the endpoints share."""
@@ -68,8 +54,13 @@ class Service:
         """Most tokens of a prompt, as far as known."""
         return self.client.max_length or MOST_LENGTH
 
+    @property
+    def most_bytes(self) -> int:
+        """Of a request's body."""
+        return most_body_bytes(self.client.max_length)
+
     async def read(self, request: Request, kind: type[B]) -> B:
-        return await read_body(request, kind, most_body_bytes(self.client.max_length), self.off_loop)
+        return await read_body(request, kind, self.most_bytes, self.off_loop)
 
     def caller(self, request: Request, key_header: str | None = None) -> Caller:
         """Who asks, by the `Authorization` header, or the header that holds the bare key. Raises ApiError."""
@@ -166,6 +157,8 @@ class Service:
     def choices(
         self, id: str, caller: Caller, params: Params, prompts: list[list[int]], param: str
     ) -> list[Choice]:
+        if caller.behind and params.priority < 0:
+            raise bad_request("Invalid 'priority': a batch's requests cannot go before others.", "priority")
         choices: list[Choice] = []
         for place, tokens in enumerate(prompts):
             most = room(len(tokens), params.max_tokens, self.client.max_length, param)

@@ -4,6 +4,7 @@ import msgspec
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from kvasir_engine.api.caller import Caller
 from kvasir_engine.api.chat_generation import begin_chat, chat_tokens
 from kvasir_engine.api.generation import text_of
 from kvasir_engine.api.http_responses import EventResponse, JsonResponse, json_response
@@ -11,7 +12,7 @@ from kvasir_engine.api.message_events import STYLE, message_events
 from kvasir_engine.api.message_schemas import CountTokensRequest, MessagesRequest, TokensCount
 from kvasir_engine.api.messages import NAMES, chat_request, check_version, conversation, message
 from kvasir_engine.api.renaming import speaking
-from kvasir_engine.api.service import Caller, Service
+from kvasir_engine.api.service import Service
 
 
 def add(app: FastAPI, service: Service) -> None:

@@ -43,16 +43,23 @@ LACKING: dict[str, str] = {
     "/v1/threads/{rest:path}": _STATE,
     "/v1/vector_stores": _STORES,
 }
+WITHOUT_FOLDER = ("/v1/files", "/v1/batches", "/v1/batches/{rest:path}")
+
+
+def add_without_folder(app: FastAPI, service: Service) -> None:
+    """Files and batches, where there is no folder for them."""
+    for path in WITHOUT_FOLDER:
+        _refuse(app, service, path, "This server does not support {path}: it was started without --batch-dir.")
+
+
+def _refuse(app: FastAPI, service: Service, path: str, message: str) -> None:
+    async def refused(request: Request) -> Response:
+        service.caller(request)
+        raise bad_request(message.replace("{path}", request.url.path), code="unsupported_endpoint")
+
+    app.add_api_route(path, refused, methods=["GET", "POST"], response_model=None)
 
 
 def add(app: FastAPI, service: Service) -> None:
-    def refuse(path: str, reason: str) -> None:
-        async def refused(request: Request) -> Response:
-            service.caller(request)
-            message = f"The model '{service.model.name}' does not support {request.url.path}: {reason}."
-            raise bad_request(message, code="unsupported_endpoint")
-
-        app.add_api_route(path, refused, methods=["GET", "POST"], response_model=None)
-
     for path, reason in LACKING.items():
-        refuse(path, reason)
+        _refuse(app, service, path, f"The model '{service.model.name}' does not support {{path}}: {reason}.")

@@ -4,6 +4,7 @@ import msgspec
 from fastapi import FastAPI
 from starlette.responses import Response
 
+from kvasir_engine.api.batch.schemas import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from kvasir_engine.api.errors import AnthropicErrorBody
 from kvasir_engine.api.message_schemas import (
     CountTokensRequest,
@@ -31,6 +32,30 @@ from kvasir_engine.api.schemas import (
     Version,
 )
 from kvasir_engine.api.service import Service
+
+_BYTES = "application/octet-stream"
+_TEXT = {"type": "string", "minLength": 1}
+_ID = {"id": ("path", _TEXT)}
+_PAGE = {
+    "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 100}),
+    "after": ("query", _TEXT),
+}
+_FILES = {
+    "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 10_000}),
+    "after": ("query", _TEXT),
+    "order": ("query", {"enum": ["asc", "desc"]}),
+    "purpose": ("query", {"type": "string"}),
+}
+_UPLOAD = {
+    "multipart/form-data": {
+        "schema": {
+            "type": "object",
+            "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": ["batch"]}},
+            "required": ["file", "purpose"],
+            "additionalProperties": False,
+        }
+    }
+}
 
 OPERATIONS = (
     Operation("get", "/health", "Whether the process is well.", answer="text/plain"),
@@ -70,6 +95,15 @@ OPERATIONS = (
         TokensCount,
         error=AnthropicErrorBody,
     ),
+    Operation("post", "/v1/files", "Keep a batch's input.", _UPLOAD, FileObject),
+    Operation("get", "/v1/files", "The caller's files.", answer=FileList, parameters=_FILES),
+    Operation("get", "/v1/files/{id}", "A file.", answer=FileObject, parameters=_ID),
+    Operation("delete", "/v1/files/{id}", "Delete a file.", answer=FileDeleted, parameters=_ID),
+    Operation("get", "/v1/files/{id}/content", "A file's content.", answer=_BYTES, parameters=_ID),
+    Operation("post", "/v1/batches", "Answer a file of requests, behind all others.", BatchRequest, Batch),
+    Operation("get", "/v1/batches", "The caller's batches.", answer=BatchList, parameters=_PAGE),
+    Operation("get", "/v1/batches/{id}", "A batch.", answer=Batch, parameters=_ID),
+    Operation("post", "/v1/batches/{id}/cancel", "End a batch early.", answer=Batch, parameters=_ID),
     Operation("post", "/tokenize", "The tokens of a prompt or a conversation.", TokenizeRequest, Tokenized),
     Operation("post", "/detokenize", "The text of tokens.", DetokenizeRequest, Detokenized),
 )
@@ -87,6 +121,7 @@ LIMITED = (
     "CountTokensRequest",
     "TurnMessage",
     "CacheControl",
+    "BatchRequest",
     "TokenizeRequest",
     "DetokenizeRequest",
 )
