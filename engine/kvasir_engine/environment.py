@@ -23,6 +23,7 @@ ROUTER = frozenset(
         "WATCH_PODS",
         "NAMESPACE",
         "API_KEYS_FILE",
+        "BATCH_DIR",
         "PARSE_SPECIAL_TOKENS",
         "TOOL_CALL_PARSER",
         "REASONING_PARSER",

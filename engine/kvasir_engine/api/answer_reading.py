@@ -54,13 +54,13 @@ class AnswerReading:
 
 
 def answer_reading(
-    request: ChatRequest, model: ServedModel, tools: ToolUse | None, how: Rendering, tokens: Sequence[int]
+    request: ChatRequest, model: ServedModel, tools: ToolUse | None, tokens: Sequence[int]
 ) -> AnswerReading:
     """How the answers to a prompt of these `tokens` are read."""
     format, tokenizer = model.output, model.tokenizer
     thinking = format.thinking
     begun = begun_by(tokenizer.tail(tokens), thinking)
-    if how.continue_final_message and thinking is not None:
+    if request.continue_final_message and thinking is not None:
         content = request.messages[-1].content
         said = content if isinstance(content, str) else ""
         opened, closed = said.rfind(thinking.open), said.rfind(thinking.close)
@@ -72,9 +72,12 @@ def answer_reading(
         for marker in format.markers(tools is not None)
         if (token := tokenizer.special_token(marker)) is not None
     }
+    vocabulary: TokenBytes = tokenizer
+    if shown:
+        vocabulary = ShownTokens(tokenizer, shown)
     return AnswerReading(
         format=format,
-        vocabulary=ShownTokens(tokenizer, shown) if shown else tokenizer,
+        vocabulary=vocabulary,
         names=None if tools is None else frozenset(tool.name for tool in tools.callable),
         begun=begun,
         limits=CallLimits() if tools is None else CallLimits(not tools.parallel, tools.choice == "named"),
