@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
@@ -13,6 +14,7 @@ from kvasir_engine.api.batch.runner import BatchRunner
 from kvasir_engine.api.body_budget import BodyBudget
 from kvasir_engine.api.encoding import OffLoop
 from kvasir_engine.api.errors import ApiError
+from kvasir_engine.api.grammar_check import GrammarCheck
 from kvasir_engine.api.http.limits import HttpLimits
 from kvasir_engine.api.http_responses import as_api_error, body_of, error_headers
 from kvasir_engine.api.lifecycle import Lifecycle
@@ -33,6 +35,7 @@ from kvasir_engine.api.routes import (
 )
 from kvasir_engine.api.service import Service
 from kvasir_engine.api.tokenizer import ServedModel
+from kvasir_engine.api.vocabulary import vocabulary_of
 from kvasir_engine.engine_client import EngineClient
 
 
@@ -53,6 +56,7 @@ def create_app(
     over: Callable[[], str | None] = lambda: None,
     body_bytes: int = HttpLimits.body_bytes,
     batches: BatchRunner | None = None,
+    grammars: GrammarCheck | None = None,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down. Long texts get
     `long_ones` of its threads at most.
@@ -61,9 +65,11 @@ def create_app(
     tenant. /health, /ready, /metrics, /version and /openapi.json ask for no key.
     `over` says why the process serves no more, if it does not.
     `body_bytes`: of all requests' bodies together. `batches`: files and batches; the caller runs them.
+    `grammars`: who tries them, if not new processes that end with this one.
     """
     metrics = ApiMetrics(registry)
-    service = Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones))
+    grammars = grammars or GrammarCheck(partial(vocabulary_of, model))
+    service = Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones), grammars)
     app = FastAPI(title="Kvasir", openapi_url=None)
     app.add_middleware(BodyBudget, most=body_bytes)
     app.add_middleware(RequestMeter, metrics=metrics, lifecycle=lifecycle)

@@ -65,6 +65,7 @@ async def begin_chat(
     tokens = await chat_tokens(service, request, body, params.truncate, tools)
     reading = answer_reading(body, service.model, tools, tokens)
     params = constrained(params, tools, reading)
+    await service.check_grammar(request, params)
     id = f"{prefix}{secrets.token_hex(12)}"
     choices = service.choices(id, caller, params, [tokens], "messages", reading)
     answer = service.answer(id, params, [tokens], choices, reasons=reading.format.reasoning != "none")

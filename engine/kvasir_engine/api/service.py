@@ -19,6 +19,7 @@ from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.encoding import OffLoop, TooLong
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.generation import Choice, Tally, TokenClock
+from kvasir_engine.api.grammar_check import GrammarCheck
 from kvasir_engine.api.http_responses import while_client_stays
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.metrics import ApiMetrics
@@ -26,9 +27,11 @@ from kvasir_engine.api.params import Params, choice_seed
 from kvasir_engine.api.prompts import characters_of, check_tokens, room, too_long
 from kvasir_engine.api.rendering import AS_USUAL, Rendering
 from kvasir_engine.api.request_body import most_body_bytes, read_body
+from kvasir_engine.api.structured import refused
 from kvasir_engine.api.tokenizer import ServedModel, UnusedName
 from kvasir_engine.bounds import MOST_PRIORITY
 from kvasir_engine.engine_client import EngineClient, GenerateRequest
+from kvasir_engine.grammar.base import GrammarBusy, GrammarError
 
 MOST_LENGTH = 2**20  # of a prompt, while no worker has said what it takes
 
@@ -46,6 +49,7 @@ class Service:
     lifecycle: Lifecycle
     keys: ApiKeys | None
     off_loop: OffLoop
+    grammars: GrammarCheck
 
     def unready_reason(self) -> str | None:
         return "draining" if self.lifecycle.draining else self.client.unready_reason()
@@ -135,6 +139,20 @@ class Service:
         except TemplateError as error:
             message = f"The model's chat template refuses the messages: {error}."
             raise ApiError(400, message, code="invalid_value", param=param) from None
+
+    async def check_grammar(self, request: Request, params: Params) -> None:
+        """Refuse a grammar that cannot be compiled. Raises ApiError."""
+        grammar = params.sampling.grammar
+        if grammar is None:
+            return
+        try:
+            await while_client_stays(request, self.grammars.checked(grammar))
+        except GrammarError as error:
+            raise refused(params.grammar_field, error) from None
+        except GrammarBusy as error:
+            raise ApiError(
+                503, f"The server is overloaded: {error}.", code="overloaded", type="server_error"
+            ) from None
 
     def last(self, tokens: list[int], count: int) -> list[int]:
         """The last `count` of them; -1: as many as leave room for one more."""

@@ -42,14 +42,6 @@ class TokenBytes(Protocol):
         """The bytes that `token` adds to the text; none for a special token or one outside the vocabulary."""
         ...
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, with special ones by their names; what is no whole character is replaced."""
-        parts = [self.token_bytes(each) or self._special_name(each) for each in tokens]
-        return b"".join(parts).decode("utf-8", "replace")
-
-    def _special_name(self, token: int) -> bytes:
-        return (self.token_name(token) or "").encode()
-
     def token_name(self, token: int) -> str | None:
         """What a token is called that adds no bytes to the text; None if it has no name either."""
         ...
@@ -268,11 +260,6 @@ class Tokenizer:
     def special_token(self, name: str) -> int | None:
         """The special token of this name."""
         return self._special.get(name)
-
-    def tail(self, tokens: Sequence[int], count: int = 32) -> str:
-        """The text of the last `count` tokens, special ones by their names."""
-        raw = (self.token_bytes(each) or (self.token_name(each) or "").encode() for each in tokens[-count:])
-        return b"".join(raw).decode("utf-8", "replace")
 
     def _encoding(self, backend: Any, segments: Sequence[Segment]) -> Encoding:
         return Encoding(segments, lambda text: self._ids(backend, text), self._divisible)

@@ -26,6 +26,7 @@ def add(app: FastAPI, service: Service) -> None:
         asked = completion_prompts(body, service.most * (1 if params.truncate is None else 8))
         await service.check_ready(request)
         prompts = [await service.prompt(request, each, params.truncate) for each in asked]
+        await service.check_grammar(request, params)
         id = f"cmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, caller, params, prompts, "prompt")
         echo = (

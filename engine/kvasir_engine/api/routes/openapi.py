@@ -1,5 +1,7 @@
 """`GET /openapi.json`: what is really taken."""
 
+from typing import Any
+
 import msgspec
 from fastapi import FastAPI
 from starlette.responses import Response
@@ -40,7 +42,7 @@ _PAGE = {
     "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 100}),
     "after": ("query", _TEXT),
 }
-_FILES = {
+_FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 10_000}),
     "after": ("query", _TEXT),
     "order": ("query", {"enum": ["asc", "desc"]}),
