@@ -199,7 +199,7 @@ REFUSED: list[tuple[str, Spec, str, str]] = [
         "spec.router.template.spec.containers[0].env[0].name",
         "did you mean KVASIR_REMOTE_THRESHOLD?",
     ),
-    ("args", main(args=["worker"]), f"{C}.args", "spec.decode.extraArgs"),
+    ("args", main(args=["worker"]), f"{C}.args", "spec.decode.engine.extraArgs"),
     ("command", main(command=["sh"]), f"{C}.command", "the operator's own"),
     (
         "port as an extra flag",

@@ -1,7 +1,8 @@
-"""The engine's image and what all pods that run it have in common."""
+"""The engine's image, what all pods that run it have in common, and what all workers are told."""
 
 from typing import Annotated, Literal
 
+from kvasir_operator.api.engine_settings import EngineSettings
 from kvasir_operator.api.fields import OBJECT_NAME, Part, about, listed, text
 
 IMAGE = r"^[a-z0-9]([-._:/@A-Za-z0-9]*[A-Za-z0-9])?$"
@@ -17,8 +18,8 @@ class Variable(Part, frozen=True):
     value: Annotated[str, text("Its value.", None, 4096)] = ""
 
 
-class Engine(Part, frozen=True):
-    """The engine's image and what all pods that run it have in common."""
+class Engine(EngineSettings, frozen=True):
+    """The engine's image, what all pods that run it have in common, and what all workers are told."""
 
     image: Annotated[
         str,

@@ -54,7 +54,9 @@ class Spec(Part, frozen=True):
     prefill: Annotated[Workers, about("Workers that compute the prompts' KV cache.")] = Workers()
     decode: Annotated[Workers, about("Workers that generate.")] = Workers()
     router: Annotated[Router, about("The OpenAI endpoint.")] = Router()
-    engine: Annotated[Engine, about("The engine's image and what all pods that run it have in common.")] = Engine()
+    engine: Annotated[
+        Engine, about("The engine's image, what all its pods have in common, what workers are told.")
+    ] = Engine()
     transfer: Annotated[Transfer, about("How KV travels from prefill to decode.")] = Transfer()
     rollout: Annotated[Rollout, about("How workers of one revision give way to the next.")] = Rollout()
     drain: Annotated[Drain, about("How a worker leaves.")] = Drain()

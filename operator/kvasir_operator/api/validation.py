@@ -11,11 +11,13 @@ from kvasir_engine.model.loading.uri import ClaimURI, FileURI, HubURI, ModelURI,
 from kvasir_engine.model.loading.uri import parse as parse_uri
 from kvasir_operator.api.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
 from kvasir_operator.api.kv_fingerprint import unpaired
+from kvasir_operator.api.service import WORKER_ROLES
 from kvasir_operator.api.strategic_merge import LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
 from kvasir_operator.api.validation_derived import derived_problems, unknown_variables
 from kvasir_operator.api.validation_devices import device_problems
 from kvasir_operator.api.validation_scaling import scaling_problems
+from kvasir_operator.api.validation_settings import settings_problems
 
 if TYPE_CHECKING:
     from kvasir_operator.api import Engine, Expose, InferenceService, Model, Rollout, Transfer, Workers
@@ -43,6 +45,8 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
         yield from _workers(workers, f"spec.{role}")
         yield from derived_problems(workers, f"spec.{role}", spec.drain.deadline_seconds)
+    found = [problem for role in WORKER_ROLES for problem in settings_problems(spec, role)]
+    yield from dict.fromkeys(found)  # of what holds for both roles, once
     yield from _groups(service)
     yield from template_problems(spec.router.template, "spec.router.template")
     yield from unknown_variables(spec.router.template, "spec.router.template", ROUTER)
@@ -223,7 +227,7 @@ def _engine(engine: "Engine") -> Iterator[Invalid]:
     for index, each in enumerate(engine.env):
         path = f"spec.engine.env[{index}].name"
         if each.name.startswith("KVASIR_"):
-            yield Invalid(path, f"{each.name} is Kvasir's own: a flag of workers goes into their template")
+            yield Invalid(path, f"{each.name} is Kvasir's own: what workers are told stands beside it")
         elif each.name in CA_VARIABLES and engine.ca_config_map_name:
             yield Invalid(path, f"{each.name} is set by caConfigMapName")
         if each.name in seen:

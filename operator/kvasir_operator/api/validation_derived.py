@@ -38,10 +38,6 @@ DERIVED = {
 
 def derived_problems(workers: "Workers", role: str, grace: int) -> Iterator[Invalid]:
     """Problems of the role at the path `role`. `grace`: the seconds that a pod has to leave."""
-    for index, word in enumerate(workers.extra_args):
-        flag = word.partition("=")[0].removeprefix("--")
-        if word.startswith("--") and flag in DERIVED:
-            yield Invalid(f"{role}.extraArgs[{index}]", f"--{flag} {DERIVED[flag].format(role=role)}")
     yield from unknown_variables(workers.template, f"{role}.template", WORKER)
     spec = workers.template.get("spec")
     if not isinstance(spec, Mapping):
@@ -76,7 +72,7 @@ def unknown_variables(template: Mapping[str, Any], path: str, flags: frozenset[s
 def _container(container: Mapping[str, Any], path: str, role: str) -> Iterator[Invalid]:
     for field in ("command", "args"):
         if field in container:
-            reason = f"are the operator's own; further flags go into {role}.extraArgs"
+            reason = f"are the operator's own; further flags go into {role}.engine.extraArgs"
             yield Invalid(join(path, field), reason if field == "args" else "is the operator's own")
     variables = container.get("env")
     for index, variable in enumerate(variables if isinstance(variables, list) else ()):

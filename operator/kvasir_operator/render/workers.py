@@ -6,6 +6,7 @@ from kvasir_engine.connector.fabric import fabric_env
 from kvasir_operator.api import InferenceService, WorkerRole, Workers
 from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.api.validation_devices import GPU
+from kvasir_operator.api.worker_settings import flags_of
 from kvasir_operator.render.devices import claims, own_nodes, pod_claims, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
 from kvasir_operator.render.merge import merged
@@ -84,7 +85,7 @@ def rendered_template(
         transfer.fabric,
         *drain_args(service),
         *more_args,
-        *workers.extra_args,
+        *flags_of(service.spec, role),
     ]
     main = container(
         options.engine_image,
