@@ -10,6 +10,7 @@ import yaml
 
 from kvasir_operator.api import parse
 from kvasir_operator.api.validation import semantic_problems
+from kvasir_operator.render.options import DEFAULTS
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -26,9 +27,11 @@ def load() -> ModuleType:
 freeze = load()
 
 
-def test_pods_are_what_was_declared_last() -> None:
-    last = freeze.declared()[-1]["revisions"]
-    rendered = freeze.rendered()
+@pytest.mark.parametrize("defaults", range(1, DEFAULTS + 1))
+def test_pods_are_what_was_declared_last(defaults: int) -> None:
+    """Also those of services that keep the defaults that they were made with."""
+    last = [each["revisions"] for each in freeze.declared() if each.get("defaults", 1) == defaults][-1]
+    rendered = freeze.rendered(defaults)
     rolled = [
         f"{case} {role}"
         for case in rendered

@@ -24,13 +24,20 @@ class Engine(EngineSettings, frozen=True):
     image: Annotated[
         str,
         text(
-            "Image of workers, routers and the Job that loads the model. Default: the operator's, whose "
-            "upgrade then "
-            "rolls the pods.",
+            "Image of workers, routers and the Job that loads the model. Default: the operator's, as "
+            "imagePolicy says.",
             IMAGE,
             1024,
         ),
     ] = ""
+    image_policy: Annotated[
+        Literal["Keep", "FollowOperator"],
+        about(
+            "Keep: pods keep the image and defaults of the operator that made the service, until image changes: an "
+            "upgrade of the operator rolls nothing. FollowOperator: pods have those of the operator that runs, and "
+            "are rolled when it is upgraded."
+        ),
+    ] = "Keep"
     image_pull_policy: Annotated[
         PullPolicy | None, about("When the image is pulled. Default: Kubernetes' own.")
     ] = None

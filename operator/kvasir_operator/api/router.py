@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from kvasir_operator.api.engine import IMAGE
 from kvasir_operator.api.fields import OBJECT_NAME, Part, about, count, entries, text
-from kvasir_operator.api.workers import Resources
+from kvasir_operator.api.workers import PodClaim, Resources
 
 _NAME = OBJECT_NAME.strip("^$")
 _HOST = rf"^(\*\.)?{_NAME}$"
@@ -62,3 +62,8 @@ class Router(Part, frozen=True):
     template: Annotated[
         dict[str, Any], about("Pod template merged over the router's rendered one, as prefill.template is.")
     ] = {}
+
+    @property
+    def resource_claims(self) -> list[PodClaim]:
+        """A router's claims are its template's alone."""
+        return []

@@ -14,7 +14,13 @@ from kvasir_operator.api.kv_fingerprint import unpaired
 from kvasir_operator.api.service import WORKER_ROLES
 from kvasir_operator.api.strategic_merge import LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
-from kvasir_operator.api.validation_derived import derived_problems, unknown_variables
+from kvasir_operator.api.validation_derived import (
+    PRELOAD_DERIVED,
+    ROUTER_DERIVED,
+    derived_problems,
+    derived_template_problems,
+    unknown_variables,
+)
 from kvasir_operator.api.validation_devices import device_problems
 from kvasir_operator.api.validation_scaling import scaling_problems
 from kvasir_operator.api.validation_settings import settings_problems
@@ -50,6 +56,9 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     yield from _groups(service)
     yield from template_problems(spec.router.template, "spec.router.template")
     yield from unknown_variables(spec.router.template, "spec.router.template", ROUTER)
+    yield from derived_template_problems(
+        spec.router.template, "spec.router.template", ROUTER_DERIVED, spec.drain.deadline_seconds
+    )
     yield from _engine(spec.engine)
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)
@@ -108,6 +117,14 @@ def _source(model: "Model", uri: ModelURI) -> Iterator[Invalid]:
         yield Invalid("spec.model.cache", "has both claimName and hostPath; one of them is used")
     if (cache.claim_name or cache.host_path) and isinstance(uri, ClaimURI | FileURI):
         yield Invalid("spec.model.cache", f"nothing is downloaded, the uri is {model.uri}")
+    if cache.preload.said and (not cache.claim_name or isinstance(uri, ClaimURI | FileURI)):
+        yield Invalid("spec.model.cache.preload", "means nothing without cache.claimName: no Job loads the model")
+    path, template = "spec.model.cache.preload.template", cache.preload.template
+    yield from template_problems(template, path)
+    yield from unknown_variables(template, path, frozenset())
+    yield from derived_template_problems(template, path, PRELOAD_DERIVED)
+    if isinstance(spec := template.get("spec"), Mapping) and "restartPolicy" in spec:
+        yield Invalid(f"{path}.spec.restartPolicy", "is the operator's own, OnFailure")
     if model.token_secret_name and not isinstance(uri, HubURI):
         yield Invalid("spec.model.tokenSecretName", f"only hf:// models need a token, the uri is {model.uri}")
 

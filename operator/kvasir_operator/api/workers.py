@@ -1,6 +1,7 @@
 """The pools of workers, and how KV travels between them."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
 
 from kvasir_operator.api.engine_settings import EngineSettings
 from kvasir_operator.api.fields import (
@@ -59,6 +60,22 @@ class Resources(Part, frozen=True):
         list[Claim],
         listed("Claims of the pod that the container uses. Default: all of resourceClaims.", 32),
     ] = []
+
+
+class PodOverlay(Protocol):
+    """What the spec says of a pod over what Kvasir renders: of a role's workers, of routers, of the Job."""
+
+    @property
+    def resources(self) -> Resources:
+        """Requests and limits of the container `kvasir`."""
+
+    @property
+    def resource_claims(self) -> list[PodClaim]:
+        """Claims of the pod."""
+
+    @property
+    def template(self) -> Mapping[str, Any]:
+        """A pod template, which may be anything."""
 
 
 class Workers(Part, frozen=True):

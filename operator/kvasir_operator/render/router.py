@@ -1,7 +1,8 @@
 """The router's Deployment."""
 
 from kvasir_operator.api import InferenceService
-from kvasir_operator.api.strategic_merge import overlay
+from kvasir_operator.render.defaults import router_resources
+from kvasir_operator.render.merge import merged, said_over
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     REVISION_LABEL,
@@ -18,7 +19,6 @@ from kvasir_operator.render.pod import container, drain_args, model_args, servin
 from kvasir_operator.render.storage import startup_seconds
 
 KEYS_PATH = "/etc/kvasir/api-keys"
-REQUESTS = {"cpu": "1", "memory": "1Gi"}
 
 
 def router_deployment(service: InferenceService, options: Options) -> Object:
@@ -26,7 +26,7 @@ def router_deployment(service: InferenceService, options: Options) -> Object:
     own_labels = labels(service, "router")
     template: Object = {"metadata": {"labels": dict(own_labels), "annotations": dict(SCRAPE_ANNOTATIONS)}}
     template["spec"] = _pod(service, options)
-    template = overlay(template, service.spec.router.template)
+    template = merged(template, service.spec.router)
     template["metadata"]["labels"][REVISION_LABEL] = revision_of(template)
     return {
         "apiVersion": "apps/v1",
@@ -46,11 +46,7 @@ def _pod(service: InferenceService, options: Options) -> Object:
     args = ["router", *model_args(service), *_discovery_args(service, options), *drain_args(service)]
     if holds := service.spec.scaling.holds:
         args += ["--hold-seconds", str(holds.hold_seconds), "--hold-requests", str(holds.hold_requests)]
-    theirs = service.spec.router.resources
-    resources: Object = {"requests": {**REQUESTS, **theirs.requests}}
-    if theirs.limits:
-        resources["limits"] = dict(theirs.limits)
-    main = container(options.engine_image, args, {}, resources)
+    main = container(options.engine_image, args, {}, said_over(router_resources(options), service.spec.router))
     spec = serving_pod(service, "router", main, options)
     if service.spec.router.image:
         main["image"] = service.spec.router.image

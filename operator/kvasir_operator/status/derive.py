@@ -45,6 +45,7 @@ from kvasir_engine.status_reports import RouterStatus
 from kvasir_operator.api.structural_schema import Invalid
 from kvasir_operator.plan.observed import Observed, Reference
 from kvasir_operator.plan.preload import PRELOAD, Loading
+from kvasir_operator.plan.release import ServiceRelease
 from kvasir_operator.plan.wanted import role_of
 from kvasir_operator.render.names import PAUSED, Object
 from kvasir_operator.scaling.roles import ScalingStatus
@@ -103,6 +104,10 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
             }
         ),
     ] = []
+    release: Annotated[
+        ServiceRelease | None,
+        Meta(extra_json_schema={"description": "With which image and defaults its pods are made (imagePolicy)."}),
+    ] = None
     scaling: Annotated[
         ScalingStatus | None,
         Meta(extra_json_schema={"description": "What the planner decided, in the modes Auto and Shadow."}),
