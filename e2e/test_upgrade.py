@@ -1,5 +1,5 @@
-"""From the last commit's chart and operator to these, with a service running; and a release that leaves and comes back
-under another name. No pod is rolled unless the spec says so."""
+"""From the last commit's chart and operator to these, with a service running; and a release that leaves and comes
+back under another name. No pod is rolled unless the spec says so."""
 
 import io
 import subprocess
@@ -103,7 +103,7 @@ def service(**spec: Any) -> Object:
 
 
 def reconciled(cluster: Cluster, release: str, change: Object) -> Object:
-    """Apply a change, and return the service once the operator of that release has carried it out, and it is Ready."""
+    """Apply a change, and return the service once that release's operator has carried it out, and it is Ready."""
     steps.apply(cluster, change, namespace=NAMESPACE)
 
     def done() -> Object | None:

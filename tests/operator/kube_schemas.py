@@ -17,6 +17,7 @@ VERSIONS = tuple(f"1.{minor}" for minor in range(30, 38))
 ELSEWHERE = (
     "leaderworkerset.x-k8s.io/",
     "gateway.networking.k8s.io/",
+    "inference.networking.k8s.io/",
     "monitoring.coreos.com/",
     "serving.kvasir.dev/",
     "kustomize.config.k8s.io/",

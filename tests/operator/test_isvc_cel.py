@@ -97,6 +97,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"model": HF, "router": {"expose": {"type": "HTTPRoute", "className": "g", "tlsSecretName": "t"}}},
         "spec.router.expose: tlsSecretName",
     ),
+    *(
+        ({"model": HF, "router": {"expose": expose}}, f"spec.router.expose: {why}")
+        for expose, why in (
+            ({"type": "InferencePool"}, "endpointPicker: an InferencePool needs"),
+            ({"type": "InferencePool", "endpointPicker": {"name": "e"}, "host": "a.b"}, "host: belongs to"),
+            ({"type": "InferencePool", "endpointPicker": {"name": "e"}, "tlsSecretName": "t"}, "tlsSecretName"),
+            ({"type": "Ingress", "endpointPicker": {"name": "e"}}, "endpointPicker: means nothing"),
+        )
+    ),
     ({"model": HF, "transfer": {"fabric": "rdma"}}, "spec.transfer: rdmaResource: fabric rdma needs"),
     ({"model": HF, "transfer": {"fabric": "tcp", "rdmaResource": "r/h"}}, "spec.transfer: rdmaResource: means"),
     ({"model": HF, "scaling": {"mode": "Auto"}}, "spec.scaling: auto is required"),

@@ -134,7 +134,11 @@ def used() -> set[Verb]:
     reconcile(server)
     reconcile(server)  # InferenceRoles that are there are told their sizes
     found["spec"]["scaling"] = {}
-    for expose in ({"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
+    for expose in (
+        {"type": "HTTPRoute", "className": "g"},
+        {"type": "InferencePool", "endpointPicker": {"name": "epp"}},
+        {"type": "Service"},
+    ):
         stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
         stored["spec"]["router"] = {"expose": expose}
         reconcile(server)

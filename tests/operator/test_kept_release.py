@@ -149,6 +149,15 @@ def test_a_spec_that_is_refused_meanwhile_forgets_nothing() -> None:
     assert images(cluster) == {OLD.engine_image}
 
 
+def test_pods_that_an_edit_rolls_in_any_case_have_what_is_new() -> None:
+    cluster = FakeCluster(document())
+    reconcile(cluster, OLD)
+    forget(cluster)
+    cluster.services["default", "llama"]["spec"]["drain"] = {"deadlineSeconds": 7}
+    reconcile(cluster, NEW)
+    assert images(cluster) == {NEW.engine_image}
+
+
 def test_of_two_images_that_run_the_one_that_fits_the_spec_is_found() -> None:
     cluster = FakeCluster(document())
     reconcile(cluster, OLD)

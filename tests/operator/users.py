@@ -186,6 +186,20 @@ TAKEN: list[tuple[str, Spec]] = [
     ("privileged", main(securityContext={"privileged": True, "allowPrivilegeEscalation": True})),
     ("own scheduler and runtime", pod(schedulerName="kai-scheduler", runtimeClassName="nvidia")),
     ("ingress", {"router": {"expose": {"type": "Ingress", "host": "llm.example.com", "tlsSecretName": "tls"}}}),
+    (
+        "inference pool",
+        {
+            "router": {
+                "replicas": 2,
+                "expose": {
+                    "type": "InferencePool",
+                    "className": "infra/gateway",
+                    "host": "llm.example",
+                    "endpointPicker": {"name": "llama-epp", "failureMode": "FailClose"},
+                },
+            }
+        },
+    ),
     ("route", {"router": {"expose": {"type": "HTTPRoute", "className": "infra/gateway"}}}),
     ("two nodes", {"decode": {"tensorParallel": 16, "nodes": 2}}),
     (

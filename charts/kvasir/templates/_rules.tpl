@@ -47,6 +47,9 @@
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, create, patch, delete]
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [get, list, create, patch, delete]
 # Whether another operator that has a service is still there.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]

@@ -94,8 +94,20 @@ RULES: dict[Path, tuple[tuple[str, str], ...]] = {
             "className: an HTTPRoute needs its Gateway here, as name or namespace/name",
         ),
         (
-            f"self.type != 'HTTPRoute' || {_unset('tlsSecretName')}",
+            f"!(self.type in ['HTTPRoute', 'InferencePool']) || {_unset('tlsSecretName')}",
             "tlsSecretName: an HTTPRoute's certificate belongs to its Gateway",
+        ),
+        (
+            f"self.type != 'InferencePool' || {_unset('host')} || {_set('className')}",
+            "host: belongs to an HTTPRoute, for which className names the Gateway",
+        ),
+        (
+            "self.type != 'InferencePool' || has(self.endpointPicker)",
+            "endpointPicker: an InferencePool needs the Service of its endpoint picker",
+        ),
+        (
+            "self.type == 'InferencePool' || !has(self.endpointPicker)",
+            "endpointPicker: means nothing without type InferencePool",
         ),
     ),
     ("scaling",): (

@@ -11,21 +11,43 @@ _HOST = rf"^(\*\.)?{_NAME}$"
 _CLASS_NAME = rf"^{_NAME}(/{_NAME})?$"
 
 
+class EndpointPicker(Part, frozen=True):
+    """The endpoint picker of an InferencePool, which is not Kvasir's to install."""
+
+    name: Annotated[str, text("Its Service, of the same namespace.", OBJECT_NAME, 253)]
+    port: Annotated[int, count("The Service's port that speaks ext-proc.", 1, 65535)] = 9002
+    failure_mode: Annotated[
+        Literal["FailOpen", "FailClose"],
+        about("What becomes of a request when the picker does not answer: any router has it, or it fails."),
+    ] = "FailOpen"
+
+
 class Expose(Part, frozen=True):
     """How clients outside the cluster reach the router."""
 
     type: Annotated[
-        Literal["Service", "Ingress", "HTTPRoute"],
-        about("Service: inside the cluster only. Ingress and HTTPRoute also give the /v1 paths to the outside."),
+        Literal["Service", "Ingress", "HTTPRoute", "InferencePool"],
+        about(
+            "Service: inside the cluster only. Ingress and HTTPRoute also give the /v1 paths to the outside. "
+            "InferencePool: a pool of the routers for the Gateway API Inference Extension, and with className an "
+            "HTTPRoute to it."
+        ),
     ] = "Service"
     host: Annotated[str, text("Host name of the Ingress or HTTPRoute. Default: any.", _HOST, 253)] = ""
     class_name: Annotated[
         str,
-        text("Ingress: the IngressClass. HTTPRoute: the Gateway, as name or namespace/name.", _CLASS_NAME, 253),
+        text(
+            "The IngressClass, or the Gateway of the HTTPRoute, as name or namespace/name.",
+            _CLASS_NAME,
+            253,
+        ),
     ] = ""
     tls_secret_name: Annotated[
         str, text("Ingress only: the Secret with the certificate; a Gateway has its own.", OBJECT_NAME, 253)
     ] = ""
+    endpoint_picker: Annotated[
+        EndpointPicker | None, about("InferencePool only, and required there: who chooses a router.")
+    ] = None
     annotations: Annotated[
         dict[str, Annotated[str, text("The annotation's value.", None, 16384)]],
         entries(

@@ -269,11 +269,17 @@ def _expose(expose: "Expose") -> Iterator[Invalid]:
                 yield Invalid(f"{path}.{field}", "means nothing with type Service; use Ingress or HTTPRoute")
     if expose.type == "Ingress" and "/" in expose.class_name:
         yield Invalid(f"{path}.className", "the name of an IngressClass has no slash")
-    if expose.type == "HTTPRoute":
-        if not expose.class_name:
-            yield Invalid(f"{path}.className", "an HTTPRoute needs its Gateway here, as name or namespace/name")
-        if expose.tls_secret_name:
-            yield Invalid(f"{path}.tlsSecretName", "an HTTPRoute's certificate belongs to its Gateway")
+    if expose.type == "HTTPRoute" and not expose.class_name:
+        yield Invalid(f"{path}.className", "an HTTPRoute needs its Gateway here, as name or namespace/name")
+    if expose.type in ("HTTPRoute", "InferencePool") and expose.tls_secret_name:
+        yield Invalid(f"{path}.tlsSecretName", "an HTTPRoute's certificate belongs to its Gateway")
+    if expose.type == "InferencePool":
+        if expose.host and not expose.class_name:
+            yield Invalid(f"{path}.host", "belongs to an HTTPRoute, for which className names the Gateway")
+        if expose.endpoint_picker is None:
+            yield Invalid(f"{path}.endpointPicker", "an InferencePool needs the Service of its endpoint picker")
+    elif expose.endpoint_picker is not None:
+        yield Invalid(f"{path}.endpointPicker", "means nothing without type InferencePool")
 
 
 def _transfer(transfer: "Transfer") -> Iterator[Invalid]:

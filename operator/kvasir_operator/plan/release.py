@@ -50,7 +50,8 @@ def made_with(release: ServiceRelease, options: Options) -> Options:
 
 
 def _found(service: InferenceService, options: Options, observed: Observed) -> ServiceRelease | None:
-    """What the objects that are there were made with; `None` where there are none.
+    """What the objects that are there were made with; `None` where there are none, or where the spec is another
+    since, so that they are rolled in any case.
 
     The release that gives the most revisions that run; of several that do as well, the first image and the oldest
     defaults: what remembers nothing is old.
@@ -67,7 +68,8 @@ def _found(service: InferenceService, options: Options, observed: Observed) -> S
         rendered = render(service, made_with(release, options))
         return sum(_revision(item) in runs for item in rendered if runs_pods(item))
 
-    return max(found, key=fits, default=None)
+    best = max(found, key=fits, default=None)
+    return best if best and fits(best) else None
 
 
 def _templates(item: Object) -> Iterator[Object]:

@@ -13,7 +13,7 @@ All conditions are set by the operator's reconcile, which is their only writer.
 | Progressing        | workers come or go: RollingOut, Scaling, Draining           | Accepted is False | no        |
 | Degraded           | what is wrong is not mended by time alone, or was right     | Accepted is False | no        |
 | Paused             | its annotation says so: no object is changed                | it does not       | no        |
-| Exposed            | the Ingress or HTTPRoute that the spec wants is served      | type is Service   | no        |
+| Exposed            | the way in that the spec wants is served                    | type is Service   | no        |
 | MetricsReachable   | NetworkPolicies let the configured monitoring in            | there are none    | no        |
 | Stalled            | not Ready, and time alone does not mend it (kstatus)        | it is not so      | no        |
 | Reconciling        | not Ready yet, or workers come or go (kstatus)              | it is not so      | no        |

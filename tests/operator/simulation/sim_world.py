@@ -255,8 +255,9 @@ class World:
 
     def _kept(self, service: InferenceService, status: Object) -> Options:
         """With which image the pods are to be: the operator's, or the one that is remembered."""
-        follows = service.spec.engine.image_policy == "FollowOperator"
-        return self._options if follows else Options(engine_image=status["release"]["image"])
+        if service.spec.engine.image_policy == "FollowOperator":
+            return self._options
+        return Options(engine_image=status["release"]["image"], defaults=status["release"]["defaults"])
 
     def _different(self, wanted: dict[str, Object]) -> str:
         for path, item in wanted.items():
