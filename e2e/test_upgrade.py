@@ -2,6 +2,7 @@
 back under another name. No pod is rolled unless the spec says so."""
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -20,6 +21,7 @@ from e2e.steps import Object, condition, eventually, pods
 NAMESPACE = "upgraded"
 NAME = "stays"
 NEXT = "kvasir-engine:next"
+AGAIN = "kvasir-again"  # also the name of its Deployment and Lease, as it has the chart's in it
 READY_SECONDS = 120
 DECLARED = Path("tests/operator/corpus/revisions.yaml")
 
@@ -35,8 +37,9 @@ def git(*arguments: str) -> bytes:
 @pytest.fixture(scope="module")
 def earlier() -> Iterator[Path]:
     """The tree of the last commit, within the checkout, as pods see nothing else of this machine. What is not
-    committed yet comes after HEAD; where all is, HEAD comes after its parent."""
-    revision = "HEAD" if git("status", "--porcelain").strip() else "HEAD^"
+    committed yet comes after HEAD; where all is, HEAD comes after its parent. $E2E_UPGRADE_FROM names another."""
+    last = "HEAD" if git("status", "--porcelain").strip() else "HEAD^"
+    revision = os.environ.get("E2E_UPGRADE_FROM", last)
     parts = ("charts", "engine", "operator", str(DECLARED))
     packed = git("archive", git("rev-parse", "--verify", revision).decode().strip(), *parts)
     cache = kvasir.REPOSITORY / ".cache"
@@ -163,15 +166,15 @@ def test_a_release_that_leaves_and_comes_back_under_another_name_finds_its_servi
     before = running(cluster)
     kvasir.uninstall(cluster)
     assert running(cluster) == before, "an uninstall leaves the services to serve"
-    upgraded(cluster, kvasir.CHART, f"engine.image={NEXT}", release="again")
+    upgraded(cluster, kvasir.CHART, f"engine.image={NEXT}", release=AGAIN)
     try:
         # The Lease that was left behind is no operator's: whoever knows that need not wait for a minute.
         cluster.kubectl("-n", kvasir.NAMESPACE, "delete", "lease", kvasir.RELEASE, "--ignore-not-found")
-        reconciled(cluster, "again", service(rollout={"maxSurge": 2}))
+        reconciled(cluster, AGAIN, service(rollout={"maxSurge": 2}))
         assert running(cluster) == before
     finally:
-        cluster.helm("uninstall", "again", "--namespace", kvasir.NAMESPACE, "--wait")
-        cluster.kubectl("-n", kvasir.NAMESPACE, "delete", "lease", "again", "--ignore-not-found")
+        cluster.helm("uninstall", AGAIN, "--namespace", kvasir.NAMESPACE, "--wait")
+        cluster.kubectl("-n", kvasir.NAMESPACE, "delete", "lease", AGAIN, "--ignore-not-found")
         upgraded(cluster, kvasir.CHART)
     reconciled(cluster, kvasir.RELEASE, service(rollout={"maxSurge": 1}))
     assert running(cluster) == before

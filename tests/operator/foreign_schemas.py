@@ -1,8 +1,10 @@
-"""What the CRDs of others say of the fields that Kvasir writes, as read in their projects. Unknown fields are errors.
+"""What the CRDs of others say of the fields that Kvasir writes, as read in their projects; others are errors.
 
-- InferencePool `inference.networking.k8s.io/v1`: kubernetes-sigs/gateway-api-inference-extension, config/crd, v1.0.0
-  to v1.6.0. They differ in `targetPorts` (one port in 1.0, eight since) and in whether `endpointPickerRef` is
-  required (up to 1.5).
+- InferencePool `inference.networking.k8s.io/v1`: kubernetes-sigs/gateway-api-inference-extension, config/crd,
+  v1.0.0 to v1.6.0. They differ in `targetPorts` (one port in 1.0, eight since) and in whether `endpointPickerRef`
+  is required (up to 1.5).
+- LeaderWorkerSet `leaderworkerset.x-k8s.io/v1`: kubernetes-sigs/lws, config/crd, v0.7.0 and v0.9.0 (as main of
+  August 2026, before 0.10). The pod templates are those of Kubernetes.
 - HTTPRoute `gateway.networking.k8s.io/v1`: backendRefs with group and kind.
 """
 
@@ -64,6 +66,39 @@ INFERENCE_POOL = {"v1.0.0": _pool(1, "endpointPickerRef"), "v1.6.0": _pool(8, ""
 BACKEND = fields(
     "name", group=text(_GROUP), kind=text(_KIND, 1, 63), name=text("", 1), port=number(1, 65535), weight=number(0)
 )
+
+ANYTHING: Schema = {"type": "object"}
+_ROLLING = fields(partition=number(0), maxUnavailable={}, maxSurge={})
+
+
+def _sets(restarts: Schema, **more: Schema) -> Schema:
+    group = fields(
+        "workerTemplate",
+        leaderTemplate=ANYTHING,
+        workerTemplate=ANYTHING,
+        size=number(1),
+        restartPolicy=restarts,
+        subGroupPolicy=ANYTHING,
+        **more,
+    )
+    return fields(
+        "leaderWorkerTemplate",
+        replicas=number(0),
+        leaderWorkerTemplate=group,
+        startupPolicy=one_of("LeaderCreated", "LeaderReady"),
+        rolloutStrategy=fields("type", type=one_of("RollingUpdate"), rollingUpdateConfiguration=_ROLLING),
+        networkConfig=fields("subdomainPolicy", subdomainPolicy=one_of("Shared", "UniquePerReplica")),
+    )
+
+
+LEADER_WORKER_SET = {
+    "v0.7.0": _sets(one_of("Default", "RecreateGroupOnPodRestart", "None")),
+    "v0.9.0": _sets(
+        one_of("Default", "RecreateGroupOnPodRestart", "RecreateGroupAfterStart", "None"),
+        volumeClaimTemplates={"type": "array"},
+        persistentVolumeClaimRetentionPolicy=ANYTHING,
+    ),
+}
 
 
 def refusals(schema: Schema, value: Any) -> Iterator[str]:

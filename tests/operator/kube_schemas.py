@@ -19,6 +19,7 @@ ELSEWHERE = (
     "gateway.networking.k8s.io/",
     "inference.networking.k8s.io/",
     "monitoring.coreos.com/",
+    "cert-manager.io/",
     "serving.kvasir.dev/",
     "kustomize.config.k8s.io/",
 )

@@ -48,7 +48,7 @@ def test_the_schemas_refuse_what_they_are_for() -> None:
         {"selector": {}},
         {"endpointPickerRef": {"name": "a"}},
     ):
-        assert list(refusals(INFERENCE_POOL["main"], {**spec, **wrong}))
+        assert list(refusals(INFERENCE_POOL["v1.6.0"], {**spec, **wrong}))
 
 
 def test_its_members_are_the_routers_pods_at_the_port_that_serves_the_api_and_metrics() -> None:

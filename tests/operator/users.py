@@ -83,6 +83,16 @@ TAKEN: list[tuple[str, Spec]] = [
             },
         ),
     ),
+    *(
+        (
+            f"a gang of {provider}",
+            {
+                "decode": {"nodes": 2, "tensorParallel": 16},
+                "scheduling": {"gang": {"provider": provider, "queue": "team-a"}},
+            },
+        )
+        for provider in ("Kueue", "KAI", "Volcano")
+    ),
     ("longer grace", pod(terminationGracePeriodSeconds=3600)),
     ("sidecar", pod(containers=[SIDECAR])),
     ("init container", pod(initContainers=[{"name": "warm", "image": "busybox", "command": ["true"]}])),

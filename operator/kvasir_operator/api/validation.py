@@ -22,6 +22,7 @@ from kvasir_operator.api.validation_derived import (
     unknown_variables,
 )
 from kvasir_operator.api.validation_devices import device_problems
+from kvasir_operator.api.validation_gang import gang_problems
 from kvasir_operator.api.validation_scaling import scaling_problems
 from kvasir_operator.api.validation_settings import settings_problems
 
@@ -54,6 +55,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     found = [problem for role in WORKER_ROLES for problem in settings_problems(spec, role)]
     yield from dict.fromkeys(found)  # of what holds for both roles, once
     yield from _groups(service)
+    yield from gang_problems(spec)
     yield from template_problems(spec.router.template, "spec.router.template")
     yield from unknown_variables(spec.router.template, "spec.router.template", ROUTER)
     yield from derived_template_problems(
