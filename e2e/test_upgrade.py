@@ -149,13 +149,12 @@ def test_an_upgrade_from_the_last_commits_chart_rolls_no_pod_unless_the_spec_ask
     follows = {"engine": {"imagePolicy": "FollowOperator"}, "rollout": {"maxSurge": 2}}
     found = reconciled(cluster, kvasir.RELEASE, service(**follows))
     assert found["status"]["release"]["image"] == NEXT
-    after = eventually(
-        lambda: all(image == NEXT for image, _ in running(cluster).values()) and running(cluster),
-        READY_SECONDS,
-        "all pods have the new image",
-        cluster,
-    )
-    assert not after.keys() & before.keys()
+
+    def all_new() -> bool:
+        return {image for image, _ in running(cluster).values()} == {NEXT}
+
+    eventually(all_new, READY_SECONDS, "all pods have the new image", cluster)
+    assert not running(cluster).keys() & before.keys()
 
 
 def test_a_release_that_leaves_and_comes_back_under_another_name_finds_its_services_as_they_were(

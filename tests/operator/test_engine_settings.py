@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "kv_digests": False,
     "attention_backend": "torch",
     "overlap": "on",
+    "jump_forward": "off",
     "enforce_eager": True,
     "cuda_graph_max_bs": 8,
 }

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from kvasir_engine.config import FIELDS, BackendName, Overlap, Quantization
+from kvasir_engine.config import FIELDS, BackendName, Overlap, Quantization, Switch
 from kvasir_operator.api.fields import Part, Quantity, about, text, words
 
 _MOST = 2**31 - 1
@@ -60,6 +60,13 @@ class EngineSettings(Part, frozen=True):
         Annotated[
             Overlap,
             _meta("overlap", 'Prepare a step while the one before runs; auto: on GPUs. YAML wants "on" in quotes.'),
+        ]
+        | None
+    ) = None
+    jump_forward: (
+        Annotated[
+            Switch,
+            _meta("jump_forward", 'Append forced text of a grammar without a step a token. In YAML quote "on".'),
         ]
         | None
     ) = None

@@ -19,6 +19,7 @@ from kvasir_operator.api.validation_derived import (
     ROUTER_DERIVED,
     derived_problems,
     derived_template_problems,
+    identity_problems,
     unknown_variables,
 )
 from kvasir_operator.api.validation_devices import device_problems
@@ -61,6 +62,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     yield from derived_template_problems(
         spec.router.template, "spec.router.template", ROUTER_DERIVED, spec.drain.deadline_seconds
     )
+    yield from identity_problems(spec.router.template, "spec.router.template")
     yield from _engine(spec.engine)
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)
@@ -290,6 +292,9 @@ def _transfer(transfer: "Transfer") -> Iterator[Invalid]:
         yield Invalid(path, "fabric rdma needs the extended resource that gives a pod its RDMA device")
     if transfer.fabric in ("tcp", "shm") and transfer.rdma_resource:
         yield Invalid(path, f"means nothing with fabric {transfer.fabric}")
+    if transfer.encryption == "Required" and transfer.fabric != "shm":
+        reason = f"Required takes fabric shm: over {transfer.fabric} KV is not encrypted on its way"
+        yield Invalid("spec.transfer.encryption", reason)
 
 
 def _rollout(rollout: "Rollout") -> Iterator[Invalid]:
