@@ -161,23 +161,17 @@ def test_a_tokenizer_counts_where_the_endpoint_does_not() -> None:
 
 
 def test_an_endpoint_that_dies_midway_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with standing(lambda path, body: Reply([" a", " b"], cut_after=1)) as stand:
-        with pytest.raises(BenchFailed, match="no request was answered"):
-            measured(stand.url, DatasetOptions(number=5000), warmup=0)
+    cut = Reply([" a", " b"], cut_after=1)
+    with standing(lambda path, body: cut) as stand, pytest.raises(BenchFailed, match="no request was answered"):
+        measured(stand.url, DatasetOptions(number=5000), warmup=0)
     assert 32 <= len(stand.calls) <= 40
     assert "Not sent" in capsys.readouterr().out
 
 
 def test_an_endpoint_that_hangs_is_waited_for_a_few_times_only() -> None:
-    with standing(lambda path, body: Reply([" a"], hang_after=0)) as stand:
-        with pytest.raises(BenchFailed, match="no request was answered"):
-            measured(
-                stand.url,
-                DatasetOptions(number=5000),
-                warmup=0,
-                concurrencies="2",
-                timeouts=CallTimeouts(idle=0.2, total=20),
-            )
+    hung, times = Reply([" a"], hang_after=0), CallTimeouts(idle=0.2, total=20)
+    with standing(lambda path, body: hung) as stand, pytest.raises(BenchFailed, match="no request was answered"):
+        measured(stand.url, DatasetOptions(number=5000), warmup=0, concurrencies="2", timeouts=times)
     assert len(stand.calls) <= 6
 
 
@@ -191,9 +185,9 @@ def test_a_duration_ends_a_load() -> None:
 
 
 def test_a_warm_up_that_fails_is_the_error() -> None:
-    with standing(lambda path, body: Reply(status=404, error="no such model")) as stand:
-        with pytest.raises(BenchFailed, match="at the warm-up: http_404: no such model"):
-            measured(stand.url, DatasetOptions(number=5))
+    refused, message = Reply(status=404, error="no such model"), "at the warm-up: http_404: no such model"
+    with standing(lambda path, body: refused) as stand, pytest.raises(BenchFailed, match=message):
+        measured(stand.url, DatasetOptions(number=5))
     with pytest.raises(BenchFailed, match="does not say its models: connect: "):
         measured("http://127.0.0.1:9", DatasetOptions(number=5))
 
