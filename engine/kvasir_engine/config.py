@@ -13,11 +13,13 @@ import msgspec
 
 from kvasir_engine.errors import ModelError, UserError
 from kvasir_engine.nodes import Nodes, nodes_of
-from kvasir_engine.protocol import Role
+from kvasir_engine.protocol import Encryption, Role
+from kvasir_engine.transport_policy import ENCRYPTED_FABRICS
 
 BackendName = Literal["auto", "torch", "flashinfer"]
 Fabric = Literal["auto", "rdma", "tcp", "shm"]
 Overlap = Literal["auto", "on", "off"]
+Switch = Literal["on", "off"]
 Quantization = Literal["none", "int8"]
 """Of weights: int8 has a scale for each output."""
 Reader = Literal["worker", "leader", "node"]
@@ -88,6 +90,10 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Overlap,
         Setting("prepare a step while the one before runs: auto (on GPUs), on or off", reader="leader"),
     ] = "auto"
+    jump_forward: Annotated[
+        Switch,
+        Setting("append what a grammar forces without a step a token: on or off", reader="leader"),
+    ] = "on"
     enforce_eager: Annotated[bool, Setting("on GPUs: decode without CUDA graphs", negative=False)] = False
     cuda_graph_max_bs: Annotated[
         int,
@@ -136,6 +142,33 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Setting("machines that the ranks are divided among, evenly", minimum=1, worker_only=True)
     ] = 1
     node_rank: Annotated[int, Setting(_NODE_RANK, reader="node", worker_only=True)] = 0
+    tls_dir: Annotated[
+        str,
+        Setting(
+            "folder of ca.crt, tls.crt and tls.key: routers and other nodes have to show a certificate of the same "
+            "InferenceService; looked at again when it changes",
+            reader="node",
+            worker_only=True,
+        ),
+    ] = ""
+    worker_port: Annotated[
+        int,
+        Setting(
+            "with tls-dir: where routers come to; 0: a free one",
+            minimum=0,
+            maximum=65535,
+            reader="leader",
+            worker_only=True,
+        ),
+    ] = 8443
+    encryption: Annotated[
+        Encryption,
+        Setting(
+            "auto: TLS between processes where there is a tls-dir, KV as the fabric has it; required: and no KV by "
+            "a transport that leaves the machine, as none encrypts; off",
+            worker_only=True,
+        ),
+    ] = "auto"
     dist_init_addr: Annotated[
         str,
         Setting("HOST:PORT at which the leader listens for the other nodes", reader="node", worker_only=True),
@@ -150,6 +183,26 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.quantization != "none" and self.tensor_parallel > 1:
             raise ModelError(f"{self.quantization} quantization: it takes one rank, not {self.tensor_parallel}")
         self._check_graphs()
+        self._check_encryption()
+
+    def _check_encryption(self) -> None:
+        if self.tls_dir and self.encryption == "off":
+            raise UserError(f"encryption off and tls-dir {self.tls_dir}: there is TLS or there is none")
+        if self.tls_dir and self.port and self.worker_port == self.port:
+            raise UserError(f"worker-port {self.worker_port} is port too: with tls-dir they are two")
+        if self.encryption != "required":
+            return
+        if not self.tls_dir:
+            raise UserError("encryption required: it needs --tls-dir")
+        if self.fabric not in ENCRYPTED_FABRICS:
+            raise UserError(
+                f"encryption required and fabric {self.fabric}: NIXL over {self.fabric} is not encrypted; "
+                "shm stays within a machine"
+            )
+        if self.nnodes > 1:
+            raise UserError(
+                f"encryption required and nnodes {self.nnodes}: what goes between machines is not encrypted"
+            )
 
     def _check_graphs(self) -> None:
         asked = self.cuda_graph_max_bs

@@ -21,13 +21,18 @@ ROUTER = frozenset(
         "PORT",
         "WORKER",
         "WATCH_PODS",
+        "WATCH_OWNER",
         "NAMESPACE",
         "API_KEYS_FILE",
         "PARSE_SPECIAL_TOKENS",
+        "TOOL_CALL_PARSER",
+        "REASONING_PARSER",
         "REMOTE_THRESHOLD",
         "DRAIN_SECONDS",
         "HOLD_SECONDS",
         "HOLD_REQUESTS",
+        "TLS_DIR",
+        "PLAIN_WORKERS",
     )
 )
 """Flags of `kvasir router`; some are those of `kvasir serve` too."""

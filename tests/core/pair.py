@@ -2,6 +2,7 @@
 
 from simulation import Network, Worker
 
+from kvasir_engine.core.grammar_service import GrammarService
 from kvasir_engine.core.scheduler import Limits
 from kvasir_engine.protocol import Delta, Lease, Leased, Reserve, Sampling, Submit
 
@@ -14,11 +15,16 @@ class Pair:
     """A prefill and a decode worker, and what they told the router."""
 
     def __init__(
-        self, prefill_pages: int = 12, decode_pages: int = 12, limits: Limits = LIMITS, overlap: bool = False
+        self,
+        prefill_pages: int = 12,
+        decode_pages: int = 12,
+        limits: Limits = LIMITS,
+        overlap: bool = False,
+        grammars: GrammarService | None = None,
     ) -> None:
         self.network = Network()
-        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, limits, overlap)
-        self.decode = Worker(self.network, "decode", "d", decode_pages, limits, overlap)
+        self.prefill = Worker(self.network, "prefill", "p", prefill_pages, limits, overlap, grammars)
+        self.decode = Worker(self.network, "decode", "d", decode_pages, limits, overlap, grammars)
         self.tokens: dict[str, dict[int, int]] = {}
         self.failures: dict[str, list[str]] = {}
 

@@ -17,6 +17,7 @@ from kvasir_engine.connector.receiver import Receiver
 from kvasir_engine.connector.sender import Key, Push, Sender
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.core.engine import Engine
+from kvasir_engine.core.grammar_service import GrammarService
 from kvasir_engine.core.scheduler import Limits
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Endpoint, Fingerprint, Region
@@ -28,7 +29,14 @@ class Worker:
     """An engine with a transfer side that waits to be moved."""
 
     def __init__(
-        self, network: "Network", role: Any, name: str, pages: int, limits: Limits, overlap: bool = False
+        self,
+        network: "Network",
+        role: Any,
+        name: str,
+        pages: int,
+        limits: Limits,
+        overlap: bool = False,
+        grammars: GrammarService | None = None,
     ) -> None:
         self.network = network
         self.name = name
@@ -44,7 +52,7 @@ class Worker:
         self.stats = TransferStats()
         self.reads: dict[Key, list[Push]] = {}  # loans that we read under; what waits for their digests
         connector = KVConnector(self)  # type: ignore[arg-type]
-        self.engine = Engine(self.runner, role, limits, 64, epoch, connector, overlap=overlap)  # type: ignore[arg-type]
+        self.engine = Engine(self.runner, role, limits, 64, epoch, connector, overlap=overlap, grammars=grammars)  # type: ignore[arg-type]
         network.workers[self.endpoint.agent] = self
 
     # -- the interface of Handoff

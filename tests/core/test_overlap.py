@@ -139,7 +139,7 @@ def flown(cache: KVCacheManager, *sequences: Sequence) -> InflightSteps:
     """A step with all tokens of these, in flight."""
     inflight = InflightSteps(cache)
     chunks = [(each, len(each.tokens) - each.computed) for each in sequences]
-    inflight.add(InflightStep(chunks, [], FinishedStep(Sampled([], [])), None))
+    inflight.add(InflightStep(chunks, {}, FinishedStep(Sampled([], [])), None))
     for each in sequences:
         each.computed = len(each.tokens)
     return inflight

@@ -102,4 +102,5 @@ def test_the_metrics_have_every_count_by_its_source() -> None:
         "received",
         "skipped",
         "generated",
+        "forced",
     }

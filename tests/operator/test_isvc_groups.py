@@ -79,7 +79,7 @@ def test_leader_and_followers_run_one_command_and_are_told_their_places_by_their
     assert told["--node-rank"] == "$(LWS_WORKER_INDEX)"
     assert told["--dist-init-addr"] == "$(LWS_LEADER_ADDRESS):5557"
     ports = {port["name"]: port["containerPort"] for port in main(leader)["ports"]}
-    assert ports == {"http": 8000, "ranks": 5557}
+    assert ports == {"http": 8000, "ranks": 5557, "worker": 8443}
 
 
 def test_every_flag_of_a_group_is_the_engines() -> None:

@@ -168,6 +168,8 @@ def test_workers_run_the_engine_with_what_the_spec_says() -> None:
         "--device": "cuda",
         "--tensor-parallel": "2",
         "--fabric": "tcp",
+        "--tls-dir": "/etc/kvasir/tls",
+        "--encryption": "auto",
         "--drain-seconds": "77",
     }
     assert found["decode"]["spec"]["replicas"] == 3
@@ -189,7 +191,16 @@ def test_the_router_watches_its_workers_pods_and_may_do_no_more() -> None:
     router = deployments(objects)["router"]
     assert args(router)["--watch-pods"] == f"{LABEL}/inferenceservice=llama,{LABEL}/role in (prefill,decode)"
     by_kind = {o["kind"]: o for o in objects if o["metadata"]["name"] == "llama-router"}
-    assert by_kind["Role"]["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
+    assert args(router)["--watch-owner"] == document()["metadata"]["uid"]
+    pods, *owners = by_kind["Role"]["rules"]
+    assert pods == {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}
+    assert {verb for rule in owners for verb in rule["verbs"]} == {"get"}
+    assert {resource for rule in owners for resource in rule["resources"]} == {
+        "replicasets",
+        "deployments",
+        "statefulsets",
+        "leaderworkersets",
+    }
     assert by_kind["RoleBinding"]["roleRef"]["name"] == by_kind["Role"]["metadata"]["name"]
     (subject,) = by_kind["RoleBinding"]["subjects"]
     assert subject["name"] == by_kind["ServiceAccount"]["metadata"]["name"]

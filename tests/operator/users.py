@@ -40,6 +40,18 @@ TAKEN: list[tuple[str, Spec]] = [
         "extra flags",
         {role: {"extraArgs": ["--page-size", "32", "--enforce-eager"]} for role in ("prefill", "decode")},
     ),
+    ("without certificates", {"transfer": {"encryption": "Off"}}),
+    ("nothing leaves the node in the clear", {"transfer": {"encryption": "Required", "fabric": "shm"}}),
+    ("a port of the worker again", main(ports=[{"name": "worker", "containerPort": 8443}])),
+    (
+        "another volume below /etc/kvasir",
+        pod(
+            volumes=[{"name": "notes", "emptyDir": {}}],
+            containers=[
+                {"name": "kvasir", "volumeMounts": [{"name": "notes", "mountPath": "/etc/kvasir/tls-notes"}]}
+            ],
+        ),
+    ),
     ("a flag as a variable", main(env=[{"name": "KVASIR_MAX_RUNNING", "value": "8"}])),
     ("a router's flag as a variable", main("router", env=[{"name": "KVASIR_REMOTE_THRESHOLD", "value": "8"}])),
     ("a sidecar's own variable", pod(containers=[{**SIDECAR, "env": [{"name": "KVASIR_NOTE", "value": "1"}]}])),
@@ -157,6 +169,79 @@ TAKEN: list[tuple[str, Spec]] = [
 ]
 
 REFUSED: list[tuple[str, Spec, str, str]] = [
+    (
+        "encryption over tcp",
+        {"transfer": {"encryption": "Required", "fabric": "tcp"}},
+        "spec.transfer.encryption",
+        "over tcp KV is not encrypted",
+    ),
+    (
+        "encryption over rdma",
+        {"transfer": {"encryption": "Required", "fabric": "rdma", "rdmaResource": HCA}},
+        "spec.transfer.encryption",
+        "over rdma KV is not encrypted",
+    ),
+    (
+        "encryption over whatever there is",
+        {"transfer": {"encryption": "Required"}},
+        "spec.transfer.encryption",
+        "over auto KV is not encrypted",
+    ),
+    (
+        "other certificates",
+        {"decode": {"extraArgs": ["--tls-dir=/tmp"]}},
+        "spec.decode.extraArgs[0]",
+        "spec.transfer.encryption",
+    ),
+    (
+        "another worker port",
+        main(env=[{"name": "KVASIR_WORKER_PORT", "value": "9443"}]),
+        f"{C}.env[0]",
+        "is the same in every pod",
+    ),
+    (
+        "encryption as a variable",
+        main(env=[{"name": "KVASIR_ENCRYPTION", "value": "off"}]),
+        f"{C}.env[0]",
+        "spec.transfer.encryption",
+    ),
+    (
+        "a volume over the certificates",
+        pod(volumes=[{"name": "tls", "emptyDir": {}}]),
+        f"{T}.spec.volumes[0].name",
+        "Kvasir's own volume",
+    ),
+    (
+        "a mount over the certificates",
+        pod(
+            volumes=[{"name": "mine", "emptyDir": {}}],
+            containers=[{"name": "kvasir", "volumeMounts": [{"name": "mine", "mountPath": "/etc/kvasir/tls/"}]}],
+        ),
+        f"{C}.volumeMounts[0].mountPath",
+        "the pod's certificate",
+    ),
+    (
+        "a router's certificates",
+        pod(
+            "router",
+            volumes=[{"name": "mine", "emptyDir": {}}],
+            containers=[{"name": "kvasir", "volumeMounts": [{"name": "mine", "mountPath": "/etc/kvasir/tls"}]}],
+        ),
+        "spec.router.template.spec.containers[0].volumeMounts[0].mountPath",
+        "the pod's certificate",
+    ),
+    (
+        "the worker port elsewhere",
+        main(ports=[{"name": "worker", "containerPort": 9000}]),
+        f"{C}.ports[0].containerPort",
+        "is the same in every pod",
+    ),
+    (
+        "the http port elsewhere",
+        main(ports=[{"name": "http", "containerPort": 9000}]),
+        f"{C}.ports[0].containerPort",
+        "is the same in every pod",
+    ),
     (
         "a port of its own",
         main(env=[{"name": "KVASIR_PORT", "value": "9000"}]),

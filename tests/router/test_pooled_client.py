@@ -358,7 +358,7 @@ async def test_workers_that_cannot_pair_are_named_once_and_decode_does_it_alone(
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"version": 99}, "protocol version: 2, 99"), ({"model": "other"}, "model: 'tiny', 'other'")],
+    [({"version": 99}, "protocol version: 2 to 3, 99"), ({"model": "other"}, "model: 'tiny', 'other'")],
 )
 async def test_a_worker_that_does_not_fit_is_refused_by_name(change: dict[str, object], why: str) -> None:
     d = FakeWorker("decode", Fabric(), "d0", **change)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kvasir_engine.api.answer import Answer
+from kvasir_engine.api.answer_reading import AnswerReading, answer_reading, constrained, for_template, no_tools
 from kvasir_engine.api.auth import ApiKeys, narrowed
 from kvasir_engine.api.body_budget import BodyBudget
 from kvasir_engine.api.chat import chat_body, chat_events
@@ -50,12 +51,13 @@ from kvasir_engine.api.request_body import most_body_bytes, read_body
 from kvasir_engine.api.request_meter import RequestMeter
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, ModelCard, ModelList
 from kvasir_engine.api.tokenizer import ServedModel, UnusedName
+from kvasir_engine.api.tool_params import ToolUse, tool_use
 from kvasir_engine.engine_client import EngineClient, GenerateRequest
 
 MOST_LENGTH = 2**20  # of a prompt, while no worker has said what it takes
 
 B = TypeVar("B", bound=CommonRequest)
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,15 @@ class _Service:
             message = f"The model's chat template refuses the messages: {error}."
             raise ApiError(400, message, code="invalid_value", param=param) from None
 
+    async def tools(self, request: Request, body: ChatRequest) -> ToolUse | None:
+        """The tools of a chat, checked beside the event loop: schemas take long. Raises ApiError."""
+        if not body.tools:
+            return tool_use(body)
+        use = await while_client_stays(request, self.off_loop.run_long(partial(tool_use, body)))
+        if use is not None and self.model.output.tools == "none":
+            raise no_tools(self.model.name)
+        return use
+
     def last(self, tokens: list[int], count: int) -> list[int]:
         """The last `count` of them; -1: as many as leave room for one more."""
         return tokens[-(count if count > 0 else self.most - 1) :]
@@ -149,7 +160,15 @@ class _Service:
             return asked
         return b"".join(map(self.model.tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
 
-    def choices(self, id: str, salt: str, params: Params, prompts: list[list[int]], param: str) -> list[Choice]:
+    def choices(
+        self,
+        id: str,
+        salt: str,
+        params: Params,
+        prompts: list[list[int]],
+        param: str,
+        reading: AnswerReading | None = None,
+    ) -> list[Choice]:
         choices: list[Choice] = []
         for place, tokens in enumerate(prompts):
             most = room(len(tokens), params.max_tokens, self.client.max_length, param)
@@ -158,10 +177,12 @@ class _Service:
                 sampling = msgspec.structs.replace(
                     params.sampling, max_tokens=most, seed=choice_seed(params.sampling.seed, n)
                 )
-                detokenizer = Detokenizer(self.model.tokenizer, params.stop, sampling.min_tokens)
+                vocabulary = self.model.tokenizer if reading is None else reading.vocabulary
+                detokenizer = Detokenizer(vocabulary, params.stop, sampling.min_tokens)
                 tenant = narrowed(salt, params.cache_salt)
                 request = GenerateRequest(f"{id}-{index}", tokens, sampling, tenant, params.priority)
-                choices.append(Choice(index, place, request, detokenizer))
+                parser = None if reading is None else reading.parser()
+                choices.append(Choice(index, place, request, detokenizer, parser))
         return choices
 
     def answer(
@@ -171,6 +192,7 @@ class _Service:
         prompts: list[list[int]],
         choices: list[Choice],
         echo: list[str] | None = None,
+        reasons: bool = False,
     ) -> Answer:
         return Answer(
             id=id,
@@ -183,6 +205,7 @@ class _Service:
             continuous_usage=params.continuous_usage,
             prompts=prompts if params.token_ids else None,
             echo=echo,
+            reasons=reasons,
         )
 
 
@@ -270,8 +293,10 @@ def create_app(
         body = await service.read(request, ChatRequest)
         service.check_model(body.model)
         params = chat_params(body, model)
+        tools = await service.tools(request, body)
         messages = chat_messages(body, service.most)
         how = rendering(body, model.tokenizer.template_variables)
+        messages, how = for_template(messages, how, tools, model.output)
         if not model.tokenizer.has_chat_template:
             raise ApiError(
                 400, f"The model '{model.name}' has no chat template: use /v1/completions.", param="messages"
@@ -279,8 +304,10 @@ def create_app(
         await service.check_ready(request)
         tokens = await service.tokens(request, messages, "messages", params.truncate, how)
         id = f"chatcmpl-{secrets.token_hex(12)}"
-        choices = service.choices(id, salt, params, [tokens], "messages")
-        answer = service.answer(id, params, [tokens], choices)
+        reading = answer_reading(body, model, tools, how, tokens)
+        params = constrained(params, tools, reading)
+        choices = service.choices(id, salt, params, [tokens], "messages", reading)
+        answer = service.answer(id, params, [tokens], choices, reasons=model.output.reasoning != "none")
         pieces = partial(run_choices, client, choices, answer.tally, clock)
         scored = params.sampling.logprobs is not None
         if params.stream:

@@ -2,10 +2,11 @@
 
 import codecs
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvasir_engine.api.tokenizer import TokenBytes
+from kvasir_engine.api.tools.types import Delta
 from kvasir_engine.engine_client import Output
 from kvasir_engine.protocol import TokenLogprobs
 
@@ -45,7 +46,7 @@ class Piece:
     """The next text of one choice. `tokens` is how many were generated for it, shown or held back; `ids` are those
     since the last piece that was not empty.
 
-    The finish reason is "error" where there is a `failure`.
+    The finish reason is "error" where there is a `failure`. In a chat `deltas` are in place of the text.
     """
 
     text: str
@@ -54,6 +55,23 @@ class Piece:
     finish_reason: str | None = None
     failure: Exception | None = None
     ids: tuple[int, ...] = ()
+    deltas: tuple[Delta, ...] = ()
+
+
+class ShownTokens:
+    """A vocabulary in which some special tokens add their names to the text: what reads the text needs them."""
+
+    def __init__(self, vocabulary: TokenBytes, shown: Mapping[int, bytes]) -> None:
+        self._vocabulary = vocabulary
+        self._shown = shown
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` adds to the text."""
+        return self._shown.get(token) or self._vocabulary.token_bytes(token)
+
+    def token_name(self, token: int) -> str | None:
+        """What a token is called that adds no bytes."""
+        return self._vocabulary.token_name(token)
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,7 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     _only("modalities", request.modalities, ["text"])
     _only("verbosity", request.verbosity, "medium")
     _only("response_format", request.response_format and request.response_format.type, "text")
-    _only("tools", request.tools, [])
-    _only("parallel_tool_calls", request.parallel_tool_calls, True)
     _only("functions", request.functions, [])
-    _only("tool_choice", request.tool_choice, "none", "auto")
     _only("function_call", request.function_call, "none", "auto")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens

@@ -5,18 +5,21 @@ state, and not through transformers' call path, which changes truncation and pad
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from kvasir_engine.api.chat_template import TemplateCost, TemplateError, renderers
 from kvasir_engine.api.encoding import Encoding
-from kvasir_engine.api.rendering import AS_USUAL, Rendering, template_variables
+from kvasir_engine.api.rendering import AS_USUAL, Rendering, template_text, template_variables
 from kvasir_engine.api.special_token_policy import ParseSpecial
 from kvasir_engine.api.special_tokens import Markers, Segment, Strips, Unmarkable
 from kvasir_engine.api.text_splitting import divisible
+from kvasir_engine.api.tool_history import arguments_as_text
+from kvasir_engine.api.tools.flags import AUTO, Parsers
+from kvasir_engine.api.tools.formats import OutputFormat, output_format
 from kvasir_engine.errors import UserError
 
 
@@ -78,6 +81,22 @@ def _without_markers(described: Mapping[str, Any], markers: Mapping[str, int]) -
     return backend
 
 
+def _continuing(part: Any) -> Any:
+    """A tokenizer's part that puts nothing before a text: it goes on from another."""
+    if isinstance(part, list):
+        return [kept for kept in map(_continuing, part) if kept is not None]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "Prepend":
+        return None
+    part = {key: _continuing(value) for key, value in part.items()}
+    if part.get("type") == "Metaspace":
+        part["prepend_scheme"] = "never"
+    if part.get("type") == "ByteLevel":
+        part["add_prefix_space"] = False
+    return part
+
+
 class Tokenizer:
     """A byte-level (GPT-2, Llama 3, Qwen, SmolLM) or SentencePiece-like (Llama 2, Mistral) tokenizer.
 
@@ -120,6 +139,7 @@ class Tokenizer:
         self.longest = max(self.longest, *map(len, self._special), 1)
         self.eos_token_id: int | None = hf_tokenizer.eos_token_id
         self.has_chat_template: bool = hf_tokenizer.chat_template is not None
+        self.template: str = template_text(hf_tokenizer)
         self.template_variables: frozenset[str] = template_variables(hf_tokenizer)
         self._around = self._put_around()
         self._divisible = divisible(lambda text: self._ids(backend, text))
@@ -167,8 +187,9 @@ class Tokenizer:
         mark = None
         if self._parse_special != "all":
             try:
-                (*messages, variables), mark = self._markers.escape([*messages, how.variables])
-                how = replace(how, variables=variables)
+                said: dict[str, Any] = {"variables": how.variables, "tools": how.tools}
+                (*messages, said), mark = self._markers.escape([*messages, said])
+                how = replace(how, variables=said["variables"], tools=said["tools"])
             except Unmarkable as error:
                 raise TemplateError(str(error)) from error
         text = self._render(messages, how)
@@ -189,14 +210,23 @@ class Tokenizer:
 
     def _render(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> str:
         try:
-            template = self._hf.get_chat_template()
+            template = self._hf.get_chat_template(tools=how.tools)
         except ValueError as error:
             raise TemplateError(str(error)) from error
-        given = [{key: value for key, value in each.items() if value is not None} for each in messages]
-        return renderers.render(template, given, self._hf.special_tokens_map, how)
+        try:
+            return renderers.render(template, messages, self._hf.special_tokens_map, how)
+        except TemplateCost:
+            raise
+        except TemplateError:
+            written = arguments_as_text(messages)
+            if written is None:
+                raise
+        # Some templates, such as DeepSeek's first, take arguments as OpenAI has them.
+        return renderers.render(template, written, self._hf.special_tokens_map, how)
 
     def _check_names(self, messages: Sequence[Mapping[str, Any]], how: Rendering, text: str) -> None:
-        places = {str(message["role"]): place for place, message in enumerate(messages) if "name" in message}
+        named = ((place, message) for place, message in enumerate(messages) if "name" in message)
+        places = {str(message["role"]): place for place, message in named if message["role"] != "tool"}
         for role, place in places.items():
             unnamed = [
                 {key: value for key, value in message.items() if key != "name" or message["role"] != role}
@@ -205,9 +235,32 @@ class Tokenizer:
             if self._render(unnamed, how) == text:
                 raise UnusedName(place)
 
+    def continuation(self) -> Callable[[str], list[int]]:
+        """What gives the tokens of a text that goes on from another: nothing is put before it, no name in it is a
+        special token, and the other added tokens are what they are in any text.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        described = json.loads(self._backend.to_str())
+        for key in ("normalizer", "pre_tokenizer"):
+            described[key] = _continuing(described[key])
+        backend = Backend.from_str(json.dumps(described))
+        backend.encode_special_tokens = True
+        return lambda text: self._ids(backend, text)
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens by name."""
+        return self._special
+
     def special_token(self, name: str) -> int | None:
         """The special token of this name."""
         return self._special.get(name)
+
+    def tail(self, tokens: Sequence[int], count: int = 32) -> str:
+        """The text of the last `count` tokens, special ones by their names."""
+        raw = (self.token_bytes(each) or (self.token_name(each) or "").encode() for each in tokens[-count:])
+        return b"".join(raw).decode("utf-8", "replace")
 
     def _encoding(self, backend: Any, segments: Sequence[Segment]) -> Encoding:
         return Encoding(segments, lambda text: self._ids(backend, text), self._divisible)
@@ -254,7 +307,7 @@ class ServedModel:
     """The one model that a front end serves.
 
     `vocab_size` bounds the token ids that a client may send; `eos` are the tokens that end an answer; `created` is
-    in seconds since 1970.
+    in seconds since 1970. `parsers` are what the command line names.
     """
 
     name: str
@@ -262,9 +315,16 @@ class ServedModel:
     vocab_size: int
     eos: tuple[int, ...]
     created: int
+    parsers: Parsers = AUTO
+
+    @cached_property
+    def output(self) -> OutputFormat:
+        """How its answers are to be read."""
+        return output_format(self.tokenizer.template, self.parsers.tools, self.parsers.reasoning)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; empty where there is none. Raises TokenizerError."""
     try:
         loaded = json.loads(path.read_text())
     except FileNotFoundError:
@@ -284,15 +344,21 @@ def _ids(value: object) -> list[int]:
     )
 
 
-def load_served_model(folder: Path, name: str, parse_special: ParseSpecial = "prompts") -> ServedModel:
-    """What the front end needs of a resolved model folder. Raises TokenizerError.
+def load_served_model(
+    folder: Path, name: str, parse_special: ParseSpecial = "prompts", parsers: Parsers = AUTO
+) -> ServedModel:
+    """What the front end needs of a resolved model folder. Raises TokenizerError."""
+    tokenizer = Tokenizer.load(folder, parse_special)
+    tokenizer.check_template()
+    return served_by(tokenizer, folder, name, parsers)
+
+
+def served_by(tokenizer: Tokenizer, folder: Path, name: str, parsers: Parsers = AUTO) -> ServedModel:
+    """The model of a folder with this tokenizer. Raises TokenizerError.
 
     The end tokens are generation_config.json's, or else config.json's, and the tokenizer's own besides.
     """
-    config = _read_json(folder / "config.json")
-    generation = _read_json(folder / "generation_config.json")
-    tokenizer = Tokenizer.load(folder, parse_special)
-    tokenizer.check_template()
+    config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
     eos = _ids(generation.get("eos_token_id")) or _ids(config.get("eos_token_id"))
     if tokenizer.eos_token_id is not None:
         eos.append(tokenizer.eos_token_id)
@@ -303,4 +369,5 @@ def load_served_model(folder: Path, name: str, parse_special: ParseSpecial = "pr
         vocab_size=vocab_size if isinstance(vocab_size, int) else tokenizer.size,
         eos=tuple(dict.fromkeys(eos)),
         created=int(folder.stat().st_mtime),
+        parsers=parsers,
     )

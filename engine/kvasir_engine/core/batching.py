@@ -9,10 +9,10 @@ from kvasir_engine.core.sequence import Sequence
 from kvasir_engine.forward_batch import ForwardBatch
 
 
-def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int, row: Callable[[Sequence], int]) -> ForwardBatch:
+def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int, rows: Callable[[Sequence], range]) -> ForwardBatch:
     """The batch that computes so many more tokens of each sequence; the sequences have pages for them.
 
-    `row` says in which row the step before samples the token that a sequence awaits.
+    `rows` says in which rows the step before samples the tokens that a sequence awaits.
     """
     tokens: list[int] = []
     positions: list[int] = []
@@ -20,8 +20,8 @@ def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int, row: Callable[[S
     for sequence, count in chunks:
         end = sequence.computed + count
         tokens += sequence.tokens[sequence.computed : end]
-        if end > len(sequence.tokens):
-            awaited.append((len(tokens), row(sequence)))
+        for row in rows(sequence)[: end - len(sequence.tokens)] if end > len(sequence.tokens) else ():
+            awaited.append((len(tokens), row))
             tokens.append(0)
         positions += range(sequence.computed, end)
     context = [sequence.computed + count for sequence, count in chunks]

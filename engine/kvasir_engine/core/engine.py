@@ -16,6 +16,8 @@ from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.notifications import Complete
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.core.batching import batch_of
+from kvasir_engine.core.grammar_requests import GrammarRequests
+from kvasir_engine.core.grammar_service import GrammarService
 from kvasir_engine.core.inflight_steps import InflightStep, InflightSteps
 from kvasir_engine.core.kv_cache_manager import KVCacheManager
 from kvasir_engine.core.leases import Leases, RefusedCompletion
@@ -31,6 +33,7 @@ from kvasir_engine.core.waiting_queue import QueueLimits, WaitingQueue
 from kvasir_engine.kv.pages import OutOfPages, Owner
 from kvasir_engine.protocol import Delta, Endpoint, Lease, Leased, Load, Reserve, Role, Submit
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
+from kvasir_engine.transport_policy import ANY_TRANSPORT, TransportPolicy
 
 if TYPE_CHECKING:
     from kvasir_engine.executor.model_runner import ModelRunner
@@ -57,6 +60,8 @@ class Engine:
         queue: QueueLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
         overlap: bool = False,
+        policy: TransportPolicy = ANY_TRANSPORT,
+        grammars: GrammarService | None = None,
     ) -> None:
         self.runner = runner
         self.role = role
@@ -65,10 +70,11 @@ class Engine:
         self.epoch = epoch
         self.connector = connector
         self.overlap = overlap
+        self.policy = policy
         self.cache = KVCacheManager(runner.pool.pages, limits.page_size, runner.copy_page)
         self.stats = Stats()
         self.readback = Readback(self.cache)
-        self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock)
+        self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock, grammars is not None)
         self.leases = Leases(self.cache, connector, self.readback, epoch, self.stats)
         self.pushes = Pushes(self.cache, connector, runner.config.layers, self.stats)
         self.inflight = InflightSteps(self.cache)
@@ -76,6 +82,7 @@ class Engine:
             self.requests, self.cache, self.inflight, self.pushes, self.leases, self.readback, connector
         )
         self.tokens = OutputProcessor(self.requests, self.pushes, self.finisher, self.stats, max_length)
+        self.grammars = GrammarRequests(grammars, self.requests, self.finisher, self.stats, self._enqueue)
         self._ended: float | None = None  # when the device had no step any more, though sequences run
         self.prefill_rate = 0.0  # tokens a second of the steps that prefill, as measured by whoever takes the steps
 
@@ -122,6 +129,12 @@ class Engine:
             loan is not None and (to.agent, loan.id) not in self.readback.reads and self.connector.busy(to, loan.id)
         )
 
+    def _unsafe(self, place: str, nonces: bool) -> str | None:
+        """Why no KV may move between this worker and one at `place`, before any does; None if it may."""
+        if self.policy.encryption == "required" and not nonces:
+            return "encryption is required, and the other worker, or the router, knows no nonces of leases"
+        return self.policy.refusal(TransportPolicy("auto", place))
+
     def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
         """Run `work`; an error fails the request of the frame and no other."""
         try:
@@ -139,6 +152,8 @@ class Engine:
             return refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
         if frame.lease is not None and (self.role == "decode" or self.connector is None):
             return refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
+        if frame.lease is not None and (unsafe := self._unsafe(frame.place, frame.lease.nonce > 0)) is not None:
+            return refuse(session, frame.id, "not_encrypted", unsafe)
         if frame.lease is not None and frame.to is not None and self.connector is not None:
             wrong = fault_of_endpoint("to", frame.to, self.connector.endpoint) or fault_of_lease(
                 frame.lease, frame.to
@@ -147,7 +162,7 @@ class Engine:
                 wrong = "the lease is in use"
             if wrong is not None:
                 return refuse(session, frame.id, "bad_lease", wrong)
-        job = self.requests.new(session, frame)
+        job = self.requests.new(session, frame, self.grammars.compiling)
         if job is None:
             return None
         if frame.lease is not None and frame.to is not None and self.connector is not None:
@@ -157,9 +172,13 @@ class Engine:
                 return refuse(session, frame.id, "bad_lease", problem)
             if frame.lease.loan is not None:
                 job.reading = self.readback.read(self.connector, frame.to, frame.lease.loan, job.sequence)
-        if job.reading is None:
-            self.waiting.add(job.sequence)
+        self.grammars.begin(job)
         return None
+
+    def _enqueue(self, job: Job) -> None:
+        """Let a job wait to be admitted, unless it has to wait for something else first."""
+        if job.reading is None and not job.compiling:
+            self.waiting.add(job.sequence)
 
     def _reserve(self, session: int, frame: Reserve) -> None:
         if self.role == "prefill" or self.connector is None:
@@ -168,11 +187,15 @@ class Engine:
         problem = fault_of_endpoint("writer", frame.writer, self.connector.endpoint)
         if problem is not None:
             return self.requests.refuse(session, frame.id, "bad_request", problem)
-        job = self.requests.new(session, frame)
+        unsafe = self._unsafe(frame.place, frame.nonces)
+        if unsafe is not None:
+            return self.requests.refuse(session, frame.id, "not_encrypted", unsafe)
+        job = self.requests.new(session, frame, self.grammars.compiling)
         if job is not None:
             job.sequence.remote = True
             job.writer, job.threshold, job.lend_from = frame.writer, frame.threshold, frame.lend_from
-            self.waiting.add(job.sequence)
+            job.nonces = frame.nonces
+            self.grammars.begin(job)
             faults.hit("decode.reserved")
         return None
 
@@ -232,8 +255,9 @@ class Engine:
     def _read(self, sequence: Sequence | None) -> None:
         """The read of a sequence has ended, well or not: the sequence waits to be admitted, in its old place."""
         if sequence is not None:
-            self.requests.of(sequence).reading = None
-            self.waiting.add(sequence)
+            job = self.requests.of(sequence)
+            job.reading = None
+            self._enqueue(job)
 
     def _settle(self, lease: int, complete: Complete) -> None:
         vocab = self.runner.vocab
@@ -246,7 +270,7 @@ class Engine:
             case Job() as job:
                 self.requests.run(job.sequence)
                 self.inflight.share(job.sequence)
-                self.tokens.append(job, complete.token, complete.logprobs, sampled=False)
+                self.tokens.append(job, [complete.token], [complete.logprobs], sampled=False)
                 faults.hit("decode.settled")
 
     # -- a step
@@ -254,7 +278,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do something now, as far as can be said without planning it."""
-        return bool(self.running or self.waiting or len(self.inflight))
+        return bool(self.running or self.waiting or len(self.inflight) or self.grammars.ready)
 
     def step(self) -> bool:
         """Plan and launch a step, and account for one. `False` if there was nothing that could be done.
@@ -263,7 +287,8 @@ class Engine:
         """
         for job in self.requests.expired():
             self.finisher.fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
-        plan, ended = self._plan(), 0
+        ended = int(self.grammars.take())
+        plan = self._plan()
         if plan.preempt and len(self.inflight):
             ended += self._collect(leave=0)  # no sequence is preempted while a step samples its token
             plan = self._plan()
@@ -323,24 +348,33 @@ class Engine:
 
     def _launch(self, chunks: list[tuple[Sequence, int]]) -> None:
         """Let the device compute the chunks, and sample where a sequence has caught up with its tokens then."""
-        places, rows = [], []
+        places: list[int] = []
+        rows: dict[Sequence, range] = {}
         for place, (sequence, count) in enumerate(chunks):
-            if sequence.computed + count == sequence.length:
+            if sequence.computed + count == len(sequence.tokens) + sequence.awaited:
+                row = len(places)
+                rows[sequence] = range(row, row + 1)
                 places.append(place)
-                position, generated = sequence.length, sequence.generated + sequence.awaited
-                work = sequence.logits_work(self.inflight.row(sequence) if sequence.awaited else None)
-                rows.append(SampleRequest(sequence.sampling, position, generated, work))
+        masks = self.grammars.masks(rows)
+        asked = []
+        for sequence in rows:
+            awaited, work = sequence.awaited, None
+            if sequence.history is not None:
+                work = sequence.logits_work(self.inflight.rows(sequence)[-1] if awaited else None)
+            mask = masks.get(sequence) if masks else None
+            length = len(sequence.tokens) + awaited
+            asked.append(SampleRequest(sequence.sampling, length, length - sequence.prompt, work, mask))
         on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
-        batch = batch_of(chunks, self.limits.page_size, self.inflight.row)
+        batch = batch_of(chunks, self.limits.page_size, self.inflight.rows)
         idle = 0.0 if len(self.inflight) else None
         if self._ended is not None:
             idle = self.requests.clock() - self._ended
-        step = self.runner.launch(batch, places, rows, on_layer)
+        step = self.runner.launch(batch, places, asked, on_layer)
         for sequence, count in chunks:
             sequence.computed += count
-        for place in places:
-            chunks[place][0].awaited += 1
-        self.inflight.add(InflightStep(chunks, places, step, idle))
+        for sequence, sampled in rows.items():
+            sequence.awaited += len(sampled)
+        self.inflight.add(InflightStep(chunks, rows, step, idle))
         self._ended = None
 
     def _collect(self, leave: int) -> int:
@@ -370,13 +404,14 @@ class Engine:
             self.stats.computed(self.requests.of(sequence))
             if sequence not in flight.rows:
                 self.inflight.share(sequence)  # others may wait for these pages
-        for sequence, row in flight.rows.items():
+        for sequence, rows in flight.rows.items():
             job = self.requests.find(sequence)
             if job is not None:
-                sequence.awaited -= 1
-                if sequence.generated == 0:
+                sequence.awaited -= len(rows)
+                if sequence.told == 0:
                     self.inflight.share(sequence)
-                self.tokens.take(job, sampled.tokens[row], sampled.logprobs[row])
+                start, stop = rows.start, rows.stop
+                self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
 
     def fail_all(self, code: str, message: str) -> None:
         """Fail all requests that a step which raised may have touched. The tree gets none of their pages."""
@@ -403,7 +438,7 @@ class Engine:
         leases = len(self.leases.open) + len(self.leases.fenced) + len(self.pushes.open) + self._loans
         return Load(
             running=len(self.running),
-            waiting=len(self.waiting),
+            waiting=len(self.waiting) + self.grammars.compiling,
             queued_tokens=sum(s.remaining for s in self.waiting) + sum(s.remaining for s in self.running),
             free_pages=self.cache.pool.count(Owner.FREE),
             cached_pages=self.cache.pool.count(Owner.CACHED),

@@ -82,6 +82,7 @@ class EngineThread(threading.Thread):
         self._load = Load()
         self.meter = StepMeter()
         self._turn_began: float | None = None
+        engine.grammars.wake = self._wake
 
     # -- from any thread
 
@@ -143,6 +144,11 @@ class EngineThread(threading.Thread):
         """End the thread after the step under way."""
         self._inbox.put(None)
         self.join()
+        if self.engine.grammars.service is not None:
+            self.engine.grammars.service.close()
+
+    def _wake(self) -> None:
+        self.post(lambda engine: None)
 
     def unhealthy_reason(self) -> str | None:
         """Why this thread serves nobody, or None."""

@@ -1,6 +1,7 @@
 """Steps that were launched and not yet accounted for, and the pages that must stay until they have ended."""
 
 import logging
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -13,20 +14,19 @@ log = logging.getLogger("engine")
 
 @dataclass(eq=False)
 class InflightStep:
-    """One step: new tokens of each sequence, of which it samples the next token of those at `places`.
+    """One step: new tokens of each sequence, and the `rows` of what it samples that are a sequence's next tokens.
 
     `idle`: seconds without a step before it, while there was work; None when it follows no other.
     """
 
     chunks: Seq[tuple[Sequence, int]]
-    places: Seq[int]
+    rows: Mapping[Sequence, range]
     step: LaunchedStep
     idle: float | None
     held: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._members = {sequence for sequence, _ in self.chunks}
-        self.rows = {self.chunks[place][0]: row for row, place in enumerate(self.places)}
 
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence in self._members
@@ -51,8 +51,8 @@ class InflightSteps:
         flight.held += self._cache.take_copying()
         self._steps.append(flight)
 
-    def row(self, sequence: Sequence) -> int:
-        """Where the newest step samples the token that `sequence` awaits."""
+    def rows(self, sequence: Sequence) -> range:
+        """Where the newest step samples the tokens that `sequence` awaits."""
         return self._steps[-1].rows[sequence]
 
     @property

@@ -12,6 +12,7 @@ from kvasir_engine.protocol import Delta, Failure, Step, Submit, ToRouter
 STATUS = {
     "bad_request": 400,
     "context_length_exceeded": 400,
+    "no_token_allowed": 400,
     "overloaded": 503,
     "engine_gone": 503,
 }

@@ -7,6 +7,7 @@ from prometheus_client.registry import Collector
 
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.core.engine import Engine
+from kvasir_engine.core.grammar_service import GrammarStats
 from kvasir_engine.core.requests import TokenCounts
 from kvasir_engine.kv.pages import Owner
 
@@ -42,6 +43,7 @@ class EngineCollector(Collector):
             ("kvasir_prefix_cache_hit_tokens", "Prompt tokens found in the radix tree.", stats.requests.cached),
             ("kvasir_prefix_cache_miss_tokens", "Prompt tokens computed.", stats.requests.computed),
             ("kvasir_generation_tokens", "Tokens sampled.", stats.requests.generated),
+            ("kvasir_forced_tokens", "Tokens that grammars forced, sampled by no step.", stats.requests.forced),
             ("kvasir_preemptions", "Sequences that gave way for lack of pages.", stats.preemptions),
         ):
             yield CounterMetricFamily(name, text, value)
@@ -69,8 +71,16 @@ class EngineCollector(Collector):
         yield proofs
         if engine.connector is not None:
             yield from self._handoff(engine.connector.stats)
+        grammars = GrammarStats() if engine.grammars.service is None else engine.grammars.service.stats
+        yield SummaryMetricFamily(
+            "kvasir_grammar_compile_seconds",
+            "What requests waited for their grammars, compiled or cached.",
+            grammars.compiled,
+            grammars.compile_seconds,
+        )
+        waiting = len(engine.waiting) + engine.grammars.compiling
         yield GaugeMetricFamily("kvasir_requests_running", "Sequences in the batch.", len(engine.running))
-        yield GaugeMetricFamily("kvasir_requests_waiting", "Requests not admitted yet.", len(engine.waiting))
+        yield GaugeMetricFamily("kvasir_requests_waiting", "Requests not admitted yet.", waiting)
         most = engine.requests.queue.length
         yield GaugeMetricFamily("kvasir_requests_waiting_limit", "Most requests that wait; 0: no limit.", most)
         computed = CounterMetricFamily("kvasir_steps", "Steps computed, as a CUDA graph or not.", labels=["mode"])

@@ -1,5 +1,7 @@
-"""Sampled tokens: append them to their requests, tell the routers, and finish or hand off."""
+"""Sampled tokens: append them to their requests, with what a grammar forces behind them, tell the routers, and
+finish or hand off."""
 
+from collections.abc import Sequence as Seq
 from typing import Literal
 
 from kvasir_engine import faults
@@ -7,7 +9,15 @@ from kvasir_engine.core.pushes import Pushes
 from kvasir_engine.core.request_finisher import RequestFinisher
 from kvasir_engine.core.requests import Job, Requests, Stats
 from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.grammar.base import GrammarError
 from kvasir_engine.protocol import Delta, TokenLogprobs
+from kvasir_engine.sampling.token_masks import NO_TOKEN
+
+Finish = Literal["stop", "length"]
+NO_TOKEN_ALLOWED = "no_token_allowed"
+_CONFLICT = (
+    "all that the grammar allows next is forbidden by min_tokens, bad_words, allowed_token_ids or logit_bias"
+)
 
 
 class OutputProcessor:
@@ -22,48 +32,109 @@ class OutputProcessor:
         self._stats = stats
         self._max_length = max_length
 
-    def take(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
-        """The next token of a job, whose sequence is computed up to it."""
+    def take(self, job: Job, tokens: Seq[int], logprobs: Seq[TokenLogprobs | None]) -> None:
+        """The next tokens of a job, whose sequence is computed up to the first of them."""
         if job.lease is not None and job.to is not None:
-            self._handoff(job, token, logprobs)
+            self._handoff(job, tokens[0], logprobs[0])
         else:
-            self.append(job, token, logprobs)
+            self.append(job, tokens, logprobs)
 
-    def append(self, job: Job, token: int, logprobs: TokenLogprobs | None, sampled: bool = True) -> None:
-        """One more token of a sequence that is decoded here, `sampled` here or by its prefill worker."""
-        if job.sequence.generated == 1 and job.lease is not None:
+    def append(self, job: Job, tokens: Seq[int], logprobs: Seq[TokenLogprobs | None], sampled: bool = True) -> None:
+        """More tokens of a sequence that is decoded here, `sampled` here or by its prefill worker."""
+        sequence = job.sequence
+        if job.lease is not None and sequence.generated == 1:
             faults.hit("decode.stepped")
-        self._stats.tokens(job).generated += sampled
-        if self._say(job, token, logprobs):
+        finish: Finish | None = None
+        wrong: str | None = None
+        for token in tokens:
+            if token == NO_TOKEN:
+                wrong = _nothing_left(sequence)
+                break
+            self._stats.tokens(job).generated += sampled
+            sequence.tokens.append(token)
+            finish = self._finish(sequence, token)
+            if finish is None and sequence.constraint is not None:
+                try:
+                    finish, wrong = self._follow(job, token)
+                except GrammarError as error:
+                    wrong = f"grammar: {error}"
+            if finish is not None or wrong is not None:
+                break
+        self._tell(job, logprobs, finish)
+        if wrong is not None:
+            self._finisher.fail(job, NO_TOKEN_ALLOWED, wrong)
+        elif finish is not None:
             self._finisher.finish(job)
             self._finisher.forget(job)
 
-    def _handoff(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
-        """The prompt is computed: report the first token, push the rest of the KV, release the pages."""
-        prompt = len(job.sequence.tokens)
-        self._stats.tokens(job).generated += 1
-        finished = self._say(job, token, logprobs)
-        if not finished:
-            self._pushes.complete(job, prompt, token, logprobs)
-        self._finisher.finish(job)
-        if finished:
-            self._pushes.withdraw(job, "the first token was the last")
-            self._finisher.forget(job)
+    def _follow(self, job: Job, token: int) -> tuple[Finish | None, str | None]:
+        """Let a sequence's grammar follow its newest token, and append what it forces. How the sequence ends by
+        that, and what is wrong with it.
+        """
+        sequence, constraint = job.sequence, job.sequence.constraint
+        assert constraint is not None
+        if not constraint.accept(token):
+            return None, f"token {token} is not in the grammar's language"
+        ahead = constraint.forced(sequence.limit - len(sequence.tokens))
+        sequence.tokens += ahead
+        self._stats.tokens(job).forced += len(ahead)
+        if len(sequence.tokens) >= sequence.limit:
+            return "length", None
+        if not constraint.complete:
+            return None, None
+        ends = constraint.ends()
+        if not ahead and token in ends:
+            return "stop", None
+        if not constraint.jump or not ends:
+            return None, None  # the next step samples the end
+        sequence.tokens.append(ends[0])
+        if sequence.generated < sequence.sampling.min_tokens and ends[0] in sequence.sampling.stop_token_ids:
+            sequence.tokens.pop()
+            return None, _nothing_left(sequence)
+        self._stats.tokens(job).forced += 1
+        return "stop", None
 
-    def _say(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> bool:
-        """Add a token to the job's sequence and tell its router. Whether it is the last."""
+    def _handoff(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
+        """The prompt is computed: report the first token, push the rest of the KV, release the pages.
+
+        What a grammar forces behind that token the decode worker finds out by itself.
+        """
         sequence = job.sequence
-        index = sequence.generated
+        if token == NO_TOKEN:
+            return self._finisher.fail(job, NO_TOKEN_ALLOWED, _nothing_left(sequence))
+        prompt = len(sequence.tokens)
+        self._stats.tokens(job).generated += 1
         sequence.tokens.append(token)
         finish = self._finish(sequence, token)
-        said = None if logprobs is None else [logprobs]
-        self._requests.tell(job, Delta(sequence.id, index, [token], said, finish, cached=sequence.cached))
-        return finish is not None
+        self._tell(job, [logprobs], finish)
+        if finish is None:
+            self._pushes.complete(job, prompt, token, logprobs)
+        self._finisher.finish(job)
+        if finish is not None:
+            self._pushes.withdraw(job, "the first token was the last")
+            self._finisher.forget(job)
+        return None
 
-    def _finish(self, sequence: Sequence, token: int) -> Literal["stop", "length"] | None:
-        sampling = sequence.sampling
-        if token in sampling.stop_token_ids and sequence.generated >= sampling.min_tokens:
+    def _tell(self, job: Job, logprobs: Seq[TokenLogprobs | None], finish: Finish | None) -> None:
+        """Tell the router of the tokens that it does not know. `logprobs` are there where nothing is forced."""
+        sequence = job.sequence
+        index, tokens = sequence.told, sequence.tokens[sequence.prompt + sequence.told :]
+        if not tokens:
+            return
+        scored = None if logprobs[0] is None else [each for each in logprobs[: len(tokens)] if each is not None]
+        sequence.told = index + len(tokens)
+        self._requests.tell(job, Delta(sequence.id, index, tokens, scored, finish, cached=sequence.cached))
+
+    def _finish(self, sequence: Sequence, token: int) -> Finish | None:
+        sampling, generated = sequence.sampling, len(sequence.tokens) - sequence.prompt
+        if token in sampling.stop_token_ids and generated >= sampling.min_tokens:
             return "stop"
-        if sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self._max_length:
+        if generated >= sampling.max_tokens or len(sequence.tokens) >= self._max_length:
             return "length"
         return None
+
+
+def _nothing_left(sequence: Sequence) -> str:
+    """Why no token can come."""
+    fault = None if sequence.constraint is None else sequence.constraint.fault
+    return f"no token is left after {sequence.generated} generated ones: {fault or _CONFLICT}"

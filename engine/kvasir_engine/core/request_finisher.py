@@ -56,7 +56,7 @@ class RequestFinisher:
         elsewhere = set(self._requests.waiting)
         elsewhere |= {job.sequence for job in self._leases.open.values()}
         jobs = self._requests.jobs.values()
-        elsewhere |= {job.sequence for job in jobs if job.handed_off or job.reading is not None}
+        elsewhere |= {job.sequence for job in jobs if job.handed_off or job.reading is not None or job.compiling}
         self._requests.running.clear()
         for job in [job for job in jobs if job.sequence not in elsewhere]:
             self.fail(job, code, message)

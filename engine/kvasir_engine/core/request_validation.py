@@ -5,13 +5,13 @@ What no worker could serve is refused by the types of the wire already.
 
 from collections.abc import Sequence
 
-from kvasir_engine.connector.layout import Shape
+from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.protocol import Endpoint, Lease, Loan, Sampling
 from kvasir_engine.sampling.processor_validation import fault_of_processors
 
 
-def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int) -> str | None:
-    """What of a request does not fit a model of `vocab` tokens."""
+def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int, grammars: bool = False) -> str | None:
+    """What of a request does not fit a model of `vocab` tokens, or a worker that compiles no `grammars`."""
     if not tokens or min(tokens) < 0 or max(tokens) >= vocab:
         return f"tokens: a prompt is one or more tokens from 0 to {vocab - 1}"
     if sampling.max_tokens < 1:
@@ -23,6 +23,8 @@ def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int) -> st
         return f"logprobs: there are {vocab} tokens, not {sampling.logprobs}"
     if sampling.processors is not None and sampling.processors.replayed >= len(tokens):
         return f"replayed: {sampling.processors.replayed} of {len(tokens)} tokens, of which one is the prompt's"
+    if sampling.grammar is not None and not grammars:
+        return "grammar: this worker compiles none"
     if fault := fault_of_processors(sampling, vocab):
         return f"{fault[0]}: {fault[1]}"
     return None
@@ -41,7 +43,7 @@ def fault_of_endpoint(field: str, peer: Endpoint, ours: Endpoint) -> str | None:
         return f"{field}.others: page numbers mean the same on all ranks, which have different numbers of pages"
     for region in regions:
         try:
-            Shape.of(peer.fingerprint).with_pages_of(region.page_bytes)
+            spec_of(peer.fingerprint, region.page_bytes)
         except ValueError as error:
             return f"{field}.region.{error}"
     return None

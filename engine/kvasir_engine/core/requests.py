@@ -23,6 +23,7 @@ class Job:
     lease: Lease | None = None
     key: Key | None = None
     reading: Key | None = None  # the loan that is read under before the prompt is admitted
+    compiling: bool = False  # its grammar is, before the prompt is admitted
     block: int = 0  # tokens of what is pushed as one: a page, or where page sizes differ the smaller
     blocks: int = 0  # how many of these the lease wants
     pushed: int = 0  # how many of these the transfer thread has been given
@@ -32,6 +33,7 @@ class Job:
     threshold: int = 0
     lend_from: int | None = None  # tokens that the writer has; what we have beyond it may read
     loan: int | None = None
+    nonces: bool = False  # the writer and the router know the nonces of leases
     canary: bool = False
     admitted: bool = False  # once: it has waited for its first step, or lease, no longer
     counted: int = 0  # tokens of the prompt whose KV's origin is counted
@@ -47,7 +49,8 @@ class TokenCounts:
     """Tokens of requests, each counted once, where it happened and when it had.
 
     Of a prompt that is prepared here, for this worker or another: `computed`, `cached` (in the tree) or `read` from
-    another worker. Of one that another worker prepared: `received`, or `skipped` as it was here already.
+    another worker. Of one that another worker prepared: `received`, or `skipped` as it was here already. Behind it:
+    `generated` are sampled, `forced` by a grammar without a step each.
     """
 
     computed: int = 0
@@ -56,6 +59,7 @@ class TokenCounts:
     received: int = 0
     skipped: int = 0
     generated: int = 0
+    forced: int = 0
 
 
 @dataclass
@@ -105,10 +109,19 @@ class Stats:
 
 
 class Requests:
-    """All requests that have not ended. `vocab` and `max_length` bound a prompt, `queue` those that wait."""
+    """All requests that have not ended. `vocab` and `max_length` bound a prompt, `queue` those that wait.
+
+    `grammars`: whether there is who compiles them.
+    """
 
     def __init__(
-        self, vocab: int, max_length: int, queue: QueueLimits, stats: Stats, clock: Callable[[], float]
+        self,
+        vocab: int,
+        max_length: int,
+        queue: QueueLimits,
+        stats: Stats,
+        clock: Callable[[], float],
+        grammars: bool = False,
     ) -> None:
         self.queue = queue
         self.jobs: dict[JobId, Job] = {}
@@ -116,6 +129,7 @@ class Requests:
         self.running: list[Sequence] = []  # in order of arrival
         self._of: dict[Sequence, Job] = {}
         self._vocab = vocab
+        self._grammars = grammars
         self._max_length = max_length
         self._stats = stats
         self.clock = clock
@@ -123,19 +137,22 @@ class Requests:
         self._arrivals = 0
         self._out: dict[int, list[Delta | Leased]] = {}
 
-    def new(self, session: int, frame: Submit | Reserve) -> Job | None:
-        """A job for `frame`, in no queue yet; None if its router has been told why there is none."""
+    def new(self, session: int, frame: Submit | Reserve, compiling: int = 0) -> Job | None:
+        """A job for `frame`, in no queue yet; None if its router has been told why there is none.
+
+        `compiling`: requests that wait though they are not in the queue.
+        """
         request, tokens, sampling = frame.id, frame.tokens, frame.sampling
         vocab = self._vocab
         problem = None
         if (session, request) in self.jobs:
             problem = "bad_request", f"the id {request!r} is in use"
-        elif fault := fault_of_prompt(tokens, sampling, vocab):
+        elif fault := fault_of_prompt(tokens, sampling, vocab, self._grammars):
             problem = "bad_request", fault
         elif len(tokens) >= self._max_length:
             problem = "context_length_exceeded", f"the prompt has {len(tokens)} tokens, {self._max_length - 1} fit"
-        elif 0 < self.queue.length <= len(self.waiting):
-            problem = "overloaded", f"{len(self.waiting)} requests wait already"
+        elif 0 < self.queue.length <= (wait := len(self.waiting) + compiling):
+            problem = "overloaded", f"{wait} requests wait already"
         if problem is not None:
             self.refuse(session, request, *problem)
             return None

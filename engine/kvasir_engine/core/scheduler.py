@@ -1,7 +1,9 @@
 """One step's batch as a pure function of the state: continuous batching with chunked prefill under a token budget.
 
 Order within a step: decodes first (they are what clients watch), then prefills under way, then admissions, first
-come first served. Pages for a whole prompt are taken at admission, so only decodes can run out; then the
+come first served. A decode computes what came behind its prompt since its last step: mostly one token, more where
+some were forced. Each has one at least, and what is more as far as there are free pages for it, within the budget.
+Pages for a whole prompt are taken at admission, so only decodes can run out; then the
 youngest sequences give way and are recomputed later from what the radix tree still has. An admission leaves one
 page for each running sequence, and nothing overtakes a waiting sequence that does not fit, so none starves.
 
@@ -68,13 +70,22 @@ def schedule(
     available, budget = pool.available, limits.tokens
     chunks: dict[Sequence, int] = {}
     preempted: dict[Sequence, None] = {}
-    decodes = [s for s in running if s.remaining == 1]
-    prefills = [s for s in running if s.remaining > 1]
+    decodes: list[tuple[Sequence, int]] = []
+    prefills: list[tuple[Sequence, int]] = []
+    for sequence in running:
+        remaining = sequence.remaining
+        if remaining == 1 or (remaining > 1 and sequence.computed >= sequence.prompt):
+            decodes.append((sequence, remaining))
+        elif remaining > 1:
+            prefills.append((sequence, remaining))
 
-    for sequence in decodes:
+    size, left = limits.page_size, len(decodes)
+    for sequence, remaining in decodes:
+        left -= 1
         if sequence in preempted or budget == 0:
             continue
-        if sequence.computed == len(sequence.pages) * limits.page_size:
+        room = len(sequence.pages) * size - sequence.computed
+        if room <= 0:
             for victim in reversed(running):
                 if available > 0:
                     break
@@ -86,12 +97,17 @@ def schedule(
             if sequence in preempted:
                 continue
             available -= 1
-        chunks[sequence] = 1
-        budget -= 1
+            room += size
+        count = 1
+        if remaining > 1:  # no decode behind it goes without a token for this, and nobody gives way
+            count = max(1, min(remaining, room + available * size, budget - left))
+            available -= max(0, -(-(count - room) // size))
+        chunks[sequence] = count
+        budget -= count
 
-    for sequence in prefills:
+    for sequence, remaining in prefills:
         if sequence not in preempted and budget > 0:
-            chunks[sequence] = min(sequence.remaining, budget)
+            chunks[sequence] = min(remaining, budget)
             budget -= chunks[sequence]
 
     admitted: list[Sequence] = []

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from kvasir_engine.core.constraint import Constraint
 from kvasir_engine.protocol import Sampling
 from kvasir_engine.sampling.token_history import LogitsWork, TokenHistory
 
@@ -15,8 +16,9 @@ class Sequence:
     sequence is simply one whose `computed` went back to what the radix tree still has.
 
     A step that is launched counts in `computed` at once, and in `done` when it has ended: only then may others see
-    what it computed. `awaited` are the tokens (0 or 1 between steps) that launched steps sample and that are not
-    known yet; the step after computes them all the same, as the device has them. At `limit` tokens a sequence ends.
+    what it computed. `awaited` are the tokens that launched steps sample and that are not known yet (0, or as many
+    as the newest of them samples); the step after computes them all the same, as the device has them, but where a
+    `constraint` has to know them first. At `limit` tokens a sequence ends. Its router was told `told` tokens.
 
     Of the prompt, `cached` tokens had their KV here at the first admission; `read` of these had come from another
     worker for it.
@@ -43,12 +45,19 @@ class Sequence:
     leader: "Sequence | None" = None
     shared: int = 0
     history: TokenHistory | None = None
+    constraint: Constraint | None = None
+    told: int = 0
 
     def __post_init__(self) -> None:
         self.prompt = len(self.tokens)
         if self.sampling.processors is not None:
-            own = self.prompt - self.sampling.processors.replayed
-            self.history = TokenHistory(self.sampling.processors, own)
+            self.history = TokenHistory(self.sampling.processors, self.own_prompt)
+
+    @property
+    def own_prompt(self) -> int:
+        """Tokens of the prompt that nobody generated."""
+        processors = self.sampling.processors
+        return self.prompt - (0 if processors is None else processors.replayed)
 
     def logits_work(self, awaited: int | None) -> LogitsWork | None:
         """What the sampling's processors have to do for the next token; of the one before, if it is not known yet,
@@ -63,10 +72,14 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens whose KV no step computes yet; none when the token that is awaited is certain to be the last."""
-        return 0 if self.awaited and self.length >= self.limit else self.length - self.computed
+        """Tokens whose KV no step computes yet; none when a token that is awaited is certain to be the last, or has
+        to be known first.
+        """
+        if self.awaited and (self.constraint is not None or self.length >= self.limit):
+            return 0
+        return self.length - self.computed
 
     @property
     def generated(self) -> int:
-        """Tokens sampled so far."""
+        """Tokens behind the prompt so far, sampled or forced."""
         return len(self.tokens) - self.prompt

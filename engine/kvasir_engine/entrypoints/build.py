@@ -17,6 +17,7 @@ from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.engine_thread import EngineThread
 from kvasir_engine.core.scheduler import Limits
 from kvasir_engine.core.waiting_queue import QueueLimits
+from kvasir_engine.entrypoints.grammars import grammar_service
 from kvasir_engine.errors import ModelError, UserError
 from kvasir_engine.executor.fingerprint import fingerprint_of
 from kvasir_engine.executor.model_runner import ModelRunner, runner_options
@@ -26,10 +27,12 @@ from kvasir_engine.executor.rank_group import RankedRunner, RankProcesses
 from kvasir_engine.executor.rank_process import digester_of, region_of
 from kvasir_engine.executor.rank_protocol import Serve
 from kvasir_engine.executor.threads import apart, use_own_cores
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.model.tensor_parallel import ALONE, shard
+from kvasir_engine.tls import Credentials
+from kvasir_engine.transport_policy import TransportPolicy, place_here
 
 log = logging.getLogger("worker")
 
@@ -39,6 +42,7 @@ def build(
     moves_kv: bool,
     leave: Callable[[], None] = lambda: None,
     ended: supervisor.Ended | None = None,
+    credentials: Credentials | None = None,
 ) -> tuple[EngineThread, KVConnector | None]:
     """Load the model, with the other nodes if there are any, and start the threads.
 
@@ -46,7 +50,7 @@ def build(
     the user can mend.
     """
     check(config)
-    listener = None if config.nodes is None else NodeListener(config.nodes, leave)
+    listener = None if config.nodes is None else NodeListener(config.nodes, leave, credentials)
     try:
         return _build(config, moves_kv, listener, ended)
     except UserError as error:
@@ -88,7 +92,7 @@ def _build(
     limits = Limits(config.prefill_chunk + config.max_running, config.max_running, config.page_size)
     handoff = None
     if moves_kv:
-        choose_fabric(config.fabric, runner.device.type == "cuda")
+        choose_fabric(config.fabric, runner.device.type == "cuda", config.encryption)
         region = region_of(runner)
         digest = digester_of(runner, fingerprint) if config.kv_digests else None
         own = TransferThread(
@@ -96,6 +100,7 @@ def _build(
         )
         own.start()
         handoff = KVConnector(own, ranks)
+    grammars = grammar_service(folder, runner.vocab, config.jump_forward == "on")
     overlap = config.overlap == "on" or (config.overlap == "auto" and runner.device.type == "cuda")
     thread = EngineThread(
         Engine(
@@ -107,6 +112,8 @@ def _build(
             handoff,
             QueueLimits(config.max_waiting, config.queue_seconds),
             overlap=overlap,
+            policy=TransportPolicy(config.encryption, place_here()),
+            grammars=grammars,
         ),
         config.check_pages,
         ended,

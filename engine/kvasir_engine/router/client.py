@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.kv.hashing import page_hashes
-from kvasir_engine.protocol import PROCESSORS, Sampling
+from kvasir_engine.protocol import GRAMMAR, PROCESSORS, LogitsProcessors, Sampling
 from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
 from kvasir_engine.router.connection import Peer, WorkerConnection
 from kvasir_engine.router.load_meter import LoadMeter, Stopwatch
@@ -26,7 +26,7 @@ log = logging.getLogger("router")
 # A request that this many workers failed at is not given to another: it may be what ends them.
 MOST_FAILURES = 6
 # Failures that every worker would answer with.
-REQUEST_FAULTS = frozenset({"bad_request", "context_length_exceeded"})
+REQUEST_FAULTS = frozenset({"bad_request", "context_length_exceeded", "no_token_allowed"})
 CANARY_TOKENS = 48
 CANARY_VOCABULARY = 64  # token ids below this exist in every model
 # Hashing more tokens than this would hold up the event loop for more than a fraction of a millisecond.
@@ -204,18 +204,19 @@ class PooledClient:
 
     def _able(self, sampling: Sampling) -> list[WorkerConnection]:
         """The ready workers that know all of `sampling`."""
+        needed = _needed(sampling)
         ready = self._pool.ready()
-        if sampling.processors is None:
+        if not needed:
             return ready
-        return [each for each in ready if each.peer and PROCESSORS in each.peer.capabilities]
+        return [each for each in ready if each.peer and needed.keys() <= set(each.peer.capabilities)]
 
     def _unable_reason(self, sampling: Sampling) -> str | None:
         """Why nobody of those that are ready can decode by `sampling`: all are of an older version."""
-        if sampling.processors is None:
+        needed = _needed(sampling)
+        if not needed or any(each.peer and each.peer.role != "prefill" for each in self._able(sampling)):
             return None
-        if any(each.peer and each.peer.role != "prefill" for each in self._able(sampling)):
-            return None
-        return f"no decode worker that is ready knows {', '.join(sampling.processors.names())}"
+        fields = [field for fields in needed.values() for field in fields]
+        return f"no decode worker that is ready knows {', '.join(fields)}"
 
     async def _try_place(
         self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
@@ -246,11 +247,12 @@ class PooledClient:
 
     def _refused(self, decode: Candidate, targets: dict[str, Target]) -> frozenset[str]:
         """Names of those that may not write to `decode`."""
-        if not len(self.quarantine):
-            return frozenset()
-        holder = targets[decode.name].peer.endpoint.agent
+        holder = targets[decode.name].peer
         return frozenset(
-            name for name, target in targets.items() if self.quarantine.refuses(target.peer.endpoint.agent, holder)
+            name
+            for name, target in targets.items()
+            if target.peer.transport.refusal(holder.transport) is not None
+            or self.quarantine.refuses(target.peer.endpoint.agent, holder.endpoint.agent)
         )
 
     async def canary(self, prefill: Target, decode: Target) -> str | None:
@@ -297,11 +299,23 @@ async def _hashes(tokens: list[int], page_size: int, salt: str) -> list[int]:
     return await asyncio.to_thread(page_hashes, tokens, page_size, salt)
 
 
+def _needed(sampling: Sampling) -> dict[str, list[str]]:
+    """The capabilities that a worker needs for `sampling`, with the fields that need each."""
+    needed: dict[str, list[str]] = {}
+    if sampling.grammar is not None:
+        needed[GRAMMAR] = ["grammar"]
+    if sampling.processors is not None:
+        needed[PROCESSORS] = sampling.processors.names()
+    return needed
+
+
 def _continued(sampling: Sampling, sent: int) -> Sampling:
     """The sampling of what is left after `sent` tokens."""
     if sent == 0:
         return sampling
     processors = sampling.processors
+    if processors is None and sampling.grammar is not None:
+        processors = LogitsProcessors()
     if processors is not None:  # which tell the prompt's own tokens from those that were generated
         processors = msgspec.structs.replace(processors, replayed=sent)
     return msgspec.structs.replace(

@@ -12,7 +12,8 @@ import torch
 from kvasir_engine.pinned_memory import fetched, staged
 from kvasir_engine.protocol import TokenLogprobs
 from kvasir_engine.sampling.draw import Draws, draw
-from kvasir_engine.sampling.sampler import GREEDY_BELOW, Sampled, SampleRequest, processed
+from kvasir_engine.sampling.sampler import GREEDY_BELOW, Sampled, SampleRequest, masks_of, processed
+from kvasir_engine.sampling.token_masks import restrict
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,12 @@ class QueuedSample:
 def queue_sample(
     logits: torch.Tensor, requests: Sequence[SampleRequest], before: torch.Tensor | None = None
 ) -> QueuedSample:
-    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged; `before` is on their device too."""
+    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged; `before` is on their device too.
+
+    Masks are waited for, while the device computes what was queued before.
+    """
     masked = _without_early_stops(processed(logits, requests, before), requests)
+    masked, restricted = restrict(masked, masks_of(requests))
     tokens = masked.argmax(-1)
     drawn = [row for row, request in enumerate(requests) if request.sampling.temperature >= GREEDY_BELOW]
     if drawn:
@@ -58,7 +63,9 @@ def queue_sample(
         params, positions = [requests[row].sampling for row in drawn], [requests[row].position for row in drawn]
         chosen = draw(masked.index_select(0, rows), Draws.of(params, positions, logits.shape[1]))
         tokens.index_copy_(0, rows, chosen)
-    return QueuedSample(tokens, fetched(tokens), _logprobs(logits, tokens, requests))
+    # The device's own stay tokens of the vocabulary, whatever the next step reads of them.
+    told = tokens if restricted is None else restricted.without(tokens)
+    return QueuedSample(tokens, fetched(told), _logprobs(logits, tokens, requests))
 
 
 def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:

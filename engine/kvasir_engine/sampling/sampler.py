@@ -9,6 +9,7 @@ from kvasir_engine.protocol import Sampling, TokenLogprobs
 from kvasir_engine.sampling.draw import Draws, draw
 from kvasir_engine.sampling.logits_processors import process
 from kvasir_engine.sampling.token_history import LogitsWork
+from kvasir_engine.sampling.token_masks import TokenMask, restrict
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them leaves one token anyway, or overflows."""
@@ -19,22 +20,28 @@ class SampleRequest:
     """How the next token of one sequence is chosen.
 
     `position` is the place that the token will have in its sequence, prompt included, from 0; `generated` is how
-    many tokens were generated before it. `work` is there where the sampling has processors.
+    many tokens were generated before it. `work` is there where the sampling has processors, `mask` where it has a
+    grammar.
     """
 
     sampling: Sampling
     position: int
     generated: int = 0
     work: LogitsWork | None = None
+    mask: TokenMask | None = None
 
     def __post_init__(self) -> None:
         if self.work is None and self.sampling.processors is not None:
             raise ValueError("the sampling has processors, and nobody says what they have to do")
+        if self.mask is None and self.sampling.grammar is not None:
+            raise ValueError("the sampling has a grammar, and nobody says what it allows")
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A token for each row, and its log-probabilities where they were asked for."""
+    """A token for each row, NO_TOKEN where a row's request allows none, and its log-probabilities where they were
+    asked for.
+    """
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
@@ -45,11 +52,13 @@ def sample(logits: torch.Tensor, requests: Sequence[SampleRequest], before: Sequ
     """The next token for each row of `logits` [S, vocab], float32, left unchanged.
 
     Temperature 0 takes the likeliest token, the first of equals; otherwise one is drawn, as `draw.py` says, with
-    the uniform of (seed, position). Until `min_tokens` tokens are generated, stop tokens are impossible. `before`
-    are the tokens of the step before, where a row's `work` awaits one of them.
+    the uniform of (seed, position). Until `min_tokens` tokens are generated, stop tokens are impossible; so are
+    always those that a row's `mask` lacks. `before` are the tokens of the step before, where a row's `work` awaits
+    one of them.
     Log-probabilities are those of the model's own distribution, before all of this, as vLLM and OpenAI report them.
     """
     masked = _without_early_stops(processed(logits, requests, before), requests)
+    masked, restricted = restrict(masked, masks_of(requests))
     tokens = masked.argmax(-1)
     drawn = [row for row, request in enumerate(requests) if request.sampling.temperature >= GREEDY_BELOW]
     if drawn:
@@ -58,7 +67,13 @@ def sample(logits: torch.Tensor, requests: Sequence[SampleRequest], before: Sequ
         chosen = [requests[row] for row in drawn]
         how = Draws.of([each.sampling for each in chosen], [each.position for each in chosen], logits.shape[1])
         tokens[drawn] = draw(rows, how)
-    return Sampled(tokens.tolist(), _logprobs(logits, tokens, requests))
+    logprobs = _logprobs(logits, tokens, requests)
+    return Sampled((tokens if restricted is None else restricted.without(tokens)).tolist(), logprobs)
+
+
+def masks_of(requests: Sequence[SampleRequest]) -> list[tuple[int, TokenMask]]:
+    """The masks of the rows that have one, by number."""
+    return [(row, request.mask) for row, request in enumerate(requests) if request.mask is not None]
 
 
 def processed(

@@ -13,7 +13,7 @@ from kvasir_operator.api.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_
 from kvasir_operator.api.kv_fingerprint import unpaired
 from kvasir_operator.api.strategic_merge import LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
-from kvasir_operator.api.validation_derived import derived_problems, unknown_variables
+from kvasir_operator.api.validation_derived import derived_problems, identity_problems, unknown_variables
 from kvasir_operator.api.validation_devices import device_problems
 from kvasir_operator.api.validation_scaling import scaling_problems
 
@@ -46,6 +46,7 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     yield from _groups(service)
     yield from template_problems(spec.router.template, "spec.router.template")
     yield from unknown_variables(spec.router.template, "spec.router.template", ROUTER)
+    yield from identity_problems(spec.router.template, "spec.router.template")
     yield from _engine(spec.engine)
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)
@@ -261,6 +262,9 @@ def _transfer(transfer: "Transfer") -> Iterator[Invalid]:
         yield Invalid(path, "fabric rdma needs the extended resource that gives a pod its RDMA device")
     if transfer.fabric in ("tcp", "shm") and transfer.rdma_resource:
         yield Invalid(path, f"means nothing with fabric {transfer.fabric}")
+    if transfer.encryption == "Required" and transfer.fabric != "shm":
+        reason = f"Required takes fabric shm: over {transfer.fabric} KV is not encrypted on its way"
+        yield Invalid("spec.transfer.encryption", reason)
 
 
 def _rollout(rollout: "Rollout") -> Iterator[Invalid]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 CONTAINER = "kvasir"
 _PREFIX = "KVASIR_"
 _FIXED = "is the same in every pod: probes, Services and NetworkPolicies count on it"
+_TLS_PATH, _TLS_VOLUME = "/etc/kvasir/tls", "tls"
+_PORTS = {"http": 8000, "worker": 8443}
 # The worker's flags that the operator sets, each also a variable, and what sets them.
 DERIVED = {
     "role": "is said by spec.prefill and spec.decode",
@@ -32,6 +34,9 @@ DERIVED = {
     "node-rank": "use {role}.nodes",
     "dist-init-addr": "use {role}.nodes",
     "fabric": "use spec.transfer.fabric",
+    "tls-dir": "is the mounted Secret: use spec.transfer.encryption",
+    "worker-port": _FIXED,
+    "encryption": "use spec.transfer.encryption",
     "drain-seconds": "use spec.drain.deadlineSeconds",
 }
 
@@ -43,6 +48,7 @@ def derived_problems(workers: "Workers", role: str, grace: int) -> Iterator[Inva
         if word.startswith("--") and flag in DERIVED:
             yield Invalid(f"{role}.extraArgs[{index}]", f"--{flag} {DERIVED[flag].format(role=role)}")
     yield from unknown_variables(workers.template, f"{role}.template", WORKER)
+    yield from identity_problems(workers.template, f"{role}.template")
     spec = workers.template.get("spec")
     if not isinstance(spec, Mapping):
         return
@@ -71,6 +77,35 @@ def unknown_variables(template: Mapping[str, Any], path: str, flags: frozenset[s
             reason = why_unknown(name, flags | PROCESS) if isinstance(name, str) else None
             if reason is not None:
                 yield Invalid(f"{path}.spec.containers[{index}].env[{place}].name", reason)
+
+
+def identity_problems(template: Mapping[str, Any], path: str) -> Iterator[Invalid]:
+    """What of a template would give a pod another certificate, or ports where nobody looks."""
+    spec = template.get("spec")
+    if not isinstance(spec, Mapping):
+        return
+    for index, volume in enumerate(_items(spec.get("volumes"))):
+        if volume.get("name") == _TLS_VOLUME:
+            yield Invalid(f"{path}.spec.volumes[{index}].name", f"{_TLS_VOLUME} is Kvasir's own volume")
+    for index, container in enumerate(_items(spec.get("containers"))):
+        if container.get("name") != CONTAINER:
+            continue
+        at = f"{path}.spec.containers[{index}]"
+        for place, mount in enumerate(_items(container.get("volumeMounts"))):
+            where = str(mount.get("mountPath", "")).rstrip("/")
+            if where == _TLS_PATH or where.startswith(f"{_TLS_PATH}/"):
+                yield Invalid(f"{at}.volumeMounts[{place}].mountPath", f"{_TLS_PATH} has the pod's certificate")
+            elif mount.get("name") == _TLS_VOLUME:
+                yield Invalid(f"{at}.volumeMounts[{place}].name", f"{_TLS_VOLUME} is Kvasir's own volume")
+        for place, port in enumerate(_items(container.get("ports"))):
+            name, number = port.get("name"), port.get("containerPort")
+            if isinstance(name, str) and number is not None and number != _PORTS.get(name, number):
+                yield Invalid(f"{at}.ports[{place}].containerPort", f"port {name} {_FIXED}")
+
+
+def _items(found: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list; what is none counts for nothing, so that places are those of the list."""
+    return [each if isinstance(each, Mapping) else {} for each in found] if isinstance(found, list) else []
 
 
 def _container(container: Mapping[str, Any], path: str, role: str) -> Iterator[Invalid]:

@@ -19,6 +19,7 @@ _LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 Device = Literal["cuda", "cpu"]
 Fabric = Literal["auto", "rdma", "tcp", "shm"]
+Encryption = Literal["Auto", "Required", "Off"]
 
 
 class Claim(Part, frozen=True):
@@ -124,3 +125,12 @@ class Transfer(Part, frozen=True):
         str,
         text("Extended resource that gives a pod an RDMA device, for example rdma/hca.", RESOURCE_NAME, 253),
     ] = ""
+    encryption: Annotated[
+        Encryption,
+        about(
+            "Auto: routers and workers speak mutual TLS by certificates that the operator makes and renews; KV "
+            "itself is not encrypted on its way. Required: KV too may not leave a machine, as no fabric but shm "
+            "keeps it from who is on the network. Off: no certificates; who reaches a worker's ports can read and "
+            "write its KV."
+        ),
+    ] = "Auto"

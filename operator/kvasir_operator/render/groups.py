@@ -21,6 +21,7 @@ from kvasir_operator.render.names import (
     Object,
     labels,
     metadata,
+    ownerless,
     revision_of,
     set_name,
 )
@@ -64,7 +65,7 @@ def _renamed(value: Any, before: str, after: str) -> Any:
 
 def _first_set(service: InferenceService, role: WorkerRole, options: Options) -> Object:
     # The set's name is in its pods' preferences; which of the workers it is must not be in the revision.
-    revision = revision_of(_group(service, role, options, ""))
+    revision = revision_of(_group(ownerless(service), role, options, ""))
     name = set_name(service, role, revision, 0)
     group = _group(service, role, options, name)
     own_labels = {REVISION_LABEL: revision, KV_LABEL: fingerprint(service.spec, role)}

@@ -16,13 +16,14 @@ from kvasir_operator.render.names import (
     Object,
     labels,
     metadata,
+    ownerless,
     revision_of,
     selector,
     worker_name,
 )
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.placement import pair
-from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod
+from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod, tls_args
 from kvasir_operator.render.storage import startup_seconds
 
 # Values of nvidia.com/gpu.product on H100 nodes: GPU feature discovery takes the name that NVML gives and writes
@@ -40,7 +41,7 @@ SHM_PER_RANK_MI = 1024
 def worker_deployment(service: InferenceService, role: WorkerRole, options: Options) -> Object:
     """The Deployment of `role`, named after the revision of its pod template."""
     template = worker_template(service, role, options)
-    revision = revision_of(template)
+    revision = revision_of(worker_template(ownerless(service), role, options))
     own_labels = {REVISION_LABEL: revision, KV_LABEL: fingerprint(service.spec, role)}
     template["metadata"]["labels"].update(own_labels)
     return {
@@ -82,6 +83,7 @@ def rendered_template(
         str(workers.tensor_parallel),
         "--fabric",
         transfer.fabric,
+        *tls_args(service, role),
         *drain_args(service),
         *more_args,
         *workers.extra_args,

@@ -187,6 +187,36 @@ def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list
     return [ConditionState("MetricsReachable", True, "NamespaceAllowed", message)]
 
 
+def certificates_ready(authority: str, expires: str) -> ConditionState:
+    """Pods have certificates, by which they know each other."""
+    message = f"pods have certificates of authority {authority}, valid until {expires}"
+    return ConditionState("CertificatesReady", True, "Issued", message)
+
+
+def no_certificates(reason: str, message: str) -> ConditionState:
+    """Certificates cannot be issued. Pods that are there go on with those that they have; new ones do not start."""
+    return ConditionState("CertificatesReady", False, reason, message, trouble=True)
+
+
+def transfer_encrypted(service: InferenceService) -> list[ConditionState]:
+    """Whether what workers tell each other can be read by who is on the network between them."""
+    transfer, kind = service.spec.transfer, "TransferEncrypted"
+    if transfer.encryption == "Off":
+        message = "spec.transfer.encryption is Off: who reaches the workers' ports can read and write their KV"
+        return [ConditionState(kind, False, "Off", message)]
+    if transfer.fabric == "shm":
+        return [
+            ConditionState(kind, True, "SharedMemory", "KV stays on its node; control connections are mutual TLS")
+        ]
+    if transfer.fabric == "rdma" or (transfer.fabric == "auto" and transfer.rdma_resource):
+        message = (
+            "control connections are mutual TLS; KV is not encrypted on the RDMA fabric, which is trusted with it"
+        )
+        return [ConditionState(kind, False, "TrustedFabric", message)]
+    message = "control connections are mutual TLS; KV is not encrypted on its way over TCP"
+    return [ConditionState(kind, False, "PlainTCP", message)]
+
+
 def exposed(
     service: InferenceService, rendered: Sequence[Object], servable: Sequence[Object]
 ) -> list[ConditionState]:

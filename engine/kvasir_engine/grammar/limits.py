@@ -1,0 +1,34 @@
+"""What a grammar may take. Numbers of llguidance are steps of its own work, a few thousand of which are 1 ms."""
+
+from llguidance import LLParserLimits
+
+MOST_NESTING = 64
+"""Of a schema's JSON."""
+MOST_SCHEMA_VALUES = 50_000
+"""Values in a schema's JSON, objects and lists included."""
+MOST_PROPERTIES = 2_000
+"""Of one object."""
+MOST_ITEMS = 10_000
+"""`minItems`, `maxItems`, `minProperties` and `maxProperties`."""
+MOST_LENGTH = 1_000_000
+"""`minLength` and `maxLength`."""
+MOST_FACTOR = 10_000
+"""`multipleOf`, counted in its last decimal."""
+MOST_REPEATS = 10_000
+"""What a regex repeats, repetitions of repetitions multiplied."""
+MOST_CHOICES = 10_000
+MOST_TAGS = 128
+MOST_TAG_NESTING = 16
+
+
+def parser_limits() -> LLParserLimits:
+    """Below the library's own: a step that takes longer would hold up a batch."""
+    return LLParserLimits(
+        max_items_in_row=1000,
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=100_000,
+        step_max_items=25_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )

@@ -1,0 +1,143 @@
+"""A grammar compiled by llguidance, and where a sequence is in it."""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from kvasir_engine.grammar.base import GrammarError
+from kvasir_engine.grammar.tokens import GrammarTokens
+
+
+class GuidanceGrammar:
+    """As grammar/base.py has it."""
+
+    def __init__(self, begin: LLMatcher, tokens: GrammarTokens, special: bool = False) -> None:
+        self._begin = begin
+        self._special = special
+        self._tokens = tokens
+        self._lock = threading.Lock()
+
+    def matcher(self) -> "GuidanceMatcher":
+        """A matcher at the beginning."""
+        with self._lock:
+            return GuidanceMatcher(self._begin.deep_copy(), self._tokens, special=self._special)
+
+
+class GuidanceMatcher:
+    """As grammar/base.py has it. The tokens that end a sequence are kept from llguidance: they are in no text.
+
+    `special`: the grammar may have special tokens. Asked for the bytes of a forced one, llguidance goes on by them,
+    and then no token fits; so a copy is asked, which takes 10 us.
+    """
+
+    def __init__(
+        self,
+        inner: LLMatcher,
+        tokens: GrammarTokens,
+        accepted: Sequence[int] = (),
+        ended: bool = False,
+        special: bool = False,
+    ) -> None:
+        self._special = special
+        self._inner = inner
+        self._tokens = tokens
+        self._accepted = list(accepted)
+        self._ended = ended
+
+    def accept(self, token: int) -> bool:
+        """Go on by `token`, if it may come. Raises GrammarError."""
+        if self._ended or not 0 <= token < self._tokens.size:
+            return False
+        if token in self._tokens.eos:
+            if not self._inner.is_accepting():
+                return False
+            self._ended = True
+            return True
+        taken = self._inner.try_consume_tokens([token]) == 1
+        self._check()
+        if taken:
+            self._accepted.append(token)
+        return taken
+
+    def fill_mask(self, words: NDArray[np.int32]) -> None:
+        """Set the row of tokens that may come. Raises GrammarError."""
+        assert words.shape == (self._tokens.words,)
+        words[:] = 0
+        if self.stopped():
+            words |= self._tokens.eos_mask
+            return
+        forced = self.forced_tokens()
+        if forced:
+            words |= self._tokens.mask_of(forced[0])
+            return
+        words |= self._mask(self._inner)
+        self._check()
+        words &= self._tokens.text_mask
+        if self._inner.is_accepting():
+            words |= self._tokens.eos_mask
+        if not words.any():
+            raise GrammarError("", "no token continues the text within it")
+
+    def forced_tokens(self) -> list[int]:
+        """The tokens that must come from here and are certain. Raises GrammarError."""
+        if self.stopped():
+            return []
+        forced = (self._inner.deep_copy() if self._special else self._inner).compute_ff_bytes()
+        self._check()
+        forced, mark, name = forced.partition(b"\xff")
+        if not forced:
+            return [int(name[1 : name.index(b"]")])] if mark and name.startswith(b"[") else []
+        found = self._tokens.forced.tokens(self._accepted, forced, self._ends(forced), self._may_come)
+        return found if found and self._inner.validate_tokens(found) == len(found) else []
+
+    def stopped(self) -> bool:
+        """Whether only the end of the sequence may follow. Raises GrammarError."""
+        self._check()
+        return self._ended or self._inner.is_stopped()
+
+    def rollback(self, tokens: int) -> None:
+        """Undo the last `tokens` that were accepted."""
+        if not 0 <= tokens <= len(self._accepted) + self._ended:
+            raise ValueError(f"tokens: {tokens} of {len(self._accepted) + self._ended}")
+        if tokens and self._ended:
+            self._ended = False
+            tokens -= 1
+        if tokens:
+            self._inner.rollback(tokens)
+            self._check()
+            del self._accepted[-tokens:]
+
+    def copy(self) -> "GuidanceMatcher":
+        """Another matcher at the same place."""
+        return GuidanceMatcher(self._inner.deep_copy(), self._tokens, self._accepted, self._ended, self._special)
+
+    def _after(self, text: bytes) -> LLMatcher | None:
+        """The place after `text`; None where it is none."""
+        after = self._inner.deep_copy()
+        spelled = self._tokens.spelled(text)
+        return after if after.try_consume_tokens(spelled) == len(spelled) else None
+
+    def _ends(self, text: bytes) -> bool:
+        """Whether nothing may come after `text`."""
+        after = self._after(text)
+        return after is not None and after.is_stopped() and not after.is_error()
+
+    def _may_come(self, text: bytes, tokens: list[int]) -> bool:
+        """Whether one of `tokens` may come after `text`; yes, where that cannot be told."""
+        after = self._after(text)
+        if after is None:
+            return True
+        mask = self._mask(after)
+        chosen = np.array(tokens)
+        return after.is_error() or bool(((mask[chosen >> 5] >> (chosen & 31)) & 1).any())
+
+    def _mask(self, matcher: LLMatcher) -> NDArray[np.int32]:
+        return np.frombuffer(matcher.compute_bitmask(), np.int32)[: self._tokens.words]
+
+    def _check(self) -> None:
+        if self._inner.is_error():
+            reason = (self._inner.get_error().strip().splitlines() or ["it failed"])[0]
+            raise GrammarError("", f"it is too complex: {reason[:200]}")

@@ -1,0 +1,51 @@
+"""What a regex costs before it is compiled."""
+
+import re
+
+from kvasir_engine.grammar.base import GrammarError
+from kvasir_engine.grammar.limits import MOST_REPEATS
+
+_COUNT = re.compile(r"\{(\d+)(?:(,)(\d*))?\}")
+
+
+def check_repeats(regex: str, part: str) -> None:
+    """Raises GrammarError where counted repetitions make more than `MOST_REPEATS` copies of something."""
+    heaviest = [1]  # of what the open groups hold so far
+    last = 1  # the weight of the piece that a count would repeat
+    at = 0
+    while at < len(regex):
+        character = regex[at]
+        count = _COUNT.match(regex, at) if character == "{" else None
+        if count:
+            times = int((count[3] or count[1])[:9])
+            last *= max(1, times)
+            heaviest[-1] = max(heaviest[-1], last)
+            if last > MOST_REPEATS:
+                raise GrammarError(part, f"a regex that repeats something more than {MOST_REPEATS} times")
+            at = count.end()
+            continue
+        if character == "(":
+            heaviest.append(1)
+        elif character == ")" and len(heaviest) > 1:
+            last = heaviest.pop()
+            heaviest[-1] = max(heaviest[-1], last)
+        elif character == "[":
+            at = _end_of_class(regex, at)
+            last = 1
+        elif character not in "*+?":
+            last = 1
+        at += 2 if character == "\\" else 1
+
+
+def _end_of_class(regex: str, at: int) -> int:
+    """Where the class that begins at `at` has its closing bracket."""
+    depth, at = 1, at + 1
+    at += regex[at : at + 1] == "^"
+    at += regex[at : at + 1] == "]"
+    while at < len(regex) and depth:
+        if regex[at] == "\\":
+            at += 1
+        elif regex[at] in "[]":
+            depth += 1 if regex[at] == "[" else -1
+        at += 1
+    return at - 1
