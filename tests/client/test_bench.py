@@ -1,5 +1,6 @@
 """`kvasir bench` against an endpoint that is known: what it sends, what it counts, and how it ends."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -85,23 +86,39 @@ def test_turns_have_what_was_said_and_answered_before(api: Any) -> None:
         assert second.startswith(stand.calls[0][1]["prompt"] + " a b c ")
 
 
-def test_times_are_those_of_the_endpoint() -> None:
-    """The first token comes when the endpoint lets it, and what no token is in is no token."""
-    import threading
-
-    hold = threading.Event()
-
-    def script(path: str, body: dict[str, Any]) -> Reply:
-        threading.Timer(0.3, hold.set).start()
-        return Reply([" a", " b"], hold=hold)
-
-    with standing(script) as stand:
-        (point,) = measured(stand.url, DatasetOptions(number=1), LoadOptions("", "chat"), warmup=0)
-    ttft, itl = point.spreads["ttft"].mean, point.spreads["itl"].mean
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_times_are_those_of_the_endpoint(api: Any) -> None:
+    """An event that only names the role, or the end, is no token. More than the truth is the machine's load."""
+    paced = Reply([" a"] * 6, first=0.3, gap=0.05)
+    with standing(lambda path, body: paced) as stand:
+        (point,) = measured(stand.url, DatasetOptions(number=4), LoadOptions("", api), warmup=0)
+    ttft, itl, tpot = (point.spreads[name].percentiles[50] for name in ("ttft", "itl", "tpot"))
     assert ttft is not None
     assert itl is not None
-    assert 300 <= ttft < 5000
-    assert itl < ttft
+    assert tpot is not None
+    assert 295 <= ttft < 900
+    assert 40 <= itl < 150
+    assert 45 <= tpot < 150
+    assert point.output_tokens == 24
+
+
+def test_it_counts_what_the_load_client_counts() -> None:
+    """The same load by bench/load.py: the same tokens, and the endpoint's times, each within its machine's load."""
+    from bench import load
+
+    paced = Reply([" a"] * 4, first=0.2, gap=0.05)
+    with standing(lambda path, body: paced) as stand:
+        talks = tuple(load.Talk(("one two three",), 4) for _ in range(8))
+        row = asyncio.run(load.measure(stand.url, "toy", "it", load.Workload(4, talks)))
+        (point,) = measured(stand.url, DatasetOptions(number=8, input_len=3), warmup=0)
+    ttft, itl = (point.spreads[name].percentiles[50] for name in ("ttft", "itl"))
+    assert row.tokens_out == point.output_tokens == 32
+    assert row.errors == 0
+    assert row.ttft_p50 is not None
+    assert ttft is not None
+    assert itl is not None
+    assert 195 <= ttft <= 3 * row.ttft_p50
+    assert 40 <= itl < 150
 
 
 def test_a_rate_paces_and_a_sweep_measures_each_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
