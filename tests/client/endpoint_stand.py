@@ -32,6 +32,9 @@ class Reply:
     """Send so many pieces, then an error event."""
     hold: threading.Event | None = None
     """Wait for it before the first piece."""
+    first: float = 0.0
+    gap: float = 0.0
+    """Seconds before the first piece, and before each other."""
     cached: int = 0
     usage: bool = True
     raw: dict[str, Any] | None = None
@@ -84,7 +87,11 @@ class Stand:
 
         if path != "completions":
             await send({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        due = asyncio.get_running_loop().time() + reply.first
         for place, piece in enumerate([*reply.pieces, None]):
+            if piece is not None:
+                await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
+                due += reply.gap
             if place == reply.hang_after:
                 await asyncio.sleep(3600)
             if place == reply.cut_after:

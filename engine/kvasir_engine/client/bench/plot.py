@@ -12,7 +12,7 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c")
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One curve of a panel; None where nothing was measured."""
 
     name: str
@@ -22,7 +22,7 @@ class Line:
 @dataclass(frozen=True)
 class Panel:
     title: str
-    lines: Sequence[Line]
+    lines: Sequence[Curve]
 
 
 def svg(points: Sequence[Point], title: str) -> str:
@@ -32,7 +32,7 @@ def svg(points: Sequence[Point], title: str) -> str:
     panels = (
         Panel("TTFT (ms)", [_percentile(points, "ttft", each) for each in (50, 99)]),
         Panel("TPOT (ms)", [_percentile(points, "tpot", each) for each in (50, 99)]),
-        Panel("Output (tokens/s)", [Line("all", [point.a_second(point.output_tokens) for point in points])]),
+        Panel("Output (tokens/s)", [Curve("all", [point.a_second(point.output_tokens) for point in points])]),
         Panel("Requests/s", _requests(points)),
     )
     axis = "request rate" if by_rate else "concurrency"
@@ -49,14 +49,14 @@ def svg(points: Sequence[Point], title: str) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _percentile(points: Sequence[Point], metric: str, percent: int) -> Line:
-    return Line(f"p{percent}", [point.spreads[metric].percentiles[percent] for point in points])
+def _percentile(points: Sequence[Point], metric: str, percent: int) -> Curve:
+    return Curve(f"p{percent}", [point.spreads[metric].percentiles[percent] for point in points])
 
 
-def _requests(points: Sequence[Point]) -> list[Line]:
-    found = [Line("answered", [point.a_second(point.completed) for point in points])]
+def _requests(points: Sequence[Point]) -> list[Curve]:
+    found = [Curve("answered", [point.a_second(point.completed) for point in points])]
     if any(point.goodput is not None for point in points):
-        found.append(Line("goodput", [point.goodput for point in points]))
+        found.append(Curve("goodput", [point.goodput for point in points]))
     return found
 
 
