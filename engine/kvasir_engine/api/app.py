@@ -25,6 +25,7 @@ from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.encoding import OffLoop, TooLong
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.generation import Choice, Tally, TokenClock, run_choices
+from kvasir_engine.api.grammar_check import GrammarCheck
 from kvasir_engine.api.http.limits import HttpLimits
 from kvasir_engine.api.http_responses import (
     EventResponse,
@@ -49,8 +50,11 @@ from kvasir_engine.api.rendering import AS_USUAL, Rendering
 from kvasir_engine.api.request_body import most_body_bytes, read_body
 from kvasir_engine.api.request_meter import RequestMeter
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest, ModelCard, ModelList
+from kvasir_engine.api.structured import refused
 from kvasir_engine.api.tokenizer import ServedModel, UnusedName
+from kvasir_engine.api.vocabulary import vocabulary_of
 from kvasir_engine.engine_client import EngineClient, GenerateRequest
+from kvasir_engine.grammar.base import GrammarBusy, GrammarError
 
 MOST_LENGTH = 2**20  # of a prompt, while no worker has said what it takes
 
@@ -68,6 +72,7 @@ class _Service:
     lifecycle: Lifecycle
     keys: ApiKeys | None
     off_loop: OffLoop
+    grammars: GrammarCheck
 
     def unready_reason(self) -> str | None:
         return "draining" if self.lifecycle.draining else self.client.unready_reason()
@@ -129,6 +134,20 @@ class _Service:
         except TemplateError as error:
             message = f"The model's chat template refuses the messages: {error}."
             raise ApiError(400, message, code="invalid_value", param=param) from None
+
+    async def check_grammar(self, request: Request, params: Params) -> None:
+        """Refuse a grammar that cannot be compiled. Raises ApiError."""
+        grammar = params.sampling.grammar
+        if grammar is None:
+            return
+        try:
+            await while_client_stays(request, self.grammars.checked(grammar))
+        except GrammarError as error:
+            raise refused(params.grammar_field, error) from None
+        except GrammarBusy as error:
+            raise ApiError(
+                503, f"The server is overloaded: {error}.", code="overloaded", type="server_error"
+            ) from None
 
     def last(self, tokens: list[int], count: int) -> list[int]:
         """The last `count` of them; -1: as many as leave room for one more."""
@@ -205,6 +224,7 @@ def create_app(
     keys: ApiKeys | None = None,
     over: Callable[[], str | None] = lambda: None,
     body_bytes: int = HttpLimits.body_bytes,
+    grammars: GrammarCheck | None = None,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down. Long texts get
     `long_ones` of its threads at most.
@@ -212,10 +232,12 @@ def create_app(
     `registry` gets the request metrics and is what /metrics shows. Without `keys` everyone may use the API, as one
     tenant. /health, /ready and /metrics ask for no key.
     `over` says why the process serves no more, if it does not.
-    `body_bytes`: of all requests' bodies together.
+    `body_bytes`: of all requests' bodies together. `grammars`: who tries them, if not new processes that end with
+    this one.
     """
     metrics = ApiMetrics(registry)
-    service = _Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones))
+    grammars = grammars or GrammarCheck(partial(vocabulary_of, model))
+    service = _Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones), grammars)
     app = FastAPI(title="Kvasir", openapi_url=None)
     app.add_middleware(BodyBudget, most=body_bytes)
     app.add_middleware(RequestMeter, metrics=metrics, lifecycle=lifecycle)
@@ -278,6 +300,7 @@ def create_app(
             )
         await service.check_ready(request)
         tokens = await service.tokens(request, messages, "messages", params.truncate, how)
+        await service.check_grammar(request, params)
         id = f"chatcmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, salt, params, [tokens], "messages")
         answer = service.answer(id, params, [tokens], choices)
@@ -297,6 +320,7 @@ def create_app(
         asked = completion_prompts(body, service.most * (1 if params.truncate is None else 8))
         await service.check_ready(request)
         prompts = [await service.prompt(request, each, params.truncate) for each in asked]
+        await service.check_grammar(request, params)
         id = f"cmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, salt, params, prompts, "prompt")
         echo = (

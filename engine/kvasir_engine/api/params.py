@@ -12,6 +12,7 @@ from kvasir_engine.api.errors import bad_request, unsupported
 from kvasir_engine.api.logits_params import with_processors
 from kvasir_engine.api.ranges import few, short, shown_number, within
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest
+from kvasir_engine.api.structured import grammar_of
 from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.bounds import INT32, MOST_PRIORITY
 from kvasir_engine.protocol import Sampling
@@ -33,7 +34,8 @@ _INT64 = (-(2**63), 2**63 - 1)
 class Params:
     """What holds for every choice of one request. `max_tokens` is the caller's, `None` for all the room there is;
     `sampling.max_tokens` is set when the prompt's length is known. Of `candidates` for each prompt the `n` best are
-    shown, with `logprobs` where they are asked for. `truncate`: how many of a prompt's last tokens count."""
+    shown, with `logprobs` where they are asked for. `truncate`: how many of a prompt's last tokens count.
+    `grammar_field`: the one that asked for the sampling's grammar."""
 
     sampling: Sampling
     stop: tuple[str, ...]
@@ -48,6 +50,7 @@ class Params:
     truncate: int | None = None
     token_ids: bool = False
     cache_salt: str = ""
+    grammar_field: str = ""
 
 
 def _only(name: str, value: object, *neutral: object) -> None:
@@ -127,6 +130,9 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
         logprobs=logprobs,
     )
     sampling = with_processors(sampling, request, model)
+    asked = grammar_of(request)
+    if asked is not None:
+        sampling = msgspec.structs.replace(sampling, grammar=asked[1])
     return Params(
         sampling=sampling,
         stop=stops,
@@ -141,6 +147,7 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
         truncate=truncate,
         token_ids=bool(request.return_token_ids),
         cache_salt=request.cache_salt or "",
+        grammar_field="" if asked is None else asked[0],
     )
 
 
@@ -166,7 +173,6 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     _only("service_tier", request.service_tier, "auto", "default")
     _only("modalities", request.modalities, ["text"])
     _only("verbosity", request.verbosity, "medium")
-    _only("response_format", request.response_format and request.response_format.type, "text")
     _only("tools", request.tools, [])
     _only("parallel_tool_calls", request.parallel_tool_calls, True)
     _only("functions", request.functions, [])

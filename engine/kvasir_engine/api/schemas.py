@@ -8,12 +8,48 @@ from msgspec import UNSET, UnsetType
 from kvasir_engine.api.errors import ErrorDetail
 
 Json = msgspec.Raw
+ABSENT = Json()
+"""What a field of any JSON is where the request has none; null is the same."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`strict` or not, all of the schema holds. `name` and `description` are labels."""
+
+    name: str
+    schema: Json = ABSENT
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From `structures` on: of structural tags, as vLLM and xgrammar write them."""
+
+    type: str
+    json_schema: JsonSchemaFormat | None = None
+    structures: Json = ABSENT
+    triggers: Json = ABSENT
+    format: Json = ABSENT
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """vLLM's. `disable_fallback` changes nothing: there is one library."""
+
+    json: Json = ABSENT
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Json = ABSENT
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    whitespace_pattern: str | None = None
+    disable_fallback: bool | None = None
 
 
 class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,7 +80,16 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
     repetition_penalty: float | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Json = ABSENT
+    guided_json_object: bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None
     # OpenAI's again
+    response_format: ResponseFormat | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -70,10 +115,6 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tool_calls: list[Json] | None = None
 
 
-class ResponseFormat(msgspec.Struct, frozen=True):
-    type: str
-
-
 class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Body of POST /v1/chat/completions. `metadata`, `safety_identifier` and `prompt_cache_key` are labels."""
 
@@ -95,7 +136,6 @@ class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_onl
     reasoning_effort: str | None = None
     verbosity: str | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     tools: list[Json] | None = None
     tool_choice: str | dict[str, Json] | None = None
     functions: list[Json] | None = None

@@ -38,7 +38,7 @@ class GuidanceMatcher:
 
     def accept(self, token: int) -> bool:
         """Go on by `token`, if it may come. Raises GrammarError."""
-        if self._ended or not 0 <= token < self._tokens.size:
+        if self._ended or not 0 <= token < self._tokens.known:
             return False
         if token in self._tokens.eos:
             if not self._inner.is_accepting():
@@ -64,7 +64,6 @@ class GuidanceMatcher:
             return
         words |= self._mask(self._inner)
         self._check()
-        words &= self._tokens.text_mask
         if self._inner.is_accepting():
             words |= self._tokens.eos_mask
         if not words.any():
@@ -78,7 +77,10 @@ class GuidanceMatcher:
         self._check()
         if not forced:
             return []
-        found = self._tokens.forced.tokens(self._accepted, forced, self._ends(forced), self._may_come)
+        text, marked, special = forced.partition(b"\xff")  # as llguidance writes a special token: \xff[7]
+        if marked and not text:
+            return [int(special[1 : special.index(b"]")])]
+        found = self._tokens.forced.tokens(self._accepted, text, bool(marked) or self._ends(text), self._may_come)
         return found if found and self._inner.validate_tokens(found) == len(found) else []
 
     def stopped(self) -> bool:
@@ -123,7 +125,11 @@ class GuidanceMatcher:
         return after.is_error() or bool(((mask[chosen >> 5] >> (chosen & 31)) & 1).any())
 
     def _mask(self, matcher: LLMatcher) -> NDArray[np.int32]:
-        return np.frombuffer(matcher.compute_bitmask(), np.int32)[: self._tokens.words]
+        """The library's row, for as many tokens as it knows and one more, as the model's."""
+        row = np.zeros(self._tokens.words, np.int32)
+        given = np.frombuffer(matcher.compute_bitmask(), np.int32)[: self._tokens.words]
+        row[: len(given)] = given
+        return row & self._tokens.text_mask
 
     def _check(self) -> None:
         if self._inner.is_error():
