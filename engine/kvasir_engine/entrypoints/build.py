@@ -11,7 +11,7 @@ from kvasir_engine.attention.registry import refuse_missing
 from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector.digester import Digester
 from kvasir_engine.connector.kv_connector import KVConnector
-from kvasir_engine.connector.layout import Shape
+from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
@@ -163,9 +163,8 @@ def _checks(
         return None
     if mode == "off" or (mode == "auto" and not moves_kv):
         return None
-    kept = pool.digests or KeptDigests(pool.pages, pool.shape.layers, pool.page_size)
-    shape = Shape.of(fingerprint).with_pages_of(pool.page_bytes)
-    digester = Digester(pool.address, pool.pages, shape, kept)
+    kept = pool.digests or KeptDigests(pool.pages, len(pool.shape.layers), pool.page_size)
+    digester = Digester(pool.address, pool.pages, spec_of(fingerprint, pool.page_bytes), kept)
     return CachedPageChecks(digester, kept, pool.digests is not None, "sampled" if mode == "sampled" else "all")
 
 
