@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 5  # a probe given up before it asked may leave its connection, and the server waits for its thread
     workers: tuple[str, ...] = ()
+    trust: ssl.SSLContext | None = None  # with which a router comes to its workers
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -56,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
             return "told not to be"
         for worker in self.workers:
             try:
-                urllib.request.urlopen(f"{worker}/ready", timeout=5).close()
+                urllib.request.urlopen(f"{worker}/ready", timeout=5, context=self.trust).close()
             except OSError as error:
                 return f"{worker}: {error}"
         return ""
@@ -85,9 +87,25 @@ class Server(ThreadingHTTPServer):
     daemon_threads = False
 
 
-def serve(workers: list[str]) -> None:
-    Handler.workers = tuple(workers)
-    server = Server((os.environ["KVASIR_HOST"], int(os.environ.get("KVASIR_PORT", "8000"))), Handler)
+def trusting(folder: str, server: bool) -> ssl.SSLContext:
+    """Both ends show a certificate of the folder's authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_REQUIRED
+    context.load_cert_chain(f"{folder}/tls.crt", f"{folder}/tls.key")
+    context.load_verify_locations(f"{folder}/ca.crt")
+    return context
+
+
+def serve(options: argparse.Namespace) -> None:
+    Handler.workers = tuple(options.worker)
+    host = os.environ["KVASIR_HOST"]
+    server = Server((host, int(os.environ.get("KVASIR_PORT", "8000"))), Handler)
+    if options.tls_dir and options.command == "router":
+        Handler.trust = trusting(options.tls_dir, server=False)
+    elif options.tls_dir and options.node_rank in (None, "0"):
+        spoken = Server((host, int(os.environ.get("KVASIR_WORKER_PORT", "8443"))), Handler)
+        spoken.socket = trusting(options.tls_dir, server=True).wrap_socket(spoken.socket, server_side=True)
+        threading.Thread(target=spoken.serve_forever, args=(0.05,), daemon=True).start()
 
     def terminate(*_: object) -> None:
         print("draining", flush=True)
@@ -107,12 +125,13 @@ def main() -> None:
     parser.add_argument("command", choices=["worker", "router", "drain"])
     parser.add_argument("--worker", action="append", default=[])
     parser.add_argument("--node-rank")
+    parser.add_argument("--tls-dir")
     options, _ = parser.parse_known_args()
     if options.command == "drain":
         return  # SIGTERM alone lets requests finish
     if (message := os.environ.get("FAKE_FAIL")) and os.environ.get("FAKE_FAIL_NODE") in (None, options.node_rank):
         fail(message)
-    serve(options.worker)
+    serve(options)
 
 
 if __name__ == "__main__":

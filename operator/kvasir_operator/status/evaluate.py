@@ -214,7 +214,10 @@ def transfer_encrypted(service: InferenceService) -> list[ConditionState]:
             "control connections are mutual TLS; KV is not encrypted on the RDMA fabric, which is trusted with it"
         )
         return [ConditionState(kind, False, "TrustedFabric", message)]
-    message = "control connections are mutual TLS; KV is not encrypted on its way over TCP"
+    message = (
+        "control connections are mutual TLS; KV is not encrypted on its way over TCP, and NIXL's own port believes "
+        "whoever reaches it"
+    )
     return [ConditionState(kind, False, "PlainTCP", message)]
 
 
