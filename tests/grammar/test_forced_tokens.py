@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vocabularies import KINDS, vocabulary
-from walking import matcher, text_of, walk
+from walking import compiler, matcher, text_of, walk
 
 from kvasir_engine.protocol import Grammar
 
@@ -41,7 +41,6 @@ def test_certain_tokens_of_a_text_stay_whatever_text_follows(
 
 
 def _certain(kind: str, before: str, forced: str) -> list[int]:
-    from walking import compiler
 
     text = compiler(kind)._tokens.forced
     return text.tokens(vocabulary(kind).encode(before), forced.encode(), False, lambda *_: True)

@@ -8,6 +8,8 @@ from msgspec import UNSET, UnsetType
 from kvasir_engine.api.errors import ErrorDetail
 
 Json = msgspec.Raw
+ABSENT = Json()
+"""What a field of any JSON is where the request has none; null is the same."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,7 +22,7 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`strict` or not, all of the schema holds. `name` and `description` are labels."""
 
     name: str
-    schema: Json | None = None
+    schema: Json = ABSENT
     description: str | None = None
     strict: bool | None = None
 
@@ -30,20 +32,20 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     type: str
     json_schema: JsonSchemaFormat | None = None
-    structures: Json | None = None
-    triggers: Json | None = None
-    format: Json | None = None
+    structures: Json = ABSENT
+    triggers: Json = ABSENT
+    format: Json = ABSENT
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """vLLM's. `disable_fallback` changes nothing: there is one library."""
 
-    json: Json | None = None
+    json: Json = ABSENT
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
-    structural_tag: Json | None = None
+    structural_tag: Json = ABSENT
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None
     whitespace_pattern: str | None = None
@@ -79,7 +81,7 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     allowed_token_ids: list[int] | None = None
     repetition_penalty: float | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: Json | None = None
+    guided_json: Json = ABSENT
     guided_json_object: bool | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

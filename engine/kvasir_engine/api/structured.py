@@ -39,9 +39,10 @@ def grammar_of(request: CommonRequest) -> tuple[str, Grammar] | None:
 
 def refused(field: str, error: GrammarError) -> ApiError:
     """The answer to a grammar that cannot be served; `field` is the request's."""
-    where = f"{field}.whitespace_pattern" if error.part == "whitespace" else field
-    if field == "guided_json" and error.part == "whitespace":
-        where = "guided_whitespace_pattern"
+    where = field
+    if error.part == "whitespace":
+        prefix = "guided_" if field.startswith("guided_") else "structured_outputs."
+        where = f"{prefix}whitespace_pattern"
     inside = f" at '{error.part}'" if error.part and error.part != "whitespace" else ""
     return bad_request(f"Invalid '{where}'{inside}: {error.reason}.", where, "invalid_grammar")
 
@@ -69,10 +70,10 @@ def _asked(request: CommonRequest) -> Iterator[tuple[str, Grammar]]:
 
 def _response_format(asked: ResponseFormat) -> tuple[str, Grammar] | None:
     name = "response_format"
-    tags = {key: getattr(asked, key) for key in ("structures", "triggers", "format")}
-    for key, value in {"json_schema": asked.json_schema, **tags}.items():
+    tags = {key: getattr(asked, key) for key in ("structures", "triggers", "format") if _is(getattr(asked, key))}
+    for key in [*tags, *(["json_schema"] if asked.json_schema is not None else [])]:
         kind = "json_schema" if key == "json_schema" else "structural_tag"
-        if value is not None and asked.type != kind:
+        if asked.type != kind:
             raise bad_request(f"'{name}.{key}' is only allowed where the type is '{kind}'.", f"{name}.{key}")
     match asked.type:
         case "text":
@@ -82,12 +83,11 @@ def _response_format(asked: ResponseFormat) -> tuple[str, Grammar] | None:
         case "json_schema":
             if asked.json_schema is None:
                 raise _missing(f"{name}.json_schema")
-            if asked.json_schema.schema is None:
+            if not _is(asked.json_schema.schema):
                 raise _missing(f"{name}.json_schema.schema")
             return f"{name}.json_schema.schema", Grammar("json_schema", _json(asked.json_schema.schema))
         case "structural_tag":
-            given = {key: value for key, value in tags.items() if value is not None}
-            return name, Grammar("structural_tag", _json(msgspec.json.encode({"type": asked.type, **given})))
+            return name, Grammar("structural_tag", _json(msgspec.json.encode({"type": asked.type, **tags})))
     raise unsupported(f"{name}.type")
 
 
@@ -118,7 +118,7 @@ def _pattern(prefix: str, pattern: str | None) -> str | None:
 
 
 def _fields(asked: StructuredOutputs, whitespace: str | None) -> Iterator[tuple[str, Grammar]]:
-    if asked.json is not None:
+    if _is(asked.json):
         yield "json", Grammar("json_schema", _schema(asked.json), whitespace)
     if asked.regex is not None:
         yield "regex", Grammar("regex", asked.regex)
@@ -129,8 +129,12 @@ def _fields(asked: StructuredOutputs, whitespace: str | None) -> Iterator[tuple[
         yield "grammar", Grammar("ebnf", asked.grammar)
     if asked.json_object:
         yield "json_object", Grammar("json_object", "", whitespace)
-    if asked.structural_tag is not None:
+    if _is(asked.structural_tag):
         yield "structural_tag", Grammar("structural_tag", _schema(asked.structural_tag), whitespace)
+
+
+def _is(given: Json) -> bool:
+    return bytes(given) not in (b"", b"null")
 
 
 def _schema(given: Json) -> str:
