@@ -20,6 +20,7 @@ from kvasir_engine.api.schemas import (
     ChatLogprobs,
     TopLogprob,
 )
+from kvasir_engine.api.text_events import PLACE, TextEvents
 
 
 def _bytes(token: NamedToken) -> list[int] | None:
@@ -64,6 +65,13 @@ async def chat_body(answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]],
     )
 
 
+def chat_chunk(answer: Answer, index: int) -> ChatChunk:
+    """A chunk that has text alone."""
+    choice = ChatChunkChoice(index, ChatDelta(content=PLACE))
+    usage = answer.chunk_usage()
+    return ChatChunk(id=answer.id, created=answer.created, model=answer.model, choices=[choice], usage=usage)
+
+
 async def chat_events(
     answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: bool
 ) -> AsyncGenerator[bytes, None]:
@@ -80,8 +88,13 @@ async def chat_events(
         )
 
     begun: set[int] = set()
+    plain = not logprobs and answer.prompts is None and not answer.continuous_usage
+    text_only = TextEvents(lambda index: chat_chunk(answer, index))
     async for choice, piece in pieces:
         index = choice.index
+        if plain and piece.finish_reason is None and index in begun:
+            yield text_only.event(index, piece.text)
+            continue
         if index not in begun:
             yield chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content="")))
             begun.add(index)

@@ -3,7 +3,9 @@
 import codecs
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from kvasir_engine.api.tokenizer import TokenBytes
 from kvasir_engine.engine_client import Output
@@ -40,8 +42,7 @@ class ScoredToken:
     offset: int
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """The next text of one choice. `tokens` is how many were generated for it, shown or held back; `ids` are those
     since the last piece that was not empty.
 
@@ -50,7 +51,7 @@ class Piece:
 
     text: str
     tokens: int
-    scored: list[ScoredToken] = field(default_factory=list)
+    scored: list[ScoredToken] = []
     finish_reason: str | None = None
     failure: Exception | None = None
     ids: tuple[int, ...] = ()
@@ -84,9 +85,11 @@ class Detokenizer:
 
     def push(self, output: Output) -> Piece:
         """Take the engine's next tokens. After a piece with a finish reason there is nothing to take."""
+        shown = len(output.tokens) - (output.finish_reason == "stop")
+        if not self._stop and output.logprobs is None:
+            return self._plain(output, shown)
         released: list[str] = []
         scored: list[ScoredToken] = []
-        shown = len(output.tokens) - (output.finish_reason == "stop")
         for place, token in enumerate(output.tokens[:shown]):
             self._tokens += 1
             raw = self._vocabulary.token_bytes(token)
@@ -114,6 +117,13 @@ class Detokenizer:
             scored.append(self._waiting.popleft().token)
         by = self._stop_token(output) if self._stop and output.finish_reason == "stop" else None
         return Piece("".join(released), len(output.tokens), scored, output.finish_reason, stop=by)
+
+    def _plain(self, output: Output, shown: int) -> Piece:
+        """The same where nothing is looked for in the text, and nothing said of its tokens."""
+        text = self._utf8.decode(b"".join(map(self._vocabulary.token_bytes, output.tokens[:shown])))
+        self._tokens += shown
+        self._decoded += len(text)
+        return Piece(text, len(output.tokens), [], output.finish_reason)
 
     def _stop_token(self, output: Output) -> str | None:
         """The one of `stop` that is the name of the special token that the engine stopped at."""

@@ -1,11 +1,12 @@
 """Runs the choices of one request on the engine and turns their tokens into text."""
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+
+import msgspec
 
 from kvasir_engine.api.detokenizer import Detokenizer, Piece
 from kvasir_engine.api.metrics import ApiMetrics
@@ -14,12 +15,14 @@ from kvasir_engine.engine_client import EngineClient, EngineError, GenerateReque
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the answers asked for. `prompt` says which of the request's prompts it continues."""
+    """One of the answers asked for. `prompt` says which of the request's prompts it continues; where it `shows_ids`
+    its pieces have their tokens' ids."""
 
     index: int
     prompt: int
     request: GenerateRequest
     detokenizer: Detokenizer
+    shows_ids: bool = False
 
 
 class Tally:
@@ -56,9 +59,7 @@ class TokenClock:
         """`tokens` came together, `since` after the ones before them."""
         if self._metrics is None:
             return
-        each = since / tokens
-        for _ in range(tokens):
-            self._metrics.itl.observe(each)
+        self._metrics.itl.observe(since / tokens, tokens)
 
 
 async def run_choice(
@@ -83,10 +84,13 @@ async def run_choice(
                 tally.cached(choice.prompt, output.cached_tokens)
             piece = choice.detokenizer.push(output)
             tally.completion_tokens += piece.tokens
-            ids += output.tokens[: piece.tokens]
+            if choice.shows_ids:
+                ids += output.tokens[: piece.tokens]
             if piece.text or piece.scored or piece.finish_reason:
-                yield choice, dataclasses.replace(piece, ids=tuple(ids))
-                ids.clear()
+                if ids:
+                    piece = msgspec.structs.replace(piece, ids=tuple(ids))
+                    ids.clear()
+                yield choice, piece
             if piece.finish_reason:
                 return
 
@@ -120,7 +124,7 @@ class _Siblings:
             return True
 
 
-async def run_choices(
+def run_choices(
     client: EngineClient, choices: Sequence[Choice], tally: Tally, clock: TokenClock
 ) -> AsyncGenerator[tuple[Choice, Piece], None]:
     """The pieces of all choices as they come, in order within one.
@@ -129,10 +133,13 @@ async def run_choices(
     the workers have no room for are asked for again when another has ended.
     """
     if len(choices) == 1:
-        async with aclosing(run_choice(client, choices[0], tally, clock)) as pieces:
-            async for piece in pieces:
-                yield piece
-        return
+        return run_choice(client, choices[0], tally, clock)
+    return _run_several(client, choices, tally, clock)
+
+
+async def _run_several(
+    client: EngineClient, choices: Sequence[Choice], tally: Tally, clock: TokenClock
+) -> AsyncGenerator[tuple[Choice, Piece], None]:
     merged: asyncio.Queue[tuple[Choice, Piece]] = asyncio.Queue()
     siblings = _Siblings(len(choices))
 

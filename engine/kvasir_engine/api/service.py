@@ -171,7 +171,7 @@ class Service:
                 tenant = narrowed(caller.salt, params.cache_salt)
                 priority = min(params.priority + caller.behind, MOST_PRIORITY)
                 request = GenerateRequest(f"{id}-{index}", tokens, sampling, tenant, priority)
-                choices.append(Choice(index, place, request, detokenizer))
+                choices.append(Choice(index, place, request, detokenizer, params.token_ids))
         return choices
 
     def answer(
