@@ -105,7 +105,7 @@ async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     engine = ScriptedEngine(saying([65, 66]))
     async with (
         running(engine, tiny_model(), batch_dir=tmp_path) as api,
-        httpx.AsyncClient(base_url=api.url) as client,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as client,
     ):
         yield client
 

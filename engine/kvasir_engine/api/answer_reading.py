@@ -26,6 +26,7 @@ from kvasir_engine.api.tools.call_grammar import (
 from kvasir_engine.api.tools.choice import CallLimits, ChoiceParser, begun_by, new_call_id
 from kvasir_engine.api.tools.formats import OutputFormat
 from kvasir_engine.api.tools.preamble import with_tools
+from kvasir_engine.api.tools.thinking import PlainText
 from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS
 from kvasir_engine.protocol import Grammar
 
@@ -49,9 +50,11 @@ class AnswerReading:
     limits: CallLimits
     shows_reasoning: bool
 
-    def parser(self) -> ChoiceParser:
-        """A parser of one choice."""
+    def parser(self) -> ChoiceParser | None:
+        """A parser of one choice; None where all is content."""
         parser = self.format.parser(new_call_id, self.names, self.begun)
+        if isinstance(parser, PlainText):
+            return None
         return ChoiceParser(parser, self.limits, self.shows_reasoning)
 
 

@@ -9,6 +9,7 @@ import msgspec
 from kvasir_engine.api.errors import AnthropicErrorBody, ErrorBody
 from kvasir_engine.api.field_limits import ONLY, Schema, limits
 
+Parameters = Mapping[str, tuple[str, Schema]]
 _REF = "#/components/schemas/{name}"
 
 
@@ -25,7 +26,7 @@ class Operation:
     request: type[msgspec.Struct] | Schema | None = None
     answer: type[msgspec.Struct] | str = "application/json"
     events: type[msgspec.Struct] | None = None
-    parameters: Mapping[str, tuple[str, Schema]] | None = None
+    parameters: Parameters | None = None
     error: type[msgspec.Struct] = ErrorBody
 
 
