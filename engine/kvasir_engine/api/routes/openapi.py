@@ -132,7 +132,9 @@ UNDESCRIBED = frozenset({*LACKING, "/v1/responses/{id}"})
 
 
 def add(app: FastAPI, service: Service) -> None:
-    body = msgspec.json.encode(document(OPERATIONS, LIMITED, kvasir_version(), service.model.vocab_size))
+    body = msgspec.json.encode(
+        document(OPERATIONS, LIMITED, kvasir_version(), service.model.name, service.model.vocab_size)
+    )
 
     @app.get("/openapi.json")
     async def openapi() -> Response:
