@@ -1,8 +1,8 @@
 """What grammars cost by themselves: compiling, masks, forced tokens. No model is run.
 
-    python bench/grammar.py                       # a vocabulary of 128,000, trained on Python's own library
-    python bench/grammar.py --model FOLDER        # a model's tokenizer
-    python bench/grammar.py --xgrammar            # xgrammar beside llguidance, where it is installed
+    python bench/grammar.py FOLDER                 # a model's folder: its tokenizer
+    python bench/grammar.py FOLDER --size 128000   # its vocabulary made as large as that
+    python bench/grammar.py FOLDER --xgrammar      # xgrammar beside llguidance, where it is installed
 
 Prints one line a measurement: the median of several runs, in milliseconds.
 """
@@ -12,16 +12,17 @@ import json
 import platform
 import random
 import statistics
-import sysconfig
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kvasir_engine.api.tokenizer import ServedModel, Tokenizer, load_served_model
+from kvasir_engine.api.tokenizer import load_served_model
 from kvasir_engine.api.vocabulary import vocabulary_of
 from kvasir_engine.grammar.compiler import GuidanceCompiler
 from kvasir_engine.grammar.matcher import GuidanceMatcher
@@ -61,32 +62,17 @@ SCHEMAS: dict[str, Schema] = {
 }
 
 
-def trained(size: int) -> ServedModel:
-    """A byte-level BPE that splits words as Llama 3's does."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as RustTokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    split = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    rust = RustTokenizer(models.BPE())
-    rust.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(split), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    rust.decoder = decoders.ByteLevel()
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("**/*.py"))[:4000]
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        min_frequency=1,
-        show_progress=False,
-        special_tokens=["<|end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    rust.train_from_iterator((file.read_text(errors="replace") for file in files), trainer)
-    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust, eos_token="<|end|>"))
-    return ServedModel("trained", tokenizer, tokenizer.size, (0,), 0)
+def widened(vocabulary: Vocabulary, size: int) -> Vocabulary:
+    """The same with pairs of its tokens for more tokens, up to `size`: as many and as long as large ones have."""
+    texts = [token for token in vocabulary.tokens if token.isascii() and 2 < len(token) < 9]
+    known, rng = set(vocabulary.tokens), random.Random(0)
+    more: list[bytes] = []
+    while len(vocabulary.tokens) + len(more) < size:
+        pair = rng.choice(texts) + rng.choice(texts).lstrip()
+        if pair not in known:
+            known.add(pair)
+            more.append(pair)
+    return replace(vocabulary, tokens=(*vocabulary.tokens, *more), size=size)
 
 
 def median(work: Callable[[], object], runs: int) -> float:
@@ -106,11 +92,16 @@ def allowed(row: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
 
 
+PLACES = 16
+"""At which the rows of a batch are."""
+CLOSING = frozenset({b'"', b"}", b"]", b'"}', b'",', b"0", b"1"})
+
+
 def go(matcher: GuidanceMatcher, vocabulary: Vocabulary, rng: random.Random, most: int) -> tuple[int, int, int]:
     """Random tokens, which close soon: tokens in all, those that were forced, and steps that need the model."""
     row = np.zeros(-(-vocabulary.size // 32), np.int32)
     tokens = forced = steps = 0
-    closing = {b'"', b"}", b"]", b'"}', b'",', b"0", b"1"}
+    closing = np.array([token in CLOSING for token in vocabulary.tokens])
     while tokens < most and not matcher.stopped():
         jump = matcher.forced_tokens()
         if jump:
@@ -120,8 +111,9 @@ def go(matcher: GuidanceMatcher, vocabulary: Vocabulary, rng: random.Random, mos
             continue
         matcher.fill_mask(row)
         choices = allowed(row)
-        soon = [token for token in choices if vocabulary.tokens[token] in closing]
-        matcher.accept(int(rng.choice(soon if soon and rng.random() < 0.4 else list(choices))))
+        soon = choices[closing[choices]]
+        chosen = soon if len(soon) and rng.random() < 0.4 else choices
+        matcher.accept(int(chosen[rng.randrange(len(chosen))]))
         tokens, steps = tokens + 1, steps + 1
     return tokens, forced, steps
 
@@ -133,15 +125,16 @@ def measure(vocabulary: Vocabulary) -> None:
             grammar = Grammar("json_schema", json.dumps(schema), whitespace)
             compiler = GuidanceCompiler(vocabulary, kept=0)
             compiler.compile(Grammar("regex", "a"))
-            show(f"compile, {name}, {kind}", median(lambda c=compiler, g=grammar: c.compile(g), 5))
+            show(f"compile, {name}, {kind}", median(partial(compiler.compile, grammar), 5))
     compiler = GuidanceCompiler(vocabulary)
     for name, schema in SCHEMAS.items():
         begin = compiler.compile(Grammar("json_schema", json.dumps(schema), "")).matcher()
         rng = random.Random(0)
         for rows in (1, 64, 256):
-            matchers = [begin.copy() for _ in range(rows)]
-            for matcher in matchers:
-                go(matcher, vocabulary, rng, rng.randrange(40))
+            places = [begin.copy() for _ in range(min(rows, PLACES))]
+            for matcher in places:
+                go(matcher, vocabulary, rng, rng.randrange(5, 40))
+            matchers = [places[row % PLACES].copy() for row in range(rows)]
             words = np.zeros((rows, -(-vocabulary.size // 32)), np.int32)
 
             def fill(matchers: list[GuidanceMatcher] = matchers, words: np.ndarray = words) -> None:
@@ -150,13 +143,13 @@ def measure(vocabulary: Vocabulary) -> None:
 
             fill()
             show(f"masks of {rows} rows, {name}, one thread", median(fill, 5))
-        totals = [go(begin.copy(), vocabulary, random.Random(seed), 200) for seed in range(20)]
+        totals = [go(begin.copy(), vocabulary, random.Random(seed), 120) for seed in range(10)]
         tokens, forced, _ = (sum(column) for column in zip(*totals, strict=True))
         show(f"tokens that are forced, {name}, compact", f"{100 * forced / tokens:.0f}%")
 
 
 def measure_xgrammar(vocabulary: Vocabulary) -> None:
-    import xgrammar
+    import xgrammar  # type: ignore[import-not-found]
 
     tokens = [token or b"<special>" for token in vocabulary.tokens]
     info = xgrammar.TokenizerInfo(
@@ -173,14 +166,19 @@ def measure_xgrammar(vocabulary: Vocabulary) -> None:
         show(f"xgrammar: compile, {name}, compact", median(compile_it, 3))
         compiled = compile_it()
         for rows in (1, 64, 256):
-            matchers = [xgrammar.GrammarMatcher(compiled) for _ in range(rows)]
+            places = [xgrammar.GrammarMatcher(compiled) for _ in range(min(rows, PLACES))]
             rng = random.Random(0)
-            for matcher in matchers:
-                for _ in range(rng.randrange(40)):
+            for matcher in places:
+                for _ in range(rng.randrange(5, 40)):
                     matcher.fill_next_token_bitmask(bitmask, 0)
                     choices = allowed(bitmask[0].numpy())
-                    if not matcher.accept_token(int(rng.choice(list(choices)))) or matcher.is_terminated():
+                    if (
+                        not matcher.accept_token(int(choices[rng.randrange(len(choices))]))
+                        or matcher.is_terminated()
+                    ):
                         break
+
+            matchers = [places[row % PLACES] for row in range(rows)]
 
             def fill(matchers: list[Any] = matchers) -> None:
                 for place, matcher in enumerate(matchers):
@@ -193,15 +191,14 @@ def measure_xgrammar(vocabulary: Vocabulary) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--vocabulary", type=int, default=128_000)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", type=int, default=0)
     parser.add_argument("--xgrammar", action="store_true")
     asked = parser.parse_args()
-    model = load_served_model(asked.model, "model") if asked.model else trained(asked.vocabulary)
-    vocabulary = vocabulary_of(model)
-    print(
-        f"llguidance {version('llguidance')}, {vocabulary.size} tokens, {platform.processor() or platform.machine()}"
-    )
+    vocabulary = vocabulary_of(load_served_model(asked.folder, "model"))
+    if asked.size:
+        vocabulary = widened(vocabulary, asked.size)
+    print(f"llguidance {version('llguidance')}, {vocabulary.size} tokens, {platform.machine()}")
     measure(vocabulary)
     if asked.xgrammar:
         print(f"xgrammar {version('xgrammar')}")

@@ -90,7 +90,7 @@ async def test_the_events_are_anthropics_in_their_order(model: ServedModel) -> N
     engine = ScriptedEngine(saying(letters(model, "abc"), cached=3))
     body = {"model": "tiny", "max_tokens": 9, "messages": HELLO, "stream": True}
     async with asked(engine, model) as (client, api):
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             wire = (await http.post(f"{api.url}/v1/messages", json=body)).text
         stream = await client.messages.create(model="tiny", max_tokens=9, messages=HELLO, stream=True)
         events = [event async for event in stream]
@@ -157,7 +157,7 @@ async def test_what_is_not_supported_is_refused_by_its_own_name(
 ) -> None:
     body = {"model": "tiny", "max_tokens": 5, "messages": HELLO} | more
     body = {key: value for key, value in body.items() if value is not None}
-    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient() as http:
+    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient(timeout=60) as http:
         answer = await http.post(f"{api.url}/v1/messages", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["type"] == "error"
@@ -186,7 +186,7 @@ async def test_errors_are_the_clients_own(model: ServedModel, tmp_path: Any) -> 
             )
         with pytest.raises(anthropic.BadRequestError, match="context length"):
             await right.messages.create(model="tiny", max_tokens=5000, messages=HELLO)
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             wrong = await http.get(f"{api.url}/v1/messages")
             assert (wrong.status_code, wrong.json()["type"]) == (405, "error")
             head = {"x-api-key": "secret-key-1"}  # the header is Anthropic's alone

@@ -23,7 +23,7 @@ from kvasir_engine.api.routes.openapi import LIMITED, OPERATIONS, UNDESCRIBED
 from kvasir_engine.api.tokenizer import ServedModel
 
 Body = dict[str, Any]
-DOCUMENT = document(OPERATIONS, LIMITED, "0", 258)
+DOCUMENT = document(OPERATIONS, LIMITED, "0", "tiny", 258)
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 HELLO = [{"role": "user", "content": "a"}]
@@ -70,6 +70,8 @@ def cases() -> Iterator[tuple[str, str, Any, bool]]:
     """Struct, field, a value, and whether the document lets it through: at each limit and one step beyond."""
     for name in BODIES:
         for field, schema in fields(name):
+            if field == "model":
+                continue
             if "enum" in schema:
                 for value in schema["enum"]:
                     yield name, field, value, True
@@ -105,7 +107,7 @@ async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     engine = ScriptedEngine(saying([65, 66]))
     async with (
         running(engine, tiny_model(), batch_dir=tmp_path) as api,
-        httpx.AsyncClient(base_url=api.url) as client,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as client,
     ):
         yield client
 

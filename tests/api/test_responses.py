@@ -153,7 +153,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 async def test_what_is_not_supported_is_refused_by_its_own_name(
     model: ServedModel, more: dict[str, Any], param: str
 ) -> None:
-    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient() as http:
+    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient(timeout=60) as http:
         answer = await http.post(f"{api.url}/v1/responses", json={"model": "tiny", "input": "a"} | more)
     assert answer.status_code == 400
     error = answer.json()["error"]

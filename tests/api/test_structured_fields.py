@@ -121,7 +121,7 @@ async def test_without_one_the_text_is_free(
         (outputs(), "structured_outputs", "invalid_value", "exactly one"),
         (outputs(regexp="a"), "structured_outputs.regexp", "unknown_parameter", "regexp"),
         (outputs(regex=5), "structured_outputs.regex", "invalid_type", "str"),
-        (outputs(choice=["a"] * 10_001), "choice", "array_above_max_length", "choice"),
+        (outputs(choice=["a"] * 10_001), "structured_outputs.choice", "invalid_grammar", "10000"),
         (
             outputs(json=SCHEMA, disable_additional_properties=True),
             "structured_outputs.disable_additional_properties",

@@ -1,5 +1,7 @@
 """/tokenize, /detokenize, /version, and the endpoints that the model has no means for."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Any
 
@@ -14,8 +16,20 @@ from kvasir_engine.api.tokenizer import ServedModel
 HELLO = [{"role": "user", "content": "Hi"}]
 
 
+@contextlib.asynccontextmanager
+async def serving(model: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        running(ScriptedEngine(saying([1])), model) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
+    ):
+        yield http
+
+
 async def post(model: ServedModel, path: str, body: dict[str, Any], status: int = 200) -> Any:
-    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with (
+        running(ScriptedEngine(saying([1])), model) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
+    ):
         answer = await http.post(path, json=body)
     assert answer.status_code == status, answer.text
     return answer.json()
@@ -69,12 +83,18 @@ async def test_another_model_is_not_found(model: ServedModel) -> None:
 
 
 async def test_the_version_is_the_packages(model: ServedModel) -> None:
-    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with (
+        running(ScriptedEngine(saying([1])), model) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
+    ):
         assert (await http.get("/version")).json() == {"version": version("kvasir")}
 
 
 async def test_endpoints_of_other_models_say_what_this_one_lacks(model: ServedModel) -> None:
-    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with (
+        running(ScriptedEngine(saying([1])), model) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
+    ):
         for path, lacking in LACKING.items():
             answer = await http.post(path.replace("{rest:path}", "x"), json={"model": "tiny", "input": "a"})
             error = answer.json()["error"]
@@ -87,7 +107,7 @@ async def test_all_of_them_ask_for_a_key(model: ServedModel, tmp_path: Any) -> N
     keys = ApiKeys(tmp_path / "keys")
     async with (
         running(ScriptedEngine(saying([1])), model, keys) as api,
-        httpx.AsyncClient(base_url=api.url) as http,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
     ):
         for path in ("/tokenize", "/detokenize", "/v1/embeddings"):
             assert (await http.post(path, json={"prompt": "a"})).status_code == 401

@@ -226,6 +226,23 @@ async def test_a_free_choice_asks_for_a_grammar_only_where_a_tool_is_strict() ->
         assert api.engine.requests[-1].sampling.grammar is None
 
 
+async def test_calls_in_python_are_json_where_a_schema_has_to_hold() -> None:
+    model, strict = (
+        family_model("pythonic"),
+        {"type": "function", "function": {**SEARCH["function"], "strict": True}},
+    )  # type: ignore[dict-item]
+    async with api_of(model, "[search(q=1)]") as api:
+        free = await ask(api, tools=TOOLS)
+        assert free.choices[0].message.tool_calls[0].function.arguments == '{"q": 1}'
+        with pytest.raises(BadRequestError) as refused:
+            await ask(api, tools=[strict])
+    assert refused.value.body["param"] == "tools"  # type: ignore[index]
+    async with api_of(model, '[{"name": "search", "arguments": {"q": 1}}]') as api:
+        for more in ({"tool_choice": "required"}, {"response_format": {"type": "json_object"}}):
+            forced = await ask(api, tools=TOOLS, **more)
+            assert forced.choices[0].message.tool_calls[0].function.arguments == '{"q": 1}'
+
+
 async def test_what_was_answered_may_be_sent_back() -> None:
     model = family_model("qwen3")
     async with api_of(model, f"<think>a</think>{TWO}") as api:

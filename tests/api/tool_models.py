@@ -57,6 +57,7 @@ TEMPLATES: dict[str, str] = {
         "{{ call.function.arguments | tojson }}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
     ),
     "openai": _template("<|channel|>commentary to=functions.{{ call.function.name }}<|message|>{# analysis #}"),
+    "pythonic": _template("<|python_start|>[{{ call.function.name }}()]<|python_end|>"),
     "json": _template('{"name": "{{ call.function.name }}"}'),
     "xml": _template("<tool_call><function={{ call.function.name }}></function></tool_call>"),
 }

@@ -1,5 +1,6 @@
 """What cannot be served is refused with the part that is wrong, or what takes too much, in bounded time."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -202,3 +203,10 @@ async def test_what_takes_too_much_memory_is_refused(checks: Callable[..., Gramm
     check = checks(CheckLimits(memory=1))
     with pytest.raises(GrammarError, match="memory"):
         await check.checked(SERVED["10,000 values"])
+
+
+async def test_a_model_without_an_end_takes_no_grammars() -> None:
+    check = GrammarCheck(lambda: dataclasses.replace(vocabulary("bytes"), eos=()))
+    with pytest.raises(GrammarError, match="no token that ends"):
+        await check.checked(SERVED["anything"])
+    check.close()

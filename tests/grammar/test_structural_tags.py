@@ -107,7 +107,7 @@ def test_the_names_of_special_tokens_are_these_tokens(kind: str) -> None:
     [
         ('root ::= "a" item{2,3}\nitem ::= [b-d] | "\\u00e9"', ["abc", "aébd"], ["ab", "abcde", "axx"]),
         (
-            'root ::= pair ("," pair)*  # a list\n\npair ::= key "=" value\nkey ::= [a-z]+\nvalue ::= [0-9]\n  | "-"',
+            'root ::= pair ("," pair)*  # a list\n\npair ::= key "=" v\nkey ::= [a-z]+\nv ::= [0-9]\n | "-"',
             ["a=1", "ab=-,c=2"],
             ["a", "a=1,", "a=12"],
         ),

@@ -12,7 +12,7 @@ from kvasir_engine.protocol import Grammar, LogitsProcessors, Sampling
 from kvasir_engine.sampling.device_sampler import queue_sample
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest, sample
 from kvasir_engine.sampling.token_history import TokenHistory
-from kvasir_engine.sampling.token_masks import NO_TOKEN, unpacked
+from kvasir_engine.sampling.token_masks import NO_TOKEN, penalties
 
 VOCAB = 1000
 GRAMMAR = Grammar("json_object")
@@ -91,7 +91,8 @@ def test_a_sampling_with_a_grammar_is_never_sampled_without_its_mask() -> None:
         SampleRequest(Sampling(1, grammar=GRAMMAR), 0)
 
 
-def test_a_devices_bits_are_the_hosts() -> None:
+def test_a_mask_adds_nothing_to_what_is_allowed() -> None:
     words = torch.from_numpy(np.stack([Mask([0, 7, 8, 31, 32, 999]).words(), Mask([1, 500]).words()]))
-    bits = unpacked(words, VOCAB)
-    assert [row.nonzero().flatten().tolist() for row in bits] == [[0, 7, 8, 31, 32, 999], [1, 500]]
+    added = penalties(words, VOCAB)
+    assert [(row == 0).nonzero().flatten().tolist() for row in added] == [[0, 7, 8, 31, 32, 999], [1, 500]]
+    assert set(added.unique().tolist()) == {0.0, float("-inf")}

@@ -24,7 +24,10 @@ AWAITED = {
     ("engine/kvasir_engine/supervisor.py", "start_thread"): "the supervisor",
     ("engine/kvasir_engine/api/http_responses.py", "_unless_client_leaves"): "awaited by the request",
     ("engine/kvasir_engine/api/http_responses.py", "while_client_stays"): "awaited by the request",
-    ("engine/kvasir_engine/api/generation.py", "run_choices"): "each says its end to the request's queue",
+    ("engine/kvasir_engine/api/generation.py", "_run_several"): "each says its end to the request's queue",
+    ("engine/kvasir_engine/api/batch/runner.py", "run"): "a task group; each logs its end",
+    ("engine/kvasir_engine/api/batch/runner.py", "_until_over"): "awaited there",
+    ("engine/kvasir_engine/api/batch/runner.py", "_ask_all"): "awaited there, and a task group",
     ("engine/kvasir_engine/api/http/server.py", "serve"): "awaited there",
     ("engine/kvasir_engine/api/http/acceptor.py", "_accept"): "logs what ends it, and closes its connection",
     (

@@ -17,11 +17,13 @@ from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
 from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.engine_thread import EngineThread
+from kvasir_engine.core.grammar_service import GrammarService
 from kvasir_engine.core.scheduler import Limits
 from kvasir_engine.engine_client import GenerateRequest
 from kvasir_engine.entrypoints.worker_server import WorkerServer
 from kvasir_engine.protocol import (
     CAPABILITIES,
+    GRAMMAR,
     HEADS_APART,
     LATEST,
     VERSION,
@@ -52,7 +54,7 @@ class QuietServer(uvicorn.Server):
 class ToyWorker:
     """As `kvasir worker` has it, but for the model."""
 
-    def __init__(self, role: Role, epoch: int) -> None:
+    def __init__(self, role: Role, epoch: int, grammars: GrammarService | None = None) -> None:
         self.role = role
         runner = ToyRunner(PAGES, PAGE)
         region = Region(runner.pool.address, PAGES, runner.pool.page_bytes)
@@ -67,11 +69,12 @@ class ToyWorker:
         self.own.start()
         limits = Limits(tokens=32, running=8, page_size=PAGE)
         connector = KVConnector(self.own)
-        self.engine = Engine(runner, role, limits, MAX_LENGTH, epoch, connector)  # type: ignore[arg-type]
+        self.engine = Engine(runner, role, limits, MAX_LENGTH, epoch, connector, grammars=grammars)  # type: ignore[arg-type]
         self.thread = EngineThread(self.engine, check_pages=True, ended=self.ended.append)
         self.thread.start()
+        knows = CAPABILITIES if grammars is None else (*CAPABILITIES, GRAMMAR)
         self.hello = Hello(
-            VERSION, epoch, role, "", MAX_LENGTH, 8, self.own.endpoint, latest=LATEST, capabilities=CAPABILITIES
+            VERSION, epoch, role, "", MAX_LENGTH, 8, self.own.endpoint, latest=LATEST, capabilities=knows
         )
         self.server = WorkerServer(self.thread, self.hello)
         self.sock = listen("127.0.0.1", 0)
@@ -128,16 +131,23 @@ class Stand:
 
 @contextlib.asynccontextmanager
 async def stand() -> AsyncIterator[Stand]:
-    workers = ToyWorker("prefill", 0x51), ToyWorker("decode", 0x52)
+    async with served(ToyWorker("prefill", 0x51), ToyWorker("decode", 0x52)) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def served(prefill: ToyWorker, decode: ToyWorker, *more: ToyWorker) -> AsyncIterator[Stand]:
+    """The workers behind a router."""
+    workers = prefill, decode, *more
     serving = [asyncio.create_task(worker.http.serve(sockets=[worker.sock])) for worker in workers]
     pool = WorkerPool()
     client = PooledClient(pool, registry=CollectorRegistry(), remote_threshold=0)
     pool.set_workers({worker.url: worker.role for worker in workers})
     try:
         async with asyncio.timeout(30):
-            while len(pool.ready()) < 2:
+            while len(pool.ready()) < len(workers):
                 await pool.change()
-        yield Stand(*workers, client)
+        yield Stand(prefill, decode, client)
     finally:
         await client.close()
         await pool.close()

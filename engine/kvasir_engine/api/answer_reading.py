@@ -26,6 +26,7 @@ from kvasir_engine.api.tools.call_grammar import (
 from kvasir_engine.api.tools.choice import CallLimits, ChoiceParser, begun_by, new_call_id
 from kvasir_engine.api.tools.formats import OutputFormat
 from kvasir_engine.api.tools.preamble import with_tools
+from kvasir_engine.api.tools.thinking import PlainText
 from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS
 from kvasir_engine.protocol import Grammar
 
@@ -49,16 +50,18 @@ class AnswerReading:
     limits: CallLimits
     shows_reasoning: bool
 
-    def parser(self) -> ChoiceParser:
-        """A parser of one choice."""
+    def parser(self) -> ChoiceParser | None:
+        """A parser of one choice; None where all is content."""
         parser = self.format.parser(new_call_id, self.names, self.begun)
+        if isinstance(parser, PlainText):
+            return None
         return ChoiceParser(parser, self.limits, self.shows_reasoning)
 
 
 def answer_reading(
-    request: ChatRequest, model: ServedModel, tools: ToolUse | None, tokens: Sequence[int]
+    request: ChatRequest, params: Params, model: ServedModel, tools: ToolUse | None, tokens: Sequence[int]
 ) -> AnswerReading:
-    """How the answers to a prompt of these `tokens` are read."""
+    """How the answers to a prompt of these `tokens` are read. Raises ApiError."""
     format, tokenizer = model.output, model.tokenizer
     thinking = format.thinking
     begun = begun_by(tokenizer.decode(tokens[-TAIL:]), thinking)
@@ -67,8 +70,8 @@ def answer_reading(
         said = content if isinstance(content, str) else ""
         opened, closed = said.rfind(thinking.open), said.rfind(thinking.close)
         begun = begun if opened == closed else opened > closed
-    if tools is not None and tools.forced and format.tools == "pythonic":
-        format = dataclasses.replace(format, tools="json")  # a schema is of JSON
+    if tools is not None and format.tools == "pythonic":
+        format = _of_json(format, params, tools)
     shown = {
         token: marker.encode()
         for marker in format.markers(tools is not None)
@@ -85,6 +88,16 @@ def answer_reading(
         limits=CallLimits() if tools is None else CallLimits(not tools.parallel, tools.choice == "named"),
         shows_reasoning=request.include_reasoning is not False,
     )
+
+
+def _of_json(format: OutputFormat, params: Params, tools: ToolUse) -> OutputFormat:
+    """What is read where Python's calls cannot be constrained by a schema, which is of JSON."""
+    if tools.forced or params.sampling.grammar is not None:
+        return dataclasses.replace(format, tools="json")
+    if tools.strict:
+        message = "Unsupported value: 'strict' with this model's form of calls, unless a call is required."
+        raise unsupported("tools", message)
+    return format
 
 
 def constrained(params: Params, tools: ToolUse | None, reading: AnswerReading) -> Params:
@@ -160,5 +173,6 @@ def no_tools(model: str) -> ApiError:
     return unsupported(
         "tools",
         f"Unsupported parameter: 'tools'. The server reads no tool calls of the model '{model[:200]}': "
-        "its --tool-call-parser is none, or its chat template writes them in a form that is not known.",
+        "its --tool-call-parser is none, or its chat template tells of none in the form that it names, "
+        "or writes them in a form that is not known.",
     )

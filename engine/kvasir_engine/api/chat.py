@@ -24,6 +24,7 @@ from kvasir_engine.api.schemas import (
     FunctionDelta,
     TopLogprob,
 )
+from kvasir_engine.api.text_events import PLACE, TextEvents
 from kvasir_engine.api.tools.types import (
     ArgumentsDelta,
     ContentDelta,
@@ -52,8 +53,14 @@ def _logprobs(scored: Sequence[ScoredToken]) -> ChatLogprobs:
     )
 
 
+def _deltas(piece: Piece) -> Sequence[Delta]:
+    if piece.deltas is not None:
+        return piece.deltas
+    return (ContentDelta(piece.text),) if piece.text else ()
+
+
 def _message(pieces: Sequence[Piece]) -> AssistantMessage:
-    message = joined(delta for piece in pieces for delta in piece.deltas)
+    message = joined(delta for piece in pieces for delta in _deltas(piece))
     calls = [AnsweredCall(each.id, AnsweredFunction(each.name, each.arguments)) for each in message.tool_calls]
     nothing = None if calls or message.reasoning is not None else ""
     return AssistantMessage(
@@ -99,6 +106,13 @@ async def chat_body(answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]],
     )
 
 
+def chat_chunk(answer: Answer, index: int) -> ChatChunk:
+    """A chunk that has text alone."""
+    choice = ChatChunkChoice(index, ChatDelta(content=PLACE))
+    usage = answer.chunk_usage()
+    return ChatChunk(id=answer.id, created=answer.created, model=answer.model, choices=[choice], usage=usage)
+
+
 async def chat_events(
     answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: bool
 ) -> AsyncGenerator[bytes, None]:
@@ -115,14 +129,19 @@ async def chat_events(
         )
 
     begun: set[int] = set()
+    plain = not logprobs and answer.prompts is None and not answer.continuous_usage
+    text_only = TextEvents(lambda index: chat_chunk(answer, index))
     async for choice, piece in pieces:
         index = choice.index
+        if plain and piece.deltas is None and piece.finish_reason is None and index in begun:
+            yield text_only.event(index, piece.text)
+            continue
         if index not in begun:
             yield chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content="")))
             begun.add(index)
         ids = answer.ids([piece])
         scored = _logprobs(piece.scored) if logprobs else None
-        for delta in piece.deltas or ([ContentDelta("")] if piece.scored else []):
+        for delta in _deltas(piece) or ([ContentDelta("")] if piece.scored else []):
             yield chunk(ChatChunkChoice(index, _shown(delta), scored, token_ids=ids))
             ids = UNSET if ids is UNSET else []
             scored = _logprobs([]) if logprobs else None

@@ -63,7 +63,7 @@ async def begin_chat(
     params = chat_params(body, service.model)
     tools = await _tools(service, request, body)
     tokens = await chat_tokens(service, request, body, params.truncate, tools)
-    reading = answer_reading(body, service.model, tools, tokens)
+    reading = answer_reading(body, params, service.model, tools, tokens)
     params = constrained(params, tools, reading)
     await service.check_grammar(request, params)
     id = f"{prefix}{secrets.token_hex(12)}"

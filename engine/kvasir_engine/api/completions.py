@@ -11,6 +11,7 @@ from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
 from kvasir_engine.api.http_responses import failure_of
 from kvasir_engine.api.schemas import Completion, CompletionChoice, CompletionLogprobs
+from kvasir_engine.api.text_events import PLACE, TextEvents
 
 
 def _top(scored: ScoredToken) -> dict[str, float]:
@@ -72,11 +73,23 @@ def _echo(answer: Answer, prompt: int) -> str:
     return "" if answer.echo is None else answer.echo[prompt]
 
 
+def completion_chunk(answer: Answer, index: int) -> Completion:
+    """A chunk that has text alone."""
+    usage = answer.chunk_usage()
+    choice = CompletionChoice(index, PLACE)
+    return Completion(id=answer.id, created=answer.created, model=answer.model, choices=[choice], usage=usage)
+
+
 async def completion_events(
     answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: int | None
 ) -> AsyncGenerator[bytes, None]:
     begun: set[int] = set()
+    plain = logprobs is None and answer.prompts is None and not answer.continuous_usage
+    text_only = TextEvents(lambda index: completion_chunk(answer, index))
     async for choice, piece in pieces:
+        if plain and piece.finish_reason is None and choice.index in begun:
+            yield text_only.event(choice.index, piece.text)
+            continue
         first = choice.index not in begun
         begun.add(choice.index)
         one = CompletionChoice(

@@ -3,7 +3,9 @@
 import codecs
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from kvasir_engine.api.tokenizer import TokenBytes
 from kvasir_engine.api.tools.types import Delta
@@ -41,23 +43,22 @@ class ScoredToken:
     offset: int
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """The next text of one choice. `tokens` is how many were generated for it, shown or held back; `ids` are those
     since the last piece that was not empty.
 
-    The finish reason is "error" where there is a `failure`. `stop` is the stop string that ended the text. In a
-    chat `deltas` are the text taken apart, and `text` is of the content alone.
+    The finish reason is "error" where there is a `failure`. `stop` is the stop string that ended the text.
+    `deltas` are the text taken apart, where something takes it apart; then `text` is of the content alone.
     """
 
     text: str
     tokens: int
-    scored: list[ScoredToken] = field(default_factory=list)
+    scored: list[ScoredToken] = []
     finish_reason: str | None = None
     failure: Exception | None = None
     ids: tuple[int, ...] = ()
     stop: str | None = None
-    deltas: tuple[Delta, ...] = ()
+    deltas: tuple[Delta, ...] | None = None
 
 
 class ShownTokens:
@@ -103,9 +104,11 @@ class Detokenizer:
 
     def push(self, output: Output) -> Piece:
         """Take the engine's next tokens. After a piece with a finish reason there is nothing to take."""
+        shown = len(output.tokens) - (output.finish_reason == "stop")
+        if not self._stop and output.logprobs is None:
+            return self._plain(output, shown)
         released: list[str] = []
         scored: list[ScoredToken] = []
-        shown = len(output.tokens) - (output.finish_reason == "stop")
         for place, token in enumerate(output.tokens[:shown]):
             self._tokens += 1
             raw = self._vocabulary.token_bytes(token)
@@ -133,6 +136,13 @@ class Detokenizer:
             scored.append(self._waiting.popleft().token)
         by = self._stop_token(output) if self._stop and output.finish_reason == "stop" else None
         return Piece("".join(released), len(output.tokens), scored, output.finish_reason, stop=by)
+
+    def _plain(self, output: Output, shown: int) -> Piece:
+        """The same where nothing is looked for in the text, and nothing said of its tokens."""
+        text = self._utf8.decode(b"".join(map(self._vocabulary.token_bytes, output.tokens[:shown])))
+        self._tokens += shown
+        self._decoded += len(text)
+        return Piece(text, len(output.tokens), [], output.finish_reason)
 
     def _stop_token(self, output: Output) -> str | None:
         """The one of `stop` that is the name of the special token that the engine stopped at."""

@@ -50,10 +50,11 @@ _METADATA = {
 }
 
 
-def limits(vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
+def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
     """By field, or by struct and field, what its values of each JSON type are held to."""
     token = {"type": "integer", "minimum": 0, "maximum": vocab_size - 1}
     return {
+        "model": {"string": {"enum": [model]}},
         "temperature": _number(0, 2),
         "top_p": _number(0, 1),
         "top_k": _number(-1, INT32),

@@ -1,11 +1,12 @@
 """Runs the choices of one request on the engine and turns their tokens into text."""
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+
+import msgspec
 
 from kvasir_engine.api.detokenizer import Detokenizer, Piece
 from kvasir_engine.api.metrics import ApiMetrics
@@ -15,12 +16,14 @@ from kvasir_engine.engine_client import EngineClient, EngineError, GenerateReque
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the answers asked for. `prompt` says which of the request's prompts it continues."""
+    """One of the answers asked for. `prompt` says which of the request's prompts it continues; where it `shows_ids`
+    its pieces have their tokens' ids."""
 
     index: int
     prompt: int
     request: GenerateRequest
     detokenizer: Detokenizer
+    shows_ids: bool = False
     parser: ChoiceParser | None = None
 
 
@@ -59,9 +62,7 @@ class TokenClock:
         """`tokens` came together, `since` after the ones before them."""
         if self._metrics is None:
             return
-        each = since / tokens
-        for _ in range(tokens):
-            self._metrics.itl.observe(each)
+        self._metrics.itl.observe(since / tokens, tokens)
 
 
 async def run_choice(
@@ -84,25 +85,28 @@ async def run_choice(
                 last = now
             if output.cached_tokens > 0:
                 tally.cached(choice.prompt, output.cached_tokens)
-            for part in _parts(output, choice):
+            for part in (output,) if choice.parser is None else _parts(output, choice.parser):
                 piece = choice.detokenizer.push(part)
                 tally.completion_tokens += piece.tokens
-                ids += part.tokens[: piece.tokens]
+                if choice.shows_ids:
+                    ids += part.tokens[: piece.tokens]
                 if choice.parser is not None:
                     before = choice.parser.reasoning_tokens
                     piece = choice.parser.parse(piece)
                     tally.reasoning_tokens += choice.parser.reasoning_tokens - before
                 if piece.text or piece.deltas or piece.scored or piece.finish_reason:
-                    yield choice, dataclasses.replace(piece, ids=tuple(ids))
-                    ids.clear()
+                    if ids:
+                        piece = msgspec.structs.replace(piece, ids=tuple(ids))
+                        ids.clear()
+                    yield choice, piece
                 if piece.finish_reason:
                     return
 
 
-def _parts(output: Output, choice: Choice) -> list[Output]:
+def _parts(output: Output, parser: ChoiceParser) -> Sequence[Output]:
     """An output for each token where it has to be known which of them are reasoning."""
-    if len(output.tokens) < 2 or choice.parser is None or not choice.parser.may_reason:
-        return [output]
+    if len(output.tokens) < 2 or not parser.may_reason:
+        return (output,)
     last = len(output.tokens) - 1
     return [
         Output(
@@ -144,7 +148,7 @@ class _Siblings:
             return True
 
 
-async def run_choices(
+def run_choices(
     client: EngineClient, choices: Sequence[Choice], tally: Tally, clock: TokenClock
 ) -> AsyncGenerator[tuple[Choice, Piece], None]:
     """The pieces of all choices as they come, in order within one.
@@ -153,10 +157,13 @@ async def run_choices(
     the workers have no room for are asked for again when another has ended.
     """
     if len(choices) == 1:
-        async with aclosing(run_choice(client, choices[0], tally, clock)) as pieces:
-            async for piece in pieces:
-                yield piece
-        return
+        return run_choice(client, choices[0], tally, clock)
+    return _run_several(client, choices, tally, clock)
+
+
+async def _run_several(
+    client: EngineClient, choices: Sequence[Choice], tally: Tally, clock: TokenClock
+) -> AsyncGenerator[tuple[Choice, Piece], None]:
     merged: asyncio.Queue[tuple[Choice, Piece]] = asyncio.Queue()
     siblings = _Siblings(len(choices))
 

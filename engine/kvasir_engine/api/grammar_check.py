@@ -13,7 +13,7 @@ import msgspec
 from kvasir_engine.api import grammar_process
 from kvasir_engine.api.bounded_process import BoundedProcess, ProcessEnded
 from kvasir_engine.grammar.base import GrammarBusy, GrammarError
-from kvasir_engine.grammar.vocabulary import Vocabulary
+from kvasir_engine.grammar.vocabulary import UnfitVocabulary, Vocabulary
 from kvasir_engine.protocol import Grammar
 
 
@@ -92,9 +92,12 @@ class GrammarCheck:
         process = self._free.get()
         try:
             if process is None:
+                vocabulary = grammar_process.described(self._vocabulary())
                 process = BoundedProcess(grammar_process.__name__, str(self._limits.memory))
-                process.exchange(grammar_process.described(self._vocabulary()), START_SECONDS)
+                process.exchange(vocabulary, START_SECONDS)
             answer = process.exchange(msgspec.to_builtins(grammar), self._limits.patience)
+        except UnfitVocabulary as error:
+            return GrammarError("", f"this model takes no grammars: {error}")
         except TimeoutError:
             process = None
             return GrammarError("", f"it is too complex: it takes more than {self._limits.patience:g} s")

@@ -22,6 +22,7 @@ from kvasir_engine.api.errors import (
     from_engine,
     unexpected,
 )
+from kvasir_engine.api.http.body_writer import WRITE
 from kvasir_engine.engine_client import EngineError
 
 log = logging.getLogger("api")
@@ -170,6 +171,11 @@ class EventResponse(Response):
 
     async def _answer(self, scope: Scope, send: Send) -> None:
         started, written = False, self._style.written
+
+        async def send_part(part: bytes) -> None:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+
+        write: Callable[[bytes], Awaitable[None]] = scope.get(WRITE, send_part)
         async with aclosing(self._produce()) as events:
             try:
                 async for data in events:
@@ -181,7 +187,9 @@ class EventResponse(Response):
                             (b"x-accel-buffering", b"no"),
                         ]
                         await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    await send({"type": "http.response.body", "body": written(data), "more_body": True})
+                        await send({"type": "http.response.body", "body": written(data), "more_body": True})
+                    else:
+                        await write(written(data))
             except OSError:  # the client's socket
                 raise
             except Exception as error:

@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from kvasir_engine.api.histogram import LoopHistogram
+
 _HOLDS = (1800, 7200, 21_600, 86_400)  # requests may be held for a day while a worker starts
 _TTFT = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640, *_HOLDS)
 _ITL = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2)
@@ -19,9 +21,7 @@ class ApiMetrics:
             buckets=_TTFT,
             registry=registry,
         )
-        self.itl = Histogram(
-            "kvasir_request_itl_seconds", "Between one token and the next.", buckets=_ITL, registry=registry
-        )
+        self.itl = LoopHistogram("kvasir_request_itl_seconds", "Between one token and the next.", _ITL, registry)
         self.seconds = Histogram(
             "kvasir_request_seconds", "From a request's arrival to its end.", buckets=_REQUEST, registry=registry
         )

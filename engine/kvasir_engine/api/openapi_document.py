@@ -9,6 +9,7 @@ import msgspec
 from kvasir_engine.api.errors import AnthropicErrorBody, ErrorBody
 from kvasir_engine.api.field_limits import ONLY, Schema, limits
 
+Parameters = Mapping[str, tuple[str, Schema]]
 _REF = "#/components/schemas/{name}"
 
 
@@ -25,7 +26,7 @@ class Operation:
     request: type[msgspec.Struct] | Schema | None = None
     answer: type[msgspec.Struct] | str = "application/json"
     events: type[msgspec.Struct] | None = None
-    parameters: Mapping[str, tuple[str, Schema]] | None = None
+    parameters: Parameters | None = None
     error: type[msgspec.Struct] = ErrorBody
 
 
@@ -90,11 +91,11 @@ def _described(operation: Operation) -> Schema:
 
 
 def document(
-    operations: Sequence[Operation], requests: Sequence[str], version: str, vocab_size: int
+    operations: Sequence[Operation], requests: Sequence[str], version: str, model: str, vocab_size: int
 ) -> dict[str, Any]:
     """The whole document. Limits are shown of the structs named in `requests`."""
     _, components = msgspec.json.schema_components(_structs(operations), ref_template=_REF)
-    by_field = limits(vocab_size)
+    by_field = limits(model, vocab_size)
     schemas = {
         name: _limited(name, schema, by_field) if name in requests else schema
         for name, schema in components.items()

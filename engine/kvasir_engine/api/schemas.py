@@ -12,6 +12,11 @@ ABSENT = Json()
 """What a field of any JSON is where the request has none; null is the same."""
 
 
+def _absent() -> Json:
+    """A factory: a default that is no JSON would be none of the schema's."""
+    return ABSENT
+
+
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -22,7 +27,7 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`strict` or not, all of the schema holds. `name` and `description` are labels."""
 
     name: str
-    schema: Json = ABSENT
+    schema: Json = msgspec.field(default_factory=_absent)
     description: str | None = None
     strict: bool | None = None
 
@@ -32,20 +37,20 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     type: str
     json_schema: JsonSchemaFormat | None = None
-    structures: Json = ABSENT
-    triggers: Json = ABSENT
-    format: Json = ABSENT
+    structures: Json = msgspec.field(default_factory=_absent)
+    triggers: Json = msgspec.field(default_factory=_absent)
+    format: Json = msgspec.field(default_factory=_absent)
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """vLLM's. `disable_fallback` changes nothing: there is one library."""
 
-    json: Json = ABSENT
+    json: Json = msgspec.field(default_factory=_absent)
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
-    structural_tag: Json = ABSENT
+    structural_tag: Json = msgspec.field(default_factory=_absent)
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None
     whitespace_pattern: str | None = None
@@ -81,7 +86,7 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     allowed_token_ids: list[int] | None = None
     repetition_penalty: float | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: Json = ABSENT
+    guided_json: Json = msgspec.field(default_factory=_absent)
     guided_json_object: bool | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

@@ -198,7 +198,7 @@ class Service:
                 priority = min(params.priority + caller.behind, MOST_PRIORITY)
                 request = GenerateRequest(f"{id}-{index}", tokens, sampling, tenant, priority)
                 parser = None if reading is None else reading.parser()
-                choices.append(Choice(index, place, request, detokenizer, parser))
+                choices.append(Choice(index, place, request, detokenizer, params.token_ids, parser))
         return choices
 
     def answer(

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 import msgspec
 
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
-from kvasir_engine.api.ranges import few, short
+from kvasir_engine.api.ranges import short
 from kvasir_engine.api.schemas import CommonRequest, Json, ResponseFormat, StructuredOutputs
 from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS, MOST_WHITESPACE_CHARACTERS
 from kvasir_engine.grammar.base import GrammarError
-from kvasir_engine.grammar.limits import MOST_CHOICES
 from kvasir_engine.protocol import Grammar
 
 BACKENDS = ("auto", "guidance", "llguidance")
@@ -123,7 +122,6 @@ def _fields(asked: StructuredOutputs, whitespace: str | None) -> Iterator[tuple[
     if asked.regex is not None:
         yield "regex", Grammar("regex", asked.regex)
     if asked.choice is not None:
-        few("choice", len(asked.choice), MOST_CHOICES)
         yield "choice", Grammar("choice", json.dumps(asked.choice, ensure_ascii=False))
     if asked.grammar is not None:
         yield "grammar", Grammar("ebnf", asked.grammar)

@@ -5,7 +5,7 @@ from kvasir_engine.grammar.vocabulary import Vocabulary
 
 
 def vocabulary_of(model: ServedModel) -> Vocabulary:
-    """Takes a fraction of a second. Raises ValueError for a model without a token that ends an answer."""
+    """Takes a fraction of a second. Raises UnfitVocabulary for a model without a token that ends an answer."""
     tokenizer = model.tokenizer
     return Vocabulary(
         tokens=tuple(map(tokenizer.token_bytes, range(min(tokenizer.size, model.vocab_size)))),

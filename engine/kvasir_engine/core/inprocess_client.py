@@ -6,6 +6,7 @@ import itertools
 from collections.abc import AsyncGenerator
 
 from kvasir_engine.core.engine_thread import EngineThread
+from kvasir_engine.delta_inbox import DeltaInbox
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.protocol import Delta, Failure, Step, Submit, ToRouter
 
@@ -24,7 +25,7 @@ class InProcessClient:
     def __init__(self, thread: EngineThread) -> None:
         self._thread = thread
         self._loop = asyncio.get_running_loop()
-        self._streams: dict[str, asyncio.Queue[Delta]] = {}
+        self._streams: dict[str, DeltaInbox[None, Delta]] = {}
         self._ids = itertools.count(1)
         self._over: str | None = None
         self._session = thread.attach(self._sink, self._ended)
@@ -47,13 +48,13 @@ class InProcessClient:
         request_id = f"{next(self._ids)}-{request.id}"
         if self._over is not None:
             raise EngineError("engine_gone", self._over, 503)
-        deltas: asyncio.Queue[Delta] = asyncio.Queue()
+        deltas: DeltaInbox[None, Delta] = DeltaInbox()
         self._streams[request_id] = deltas
         submit = Submit(request_id, request.tokens, request.sampling, request.salt, priority=request.priority)
         self._thread.post(lambda engine: engine.submit(self._session, submit))
         try:
             while True:
-                delta = await deltas.get()
+                _, delta = await deltas.get()
                 if delta.failure is not None:
                     code = delta.failure.code
                     raise EngineError(code, delta.failure.message, STATUS.get(code, 500))
@@ -77,7 +78,7 @@ class InProcessClient:
         """No stream waits for an engine that is gone."""
         self._over = reason
         for id, stream in self._streams.items():
-            stream.put_nowait(Delta(id, failure=Failure("engine_gone", reason)))
+            stream.put(None, Delta(id, failure=Failure("engine_gone", reason)))
 
     def _dispatch(self, frames: list[ToRouter]) -> None:
         for frame in frames:
@@ -85,4 +86,4 @@ class InProcessClient:
                 for delta in frame.deltas:
                     stream = self._streams.get(delta.id)
                     if stream is not None:
-                        stream.put_nowait(delta)
+                        stream.put(None, delta)

@@ -4,6 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
+class UnfitVocabulary(ValueError):
+    """No grammar can be made of these tokens."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """`tokens[i]` is what token i adds to the text: nothing where it is special or unused.
@@ -21,6 +25,6 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.eos or not all(0 <= token < self.size for token in self.eos):
-            raise ValueError("eos: a grammar needs a token that ends a sequence")
+            raise UnfitVocabulary("it has no token that ends a text")
         if len(self.tokens) > self.size:
-            raise ValueError("tokens: there are more than the model has")
+            raise UnfitVocabulary("its tokenizer has more tokens than the model")

@@ -1,10 +1,10 @@
 """One try at a request on one decode worker, with or without a prefill worker: the router's side of the handoff."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from kvasir_engine import faults
+from kvasir_engine.delta_inbox import DeltaInbox
 from kvasir_engine.engine_client import EngineError
 from kvasir_engine.protocol import COUNTS, NONCES, Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
 from kvasir_engine.router.connection import ConnectionLost, Event, Peer, WorkerConnection
@@ -88,7 +88,7 @@ class Attempt:
         self._decode = decode
         self._prefill = prefill
         self._lend_from = lend_from
-        self._inbox: asyncio.Queue[tuple[Target, Event]] = asyncio.Queue()
+        self._inbox: DeltaInbox[Target, Event] = DeltaInbox()
         self._output: list[int] = []
         self._leased = False
         self._decoding = False  # D has sent a token: P's work is done, whatever P says
@@ -127,7 +127,7 @@ class Attempt:
                 self._prefill.worker.close(self._id, abort=not self._decoding)
 
     def _open(self, target: Target, frame: Submit | Reserve, expected_tokens: int) -> None:
-        target.worker.open(frame, lambda event: self._inbox.put_nowait((target, event)), expected_tokens)
+        target.worker.open(frame, lambda event: self._inbox.put(target, event), expected_tokens)
 
     def _start(self) -> None:
         decode, prefill = self._decode, self._prefill
@@ -192,8 +192,9 @@ class Attempt:
 
     def _take(self, source: Target, delta: Delta) -> OutputPart:
         fresh = self._fresh(source, delta)
-        if fresh and delta.index in _POINTS:
-            faults.hit(_POINTS[delta.index])
+        for index in range(delta.index + len(delta.tokens) - len(fresh), delta.index + len(delta.tokens)):
+            if index in _POINTS:
+                faults.hit(_POINTS[index])
         if source is self._decode and delta.tokens:
             self._decoding = True
         if delta.finish == "handoff" and source is self._decode:

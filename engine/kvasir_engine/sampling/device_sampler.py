@@ -64,7 +64,7 @@ def queue_sample(
         chosen = draw(masked.index_select(0, rows), Draws.of(params, positions, logits.shape[1]))
         tokens.index_copy_(0, rows, chosen)
     # The device's own stay tokens of the vocabulary, whatever the next step reads of them.
-    told = tokens if restricted is None else restricted.without(tokens)
+    told = tokens if restricted is None else restricted.without(tokens, masked)
     return QueuedSample(tokens, fetched(told), _logprobs(logits, tokens, requests))
 
 

@@ -68,7 +68,7 @@ def sample(logits: torch.Tensor, requests: Sequence[SampleRequest], before: Sequ
         how = Draws.of([each.sampling for each in chosen], [each.position for each in chosen], logits.shape[1])
         tokens[drawn] = draw(rows, how)
     logprobs = _logprobs(logits, tokens, requests)
-    return Sampled((tokens if restricted is None else restricted.without(tokens)).tolist(), logprobs)
+    return Sampled((tokens if restricted is None else restricted.without(tokens, masked)).tolist(), logprobs)
 
 
 def masks_of(requests: Sequence[SampleRequest]) -> list[tuple[int, TokenMask]]:

@@ -6,6 +6,7 @@ processors, so that what is left is what all of them allow; where that is nothin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -29,15 +30,18 @@ class TokenMask(Protocol):
 
 @dataclass(frozen=True)
 class MaskedRows:
-    """The numbers of the rows that have masks, int64 [R], and whether nothing is left of each, on the device."""
+    """The numbers of the rows that have masks, int64 [R], on the device."""
 
     rows: torch.Tensor
-    empty: torch.Tensor
 
-    def without(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`tokens` [S] with NO_TOKEN where nothing was left, as a copy."""
+    def without(self, tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """`tokens` [S], chosen of the masked `logits`, with NO_TOKEN where those are impossible too, as a copy.
+
+        Whoever finds nothing that is possible chooses something that is not.
+        """
         chosen = tokens.index_select(0, self.rows)
-        return tokens.index_copy(0, self.rows, chosen.masked_fill_(self.empty, NO_TOKEN))
+        left = logits.flatten().index_select(0, self.rows * logits.shape[1] + chosen)
+        return tokens.index_copy(0, self.rows, chosen.masked_fill_(left == MINUS_INFINITY, NO_TOKEN))
 
 
 def restrict(
@@ -46,26 +50,26 @@ def restrict(
     """`logits` [S, vocab], float32, or a copy with the masks of some rows, by number, where there are any."""
     if not masks:
         return logits, None
-    vocab = logits.shape[1]
     words = torch.from_numpy(np.stack([mask.words() for _, mask in masks]))
     rows = staged(torch.tensor([row for row, _ in masks]), logits.device)
-    kept = logits if len(masks) == len(logits) else logits.index_select(0, rows)
-    kept = kept.masked_fill(~_bits(staged(words, logits.device), vocab), MINUS_INFINITY)
-    found = MaskedRows(rows, kept.amax(-1) == MINUS_INFINITY)
-    return kept if len(masks) == len(logits) else logits.index_copy(0, rows, kept), found
+    whole = len(masks) == len(logits)
+    kept = logits if whole else logits.index_select(0, rows)
+    kept = kept + penalties(staged(words, logits.device), logits.shape[1])
+    return kept if whole else logits.index_copy(0, rows, kept), MaskedRows(rows)
 
 
-def _bits(words: torch.Tensor, vocab: int) -> torch.Tensor:
-    """Bool [R, vocab] of int32 [R, ceil(vocab / 32)]."""
-    if words.device.type == "cpu":
-        bytes_ = words.numpy().view(np.uint8)
-        bits = np.unpackbits(bytes_, axis=1, count=vocab, bitorder="little")
-        return torch.from_numpy(bits.view(np.bool_))
-    return unpacked(words, vocab)
+def penalties(words: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Float32 [R, vocab] of int32 [R, ceil(vocab / 32)]: 0 where a token is allowed, else minus infinity.
+
+    By whole bytes, from a table: nothing is decided a token, which costs a CPU more than the rest of sampling.
+    """
+    bytes_ = words.view(torch.uint8)
+    found = _of_bytes(words.device).index_select(0, bytes_.flatten().int()).view(len(words), -1)
+    return found if found.shape[1] == vocab else found[:, :vocab]
 
 
-def unpacked(words: torch.Tensor, vocab: int) -> torch.Tensor:
-    """The bits on a device. By bytes: an eighth of the memory that whole words would take on their way."""
-    places = torch.arange(8, device=words.device, dtype=torch.uint8)
-    bits = words.view(torch.uint8).unsqueeze(-1).bitwise_right_shift(places).bitwise_and_(1)
-    return (bits != 0).flatten(1)[:, :vocab]
+@cache
+def _of_bytes(device: torch.device) -> torch.Tensor:
+    """[256, 8]: what a byte of a mask adds to the logits of its tokens."""
+    bits = torch.arange(256).unsqueeze(1).bitwise_right_shift(torch.arange(8)).bitwise_and(1)
+    return torch.zeros(256, 8).masked_fill(bits == 0, MINUS_INFINITY).to(device)

@@ -15,6 +15,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from kvasir_engine.api.errors import ApiError
+from kvasir_engine.api.http.body_writer import WRITE, BodyWriter
 from kvasir_engine.api.http.connections import ConnectionGate, Entry
 from kvasir_engine.api.http.strict_heads import StrictConnection
 
@@ -113,7 +114,11 @@ class GuardedHttp(H11Protocol):
         super().data_received(data)
 
     def handle_events(self) -> None:
+        before = self.cycle
         super().handle_events()
+        cycle = self.cycle
+        if cycle is not None and cycle is not before and self.scope["http_version"] == "1.1":
+            self.scope[WRITE] = BodyWriter(cycle).write  # type: ignore[literal-required]
         self._note(time.monotonic())
 
     def _note(self, now: float) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from fastapi import FastAPI, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from kvasir_engine.api.batch.folder import partial
 from kvasir_engine.api.batch.paging import asked_limit, check_query, page
@@ -37,6 +39,12 @@ def _check(form: Form) -> str:
         message = f"Unsupported value: 'purpose' does not support '{purpose[:100]}', only 'batch'."
         raise unsupported("purpose", message)
     return purpose
+
+
+def _parts(opened: BinaryIO) -> Iterator[bytes]:
+    with opened:
+        while part := opened.read(2**18):
+            yield part
 
 
 def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
@@ -85,7 +93,12 @@ def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
     @app.get("/v1/files/{id}/content")
     async def content(id: str, request: Request) -> Response:
         found = store.get(service.caller(request).salt, id)
-        return FileResponse(store.data(found.id), media_type="application/octet-stream")
+        try:
+            opened = store.data(found.id).open("rb")  # it may be deleted while it is sent
+        except OSError as error:
+            raise disk_error(error) from error
+        headers = {"content-length": str(found.bytes)}
+        return StreamingResponse(_parts(opened), headers=headers, media_type="application/octet-stream")
 
     @app.delete("/v1/files/{id}")
     async def delete(id: str, request: Request) -> Response:

@@ -1,13 +1,12 @@
 """`GET /openapi.json`: what is really taken."""
 
-from typing import Any
-
 import msgspec
 from fastapi import FastAPI
 from starlette.responses import Response
 
 from kvasir_engine.api.batch.schemas import Batch, BatchList, BatchRequest, FileDeleted, FileList, FileObject
 from kvasir_engine.api.errors import AnthropicErrorBody
+from kvasir_engine.api.field_limits import Schema
 from kvasir_engine.api.message_schemas import (
     CountTokensRequest,
     MessageEvent,
@@ -15,7 +14,7 @@ from kvasir_engine.api.message_schemas import (
     ModelMessage,
     TokensCount,
 )
-from kvasir_engine.api.openapi_document import Operation, document
+from kvasir_engine.api.openapi_document import Operation, Parameters, document
 from kvasir_engine.api.response_schemas import ModelResponse, ResponseEvent, ResponsesRequest
 from kvasir_engine.api.routes.not_served import LACKING
 from kvasir_engine.api.routes.probes import kvasir_version
@@ -36,19 +35,19 @@ from kvasir_engine.api.schemas import (
 from kvasir_engine.api.service import Service
 
 _BYTES = "application/octet-stream"
-_TEXT = {"type": "string", "minLength": 1}
-_ID = {"id": ("path", _TEXT)}
-_PAGE = {
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_ID: Parameters = {"id": ("path", _TEXT)}
+_PAGE: Parameters = {
     "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 100}),
     "after": ("query", _TEXT),
 }
-_FILES: dict[str, tuple[str, dict[str, Any]]] = {
+_FILES: Parameters = {
     "limit": ("query", {"type": "integer", "minimum": 1, "maximum": 10_000}),
     "after": ("query", _TEXT),
     "order": ("query", {"enum": ["asc", "desc"]}),
     "purpose": ("query", {"type": "string"}),
 }
-_UPLOAD = {
+_UPLOAD: Schema = {
     "multipart/form-data": {
         "schema": {
             "type": "object",
@@ -133,7 +132,9 @@ UNDESCRIBED = frozenset({*LACKING, "/v1/responses/{id}"})
 
 
 def add(app: FastAPI, service: Service) -> None:
-    body = msgspec.json.encode(document(OPERATIONS, LIMITED, kvasir_version(), service.model.vocab_size))
+    body = msgspec.json.encode(
+        document(OPERATIONS, LIMITED, kvasir_version(), service.model.name, service.model.vocab_size)
+    )
 
     @app.get("/openapi.json")
     async def openapi() -> Response:

@@ -1,8 +1,9 @@
 """One choice's pieces, with their text taken apart: what the API sends of them, and how the choice ends. Pure."""
 
-import dataclasses
 import secrets
 from dataclasses import dataclass
+
+import msgspec
 
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.tools.formats import AnswerParser
@@ -71,7 +72,7 @@ class ChoiceParser:
         if finish == "stop" and self._called and not self._limits.named:
             finish = "tool_calls"
         text = "".join(each.text for each in deltas if isinstance(each, ContentDelta))
-        return dataclasses.replace(piece, text=text, deltas=tuple(deltas), finish_reason=finish)
+        return msgspec.structs.replace(piece, text=text, deltas=tuple(deltas), finish_reason=finish)
 
     def _first_call(self, deltas: list[Delta]) -> list[Delta]:
         kept: list[Delta] = []

@@ -90,7 +90,9 @@ def output_format(
     template: str, tools: ToolParserName = "auto", reasoning: ReasoningParserName = "auto"
 ) -> OutputFormat:
     """How a model with this chat template writes, unless it is said."""
-    told = "tools" not in template and tools != "none"
+    told = "tools" not in template and tools in ("auto", "hermes")
+    if "tools" not in template and not told:
+        tools = "none"  # the message that tells of them is in the form of hermes
     if tools == "auto":
         tools = "hermes" if told else _tools_of(template)
     reasoning = _reasoning_of(template) if reasoning == "auto" else reasoning
