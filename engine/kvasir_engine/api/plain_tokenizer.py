@@ -29,6 +29,8 @@ class _PlainTokenizer:
 def load_plain_model(folder: Path) -> ServedModel:
     """A resolved model folder whose chat template nobody asks for. Raises TokenizerError."""
     if not (folder / "tokenizer.json").is_file():
+        if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+            raise TokenizerError(f"there is no tokenizer in {folder}")
         return load_served_model(folder, "")  # made from other files, which transformers knows
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
