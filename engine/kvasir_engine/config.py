@@ -22,6 +22,7 @@ Overlap = Literal["auto", "on", "off"]
 Switch = Literal["on", "off"]
 Quantization = Literal["none", "int8"]
 """Of weights: int8 has a scale for each output."""
+VerifyCachedPages = Literal["auto", "all", "sampled", "off"]
 Reader = Literal["worker", "leader", "node"]
 """Who reads a setting: all nodes of a worker, which must agree; its leader alone; each node its own."""
 
@@ -121,6 +122,14 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_digests: Annotated[
         bool, Setting("check each page that moved before use", changes_kv=True, worker_only=True)
     ] = True
+    verify_cached_pages: Annotated[
+        VerifyCachedPages,
+        Setting(
+            "compare cached pages with what was stored before they are used again: all, sampled (one of 8), off; "
+            "auto: all on CPUs, where other workers can write to the pool",
+            reader="leader",
+        ),
+    ] = "auto"
     check_pages: Annotated[
         bool, Setting("debugging: check at each step that every page has one owner", reader="leader")
     ] = False

@@ -24,6 +24,7 @@ ROUTER = frozenset(
         "WATCH_OWNER",
         "NAMESPACE",
         "API_KEYS_FILE",
+        "BATCH_DIR",
         "PARSE_SPECIAL_TOKENS",
         "TOOL_CALL_PARSER",
         "REASONING_PARSER",

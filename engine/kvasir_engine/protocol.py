@@ -104,12 +104,12 @@ class LogitsProcessors(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
 class Grammar(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What the generated text has to be.
 
-    `source` is a JSON schema, nothing for `json_object`, a regex, a grammar in Lark's syntax, a JSON list of the
-    choices, or the structural tags as JSON. `whitespace` is of JSON: a regex of what may stand between its parts;
-    None: as much as a model likes.
+    `source` is a JSON schema, nothing for `json_object`, a regex, a grammar in Lark's or in EBNF's syntax, a JSON
+    list of the choices, or the structural tags as JSON. `whitespace` is of JSON: a regex of what may stand between
+    its parts, empty for nothing; None: what a model likes, within bounds.
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "lark", "choice", "structural_tag"]
+    kind: Literal["json_schema", "json_object", "regex", "lark", "ebnf", "choice", "structural_tag"]
     source: Annotated[str, Meta(max_length=MOST_GRAMMAR_CHARACTERS)] = ""
     whitespace: Annotated[str, Meta(max_length=MOST_WHITESPACE_CHARACTERS)] | None = None
 

@@ -139,7 +139,6 @@ async def test_refused_on_both_endpoints(
             "messages",
             "invalid_value",
         ),  # the template's own refusal
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
         ({"logprobs": 3}, "logprobs", "invalid_type"),

@@ -139,7 +139,7 @@ async def test_parsers_may_be_named_or_off() -> None:
 
 
 def prompt_of(api: Api, model: ServedModel) -> str:
-    return model.tokenizer.tail(api.engine.requests[-1].tokens, 100_000)
+    return model.tokenizer.decode(api.engine.requests[-1].tokens)
 
 
 HISTORY: list[dict[str, Any]] = [

@@ -175,3 +175,41 @@ def test_the_last_token_is_never_waited_for() -> None:
     follower.tokens[:] = leader.tokens
     plan = schedule([leader], [follower], Pool(99, {follower: 4}), Limits(64, 8, PAGE))
     assert plan.follow == ((follower, leader, 12),)
+
+
+def grown(length: int, computed: int, arrival: int, pages: int) -> Sequence:
+    """A sequence whose prompt is computed, with tokens behind it that are not."""
+    sequence = running(length, computed, arrival)
+    sequence.prompt, sequence.pages = computed, list(range(pages))
+    return sequence
+
+
+def test_a_decode_computes_all_that_came_behind_its_prompt_and_takes_pages_for_it() -> None:
+    forced, after = grown(30, 7, 1, 2), running(9, 8, 2)
+    plan = schedule([forced, after], [waiting(4, 3)], Pool(8), Limits(64, 8, PAGE))
+    assert plan.chunks[:2] == ((forced, 23), (after, 1))
+    assert plan.admit == ()  # 6 pages for the first, one for the second, and one is left for two that run
+
+
+def test_what_is_forced_leaves_each_other_decode_its_token() -> None:
+    forced, decodes = grown(60, 7, 1, 2), [running(8, 7, n) for n in range(2, 6)]
+    plan = schedule([forced, *decodes], [], Pool(50), Limits(10, 8, PAGE))
+    assert plan.chunks == ((forced, 6), *((each, 1) for each in decodes))
+
+
+def test_nobody_gives_way_for_more_than_one_token() -> None:
+    forced, young = grown(30, 7, 1, 2), running(9, 8, 2)
+    plan = schedule([forced, young], [], Pool(2), Limits(64, 8, PAGE))
+    assert (plan.preempt, plan.chunks) == ((), ((forced, 5), (young, 1)))
+    forced.computed = 8
+    plan = schedule([forced, young], [], Pool(1), Limits(64, 8, PAGE))
+    assert (plan.preempt, plan.chunks) == ((young,), ((forced, 4),))  # as for one token: there is one page
+
+
+def test_a_constrained_sequence_waits_for_its_token_and_others_do_not() -> None:
+    constrained, free = running(9, 8, 1), running(9, 8, 2)
+    for each in (constrained, free):
+        each.awaited, each.computed = 1, 9
+        each.pages = list(range(3))
+    constrained.constraint = object()  # type: ignore[assignment]
+    assert schedule([constrained, free], [], Pool(9), Limits(64, 8, PAGE)).chunks == ((free, 1),)

@@ -92,7 +92,7 @@ def test_each_pod_asks_for_its_own_ranks() -> None:
     spec = {"fabric": "rdma", "rdmaResource": "rdma/hca"}
     for template in group(prefill=TWO, transfer=spec):
         limits = main(template)["resources"]["limits"]
-        assert limits == {"nvidia.com/gpu": "8", "rdma/hca": "8"}
+        assert limits == {"nvidia.com/gpu": "8", "rdma/hca": "8", "memory": "512Gi"}
         (shm,) = [v for v in template["spec"]["volumes"] if v["name"] == "shm"]
         assert shm["emptyDir"]["sizeLimit"] == "8192Mi"
     (whole,) = [o for o in render(service(prefill={"tensorParallel": 8}), OPTIONS) if "-prefill-" in _deployed(o)]

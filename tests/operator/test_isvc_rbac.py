@@ -187,7 +187,11 @@ def used() -> set[Verb]:
     stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
     stored["metadata"]["annotations"] = {CERTIFICATES: "2"}
     found["spec"]["scaling"] = {}
-    for expose in ({"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
+    for expose in (
+        {"type": "HTTPRoute", "className": "g"},
+        {"type": "InferencePool", "endpointPicker": {"name": "epp"}},
+        {"type": "Service"},
+    ):
         stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
         stored["spec"]["router"] = {"expose": expose}
         reconcile(server)

@@ -221,7 +221,7 @@ def test_a_router_that_is_told_its_workers_needs_no_account() -> None:
 def test_gpu_workers_ask_for_gpus_and_prefer_h100_nodes() -> None:
     pod = deployments(render(service(decode={"tensorParallel": 4}), OPTIONS))["decode"]["spec"]["template"]["spec"]
     resources = pod["containers"][0]["resources"]
-    assert resources["limits"] == {"nvidia.com/gpu": "4"}
+    assert resources["limits"]["nvidia.com/gpu"] == "4"
     assert resources["requests"]["nvidia.com/gpu"] == "4"
     assert set(pod["affinity"]["nodeAffinity"]) == {"preferredDuringSchedulingIgnoredDuringExecution"}
     (preferred,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
@@ -349,7 +349,10 @@ def test_only_the_api_is_exposed() -> None:
 def test_resources_are_merged_over_kvasirs_own() -> None:
     workers = {"device": "cpu", "resources": {"requests": {"memory": "8Gi"}, "limits": {"memory": "8Gi"}}}
     container = main_container(deployments(render(service(decode=workers), OPTIONS))["decode"])
-    assert container["resources"] == {"requests": {"cpu": "1", "memory": "8Gi"}, "limits": {"memory": "8Gi"}}
+    assert container["resources"] == {
+        "requests": {"cpu": "1", "memory": "8Gi", "ephemeral-storage": "2048Mi"},
+        "limits": {"memory": "8Gi"},
+    }
 
 
 def test_a_template_is_merged_into_the_pod() -> None:

@@ -1,4 +1,4 @@
-"""Lets the tests here import the toy model, the stand and the certificates; and the service that most share."""
+"""Lets the tests here import the certificates, the services, the stand and the toy model; what most share."""
 
 import sys
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parents[1] / each) for each in ("trust", "core", "wire")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from services import Service, WorkerProcess, make_model
 

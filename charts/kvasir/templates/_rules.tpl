@@ -51,6 +51,9 @@
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, create, patch, delete]
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [get, list, create, patch, delete]
 # Certificates of services' pods. Neither verb shows a Secret: an update answers with what was sent.
 - apiGroups: [""]
   resources: [secrets]

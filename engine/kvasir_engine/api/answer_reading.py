@@ -29,6 +29,8 @@ from kvasir_engine.api.tools.preamble import with_tools
 from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS
 from kvasir_engine.protocol import Grammar
 
+TAIL = 32
+"""Tokens of a prompt's end that are looked at: a marker has fewer, and whitespace behind it."""
 _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -54,13 +56,13 @@ class AnswerReading:
 
 
 def answer_reading(
-    request: ChatRequest, model: ServedModel, tools: ToolUse | None, how: Rendering, tokens: Sequence[int]
+    request: ChatRequest, model: ServedModel, tools: ToolUse | None, tokens: Sequence[int]
 ) -> AnswerReading:
     """How the answers to a prompt of these `tokens` are read."""
     format, tokenizer = model.output, model.tokenizer
     thinking = format.thinking
-    begun = begun_by(tokenizer.tail(tokens), thinking)
-    if how.continue_final_message and thinking is not None:
+    begun = begun_by(tokenizer.decode(tokens[-TAIL:]), thinking)
+    if request.continue_final_message and thinking is not None:
         content = request.messages[-1].content
         said = content if isinstance(content, str) else ""
         opened, closed = said.rfind(thinking.open), said.rfind(thinking.close)
@@ -72,9 +74,12 @@ def answer_reading(
         for marker in format.markers(tools is not None)
         if (token := tokenizer.special_token(marker)) is not None
     }
+    vocabulary: TokenBytes = tokenizer
+    if shown:
+        vocabulary = ShownTokens(tokenizer, shown)
     return AnswerReading(
         format=format,
-        vocabulary=ShownTokens(tokenizer, shown) if shown else tokenizer,
+        vocabulary=vocabulary,
         names=None if tools is None else frozenset(tool.name for tool in tools.callable),
         begun=begun,
         limits=CallLimits() if tools is None else CallLimits(not tools.parallel, tools.choice == "named"),
@@ -94,11 +99,13 @@ def constrained(params: Params, tools: ToolUse | None, reading: AnswerReading) -
     elif asked is not None:
         grammar = grammar_after_reasoning(asked, reading.format, reading.begun)
     if grammar is None and asked is not None:
-        name = "structured_outputs.grammar"
+        name = params.grammar_field
         raise unsupported(name, f"Unsupported value: '{name}' with reasoning, or with tools that may be called.")
     if grammar is asked:
         return params
-    return dataclasses.replace(params, sampling=msgspec.structs.replace(params.sampling, grammar=grammar))
+    field = params.grammar_field if asked is not None and not (tools is not None and tools.forced) else "tools"
+    sampling = msgspec.structs.replace(params.sampling, grammar=grammar)
+    return dataclasses.replace(params, sampling=sampling, grammar_field=field)
 
 
 def _calls_grammar(asked: Grammar | None, tools: ToolUse, reading: AnswerReading) -> Grammar | None:

@@ -1,17 +1,12 @@
 """Chat templates, rendered in processes that can be ended: a loop or a string in one must not end the server."""
 
-import json
-import os
 import queue
-import select
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kvasir_engine.api import template_process
+from kvasir_engine.api.bounded_process import BoundedProcess, ProcessEnded
 from kvasir_engine.api.rendering import AS_USUAL, Rendering
 
 
@@ -42,10 +37,7 @@ class _Renderer:
     """One process of template_process.py. What fails ends it."""
 
     def __init__(self, memory: int) -> None:
-        module = template_process.__name__
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(memory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
+        self._process = BoundedProcess(template_process.__name__, str(memory))
         self._warm = False
 
     def ask(self, request: dict[str, Any], patience: float) -> dict[str, str]:
@@ -58,67 +50,17 @@ class _Renderer:
         return self._exchange(request, patience)
 
     def _exchange(self, request: dict[str, Any], patience: float) -> dict[str, str]:
-        assert self._process.stdin is not None
-        data = _framed(request)
-        ends = time.monotonic() + patience
         try:
-            os.set_blocking(self._process.stdin.fileno(), False)
-            self._send(memoryview(data), ends)
-            (length,) = template_process.HEADER.unpack(self._receive(template_process.HEADER.size, ends))
-            answer: dict[str, str] = json.loads(self._receive(length, ends))
+            answer: dict[str, str] = self._process.exchange(request, patience)
         except TimeoutError:
-            self.end()
             raise TemplateCost(f"it does not end within {patience:g} s") from None
-        except (OSError, EOFError):
-            self.end()
+        except ProcessEnded:
             raise TemplateCost("its process ended") from None
-        except BaseException:
-            self.end()
-            raise
         return answer
 
     def end(self) -> None:
         """End the process and wait for it."""
-        self._process.kill()
-        self._process.wait()
-        for each in (self._process.stdin, self._process.stdout):
-            if each is not None:
-                each.close()
-
-    def _send(self, data: memoryview, ends: float) -> None:
-        assert self._process.stdin is not None
-        fd = self._process.stdin.fileno()
-        while data:
-            _wait(ends, writing=fd)
-            data = data[os.write(fd, data) :]
-
-    def _receive(self, size: int, ends: float) -> bytes:
-        assert self._process.stdout is not None
-        fd, parts = self._process.stdout.fileno(), []
-        while size:
-            _wait(ends, reading=fd)
-            part = os.read(fd, min(size, 2**20))
-            if not part:
-                raise EOFError
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
-
-
-def _framed(message: Any) -> bytes:
-    data = json.dumps(message).encode()
-    return template_process.HEADER.pack(len(data)) + data
-
-
-def _wait(ends: float, reading: int | None = None, writing: int | None = None) -> None:
-    left = ends - time.monotonic()
-    poll = select.poll()
-    if reading is not None:
-        poll.register(reading, select.POLLIN)
-    if writing is not None:
-        poll.register(writing, select.POLLOUT)
-    if left <= 0 or not poll.poll(left * 1000):
-        raise TimeoutError
+        self._process.end()
 
 
 class Renderers:

@@ -42,9 +42,9 @@ class Tally:
 
 
 class TokenClock:
-    """Times the tokens of one request from its arrival, for the metrics."""
+    """Times the tokens of one request from its arrival, for the metrics where there are any."""
 
-    def __init__(self, metrics: ApiMetrics) -> None:
+    def __init__(self, metrics: ApiMetrics | None) -> None:
         self._metrics = metrics
         self._arrival = time.perf_counter()
         self._first = True
@@ -52,10 +52,13 @@ class TokenClock:
     def first(self) -> None:
         if self._first:
             self._first = False
-            self._metrics.ttft.observe(time.perf_counter() - self._arrival)
+            if self._metrics is not None:
+                self._metrics.ttft.observe(time.perf_counter() - self._arrival)
 
     def next(self, since: float, tokens: int) -> None:
         """`tokens` came together, `since` after the ones before them."""
+        if self._metrics is None:
+            return
         each = since / tokens
         for _ in range(tokens):
             self._metrics.itl.observe(each)

@@ -110,13 +110,13 @@ def completion_prompts(request: CompletionRequest, most: int) -> list[str | list
     return [each for each in prompt if not isinstance(each, int)]
 
 
-def check_tokens(tokens: list[int], vocab_size: int, most: int) -> None:
+def check_tokens(tokens: list[int], vocab_size: int, most: int, param: str = "prompt") -> None:
     """Raise ApiError unless these are `most` tokens of the model at most."""
     if len(tokens) > most:
-        raise too_long(len(tokens), most, "prompt")
+        raise too_long(len(tokens), most, param)
     for token in (min(tokens), max(tokens)) if tokens else ():
         if not 0 <= token < vocab_size:
-            raise bad_request(f"Invalid 'prompt': {shown_number(token)} is not a token of this model.", "prompt")
+            raise bad_request(f"Invalid '{param}': {shown_number(token)} is not a token of this model.", param)
 
 
 def room(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str) -> int:

@@ -8,12 +8,48 @@ from msgspec import UNSET, UnsetType
 from kvasir_engine.api.errors import ErrorDetail
 
 Json = msgspec.Raw
+ABSENT = Json()
+"""What a field of any JSON is where the request has none; null is the same."""
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`strict` or not, all of the schema holds. `name` and `description` are labels."""
+
+    name: str
+    schema: Json = ABSENT
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From `structures` on: of structural tags, as vLLM and xgrammar write them."""
+
+    type: str
+    json_schema: JsonSchemaFormat | None = None
+    structures: Json = ABSENT
+    triggers: Json = ABSENT
+    format: Json = ABSENT
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """vLLM's. `disable_fallback` changes nothing: there is one library."""
+
+    json: Json = ABSENT
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Json = ABSENT
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    whitespace_pattern: str | None = None
+    disable_fallback: bool | None = None
 
 
 class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,7 +80,16 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
     repetition_penalty: float | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Json = ABSENT
+    guided_json_object: bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None
     # OpenAI's again
+    response_format: ResponseFormat | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -114,10 +159,6 @@ class NamedToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed_tools: Any = None
 
 
-class ResponseFormat(msgspec.Struct, frozen=True):
-    type: str
-
-
 class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Body of POST /v1/chat/completions. `metadata`, `safety_identifier` and `prompt_cache_key` are labels."""
 
@@ -139,7 +180,6 @@ class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_onl
     reasoning_effort: str | None = None
     verbosity: str | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: str | NamedToolChoice | None = None
     include_reasoning: bool | None = None
@@ -320,3 +360,41 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+class TokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Body of POST /tokenize: a `prompt`, or `messages` and how they are to be put into the template.
+
+    `add_special_tokens`: with what the model puts around every text; by default around prompts only.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class Tokenized(msgspec.Struct, frozen=True):
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+class Detokenized(msgspec.Struct, frozen=True):
+    prompt: str

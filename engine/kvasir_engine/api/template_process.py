@@ -61,7 +61,7 @@ def _render(request: dict[str, Any]) -> dict[str, str]:
     return {"text": text}
 
 
-def _allow_memory(more: int) -> None:
+def allow_memory(more: int) -> None:
     """From now on the process's address space grows by `more` bytes at most."""
     with open("/proc/self/statm") as stream:
         size = int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -76,7 +76,7 @@ def main() -> None:
 
     render_jinja_template(conversations=[[]], chat_template="")  # what is imported at the first use
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _allow_memory(int(sys.argv[1]))
+    allow_memory(int(sys.argv[1]))
 
     def out_of_time(*_: object) -> None:
         raise _OutOfTime

@@ -172,14 +172,17 @@ class Tokenizer:
         """Tokens of a short text alone: nothing is put around it, and no name in it is a special token."""
         return self._ids(self._as_text, text)
 
-    def plain(self, text: str) -> Encoding:
-        """The encoding of a plain prompt, not begun."""
-        before, after = self._around
+    def plain(self, text: str, around: bool = True) -> Encoding:
+        """The encoding of a plain prompt, not begun; without `around` nothing is put before and after it."""
+        before, after = self._around if around else ([], [])
         backend = self._as_text if self._parse_special == "none" else self._backend
         return self._encoding(backend, [*before, text, *after])
 
-    def rendered(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> Encoding:
-        """The encoding, not begun, of `messages` in the chat template, up to where the assistant begins.
+    def rendered(
+        self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL, around: bool = False
+    ) -> Encoding:
+        """The encoding, not begun, of `messages` in the chat template, up to where the assistant begins; with
+        `around` in what the model puts before and after every text.
 
         Special tokens are those that the template writes; the messages' own text is text, unless `parse_special`
         is "all". Raises TemplateError, and UnusedName.
@@ -194,9 +197,10 @@ class Tokenizer:
                 raise TemplateError(str(error)) from error
         text = self._render(messages, how)
         self._check_names(messages, how, text)
+        before, after = self._around if around else ([], [])
         if mark is None:
-            return self._encoding(self._backend, [text])
-        return self._encoding(self._as_text, self._markers.split(text, mark))
+            return self._encoding(self._backend, [*before, text, *after])
+        return self._encoding(self._as_text, [*before, *self._markers.split(text, mark), *after])
 
     def check_template(self) -> None:
         """Raise TokenizerError when the chat template takes more than it may of a short message."""
@@ -257,11 +261,6 @@ class Tokenizer:
         """The special token of this name."""
         return self._special.get(name)
 
-    def tail(self, tokens: Sequence[int], count: int = 32) -> str:
-        """The text of the last `count` tokens, special ones by their names."""
-        raw = (self.token_bytes(each) or (self.token_name(each) or "").encode() for each in tokens[-count:])
-        return b"".join(raw).decode("utf-8", "replace")
-
     def _encoding(self, backend: Any, segments: Sequence[Segment]) -> Encoding:
         return Encoding(segments, lambda text: self._ids(backend, text), self._divisible)
 
@@ -279,6 +278,14 @@ class Tokenizer:
             if whole[at : at + len(bare)] == bare:
                 return whole[:at], whole[at + len(bare) :]
         return whole, []
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, with special ones by their names; what is no whole character is replaced."""
+        parts = [self.token_bytes(each) or self._special_name(each) for each in tokens]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def _special_name(self, token: int) -> bytes:
+        return (self.token_name(token) or "").encode()
 
     def token_name(self, token: int) -> str | None:
         """What a token is called that adds no bytes to the text; None if it has no name either."""

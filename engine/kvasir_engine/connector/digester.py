@@ -99,6 +99,14 @@ class Digester:
             tokens = np.stack([digested.measured[block] for block in blocks])
             self._kept.fill(*self._cells(blocks, digested.layers, cut), tokens)
 
+    def differing(self, pages: Sequence[int], layers: range) -> list[int]:
+        """Those of some pages whose memory is not what is kept of them. What is not known differs from nothing."""
+        assert self._kept is not None
+        kept = self._kept.of(*self._cells(pages, layers, self._whole))
+        found = self._measure(pages, layers, self._whole)
+        wrong = ((kept != found) & (kept != 0)).any((1, 2))
+        return [page for page, differs in zip(pages, wrong.tolist(), strict=True) if differs]
+
     def forget(self, blocks: Sequence[int], cut: Cut | None) -> None:
         """Another worker may write these blocks, or we read into them."""
         if self._kept is not None:

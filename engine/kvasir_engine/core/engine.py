@@ -16,6 +16,7 @@ from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.notifications import Complete
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.core.batching import batch_of
+from kvasir_engine.core.cached_page_checks import CachedPageChecks
 from kvasir_engine.core.grammar_requests import GrammarRequests
 from kvasir_engine.core.grammar_service import GrammarService
 from kvasir_engine.core.inflight_steps import InflightStep, InflightSteps
@@ -62,6 +63,7 @@ class Engine:
         overlap: bool = False,
         policy: TransportPolicy = ANY_TRANSPORT,
         grammars: GrammarService | None = None,
+        checks: CachedPageChecks | None = None,
     ) -> None:
         self.runner = runner
         self.role = role
@@ -71,7 +73,10 @@ class Engine:
         self.connector = connector
         self.overlap = overlap
         self.policy = policy
+        self.checks = checks
         self.cache = KVCacheManager(runner.pool.pages, limits.page_size, runner.copy_page)
+        if checks is not None:
+            self.cache.tree.note_entries()
         self.stats = Stats()
         self.readback = Readback(self.cache)
         self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock, grammars is not None)
@@ -218,6 +223,7 @@ class Engine:
         assert self.connector is not None
         for each in self.connector.received(rank, event):
             self.transferred(each)
+        self._note_cached()
 
     def transferred(self, event: Event) -> None:
         """Handle an event of a lease or loan that concerns all ranks."""
@@ -307,10 +313,33 @@ class Engine:
         if chunks:
             self._launch(chunks)
         ended += self._collect(leave=1 if chunks and self.overlap else 0)
+        self._note_cached()
         return bool(chunks or plan.admit or plan.preempt or ended)
 
     def _plan(self) -> Plan:
-        return schedule(self.running, self.waiting, self.cache, self.limits, len(self.leases.open))
+        """What the next step does. Cached pages that it would build on are what was stored in them."""
+        while True:
+            plan = schedule(self.running, self.waiting, self.cache, self.limits, len(self.leases.open))
+            if self.checks is None or not any(self._spoiled(sequence, self.checks) for sequence in plan.admit):
+                return plan
+
+    def _note_cached(self) -> None:
+        """What has entered the tree is known as it is, before anything else happens."""
+        if self.checks is not None:
+            self.checks.note(self.cache)
+
+    def _spoiled(self, sequence: Sequence, checks: CachedPageChecks) -> bool:
+        """Whether cached pages that the sequence would use were spoiled; they are not cached any more then."""
+        pages = set(checks.spoiled(sequence, self.cache))
+        if not pages:
+            return False
+        checks.drop(sorted(pages), self.cache)
+        for job in [job for job in self.jobs.values() if pages & set(job.sequence.pages)]:
+            if job.sequence in self.running:
+                self.running.remove(job.sequence)
+                self.finisher.part(job, keep=False)
+            self.finisher.fail(job, "kv_digest_mismatch", "cached KV that it uses was overwritten")
+        return True
 
     def _admit(self, job: Job) -> None:
         sequence = job.sequence

@@ -99,8 +99,8 @@ def schedule(
             available -= 1
             room += size
         count = 1
-        if remaining > 1:  # no decode behind it goes without a token for this, and nobody gives way
-            count = max(1, min(remaining, room + available * size, budget - left))
+        if remaining > 1:  # each decode behind it keeps a token and a page
+            count = max(1, min(remaining, room + max(0, available - left) * size, budget - left))
             available -= max(0, -(-(count - room) // size))
         chunks[sequence] = count
         budget -= count

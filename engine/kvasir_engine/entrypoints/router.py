@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvasir_engine.api.batch.folder import BATCH_HELP
 from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
 from kvasir_engine.api.tools.flags import (
     AUTO,
@@ -45,6 +46,7 @@ class RouterOptions:
     watch_owner: str = ""
     namespace: str = ""
     api_keys_file: str = ""
+    batch_dir: str = ""
     parse_special_tokens: ParseSpecial = "prompts"
     parsers: Parsers = AUTO
     remote_threshold: int = 32
@@ -88,6 +90,7 @@ def router(
         str,
         typer.Option(help="one key a line, or a directory with a file a key", envvar="KVASIR_API_KEYS_FILE"),
     ] = "",
+    batch_dir: Annotated[str, typer.Option(help=BATCH_HELP, envvar="KVASIR_BATCH_DIR")] = "",
     parse_special_tokens: Annotated[
         str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")
     ] = "prompts",
@@ -144,6 +147,7 @@ def router(
         watch_owner=watch_owner,
         namespace=namespace,
         api_keys_file=api_keys_file,
+        batch_dir=batch_dir,
         parse_special_tokens=parse_special(parse_special_tokens),
         parsers=parsers(tool_call_parser, reasoning_parser),
         remote_threshold=remote_threshold,
@@ -166,6 +170,7 @@ async def run_router(options: RouterOptions) -> None:
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
+    from kvasir_engine.api.batch.service import batches_of, working
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen, serve
     from kvasir_engine.api.lifecycle import Lifecycle
@@ -210,6 +215,7 @@ async def run_router(options: RouterOptions) -> None:
     tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     pool = WorkerPool(name, tasks, WorkerTrust(credentials, options.plain_workers))
+    batches = batches_of(options.batch_dir, lifecycle)
     client = PooledClient(
         pool,
         registry=registry,
@@ -233,12 +239,14 @@ async def run_router(options: RouterOptions) -> None:
                 long_ones=threads - 1,
                 keys=keys,
                 over=lambda: tasks.reason,
+                batches=batches,
             )
             leaving = GracefulShutdown(lifecycle, options.drain_seconds)
             show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            await serve(app, sock, leaving, tasks.over)
+            async with working(batches, app, client, tasks):
+                await serve(app, sock, leaving, tasks.over)
     finally:
         await client.close()
         await tasks.stop(following, verifying)

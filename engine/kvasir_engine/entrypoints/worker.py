@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kvasir_engine.api.batch.folder import BATCH_HELP
 from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
 from kvasir_engine.api.tools.flags import (
     REASONING_HELP,
@@ -105,12 +106,17 @@ async def _worker(config: EngineConfig) -> None:
 
 
 def _run_serve(
-    api_keys_file: str, parse_special_tokens: str, tool_call_parser: str, reasoning_parser: str, **said: Any
+    api_keys_file: str,
+    batch_dir: str,
+    parse_special_tokens: str,
+    tool_call_parser: str,
+    reasoning_parser: str,
+    **said: Any,
 ) -> None:
     config = config_of(said)
     let_threads_sleep(config.device)
     readers = parsers(tool_call_parser, reasoning_parser)
-    asyncio.run(_serve(config, parse_special(parse_special_tokens), readers, api_keys_file))
+    asyncio.run(_serve(config, parse_special(parse_special_tokens), readers, api_keys_file, batch_dir))
 
 
 serve = command(
@@ -120,6 +126,7 @@ serve = command(
     {
         "model": (Annotated[str, typer.Argument(help=FIELDS["model"].setting.help)], inspect.Parameter.empty),
         "api_keys_file": (Annotated[str, typer.Option(envvar="KVASIR_API_KEYS_FILE")], ""),
+        "batch_dir": (Annotated[str, typer.Option(help=BATCH_HELP, envvar="KVASIR_BATCH_DIR")], ""),
         "parse_special_tokens": (
             Annotated[str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")],
             "prompts",
@@ -135,11 +142,14 @@ serve = command(
 )
 
 
-async def _serve(config: EngineConfig, parse: ParseSpecial, readers: Parsers, keys_file: str) -> None:
+async def _serve(
+    config: EngineConfig, parse: ParseSpecial, readers: Parsers, keys_file: str, batch_dir: str
+) -> None:
     from prometheus_client import CollectorRegistry
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
+    from kvasir_engine.api.batch.service import batches_of, working
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen
     from kvasir_engine.api.http.server import serve as serve_app
@@ -149,24 +159,35 @@ async def _serve(config: EngineConfig, parse: ParseSpecial, readers: Parsers, ke
     from kvasir_engine.core.metrics import EngineCollector
     from kvasir_engine.entrypoints.build import build
     from kvasir_engine.model.loading.resolver import resolve
-    from kvasir_engine.supervisor import end_process
+    from kvasir_engine.supervisor import Supervisor, end_process
 
     check_port(config.host, config.port)
+    lifecycle, tasks = Lifecycle(), Supervisor(end_process)
+    batches = batches_of(batch_dir, lifecycle)
     name = config.served_model_name or config.model
     thread, _ = await asyncio.to_thread(build, config, False, ended=end_process)
     folder = resolve(config.model, config.revision or None)
     model = await asyncio.to_thread(load_served_model, folder, name, parse, readers)
-    registry, lifecycle = CollectorRegistry(), Lifecycle()
+    registry = CollectorRegistry()
     registry.register(EngineCollector(thread.engine))
     keys = ApiKeys(Path(keys_file)) if keys_file else None
     try:
         with ThreadPoolExecutor(2, "kvasir-tokenizer") as executor:
             client = InProcessClient(thread)
-            app = create_app(client, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
+            app = create_app(
+                client,
+                model,
+                registry=registry,
+                lifecycle=lifecycle,
+                executor=executor,
+                keys=keys,
+                batches=batches,
+            )
             leaving = GracefulShutdown(lifecycle, config.drain_seconds)
             sock = listen(config.host, config.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            await serve_app(app, sock, leaving)
+            async with working(batches, app, client, tasks):
+                await serve_app(app, sock, leaving)
     finally:
         thread.stop()
         thread.engine.runner.close()

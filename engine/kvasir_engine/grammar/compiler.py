@@ -1,5 +1,6 @@
 """Grammars compiled for one vocabulary, by llguidance, and kept."""
 
+import json
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -8,6 +9,8 @@ import numpy as np
 from llguidance import LLMatcher
 
 from kvasir_engine.grammar.base import GrammarBusy, GrammarError
+from kvasir_engine.grammar.faults import fault
+from kvasir_engine.grammar.json_schema import checked_schema
 from kvasir_engine.grammar.lark import to_lark
 from kvasir_engine.grammar.limits import parser_limits
 from kvasir_engine.grammar.matcher import GuidanceGrammar
@@ -93,19 +96,12 @@ class GuidanceCompiler:
         lark = to_lark(grammar, self._tokens.special)
         begin = LLMatcher(self._tokens.library, lark, log_level=0, limits=parser_limits())
         if begin.is_error():
-            raise GrammarError("", _reason(begin.get_error(), grammar))
-        compiled = GuidanceGrammar(begin, self._tokens, special="<" in lark)
+            schema = json.loads(checked_schema(grammar.source)) if grammar.kind == "json_schema" else None
+            raise fault(begin.get_error(), grammar, schema)
+        compiled = GuidanceGrammar(begin, self._tokens)
         try:
             compiled.matcher().fill_mask(np.zeros(self._tokens.words, np.int32))
         except GrammarError:
             reason = "no text satisfies it, or it is too complex to begin with"
             raise GrammarError("", reason) from None
         return compiled
-
-
-def _reason(error: str, grammar: Grammar) -> str:
-    """The library's reason in one line."""
-    lines = [line.strip() for line in error.strip().splitlines()]
-    named = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
-    reason = named[0] if named else (lines or ["it cannot be compiled"])[0]
-    return reason[:300].rstrip(".")

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from kvasir_engine.grammar.base import GrammarError
+from kvasir_engine.grammar.ebnf import ebnf_to_lark
 from kvasir_engine.grammar.lark_rules import json_rule, regex_literal, text_literal
 from kvasir_engine.grammar.limits import MOST_CHOICES
 from kvasir_engine.grammar.regexes import check_repeats
@@ -36,6 +37,8 @@ def to_lark(grammar: Grammar, special: Mapping[str, int]) -> str:
             return HEAD + "start: " + " | ".join(map(text_literal, _choices(source)))
         case "lark":
             return HEAD + _own(source)
+        case "ebnf":
+            return HEAD + _own(ebnf_to_lark(source))
         case "structural_tag":
             return HEAD + structural_tag(source, grammar.whitespace, special)
 

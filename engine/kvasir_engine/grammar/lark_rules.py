@@ -7,13 +7,15 @@ from kvasir_engine.grammar.base import GrammarError
 from kvasir_engine.grammar.json_schema import checked_schema
 from kvasir_engine.grammar.regexes import check_repeats
 
+FLEXIBLE = r"[ \t\n\r]{1,64}"
+"""As much as indents JSON, and an end: a model that likes white space would go on with it."""
 _WHITESPACE = re.compile(r"(?:[ \t\n\r()\[\]|*+?]|\\[tnrs]|\\x20|\\x0[9aAdD]|\{\d{1,3}(?:,\d{0,3})?\})*")
 
 
 def json_rule(schema: str, whitespace: str | None) -> str:
     """A rule's body for JSON by a schema."""
     kept = json.loads(checked_schema(schema))
-    options: dict[str, object] = {"whitespace_flexible": True}
+    options: dict[str, object] = {"whitespace_pattern": FLEXIBLE}
     if whitespace == "":
         options = {"whitespace_flexible": False}
     elif whitespace is not None:

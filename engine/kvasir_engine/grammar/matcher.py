@@ -14,34 +14,23 @@ from kvasir_engine.grammar.tokens import GrammarTokens
 class GuidanceGrammar:
     """As grammar/base.py has it."""
 
-    def __init__(self, begin: LLMatcher, tokens: GrammarTokens, special: bool = False) -> None:
+    def __init__(self, begin: LLMatcher, tokens: GrammarTokens) -> None:
         self._begin = begin
-        self._special = special
         self._tokens = tokens
         self._lock = threading.Lock()
 
     def matcher(self) -> "GuidanceMatcher":
         """A matcher at the beginning."""
         with self._lock:
-            return GuidanceMatcher(self._begin.deep_copy(), self._tokens, special=self._special)
+            return GuidanceMatcher(self._begin.deep_copy(), self._tokens)
 
 
 class GuidanceMatcher:
-    """As grammar/base.py has it. The tokens that end a sequence are kept from llguidance: they are in no text.
-
-    `special`: the grammar may have special tokens. Asked for the bytes of a forced one, llguidance goes on by them,
-    and then no token fits; so a copy is asked, which takes 10 us.
-    """
+    """As grammar/base.py has it. The tokens that end a sequence are kept from llguidance: they are in no text."""
 
     def __init__(
-        self,
-        inner: LLMatcher,
-        tokens: GrammarTokens,
-        accepted: Sequence[int] = (),
-        ended: bool = False,
-        special: bool = False,
+        self, inner: LLMatcher, tokens: GrammarTokens, accepted: Sequence[int] = (), ended: bool = False
     ) -> None:
-        self._special = special
         self._inner = inner
         self._tokens = tokens
         self._accepted = list(accepted)
@@ -49,7 +38,7 @@ class GuidanceMatcher:
 
     def accept(self, token: int) -> bool:
         """Go on by `token`, if it may come. Raises GrammarError."""
-        if self._ended or not 0 <= token < self._tokens.size:
+        if self._ended or not 0 <= token < self._tokens.known:
             return False
         if token in self._tokens.eos:
             if not self._inner.is_accepting():
@@ -75,7 +64,6 @@ class GuidanceMatcher:
             return
         words |= self._mask(self._inner)
         self._check()
-        words &= self._tokens.text_mask
         if self._inner.is_accepting():
             words |= self._tokens.eos_mask
         if not words.any():
@@ -85,12 +73,14 @@ class GuidanceMatcher:
         """The tokens that must come from here and are certain. Raises GrammarError."""
         if self.stopped():
             return []
-        forced = (self._inner.deep_copy() if self._special else self._inner).compute_ff_bytes()
+        forced = self._inner.compute_ff_bytes()
         self._check()
-        forced, mark, name = forced.partition(b"\xff")
         if not forced:
-            return [int(name[1 : name.index(b"]")])] if mark and name.startswith(b"[") else []
-        found = self._tokens.forced.tokens(self._accepted, forced, self._ends(forced), self._may_come)
+            return []
+        text, marked, special = forced.partition(b"\xff")  # as llguidance writes a special token: \xff[7]
+        if marked and not text:
+            return [int(special[1 : special.index(b"]")])]
+        found = self._tokens.forced.tokens(self._accepted, text, bool(marked) or self._ends(text), self._may_come)
         return found if found and self._inner.validate_tokens(found) == len(found) else []
 
     def stopped(self) -> bool:
@@ -112,7 +102,7 @@ class GuidanceMatcher:
 
     def copy(self) -> "GuidanceMatcher":
         """Another matcher at the same place."""
-        return GuidanceMatcher(self._inner.deep_copy(), self._tokens, self._accepted, self._ended, self._special)
+        return GuidanceMatcher(self._inner.deep_copy(), self._tokens, self._accepted, self._ended)
 
     def _after(self, text: bytes) -> LLMatcher | None:
         """The place after `text`; None where it is none."""
@@ -135,7 +125,11 @@ class GuidanceMatcher:
         return after.is_error() or bool(((mask[chosen >> 5] >> (chosen & 31)) & 1).any())
 
     def _mask(self, matcher: LLMatcher) -> NDArray[np.int32]:
-        return np.frombuffer(matcher.compute_bitmask(), np.int32)[: self._tokens.words]
+        """The library's row, for as many tokens as it knows and one more, as the model's."""
+        row = np.zeros(self._tokens.words, np.int32)
+        given = np.frombuffer(matcher.compute_bitmask(), np.int32)[: self._tokens.words]
+        row[: len(given)] = given
+        return row & self._tokens.text_mask
 
     def _check(self) -> None:
         if self._inner.is_error():

@@ -114,7 +114,8 @@ class _Writer:
 
     def text(self, text: str) -> str:
         """A text in which the names of special tokens are these tokens."""
-        parts, at = [], 0
+        parts: list[str | int] = []
+        at = 0
         for found in self._names.finditer(text) if self._names else ():
             parts += [text[at : found.start()], self._special[found[0]]]
             at = found.end()

@@ -36,7 +36,7 @@ class GrammarTokens:
     """What the grammars of one vocabulary share. For use in threads."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.size = vocabulary.size
+        self.known = len(vocabulary.tokens)
         self.words = -(-vocabulary.size // 32)
         self.eos = frozenset(vocabulary.eos)
         self.special = dict(vocabulary.special)
@@ -44,7 +44,7 @@ class GrammarTokens:
             TokenizerWrapper(_AsLibrary(vocabulary)), n_vocab=vocabulary.size, eos_token=list(vocabulary.eos)
         )
         self.eos_mask = self._mask(vocabulary.eos)
-        self.text_mask = self._mask(tuple(range(vocabulary.size))) & ~self.eos_mask
+        self.text_mask = self._mask(tuple(range(len(vocabulary.tokens)))) & ~self.eos_mask
         self.forced = ForcedText(vocabulary.tokens, vocabulary.encode)
 
     def mask_of(self, token: int) -> NDArray[np.int32]:

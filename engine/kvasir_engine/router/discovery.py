@@ -120,8 +120,8 @@ async def watched_pods(
 ) -> AsyncIterator[Mapping[str, str]]:
     """The workers among the pods that `selector` matches, followed by list and watch for as long as it is iterated.
 
-    `owner`: the uid of the InferenceService whose pods they have to be; empty: anybody's. `ports`: what `worker_ports`
-    gives. While the API server cannot be reached the last known set stands.
+    `owner`: the uid of the InferenceService whose pods they have to be; empty: anybody's. `ports`: those of
+    `worker_ports`. While the API server cannot be reached the last known set stands.
     """
     owners = Owners(owner) if owner else None
     path = f"/api/v1/namespaces/{access.namespace}/pods"

@@ -41,27 +41,48 @@ DERIVED = {
 }
 
 
-def derived_problems(workers: "Workers", role: str, grace: int) -> Iterator[Invalid]:
-    """Problems of the role at the path `role`. `grace`: the seconds that a pod has to leave."""
-    for index, word in enumerate(workers.extra_args):
-        flag = word.partition("=")[0].removeprefix("--")
-        if word.startswith("--") and flag in DERIVED:
-            yield Invalid(f"{role}.extraArgs[{index}]", f"--{flag} {DERIVED[flag].format(role=role)}")
-    yield from unknown_variables(workers.template, f"{role}.template", WORKER)
-    yield from identity_problems(workers.template, f"{role}.template")
-    spec = workers.template.get("spec")
+ROUTER_DERIVED = {
+    **{flag: DERIVED[flag] for flag in ("port", "host", "model", "revision", "served-model-name", "max-length")},
+    "cache": DERIVED["cache"],
+    "drain-seconds": DERIVED["drain-seconds"],
+    "watch-pods": "is how workers are found",
+    "worker": "is how workers are found: the router watches their pods",
+    "watch-owner": "is how workers are found",
+    "plain-workers": "use spec.transfer.encryption",
+    "tls-dir": DERIVED["tls-dir"],
+    "namespace": "is the service's own",
+    "api-keys-file": "use spec.router.auth.secretName",
+    "hold-seconds": "use spec.scaling.auto.scaleToZero.holdSeconds",
+    "hold-requests": "use spec.scaling.auto.scaleToZero.holdRequests",
+}
+PRELOAD_DERIVED = {"cache": DERIVED["cache"]}
+
+
+def derived_template_problems(
+    template: Mapping[str, Any], path: str, derived: Mapping[str, str], grace: int = 0
+) -> Iterator[Invalid]:
+    """Problems of the template at `path`, in whose container `derived` flags are the operator's. `grace`: the
+    seconds that a pod has to leave."""
+    spec = template.get("spec")
     if not isinstance(spec, Mapping):
         return
     given = spec.get("terminationGracePeriodSeconds")
     if isinstance(given, int) and given < grace:
         yield Invalid(
-            f"{role}.template.spec.terminationGracePeriodSeconds",
+            f"{path}.spec.terminationGracePeriodSeconds",
             f"{given} is less than a drain may take, {grace}: use spec.drain.deadlineSeconds",
         )
     containers = spec.get("containers")
     for index, container in enumerate(containers if isinstance(containers, list) else ()):
         if isinstance(container, Mapping) and container.get("name") == CONTAINER:
-            yield from _container(container, f"{role}.template.spec.containers[{index}]", role)
+            yield from _container(container, f"{path}.spec.containers[{index}]", path.rpartition(".")[0], derived)
+
+
+def derived_problems(workers: "Workers", role: str, grace: int) -> Iterator[Invalid]:
+    """Problems of the role at the path `role`. `grace`: the seconds that a pod has to leave."""
+    yield from unknown_variables(workers.template, f"{role}.template", WORKER)
+    yield from identity_problems(workers.template, f"{role}.template")
+    yield from derived_template_problems(workers.template, f"{role}.template", DERIVED, grace)
 
 
 def unknown_variables(template: Mapping[str, Any], path: str, flags: frozenset[str]) -> Iterator[Invalid]:
@@ -108,15 +129,17 @@ def _items(found: Any) -> list[Mapping[str, Any]]:
     return [each if isinstance(each, Mapping) else {} for each in found] if isinstance(found, list) else []
 
 
-def _container(container: Mapping[str, Any], path: str, role: str) -> Iterator[Invalid]:
+def _container(container: Mapping[str, Any], path: str, role: str, derived: Mapping[str, str]) -> Iterator[Invalid]:
     for field in ("command", "args"):
         if field in container:
-            reason = f"are the operator's own; further flags go into {role}.extraArgs"
-            yield Invalid(join(path, field), reason if field == "args" else "is the operator's own")
+            reason = "is the operator's own" if field == "command" else "are the operator's own"
+            if field == "args" and derived is DERIVED:
+                reason += f"; further flags go into {role}.engine.extraArgs"
+            yield Invalid(join(path, field), reason)
     variables = container.get("env")
     for index, variable in enumerate(variables if isinstance(variables, list) else ()):
         name = variable.get("name") if isinstance(variable, Mapping) else None
         if isinstance(name, str) and name.startswith(_PREFIX):
             flag = name.removeprefix(_PREFIX).lower().replace("_", "-")
-            if flag in DERIVED:
-                yield Invalid(f"{path}.env[{index}]", f"{name} {DERIVED[flag].format(role=role)}")
+            if flag in derived:
+                yield Invalid(f"{path}.env[{index}]", f"{name} {derived[flag].format(role=role)}")

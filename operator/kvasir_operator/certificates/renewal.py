@@ -27,7 +27,7 @@ class Trusted(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Issued(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What a service's pods were given last. `asked`: what its annotation asked for then."""
+    """What a service's pods were given last. `asked`: a digest of what its annotation said then."""
 
     signed_by: str = ""
     issued_at: str = ""

@@ -44,6 +44,7 @@ KINDS: dict[tuple[str, str], str] = {
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("monitoring.coreos.com/v1", "PodMonitor"): "podmonitors",
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproutes",
+    ("inference.networking.k8s.io/v1", "InferencePool"): "inferencepools",
     (API_VERSION, ROLE_KIND): ROLE_PLURAL,
     (SET_API_VERSION, SET_KIND): SET_PLURAL,
 }

@@ -4,6 +4,7 @@ What was issued last stands in the service's status, as the operator reads no Se
 """
 
 import base64
+import hashlib
 import logging
 import threading
 import time
@@ -91,7 +92,7 @@ class CertificateKeeper:
                 raise
             return Kept(before, no_certificates("NoAuthority", f"no authority can be read or kept: {error}"))
         owner = OwningService.of(document)
-        asked = str(annotations.get(CERTIFICATES, ""))
+        asked = _digest(str(annotations.get(CERTIFICATES, "")))
         found = due(before, authorities, now, asked)
         if found is None and any(self._cluster.lacks_secret(_secret(owner, role, {})) for role in waiting):
             found = due(before, authorities, now, asked, lost=True)
@@ -141,6 +142,11 @@ def issued_before(document: Mapping[str, Any]) -> Issued | None:
         return msgspec.convert(document.get("status", {}).get("certificates"), Issued)
     except msgspec.ValidationError:
         return None
+
+
+def _digest(text: str) -> str:
+    """What stands for a text of any length, which is an author's, in the status."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
 def _secret(owner: OwningService, role: Role, data: Mapping[str, bytes]) -> Object:

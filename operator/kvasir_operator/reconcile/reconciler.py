@@ -25,6 +25,7 @@ from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
 from kvasir_operator.plan import Delete, Step, plan
 from kvasir_operator.plan.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
+from kvasir_operator.plan.release import ServiceRelease, made_with, release_of
 from kvasir_operator.plan.workers import paired_capacity, progress
 from kvasir_operator.reconcile.certificates import CertificateKeeper, Kept, issued_before
 from kvasir_operator.reconcile.executor import execute
@@ -201,7 +202,8 @@ class Reconciler:
         scaling = self._rescale(document, service, observed, paused)
         sizing = sized(resized(service, scaling), observed)
         service = sizing.service
-        rendered = marked(render(service, self._options), self._options)
+        release = release_of(service, self._options, document.get("status", {}), observed)
+        rendered = marked(render(service, made_with(release, self._options)), self._options)
         desired = self._servable(document, rendered)
         unserved = exposed(service, rendered, desired)
         # Before any pod is made, which would wait for its Secret; also of a service that is paused.
@@ -247,6 +249,7 @@ class Reconciler:
             ],
             certificates=kept.issued if kept else None,
         )
+        status = msgspec.structs.replace(status, release=release)
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
         self._publish(document, status, guarded=grouped or status.scaling is not None)
         if seconds := _look_again(status, told or ()):
@@ -351,6 +354,9 @@ class Reconciler:
         `guarded`: only over the one that was read, as it remembers what must not be lost.
         """
         previous: dict[str, Any] = document.get("status", {})
+        if status.release is None and "release" in previous:  # which is not forgotten while a spec is refused
+            before = msgspec.convert(previous["release"], ServiceRelease)
+            status = msgspec.structs.replace(status, release=before)
         current = msgspec.to_builtins(msgspec.structs.replace(status, operator=self._options.operator))
         if statuses.same(current, previous):
             return

@@ -1,7 +1,8 @@
 """The router's Deployment."""
 
 from kvasir_operator.api import InferenceService
-from kvasir_operator.api.strategic_merge import overlay
+from kvasir_operator.render.defaults import router_resources
+from kvasir_operator.render.merge import merged, said_over
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     REVISION_LABEL,
@@ -19,7 +20,6 @@ from kvasir_operator.render.pod import container, drain_args, model_args, servin
 from kvasir_operator.render.storage import startup_seconds
 
 KEYS_PATH = "/etc/kvasir/api-keys"
-REQUESTS = {"cpu": "1", "memory": "1Gi"}
 
 
 def router_deployment(service: InferenceService, options: Options) -> Object:
@@ -44,7 +44,7 @@ def router_deployment(service: InferenceService, options: Options) -> Object:
 def _template(service: InferenceService, options: Options) -> Object:
     """The pod template without its revision, the spec's overlay applied."""
     metadata = {"labels": labels(service, "router"), "annotations": dict(SCRAPE_ANNOTATIONS)}
-    return overlay({"metadata": metadata, "spec": _pod(service, options)}, service.spec.router.template)
+    return merged({"metadata": metadata, "spec": _pod(service, options)}, service.spec.router)
 
 
 def _pod(service: InferenceService, options: Options) -> Object:
@@ -52,11 +52,7 @@ def _pod(service: InferenceService, options: Options) -> Object:
     args += drain_args(service)
     if holds := service.spec.scaling.holds:
         args += ["--hold-seconds", str(holds.hold_seconds), "--hold-requests", str(holds.hold_requests)]
-    theirs = service.spec.router.resources
-    resources: Object = {"requests": {**REQUESTS, **theirs.requests}}
-    if theirs.limits:
-        resources["limits"] = dict(theirs.limits)
-    main = container(options.engine_image, args, {}, resources)
+    main = container(options.engine_image, args, {}, said_over(router_resources(options), service.spec.router))
     spec = serving_pod(service, "router", main, options)
     if service.spec.router.image:
         main["image"] = service.spec.router.image

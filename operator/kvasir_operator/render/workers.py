@@ -6,9 +6,11 @@ from kvasir_engine.connector.fabric import fabric_env
 from kvasir_operator.api import InferenceService, WorkerRole, Workers
 from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.api.validation_devices import GPU
-from kvasir_operator.render.devices import claims, own_nodes, pod_claims, whole_gpus
+from kvasir_operator.api.worker_settings import flags_of
+from kvasir_operator.render.defaults import worker_resources
+from kvasir_operator.render.devices import own_nodes, pod_claims, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
-from kvasir_operator.render.merge import merged
+from kvasir_operator.render.merge import merged, said_over
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     KV_LABEL,
@@ -86,13 +88,13 @@ def rendered_template(
         *tls_args(service, role),
         *drain_args(service),
         *more_args,
-        *workers.extra_args,
+        *flags_of(service.spec, role),
     ]
     main = container(
         options.engine_image,
         args,
         fabric_env(transfer.fabric, workers.device == "cuda"),
-        _resources(service, workers),
+        _resources(service, workers, options),
     )
     spec = serving_pod(service, role, main, options)
     if transfer.fabric == "shm":
@@ -113,7 +115,7 @@ def rendered_template(
     return {"metadata": metadata, "spec": spec}
 
 
-def _resources(service: InferenceService, workers: Workers) -> Object:
+def _resources(service: InferenceService, workers: Workers, options: Options) -> Object:
     ranks = workers.ranks_per_pod
     limits: dict[str, int | str] = dict(rdma_requests(service, workers))
     if workers.device == "cuda":
@@ -128,14 +130,7 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
     # The API server copies limits of extended resources to the requests; saying so here keeps what is applied
     # and what is stored the same.
     requests |= limits
-    requests |= workers.resources.requests
-    limits |= workers.resources.limits
-    used = claims(workers)
-    return {
-        "requests": requests,
-        **({"limits": limits} if limits else {}),
-        **({"claims": used} if used else {}),
-    }
+    return said_over(worker_resources(service, workers, options, requests, limits), workers)
 
 
 def _place_on_gpus(service: InferenceService, workers: Workers, spec: Object) -> None:

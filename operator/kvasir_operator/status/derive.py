@@ -13,7 +13,7 @@ All conditions are set by the operator's reconcile, which is their only writer.
 | Progressing        | workers come or go: RollingOut, Scaling, Draining           | Accepted is False | no        |
 | Degraded           | what is wrong is not mended by time alone, or was right     | Accepted is False | no        |
 | Paused             | its annotation says so: no object is changed                | it does not       | no        |
-| Exposed            | the Ingress or HTTPRoute that the spec wants is served      | type is Service   | no        |
+| Exposed            | the way in that the spec wants is served                    | type is Service   | no        |
 | MetricsReachable   | NetworkPolicies let the configured monitoring in            | there are none    | no        |
 | CertificatesReady  | its pods' certificates are issued                           | encryption is Off | no        |
 | TransferEncrypted  | nobody on the network reads KV or control connections       | Accepted is False | no        |
@@ -48,6 +48,7 @@ from kvasir_operator.api.structural_schema import Invalid
 from kvasir_operator.certificates import Issued
 from kvasir_operator.plan.observed import Observed, Reference
 from kvasir_operator.plan.preload import PRELOAD, Loading
+from kvasir_operator.plan.release import ServiceRelease
 from kvasir_operator.plan.wanted import role_of
 from kvasir_operator.render.names import PAUSED, Object
 from kvasir_operator.scaling.roles import ScalingStatus
@@ -106,6 +107,10 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
             }
         ),
     ] = []
+    release: Annotated[
+        ServiceRelease | None,
+        Meta(extra_json_schema={"description": "With which image and defaults its pods are made (imagePolicy)."}),
+    ] = None
     scaling: Annotated[
         ScalingStatus | None,
         Meta(extra_json_schema={"description": "What the planner decided, in the modes Auto and Shadow."}),

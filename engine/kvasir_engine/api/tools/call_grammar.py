@@ -78,7 +78,7 @@ def _as_tag(grammar: Grammar) -> Tag | None:
         case "structural_tag":
             asked = json.loads(grammar.source)
             return asked.get("format") if isinstance(asked, dict) else None
-        case "lark":
+        case "lark" | "ebnf":
             return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.tools.formats import AnswerParser
 from kvasir_engine.api.tools.thinking import ThinkingMarkers
-from kvasir_engine.api.tools.types import ArgumentsDelta, Delta, ReasoningDelta, ToolCallBegin
+from kvasir_engine.api.tools.types import ArgumentsDelta, ContentDelta, Delta, ReasoningDelta, ToolCallBegin
 
 
 def new_call_id() -> str:
@@ -34,7 +34,7 @@ class CallLimits:
 
 
 class ChoiceParser:
-    """Puts deltas in place of a choice's text.
+    """Takes a choice's text apart.
 
     `reasoning_tokens` counts those whose text was reasoning, its markers included; with `shown` false the reasoning
     is counted only.
@@ -53,7 +53,7 @@ class ChoiceParser:
         return self._parser.may_reason
 
     def parse(self, piece: Piece) -> Piece:
-        """The piece with deltas and no text. It may end the choice though the engine has not."""
+        """The piece with deltas, and the content as its text. It may end the choice though the engine has not."""
         before = self._parser.reasoning
         deltas = self._parser.push(piece.text)
         if before or self._parser.reasoning:
@@ -70,7 +70,8 @@ class ChoiceParser:
             deltas = [each for each in deltas if not isinstance(each, ReasoningDelta)]
         if finish == "stop" and self._called and not self._limits.named:
             finish = "tool_calls"
-        return dataclasses.replace(piece, text="", deltas=tuple(deltas), finish_reason=finish)
+        text = "".join(each.text for each in deltas if isinstance(each, ContentDelta))
+        return dataclasses.replace(piece, text=text, deltas=tuple(deltas), finish_reason=finish)
 
     def _first_call(self, deltas: list[Delta]) -> list[Delta]:
         kept: list[Delta] = []

@@ -1,0 +1,118 @@
+"""Whether a request's grammar can be served, asked of processes that can be ended."""
+
+import asyncio
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import msgspec
+
+from kvasir_engine.api import grammar_process
+from kvasir_engine.api.bounded_process import BoundedProcess, ProcessEnded
+from kvasir_engine.grammar.base import GrammarBusy, GrammarError
+from kvasir_engine.grammar.vocabulary import Vocabulary
+from kvasir_engine.protocol import Grammar
+
+
+@dataclass(frozen=True)
+class CheckLimits:
+    """What trying one grammar may take: seconds of the clock, and bytes."""
+
+    patience: float = 10.0
+    memory: int = 1024 * 2**20
+
+
+PROCESSES = 2
+START_SECONDS = 120.0
+MOST_WAITING = 64
+MOST_KNOWN = 1024
+MOST_KNOWN_CHARACTERS = 8 * 2**20
+
+
+class GrammarCheck:
+    """At most `PROCESSES` of grammar_process.py, started when they are first needed, and as many threads.
+
+    `vocabulary` is called once, when the first grammar comes: it takes a fraction of a second.
+    """
+
+    def __init__(self, vocabulary: Callable[[], Vocabulary], limits: CheckLimits | None = None) -> None:
+        self._vocabulary = vocabulary
+        self._limits = limits or CheckLimits()
+        self._free: queue.LifoQueue[BoundedProcess | None] = queue.LifoQueue()
+        for _ in range(PROCESSES):
+            self._free.put(None)
+        self._threads = ThreadPoolExecutor(PROCESSES, "grammar-check")
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._known: OrderedDict[Grammar, GrammarError | None] = OrderedDict()
+        self._characters = 0
+
+    async def checked(self, grammar: Grammar) -> None:
+        """Returns when the grammar is known to be served. Raises GrammarError, and GrammarBusy."""
+        if self.known(grammar):
+            return
+        if self._waiting >= MOST_WAITING:
+            raise GrammarBusy("too many new grammars wait to be compiled")
+        self._waiting += 1
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self.check, grammar)
+        finally:
+            self._waiting -= 1
+
+    def known(self, grammar: Grammar) -> bool:
+        """Whether the answer is known already. Raises GrammarError where it is that it cannot be served."""
+        with self._lock:
+            if grammar not in self._known:
+                return False
+            self._known.move_to_end(grammar)
+            error = self._known[grammar]
+        if error is not None:
+            raise GrammarError(error.part, error.reason)
+        return True
+
+    def check(self, grammar: Grammar) -> None:
+        """Takes `patience` at most, or what those before take besides. Raises GrammarError."""
+        if self.known(grammar):
+            return
+        error = self._tried(grammar)
+        with self._lock:
+            if grammar not in self._known:
+                self._characters += len(grammar.source)
+            self._known[grammar] = error
+            while len(self._known) > MOST_KNOWN or self._characters > MOST_KNOWN_CHARACTERS:
+                dropped, _ = self._known.popitem(last=False)
+                self._characters -= len(dropped.source)
+        if error is not None:
+            raise error
+
+    def _tried(self, grammar: Grammar) -> GrammarError | None:
+        process = self._free.get()
+        try:
+            if process is None:
+                process = BoundedProcess(grammar_process.__name__, str(self._limits.memory))
+                process.exchange(grammar_process.described(self._vocabulary()), START_SECONDS)
+            answer = process.exchange(msgspec.to_builtins(grammar), self._limits.patience)
+        except TimeoutError:
+            process = None
+            return GrammarError("", f"it is too complex: it takes more than {self._limits.patience:g} s")
+        except ProcessEnded:
+            process = None
+            return GrammarError("", "it is too complex: it takes too much memory")
+        except BaseException:
+            process = None
+            raise
+        finally:
+            self._free.put(process)
+        return GrammarError(answer["part"], answer["reason"]) if answer else None
+
+    def close(self) -> None:
+        """End the processes, which end by themselves with this one, and the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for _ in range(PROCESSES):
+            process = self._free.get()
+            if process is not None:
+                process.end()
+            self._free.put(None)

@@ -1,0 +1,154 @@
+"""What a request wants its text to be: from the fields of OpenAI's API and vLLM's to one grammar. Pure."""
+
+import json
+from collections.abc import Iterator
+
+import msgspec
+
+from kvasir_engine.api.errors import ApiError, bad_request, unsupported
+from kvasir_engine.api.ranges import few, short
+from kvasir_engine.api.schemas import CommonRequest, Json, ResponseFormat, StructuredOutputs
+from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS, MOST_WHITESPACE_CHARACTERS
+from kvasir_engine.grammar.base import GrammarError
+from kvasir_engine.grammar.limits import MOST_CHOICES
+from kvasir_engine.protocol import Grammar
+
+BACKENDS = ("auto", "guidance", "llguidance")
+COMPACT = ""
+"""The white space of JSON without any."""
+
+
+def grammar_of(request: CommonRequest) -> tuple[str, Grammar] | None:
+    """The field that constrains the text, and the grammar. Raises ApiError, where there are two as well."""
+    backend = request.guided_decoding_backend
+    if backend is not None and backend not in BACKENDS:
+        raise unsupported("guided_decoding_backend")
+    found = list(_asked(request))
+    if len(found) > 1:
+        (first, _), (second, _) = found[:2]
+        raise bad_request(f"Only one of '{first}' and '{second}' may constrain the text.", second)
+    if not found:
+        if request.guided_whitespace_pattern is not None:
+            name = "guided_whitespace_pattern"
+            raise bad_request(f"'{name}' is only allowed with 'guided_json' or 'guided_json_object'.", name)
+        return None
+    field, grammar = found[0]
+    short(field, grammar.source, MOST_GRAMMAR_CHARACTERS)
+    return field, grammar
+
+
+def refused(field: str, error: GrammarError) -> ApiError:
+    """The answer to a grammar that cannot be served; `field` is the request's."""
+    where = field
+    if error.part == "whitespace":
+        prefix = "guided_" if field.startswith("guided_") else "structured_outputs."
+        where = f"{prefix}whitespace_pattern"
+    inside = f" at '{error.part}'" if error.part and error.part != "whitespace" else ""
+    return bad_request(f"Invalid '{where}'{inside}: {error.reason}.", where, "invalid_grammar")
+
+
+def _asked(request: CommonRequest) -> Iterator[tuple[str, Grammar]]:
+    if request.response_format is not None:
+        formatted = _response_format(request.response_format)
+        if formatted is not None:
+            yield formatted
+    if request.structured_outputs is not None:
+        yield _structured_outputs(request.structured_outputs)
+    guided = StructuredOutputs(
+        json=request.guided_json,
+        regex=request.guided_regex,
+        choice=request.guided_choice,
+        grammar=request.guided_grammar,
+        json_object=request.guided_json_object,
+    )
+    for field, grammar in _fields(guided, _pattern("guided_", request.guided_whitespace_pattern)):
+        if grammar.whitespace is None and request.guided_whitespace_pattern is not None:
+            name = "guided_whitespace_pattern"
+            raise bad_request(f"'{name}' is only allowed with 'guided_json' or 'guided_json_object'.", name)
+        yield f"guided_{field}", grammar
+
+
+def _response_format(asked: ResponseFormat) -> tuple[str, Grammar] | None:
+    name = "response_format"
+    tags = {key: getattr(asked, key) for key in ("structures", "triggers", "format") if _is(getattr(asked, key))}
+    for key in [*tags, *(["json_schema"] if asked.json_schema is not None else [])]:
+        kind = "json_schema" if key == "json_schema" else "structural_tag"
+        if asked.type != kind:
+            raise bad_request(f"'{name}.{key}' is only allowed where the type is '{kind}'.", f"{name}.{key}")
+    match asked.type:
+        case "text":
+            return None
+        case "json_object":
+            return name, Grammar("json_object")
+        case "json_schema":
+            if asked.json_schema is None:
+                raise _missing(f"{name}.json_schema")
+            if not _is(asked.json_schema.schema):
+                raise _missing(f"{name}.json_schema.schema")
+            return f"{name}.json_schema.schema", Grammar("json_schema", _json(asked.json_schema.schema))
+        case "structural_tag":
+            return name, Grammar("structural_tag", _json(msgspec.json.encode({"type": asked.type, **tags})))
+    raise unsupported(f"{name}.type")
+
+
+def _structured_outputs(asked: StructuredOutputs) -> tuple[str, Grammar]:
+    name = "structured_outputs"
+    if asked.disable_additional_properties:
+        raise unsupported(f"{name}.disable_additional_properties")
+    whitespace = _pattern(f"{name}.", asked.whitespace_pattern)
+    if asked.disable_any_whitespace:
+        if whitespace is not None:
+            field = f"{name}.whitespace_pattern"
+            raise bad_request(f"'{field}' is not allowed with 'disable_any_whitespace'.", field)
+        whitespace = COMPACT
+    found = list(_fields(asked, whitespace))
+    if len(found) != 1:
+        fields = "json, regex, choice, grammar, json_object, structural_tag"
+        raise bad_request(f"'{name}' needs exactly one of {fields}.", name)
+    field, grammar = found[0]
+    if whitespace is not None and grammar.whitespace is None:
+        field = "whitespace_pattern" if asked.whitespace_pattern is not None else "disable_any_whitespace"
+        raise bad_request(f"'{name}.{field}' is only allowed with JSON.", f"{name}.{field}")
+    return f"{name}.{field}", grammar
+
+
+def _pattern(prefix: str, pattern: str | None) -> str | None:
+    short(f"{prefix}whitespace_pattern", pattern, MOST_WHITESPACE_CHARACTERS)
+    return pattern
+
+
+def _fields(asked: StructuredOutputs, whitespace: str | None) -> Iterator[tuple[str, Grammar]]:
+    if _is(asked.json):
+        yield "json", Grammar("json_schema", _schema(asked.json), whitespace)
+    if asked.regex is not None:
+        yield "regex", Grammar("regex", asked.regex)
+    if asked.choice is not None:
+        few("choice", len(asked.choice), MOST_CHOICES)
+        yield "choice", Grammar("choice", json.dumps(asked.choice, ensure_ascii=False))
+    if asked.grammar is not None:
+        yield "grammar", Grammar("ebnf", asked.grammar)
+    if asked.json_object:
+        yield "json_object", Grammar("json_object", "", whitespace)
+    if _is(asked.structural_tag):
+        yield "structural_tag", Grammar("structural_tag", _schema(asked.structural_tag), whitespace)
+
+
+def _is(given: Json) -> bool:
+    return bytes(given) not in (b"", b"null")
+
+
+def _schema(given: Json) -> str:
+    """A schema, which may be JSON in a text."""
+    text = _json(given)
+    if text.lstrip().startswith('"'):
+        inner: str = msgspec.json.decode(text, type=str)
+        return inner
+    return text
+
+
+def _json(given: Json | bytes) -> str:
+    return bytes(given).decode()
+
+
+def _missing(name: str) -> ApiError:
+    return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
