@@ -31,7 +31,9 @@ class Pair:
         sampling: Sampling | None = None,
     ) -> Lease:
         """Reserve at decode, and what it leased."""
-        reserve = Reserve(request, prompt, sampling or Sampling(max_tokens=count), self.prefill.endpoint, "", 0)
+        reserve = Reserve(
+            request, prompt, sampling or Sampling(max_tokens=count), self.prefill.endpoint, "", 0, nonces=True
+        )
         self.decode.engine.reserve(session, reserve)
         self.decode.engine.step()
         self.decode.obey()

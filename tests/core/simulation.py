@@ -69,7 +69,7 @@ class Worker:
             case Grant(lease, to):
                 if to.agent not in self.network.workers:
                     return [receiver.Reclaimed(lease.id, "writer_died", "dead", writer=to.agent)]
-                self.holder.grant(lease.id, to.agent, lease.pages, now, lease.seconds)
+                self.holder.grant(lease.id, to.agent, lease.pages, now, lease.seconds, lease.nonce)
                 return []
             case Revoke(granted):
                 return self.holder.revoke(granted, now)
@@ -77,22 +77,22 @@ class Worker:
                 key = (to.agent, lease.id)
                 if to.agent not in self.network.workers:
                     return [sender.Failed(key, "dead")]
-                return self.writer.open(key, lease.epoch, now + lease.seconds)
+                return self.writer.open(key, lease.epoch, now + lease.seconds, nonce=lease.nonce)
             case Withdraw(key, reason):
                 return self.writer.withdraw(key, reason, now)
             case Lend(loan, to):
                 if to.agent not in self.network.workers:
                     return [receiver.Reclaimed(loan.id, "writer_died", "dead", writer=to.agent)]
-                self.holder.lend(loan.id, to.agent, now, loan.seconds)
+                self.holder.lend(loan.id, to.agent, now, loan.seconds, loan.nonce)
                 digests = self.digests(loan.pages, range(LAYERS))
-                self._send(to.agent, notifications.Lent(loan.id, loan.epoch, loan.pages, digests))
+                self._send(to.agent, notifications.Lent(loan.id, loan.epoch, loan.pages, digests, loan.nonce))
                 return []
             case Read(to, loan):
                 key = (to.agent, loan.id)
                 self.reads[key] = []
                 if to.agent not in self.network.workers:
                     return [sender.Failed(key, "dead")]
-                return self.writer.open(key, loan.epoch, now + loan.seconds, reading=True)
+                return self.writer.open(key, loan.epoch, now + loan.seconds, True, loan.nonce)
 
     # -- what a test can make happen
 
@@ -107,21 +107,22 @@ class Worker:
         if inbox:
             sender, message = inbox.popleft()
             self.obey()
-            self.holder.heard(sender, self.network.now)
             match message:
                 case notifications.Release():
                     self._apply(self.writer.released(sender, message, self.network.now))
-                case notifications.Ping(lease, epoch):
-                    self._send(sender, notifications.Pong(lease, epoch))
+                case notifications.Ping(lease, epoch, nonce):
+                    if self.holder.has(lease, sender):
+                        self._apply(self.holder.heard(sender, message, self.network.now))
+                    self._send(sender, notifications.Pong(lease, epoch, nonce))
                 case notifications.Pong():
-                    pass
+                    self._apply(self.holder.heard(sender, message, self.network.now))
                 case notifications.Lent(lease, _, pages, digests):
                     self.lent[sender, lease] = dict(zip(pages, digests, strict=True))
                     waiting = self.reads.get((sender, lease), [])
                     while waiting:
                         self._apply(self.writer.push((sender, lease), waiting.pop(0), self.network.now))
                 case _:
-                    self._apply(self.holder.received(sender, message))
+                    self._apply(self.holder.received(sender, message, self.network.now))
 
     def end_write(self, place: int = 0) -> None:
         """A write under way ends well: its bytes are there."""
@@ -193,10 +194,10 @@ class Worker:
                     if target is not None:  # the write has begun: what it writes to is not what it was
                         for page in push.remote:
                             target.runner.pool.tensor[page, _slice(layers)] = -1
-                case sender.Announce((agent, lease), epoch, first, push, layers):
+                case sender.Announce((agent, lease), epoch, first, push, layers, nonce):
                     digests = self.digests(push.local, layers)
                     span = layers.start, layers.stop
-                    self._send(agent, notifications.Written(lease, epoch, first, span, digests))
+                    self._send(agent, notifications.Written(lease, epoch, first, span, digests, nonce))
                 case receiver.Verify(lease, agent, pages, layers, digests):
                     right = sum(a == b for a, b in zip(self.digests(pages, layers), digests, strict=True))
                     self.holder.verified(lease, agent, right)

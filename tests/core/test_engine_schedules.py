@@ -62,7 +62,9 @@ class Schedules(RuleBasedStateMachine):
     def reserve(self, prompt: list[int], count: int, threshold: int, lend_from: int | None) -> None:
         stream = Stream(f"r{len(self.streams)}", prompt, Sampling(max_tokens=count), self.prefill)
         self.streams[stream.id] = stream
-        frame = Reserve(stream.id, prompt, stream.sampling, self.prefill.endpoint, "", threshold, lend_from)
+        frame = Reserve(
+            stream.id, prompt, stream.sampling, self.prefill.endpoint, "", threshold, lend_from, nonces=True
+        )
         self.decode.engine.reserve(ROUTER, frame)
 
     @rule(

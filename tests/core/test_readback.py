@@ -38,7 +38,7 @@ class Talk:
 
     def reserve(self, request: str, prompt: list[int], count: int = 3, lend_from: int | None = None) -> Lease:
         writer = self.prefill.endpoint
-        frame = Reserve(request, prompt, Sampling(max_tokens=count), writer, "", 0, lend_from)
+        frame = Reserve(request, prompt, Sampling(max_tokens=count), writer, "", 0, lend_from, nonces=True)
         self.decode.engine.reserve(ROUTER, frame)
         self.decode.engine.step()
         (leased,) = [frame for frame in self.frames(self.decode) if isinstance(frame, Leased)]
@@ -290,10 +290,10 @@ def test_a_reader_that_says_it_wrote_is_refused() -> None:
     assert lease.loan is not None
     agent = talk.prefill.endpoint.agent
     for message in (
-        notifications.Complete(lease.loan.id, lease.loan.epoch, 0, 0, 1),
-        notifications.Written(lease.loan.id, lease.loan.epoch, 0, (0, 2), []),
+        notifications.Complete(lease.loan.id, lease.loan.epoch, 0, 0, 1, nonce=lease.loan.nonce),
+        notifications.Written(lease.loan.id, lease.loan.epoch, 0, (0, 2), [], lease.loan.nonce),
     ):
-        (effect,) = talk.decode.holder.received(agent, message)
+        (effect,) = talk.decode.holder.received(agent, message, 0.0)
         assert "to read, not to write" in effect.why  # type: ignore[union-attr]
     talk.run()
     assert talk.at_rest()
