@@ -108,3 +108,17 @@ def test_half_a_character_is_never_forced(kind: str) -> None:
     for token in current.forced_tokens() or tokens.encode("x"):
         assert current.accept(token)
     assert current.forced_tokens() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_text_is_forced_in_bounded_parts_that_make_the_tokenizer_s_own_tokens(kind: str) -> None:
+    tokens = vocabulary(kind)
+    text = "".join(f"line {n}: é 日本, and more\n" for n in range(300))
+    current = matcher(kind, Grammar("choice", json.dumps([text])))
+    found: list[int] = []
+    while not current.stopped():
+        forced = current.forced_tokens()
+        assert 0 < len(text_of(forced, tokens)) <= 1024
+        found += forced
+        assert all(current.accept(token) for token in forced)
+    assert found == tokens.encode(text)

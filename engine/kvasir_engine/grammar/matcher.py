@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from kvasir_engine.grammar.base import GrammarError
 from kvasir_engine.grammar.tokens import GrammarTokens
 
+MOST_FORCED_BYTES = 1024
+"""Looked at in one step; what is certain beyond comes in the next."""
+
 
 class GuidanceGrammar:
     """As grammar/base.py has it."""
@@ -80,7 +83,9 @@ class GuidanceMatcher:
         text, marked, special = forced.partition(b"\xff")  # as llguidance writes a special token: \xff[7]
         if marked and not text:
             return [int(special[1 : special.index(b"]")])]
-        found = self._tokens.forced.tokens(self._accepted, text, bool(marked) or self._ends(text), self._may_come)
+        some = text[:MOST_FORCED_BYTES]
+        ends = len(some) == len(text) and (bool(marked) or self._ends(text))
+        found = self._tokens.forced.tokens(self._accepted, some, ends, self._may_come)
         return found if found and self._inner.validate_tokens(found) == len(found) else []
 
     def stopped(self) -> bool:
