@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FILE ?= manifests/smollm2-cpu.yaml
 PORT ?= 8000
 
-.PHONY: setup up test unit e2e e2e-binaries lint crds pod-fields manifests print-manifests package bench soak clean
+.PHONY: setup up test unit e2e e2e-binaries lint crds pod-fields licenses manifests print-manifests package bench soak clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,10 @@ crds: setup
 # after a newer version of kubernetes-validate: the fields that a pod template may have
 pod-fields: setup
 	$(BIN)/python tests/operator/pod_fields.py
+
+# after a change of the dependencies
+licenses: setup
+	$(BIN)/python tests/layout/licenses.py
 
 # after a change of the chart: what manifests/install applies without Helm
 HELM ?= $(shell command -v helm || ls -d $${KVASIR_CACHE:-$$HOME/.cache/kvasir}/helm-*/helm 2>/dev/null | head -1)

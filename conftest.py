@@ -1,9 +1,15 @@
 """Order of the tests: the fast ones first, then those with real workers, then the real control plane.
 
+With `-n 2`, as `make test` runs them, one process has the control plane's tests, which mostly wait. A second one,
+which yields the cores to it, has all others, a file at a time; who is done first helps the other.
 Tests marked `cuda` are skipped where there is no GPU, and the summary's last line says how many.
 """
 
+import os
+
 import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 STAGES = ("dataplane", "e2e", "soak")
 CUDA = "needs an NVIDIA GPU"
@@ -16,10 +22,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return max((place for place, name in enumerate(STAGES, 1) if item.get_closest_marker(name)), default=0)
 
     items.sort(key=stage)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not _is_e2e(item.nodeid))
     wanting = [item for item in items if item.get_closest_marker("cuda")]
     if wanting and not _has_gpu():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason=CUDA))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All but the first process leave the cores to it: it has the tests that look at the clock."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        os.nice(5)
+
+
+class _ControlPlaneApart(LoadScopeScheduling):  # type: ignore[misc]
+    """Work is given out by file, but the control plane's tests, which share a cluster, are one piece."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "e2e" if _is_e2e(nodeid) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """In the order of the collected tests, whatever the files' sizes."""
+    config.option.loadscopereorder = False
+    return _ControlPlaneApart(config, log)
+
+
+def _is_e2e(nodeid: str) -> bool:
+    return nodeid.startswith("e2e/")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -64,7 +64,7 @@ def in_turn(rounds: int, *functions: Callable[[], object]) -> list[float]:
 
 def stores(shape: Shape, tokens: int, rounds: int) -> tuple[float, float]:
     """Seconds to store a step's K and V in all layers: without digests and with."""
-    sizes = PoolShape(shape.layers, shape.kv_heads, shape.dim, PAGE, torch.bfloat16)
+    sizes = PoolShape.uniform(shape.layers, shape.kv_heads, shape.dim, PAGE, torch.bfloat16)
     pages = -(-tokens // PAGE)
     pool = KVPool(sizes, pages, torch.device("cpu"))
     both = [KVStore(pool.tensor), KVStore(pool.tensor, KeptDigests(pages, shape.layers, PAGE))]
@@ -117,7 +117,7 @@ def steps(rounds: int) -> list[tuple[int, float, float]]:
 def beside(shape: Shape, tokens: int, rounds: int) -> tuple[float, float, float]:
     """Seconds to copy the KV of `tokens`, to digest as much, and to copy it while a thread digests as much."""
     pages = tokens // PAGE
-    sizes = PoolShape(shape.layers, shape.kv_heads, shape.dim, PAGE, torch.bfloat16)
+    sizes = PoolShape.uniform(shape.layers, shape.kv_heads, shape.dim, PAGE, torch.bfloat16)
     memory = KVPool(sizes, 3 * pages, torch.device("cpu")).tensor
     memory.fill_(1)
     at, size = memory.data_ptr(), pages * sizes.page_bytes

@@ -39,7 +39,7 @@ from rich.table import Table
 
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.digester import Digester
-from kvasir_engine.connector.layout import Shape
+from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent, Pages, TransferHandle, choose_fabric
 from kvasir_engine.connector.notifications import Complete
 from kvasir_engine.connector.rank_parts import Event
@@ -53,7 +53,7 @@ PAGE_BYTES = LAYERS * 2 * 8 * PAGE_TOKENS * 128 * 2
 CHUNK = 512
 """Tokens of a prefill chunk, as the worker's default."""
 LLAMA = Fingerprint("llama-3.1-8b", "", "bfloat16", "pages", PAGE_TOKENS, LAYERS, 8, 128, "rope")
-SHAPE = Shape.of(LLAMA).with_pages_of(PAGE_BYTES)
+SHAPE = spec_of(LLAMA, PAGE_BYTES)
 SMALL_PAGES = "KVASIR_BENCH_SMALL_PAGES"
 VARIANTS = [  # name, digests, made when the pages were written (else read from memory beside the copy), by layer
     ("with", True, True, True),

@@ -88,7 +88,7 @@ def products() -> Table:
 
 def attention() -> Iterator[Table]:
     """One new token each of some sequences, and then a chunk of one, over all layers."""
-    pool = KVPool(PoolShape(LAYERS, KV_HEADS, DIM, PAGE, torch.bfloat16), 1200, torch.device("cpu"))
+    pool = KVPool(PoolShape.uniform(LAYERS, KV_HEADS, DIM, PAGE, torch.bfloat16), 1200, torch.device("cpu"))
     pool.tensor.normal_()
     spec = AttentionSpec(HEADS, DIM**-0.5, (None,) * LAYERS)
 

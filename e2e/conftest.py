@@ -18,7 +18,7 @@ from e2e.node.config import cpu_node, h100_node
 
 H100S = 2
 _LOG_LINES = 40
-_skipped = pytest.StashKey[str]()
+NOT_RUN = "the end-to-end tests cannot run: "
 _cluster = pytest.StashKey[Cluster]()
 
 
@@ -29,21 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
-def _skip(config: pytest.Config, reason: str) -> None:
-    config.stash[_skipped] = reason
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
-def programs(request: pytest.FixtureRequest) -> binaries.Binaries:
+def programs() -> binaries.Binaries:
     """The control plane's programs; skips where the cluster cannot run."""
     if reason := netns.unavailable():
-        _skip(request.config, reason)
+        pytest.skip(NOT_RUN + reason)
     try:
         return binaries.find()
     except BuildError as error:
-        _skip(request.config, str(error))
-        raise
+        pytest.skip(NOT_RUN + str(error))
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +97,12 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say loudly that the end-to-end tests did not run."""
-    if reason := config.stash.get(_skipped, None):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly that the end-to-end tests did not run; the reason comes from whichever process was to run them."""
+    reasons = {
+        str(each.longrepr) for each in terminalreporter.stats.get("skipped", []) if NOT_RUN in str(each.longrepr)
+    }
+    if reasons:
         terminalreporter.write_sep("!", "THE END-TO-END TESTS DID NOT RUN", red=True, bold=True)
-        terminalreporter.write_line(reason)
+        for reason in sorted(reasons):
+            terminalreporter.write_line(reason)

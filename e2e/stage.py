@@ -51,8 +51,6 @@ def service(
 
     `nodes`, `prefill_nodes`: how many pods, of a rank each, a decode or prefill worker is divided among.
     """
-    env = {"KVASIR_KV_CACHE_MEMORY": "64Mi", "KVASIR_KV_DIGESTS": str(digests).lower()}
-    pod = {"containers": [{"name": "kvasir", "env": [{"name": k, "value": v} for k, v in env.items()]}]}
     workers = {"device": "cpu", "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}}
     return {
         "apiVersion": "serving.kvasir.dev/v1alpha1",
@@ -60,19 +58,20 @@ def service(
         "metadata": {"name": NAME},
         "spec": {
             "model": {"uri": tiny.URI, "name": NAME, "dtype": "float32"},
+            "engine": {"kvCacheMemory": "64Mi", "kvDigests": digests},
             "prefill": {
                 "replicas": prefill,
                 "nodes": prefill_nodes,
                 "tensorParallel": prefill_nodes,
                 **workers,
-                "template": {"spec": {**pod, "tolerations": _TOLERATIONS} if spread else pod},
+                **({"template": {"spec": {"tolerations": _TOLERATIONS}}} if spread else {}),
             },
             "decode": {
                 "replicas": decode,
                 "nodes": nodes,
                 "tensorParallel": nodes,
                 **workers,
-                "template": {"spec": {**pod, "tolerations": _TOLERATIONS}},
+                "template": {"spec": {"tolerations": _TOLERATIONS}},
             },
             "rollout": {"maxSurge": 1, "maxUnavailable": 0},
             "drain": {"deadlineSeconds": deadline},

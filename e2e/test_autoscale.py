@@ -26,12 +26,10 @@ TOKENS = 12
 
 def service() -> Object:
     """The tiny model, without a worker to begin with."""
-    env = [{"name": "KVASIR_KV_CACHE_MEMORY", "value": "64Mi"}]
     workers = {
         "replicas": 0,
         "device": "cpu",
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
-        "template": {"spec": {"containers": [{"name": "kvasir", "env": env}]}},
     }
     auto = {
         "prefill": {"maxReplicas": 1},
@@ -45,6 +43,7 @@ def service() -> Object:
         "metadata": {"name": NAME},
         "spec": {
             "model": {"uri": tiny.URI, "name": NAME, "dtype": "float32"},
+            "engine": {"kvCacheMemory": "64Mi"},
             "prefill": workers,
             "decode": workers,
             "scaling": {"mode": "Auto", "auto": auto},

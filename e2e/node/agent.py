@@ -40,7 +40,9 @@ class Agent:
         for index, node in self._nodes.values():
             await self._register(index, node)
         try:
-            await self._api.mirror("/api/v1/pods", self._apply)
+            async with asyncio.TaskGroup() as following:
+                following.create_task(self._api.mirror("/api/v1/pods", self._apply))
+                following.create_task(self._api.mirror("/api/v1/secrets", self._show))
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
@@ -91,6 +93,12 @@ class Agent:
             self._pods[uid].update(pod)
         elif pod is not None and pod["spec"].get("nodeName") in self._nodes and not _over(pod):
             self._begin(uid, pod)
+
+    def _show(self, uid: str, secret: Object | None) -> None:
+        """What a pod was shown of a Secret that is gone, it keeps."""
+        for pod in self._pods.values():
+            if secret is not None:
+                pod.secret_changed(secret)
 
     def _begin(self, uid: str, pod: Object) -> None:
         index, node = self._nodes[pod["spec"]["nodeName"]]

@@ -57,6 +57,7 @@ def h100_node(name: str, gpus: int = 8) -> Node:
         capacity={
             "cpu": "104",
             "memory": "1024Gi",
+            "ephemeral-storage": "1024Gi",
             "pods": "110",
             "nvidia.com/gpu": str(gpus),
             "rdma/hca": str(gpus),
@@ -66,4 +67,8 @@ def h100_node(name: str, gpus: int = 8) -> Node:
 
 def cpu_node(name: str, *taints: Taint) -> Node:
     """A node without accelerators."""
-    return Node(name=name, taints=taints, capacity={"cpu": "64", "memory": "256Gi", "pods": "110"})
+    return Node(
+        name=name,
+        taints=taints,
+        capacity={"cpu": "64", "memory": "256Gi", "ephemeral-storage": "1024Gi", "pods": "110"},
+    )

@@ -1,6 +1,7 @@
 """One pod on one node, from its binding to its deletion."""
 
 import asyncio
+import base64
 import contextlib
 import copy
 import logging
@@ -16,6 +17,7 @@ from e2e import netns
 from e2e.node.api import STRATEGIC, Api, ApiError, Object
 from e2e.node.config import Config, Node
 from e2e.node.names import Names
+from e2e.node.projected import project
 from e2e.node.sandboxed import HOSTS, prepare
 from kvasir_operator.pods import Backoff, PodError, PodRunner
 
@@ -72,6 +74,19 @@ class NodePod:
             grace = pod["metadata"].get("deletionGracePeriodSeconds")
             self._grace = 30.0 if grace is None else float(grace)
             self._deleted.set()
+
+    def secret_changed(self, secret: Object) -> None:
+        """A Secret of the pod's namespace is new or another: its volumes show it, as a kubelet's will."""
+        meta = secret["metadata"]
+        if meta["namespace"] != self._pod["metadata"]["namespace"]:
+            return
+        for volume in self._pod["spec"].get("volumes") or ():
+            source = volume.get("secret") or {}
+            folder = self._state / "volumes" / volume["name"]
+            if source.get("secretName") == meta["name"] and folder.is_dir():
+                data = {key: base64.b64decode(value) for key, value in (secret.get("data") or {}).items()}
+                wanted = {i["key"]: i["path"] for i in source.get("items") or ()} or {key: key for key in data}
+                project(folder, {path: data[key] for key, path in wanted.items() if key in data})
 
     async def run(self) -> None:
         """Live the pod's life; returns when it is deleted and nothing of it is left. Cancelling kills it."""

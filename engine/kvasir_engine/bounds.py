@@ -34,6 +34,8 @@ Positive = Annotated[int, Meta(ge=1, le=INT32)]
 Token = Annotated[int, Meta(ge=0, le=INT32)]
 Word64 = Annotated[int, Meta(ge=0)]
 """An address, a hash or a digest: msgpack itself ends at 2**64 - 1."""
+Nonce = Annotated[int, Meta(ge=0)]
+"""64 random bits, and never 0: that is none, of a peer of the version before."""
 Priority = Annotated[int, Meta(ge=-MOST_PRIORITY - 1, le=MOST_PRIORITY)]
 Seed = Annotated[int, Meta(ge=-INT64 - 1, le=INT64)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]

@@ -13,7 +13,8 @@ import msgspec
 
 from kvasir_engine.errors import ModelError, UserError
 from kvasir_engine.nodes import Nodes, nodes_of
-from kvasir_engine.protocol import Role
+from kvasir_engine.protocol import Encryption, Role
+from kvasir_engine.transport_policy import ENCRYPTED_FABRICS
 
 BackendName = Literal["auto", "torch", "flashinfer"]
 Fabric = Literal["auto", "rdma", "tcp", "shm"]
@@ -21,6 +22,7 @@ Overlap = Literal["auto", "on", "off"]
 Switch = Literal["on", "off"]
 Quantization = Literal["none", "int8"]
 """Of weights: int8 has a scale for each output."""
+VerifyCachedPages = Literal["auto", "all", "sampled", "off"]
 Reader = Literal["worker", "leader", "node"]
 """Who reads a setting: all nodes of a worker, which must agree; its leader alone; each node its own."""
 
@@ -120,6 +122,14 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_digests: Annotated[
         bool, Setting("check each page that moved before use", changes_kv=True, worker_only=True)
     ] = True
+    verify_cached_pages: Annotated[
+        VerifyCachedPages,
+        Setting(
+            "compare cached pages with what was stored before they are used again: all, sampled (one of 8), off; "
+            "auto: all on CPUs, where other workers can write to the pool",
+            reader="leader",
+        ),
+    ] = "auto"
     check_pages: Annotated[
         bool, Setting("debugging: check at each step that every page has one owner", reader="leader")
     ] = False
@@ -141,6 +151,33 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Setting("machines that the ranks are divided among, evenly", minimum=1, worker_only=True)
     ] = 1
     node_rank: Annotated[int, Setting(_NODE_RANK, reader="node", worker_only=True)] = 0
+    tls_dir: Annotated[
+        str,
+        Setting(
+            "folder of ca.crt, tls.crt and tls.key: routers and other nodes have to show a certificate of the same "
+            "InferenceService; looked at again when it changes",
+            reader="node",
+            worker_only=True,
+        ),
+    ] = ""
+    worker_port: Annotated[
+        int,
+        Setting(
+            "with tls-dir: where routers come to; 0: a free one",
+            minimum=0,
+            maximum=65535,
+            reader="leader",
+            worker_only=True,
+        ),
+    ] = 8443
+    encryption: Annotated[
+        Encryption,
+        Setting(
+            "auto: TLS between processes where there is a tls-dir, KV as the fabric has it; required: and no KV by "
+            "a transport that leaves the machine, as none encrypts; off",
+            worker_only=True,
+        ),
+    ] = "auto"
     dist_init_addr: Annotated[
         str,
         Setting("HOST:PORT at which the leader listens for the other nodes", reader="node", worker_only=True),
@@ -155,6 +192,26 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.quantization != "none" and self.tensor_parallel > 1:
             raise ModelError(f"{self.quantization} quantization: it takes one rank, not {self.tensor_parallel}")
         self._check_graphs()
+        self._check_encryption()
+
+    def _check_encryption(self) -> None:
+        if self.tls_dir and self.encryption == "off":
+            raise UserError(f"encryption off and tls-dir {self.tls_dir}: there is TLS or there is none")
+        if self.tls_dir and self.port and self.worker_port == self.port:
+            raise UserError(f"worker-port {self.worker_port} is port too: with tls-dir they are two")
+        if self.encryption != "required":
+            return
+        if not self.tls_dir:
+            raise UserError("encryption required: it needs --tls-dir")
+        if self.fabric not in ENCRYPTED_FABRICS:
+            raise UserError(
+                f"encryption required and fabric {self.fabric}: NIXL over {self.fabric} is not encrypted; "
+                "shm stays within a machine"
+            )
+        if self.nnodes > 1:
+            raise UserError(
+                f"encryption required and nnodes {self.nnodes}: what goes between machines is not encrypted"
+            )
 
     def _check_graphs(self) -> None:
         asked = self.cuda_graph_max_bs

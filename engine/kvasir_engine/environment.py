@@ -21,13 +21,19 @@ ROUTER = frozenset(
         "PORT",
         "WORKER",
         "WATCH_PODS",
+        "WATCH_OWNER",
         "NAMESPACE",
         "API_KEYS_FILE",
+        "BATCH_DIR",
         "PARSE_SPECIAL_TOKENS",
+        "TOOL_CALL_PARSER",
+        "REASONING_PARSER",
         "REMOTE_THRESHOLD",
         "DRAIN_SECONDS",
         "HOLD_SECONDS",
         "HOLD_REQUESTS",
+        "TLS_DIR",
+        "PLAIN_WORKERS",
     )
 )
 """Flags of `kvasir router`; some are those of `kvasir serve` too."""
@@ -37,6 +43,7 @@ WORKER = frozenset(field.variable for field in FIELDS.values())
 
 _OTHERS = frozenset(
     {
+        "KVASIR_API_KEY",  # `kvasir bench`, `chat` and `complete`, and kvasir.program
         "KVASIR_STATE",  # runs of `kvasir up`
         "KVASIR_ENGINE_IMAGE",  # kvasir-operator
         "KVASIR_WHEELS",  # bench/h100.sh

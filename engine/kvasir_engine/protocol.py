@@ -29,6 +29,7 @@ from kvasir_engine.bounds import (
     Logprob,
     Metadata,
     Name,
+    Nonce,
     Pages,
     Penalty,
     Positive,
@@ -48,7 +49,9 @@ from kvasir_engine.bounds import (
 
 VERSION = 2
 """The lowest version that is spoken. 2: a lease names its writer."""
-LATEST = 2
+NONCES = 3
+"""The first version in which leases have nonces, and workers say where they are."""
+LATEST = 3
 """The highest."""
 ALIVE = "alive"
 """The capability of a worker that says regularly which requests it has, and of a router that listens."""
@@ -62,6 +65,7 @@ CAPABILITIES = (ALIVE, COUNTS, PROCESSORS)
 WORKER_PATH = "/v1/worker"
 
 Role = Literal["prefill", "decode", "both"]
+Encryption = Literal["auto", "required", "off"]
 
 
 class Frame(
@@ -145,11 +149,21 @@ HEADS_APART = "pages,layers,kv,heads,tokens,dim"
 """The layout in which a head's tokens of a page are one run of bytes: what other divisions of the KV need."""
 
 
-class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LayerRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """So many `layers` that keep of a token `parts` times `heads` rows of `row_bytes` bytes (`kv/spec.py`)."""
+
+    layers: Annotated[int, Meta(ge=1, le=1 << 16)]
+    parts: Annotated[int, Meta(ge=1, le=2)]
+    heads: Annotated[int, Meta(ge=1, le=1 << 16)]
+    row_bytes: Annotated[int, Meta(ge=1, le=1 << 16)]
+
+
+class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What must agree for one worker's KV to be another's. Engine versions may differ.
 
     `kv_heads` are the model's. `tensor_parallel` and `page_size` may differ within limits; `connector/layout.py`
-    says which bytes are which then.
+    says which bytes are which then. `kv` says what each layer keeps where they are not all alike, K and V of
+    `kv_heads` heads; a peer that does not know the field refuses it by name.
     """
 
     model: Name
@@ -163,6 +177,11 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: Text
     tensor_parallel: Annotated[int, Meta(ge=1, le=MOST_PARTS)] = 1
     digest: Name = "none"
+    kv: Annotated[list[LayerRun], Meta(max_length=1 << 10)] = []
+
+    def __post_init__(self) -> None:
+        if self.kv and sum(run.layers for run in self.kv) != self.layers:
+            raise ValueError(f"kv: it has {sum(run.layers for run in self.kv)} layers, not {self.layers}")
 
     def mismatch(self, other: "Fingerprint") -> str | None:
         """The first field by which the two cannot pair, as `field: ours, theirs`; `None` when they can."""
@@ -181,9 +200,10 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return f" (the layout {self.layout} moves between equal ones only)"
         if field == "page_size":
             return " (neither is a multiple of the other)" if max(ours, theirs) % min(ours, theirs) else None
-        if all(self.kv_heads % ranks == 0 or ranks % self.kv_heads == 0 for ranks in (ours, theirs)):
-            return None
-        return f" (one of them neither divides the {self.kv_heads} KV heads nor is a multiple of them)"
+        for heads in {run.heads for run in self.kv} or {self.kv_heads}:
+            if any(heads % ranks and ranks % heads for ranks in (ours, theirs)):
+                return f" (one of them neither divides the {heads} KV heads nor is a multiple of them)"
+        return None
 
 
 class Region(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -254,7 +274,8 @@ class Hello(Frame, frozen=True, forbid_unknown_fields=False):
     """First frame of both sides. A router sends only what it speaks and its `epoch` (new at each start).
 
     Versions `version` to `latest` (0: only that) are spoken, with the `capabilities`. `model` is the name that the
-    worker serves under; a router serves one name and refuses workers of another.
+    worker serves under; a router serves one name and refuses workers of another. `place`: workers that say the same
+    share a machine and its loopback; one whose `encryption` is required moves KV only there.
     """
 
     version: Small
@@ -267,6 +288,8 @@ class Hello(Frame, frozen=True, forbid_unknown_fields=False):
     draining: bool = False
     latest: Small = 0
     capabilities: Annotated[tuple[Name, ...], Meta(max_length=256)] = ()
+    place: Name = ""
+    encryption: Encryption = "auto"
 
 
 class Submit(Frame, frozen=True):
@@ -274,7 +297,7 @@ class Submit(Frame, frozen=True):
 
     Without `lease` the worker does it all. With one, the worker (prefill) computes the prompt's KV, pushes what
     the lease asks for to `to`, samples one token and is done. `priority`: see `GenerateRequest`. A `canary` is the
-    router's own, and counted apart.
+    router's own, and counted apart. `place` is that of `to`; from version 3 on.
     """
 
     id: Name
@@ -285,6 +308,7 @@ class Submit(Frame, frozen=True):
     to: Endpoint | None = None
     priority: Priority = 0
     canary: bool = False
+    place: Name = ""
 
 
 class Reserve(Frame, frozen=True):
@@ -292,7 +316,8 @@ class Reserve(Frame, frozen=True):
 
     If fewer than `threshold` prompt tokens are missing here, the worker prefills them itself and answers
     `Leased` without a lease; the request then runs as if it had been submitted. With `lend_from`, the writer has
-    so many of the tokens, and may read the pages that this worker has beyond them.
+    so many of the tokens, and may read the pages that this worker has beyond them. `nonces`: router and writer know
+    those of leases; `place` is the writer's. Both from version 3 on.
     """
 
     id: Name
@@ -304,12 +329,15 @@ class Reserve(Frame, frozen=True):
     lend_from: Small | None = None
     priority: Priority = 0
     canary: bool = False
+    nonces: bool = False
+    place: Name = ""
 
 
-class Loan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Loan(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The right of a prefill worker to read some pages of a decode worker, which stay as they are meanwhile.
 
-    `pages[i]` holds tokens `first + i * page_size` on. A read that ends after `seconds` is none.
+    `pages[i]` holds tokens `first + i * page_size` on. A read that ends after `seconds` is none. `nonce`: as
+    a lease has it, another one.
     """
 
     id: Count
@@ -317,15 +345,17 @@ class Loan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages: Pages
     first: Small
     seconds: Seconds
+    nonce: Nonce = 0
 
 
-class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Lease(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The right of one writer to write some pages of one decode worker.
 
     `pages[i]` is to hold tokens `first + i * page_size` on, with the decode worker's page size, of which `first` is
     a multiple. The writer stops posting `seconds` after it got the lease, by its own clock. It is the worker with
     the agent `writer` in the life `writer_epoch`; any other refuses the lease. `loan`: pages before these that it
-    may read first.
+    may read first. `nonce`: only the two workers and the router know it, and every word that they exchange about
+    the lease has it; 0 where one of the three is of version 2.
     """
 
     id: Count
@@ -336,6 +366,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     writer: Name
     writer_epoch: Count
     loan: Loan | None = None
+    nonce: Nonce = 0
 
     def not_for(self, worker: Endpoint) -> str | None:
         """Why `worker` may not write under this lease; None if it was granted to it, in this life."""

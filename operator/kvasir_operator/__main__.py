@@ -54,6 +54,10 @@ def run(
         bool, typer.Option(help="Work only while holding a Lease, so that several replicas can run.")
     ] = False,
     lease_name: Annotated[str, typer.Option(help="Name of the Lease, in the operator's namespace.")] = "kvasir",
+    authority_secret: Annotated[
+        str,
+        typer.Option(help="Secret in the operator's namespace with the authority that signs pods' certificates."),
+    ] = "kvasir-authority",
     metrics_port: Annotated[int, typer.Option(help="Port of the operator's own metrics; 0: none.")] = 0,
     webhook_port: Annotated[int, typer.Option(help="Port of the admission webhook; 0: none.")] = 0,
     webhook_certificates: Annotated[
@@ -67,8 +71,8 @@ def run(
     """Run the controller until SIGTERM."""
     if bool(namespace) == all_namespaces:
         _fail("give either --namespace or --all-namespaces")
-    if leader_elect and not own_namespace:
-        _fail("--leader-elect needs --own-namespace: the Lease is there")
+    if not own_namespace:
+        _fail("--own-namespace is needed: the authority that signs pods' certificates is there, and the Lease")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
     for quiet in ("kopf", "aiohttp.access"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
@@ -89,7 +93,9 @@ def run(
     lease = (own_namespace, lease_name) if leader_elect else None
     files = [str(webhook_certificates / name) for name in ("tls.crt", "tls.key")]
     webhook = Webhook(webhook_port, *files) if webhook_port else None
-    setup = ControllerSettings(tuple(namespace or ()), options, liveness, lease, metrics_port, webhook)
+    setup = ControllerSettings(
+        tuple(namespace or ()), options, liveness, (own_namespace, authority_secret), lease, metrics_port, webhook
+    )
     controller = Controller(client, setup)
     try:
         asyncio.run(controller.run())

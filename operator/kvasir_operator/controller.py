@@ -22,6 +22,7 @@ from kvasir_operator.api import (
     VERSION,
 )
 from kvasir_operator.api.admission import refusal
+from kvasir_operator.cluster.authority_store import AuthorityStore
 from kvasir_operator.cluster.client import ClientTransport, Cluster
 from kvasir_operator.cluster.election import Leadership
 from kvasir_operator.cluster.interface import ClusterError
@@ -29,8 +30,10 @@ from kvasir_operator.cluster.lease_candidate import LeaseCandidate
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.cluster.watchdog import Watchdog
 from kvasir_operator.metrics import OperatorMetrics
+from kvasir_operator.reconcile.certificates import CertificateKeeper
 from kvasir_operator.reconcile.model_metadata import ModelMetadataReader
 from kvasir_operator.reconcile.ownership import OtherOperators
+from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.reconcile.pod_reader import PodReader
 from kvasir_operator.reconcile.reconciler import Reconciler, utc_now
 from kvasir_operator.reconcile.work_queue import WorkQueue
@@ -68,6 +71,7 @@ class Webhook(msgspec.Struct, frozen=True):
 
 class ControllerSettings(msgspec.Struct, frozen=True):
     """How to run. `namespaces` empty: all. `lease`: namespace and name of the Lease, `None`: no election.
+    `authority`: namespace and name of the Secret with the authorities that sign pods' certificates.
 
     `metrics_port` 0: no metrics. `webhook` `None`: no admission webhook.
     """
@@ -75,6 +79,7 @@ class ControllerSettings(msgspec.Struct, frozen=True):
     namespaces: tuple[str, ...]
     options: Options
     liveness: str
+    authority: tuple[str, str]
     lease: tuple[str, str] | None = None
     metrics_port: int = 0
     webhook: Webhook | None = None
@@ -91,7 +96,8 @@ class Controller:
     def __init__(self, client: Any, setup: ControllerSettings) -> None:
         self._setup = setup
         self._leadership = _leadership(client, *setup.lease) if setup.lease else None
-        self._cluster = Cluster(ClientTransport(client, self._leadership.left if self._leadership else None))
+        transport = ClientTransport(client, self._leadership.left if self._leadership else None)
+        self._cluster = Cluster(transport)
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
         self._facts = ModelMetadataReader().read
         self._metrics = OperatorMetrics(CollectorRegistry())
@@ -107,6 +113,8 @@ class Controller:
             self._autoscaler,
             self._metrics.capacity.show,
             OtherOperators(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
+            CertificateKeeper(self._cluster, AuthorityStore(transport, *setup.authority), utc_now),
+            PodOwners(self._cluster),
         )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))

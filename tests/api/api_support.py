@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -16,6 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from kvasir_engine.api.app import create_app
 from kvasir_engine.api.auth import ApiKeys
+from kvasir_engine.api.batch.folder import BatchFolder, BatchLimits
+from kvasir_engine.api.batch.runner import BatchRunner
+from kvasir_engine.api.batch.service import working
 from kvasir_engine.api.http.connections import ConnectionGate
 from kvasir_engine.api.http.limits import HttpLimits
 from kvasir_engine.api.http.protocols import GuardedHttp
@@ -24,6 +28,7 @@ from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.protocol import TokenLogprobs
+from kvasir_engine.supervisor import Supervisor
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -137,10 +142,26 @@ class Api:
 
 
 @contextlib.asynccontextmanager
-async def running(engine: ScriptedEngine, model: ServedModel, keys: ApiKeys | None = None) -> AsyncIterator[Api]:
+async def running(
+    engine: ScriptedEngine,
+    model: ServedModel,
+    keys: ApiKeys | None = None,
+    batch_dir: Path | None = None,
+    limits: BatchLimits | None = None,
+) -> AsyncIterator[Api]:
     registry, lifecycle = CollectorRegistry(), Lifecycle()
+    batches = BatchRunner(BatchFolder(batch_dir), lifecycle, limits, wait=0.01) if batch_dir else None
+    tasks = Supervisor()
     with ThreadPoolExecutor(2) as executor:
-        app = create_app(engine, model, registry=registry, lifecycle=lifecycle, executor=executor, keys=keys)
+        app = create_app(
+            engine,
+            model,
+            registry=registry,
+            lifecycle=lifecycle,
+            executor=executor,
+            keys=keys,
+            batches=batches,
+        )
         sock = listen("127.0.0.1", 0)
         gate = ConnectionGate(HttpLimits())
 
@@ -153,7 +174,8 @@ async def running(engine: ScriptedEngine, model: ServedModel, keys: ApiKeys | No
         server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
-            yield Api(f"http://127.0.0.1:{sock.getsockname()[1]}", engine, registry, lifecycle)
+            async with working(batches, app, engine, tasks):
+                yield Api(f"http://127.0.0.1:{sock.getsockname()[1]}", engine, registry, lifecycle)
         finally:
             server.should_exit = True
             await serving

@@ -126,7 +126,6 @@ async def test_refused_on_both_endpoints(
         ({"messages": []}, "messages", "empty_array"),
         ({"messages": "hi"}, "messages", "invalid_type"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "unsupported_value"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "unsupported_value"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "missing_required_parameter"),
@@ -140,8 +139,6 @@ async def test_refused_on_both_endpoints(
             "messages",
             "invalid_value",
         ),  # the template's own refusal
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_value"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_value"),
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "integer_above_max_value"),
         ({"logprobs": 3}, "logprobs", "invalid_type"),
@@ -159,7 +156,6 @@ async def test_refused_on_both_endpoints(
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "unsupported_value"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize", "unsupported_value"),
         ({"chat_template": "x"}, "chat_template", "unknown_parameter"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls", "unsupported_value"),
         ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "messages[0].name", "unsupported_value"),
         ({"messages": [{"role": "user", "content": "x"}] * 101}, "messages", "array_above_max_length"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "array_above_max_length"),
@@ -250,8 +246,13 @@ async def test_malformed_bodies(http: httpx.AsyncClient, body: bytes, caplog: py
 @pytest.mark.parametrize(
     "field",
     [
-        b'"tools": [' + b"[" * DEEP + b"]" * DEEP + b"]",
-        b'"tool_choice": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+        b'"tools": [{"type": "function", "custom": ' + b"[" * DEEP + b"]" * DEEP + b"}]",
+        b'"tool_choice": {"type": "x", "custom": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}",
+        b'"tools": [{"type": "function", "function": {"name": "f", "parameters": '
+        + b'{"a":' * DEEP
+        + b"1"
+        + b"}" * DEEP
+        + b"}}]",
         b'"tools": ["\xff"]',
         b'"metadata": {"\xff": "a"}',
     ],

@@ -11,7 +11,7 @@ import numpy as np
 
 from kvasir_engine.connector.commands import AnyCommand, Lend, Read
 from kvasir_engine.connector.digester import Digester
-from kvasir_engine.connector.layout import Shape
+from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.connector.notifications import Complete, Stopped
 from kvasir_engine.connector.rank_parts import Event
@@ -46,7 +46,7 @@ class Side:
         # What the digests are computed of; a test lets it differ from what is written.
         self.meant = np.zeros_like(self.pool) if self.spoils else self.pool
         self.kept = KeptDigests(PAGES, LAYERS, 16)
-        shape = Shape.of(self.fingerprint).with_pages_of(PAGE_BYTES)
+        shape = spec_of(self.fingerprint, PAGE_BYTES)
         self.digest = digest = Digester(self.meant.ctypes.data, PAGES, shape, self.kept)
         self.handoff = TransferThread(
             lambda: NixlAgent(self.epoch, region, self.fingerprint, self.rank),

@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 
 from kvasir_engine.connector.digester import Digester
-from kvasir_engine.connector.layout import Cut, Shape
+from kvasir_engine.connector.layout import Cut, LayerCut
 from kvasir_engine.kv.digests import KeptDigests
+from kvasir_engine.kv.spec import KVSpec
 
 PAGES, LAYERS = 4, 4
-SHAPE = Shape(LAYERS, kv_heads=2, page_size=2, row_bytes=8)
+SHAPE = KVSpec.uniform(LAYERS, kv_heads=2, page_size=2, row_bytes=8)
 PAGE_BYTES = SHAPE.page_bytes
 ALL = range(LAYERS)
+
+
+def cut_of(heads: int, first: int, count: int, blocks: int, tokens: int, row: int) -> Cut:
+    """Layers that are all cut alike."""
+    return Cut((LayerCut(2, heads, first, count, row),) * LAYERS, tokens, blocks)
 
 
 def pool_of(seed: int) -> np.ndarray:
@@ -32,7 +38,7 @@ def test_every_byte_of_a_page_counts_in_its_digest_and_in_no_other() -> None:
 
 @pytest.mark.parametrize("row", [8, 64], ids=["as defined", "by the kernel"])
 def test_equal_pages_of_two_pools_have_equal_digests_in_the_order_asked_for(row: int) -> None:
-    shape = Shape(LAYERS, 2, 2, row)
+    shape = KVSpec.uniform(LAYERS, 2, 2, row)
     ours = np.random.default_rng(1).integers(0, 256, (PAGES, shape.page_bytes), np.uint8)
     theirs = ours[::-1].copy()
     mine = Digester(ours.ctypes.data, PAGES, shape).measured([3, 1], ALL).values
@@ -54,14 +60,14 @@ def test_a_digest_of_some_layers_is_of_these_and_no_others() -> None:
 @pytest.mark.parametrize("row", [8, 64], ids=["as defined", "by the kernel"])
 def test_a_digest_of_a_part_of_a_page_is_of_its_rows_wherever_they_are_and_of_no_other(row: int) -> None:
     # Two heads of four, and half of the page's tokens, against pages of just these.
-    big, small = Cut(LAYERS, 4, 1, 2, 2, row), Cut(LAYERS, 2, 0, 2, 1, row)
+    big, small = cut_of(4, 1, 2, 2, 1, row), cut_of(2, 0, 2, 1, 1, row)
     pool = np.random.default_rng(3).integers(0, 256, (PAGES, LAYERS, 2, 4, 2, row), np.uint8)
-    digest = Digester(pool.ctypes.data, PAGES, Shape(LAYERS, 4, 2, row))
+    digest = Digester(pool.ctypes.data, PAGES, KVSpec.uniform(LAYERS, 4, 2, row))
     for block in (4, 5):
         page, place = divmod(block, 2)
         theirs = np.ascontiguousarray(pool[page : page + 1, :, :, 1:3, place])
         for layers in (ALL, range(1, 3)):
-            alone = Digester(theirs.ctypes.data, 1, Shape(LAYERS, 2, 1, row)).measured([0], layers, small)
+            alone = Digester(theirs.ctypes.data, 1, KVSpec.uniform(LAYERS, 2, 1, row)).measured([0], layers, small)
             assert digest.measured([block], layers, big).values == alone.values
     before = digest.measured([5], ALL, big).values
     for at in np.ndindex(LAYERS, 2, 4, 2):
@@ -70,7 +76,7 @@ def test_a_digest_of_a_part_of_a_page_is_of_its_rows_wherever_they_are_and_of_no
         pool[(2, *at, 3)] ^= 1
 
 
-HALVES = Cut(LAYERS, 2, 0, 2, 2, 8)
+HALVES = cut_of(2, 0, 2, 2, 1, 8)
 """Blocks of a token, two a page."""
 
 
@@ -101,7 +107,7 @@ def test_what_is_kept_serves_blocks_and_layers_of_pages_too(pool: np.ndarray, di
     written = digest.written([2, 3], range(1, 3), HALVES)
     assert written.values == right
     assert not written.measured
-    heads = Cut(LAYERS, 2, 1, 1, 1, 16)  # of one head nothing is kept
+    heads = cut_of(2, 1, 1, 1, 2, 8)  # of one head nothing is kept
     assert digest.written([1], ALL, heads).values == digest.measured([1], ALL, heads).values
     digest.keep(digest.measured([3], ALL, heads), [3])
     assert digest.written([3], ALL).values == digest.measured([3], ALL).values
@@ -136,4 +142,4 @@ def test_a_page_of_which_some_layers_are_known_is_measured_for_the_others(
     known = digest.known([1, 3], ALL)
     assert known is not None
     assert known.values == digest.written([1, 3], ALL).values
-    assert digest.known([1, 3], ALL, Cut(LAYERS, 2, 1, 1, 1, 16)) is None
+    assert digest.known([1, 3], ALL, cut_of(2, 1, 1, 1, 2, 8)) is None

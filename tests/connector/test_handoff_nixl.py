@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from peer import FINGERPRINT, LAYERS, SPOILED, Peer, Side
+from peer import FINGERPRINT, LAYERS, PAGE_BYTES, SPOILED, Peer, Side
 
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.fabric import Fabric, fabric_env
 from kvasir_engine.connector.notifications import Complete
-from kvasir_engine.protocol import HEADS_APART, Lease
+from kvasir_engine.protocol import HEADS_APART, LayerRun, Lease
 
 pytestmark = pytest.mark.dataplane
 
@@ -57,6 +57,32 @@ def test_pages_arrive_before_the_completion_and_nothing_else_is_touched(side: Si
     side.pool[[40, 7, 9]] = 0
     assert not side.pool.any()
     assert [type(peer.event()) for _ in range(3)] == [sender.Done] * 3
+
+
+def test_layers_that_differ_arrive_each_with_its_own_bytes() -> None:
+    """A latent, and K and V of two sizes, one of them of two heads."""
+    kinds = [LayerRun(1, 2, 1, 16), LayerRun(1, 1, 1, 128), LayerRun(1, 2, 2, 16), LayerRun(1, 2, 1, 16)]
+    holder = msgspec.structs.replace(FINGERPRINT, layout=HEADS_APART, kv=kinds)
+    alike = msgspec.structs.replace(holder, kv=[])
+    assert str(holder.mismatch(alike)).startswith("kv: ")
+    side, peer = Side(HOLDER_EPOCH, holder), Peer(0x11, holder)
+    try:
+        lease = lease_of(1, [40, 7])
+        side.handoff.grant(lease, peer.endpoint)
+        peer.open(side.endpoint, lease)
+        peer.push([3], [40])
+        for layer in range(LAYERS):
+            peer.push([4], [7], layer)
+        peer.complete(complete(lease))
+        settled = side.wait(receiver.Settled)
+        assert settled.complete == complete(lease)
+        assert (side.pool[[40, 7]] == [[3], [4]]).all()
+        side.pool[[40, 7]] = 0
+        assert not side.pool.any()
+        assert side.handoff.stats.received_bytes == 2 * PAGE_BYTES
+    finally:
+        peer.close()
+        side.handoff.stop()
 
 
 def test_a_layer_that_did_not_come_is_missed(side: Side, peer: Peer) -> None:

@@ -4,14 +4,16 @@ import time
 from collections.abc import Iterator
 
 import msgspec
+import numpy as np
 import pytest
-from peer import FINGERPRINT, Side
+from peer import FINGERPRINT, LAYERS, Side
 
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.commands import AnyCommand, Grant, Open
-from kvasir_engine.connector.notifications import Complete
+from kvasir_engine.connector.nixl_agent import NixlAgent
+from kvasir_engine.connector.notifications import Complete, Stopped, Written, encode
 from kvasir_engine.connector.sender import Push
-from kvasir_engine.protocol import HEADS_APART, Address, Endpoint, Lease
+from kvasir_engine.protocol import HEADS_APART, Address, Endpoint, Lease, Region
 
 pytestmark = pytest.mark.dataplane
 
@@ -80,17 +82,38 @@ def test_a_push_waits_for_the_command_that_opens_its_lease(prefill: RankOne, dec
     assert [prefill.side.wait(sender.Done).push.final for _ in range(2)] == [True, False]
 
 
-def test_a_grant_that_comes_after_its_writers_word_is_settled(prefill: RankOne, decode: RankOne) -> None:
+def test_nothing_is_written_before_a_grant_that_comes_late(prefill: RankOne, decode: RankOne) -> None:
     lease = lease_of(2, 7)
     prefill.side.pool[3] = 3
     prefill.arrived.append(Open(decode.endpoint, lease))
     push_all(prefill, decode, lease, after=1)
-    for _ in range(2):
-        prefill.side.wait(sender.Done)
+    prefill.looked()
     decode.looked()
+    assert prefill.side.events.empty()
+    assert not decode.side.pool.any()
     decode.arrived.append(Grant(lease, prefill.endpoint, 0))
     assert decode.side.wait(receiver.Settled).complete.token == 9
     assert (decode.side.pool[7] == 3).all()
+
+
+def test_what_a_writer_that_asks_nobody_says_before_the_grant_is_kept(decode: RankOne) -> None:
+    lease = lease_of(2, 7)
+    memory = np.zeros(64 * 4096, np.uint8)
+    region = Region(memory.ctypes.data, 64, 4096)
+    writer = NixlAgent(0x11, region, TWO, rank=1)
+    try:
+        writer.meet(decode.endpoint.address(1))
+        for said in (Written(2, 0x77, 0, (0, LAYERS), [1]), Stopped(2, 0x77, "had enough")):
+            writer.notify(decode.endpoint.agent_of(1), encode(said))
+        for _ in range(50):
+            writer.notifications()  # which makes its transport progress
+            decode.looked(1)
+        others = (writer.endpoint.address(0),)
+        to = msgspec.structs.replace(writer.endpoint, agent="kvasir-0000000000000011", others=others)
+        decode.arrived.append(Grant(lease, to, 0))
+        assert decode.side.wait(receiver.Reclaimed).reason == "had enough"
+    finally:
+        writer.close()
 
 
 def test_the_word_of_a_lease_that_has_ended_is_rejected(prefill: RankOne, decode: RankOne) -> None:
@@ -100,3 +123,5 @@ def test_the_word_of_a_lease_that_has_ended_is_rejected(prefill: RankOne, decode
     prefill.arrived.append(Open(decode.endpoint, late))
     push_all(prefill, decode, late, after=1)
     assert decode.side.wait(receiver.Rejected).why == "no such lease"
+    assert "released" in prefill.side.wait(sender.Failed).reason
+    assert not decode.side.pool.any()

@@ -7,40 +7,62 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvasir_engine.connector.layout import Route, Shape, block_numbers, block_tokens, pages_of, routes
+from kvasir_engine.connector.layout import Route, block_numbers, block_tokens, pages_of, routes
+from kvasir_engine.kv.spec import KVSpec, LayerKV
 
-LAYERS, ROW = 3, 4
+PAGES = 24
 POWERS = st.sampled_from([1, 2, 4, 8])
 Array = np.ndarray[Any, np.dtype[np.uint8]]
+Layers = list[Array]
+"""Of a whole sequence, a layer at a time: [parts, heads, tokens, row]."""
 
 
-def empty(shape: Shape, pages: int) -> list[Array]:
-    """A pool a rank, [pages, layers, 2, heads, page_size, row]."""
-    heads = len(shape.heads(0))
-    return [np.zeros((pages, LAYERS, 2, heads, shape.page_size, ROW), np.uint8) for _ in range(shape.ranks)]
+@st.composite
+def layers_of(draw: st.DrawFn) -> tuple[LayerKV, ...]:
+    """All alike, or each on its own: latents, small heads, other rows."""
+    kinds = st.builds(LayerKV, st.integers(1, 2), POWERS, st.sampled_from([1, 3, 4]))
+    return (draw(kinds),) * 3 if draw(st.booleans()) else tuple(draw(st.lists(kinds, min_size=1, max_size=4)))
 
 
-def divide(whole: Array, shape: Shape, pages: list[int], pool: int) -> list[Array]:
-    """`whole` [layers, 2, kv_heads, tokens, row] in the pools of `shape`; zeros where there is nothing."""
-    pools = empty(shape, pool)
-    for rank, target in enumerate(pools):
-        part = whole[:, :, shape.heads(rank).start : shape.heads(rank).stop]
-        for place in range(-(-whole.shape[3] // shape.page_size)):
-            tokens = part[:, :, :, place * shape.page_size : (place + 1) * shape.page_size]
-            target[pages[place], :, :, :, : tokens.shape[3]] = tokens
+def within(spec: KVSpec, pool: Array, layer: int) -> Array:
+    """A view of a pool [pages, page bytes]: [pages, parts, heads, page_size, row]."""
+    begin, end = spec.starts[layer : layer + 2]
+    kind = spec.of_rank.layers[layer]
+    return pool[:, begin:end].reshape(len(pool), kind.parts, kind.heads, spec.page_size, kind.row_bytes)
+
+
+def empty(spec: KVSpec) -> list[Array]:
+    """A pool a rank."""
+    return [np.zeros((PAGES, spec.page_bytes), np.uint8) for _ in range(spec.ranks)]
+
+
+def divide(whole: Layers, spec: KVSpec, pages: list[int]) -> list[Array]:
+    """A sequence in the pools of `spec`; zeros where there is nothing."""
+    pools = empty(spec)
+    for rank, pool in enumerate(pools):
+        for layer, values in enumerate(whole):
+            heads = spec.heads(layer, rank)
+            part = values[:, heads.start : heads.stop]
+            for place in range(-(-values.shape[2] // spec.page_size)):
+                tokens = part[:, :, place * spec.page_size : (place + 1) * spec.page_size]
+                target = within(spec, pool[pages[place] : pages[place] + 1], layer)
+                padded = np.zeros(target.shape[1:], np.uint8)
+                padded[:, :, : tokens.shape[2]] = tokens
+                begin, end = spec.starts[layer : layer + 2]
+                pool[pages[place], begin:end] = padded.ravel()
     return pools
 
 
-def move(route: Route, pools: tuple[Array, Array], offsets: tuple[Array, Array], count: Array) -> None:
+def move(route: Route, pools: tuple[Array, Array], pieces: tuple[Any, Any, Any], count: Array) -> None:
     """Copy the pieces, and count how often each byte of the target was written."""
     source, target = (pool.reshape(-1) for pool in pools)
-    for begin, end in zip(*offsets, strict=True):
-        target[end : end + route.piece_bytes] = source[begin : begin + route.piece_bytes]
-        count.reshape(-1)[end : end + route.piece_bytes] += 1
+    for begin, end, size in zip(*pieces, strict=True):
+        target[end : end + size] = source[begin : begin + size]
+        count.reshape(-1)[end : end + size] += 1
 
 
 @given(
-    kv_heads=POWERS,
+    layers=layers_of(),
     ranks=st.tuples(POWERS, POWERS),
     sizes=st.sampled_from([(4, 4), (2, 4), (4, 2), (2, 8), (8, 2), (4, 6)]),
     tokens=st.integers(1, 20),
@@ -50,7 +72,7 @@ def move(route: Route, pools: tuple[Array, Array], offsets: tuple[Array, Array],
 )
 @settings(max_examples=300, deadline=None)
 def test_moving_by_the_layout_is_dividing_anew(
-    kv_heads: int,
+    layers: tuple[LayerKV, ...],
     ranks: tuple[int, int],
     sizes: tuple[int, int],
     tokens: int,
@@ -58,42 +80,49 @@ def test_moving_by_the_layout_is_dividing_anew(
     layerwise: bool,
     seed: int,
 ) -> None:
-    writer, holder = (Shape(LAYERS, kv_heads, size, ROW, count) for size, count in zip(sizes, ranks, strict=True))
+    writer, holder = (KVSpec(layers, size, count) for size, count in zip(sizes, ranks, strict=True))
     unit = block_tokens(*sizes)
     first = min(cached * holder.page_size, tokens - 1) // holder.page_size * holder.page_size
     random = np.random.default_rng(seed)
-    whole = random.integers(1, 256, (LAYERS, 2, kv_heads, -(-tokens // unit) * unit, ROW), np.uint8)
-    ours, theirs = list(random.permutation(24)), list(random.permutation(24))
-    sources = divide(whole, writer, ours, 24)
-    targets = empty(holder, 24)
+    length = -(-tokens // unit) * unit
+    whole = [random.integers(1, 256, (each.parts, each.heads, length, each.row_bytes), np.uint8) for each in layers]
+    ours, theirs = list(random.permutation(PAGES)), list(random.permutation(PAGES))
+    sources = divide(whole, writer, ours)
+    targets = empty(holder)
     counts = [np.zeros_like(pool) for pool in targets]
 
-    total = -(-tokens // unit) - first // unit
+    total = length // unit - first // unit
     local = block_numbers(ours, writer.page_size // unit, first // unit, first // unit + total)
     remote = block_numbers(theirs, holder.page_size // unit, 0, total)
+    every = range(len(layers))
     for route in routes(writer, holder):
-        for layers in [range(1), range(1, LAYERS)] if layerwise else [range(LAYERS)]:
-            offsets: Any = route.offsets(local, remote, layers)
-            pools = sources[route.writer], targets[route.holder]
-            assert route.source.page_bytes == pools[0][0].nbytes
-            assert route.target.page_bytes == pools[1][0].nbytes
-            move(route, pools, offsets, counts[route.holder])
+        moved = 0
+        for some in [every[:1], every[1:]] if layerwise and len(layers) > 1 else [every]:
+            pieces = route.pieces(local, remote, some)
+            assert route.source.moved_bytes(some) * len(local) == pieces[2].sum()
+            assert route.source.page_bytes == writer.page_bytes
+            assert route.target.page_bytes == holder.page_bytes
+            move(route, (sources[route.writer], targets[route.holder]), pieces, counts[route.holder])
+            moved += int(pieces[2].sum())
+        assert moved > 0, "a route that carries nothing"
 
-    for got, want in zip(targets, divide(whole[:, :, :, first:], holder, theirs, 24), strict=True):
+    for got, want in zip(targets, divide([each[:, :, first:] for each in whole], holder, theirs), strict=True):
         assert (got == want).all()
     for pool, count in zip(targets, counts, strict=True):
         assert ((pool > 0) == (count == 1)).all(), "a byte that came twice, or not at all"
 
 
 def test_equal_shapes_move_whole_layers_and_each_rank_to_its_twin() -> None:
-    shape = Shape(LAYERS, 8, 16, ROW, 4)
-    found = routes(shape, shape)
-    assert [(route.writer, route.holder, route.pieces) for route in found] == [(rank, rank, 1) for rank in range(4)]
-    assert all(route.piece_bytes * LAYERS == shape.page_bytes for route in found)
+    spec = KVSpec((LayerKV(2, 8, 4), LayerKV(1, 1, 9), LayerKV(2, 4, 2)), 16, 4)
+    found = routes(spec, spec)
+    assert [(route.writer, route.holder) for route in found] == [(rank, rank) for rank in range(4)]
+    # of the one latent that all ranks hold, each rank of the holder takes another rank's
+    assert all(route.whole for route in found)
+    assert all(route.source.moved_bytes(range(3)) == spec.page_bytes for route in found)
 
 
 def test_copies_of_a_head_share_the_work_of_writing_it() -> None:
-    found = routes(Shape(LAYERS, 2, 16, ROW, 4), Shape(LAYERS, 2, 16, ROW, 8))
+    found = routes(KVSpec.uniform(3, 2, 16, 4, 4), KVSpec.uniform(3, 2, 16, 4, 8))
     assert sorted(route.holder for route in found) == list(range(8))
     assert sorted(route.writer for route in found) == [0, 0, 1, 1, 2, 2, 3, 3]
 

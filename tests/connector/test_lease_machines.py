@@ -25,6 +25,10 @@ ALL = range(LAYERS)
 SPAN = 0, LAYERS
 
 
+def nonce_of(lease: int) -> int:
+    return 1000 + lease
+
+
 class Leases(RuleBasedStateMachine):
     """One writer and one holder. Messages of one direction stay in order; the two clocks drift apart."""
 
@@ -76,10 +80,10 @@ class Leases(RuleBasedStateMachine):
                     assert agent == D
                     assert lease not in self.back, "a write into pages that were taken back"
                     self.posted.append((lease, push, layers))
-                case sender.Announce((agent, lease), epoch, first, push, layers):
+                case sender.Announce((agent, lease), epoch, first, push, layers, nonce):
                     assert agent == D
                     span = layers.start, layers.stop
-                    self.to_holder.append(Written(lease, epoch, first, span, [0] * len(push.local)))
+                    self.to_holder.append(Written(lease, epoch, first, span, [0] * len(push.local), nonce))
                 case sender.NotifyHolder(agent, message):
                     assert agent == D
                     self.to_holder.append(message)
@@ -96,13 +100,13 @@ class Leases(RuleBasedStateMachine):
     def grant(self, lease: int, seconds: float) -> None:
         if lease not in self.granted:
             self.granted.add(lease)
-            self.holder.grant(lease, P, range(PAGES), self.holder_now, seconds)
+            self.holder.grant(lease, P, range(PAGES), self.holder_now, seconds, nonce_of(lease))
 
     @rule(lease=LEASES, seconds=st.sampled_from([1.0, 5.0]))
     def the_prompt_reaches_the_writer(self, lease: int, seconds: float) -> None:
         if lease in self.granted and lease not in self.opened:
             self.opened[lease] = 0
-            self.at_writer(self.writer.open((D, lease), EPOCH, self.writer_now + seconds))
+            self.at_writer(self.writer.open((D, lease), EPOCH, self.writer_now + seconds, nonce=nonce_of(lease)))
 
     @rule(lease=LEASES)
     def push(self, lease: int) -> None:
@@ -111,7 +115,7 @@ class Leases(RuleBasedStateMachine):
             page = self.opened[lease]
             self.opened[lease] += 1
             if page == PAGES:
-                complete = Push(complete=Complete(lease, EPOCH, PAGES * 16, PAGES, 5))
+                complete = Push(complete=Complete(lease, EPOCH, PAGES * 16, PAGES, 5, nonce=nonce_of(lease)))
                 return self.at_writer(self.writer.push((D, lease), complete, self.writer_now))
             for layer in range(LAYERS):
                 push = Push((page,), (page,), layer)
@@ -133,17 +137,18 @@ class Leases(RuleBasedStateMachine):
     @rule()
     def the_holder_hears(self) -> None:
         message = self.to_holder.popleft()
-        self.holder.heard(P, self.holder_now)
-        if not isinstance(message, Pong):
+        if isinstance(message, Pong):
+            self.at_holder(self.holder.heard(P, message, self.holder_now))
+        else:
             assert isinstance(message, Complete | Stopped | Written)
-            self.at_holder(self.holder.received(P, message))
+            self.at_holder(self.holder.received(P, message, self.holder_now))
 
     @precondition(lambda self: self.to_writer)
     @rule()
     def the_writer_hears(self) -> None:
         message = self.to_writer.popleft()
         if isinstance(message, Ping):
-            self.to_holder.append(Pong(0, EPOCH))
+            self.to_holder.append(Pong(message.lease, message.epoch, message.nonce))
         else:
             assert isinstance(message, Release)
             self.at_writer(self.writer.released(D, message, self.writer_now))
@@ -177,13 +182,23 @@ class Leases(RuleBasedStateMachine):
         self.opened |= dict.fromkeys(self.granted, PAGES + 1)
 
     @rule(
-        epoch=st.sampled_from([EPOCH - 1, EPOCH]), agent=st.sampled_from([P, "stranger"]), lease=st.integers(1, 9)
+        epoch=st.sampled_from([EPOCH - 1, EPOCH]),
+        agent=st.sampled_from([P, "stranger"]),
+        lease=st.integers(1, 9),
+        nonce=st.sampled_from([0, 1, 7777]),
     )
-    def a_stray_message_is_refused_by_name(self, epoch: int, agent: str, lease: int) -> None:
-        if epoch == EPOCH and agent == P:
-            lease += 100  # never granted
-        effects = list(self.holder.received(agent, Stopped(lease, epoch, "stray")))
+    def a_stray_message_is_refused_by_name(self, epoch: int, agent: str, lease: int, nonce: int) -> None:
+        effects = list(self.holder.received(agent, Stopped(lease, epoch, "stray", nonce), self.holder_now))
         assert [type(effect) for effect in effects] == [receiver.Rejected]
+        effects = list(self.holder.heard(agent, Pong(lease, EPOCH, nonce), self.holder_now))
+        assert all(isinstance(effect, receiver.Rejected) for effect in effects)
+
+    @rule(lease=LEASES, nonce=st.sampled_from([0, 1, 7777]))
+    def a_stray_release_stops_no_write(self, lease: int, nonce: int) -> None:
+        before = len(self.writer)
+        effects = list(self.writer.released(D, Release(lease, EPOCH, nonce=nonce), self.writer_now))
+        assert len(self.writer) == before
+        assert {type(effect) for effect in effects} <= {receiver.Rejected, sender.NotifyHolder}
 
     @invariant()
     def a_lease_is_either_open_or_back(self) -> None:
@@ -232,7 +247,7 @@ def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> No
     machine.grant(2, "other", range(PAGES), 0.0, 60.0)
     asked = []
     for quarter in range(1, 16):
-        machine.heard("other", quarter / 4)
+        machine.heard("other", Pong(2, EPOCH), quarter / 4)
         asked += [e for e in machine.tick(quarter / 4) if isinstance(e, receiver.Fenced)]
     assert asked == [receiver.Fenced(1, "lease_writer_silent", P)]
 
@@ -240,10 +255,10 @@ def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> No
 def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    (verify,) = machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]))
+    (verify,) = machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]), 0.0)
     assert verify == receiver.Verify(1, P, (0, 1), ALL, (7, 8))
     machine.verified(1, P, 2)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5), 0.0)
     assert isinstance(effect, receiver.Reclaimed)
     assert "2 pages of 3" in effect.reason
 
@@ -251,9 +266,9 @@ def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
 def test_a_completion_that_says_fewer_pages_is_none_though_all_are_written() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9]), 0.0))
     machine.verified(1, P, 3)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 2, 5))
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 2, 5), 0.0)
     assert isinstance(effect, receiver.Reclaimed)
     assert "2 pages of 3" in effect.reason
 
@@ -265,7 +280,7 @@ def test_only_the_dead_writers_pages_come_back() -> None:
     gone = list(machine.died(P))
     assert [type(effect) for effect in gone] == [receiver.Reclaimed] * 2
     assert {effect.lease for effect in gone if isinstance(effect, receiver.Reclaimed)} == {1, 3}
-    assert [type(e) for e in machine.received("other", Stopped(2, EPOCH, "done"))] == [receiver.Reclaimed]
+    assert [type(e) for e in machine.received("other", Stopped(2, EPOCH, "done"), 0.0)] == [receiver.Reclaimed]
 
 
 def test_a_lease_is_fenced_once_and_its_writer_asked_until_it_answers() -> None:
@@ -285,15 +300,15 @@ def test_a_writer_that_owes_something_is_pinged_and_another_is_not() -> None:
     machine.grant(1, P, range(PAGES), 1.0, 9.0)
     for quarter in range(5):
         now = 1.0 + quarter * PING_INTERVAL
-        assert list(machine.tick(now)) == [receiver.NotifyWriter(P, Ping(0, EPOCH))]
+        assert list(machine.tick(now)) == [receiver.NotifyWriter(P, Ping(1, EPOCH))]
         assert list(machine.tick(now + 0.01)) == []
 
 
 def test_the_silence_between_two_leases_is_nobodys_fault() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 9.0)
-    machine.heard(P, 0.5)
-    list(machine.received(P, Stopped(1, EPOCH, "done")))
+    machine.heard(P, Pong(1, EPOCH), 0.5)
+    list(machine.received(P, Stopped(1, EPOCH, "done"), 0.0))
     machine.grant(2, P, range(PAGES), 100.0, 9.0)
     assert not [e for e in machine.tick(100.0 + SILENCE / 2) if isinstance(e, receiver.Fenced)]
     machine.grant(3, P, range(PAGES), 100.0 + SILENCE / 2, 9.0)  # another lease does not excuse the first's silence
@@ -415,7 +430,7 @@ def test_a_lender_is_pinged_while_it_is_read_from_and_a_holder_that_is_written_t
     assert list(machine.open(("lender", 3), EPOCH, 9.0, reading=True)) == []
     for quarter in range(1, 4):
         now = quarter * sender.PING_INTERVAL
-        assert list(machine.tick(now)) == [sender.NotifyHolder("lender", Ping(0, EPOCH))]
+        assert list(machine.tick(now)) == [sender.NotifyHolder("lender", Ping(3, EPOCH))]
         assert list(machine.tick(now + 0.01)) == []
     assert kinds(machine.died("lender")) == ["Failed", "Failed"]
     assert list(machine.tick(5.0)) == []
@@ -455,9 +470,9 @@ def test_writes_under_way_are_bounded_and_the_rest_follows() -> None:
 def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9]), 0.0))
     machine.verified(1, P, 2)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5), 0.0)
     assert isinstance(effect, receiver.Reclaimed)
     assert (effect.code, effect.proof) == ("kv_digest_mismatch", "acknowledged")
 
@@ -466,7 +481,7 @@ def test_pages_announced_out_of_order_are_refused() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
     for first, count in [(1, 1), (0, 4)]:
-        (effect,) = machine.received(P, Written(1, EPOCH, first, SPAN, [0] * count))
+        (effect,) = machine.received(P, Written(1, EPOCH, first, SPAN, [0] * count), 0.0)
         assert isinstance(effect, receiver.Rejected)
 
 
@@ -474,7 +489,7 @@ def test_layers_announced_out_of_order_are_refused() -> None:
     for spans in [[(1, 2)], [(0, 1), (0, 1)], [(0, 3)], [(0, 0)], [(0, 1), (1, 3)]]:
         machine = Receiver(EPOCH, LAYERS)
         machine.grant(1, P, range(3), 0.0, 9.0)
-        *before, last = [list(machine.received(P, Written(1, EPOCH, 0, span, [0, 0]))) for span in spans]
+        *before, last = [list(machine.received(P, Written(1, EPOCH, 0, span, [0, 0]), 0.0)) for span in spans]
         assert all(isinstance(effect, receiver.Verify) for (effect,) in before)
         assert [type(effect) for effect in last] == [receiver.Rejected], spans
 
@@ -482,8 +497,8 @@ def test_layers_announced_out_of_order_are_refused() -> None:
 def test_layers_of_other_pages_than_those_begun_are_refused() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [0, 0])))
-    (effect,) = machine.received(P, Written(1, EPOCH, 0, (1, 2), [0, 0, 0]))
+    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [0, 0]), 0.0))
+    (effect,) = machine.received(P, Written(1, EPOCH, 0, (1, 2), [0, 0, 0]), 0.0)
     assert isinstance(effect, receiver.Rejected)
 
 
@@ -495,7 +510,7 @@ def test_a_strangers_word_about_a_lease_is_refused_whatever_it_is() -> None:
     ):
         machine = Receiver(EPOCH, LAYERS)
         machine.grant(1, P, range(2), 0.0, 9.0)
-        (effect,) = machine.received("stranger", message)
+        (effect,) = machine.received("stranger", message, 0.0)
         assert effect == receiver.Rejected("stranger", 1, f"the lease is {P}'s")
         assert len(machine) == 1
 
@@ -503,9 +518,44 @@ def test_a_strangers_word_about_a_lease_is_refused_whatever_it_is() -> None:
 def test_a_completion_after_the_fence_gives_the_pages_back_and_settles_nothing() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(2), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8])))
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]), 0.0))
     machine.verified(1, P, 2)
     list(machine.revoke(1, 1.0))
-    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5))
+    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5), 0.0)
     assert isinstance(effect, receiver.Reclaimed)
     assert effect.proof == "acknowledged"
+
+
+def test_no_word_counts_without_the_nonce_of_its_lease() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(1), 0.0, 60.0, nonce=77)
+    machine.lend(2, P, 0.0, 60.0, nonce=78)
+    forged = [
+        Written(1, EPOCH, 0, SPAN, [7], nonce=76),
+        Complete(1, EPOCH, 16, 1, 5, nonce=78),
+        Stopped(1, EPOCH, "forged"),
+        Stopped(2, EPOCH, "forged", nonce=77),
+    ]
+    for message in forged:
+        (effect,) = machine.received(P, message, 1.9)
+        assert isinstance(effect, receiver.Rejected)
+        assert "nonce" in effect.why
+    (effect,) = machine.heard(P, Pong(1, EPOCH), 1.9)
+    assert isinstance(effect, receiver.Rejected)
+    assert len(machine) == 2
+    silent = [e for e in machine.tick(SILENCE + 0.1) if isinstance(e, receiver.Fenced)]
+    assert {each.lease for each in silent} == {1, 2}, "who does not know the nonce was heard"
+    (effect,) = machine.received(P, Stopped(1, EPOCH, "done", nonce=77), 3.0)
+    assert isinstance(effect, receiver.Reclaimed)
+
+
+def test_a_forged_release_refuses_no_prompt_and_stops_none() -> None:
+    machine = Sender(LAYERS)
+    assert [type(e) for e in machine.released(D, Release(1, EPOCH, nonce=5), 0.0)] == [sender.NotifyHolder]
+    assert list(machine.open((D, 1), EPOCH, 9.0, nonce=77)) == []
+    assert [type(e) for e in machine.released(D, Release(1, EPOCH, nonce=5), 0.0)] == [receiver.Rejected]
+    assert len(machine) == 1
+    assert [type(e) for e in machine.released(D, Release(1, EPOCH, nonce=77), 0.0)] == [
+        sender.Failed,
+        sender.NotifyHolder,
+    ]

@@ -29,6 +29,10 @@ SHAPE = Fingerprint("m", "", "float32", HEADS_APART, 16, LAYERS, 2, 16, "rope")
 REGION = Region(0, 8, 64)
 
 
+def nonce_of(lease: int) -> int:
+    return 5000 + lease
+
+
 class Rank:
     """A transfer thread that does one thing when it is told to."""
 
@@ -62,7 +66,9 @@ class Rank:
                 case Grant(lease, to):
                     for agent in self.partners(to, writes=True):
                         if agent in self.world.living:
-                            self.holder.grant(lease.id, agent, lease.pages, self.world.now, lease.seconds)
+                            self.holder.grant(
+                                lease.id, agent, lease.pages, self.world.now, lease.seconds, lease.nonce
+                            )
                         else:
                             self.apply([receiver.Reclaimed(lease.id, "writer_died", "dead", writer=agent)])
                 case Revoke(lease):
@@ -72,8 +78,9 @@ class Rank:
                 case Lend(loan, to):
                     for agent in self.partners(to, writes=False):
                         if agent in self.world.living:
-                            self.holder.lend(loan.id, agent, self.world.now, loan.seconds)
-                            self.send(agent, notifications.Lent(loan.id, loan.epoch, loan.pages, [0] * PAGES))
+                            self.holder.lend(loan.id, agent, self.world.now, loan.seconds, loan.nonce)
+                            lent = notifications.Lent(loan.id, loan.epoch, loan.pages, [0] * PAGES, loan.nonce)
+                            self.send(agent, lent)
                         else:
                             self.apply([receiver.Reclaimed(loan.id, "writer_died", "dead", writer=agent)])
                 case Read(to, loan):
@@ -92,28 +99,31 @@ class Rank:
         self.opened.open((to.agent, lease.id), parts)
         for part in parts:
             if reading:
-                self.reads.open(part)
-            self.apply(self.writer.open(part, lease.epoch, self.world.now + lease.seconds, reading))
+                self.reads.open(part, lease.nonce)
+            until = self.world.now + lease.seconds
+            self.apply(self.writer.open(part, lease.epoch, until, reading, lease.nonce))
 
     def hear(self) -> None:
         if not self.inbox:
             return
         agent, message = self.inbox.popleft()
         self.obey()
-        self.holder.heard(agent, self.world.now)
         match message:
             case notifications.Release():
                 self.apply(self.writer.released(agent, message, self.world.now))
-            case notifications.Ping(lease, epoch):
-                self.send(agent, notifications.Pong(lease, epoch))
+            case notifications.Ping(lease, epoch, nonce):
+                if self.holder.has(lease, agent):
+                    self.apply(self.holder.heard(agent, message, self.world.now))
+                self.send(agent, notifications.Pong(lease, epoch, nonce))
             case notifications.Pong():
-                pass
-            case notifications.Lent(lease, _, pages, digests):
-                waiting = self.reads.lent((agent, lease), dict(zip(pages, digests, strict=True)))
+                self.apply(self.holder.heard(agent, message, self.world.now))
+            case notifications.Lent(lease, _, pages, digests, nonce):
+                waiting = self.reads.lent((agent, lease), dict(zip(pages, digests, strict=True)), nonce)
+                assert waiting is not None
                 for push in waiting:
                     self.apply(self.writer.push((agent, lease), push, self.world.now))
             case _:
-                self.apply(self.holder.received(agent, message))
+                self.apply(self.holder.received(agent, message, self.world.now))
 
     def tick(self) -> None:
         self.apply([*self.holder.tick(self.world.now), *self.writer.tick(self.world.now)])
@@ -137,9 +147,10 @@ class Rank:
                 case sender.Post(key, push):
                     assert key[1] not in self.world.back, "a rank writes, or reads, pages that were taken back"
                     self.posted.append((key, push))
-                case sender.Announce((agent, lease), epoch, first, push, layers):
+                case sender.Announce((agent, lease), epoch, first, push, layers, nonce):
                     span = layers.start, layers.stop
-                    self.send(agent, notifications.Written(lease, epoch, first, span, [0] * len(push.local)))
+                    written = notifications.Written(lease, epoch, first, span, [0] * len(push.local), nonce)
+                    self.send(agent, written)
                 case receiver.Verify(lease, agent, pages):
                     self.holder.verified(lease, agent, len(pages))
                 case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
@@ -209,13 +220,15 @@ class Leases(RuleBasedStateMachine):
     def a_lease_is_granted(self, seconds: float) -> None:
         to = self.prefill[0].endpoint
         epoch = self.decode[0].endpoint.epoch
-        lease = Lease(len(self.granted), epoch, [0, 1], 0, seconds, to.agent, to.epoch)
+        id = len(self.granted)
+        lease = Lease(id, epoch, [0, 1], 0, seconds, to.agent, to.epoch, nonce=nonce_of(id))
         self.granted[lease.id] = lease
         self.holders.grant(lease, self.prefill[0].endpoint, 0)
 
     @rule(seconds=st.sampled_from([3.0, SECONDS]))
     def pages_are_lent(self, seconds: float) -> None:
-        loan = Loan(len(self.granted), self.decode[0].endpoint.epoch, [0, 1], 0, seconds)
+        id = len(self.granted)
+        loan = Loan(id, self.decode[0].endpoint.epoch, [0, 1], 0, seconds, nonce_of(id))
         self.granted[loan.id] = loan
         self.holders.lend(loan, self.prefill[0].endpoint)
 
@@ -240,7 +253,9 @@ class Leases(RuleBasedStateMachine):
             self.writers.push(key, Push((page,), (page,)))
         else:
             epoch, lent = self.granted[lease].epoch, isinstance(self.granted[lease], Loan)
-            last = Stopped(lease, epoch, "read") if lent else Complete(lease, epoch, PAGES * 16, PAGES, 5)
+            nonce = nonce_of(lease)
+            complete = Complete(lease, epoch, PAGES * 16, PAGES, 5, nonce=nonce)
+            last = Stopped(lease, epoch, "read", nonce) if lent else complete
             self.writers.push(key, Push(complete=last))
 
     @precondition(lambda self: self.granted)

@@ -1,5 +1,7 @@
 """Pages read from another process over real NIXL: bytes, digests, and what ends a loan."""
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -94,13 +96,26 @@ def test_the_death_of_a_reader_ends_its_loan(side: Side, reader: Peer) -> None:
 
 def test_the_death_of_a_lender_that_has_said_nothing_yet_ends_the_read_long_before_the_loan(side: Side) -> None:
     lender, loans = Peer(0x22), [Loan(id_, 0x22, [3], 0, 3600.0) for id_ in (5, 6)]
-    lender.lend(loans[0], side.endpoint)  # and never the other
+    lender.lend(loans[0], side.endpoint)
     for loan, page in zip(loans, (21, 20), strict=True):
         side.handoff.command(Read(lender.endpoint, loan))
         side.handoff.push((lender.endpoint.agent, loan.id), Push((page,), (3,)))
-    side.wait(sender.Done)
+        if loan is loans[0]:
+            side.wait(sender.Done)
+            assert lender.process.pid is not None
+            os.kill(lender.process.pid, signal.SIGSTOP)  # so it says nothing of the other
     assert (side.pool[21] == 3).all()
     lender.kill()
     failed = [side.wait(sender.Failed) for _ in loans]
     assert {each.reason for each in failed} == {"the decode worker died"}
     assert (side.pool[20] == 120).all()
+
+
+def test_a_loan_that_its_lender_does_not_know_ends_the_read_at_once(side: Side) -> None:
+    lender, loan = Peer(0x22), Loan(6, 0x22, [3], 0, 3600.0, nonce=5)
+    lender.lend(Loan(5, 0x22, [3], 0, 3600.0, nonce=4), side.endpoint)  # so it knows whom to answer
+    try:
+        side.handoff.command(Read(lender.endpoint, loan))
+        assert "released" in side.wait(sender.Failed).reason
+    finally:
+        lender.close()

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from kvasir_engine.connector.digester import Digester
-from kvasir_engine.connector.layout import Cut, Shape
+from kvasir_engine.connector.layout import Cut, LayerCut
+from kvasir_engine.kv.spec import KVSpec
 
 
 def in_interpreter(test: str) -> None:
@@ -26,8 +27,8 @@ def pair(pages: int, layers: int, heads: int, tokens: int, dim: int) -> tuple[to
 
     bits = np.random.default_rng(pages + dim).integers(-(1 << 15), 1 << 15, (pages, layers, 2, heads, tokens, dim))
     pool = torch.from_numpy(bits.astype(np.int16))
-    shape = Shape(layers, heads, tokens, dim * 2)
-    ours = Digester(0, pages, shape, measure=PoolDigests(pool, dim * 2))
+    shape = KVSpec.uniform(layers, heads, tokens, dim * 2)
+    ours = Digester(0, pages, shape, measure=PoolDigests(pool))
     return pool, ours, Digester(pool.data_ptr(), pages, shape)
 
 
@@ -35,7 +36,7 @@ def kernel_and_twin() -> None:
     for heads, tokens, dim in ((2, 16, 32), (1, 4, 64), (3, 24, 12), (2, 32, 128)):
         _, ours, host = pair(3, 4, heads, tokens, dim)
         for layers in (range(4), range(1, 3)):
-            cuts = [None, Cut(4, heads, heads - 1, 1, 2, tokens // 2 * dim * 2)]
+            cuts = [None, Cut((LayerCut(2, heads, heads - 1, 1, dim * 2),) * 4, tokens // 2, 2)]
             for cut in cuts:
                 blocks = [2, 0, 1] if cut is None else [5, 0, 3, 2]
                 right = host.measured(blocks, layers, cut)

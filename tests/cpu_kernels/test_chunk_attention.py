@@ -60,7 +60,10 @@ def test_mixed_batches_come_out_as_from_the_torch_backend(
     sequences = [
         (rng.choice([1, min(2, context), rng.randint(1, context), context]), context) for context in contexts
     ]
-    batch, shape = batch_of(sequences, page_size), PoolShape(len(windows), kv_heads, dim, page_size, torch.bfloat16)
+    batch, shape = (
+        batch_of(sequences, page_size),
+        PoolShape.uniform(len(windows), kv_heads, dim, page_size, torch.bfloat16),
+    )
     spec = AttentionSpec(heads, 1.3 * dim**-0.5, windows)
     pools = [KVPool(shape, PAGES, CPU) for _ in range(2)]
     pools[0].tensor.normal_()

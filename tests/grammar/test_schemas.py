@@ -1,4 +1,4 @@
-"""What comes of walking through any of 300 schemas validates, by jumps and by masks, in vocabularies of all kinds."""
+"""What comes of walking through any of 300 schemas validates, by jumps and by masks, in three vocabularies."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def test_every_finished_walk_validates(family: str) -> None:
         for turn, whitespace in enumerate([None, "", " ?"]):
             kind = KINDS[(place + turn) % len(KINDS)]
             finished += _walks(name, schema, kind, whitespace, jump=bool((place + turn) % 2))
-    assert finished > 40
+    assert finished > 20
 
 
 def _walks(name: str, schema: Schema, kind: str, whitespace: str | None, jump: bool) -> int:

@@ -15,6 +15,7 @@ import pytest
 from kvasir_operator.api import InferenceService, parse
 from kvasir_operator.local import addresses, machine, pods, state, view
 from kvasir_operator.local.addresses import PodAddress
+from kvasir_operator.local.certificates import pod_certificates
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.machine import Machine
 from kvasir_operator.local.manifest import Manifest
@@ -50,13 +51,41 @@ def test_each_pod_listens_on_its_own_address_and_the_router_knows_the_workers() 
     assert [env_of(p)["KVASIR_HOST"] for p in found] == [a.ip for a in where]
     for router in found[3:]:
         args = router.pod["spec"]["containers"][0]["args"]
-        assert [args[i + 1] for i, a in enumerate(args) if a == "--worker"] == [f"http://{a}" for a in where[:3]]
+        assert [args[i + 1] for i, a in enumerate(args) if a == "--worker"] == [
+            f"https://{a.ip}:8443" for a in where[:3]
+        ]
+
+
+def test_without_encryption_workers_are_spoken_to_at_their_one_port() -> None:
+    wanted = service(prefill=CPU, decode=CPU, transfer={"encryption": "Off"})
+    where = [PodAddress(f"127.64.0.{n}", 8000) for n in range(1, 4)]
+    (*_, router) = pods.pods(wanted, where, Machine())
+    args = router.pod["spec"]["containers"][0]["args"]
+    assert [args[i + 1] for i, a in enumerate(args) if a == "--worker"] == [f"http://{a}" for a in where[:2]]
+    assert pod_certificates(wanted) == {}
+
+
+def test_a_run_has_an_authority_of_its_own_and_keeps_its_key_nowhere() -> None:
+    wanted = service(prefill=CPU, decode=CPU)
+    first, second = pod_certificates(wanted), pod_certificates(wanted)
+    mounted = {
+        volume["secret"]["secretName"]
+        for pod in pods.pods(wanted, [PodAddress(f"127.64.0.{n}", 8000) for n in range(1, 4)], Machine())
+        for volume in pod.pod["spec"]["volumes"]
+        if volume["name"] == "tls"
+    }
+    assert mounted == set(first) == {"llm-prefill-tls", "llm-decode-tls", "llm-router-tls"}
+    assert first["llm-router-tls"]["ca.crt"] != second["llm-router-tls"]["ca.crt"]
+    assert all(set(each) == {"ca.crt", "tls.crt", "tls.key"} for each in first.values())
+    own = [new for each in first.values() for new in each["tls.crt"].split(b"-----BEGIN")[1:]]
+    assert len(own) == 3, "no authority among what pods show"
 
 
 def test_pods_on_one_address_get_ports_of_their_own() -> None:
     where = [PodAddress("127.0.0.1", port) for port in (5001, 5002, 5003)]
     for pod in pods.pods(service(prefill=CPU, decode=CPU), where, Machine()):
         assert env_of(pod)["KVASIR_PORT"] == str(pod.address.port)
+        assert ("KVASIR_WORKER_PORT" in env_of(pod)) == (pod.role != "router")
         ports = pod.pod["spec"]["containers"][0]["ports"]
         assert [p["containerPort"] for p in ports if p["name"] == "http"] == [pod.address.port]
 
@@ -96,7 +125,7 @@ def test_a_worker_over_two_nodes_is_two_pods_of_which_the_router_knows_the_leade
     assert [p.group for p in workers] == [p.name for p in leaders for _ in range(2)]
     args = router.pod["spec"]["containers"][0]["args"]
     known = [args[i + 1] for i, a in enumerate(args) if a == "--worker"]
-    assert known == [f"http://127.64.0.{n}" + ":8000" for n in (1, 2, 4)]
+    assert known == [f"https://127.64.0.{n}:8443" for n in (1, 2, 4)]
     for place, worker in enumerate(workers):
         env = env_of(worker)
         assert env["LWS_LEADER_ADDRESS"] == leaders[place // 2].address.ip, "a name that resolves here"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kvasir_engine.errors import ModelError
-from kvasir_engine.model.architectures import load_config, parse_config
 from kvasir_engine.model.config import Experts, Rope
+from kvasir_engine.model.models.registry import load_config, parse_config
 
 LLAMA_3_1_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -161,15 +161,16 @@ def test_a_replayed_step_waits_for_nothing_and_says_that_it_was_one(tmp_path: Pa
 
 def test_a_gpus_pages_have_the_digests_of_the_same_bytes_on_a_host() -> None:
     from kvasir_engine.connector.digester import Digester
-    from kvasir_engine.connector.layout import Cut, Shape
+    from kvasir_engine.connector.layout import Cut, LayerCut
     from kvasir_engine.connector.triton_digests import PoolDigests
+    from kvasir_engine.kv.spec import KVSpec
 
     for heads, tokens, dim in ((8, 16, 128), (3, 16, 64), (2, 32, 20)):
         pool = torch.randn(40, 4, 2, heads, tokens, dim).bfloat16()
-        shape = Shape(4, heads, tokens, dim * 2)
-        ours = Digester(0, 40, shape, measure=PoolDigests(pool.cuda(), dim * 2))
+        shape = KVSpec.uniform(4, heads, tokens, dim * 2)
+        ours = Digester(0, 40, shape, measure=PoolDigests(pool.cuda()))
         host = Digester(pool.data_ptr(), 40, shape)
-        for cut in (None, Cut(4, heads, heads - 1, 1, 2, tokens // 2 * dim * 2)):
+        for cut in (None, Cut((LayerCut(2, heads, heads - 1, 1, dim * 2),) * 4, tokens // 2, 2)):
             blocks = list(range(39, -1, -3))
             assert ours.measured(blocks, range(1, 4), cut).values == host.measured(blocks, range(1, 4), cut).values
 

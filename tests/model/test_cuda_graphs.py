@@ -372,7 +372,7 @@ def test_graphs_are_as_large_as_a_batch_can_be_unless_another_size_is_asked_for(
 
 
 def test_a_pool_with_a_scratch_page_has_one_page_more_than_it_gives_out() -> None:
-    shape = PoolShape(1, 1, 8, 4, torch.float32)
+    shape = PoolShape.uniform(1, 1, 8, 4, torch.float32)
     pool = KVPool(shape, 3, CPU, scratch=True)
     assert (pool.pages, pool.scratch, len(pool.tensor)) == (3, 3, 4)
     assert KVPool(shape, 3, CPU).scratch is None

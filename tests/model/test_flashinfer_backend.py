@@ -65,7 +65,7 @@ def test_the_arrays_name_every_token_of_every_sequence_in_order(case: tuple[Forw
 
 
 def pool_of(pages: int, size: int, layers: int = 2, dtype: torch.dtype = torch.float32) -> KVPool:
-    pool = KVPool(PoolShape(layers, 2, 8, size, dtype), pages, CPU)
+    pool = KVPool(PoolShape.uniform(layers, 2, 8, size, dtype), pages, CPU)
     pool.tensor.normal_(generator=torch.Generator().manual_seed(1))
     return pool
 
@@ -132,7 +132,7 @@ def test_a_pool_that_flashinfer_cannot_read_is_named(
     head_dim: int, dtype: torch.dtype, heads: int, why: str | None
 ) -> None:
     class OnGpu:
-        shape = PoolShape(1, 2, head_dim, 4, dtype)
+        shape = PoolShape.uniform(1, 2, head_dim, 4, dtype)
         tensor = torch.empty(0, device="meta")
 
     OnGpu.tensor = type("Tensor", (), {"device": torch.device("cuda", 0)})()  # type: ignore[assignment]
@@ -165,11 +165,11 @@ def test_on_a_gpu_flashinfer_attends_as_torch_does_in_float32(
     heads: int, kv_heads: int, head_dim: int, window: int | None
 ) -> None:
     cuda, size = torch.device("cuda"), 16
-    shape = PoolShape(3, kv_heads, head_dim, size, torch.bfloat16)
+    shape = PoolShape.uniform(3, kv_heads, head_dim, size, torch.bfloat16)
     spec = AttentionSpec(heads, head_dim**-0.5, (window, None, window))
     ours = KVPool(shape, 64, cuda)
     ours.tensor.normal_()
-    exact = KVPool(PoolShape(3, kv_heads, head_dim, size, torch.float32), 64, CPU)
+    exact = KVPool(PoolShape.uniform(3, kv_heads, head_dim, size, torch.float32), 64, CPU)
     exact.tensor.copy_(ours.tensor)
     lens = [(1, 40), (1, 0), (1, 333), (17, 0), (33, 100), (1, 15)]
     context = [new + before for new, before in lens]

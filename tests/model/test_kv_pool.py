@@ -7,10 +7,10 @@ import torch
 
 from kvasir_engine.errors import ModelError
 from kvasir_engine.executor.model_runner import CONTEXT_BYTES, default_kv_memory
-from kvasir_engine.kv.pool import KVPool, PoolShape, free_memory, host_free_memory
+from kvasir_engine.kv.pool import KVPool, LayerShape, PoolShape, free_memory, host_free_memory
 
 CPU = torch.device("cpu")
-SMOLLM2 = PoolShape(layers=30, kv_heads=3, head_dim=64, page_size=16, dtype=torch.bfloat16)
+SMOLLM2 = PoolShape.uniform(layers=30, kv_heads=3, head_dim=64, page_size=16, dtype=torch.bfloat16)
 
 
 def test_a_page_is_contiguous_and_pages_follow_each_other() -> None:
@@ -30,6 +30,30 @@ def test_a_page_can_be_copied_outside_inference_mode() -> None:
     pool.copy_page(0, 2)
     assert torch.equal(pool.tensor[2], pool.tensor[0])
     assert not pool.tensor[1].any()
+
+
+def test_layers_that_differ_lie_one_after_another_in_a_page() -> None:
+    kinds = (
+        LayerShape(2, 3, 8, torch.bfloat16),
+        LayerShape(1, 1, 20, torch.float32),
+        LayerShape(2, 1, 4, torch.int8),
+    )
+    pool = KVPool(PoolShape(kinds, 16), 3, CPU)
+    assert pool.page_bytes == 16 * (2 * 3 * 16 + 80 + 8)
+    for number, kind in enumerate(kinds):
+        assert pool.layer(number).shape == (3, kind.parts, kind.heads, 16, kind.dim)
+        pool.layer(number).fill_(number + 1)
+    pool.copy_page(0, 2)
+    for number in range(3):
+        assert (pool.layer(number) == number + 1).all()
+    with pytest.raises(ModelError, match="layers differs"):
+        _ = pool.tensor
+
+
+def test_a_layer_of_a_pool_is_that_of_its_whole_tensor() -> None:
+    pool = KVPool(SMOLLM2, 2, CPU)
+    pool.tensor.copy_(torch.randn(pool.tensor.shape))
+    assert all(torch.equal(pool.layer(number), pool.tensor[:, number]) for number in range(30))
 
 
 def test_a_pool_larger_than_memory_is_refused_with_both_numbers() -> None:

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from tiny_gguf import SIZES, write_gguf
 
 from kvasir_engine.errors import ModelError
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading import gguf, resolver
 from kvasir_engine.model.loading.packages import PACKAGES, ModelPackage
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.safetensors_files import weights_digest
+from kvasir_engine.model.models.registry import load_config
 
 torch.set_num_threads(1)
 

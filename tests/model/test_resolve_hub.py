@@ -12,7 +12,7 @@ import pytest
 from fake_hub import COMMIT, serve_hub
 from tiny_models import llama
 
-from kvasir_engine.model.architectures import load_config
+from kvasir_engine.model.models.registry import load_config
 
 RESOLVE = """
 import json, sys

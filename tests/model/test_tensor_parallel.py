@@ -27,8 +27,8 @@ from kvasir_engine.executor.model_runner import ModelRunner
 from kvasir_engine.executor.rank_protocol import Step
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.model import tensor_parallel
-from kvasir_engine.model.architectures import parse_config
 from kvasir_engine.model.layers.basic import Head
+from kvasir_engine.model.models.registry import parse_config
 from kvasir_engine.model.tensor_parallel import Shard, shard
 
 RANK_PROCESS = Path(__file__).with_name("rank_process.py")

@@ -268,10 +268,12 @@ MUTANTS = [
     Mutant(
         "a fenced lease's writer is asked once only",
         HOLDER,
-        "                    effects.append(NotifyWriter(writer, Release(lease, self.epoch)))\n",
+        "                    effects.append(NotifyWriter(writer, Release(lease, self.epoch, nonce=part.nonce)))\n",
         "",
     ),
-    Mutant("nobody is pinged", HOLDER, "effects.append(NotifyWriter(writer, Ping(0, self.epoch)))", "pass"),
+    Mutant(
+        "nobody is pinged", HOLDER, "effects.append(NotifyWriter(writer, Ping(lease, self.epoch, nonce)))", "pass"
+    ),
     # -- the writer's side of a lease
     Mutant(
         "Stopped is sent while a write is under way",
@@ -288,7 +290,7 @@ MUTANTS = [
     Mutant(
         "a release leaves no tombstone",
         WRITER,
-        '            self._remember((*key, message.epoch), "released by the decode worker")\n',
+        '            self._remember((*key, message.epoch, message.nonce), "released by the decode worker")\n',
         "",
     ),
     Mutant(
@@ -351,16 +353,19 @@ MUTANTS = [
     Mutant(
         "a digest leaves out the last layer",
         DIGEST,
-        "rows[p, layers.start : layers.stop, :, heads, at]",
-        "rows[p, [*layers[:-1], layers.start], :, heads, at]",
+        "found[:, within] = digests.reshape(len(blocks), len(run), cut.tokens)",
+        "found[:, within] = digests.reshape(len(blocks), len(run), cut.tokens)\n        found[:, -1] = 1",
     ),
     Mutant(
-        "a kernel's digest is of the first heads",
-        DIGEST,
-        "(self._address + cut.first * head_bytes)",
-        "self._address",
+        "a part's digest is of the first heads",
+        LAYOUT,
+        " + kind.first * self.head_bytes(kind)",
+        "",
     ),
-    Mutant("a digest is of other heads too", DIGEST, "slice(cut.first, cut.first + cut.count)", "slice(cut.count)"),
+    Mutant(
+        "a digest is of other heads too", DIGEST, "kind.parts, kind.count, cut.tokens", "kind.parts, 1, cut.tokens"
+    ),
+    Mutant("a digest is of K alone", DIGEST, "kind.parts, kind.count, cut.tokens", "1, kind.count, cut.tokens"),
     Mutant(
         "what arrived is taken for what was written",
         DIGEST,
@@ -372,13 +377,13 @@ MUTANTS = [
     Mutant(
         "what was written is what is there now",
         DIGEST,
-        "if self._kept is None or cut.count != cut.heads:",
-        "if self._kept or cut.count != cut.heads:",
+        "if self._kept is None or not cut.complete:",
+        "if self._kept or not cut.complete:",
     ),
     Mutant(
         "digests of some heads are kept as of all",
         DIGEST,
-        "if self._kept is not None and blocks and cut.count == cut.heads:",
+        "if self._kept is not None and blocks and cut.complete:",
         "if self._kept is not None and blocks:",
     ),
     Mutant(
@@ -773,14 +778,13 @@ MUTANTS = [
     Mutant(
         "a rank's heads are counted from the model's first",
         LAYOUT,
-        "first=heads[0] - held.start,",
-        "first=heads[0],",
+        "first = chosen[0] - held.start if",
+        "first = chosen[0] if",
     ),
-    Mutant("every block is a page's first", LAYOUT, " + place * self.block_bytes", " + 0 * place"),
-    Mutant("V goes where K is", LAYOUT, "[:, None] * self.heads + heads", "[:, None] * 0 + heads"),
-    Mutant(
-        "a layer begins where the one before does", LAYOUT, "stride = 2 * self.heads", "stride = 1 * self.heads"
-    ),
+    Mutant("every block is a page's first", LAYOUT, " + place * (self.tokens * kind.row_bytes)", " + 0 * place"),
+    Mutant("V goes where K is", LAYOUT, "[:, None] * kind.heads", "[:, None] * 0"),
+    Mutant("a layer begins where the page does", LAYOUT, "begin[:, None] + starts", "begin[:, None] + 0 * starts"),
+    Mutant("heads of a layer go with those of another", LAYOUT, "[layer].append(head)", "[0].append(head)"),
     Mutant("a block's place is its page's", LAYOUT, "* a_page + place % a_page for", "* a_page for"),
     Mutant(
         "one of the copies of a head is always the one written",

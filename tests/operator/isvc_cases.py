@@ -124,6 +124,8 @@ class FakeCluster:
         self.refuse: dict[str, ClusterError] = {}
         self.unserved: set[str] = set()
         self.theirs: set[Reference] = set()
+        self.secrets: dict[str, Object] = {}
+        self.controllers: dict[tuple[str, str], str] = {}
         self.version = 0
 
     def get_service(self, namespace: str, name: str) -> Object | None:
@@ -195,6 +197,20 @@ class FakeCluster:
 
     def event(self, service: Object, warning: bool, reason: str, message: str, stamp: str, occasion: str) -> None:
         self.events.setdefault((reason, occasion), message)
+
+    def controller_uid(self, namespace: str, target: Reference, uid: str) -> str:
+        self.calls.append(f"owner of {target}")
+        return self.controllers.get((target.name, uid), "")
+
+    def put_secret(self, item: Object) -> None:
+        name = item["metadata"]["name"]
+        self.calls.append(f"secret {name}")
+        if error := self.refuse.get("Secret"):
+            raise error
+        self.secrets[name] = item
+
+    def lacks_secret(self, item: Object) -> bool:
+        return item["metadata"]["name"] not in self.secrets
 
     def settle(self) -> None:
         """Let every Deployment and every set have all its pods ready."""

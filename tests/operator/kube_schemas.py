@@ -17,7 +17,9 @@ VERSIONS = tuple(f"1.{minor}" for minor in range(30, 38))
 ELSEWHERE = (
     "leaderworkerset.x-k8s.io/",
     "gateway.networking.k8s.io/",
+    "inference.networking.k8s.io/",
     "monitoring.coreos.com/",
+    "cert-manager.io/",
     "serving.kvasir.dev/",
     "kustomize.config.k8s.io/",
 )

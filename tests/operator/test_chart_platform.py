@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kube_schemas import VERSIONS, complaints
 
 from kvasir_operator.api import GROUP, parse
 from kvasir_operator.render import render
@@ -340,3 +341,32 @@ def test_images_are_built_from_what_they_copy_and_nothing_else() -> None:
         lines = (ROOT / folder / "Dockerfile").read_text().splitlines()
         copied = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
         assert {name for names in copied for name in names} <= taken
+
+
+EVERYTHING = (
+    "webhook.enabled=true",
+    "monitoring.namespace=m",
+    MONITORED,
+    "monitoring.dashboard=true",
+    "priorityClass.create=true",
+    "podDisruptionBudget.enabled=true",
+)
+CERTIFICATES = ("", "webhook.certificate.certManager.enabled=true")
+
+
+@pytest.mark.parametrize("certificates", CERTIFICATES, ids=["own", "cert-manager"])
+def test_the_whole_chart_is_taken_by_every_version(helm: Helm, certificates: str) -> None:
+    objects = rendered(helm, *EVERYTHING, *filter(None, [certificates]))
+    kinds = {item["kind"] for item in objects}
+    assert {
+        "ValidatingWebhookConfiguration",
+        "PodDisruptionBudget",
+        "PriorityClass",
+        "ClusterRole",
+        "RoleBinding",
+        "Deployment",
+        "Service",
+        "CustomResourceDefinition",
+    } <= kinds
+    for version in VERSIONS:
+        assert not [said for item in objects for said in complaints(item, version)]

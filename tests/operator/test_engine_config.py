@@ -21,8 +21,8 @@ from kvasir_engine.environment import KNOWN, ROUTER, WORKER, refuse_unknown
 from kvasir_engine.errors import UserError
 from kvasir_engine.executor.fingerprint import fingerprint_of
 from kvasir_engine.executor.rank_protocol import Setup, decode_to_main, encode
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.weight_loader import choose_dtype
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.protocol import Fingerprint
 from kvasir_operator.__main__ import app as operator
 from kvasir_operator.api import Spec
@@ -40,6 +40,7 @@ OTHER: dict[str, Any] = {
     "device": "cpu",
     "attention_backend": "torch",
     "overlap": "on",
+    "jump_forward": "off",
     "enforce_eager": True,
     "cuda_graph_max_bs": 8,
     "tensor_parallel": 2,
@@ -59,6 +60,10 @@ OTHER: dict[str, Any] = {
     "nnodes": 4,
     "node_rank": 1,
     "dist_init_addr": "127.0.0.1:5557",
+    "tls_dir": "/etc/kvasir/tls",
+    "worker_port": 9443,
+    "verify_cached_pages": "sampled",
+    "encryption": "off",
 }
 """A value that is not the default of each field: a new field has to be said here."""
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -168,6 +173,27 @@ def test_every_field_is_a_flag_and_a_variable_of_the_worker(name: str) -> None:
         ({"max_running": 0}, "max-running 0 is less than 1"),
         ({"queue_seconds": float("nan")}, "queue-seconds nan is not a number of seconds"),
         ({"drain_seconds": float("inf")}, "drain-seconds inf is not a number of seconds"),
+        ({"encryption": "off", "tls_dir": "/t"}, "encryption off and tls-dir /t: there is TLS or there is none"),
+        ({"tls_dir": "/t", "port": 8443}, "worker-port 8443 is port too: with tls-dir they are two"),
+        ({"encryption": "required"}, "encryption required: it needs --tls-dir"),
+        (
+            {"encryption": "required", "tls_dir": "/t", "fabric": "tcp"},
+            "encryption required and fabric tcp: NIXL over tcp is not encrypted; shm stays within a machine",
+        ),
+        (
+            {"encryption": "required", "tls_dir": "/t", "fabric": "rdma"},
+            "encryption required and fabric rdma: NIXL over rdma is not encrypted; shm stays within a machine",
+        ),
+        (
+            {
+                "encryption": "required",
+                "tls_dir": "/t",
+                "nnodes": 2,
+                "tensor_parallel": 2,
+                "dist_init_addr": "10.0.0.1:1",
+            },
+            "encryption required and nnodes 2: what goes between machines is not encrypted",
+        ),
     ],
 )
 def test_a_configuration_that_is_there_is_valid(settings: dict[str, Any], said: str) -> None:
@@ -182,9 +208,16 @@ def test_what_is_said_becomes_the_configuration() -> None:
 # -- variables
 
 
+def _names(envvar: str | list[str] | None) -> list[str]:
+    """Kvasir's own among an option's variables."""
+    names = [envvar] if isinstance(envvar, str) else list(envvar or ())
+    return [name for name in names if name.startswith("KVASIR_")]
+
+
 def test_every_variable_of_a_command_is_known() -> None:
     found = {
-        name: {each.envvar for each in command.params if each.envvar} for name, command in COMMANDS.commands.items()
+        name: {each for option in command.params for each in _names(option.envvar)}
+        for name, command in COMMANDS.commands.items()
     }
     assert set().union(*found.values()) <= KNOWN
     assert found["router"] == ROUTER

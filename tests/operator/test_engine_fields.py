@@ -64,7 +64,7 @@ def test_a_router_is_a_pod_like_others() -> None:
             },
         },
     }
-    found = deployments(render(service(router=router), Options()))["router"]
+    found = deployments(render(service(router=router), Options(defaults=1)))["router"]
     template = found["spec"]["template"]
     assert template["spec"]["nodeSelector"] == {"pool": "x"}
     assert template["metadata"]["annotations"]["a"] == "b"

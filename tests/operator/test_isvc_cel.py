@@ -59,6 +59,7 @@ def auto(**more: Any) -> dict[str, Any]:
     return {"prefill": {"maxReplicas": 2}, "decode": {"maxReplicas": 2}, **more}
 
 
+EAGER_GRAPHS = {"enforceEager": True, "cudaGraphMaxBs": 8}
 HF, PVC = {"uri": "hf://a/b"}, {"uri": "pvc://c/m"}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"model": {**PVC, "revision": "main"}}, "spec.model: revision"),
@@ -77,12 +78,33 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"model": HF, "prefill": {"device": "cpu", "resources": {"requests": {"nvidia.com/gpu": 1}}}},
         "spec.prefill: resources.requests",
     ),
+    (
+        {"model": HF, "decode": {"tensorParallel": 2, "engine": {"quantization": "int8"}}},
+        "spec.decode: engine.quantization",
+    ),
+    *(
+        ({"model": HF, **where}, f"{path}: cudaGraphMaxBs")
+        for where, path in (
+            ({"engine": EAGER_GRAPHS}, "spec.engine"),
+            ({"decode": {"engine": EAGER_GRAPHS}}, "spec.decode.engine"),
+            ({"prefill": {"engine": {"cudaGraphMaxBs": 8}}}, "spec.prefill.engine"),
+        )
+    ),
     ({"model": HF, "router": {"expose": {"host": "a.b"}}}, "spec.router.expose: host, className"),
     ({"model": HF, "router": {"expose": {"type": "Ingress", "className": "a/b"}}}, "spec.router.expose: className"),
     ({"model": HF, "router": {"expose": {"type": "HTTPRoute"}}}, "spec.router.expose: className"),
     (
         {"model": HF, "router": {"expose": {"type": "HTTPRoute", "className": "g", "tlsSecretName": "t"}}},
         "spec.router.expose: tlsSecretName",
+    ),
+    *(
+        ({"model": HF, "router": {"expose": expose}}, f"spec.router.expose: {why}")
+        for expose, why in (
+            ({"type": "InferencePool"}, "endpointPicker: an InferencePool needs"),
+            ({"type": "InferencePool", "endpointPicker": {"name": "e"}, "host": "a.b"}, "host: belongs to"),
+            ({"type": "InferencePool", "endpointPicker": {"name": "e"}, "tlsSecretName": "t"}, "tlsSecretName"),
+            ({"type": "Ingress", "endpointPicker": {"name": "e"}}, "endpointPicker: means nothing"),
+        )
     ),
     ({"model": HF, "transfer": {"fabric": "rdma"}}, "spec.transfer: rdmaResource: fabric rdma needs"),
     ({"model": HF, "transfer": {"fabric": "tcp", "rdmaResource": "r/h"}}, "spec.transfer: rdmaResource: means"),
@@ -118,10 +140,10 @@ def test_each_rule_refuses_what_it_is_for(spec: dict[str, Any], message: str) ->
 def test_no_rule_is_without_a_case() -> None:
     told = {message.replace("spec.prefill", "spec.decode") for spec, _ in BAD for message in refusals(spec)}
     assert told == {
-        f"spec.{'.'.join(path)}: {message}"
+        f"spec.{'.'.join(path)}: {message}".replace("spec.prefill", "spec.decode")
         for path, rules in RULES.items()
         for _, message in rules
-        if path != ("prefill",)
+        if path[0] != "prefill" or "a prefill worker's" in message
     }
 
 
@@ -132,6 +154,14 @@ WORKERS = st.fixed_dictionaries(
         "device": st.sampled_from(["cpu", "cuda"]),
         "tensorParallel": st.sampled_from([1, 8, 9, 16, 18]),
         "nodes": st.sampled_from([1, 2, 3]),
+        "engine": st.fixed_dictionaries(
+            {},
+            optional={
+                "quantization": st.sampled_from(["none", "int8"]),
+                "enforceEager": st.booleans(),
+                "cudaGraphMaxBs": st.sampled_from([0, 8]),
+            },
+        ),
         "resources": st.fixed_dictionaries(
             {}, optional={"limits": st.dictionaries(st.sampled_from(["nvidia.com/gpu", "memory"]), st.just(1))}
         ),

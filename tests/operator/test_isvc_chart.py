@@ -181,7 +181,7 @@ def test_operators_elect_a_leader_by_a_lease_that_they_may_write(template: Templ
     assert "--leader-elect" in operator_args(objects)
     (role,) = [o for o in objects if o["kind"] == "Role"]
     assert role["metadata"]["namespace"] == "system"
-    (create, others) = role["rules"]
+    (create, others, *_) = role["rules"]
     assert create == {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]}
     assert others["resourceNames"] == [name]
     (deployment,) = [o for o in objects if o["kind"] == "Deployment"]

@@ -24,7 +24,10 @@ def made(lease: bool = True) -> Controller:
 
     configuration = SimpleNamespace(host="http://unreachable", auth_settings=dict)
     client = SimpleNamespace(configuration=configuration, rest_client=SimpleNamespace(pool_manager=Unreachable()))
-    found = Controller(client, ControllerSettings((), Options(), "", ("system", "kvasir") if lease else None))
+    found = Controller(
+        client,
+        ControllerSettings((), Options(), "", ("system", "authority"), ("system", "kvasir") if lease else None),
+    )
     found._has_sets = lambda: False  # type: ignore[method-assign]
     return found
 

@@ -10,6 +10,7 @@ import yaml
 
 from kvasir_operator.api import parse
 from kvasir_operator.api.validation import semantic_problems
+from kvasir_operator.render.options import DEFAULTS
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -26,9 +27,11 @@ def load() -> ModuleType:
 freeze = load()
 
 
-def test_pods_are_what_was_declared_last() -> None:
-    last = freeze.declared()[-1]["revisions"]
-    rendered = freeze.rendered()
+@pytest.mark.parametrize("defaults", range(1, DEFAULTS + 1))
+def test_pods_are_what_was_declared_last(defaults: int) -> None:
+    """Also those of services that keep the defaults that they were made with."""
+    last = freeze.last(defaults)
+    rendered = freeze.rendered(defaults)
     rolled = [
         f"{case} {role}"
         for case in rendered
@@ -42,11 +45,18 @@ def test_pods_are_what_was_declared_last() -> None:
     assert set(last) == set(rendered)
 
 
+def test_pods_of_what_users_write_are_what_was_frozen() -> None:
+    frozen = yaml.safe_load(freeze.USERS.read_text())
+    assert len(frozen[DEFAULTS]) >= 60
+    assert frozen == freeze.users_revisions(), 'python tests/operator/corpus/freeze.py "why"'
+
+
 def test_every_declaration_has_a_reason_and_changed_something() -> None:
     entries = freeze.declared()
     assert all(len(entry["why"]) > 10 for entry in entries)
-    revisions = [entry["revisions"] for entry in entries]
-    assert all(before != after for before, after in pairwise(revisions))
+    for defaults in range(1, DEFAULTS + 1):
+        revisions = [entry["revisions"] for entry in entries if entry.get("defaults", 1) == defaults]
+        assert all(before != after for before, after in pairwise(revisions))
 
 
 @pytest.mark.parametrize("path", freeze.cases(), ids=lambda path: path.stem)

@@ -118,6 +118,7 @@ def test_the_servers_defaults_are_the_operators() -> None:
         "nodes": 1,
         "device": "cuda",
         "resources": {},
+        "engine": {},
     }
 
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from kvasir_operator.api import Model
+from kvasir_operator.api.model import Cache, Preload
 from kvasir_operator.api.validation import ModelMetadata
 from kvasir_operator.reconcile.model_metadata import RETRY_SECONDS, ModelMetadataReader, metadata_of
 
@@ -79,3 +80,11 @@ def test_a_hub_that_is_away_is_asked_again_later() -> None:
 def test_one_kv_head_a_head_when_the_config_does_not_say() -> None:
     assert metadata_of({"num_attention_heads": 4, "max_position_embeddings": 8}) == ModelMetadata(4, 4, 8)
     assert metadata_of({"num_attention_heads": 4}) is None
+
+
+def test_what_the_spec_says_of_the_job_is_no_part_of_which_model_it_is() -> None:
+    hub = Hub()
+    for preload in ({}, {"template": {"spec": {"nodeSelector": {"a": "b"}}}}):
+        model = Model(uri="hf://org/model", cache=Cache(claim_name="c", preload=Preload(**preload)))
+        assert hub.reader.read(model) == FACTS
+    assert len(hub.asked) == 1

@@ -79,7 +79,7 @@ def test_leader_and_followers_run_one_command_and_are_told_their_places_by_their
     assert told["--node-rank"] == "$(LWS_WORKER_INDEX)"
     assert told["--dist-init-addr"] == "$(LWS_LEADER_ADDRESS):5557"
     ports = {port["name"]: port["containerPort"] for port in main(leader)["ports"]}
-    assert ports == {"http": 8000, "ranks": 5557}
+    assert ports == {"http": 8000, "ranks": 5557, "worker": 8443}
 
 
 def test_every_flag_of_a_group_is_the_engines() -> None:
@@ -92,7 +92,7 @@ def test_each_pod_asks_for_its_own_ranks() -> None:
     spec = {"fabric": "rdma", "rdmaResource": "rdma/hca"}
     for template in group(prefill=TWO, transfer=spec):
         limits = main(template)["resources"]["limits"]
-        assert limits == {"nvidia.com/gpu": "8", "rdma/hca": "8"}
+        assert limits == {"nvidia.com/gpu": "8", "rdma/hca": "8", "memory": "512Gi"}
         (shm,) = [v for v in template["spec"]["volumes"] if v["name"] == "shm"]
         assert shm["emptyDir"]["sizeLimit"] == "8192Mi"
     (whole,) = [o for o in render(service(prefill={"tensorParallel": 8}), OPTIONS) if "-prefill-" in _deployed(o)]

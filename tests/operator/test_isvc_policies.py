@@ -9,8 +9,8 @@ from kvasir_operator.render import Object, Options, Static, render
 OPERATOR_NAMESPACE = {"kubernetes.io/metadata.name": "kvasir-system"}
 METRICS_NAMESPACE = {"kubernetes.io/metadata.name": "monitoring"}
 OPTIONS = Options(operator_namespace="kvasir-system", metrics_namespace="monitoring")
-HTTP, DNS, HTTPS, API_SERVER, NIXL = 8000, 53, 443, 6443, 41873
-PORTS = (HTTP, DNS, HTTPS, API_SERVER, NIXL)
+HTTP, WORKER, DNS, HTTPS, API_SERVER, RANKS, NIXL = 8000, 8443, 53, 443, 6443, 5557, 41873
+PORTS = (HTTP, WORKER, DNS, HTTPS, API_SERVER, RANKS, NIXL)
 
 HUB = {"model": {"uri": "hf://org/m"}}
 CLAIM = {"model": {"uri": "pvc://models/m"}}
@@ -76,13 +76,21 @@ def test_workers_are_reached_by_their_own_only(role: str) -> None:
     other = {"prefill": "decode", "decode": "prefill"}[role]
     for spec in (HUB, CLAIM, LOADED):
         found = reach(spec, role)
-        assert found.pop(HTTP) == {other, "router", "operator", "prometheus"}
+        assert found.pop(HTTP) == {other, "operator", "prometheus"}
+        assert found.pop(WORKER) == {other, "router"}, "neither the operator nor what collects metrics"
         assert all(who == {other} for who in found.values()), "the transport's ports are between workers"
+
+
+def test_without_encryption_routers_reach_the_port_of_probes_and_no_other() -> None:
+    found = reach({**HUB, "transfer": {"encryption": "Off"}}, "decode")
+    assert found[HTTP] == {"prefill", "router", "operator", "prometheus"}
+    assert found[WORKER] == {"prefill"}
 
 
 def test_workers_of_one_role_reach_each_other_too() -> None:
     policies, everybody = world(HUB)
-    assert allowed(policies, everybody["decode"], everybody["decode"], NIXL)
+    for port in (NIXL, RANKS):
+        assert allowed(policies, everybody["decode"], everybody["decode"], port)
 
 
 def test_the_router_is_reached_by_everybody_at_its_port_and_nowhere_else() -> None:
@@ -93,7 +101,8 @@ def test_the_router_is_reached_by_everybody_at_its_port_and_nowhere_else() -> No
 
 def test_the_router_reaches_its_workers_and_the_api_server() -> None:
     found = leave(HUB, "router")
-    assert found.pop(HTTP) == {"prefill", "decode"}
+    assert found.pop(WORKER) == {"prefill", "decode"}
+    assert found.pop(HTTP) == set()
     assert "an address outside" in found[HTTPS] & found[API_SERVER] & found[DNS]
     assert "an address outside" not in found[NIXL]
 

@@ -13,6 +13,8 @@ from isvc_cases import document
 
 from kvasir_operator.api import GROUP, PLURAL, parse
 from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
+from kvasir_operator.certificates import Authority, new_authority
+from kvasir_operator.cluster.authority_store import AuthorityStore
 from kvasir_operator.cluster.client import KINDS, Cluster
 from kvasir_operator.cluster.election import Leadership
 from kvasir_operator.cluster.interface import ClusterError
@@ -20,18 +22,37 @@ from kvasir_operator.cluster.lease_candidate import LeaseCandidate
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import WATCHED, WATCHED_IF_SERVED
 from kvasir_operator.plan.observed import Reference
+from kvasir_operator.reconcile.certificates import CertificateKeeper
 from kvasir_operator.reconcile.ownership import OtherOperators
+from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Options, render
-from kvasir_operator.render.names import REVISION_LABEL, Object
+from kvasir_operator.render.names import CERTIFICATES, REVISION_LABEL, ROLE_LABEL, SERVICE_LABEL, Object
 
 RULES = Path(__file__).parents[2] / "charts/kvasir/templates/_rules.tpl"
 PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/[^/]+/namespaces/[^/]+/(?P<plural>\w+)(?:/(?P<name>[^/]+))?(?P<sub>/\w+)?"
 )
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Verb = tuple[str, str, str]
 LEASE = ("coordination.k8s.io", "leases")
+
+
+class KeptAuthorities:
+    """The operator's own Secret, in memory: its rules are others."""
+
+    def __init__(self) -> None:
+        self.found: list[Authority] = []
+        self.version = 0
+
+    def read(self) -> tuple[list[Authority], str]:
+        return list(self.found), str(self.version)
+
+    def write(self, found: list[Authority], version: str) -> bool:
+        assert version == str(self.version)
+        self.found, self.version = list(found), self.version + 1
+        return True
 
 
 class FakeServer:
@@ -43,6 +64,7 @@ class FakeServer:
             self.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/{item['metadata']['name']}"] = item
         self.verbs: set[Verb] = set()
         self.answer: dict[tuple[str, str], tuple[int, bytes]] = {}
+        self.authorities = KeptAuthorities()
 
     def __call__(
         self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
@@ -82,6 +104,19 @@ class FakeServer:
                 ask("delete")
                 gone = self.objects.pop(path, None)
                 return (200, b"{}") if gone else (404, b"{}")
+            case "POST" if plural == "secrets":
+                ask("create")
+                target = f"{path}/{body['metadata']['name']}"
+                if target in self.objects:
+                    return 409, b'{"message": "already exists"}'
+                if "dryRun" not in query:
+                    self.objects[target] = body
+                return 201, b"{}"
+            case "PUT" if plural == "secrets":
+                ask("update")
+                assert path in self.objects
+                self.objects[path] = body
+                return 200, b"{}"
             case "POST":
                 ask("create")
                 return 201, b"{}"
@@ -98,6 +133,7 @@ class FakeServer:
                 "status": body["status"],
             }
         )
+        self.objects[path]["metadata"].setdefault("uid", path)
         return 200, json.dumps(self.objects[path]).encode()
 
     def _discovery(self, path: str) -> tuple[int, bytes]:
@@ -119,8 +155,21 @@ def shipped(template: str = "rules") -> set[Verb]:
 
 
 def reconcile(server: FakeServer) -> None:
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    Reconciler(Cluster(server), Options(), lambda model: None, lambda: now).reconcile("default", "llama")
+    cluster = Cluster(server)
+    keeper = CertificateKeeper(cluster, server.authorities, lambda: NOW)
+    owners = PodOwners(cluster)
+    operator = Reconciler(cluster, Options(), lambda model: None, lambda: NOW, certificates=keeper, owners=owners)
+    operator.reconcile("default", "llama")
+
+
+def pod(kind: str) -> Object:
+    """A router's pod that something of this kind made."""
+    owner = {"apiVersion": "apps/v1", "kind": kind, "name": "llama-router-x", "uid": kind, "controller": True}
+    labels = {SERVICE_LABEL: "llama", ROLE_LABEL: "router"}
+    return {
+        "metadata": {"name": f"made-by-{kind}", "labels": labels, "ownerReferences": [owner]},
+        "status": {"podIP": "10.0.0.1"},
+    }
 
 
 def used() -> set[Verb]:
@@ -131,10 +180,18 @@ def used() -> set[Verb]:
         scaling={"mode": "External"},
     )
     server = FakeServer(found)
+    for kind in ("ReplicaSet", "StatefulSet"):
+        server.objects[f"/api/v1/namespaces/default/pods/{kind}"] = pod(kind)
     reconcile(server)
     reconcile(server)  # InferenceRoles that are there are told their sizes
+    stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
+    stored["metadata"]["annotations"] = {CERTIFICATES: "2"}
     found["spec"]["scaling"] = {}
-    for expose in ({"type": "HTTPRoute", "className": "g"}, {"type": "Service"}):
+    for expose in (
+        {"type": "HTTPRoute", "className": "g"},
+        {"type": "InferencePool", "endpointPicker": {"name": "epp"}},
+        {"type": "Service"},
+    ):
         stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
         stored["spec"]["router"] = {"expose": expose}
         reconcile(server)
@@ -145,7 +202,7 @@ def used() -> set[Verb]:
         plural = KINDS[item["apiVersion"], item["kind"]]
         root = "/api/v1" if item["apiVersion"] == "v1" else f"/apis/{item['apiVersion']}"
         name = f"{item['metadata']['name']}-older"
-        older = {**item, "metadata": {**item["metadata"], "name": name}}
+        older = {**item, "metadata": {**item["metadata"], "name": name, "uid": name}}
         if REVISION_LABEL in item["metadata"]["labels"]:
             older["metadata"]["labels"] = {**item["metadata"]["labels"], REVISION_LABEL: "older"}
         server.objects[f"{root}/namespaces/default/{plural}/{name}"] = older
@@ -189,8 +246,42 @@ def test_the_leases_rules_are_the_calls_that_are_made() -> None:
     leadership.attempt()
     leadership.attempt()
     leadership.resign()
-    assert LEASE == ("coordination.k8s.io", "leases")
-    assert shipped("leaseRules") == {(*LEASE, verb) for verb in verbs}
+    found = {(*LEASE, verb) for verb in verbs}
+    assert found == {rule for rule in shipped("leaseRules") if rule[:2] == LEASE}
+
+
+def test_the_authoritys_rules_are_the_calls_that_are_made_and_only_one_secret_is_read() -> None:
+    store: dict[str, Any] = {}
+    verbs = set()
+
+    def send(method: str, path: str, query: Any, body: Any, content_type: str) -> tuple[int, bytes]:
+        assert path.removesuffix("/kvasir-authority").endswith("/namespaces/system/secrets")
+        assert (method == "POST") == (not path.endswith("/kvasir-authority"))
+        verbs.add({"GET": "get", "POST": "create", "PUT": "update"}[method])
+        if method == "GET":
+            return (200, json.dumps(store).encode()) if store else (404, b"{}")
+        store.update(body, metadata={**body["metadata"], "resourceVersion": "1"})
+        return 200, b"{}"
+
+    authorities = AuthorityStore(send, "system", "kvasir-authority")
+    first = new_authority(NOW)
+    assert authorities.read() == ([], "")
+    assert authorities.write([first], "")
+    assert authorities.read() == ([first], "1")
+    assert authorities.write([first, new_authority(NOW)], "1")
+    assert {rule for rule in shipped("leaseRules") if rule[1] == "secrets"} == {("", "secrets", v) for v in verbs}
+    text = RULES.read_text()
+    (own,) = re.findall(r'define "kvasir.leaseRules" -\}\}(.*?)\{\{- end', text, flags=re.S)
+    named = [rule for rule in re.split(r"^- ", own, flags=re.M) if "secrets" in rule and "get" in rule]
+    assert len(named) == 1
+    assert 'resourceNames: [{{ include "kvasir.fullname" . }}-authority]' in named[0]
+
+
+def test_no_secret_of_a_service_can_be_read_by_the_operators_token() -> None:
+    """A patch would answer with the whole object, a list and a watch with all of them; a deletion that waits for
+    dependants answers with the object too."""
+    assert {verb for _, resource, verb in shipped() if resource.startswith("secrets")} == {"create", "update"}
+    assert not {rule for rule in shipped() if "*" in rule}
 
 
 def test_the_operator_holds_what_it_grants_to_routers() -> None:

@@ -168,6 +168,8 @@ def test_workers_run_the_engine_with_what_the_spec_says() -> None:
         "--device": "cuda",
         "--tensor-parallel": "2",
         "--fabric": "tcp",
+        "--tls-dir": "/etc/kvasir/tls",
+        "--encryption": "auto",
         "--drain-seconds": "77",
     }
     assert found["decode"]["spec"]["replicas"] == 3
@@ -189,7 +191,16 @@ def test_the_router_watches_its_workers_pods_and_may_do_no_more() -> None:
     router = deployments(objects)["router"]
     assert args(router)["--watch-pods"] == f"{LABEL}/inferenceservice=llama,{LABEL}/role in (prefill,decode)"
     by_kind = {o["kind"]: o for o in objects if o["metadata"]["name"] == "llama-router"}
-    assert by_kind["Role"]["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
+    assert args(router)["--watch-owner"] == document()["metadata"]["uid"]
+    pods, *owners = by_kind["Role"]["rules"]
+    assert pods == {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}
+    assert {verb for rule in owners for verb in rule["verbs"]} == {"get"}
+    assert {resource for rule in owners for resource in rule["resources"]} == {
+        "replicasets",
+        "deployments",
+        "statefulsets",
+        "leaderworkersets",
+    }
     assert by_kind["RoleBinding"]["roleRef"]["name"] == by_kind["Role"]["metadata"]["name"]
     (subject,) = by_kind["RoleBinding"]["subjects"]
     assert subject["name"] == by_kind["ServiceAccount"]["metadata"]["name"]
@@ -210,7 +221,7 @@ def test_a_router_that_is_told_its_workers_needs_no_account() -> None:
 def test_gpu_workers_ask_for_gpus_and_prefer_h100_nodes() -> None:
     pod = deployments(render(service(decode={"tensorParallel": 4}), OPTIONS))["decode"]["spec"]["template"]["spec"]
     resources = pod["containers"][0]["resources"]
-    assert resources["limits"] == {"nvidia.com/gpu": "4"}
+    assert resources["limits"]["nvidia.com/gpu"] == "4"
     assert resources["requests"]["nvidia.com/gpu"] == "4"
     assert set(pod["affinity"]["nodeAffinity"]) == {"preferredDuringSchedulingIgnoredDuringExecution"}
     (preferred,) = pod["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
@@ -338,7 +349,10 @@ def test_only_the_api_is_exposed() -> None:
 def test_resources_are_merged_over_kvasirs_own() -> None:
     workers = {"device": "cpu", "resources": {"requests": {"memory": "8Gi"}, "limits": {"memory": "8Gi"}}}
     container = main_container(deployments(render(service(decode=workers), OPTIONS))["decode"])
-    assert container["resources"] == {"requests": {"cpu": "1", "memory": "8Gi"}, "limits": {"memory": "8Gi"}}
+    assert container["resources"] == {
+        "requests": {"cpu": "1", "memory": "8Gi", "ephemeral-storage": "2048Mi"},
+        "limits": {"memory": "8Gi"},
+    }
 
 
 def test_a_template_is_merged_into_the_pod() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from isvc_cases import FakeCluster, document, main_container
 from kube_schemas import VERSIONS, complaints
 from pod_fields import TABLE, table
-from users import GPU, HCA, MIG, REFUSED, TAKEN
+from users import GPU, HCA, MIG, REFUSED, TAKEN, asks, loaded, main
 
 from kvasir_operator.api import KIND, InvalidService, parse
 from kvasir_operator.api.admission import refusal
@@ -21,6 +21,7 @@ from kvasir_operator.pod_validation import pod_problems
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options, render
 
+OLDER = Options(defaults=1)
 OPTIONS = Options(operator_namespace="kvasir-system", metrics_namespace="monitoring")
 
 
@@ -119,7 +120,7 @@ def test_the_table_of_pod_fields_is_that_of_the_newest_version() -> None:
 
 
 def resources(spec: dict[str, Any], role: str = "decode") -> dict[str, Any]:
-    objects = render(parse(written(spec)), OPTIONS)
+    objects = render(parse(written(spec)), OLDER)
     found: dict[str, Any] = main_container(next(o for o in objects if f"llama-{role}-" in o["metadata"]["name"]))[
         "resources"
     ]
@@ -156,6 +157,58 @@ def test_requests_follow_limits_and_other_devices_take_the_place_of_gpus(
 ) -> None:
     found = resources(dict(TAKEN)[case])
     assert (found["requests"], found.get("limits")) == (requests, limits)
+
+
+@pytest.mark.parametrize(
+    ("spec", "role", "requests", "limit"),
+    [
+        ({}, "decode", {"memory": "16Gi", "ephemeral-storage": "2048Mi"}, "64Gi"),
+        ({"decode": {"tensorParallel": 2}}, "decode", {"memory": "32Gi"}, "128Gi"),
+        (asks(requests={"memory": "900Gi"}), "decode", {"memory": "900Gi"}, "900Gi"),
+        (asks(requests={"memory": "20Gi"}), "decode", {"memory": "20Gi"}, "64Gi"),
+        (asks(limits={"memory": "8Gi"}), "decode", {"memory": "8Gi"}, "8Gi"),
+        (main(resources={"requests": {"memory": "70Gi"}}), "decode", {"memory": "70Gi"}, "70Gi"),
+        (
+            {
+                "model": {"uri": "hf://a/b", "size": "10Gi"},
+                "decode": {"device": "cpu"},
+                "engine": {"kvCacheMemory": "6Gi"},
+            },
+            "decode",
+            {"ephemeral-storage": "12288Mi", "memory": "2Gi"},
+            "90Gi",
+        ),
+        (
+            {"model": {"uri": "hf://a/b", "size": "10Gi", "cache": {"claimName": "c"}}},
+            "decode",
+            {"ephemeral-storage": "2048Mi"},
+            "64Gi",
+        ),
+        ({}, "router", {"memory": "1Gi", "ephemeral-storage": "2048Mi"}, "8Gi"),
+        ({"router": {"resources": {"requests": {"memory": "9Gi"}}}}, "router", {"memory": "9Gi"}, "9Gi"),
+        (loaded(), "preload", {"memory": "2Gi", "ephemeral-storage": "2048Mi"}, "64Gi"),
+        (loaded(resources={"limits": {"memory": "1Gi"}}), "preload", {"memory": "1Gi"}, "1Gi"),
+    ],
+)
+def test_memory_has_a_limit_and_disk_a_request_by_default(
+    spec: dict[str, Any], role: str, requests: dict[str, str], limit: str
+) -> None:
+    objects = render(parse(written(spec)), OPTIONS)
+    found = main_container(
+        next(o for o in objects if f"llama-{role}" in o["metadata"]["name"] and "template" in o.get("spec", {}))
+    )["resources"]
+    assert requests.items() <= found["requests"].items()
+    assert found["limits"]["memory"] == limit
+
+
+def test_the_jobs_template_is_merged_into_its_pod_which_another_job_runs() -> None:
+    def job(spec: dict[str, Any]) -> Object:
+        return next(o for o in render(parse(written(spec)), OPTIONS) if o["kind"] == "Job")
+
+    theirs, plain = job(dict(TAKEN)["a Job of its own kind"]), job(loaded())
+    pod = theirs["spec"]["template"]["spec"]
+    assert (pod["nodeSelector"], pod["restartPolicy"]) == ({"pool": "cpu"}, "OnFailure")
+    assert theirs["metadata"]["name"] != plain["metadata"]["name"]
 
 
 def test_a_claim_is_the_pods_and_the_containers() -> None:

@@ -29,6 +29,13 @@ def probe(**fields: Any) -> Spec:
     return main(readinessProbe=fields)
 
 
+def loaded(**preload: Any) -> Spec:
+    """A spec whose model a Job loads."""
+    return {"model": {"uri": "hf://org/m", "cache": {"claimName": "models", "preload": preload}}}
+
+
+R = "spec.router.template"
+J = "spec.model.cache.preload"
 SIDECAR = {"name": "logs", "image": "fluent-bit:3"}
 T = "spec.decode.template"
 C = f"{T}.spec.containers[0]"
@@ -40,9 +47,64 @@ TAKEN: list[tuple[str, Spec]] = [
         "extra flags",
         {role: {"extraArgs": ["--page-size", "32", "--enforce-eager"]} for role in ("prefill", "decode")},
     ),
+    ("without certificates", {"transfer": {"encryption": "Off"}}),
+    ("nothing leaves the node in the clear", {"transfer": {"encryption": "Required", "fabric": "shm"}}),
+    ("a port of the worker again", main(ports=[{"name": "worker", "containerPort": 8443}])),
+    (
+        "another volume below /etc/kvasir",
+        pod(
+            volumes=[{"name": "notes", "emptyDir": {}}],
+            containers=[
+                {"name": "kvasir", "volumeMounts": [{"name": "notes", "mountPath": "/etc/kvasir/tls-notes"}]}
+            ],
+        ),
+    ),
     ("a flag as a variable", main(env=[{"name": "KVASIR_MAX_RUNNING", "value": "8"}])),
     ("a router's flag as a variable", main("router", env=[{"name": "KVASIR_REMOTE_THRESHOLD", "value": "8"}])),
     ("a sidecar's own variable", pod(containers=[{**SIDECAR, "env": [{"name": "KVASIR_NOTE", "value": "1"}]}])),
+    ("settings of the engine", {"engine": {"kvCacheMemory": "40Gi", "maxRunning": 256, "overlap": "on"}}),
+    ("settings of a role", {"decode": {"engine": {"maxRunning": 512, "extraArgs": ["--check-pages"]}}}),
+    ("a router's limits below ours", {"router": {"resources": {"limits": {"cpu": "500m", "memory": "512Mi"}}}}),
+    ("a router's request above our limit", {"router": {"resources": {"requests": {"memory": "100Gi"}}}}),
+    (
+        "a router's claim",
+        {
+            "router": {
+                "resources": {"claims": [{"name": "nic"}]},
+                "template": {"spec": {"resourceClaims": [{"name": "nic", "resourceClaimName": "nic"}]}},
+            }
+        },
+    ),
+    ("a request above our limit", asks(requests={"memory": "900Gi"})),
+    ("a model's size", {"model": {"uri": "hf://org/m", "size": "141107412992"}}),
+    (
+        "a kept image",
+        {"engine": {"image": "r.example/k@sha256:" + "0a" * 32, "imagePolicy": "FollowOperator"}},
+    ),
+    (
+        "a Job of its own kind",
+        loaded(
+            resources={"requests": {"cpu": "4"}, "limits": {"memory": "1Gi", "ephemeral-storage": "10Gi"}},
+            template={
+                "metadata": {"annotations": {"sidecar.istio.io/inject": "false"}},
+                "spec": {
+                    "nodeSelector": {"pool": "cpu"},
+                    "tolerations": [{"key": "cpu", "operator": "Exists"}],
+                    "containers": [{"name": "kvasir", "env": [{"name": "HTTPS_PROXY", "value": "http://p:1"}]}],
+                },
+            },
+        ),
+    ),
+    *(
+        (
+            f"a gang of {provider}",
+            {
+                "decode": {"nodes": 2, "tensorParallel": 16},
+                "scheduling": {"gang": {"provider": provider, "queue": "team-a"}},
+            },
+        )
+        for provider in ("Kueue", "KAI", "Volcano")
+    ),
     ("longer grace", pod(terminationGracePeriodSeconds=3600)),
     ("sidecar", pod(containers=[SIDECAR])),
     ("init container", pod(initContainers=[{"name": "warm", "image": "busybox", "command": ["true"]}])),
@@ -146,6 +208,20 @@ TAKEN: list[tuple[str, Spec]] = [
     ("privileged", main(securityContext={"privileged": True, "allowPrivilegeEscalation": True})),
     ("own scheduler and runtime", pod(schedulerName="kai-scheduler", runtimeClassName="nvidia")),
     ("ingress", {"router": {"expose": {"type": "Ingress", "host": "llm.example.com", "tlsSecretName": "tls"}}}),
+    (
+        "inference pool",
+        {
+            "router": {
+                "replicas": 2,
+                "expose": {
+                    "type": "InferencePool",
+                    "className": "infra/gateway",
+                    "host": "llm.example",
+                    "endpointPicker": {"name": "llama-epp", "failureMode": "FailClose"},
+                },
+            }
+        },
+    ),
     ("route", {"router": {"expose": {"type": "HTTPRoute", "className": "infra/gateway"}}}),
     ("two nodes", {"decode": {"tensorParallel": 16, "nodes": 2}}),
     (
@@ -157,6 +233,159 @@ TAKEN: list[tuple[str, Spec]] = [
 ]
 
 REFUSED: list[tuple[str, Spec, str, str]] = [
+    (
+        "a typo in a router's template",
+        {"router": {"template": {"spec": {"nodeSelectr": {}}}}},
+        f"{R}.spec.nodeSelectr",
+        "unknown field",
+    ),
+    (
+        "a router's request above its limit",
+        {"router": {"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}},
+        "spec.router.resources.requests.cpu",
+        "limit",
+    ),
+    (
+        "a router's claim of which the pod has none",
+        {"router": {"resources": {"claims": [{"name": "nic"}]}}},
+        "spec.router.resources.claims[0].name",
+        "nic",
+    ),
+    (
+        "a router's args",
+        main("router", args=["router"]),
+        f"{R}.spec.containers[0].args",
+        "the operator's own",
+    ),
+    *(
+        (
+            f"a router's {name} as a variable",
+            main("router", env=[{"name": name, "value": "1"}]),
+            f"{R}.spec.containers[0].env[0]",
+            why,
+        )
+        for name, why in (
+            ("KVASIR_PORT", "is the same in every pod"),
+            ("KVASIR_API_KEYS_FILE", "spec.router.auth.secretName"),
+            ("KVASIR_HOLD_SECONDS", "scaleToZero.holdSeconds"),
+            ("KVASIR_WATCH_PODS", "how workers are found"),
+        )
+    ),
+    (
+        "a router that may not drain",
+        pod("router", terminationGracePeriodSeconds=5),
+        f"{R}.spec.terminationGracePeriodSeconds",
+        "spec.drain.deadlineSeconds",
+    ),
+    (
+        "a Job that is restarted",
+        loaded(template={"spec": {"restartPolicy": "Never"}}),
+        f"{J}.template.spec.restartPolicy",
+        "operator's own",
+    ),
+    (
+        "a typo in a Job's template",
+        loaded(template={"spec": {"volums": []}}),
+        f"{J}.template.spec.volums",
+        "unknown field",
+    ),
+    (
+        "a Job's command",
+        loaded(template={"spec": {"containers": [{"name": "kvasir", "command": ["sh"]}]}}),
+        f"{J}.template.spec.containers[0].command",
+        "the operator's own",
+    ),
+    (
+        "a Job's cache as a variable",
+        loaded(template={"spec": {"containers": [{"name": "kvasir", "env": [{"name": "KVASIR_CACHE"}]}]}}),
+        f"{J}.template.spec.containers[0].env[0]",
+        "use spec.model.cache",
+    ),
+    (
+        "half a byte for a Job",
+        loaded(resources={"limits": {"memory": "400m"}}),
+        f"{J}.resources.limits.memory",
+        "whole bytes",
+    ),
+    (
+        "a Job that is none",
+        {"model": {"uri": "hf://org/m", "cache": {"preload": {"resources": {"limits": {"cpu": 1}}}}}},
+        J,
+        "without cache.claimName",
+    ),
+    (
+        "encryption over tcp",
+        {"transfer": {"encryption": "Required", "fabric": "tcp"}},
+        "spec.transfer.encryption",
+        "over tcp KV is not encrypted",
+    ),
+    (
+        "encryption over rdma",
+        {"transfer": {"encryption": "Required", "fabric": "rdma", "rdmaResource": HCA}},
+        "spec.transfer.encryption",
+        "over rdma KV is not encrypted",
+    ),
+    (
+        "encryption over whatever there is",
+        {"transfer": {"encryption": "Required"}},
+        "spec.transfer.encryption",
+        "over auto KV is not encrypted",
+    ),
+    (
+        "other certificates",
+        {"decode": {"extraArgs": ["--tls-dir=/tmp"]}},
+        "spec.decode.extraArgs[0]",
+        "spec.transfer.encryption",
+    ),
+    (
+        "another worker port",
+        main(env=[{"name": "KVASIR_WORKER_PORT", "value": "9443"}]),
+        f"{C}.env[0]",
+        "is the same in every pod",
+    ),
+    (
+        "encryption as a variable",
+        main(env=[{"name": "KVASIR_ENCRYPTION", "value": "off"}]),
+        f"{C}.env[0]",
+        "spec.transfer.encryption",
+    ),
+    (
+        "a volume over the certificates",
+        pod(volumes=[{"name": "tls", "emptyDir": {}}]),
+        f"{T}.spec.volumes[0].name",
+        "Kvasir's own volume",
+    ),
+    (
+        "a mount over the certificates",
+        pod(
+            volumes=[{"name": "mine", "emptyDir": {}}],
+            containers=[{"name": "kvasir", "volumeMounts": [{"name": "mine", "mountPath": "/etc/kvasir/tls/"}]}],
+        ),
+        f"{C}.volumeMounts[0].mountPath",
+        "the pod's certificate",
+    ),
+    (
+        "a router's certificates",
+        pod(
+            "router",
+            volumes=[{"name": "mine", "emptyDir": {}}],
+            containers=[{"name": "kvasir", "volumeMounts": [{"name": "mine", "mountPath": "/etc/kvasir/tls"}]}],
+        ),
+        "spec.router.template.spec.containers[0].volumeMounts[0].mountPath",
+        "the pod's certificate",
+    ),
+    (
+        "the worker port elsewhere",
+        main(ports=[{"name": "worker", "containerPort": 9000}]),
+        f"{C}.ports[0].containerPort",
+        "is the same in every pod",
+    ),
+    (
+        "the http port elsewhere",
+        main(ports=[{"name": "http", "containerPort": 9000}]),
+        f"{C}.ports[0].containerPort",
+        "is the same in every pod",
+    ),
     (
         "a port of its own",
         main(env=[{"name": "KVASIR_PORT", "value": "9000"}]),
@@ -199,7 +428,7 @@ REFUSED: list[tuple[str, Spec, str, str]] = [
         "spec.router.template.spec.containers[0].env[0].name",
         "did you mean KVASIR_REMOTE_THRESHOLD?",
     ),
-    ("args", main(args=["worker"]), f"{C}.args", "spec.decode.extraArgs"),
+    ("args", main(args=["worker"]), f"{C}.args", "spec.decode.engine.extraArgs"),
     ("command", main(command=["sh"]), f"{C}.command", "the operator's own"),
     (
         "port as an extra flag",

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kvasir_engine.router.discovery import (
     pod_worker,
     static_workers,
     watched_pods,
+    worker_ports,
     worker_url,
 )
 
@@ -52,6 +53,9 @@ class FakeApiServer:
     tokens: list[str] = field(default_factory=list)
     queries: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
+    owners: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fail_owners: int = 0
+    asked: list[str] = field(default_factory=list)
 
     def set(self, changed: dict[str, Any]) -> None:
         kind = "MODIFIED" if changed["metadata"]["uid"] in self.pods else "ADDED"
@@ -89,6 +93,15 @@ class FakeApiServer:
                 return JSONResponse({"kind": "Status", "message": "etcd is away"}, 500)
             body = {"metadata": {"resourceVersion": str(self.version)}, "items": list(self.pods.values())}
             return JSONResponse(body)
+
+        @app.get("/apis/{group}/v1/namespaces/prod/{plural}/{name}")
+        async def owner(group: str, plural: str, name: str) -> Response:
+            self.asked.append(f"{plural}/{name}")
+            if self.fail_owners:
+                self.fail_owners -= 1
+                return JSONResponse({"kind": "Status", "message": "etcd is away"}, 500)
+            found = self.owners.get(f"{group}/{plural}/{name}")
+            return JSONResponse(found) if found else JSONResponse({"kind": "Status", "code": 404}, 404)
 
         return app
 
@@ -134,11 +147,13 @@ class Followed:
 
 
 @contextlib.asynccontextmanager
-async def following(access: ClusterAccess) -> AsyncIterator[Followed]:
+async def following(
+    access: ClusterAccess, owner: str = "", ports: Sequence[str] = ("http",)
+) -> AsyncIterator[Followed]:
     followed = Followed()
 
     async def follow() -> None:
-        async for workers in watched_pods(access, SELECTOR):
+        async for workers in watched_pods(access, SELECTOR, owner, ports):
             async with followed.changed:
                 followed.sets.append(dict(workers))
                 followed.changed.notify_all()
@@ -202,6 +217,121 @@ async def test_a_watch_that_ends_goes_on_from_where_it_was_with_the_present_toke
         assert server.lists == 1
         assert server.queries[2]["resourceVersion"] == "77"
         assert server.tokens[-1] == "Bearer second"
+
+
+def reference(kind: str, name: str, uid: str, version: str = "apps/v1") -> list[dict[str, Any]]:
+    return [{"apiVersion": version, "kind": kind, "name": name, "uid": uid, "controller": True}]
+
+
+SERVICE = reference("InferenceService", "llama", "uid-llama", "serving.kvasir.dev/v1alpha1")
+
+
+def owned(path: str, uid: str, owners: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    return path, {"metadata": {"uid": uid, "ownerReferences": owners}}
+
+
+def serving(api: FakeApiServer) -> None:
+    """What an operator's Deployment and LeaderWorkerSet are to their pods."""
+    api.owners |= dict(
+        [
+            owned("apps/deployments/llama-decode-1", "uid-d", SERVICE),
+            owned("apps/replicasets/llama-decode-1-x", "uid-r", reference("Deployment", "llama-decode-1", "uid-d")),
+            owned("leaderworkerset.x-k8s.io/leaderworkersets/llama-prefill-1-0", "uid-l", SERVICE),
+            owned(
+                "apps/statefulsets/llama-prefill-1-0",
+                "uid-s",
+                reference("LeaderWorkerSet", "llama-prefill-1-0", "uid-l", "leaderworkerset.x-k8s.io/v1"),
+            ),
+            owned("apps/deployments/theirs", "uid-t", reference("Other", "o", "uid-o", "example.org/v1")),
+            owned("apps/replicasets/theirs-x", "uid-tr", reference("Deployment", "theirs", "uid-t")),
+            owned("apps/replicasets/alone", "uid-a", []),
+        ]
+    )
+
+
+OURS = reference("ReplicaSet", "llama-decode-1-x", "uid-r")
+
+
+def held(name: str, ip: str, owners: list[dict[str, Any]]) -> dict[str, Any]:
+    return pod(name, ip, metadata_ownerReferences=owners, metadata_namespace="prod")
+
+
+async def test_pods_are_followed_to_their_service_once_for_each_owner() -> None:
+    async with api_server() as api:
+        serving(api)
+        api.set(held("d1", "10.0.0.1", OURS))
+        api.set(held("p1", "10.0.0.2", reference("StatefulSet", "llama-prefill-1-0", "uid-s")))
+        async with following(ClusterAccess(api.url, "prod"), "uid-llama") as found:
+            await found.until({"d1", "p1"})
+            await watching(api)
+            asked = len(api.asked)
+            api.set(held("d2", "10.0.0.3", OURS))
+            await found.until({"d1", "d2", "p1"})
+            assert len(api.asked) == asked == 4
+
+
+@pytest.mark.parametrize(
+    ("owners", "why"),
+    [
+        ([], "labels alone"),
+        (reference("ReplicaSet", "llama-decode-1-x", "uid-other"), "the uid of another"),
+        (reference("ReplicaSet", "not-there", "uid-r2"), "what is not there"),
+        (reference("ReplicaSet", "theirs-x", "uid-tr"), "somebody else's"),
+        (reference("ReplicaSet", "alone", "uid-a"), "nobody's"),
+        (reference("ReplicaSet", "../../../../api/v1/pods", "uid-r3"), "what is no name"),
+        (reference("ReplicaSet", "a/b?c=%2e#d", "uid-r4"), "what is no name"),
+        (reference("Pod", "d1", "uid-d1", "v1"), "a kind that makes no pods here"),
+        (
+            reference("InferenceService", "other", "uid-other", "serving.kvasir.dev/v1alpha1"),
+            "another service of this kind",
+        ),
+        (reference("InferenceService", "llama", "uid-llama", "example.org/v1"), "another's InferenceService"),
+        ([{**OURS[0], "controller": False}], "an owner that does not control it"),
+    ],
+)
+async def test_a_pod_with_the_labels_that_is_somebody_elses_is_no_worker(
+    owners: list[dict[str, Any]], why: str
+) -> None:
+    async with api_server() as api:
+        serving(api)
+        api.set(held("theirs", "10.0.0.9", owners))
+        async with following(ClusterAccess(api.url, "prod"), "uid-llama") as found:
+            await watching(api)
+            api.set(held("d1", "10.0.0.1", OURS))
+            await found.until({"d1"})
+            assert all("theirs" not in each.values() for each in found.sets), why
+
+
+async def test_an_owner_that_cannot_be_asked_for_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with api_server() as api:
+        serving(api)
+        api.set(held("d1", "10.0.0.1", OURS))
+        async with following(ClusterAccess(api.url, "prod"), "uid-llama") as found:
+            await found.until({"d1"})
+            await watching(api)
+            api.fail_owners = 1
+            api.set(held("p1", "10.0.0.2", reference("StatefulSet", "llama-prefill-1-0", "uid-s")))
+            await found.until({"d1", "p1"})
+            assert all("d1" in each.values() for each in found.sets)
+            assert "cannot watch pods" in caplog.text
+
+
+async def test_with_certificates_a_worker_is_spoken_to_where_it_proves_who_it_is() -> None:
+    ports = [{"name": "http", "containerPort": 8000}, {"name": "worker", "containerPort": 8443}]
+    both = pod("d1", "10.0.0.1", spec_containers=[{"name": "kvasir", "ports": ports}])
+    plain = pod("d2", "10.0.0.2")
+    assert pod_worker(both) == ("ws://10.0.0.1:8000", "d1")
+    secure = worker_ports(secure=True, plain=False)
+    assert pod_worker(both, secure) == ("wss://10.0.0.1:8443", "d1")
+    assert pod_worker(plain, secure) is None
+    rolling = worker_ports(secure=True, plain=True)
+    assert pod_worker(both, rolling) == ("wss://10.0.0.1:8443", "d1")
+    assert pod_worker(plain, rolling) == ("ws://10.0.0.2:8000", "d2")
+    async with api_server() as api:
+        api.set(plain)
+        api.set(both)
+        async with following(ClusterAccess(api.url, "prod"), ports=secure) as found:
+            assert await found.until({"d1"}) == {"wss://10.0.0.1:8443": "d1"}
 
 
 @pytest.mark.parametrize("in_stream", [True, False])

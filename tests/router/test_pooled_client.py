@@ -18,6 +18,7 @@ from fake_worker import (
     once,
     request,
 )
+from prometheus_client import generate_latest
 
 from kvasir_engine.engine_client import EngineError
 from kvasir_engine.kv.hashing import page_hashes
@@ -358,7 +359,7 @@ async def test_workers_that_cannot_pair_are_named_once_and_decode_does_it_alone(
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"version": 99}, "protocol version: 2, 99"), ({"model": "other"}, "model: 'tiny', 'other'")],
+    [({"version": 99}, "protocol version: 2 to 3, 99"), ({"model": "other"}, "model: 'tiny', 'other'")],
 )
 async def test_a_worker_that_does_not_fit_is_refused_by_name(change: dict[str, object], why: str) -> None:
     d = FakeWorker("decode", Fabric(), "d0", **change)  # type: ignore[arg-type]
@@ -461,6 +462,31 @@ async def test_readiness_and_the_workers_metric() -> None:
         assert value("kvasir_router_workers", {"role": "prefill", "state": "ready"}) == 1
         await d.start()
         await running.until(lambda: running.client.unready_reason() is None)
+
+
+async def test_an_endpoint_picker_reads_queue_and_kv_of_all_workers() -> None:
+    (p,), (d, other) = pairs(1, 2)
+    p.load = Load(running=1, waiting=4)
+    d.load = Load(running=2, waiting=3, free_pages=1, cached_pages=1)
+    other.load = Load(running=1)
+    async with cluster(p, d, other) as running:
+        pages = sum(
+            w.peer.endpoint.region.pages for w in running.pool.ready() if w.peer and w.peer.role == "decode"
+        )
+
+        def value(name: str, **labels: str) -> float | None:
+            found: float | None = running.registry.get_sample_value(f"vllm:{name}", labels)
+            return found
+
+        await running.until(lambda: value("num_requests_waiting") == 7)
+        assert value("num_requests_running") == 4
+        assert value("kv_cache_usage_perc") == pytest.approx(1 - 2 / pages)
+        assert value("cache_config_info", block_size=str(PAGE), num_gpu_blocks=str(pages)) == 1
+        text = generate_latest(running.registry).decode()
+        assert "# TYPE vllm:num_requests_waiting gauge" in text
+    async with cluster() as running:
+        assert running.registry.get_sample_value("vllm:num_requests_waiting") == 0
+        assert running.registry.get_sample_value("vllm:kv_cache_usage_perc") == 0
 
 
 async def test_the_longest_prefix_wins_and_lost_cache_events_are_asked_for_again() -> None:

@@ -51,8 +51,7 @@ def plain(value: object) -> Any:
 def known(it: Stand, stranger: Endpoint) -> dict[str, list[object]]:
     """What makes frames go deep: real endpoints, leases that could be, prompts that fit."""
     endpoints = [plain(each) for each in (it.prefill.endpoint, it.decode.endpoint, stranger)]
-    # A router is believed: one that forges a lease of the decode worker's has its pages overwritten. So leases are
-    # the stranger's, and bystanders have a salt of their own.
+    # Leases are the stranger's: one of the decode worker's has a nonce that nobody here knows.
     holder, writer = stranger, it.prefill.endpoint
     leases = [
         Lease(id, holder.epoch, [3, 4, 5][: 3 - first // 4], first, 0.5, writer.agent, writer.epoch, loan)
@@ -62,11 +61,11 @@ def known(it: Stand, stranger: Endpoint) -> dict[str, list[object]]:
     return {
         "id": [*"abcdefgh", 1, 2, 3, 9],
         "lease": [*map(plain, leases), 1, 2, 3, None],
-        "to": [endpoints[2], endpoints[2], endpoints[2], endpoints[0]],
+        "to": [endpoints[2], endpoints[2], endpoints[1], endpoints[0]],
         "writer": [*endpoints, "kvasir-0000000000000051"],
         "writer_epoch": [0x51],
-        "epoch": [0x66, 0x66, 0x51, 0x52],
-        "version": [2],
+        "epoch": [0x66, 0x66, 0x51, 0x52, 0x52],
+        "version": [2, 3],
         "tokens": [PROMPT, PROMPT, PROMPT, PROMPT[:5], [7] * 40, 9],
         "stop_token_ids": [[], [1], [49]],
         "max_tokens": [1, 2, 5],
@@ -129,10 +128,10 @@ async def fuzz_workers(messages: int, seed: int) -> None:
                         for agent, data in stranger.notifications():
                             asked = msgspec.msgpack.decode(data)
                             if asked["t"] == "release":
-                                said = Stopped(asked["lease"], asked["epoch"], "asked to")
+                                said = Stopped(asked["lease"], asked["epoch"], "asked to", asked.get("nonce", 0))
                                 stranger.notify(agent, msgspec.msgpack.encode(said))
                             elif asked["t"] == "ping":
-                                said_ = Pong(0, asked["epoch"])
+                                said_ = Pong(asked["lease"], asked["epoch"], asked.get("nonce", 0))
                                 stranger.notify(agent, msgspec.msgpack.encode(said_))
                         await asyncio.sleep(0.01)
 

@@ -32,6 +32,8 @@ AWAITED = {
         "EngineThread",
     ): "says its end to every session and to the process",
     ("engine/kvasir_engine/connector/transfer_thread.py", "TransferThread"): "says its end to the process",
+    ("engine/kvasir/program/function.py", "_arun_all"): "a task group",
+    ("engine/kvasir/program/track.py", "append"): "tells every variable and mark that waits of its end",
     ("operator/kvasir_operator/controller.py", "run"): "an end stops the operator, with its error",
     ("operator/kvasir_operator/reconcile/work_queue.py", "add"): "an error is logged there, and its key comes back",
     ("operator/kvasir_operator/reconcile/bounded_http.py", "_get_all"): "awaited there",
@@ -68,7 +70,7 @@ def found(folder: str) -> set[tuple[str, str]]:
 
 
 def test_what_runs_in_the_background_is_supervised() -> None:
-    unsupervised = found("engine/kvasir_engine") | found("operator/kvasir_operator")
+    unsupervised = found("engine/kvasir_engine") | found("engine/kvasir") | found("operator/kvasir_operator")
     pods = {
         each for each in unsupervised if each[0].startswith("operator/kvasir_operator/pods/")
     }  # `pods` is a kubelet

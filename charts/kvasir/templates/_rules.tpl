@@ -29,6 +29,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+# They follow pods to their owners, and so does the operator.
+- apiGroups: [apps]
+  resources: [replicasets, statefulsets]
+  verbs: [get]
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [get, list, create, patch, delete]
@@ -47,6 +51,13 @@
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, create, patch, delete]
+- apiGroups: [inference.networking.k8s.io]
+  resources: [inferencepools]
+  verbs: [get, list, create, patch, delete]
+# Certificates of services' pods. Neither verb shows a Secret: an update answers with what was sent.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, update]
 # Whether another operator that has a service is still there.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
@@ -56,7 +67,7 @@
   verbs: [create]
 {{- end }}
 
-{{- /* In the operator's own namespace: the Lease. */ -}}
+{{- /* In the operator's own namespace: the Lease, and the authority that signs pods' certificates. */ -}}
 {{- define "kvasir.leaseRules" -}}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
@@ -64,5 +75,12 @@
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   resourceNames: [{{ include "kvasir.fullname" . }}]
+  verbs: [get, update]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [{{ include "kvasir.fullname" . }}-authority]
   verbs: [get, update]
 {{- end }}

@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.generation import Tally
-from kvasir_engine.api.schemas import PromptTokensDetails, Usage
+from kvasir_engine.api.schemas import CompletionTokensDetails, PromptTokensDetails, Usage
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Answer:
     """`created` is in seconds since 1970; `choices` is how many there will be.
 
     `include_usage` and `continuous_usage` are of streams. `prompts` are the prompts' tokens, if they are asked for,
-    and `echo` their texts.
+    and `echo` their texts. `reasons`: reasoning is told from the answers.
     """
 
     id: str
@@ -28,6 +28,7 @@ class Answer:
     continuous_usage: bool = False
     prompts: Sequence[list[int]] | None = None
     echo: Sequence[str] | None = None
+    reasons: bool = False
 
     def chunk_usage(self) -> Usage | UnsetType | None:
         """What a chunk that is not the last says of usage."""
@@ -51,4 +52,5 @@ class Answer:
             completion,
             self.prompt_tokens + completion,
             PromptTokensDetails(self.tally.cached_tokens),
+            CompletionTokensDetails(self.tally.reasoning_tokens) if self.reasons else UNSET,
         )

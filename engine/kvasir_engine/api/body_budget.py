@@ -10,10 +10,14 @@ from kvasir_engine.api.http_responses import send_error
 log = logging.getLogger("api")
 
 
+FILES = "/v1/files"
+
+
 class BodyBudget:
     """ASGI middleware: counts a request's body from its first byte until its answer begins, or it ends.
 
-    Until then it is held as bytes, as text or as tokens. A request beyond `most` is answered with 503.
+    Until then it is held as bytes, as text or as tokens. A request beyond `most` is answered with 503. Files are
+    not counted: they go to disk as they come.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
@@ -22,7 +26,7 @@ class BodyBudget:
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] == FILES:
             await self._app(scope, receive, send)
             return
         mine = 0
@@ -59,7 +63,7 @@ class BodyBudget:
             give_back()
             log.warning("a body was refused: all together are too large held=%d", self.held)
             message = "The server holds too many request bodies. Try again later."
-            await send_error(send, ApiError(503, message, code="overloaded", type="server_error"))
+            await send_error(scope, send, ApiError(503, message, code="overloaded", type="server_error"))
         finally:
             give_back()
 

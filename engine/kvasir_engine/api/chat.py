@@ -10,7 +10,10 @@ from kvasir_engine.api.detokenizer import NamedToken, Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
 from kvasir_engine.api.http_responses import failure_of
 from kvasir_engine.api.schemas import (
+    AnsweredCall,
+    AnsweredFunction,
     AssistantMessage,
+    CallDelta,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -18,7 +21,16 @@ from kvasir_engine.api.schemas import (
     ChatDelta,
     ChatLogprob,
     ChatLogprobs,
+    FunctionDelta,
     TopLogprob,
+)
+from kvasir_engine.api.tools.types import (
+    ArgumentsDelta,
+    ContentDelta,
+    Delta,
+    ReasoningDelta,
+    ToolCallBegin,
+    joined,
 )
 
 
@@ -40,11 +52,34 @@ def _logprobs(scored: Sequence[ScoredToken]) -> ChatLogprobs:
     )
 
 
+def _message(pieces: Sequence[Piece]) -> AssistantMessage:
+    message = joined(delta for piece in pieces for delta in piece.deltas)
+    calls = [AnsweredCall(each.id, AnsweredFunction(each.name, each.arguments)) for each in message.tool_calls]
+    nothing = None if calls or message.reasoning is not None else ""
+    return AssistantMessage(
+        nothing if message.content is None else message.content,
+        reasoning_content=UNSET if message.reasoning is None else message.reasoning,
+        tool_calls=calls or UNSET,
+    )
+
+
+def _shown(delta: Delta) -> ChatDelta:
+    match delta:
+        case ContentDelta(text):
+            return ChatDelta(content=text)
+        case ReasoningDelta(text):
+            return ChatDelta(reasoning_content=text)
+        case ToolCallBegin(index, id, name):
+            return ChatDelta(tool_calls=[CallDelta(index, FunctionDelta("", name), id, "function")])
+        case ArgumentsDelta(index, text):
+            return ChatDelta(tool_calls=[CallDelta(index, FunctionDelta(text))])
+
+
 async def chat_body(answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: bool) -> bytes:
     choices = [
         ChatChoice(
             index,
-            AssistantMessage("".join(piece.text for piece in each)),
+            _message(each),
             _logprobs([token for piece in each for token in piece.scored]) if logprobs else None,
             each[-1].finish_reason or "stop",
             failure_of(each[-1]),
@@ -86,10 +121,11 @@ async def chat_events(
             yield chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content="")))
             begun.add(index)
         ids = answer.ids([piece])
-        if piece.text or piece.scored:
-            scored = _logprobs(piece.scored) if logprobs else None
-            yield chunk(ChatChunkChoice(index, ChatDelta(content=piece.text), scored, token_ids=ids))
+        scored = _logprobs(piece.scored) if logprobs else None
+        for delta in piece.deltas or ([ContentDelta("")] if piece.scored else []):
+            yield chunk(ChatChunkChoice(index, _shown(delta), scored, token_ids=ids))
             ids = UNSET if ids is UNSET else []
+            scored = _logprobs([]) if logprobs else None
         if piece.finish_reason:
             ended, failure = piece.finish_reason, failure_of(piece)
             yield chunk(ChatChunkChoice(index, ChatDelta(), None, ended, failure, token_ids=ids))

@@ -96,6 +96,7 @@ class Renderers:
                     "continue_final_message": how.continue_final_message,
                 },
                 "variables": {**tokens, **how.variables},
+                "tools": None if how.tools is None else [dict(each) for each in how.tools],
                 "seconds": limits.seconds,
                 "characters": limits.characters,
             }

@@ -2,10 +2,11 @@
 
 import codecs
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvasir_engine.api.tokenizer import TokenBytes
+from kvasir_engine.api.tools.types import Delta
 from kvasir_engine.engine_client import Output
 from kvasir_engine.protocol import TokenLogprobs
 
@@ -45,7 +46,8 @@ class Piece:
     """The next text of one choice. `tokens` is how many were generated for it, shown or held back; `ids` are those
     since the last piece that was not empty.
 
-    The finish reason is "error" where there is a `failure`.
+    The finish reason is "error" where there is a `failure`. `stop` is the stop string that ended the text. In a
+    chat `deltas` are the text taken apart, and `text` is of the content alone.
     """
 
     text: str
@@ -54,6 +56,24 @@ class Piece:
     finish_reason: str | None = None
     failure: Exception | None = None
     ids: tuple[int, ...] = ()
+    stop: str | None = None
+    deltas: tuple[Delta, ...] = ()
+
+
+class ShownTokens:
+    """A vocabulary in which some special tokens add their names to the text: what reads the text needs them."""
+
+    def __init__(self, vocabulary: TokenBytes, shown: Mapping[int, bytes]) -> None:
+        self._vocabulary = vocabulary
+        self._shown = shown
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` adds to the text."""
+        return self._shown.get(token) or self._vocabulary.token_bytes(token)
+
+    def token_name(self, token: int) -> str | None:
+        """What a token is called that adds no bytes."""
+        return self._vocabulary.token_name(token)
 
 
 @dataclass(frozen=True)
@@ -95,12 +115,13 @@ class Detokenizer:
             if output.logprobs is not None:
                 self._waiting.append(_Waiting(self._score(token, output.logprobs[place], start), self._decoded))
             self._held += text
-            cut = self._find_stop()
-            if cut is not None:
+            found = self._find_stop()
+            if found is not None:
+                cut, stop = found
                 released.append(self._held[:cut])
                 end = self._decoded - len(self._held) + cut
                 scored += [each.token for each in self._waiting if each.token.offset < end]
-                return Piece("".join(released), place + 1, scored, "stop")
+                return Piece("".join(released), place + 1, scored, "stop", stop=stop)
             keep = self._hold_back()
             released.append(self._held[: len(self._held) - keep])
             self._held = self._held[len(self._held) - keep :]
@@ -110,17 +131,24 @@ class Detokenizer:
         settled = self._decoded - len(self._held)
         while self._waiting and self._waiting[0].end <= settled:
             scored.append(self._waiting.popleft().token)
-        return Piece("".join(released), len(output.tokens), scored, output.finish_reason)
+        by = self._stop_token(output) if self._stop and output.finish_reason == "stop" else None
+        return Piece("".join(released), len(output.tokens), scored, output.finish_reason, stop=by)
+
+    def _stop_token(self, output: Output) -> str | None:
+        """The one of `stop` that is the name of the special token that the engine stopped at."""
+        name = self._vocabulary.token_name(output.tokens[-1]) if output.tokens else None
+        return name if name in self._stop else None
 
     def _score(self, token: int, logprobs: TokenLogprobs, start: int) -> ScoredToken:
         top = [(named(self._vocabulary, each), logprob) for each, logprob in logprobs.top]
         return ScoredToken(named(self._vocabulary, token), logprobs.logprob, top, start)
 
-    def _find_stop(self) -> int | None:
+    def _find_stop(self) -> tuple[int, str] | None:
+        """Where the answer ends, and by which of `stop`."""
         if self._tokens <= self._min_tokens:
             return None
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        return min(found)[1] if found else None
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        return min(found)[1:] if found else None
 
     def _hold_back(self) -> int:
         """Length of the longest end of the held text that begins a stop string."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from kvasir_engine.api.detokenizer import Detokenizer, Piece
 from kvasir_engine.api.metrics import ApiMetrics
-from kvasir_engine.engine_client import EngineClient, EngineError, GenerateRequest
+from kvasir_engine.api.tools.choice import ChoiceParser
+from kvasir_engine.engine_client import EngineClient, EngineError, GenerateRequest, Output
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Choice:
     prompt: int
     request: GenerateRequest
     detokenizer: Detokenizer
+    parser: ChoiceParser | None = None
 
 
 class Tally:
@@ -27,6 +29,7 @@ class Tally:
 
     def __init__(self, prompts: int) -> None:
         self.completion_tokens = 0
+        self.reasoning_tokens = 0
         self._cached = [0] * prompts
 
     def cached(self, prompt: int, tokens: int) -> None:
@@ -39,9 +42,9 @@ class Tally:
 
 
 class TokenClock:
-    """Times the tokens of one request from its arrival, for the metrics."""
+    """Times the tokens of one request from its arrival, for the metrics where there are any."""
 
-    def __init__(self, metrics: ApiMetrics) -> None:
+    def __init__(self, metrics: ApiMetrics | None) -> None:
         self._metrics = metrics
         self._arrival = time.perf_counter()
         self._first = True
@@ -49,10 +52,13 @@ class TokenClock:
     def first(self) -> None:
         if self._first:
             self._first = False
-            self._metrics.ttft.observe(time.perf_counter() - self._arrival)
+            if self._metrics is not None:
+                self._metrics.ttft.observe(time.perf_counter() - self._arrival)
 
     def next(self, since: float, tokens: int) -> None:
         """`tokens` came together, `since` after the ones before them."""
+        if self._metrics is None:
+            return
         each = since / tokens
         for _ in range(tokens):
             self._metrics.itl.observe(each)
@@ -78,14 +84,35 @@ async def run_choice(
                 last = now
             if output.cached_tokens > 0:
                 tally.cached(choice.prompt, output.cached_tokens)
-            piece = choice.detokenizer.push(output)
-            tally.completion_tokens += piece.tokens
-            ids += output.tokens[: piece.tokens]
-            if piece.text or piece.scored or piece.finish_reason:
-                yield choice, dataclasses.replace(piece, ids=tuple(ids))
-                ids.clear()
-            if piece.finish_reason:
-                return
+            for part in _parts(output, choice):
+                piece = choice.detokenizer.push(part)
+                tally.completion_tokens += piece.tokens
+                ids += part.tokens[: piece.tokens]
+                if choice.parser is not None:
+                    before = choice.parser.reasoning_tokens
+                    piece = choice.parser.parse(piece)
+                    tally.reasoning_tokens += choice.parser.reasoning_tokens - before
+                if piece.text or piece.deltas or piece.scored or piece.finish_reason:
+                    yield choice, dataclasses.replace(piece, ids=tuple(ids))
+                    ids.clear()
+                if piece.finish_reason:
+                    return
+
+
+def _parts(output: Output, choice: Choice) -> list[Output]:
+    """An output for each token where it has to be known which of them are reasoning."""
+    if len(output.tokens) < 2 or choice.parser is None or not choice.parser.may_reason:
+        return [output]
+    last = len(output.tokens) - 1
+    return [
+        Output(
+            [token],
+            None if output.logprobs is None else [output.logprobs[place]],
+            output.finish_reason if place == last else None,
+            output.cached_tokens,
+        )
+        for place, token in enumerate(output.tokens)
+    ]
 
 
 class _Siblings:

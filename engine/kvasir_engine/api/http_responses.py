@@ -4,21 +4,31 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kvasir_engine.api.detokenizer import Piece
-from kvasir_engine.api.errors import ApiError, ErrorDetail, client_left, from_engine, unexpected
+from kvasir_engine.api.errors import (
+    ApiError,
+    ErrorDetail,
+    anthropic_body,
+    client_left,
+    from_engine,
+    unexpected,
+)
 from kvasir_engine.engine_client import EngineError
 
 log = logging.getLogger("api")
 
 CODE = "kvasir.code"  # scope key: the outcome for the metrics, where it is not the HTTP status
 CLIENT_LEFT = "499"
+ANTHROPIC_PATH = "/v1/messages"
 DONE = b"data: [DONE]\n\n"
 
 R = TypeVar("R")
@@ -26,6 +36,10 @@ R = TypeVar("R")
 
 def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
+
+
+def named_event(name: str, data: bytes) -> bytes:
+    return b"event: " + name.encode() + b"\n" + event(data)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -95,8 +109,14 @@ def error_headers(error: ApiError) -> dict[str, str]:
     return {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(error.status, {})
 
 
-async def send_error(send: Send, error: ApiError) -> None:
-    await _send_whole(send, error.status, b"application/json", error.body, error_headers(error))
+def body_of(error: ApiError, path: str) -> bytes:
+    """An error's body, as the API that `path` is of has it."""
+    return anthropic_body(error) if path.startswith(ANTHROPIC_PATH) else error.body
+
+
+async def send_error(scope: Scope, send: Send, error: ApiError) -> None:
+    body = body_of(error, scope["path"])
+    await _send_whole(send, error.status, b"application/json", body, error_headers(error))
 
 
 class JsonResponse(Response):
@@ -107,32 +127,49 @@ class JsonResponse(Response):
         self._produce = produce
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _unless_client_leaves(scope, receive, self._answer(send))
+        await _unless_client_leaves(scope, receive, self._answer(scope, send))
 
-    async def _answer(self, send: Send) -> None:
+    async def _answer(self, scope: Scope, send: Send) -> None:
         try:
             body = await self._produce()
         except Exception as error:
-            await send_error(send, as_api_error(error))
+            await send_error(scope, send, as_api_error(error))
         else:
             await _send_whole(send, 200, b"application/json", body)
 
 
+@dataclass(frozen=True)
+class EventStyle:
+    """How events are written, what follows the last one, and what the event of an error is."""
+
+    written: Callable[[bytes], bytes]
+    last: bytes
+    failed: Callable[[ApiError], bytes]
+
+
+def _failed(error: ApiError) -> bytes:
+    return event(error.body)
+
+
+UNNAMED = EventStyle(event, DONE, _failed)
+
+
 class EventResponse(Response):
-    """The events that `produce` makes, each a JSON value, then `[DONE]`.
+    """The events that `produce` makes, each a JSON value, or written as another `style` has it; then `[DONE]`.
 
     An error before the first event is an HTTP status; a later one is an event, and the stream ends there.
     """
 
-    def __init__(self, produce: Callable[[], AsyncGenerator[bytes, None]]) -> None:
+    def __init__(self, produce: Callable[[], AsyncGenerator[bytes, None]], style: EventStyle = UNNAMED) -> None:
         super().__init__()
         self._produce = produce
+        self._style = style
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _unless_client_leaves(scope, receive, self._answer(scope, send))
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        started = False
+        started, written = False, self._style.written
         async with aclosing(self._produce()) as events:
             try:
                 async for data in events:
@@ -144,15 +181,19 @@ class EventResponse(Response):
                             (b"x-accel-buffering", b"no"),
                         ]
                         await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    await send({"type": "http.response.body", "body": event(data), "more_body": True})
+                    await send({"type": "http.response.body", "body": written(data), "more_body": True})
             except OSError:  # the client's socket
                 raise
             except Exception as error:
                 failure = as_api_error(error)
                 if not started:
-                    await send_error(send, failure)
+                    await send_error(scope, send, failure)
                     return
                 scope[CODE] = str(failure.status)
-                await send({"type": "http.response.body", "body": event(failure.body)})
+                await send({"type": "http.response.body", "body": self._style.failed(failure)})
                 return
-        await send({"type": "http.response.body", "body": DONE})
+        await send({"type": "http.response.body", "body": self._style.last})
+
+
+def json_response(value: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -53,7 +53,7 @@ class Params:
     grammar_field: str = ""
 
 
-def _only(name: str, value: object, *neutral: object) -> None:
+def only(name: str, value: object, *neutral: object) -> None:
     """Accept an unsupported field's null and its `neutral` values, and refuse all others."""
     if value is not None and value not in neutral:
         raise unsupported(name)
@@ -99,7 +99,7 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.", "stream_options"
         )
     if request.stream_options is not None:
-        _only("stream_options.include_obfuscation", request.stream_options.include_obfuscation, False)
+        only("stream_options.include_obfuscation", request.stream_options.include_obfuscation, False)
         if request.stream_options.continuous_usage_stats and not request.stream_options.include_usage:
             name = "stream_options.continuous_usage_stats"
             raise bad_request(f"'{name}' is only allowed when 'stream_options.include_usage' is enabled.", name)
@@ -151,14 +151,19 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
     )
 
 
+def check_metadata(metadata: dict[str, str] | None) -> None:
+    """Raises ApiError where there are too many labels, or one is too long."""
+    few("metadata", len(metadata or {}), MOST_METADATA)
+    for key, value in (metadata or {}).items():
+        short("metadata", key, MOST_LABEL)
+        short("metadata", value, MOST_LABEL)
+
+
 def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
     short("safety_identifier", request.safety_identifier, MOST_LABEL)
     short("prompt_cache_key", request.prompt_cache_key, MOST_LABEL)
-    few("metadata", len(request.metadata or {}), MOST_METADATA)
-    for key, value in (request.metadata or {}).items():
-        short("metadata", key, MOST_LABEL)
-        short("metadata", value, MOST_LABEL)
+    check_metadata(request.metadata)
     if request.max_completion_tokens is not None:
         if request.max_tokens is not None:
             raise bad_request(
@@ -169,15 +174,12 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
         if not request.logprobs:
             raise bad_request("'top_logprobs' is only allowed when 'logprobs' is enabled.", "top_logprobs")
         within("top_logprobs", request.top_logprobs, 0, MOST_TOP_LOGPROBS)
-    _only("store", request.store, False)
-    _only("service_tier", request.service_tier, "auto", "default")
-    _only("modalities", request.modalities, ["text"])
-    _only("verbosity", request.verbosity, "medium")
-    _only("tools", request.tools, [])
-    _only("parallel_tool_calls", request.parallel_tool_calls, True)
-    _only("functions", request.functions, [])
-    _only("tool_choice", request.tool_choice, "none", "auto")
-    _only("function_call", request.function_call, "none", "auto")
+    only("store", request.store, False)
+    only("service_tier", request.service_tier, "auto", "default")
+    only("modalities", request.modalities, ["text"])
+    only("verbosity", request.verbosity, "medium")
+    only("functions", request.functions, [])
+    only("function_call", request.function_call, "none", "auto")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     return _params(request, model, logprobs, max_tokens)
@@ -189,7 +191,7 @@ def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
         within("logprobs", request.logprobs, 0, MOST_COMPLETION_LOGPROBS)
     if request.echo and request.logprobs is not None:
         raise unsupported("echo", "Unsupported value: 'echo' with 'logprobs' is not supported.")
-    _only("suffix", request.suffix, "")
+    only("suffix", request.suffix, "")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     params = _params(request, model, request.logprobs, max_tokens)
     return params if request.best_of is None else _best_of(params, request.best_of)

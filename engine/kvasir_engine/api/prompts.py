@@ -1,12 +1,14 @@
 """What a request asks to be continued: messages or prompts, and whether they fit. Pure."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
 from kvasir_engine.api.params import MOST_CHOICES
 from kvasir_engine.api.ranges import few, shown_number
 from kvasir_engine.api.rendering import Rendering
 from kvasir_engine.api.schemas import ChatRequest, CompletionRequest, ContentPart
+from kvasir_engine.api.tool_history import ToolHistory
 
 
 def _text(content: str | list[ContentPart] | None, param: str) -> str:
@@ -24,9 +26,9 @@ def _text(content: str | list[ContentPart] | None, param: str) -> str:
     return "\n".join(texts)
 
 
-def characters_of(messages: Sequence[Mapping[str, str]]) -> int:
+def characters_of(messages: Sequence[Mapping[str, Any]]) -> int:
     """Of all texts together."""
-    return sum(len(text) for message in messages for text in message.values())
+    return sum(len(text) for message in messages for text in message.values() if isinstance(text, str))
 
 
 def rendering(request: ChatRequest, known: frozenset[str]) -> Rendering:
@@ -52,7 +54,7 @@ def rendering(request: ChatRequest, known: frozenset[str]) -> Rendering:
     return Rendering(generation, continues, variables)
 
 
-def chat_messages(request: ChatRequest, most: int) -> list[dict[str, str]]:
+def chat_messages(request: ChatRequest, most: int) -> list[dict[str, Any]]:
     """The messages, `most` at most, as chat templates take them. OpenAI's `developer` is their `system`."""
     if not request.messages:
         raise bad_request(
@@ -60,16 +62,24 @@ def chat_messages(request: ChatRequest, most: int) -> list[dict[str, str]]:
         )
     few("messages", len(request.messages), most)
     messages = []
+    history = ToolHistory()
     for place, message in enumerate(request.messages):
         at = f"messages[{place}]"
         role = "system" if message.role == "developer" else message.role
-        if role not in ("system", "user", "assistant"):
+        if role not in ("system", "user", "assistant", "tool"):
             raise unsupported(f"{at}.role", f"Unsupported value: '{at}.role' does not support '{role}'.")
-        for name in ("tool_calls", "annotations"):
-            if getattr(message, name):
-                raise unsupported(f"{at}.{name}")
-        converted = {"role": role, "content": _text(message.content, f"{at}.content")}
-        if message.name is not None:
+        if message.annotations:
+            raise unsupported(f"{at}.annotations")
+        content = None
+        if message.content is not None or not message.tool_calls:
+            content = _text(message.content, f"{at}.content")
+        converted = {"role": role, "content": content, **history.more(message, at)}
+        if message.reasoning_content is not None:
+            if role != "assistant":
+                field = f"{at}.reasoning_content"
+                raise bad_request(f"Invalid '{field}': only assistants' messages have any.", field)
+            converted["reasoning_content"] = message.reasoning_content
+        if message.name is not None and role != "tool":
             converted["name"] = message.name
         messages.append(converted)
     return messages
@@ -100,13 +110,13 @@ def completion_prompts(request: CompletionRequest, most: int) -> list[str | list
     return [each for each in prompt if not isinstance(each, int)]
 
 
-def check_tokens(tokens: list[int], vocab_size: int, most: int) -> None:
+def check_tokens(tokens: list[int], vocab_size: int, most: int, param: str = "prompt") -> None:
     """Raise ApiError unless these are `most` tokens of the model at most."""
     if len(tokens) > most:
-        raise too_long(len(tokens), most, "prompt")
+        raise too_long(len(tokens), most, param)
     for token in (min(tokens), max(tokens)) if tokens else ():
         if not 0 <= token < vocab_size:
-            raise bad_request(f"Invalid 'prompt': {shown_number(token)} is not a token of this model.", "prompt")
+            raise bad_request(f"Invalid '{param}': {shown_number(token)} is not a token of this model.", param)
 
 
 def room(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str) -> int:

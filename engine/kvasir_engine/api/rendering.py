@@ -1,7 +1,7 @@
 """What a caller may say about the chat template of its request."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ class Rendering:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] | None = None
 
 
 AS_USUAL = Rendering()
@@ -34,3 +35,11 @@ def template_variables(hf_tokenizer: Any) -> frozenset[str]:
         return frozenset()
     parameters = inspect.signature(hf_tokenizer.apply_chat_template).parameters
     return frozenset(found) - _RESERVED - set(parameters) - set(hf_tokenizer.special_tokens_map)
+
+
+def template_text(hf_tokenizer: Any) -> str:
+    """A tokenizer's chat template, or all of them where it has several."""
+    template = hf_tokenizer.chat_template
+    if isinstance(template, Mapping):
+        return "\n".join(str(each) for each in template.values())
+    return template if isinstance(template, str) else ""

@@ -4,15 +4,16 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvasir_engine.api.caller import CALLER
 from kvasir_engine.api.http_responses import CLIENT_LEFT, CODE
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.metrics import ApiMetrics
 
-_METERED = frozenset({"/v1/chat/completions", "/v1/completions"})
+_METERED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 
 
 class RequestMeter:
-    """ASGI middleware; a plain class, because Starlette's own base hides a client's leaving."""
+    """ASGI middleware, for what comes from outside. Starlette's own base would hide a client's leaving."""
 
     def __init__(self, app: ASGIApp, metrics: ApiMetrics, lifecycle: Lifecycle) -> None:
         self._app = app
@@ -20,7 +21,7 @@ class RequestMeter:
         self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in _METERED:
+        if scope["type"] != "http" or scope["path"] not in _METERED or CALLER in scope:
             await self._app(scope, receive, send)
             return
         code = CLIENT_LEFT

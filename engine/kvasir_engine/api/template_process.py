@@ -43,6 +43,7 @@ def _render(request: dict[str, Any]) -> dict[str, str]:
             rendered, _ = render_jinja_template(
                 conversations=[request["messages"]],
                 chat_template=request["template"],
+                tools=request["tools"],
                 **request["options"],
                 **request["variables"],
             )

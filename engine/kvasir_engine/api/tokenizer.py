@@ -7,16 +7,19 @@ state, and not through transformers' call path, which changes truncation and pad
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from kvasir_engine.api.chat_template import TemplateCost, TemplateError, renderers
 from kvasir_engine.api.encoding import Encoding
-from kvasir_engine.api.rendering import AS_USUAL, Rendering, template_variables
+from kvasir_engine.api.rendering import AS_USUAL, Rendering, template_text, template_variables
 from kvasir_engine.api.special_token_policy import ParseSpecial
 from kvasir_engine.api.special_tokens import Markers, Segment, Strips, Unmarkable
 from kvasir_engine.api.text_splitting import divisible
+from kvasir_engine.api.tool_history import arguments_as_text
+from kvasir_engine.api.tools.flags import AUTO, Parsers
+from kvasir_engine.api.tools.formats import OutputFormat, output_format
 from kvasir_engine.errors import UserError
 
 
@@ -136,6 +139,7 @@ class Tokenizer:
         self.longest = max(self.longest, *map(len, self._special), 1)
         self.eos_token_id: int | None = hf_tokenizer.eos_token_id
         self.has_chat_template: bool = hf_tokenizer.chat_template is not None
+        self.template: str = template_text(hf_tokenizer)
         self.template_variables: frozenset[str] = template_variables(hf_tokenizer)
         self._around = self._put_around()
         self._divisible = divisible(lambda text: self._ids(backend, text))
@@ -168,14 +172,17 @@ class Tokenizer:
         """Tokens of a short text alone: nothing is put around it, and no name in it is a special token."""
         return self._ids(self._as_text, text)
 
-    def plain(self, text: str) -> Encoding:
-        """The encoding of a plain prompt, not begun."""
-        before, after = self._around
+    def plain(self, text: str, around: bool = True) -> Encoding:
+        """The encoding of a plain prompt, not begun; without `around` nothing is put before and after it."""
+        before, after = self._around if around else ([], [])
         backend = self._as_text if self._parse_special == "none" else self._backend
         return self._encoding(backend, [*before, text, *after])
 
-    def rendered(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> Encoding:
-        """The encoding, not begun, of `messages` in the chat template, up to where the assistant begins.
+    def rendered(
+        self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL, around: bool = False
+    ) -> Encoding:
+        """The encoding, not begun, of `messages` in the chat template, up to where the assistant begins; with
+        `around` in what the model puts before and after every text.
 
         Special tokens are those that the template writes; the messages' own text is text, unless `parse_special`
         is "all". Raises TemplateError, and UnusedName.
@@ -183,15 +190,17 @@ class Tokenizer:
         mark = None
         if self._parse_special != "all":
             try:
-                (*messages, variables), mark = self._markers.escape([*messages, how.variables])
-                how = replace(how, variables=variables)
+                said: dict[str, Any] = {"variables": how.variables, "tools": how.tools}
+                (*messages, said), mark = self._markers.escape([*messages, said])
+                how = replace(how, variables=said["variables"], tools=said["tools"])
             except Unmarkable as error:
                 raise TemplateError(str(error)) from error
         text = self._render(messages, how)
         self._check_names(messages, how, text)
+        before, after = self._around if around else ([], [])
         if mark is None:
-            return self._encoding(self._backend, [text])
-        return self._encoding(self._as_text, self._markers.split(text, mark))
+            return self._encoding(self._backend, [*before, text, *after])
+        return self._encoding(self._as_text, [*before, *self._markers.split(text, mark), *after])
 
     def check_template(self) -> None:
         """Raise TokenizerError when the chat template takes more than it may of a short message."""
@@ -205,14 +214,23 @@ class Tokenizer:
 
     def _render(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> str:
         try:
-            template = self._hf.get_chat_template()
+            template = self._hf.get_chat_template(tools=how.tools)
         except ValueError as error:
             raise TemplateError(str(error)) from error
-        given = [{key: value for key, value in each.items() if value is not None} for each in messages]
-        return renderers.render(template, given, self._hf.special_tokens_map, how)
+        try:
+            return renderers.render(template, messages, self._hf.special_tokens_map, how)
+        except TemplateCost:
+            raise
+        except TemplateError:
+            written = arguments_as_text(messages)
+            if written is None:
+                raise
+        # Some templates, such as DeepSeek's first, take arguments as OpenAI has them.
+        return renderers.render(template, written, self._hf.special_tokens_map, how)
 
     def _check_names(self, messages: Sequence[Mapping[str, Any]], how: Rendering, text: str) -> None:
-        places = {str(message["role"]): place for place, message in enumerate(messages) if "name" in message}
+        named = ((place, message) for place, message in enumerate(messages) if "name" in message)
+        places = {str(message["role"]): place for place, message in named if message["role"] != "tool"}
         for role, place in places.items():
             unnamed = [
                 {key: value for key, value in message.items() if key != "name" or message["role"] != role}
@@ -261,6 +279,14 @@ class Tokenizer:
                 return whole[:at], whole[at + len(bare) :]
         return whole, []
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, with special ones by their names; what is no whole character is replaced."""
+        parts = [self.token_bytes(each) or self._special_name(each) for each in tokens]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def _special_name(self, token: int) -> bytes:
+        return (self.token_name(token) or "").encode()
+
     def token_name(self, token: int) -> str | None:
         """What a token is called that adds no bytes to the text; None if it has no name either."""
         name: str | None = self._backend.id_to_token(token)
@@ -288,7 +314,7 @@ class ServedModel:
     """The one model that a front end serves.
 
     `vocab_size` bounds the token ids that a client may send; `eos` are the tokens that end an answer; `created` is
-    in seconds since 1970.
+    in seconds since 1970. `parsers` are what the command line names.
     """
 
     name: str
@@ -296,6 +322,12 @@ class ServedModel:
     vocab_size: int
     eos: tuple[int, ...]
     created: int
+    parsers: Parsers = AUTO
+
+    @cached_property
+    def output(self) -> OutputFormat:
+        """How its answers are to be read."""
+        return output_format(self.tokenizer.template, self.parsers.tools, self.parsers.reasoning)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -319,14 +351,16 @@ def _ids(value: object) -> list[int]:
     )
 
 
-def load_served_model(folder: Path, name: str, parse_special: ParseSpecial = "prompts") -> ServedModel:
+def load_served_model(
+    folder: Path, name: str, parse_special: ParseSpecial = "prompts", parsers: Parsers = AUTO
+) -> ServedModel:
     """What the front end needs of a resolved model folder. Raises TokenizerError."""
     tokenizer = Tokenizer.load(folder, parse_special)
     tokenizer.check_template()
-    return served_by(tokenizer, folder, name)
+    return served_by(tokenizer, folder, name, parsers)
 
 
-def served_by(tokenizer: Tokenizer, folder: Path, name: str) -> ServedModel:
+def served_by(tokenizer: Tokenizer, folder: Path, name: str, parsers: Parsers = AUTO) -> ServedModel:
     """The model of a folder with this tokenizer. Raises TokenizerError.
 
     The end tokens are generation_config.json's, or else config.json's, and the tokenizer's own besides.
@@ -342,4 +376,5 @@ def served_by(tokenizer: Tokenizer, folder: Path, name: str) -> ServedModel:
         vocab_size=vocab_size if isinstance(vocab_size, int) else tokenizer.size,
         eos=tuple(dict.fromkeys(eos)),
         created=int(folder.stat().st_mtime),
+        parsers=parsers,
     )

@@ -43,8 +43,8 @@ def missing() -> str | None:
 def unsupported(pool: KVPool, spec: AttentionSpec) -> str | None:
     """Why FlashInfer cannot attend over this pool, or None."""
     shape = pool.shape
-    if pool.tensor.device.type != "cuda":
-        return f"the pool is on {pool.tensor.device}, not on a GPU"
+    if pool.memory.device.type != "cuda":
+        return f"the pool is on {pool.memory.device}, not on a GPU"
     if shape.head_dim not in HEAD_DIMS:
         return f"head size {shape.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
     if shape.dtype not in DTYPES:
@@ -99,9 +99,9 @@ class FlashInferBackend:
         self._layers = pool.tensor.unbind(1)
         rows = pool.tensor.view(-1, shape.head_dim)
         layer_rows = 2 * shape.kv_heads * shape.page_size
-        self._rows = [rows[layer * layer_rows :] for layer in range(shape.layers)]
+        self._rows = [rows[layer * layer_rows :] for layer in range(len(shape.layers))]
         self._heads = (torch.arange(2 * shape.kv_heads) * shape.page_size).to(device)  # of K, then of V
-        self._page_rows = shape.layers * layer_rows
+        self._page_rows = len(shape.layers) * layer_rows
         self._write = torch.empty(0)  # of each new token its row of the first head of K
 
     def plan(self, batch: ForwardBatch) -> None:

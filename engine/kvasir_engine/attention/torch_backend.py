@@ -72,9 +72,9 @@ class TorchBackend:
         self._scale = spec.scale
         self._windows = spec.windows
         layer_rows = 2 * shape.kv_heads * shape.page_size
-        self._page_rows = shape.layers * layer_rows
+        self._page_rows = len(shape.layers) * layer_rows
         rows = pool.tensor.view(-1, shape.head_dim)
-        self._rows = [rows[layer * layer_rows :] for layer in range(shape.layers)]
+        self._rows = [rows[layer * layer_rows :] for layer in range(len(shape.layers))]
         device = pool.tensor.device
         self._k_heads = torch.arange(shape.kv_heads, device=device) * shape.page_size
         self._v_heads = self._k_heads + shape.kv_heads * shape.page_size

@@ -11,8 +11,9 @@ from types import ModuleType
 
 import numpy as np
 
-from kvasir_engine.connector.layout import Cut, Shape
+from kvasir_engine.connector.layout import Cut, Offsets
 from kvasir_engine.kv.digests import STRIPE, Digests, KeptDigests, page_digests, token_digests
+from kvasir_engine.kv.spec import KVSpec
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Measure = Callable[[Sequence[int], range, Cut], Digests]
@@ -30,7 +31,7 @@ class Digested:
 
 
 class Digester:
-    """Digests of the pages of one rank's pool, which are as `shape` says.
+    """Digests of the pages of one rank's pool, which are as `spec` says.
 
     The pool is in this process's memory, or `measure` digests it where it is. `kept` are the digests of
     what was written; without, every digest is of memory as it is.
@@ -40,19 +41,18 @@ class Digester:
         self,
         address: int,
         pages: int,
-        shape: Shape,
+        spec: KVSpec,
         kept: KeptDigests | None = None,
         measure: Measure | None = None,
     ) -> None:
-        heads = len(shape.heads(0))
-        self._row = shape.row_bytes
-        self._kernels = _kernels() if shape.row_bytes % STRIPE == 0 else None
+        striped = all(layer.row_bytes % STRIPE == 0 for layer in spec.layers)
+        self._kernels = _kernels() if striped else None
         self._address = address
         self._kept = kept
         self._elsewhere = measure
-        self._whole = Cut(shape.layers, heads, 0, heads, 1, shape.page_size * shape.row_bytes)
+        self._whole = Cut.whole_pages(spec)
         # A view, not a copy: the pool outlives its transfer thread.
-        self._bytes = _view(address, pages * shape.page_bytes) if measure is None else np.empty(0, np.uint8)
+        self._bytes = _view(address, pages * spec.page_bytes) if measure is None else np.empty(0, np.uint8)
 
     def known(self, blocks: Sequence[int], layers: range, cut: Cut | None = None) -> Digested | None:
         """As `written`, if all of it is kept. Takes microseconds a block."""
@@ -81,7 +81,7 @@ class Digester:
 
     def _tokens(self, blocks: Sequence[int], layers: range, cut: Cut) -> Digests | None:
         """What is kept of these, 0 for unknown; None where nothing can be."""
-        if self._kept is None or cut.count != cut.heads:
+        if self._kept is None or not cut.complete:
             return None
         return self._kept.of(*self._cells(blocks, layers, cut))
 
@@ -95,9 +95,17 @@ class Digester:
     def keep(self, digested: Digested, blocks: Sequence[int]) -> None:
         """What was measured of `blocks` is right, and nobody has written there since: it is known from now on."""
         blocks, cut = [block for block in blocks if block in digested.measured], digested.cut
-        if self._kept is not None and blocks and cut.count == cut.heads:
+        if self._kept is not None and blocks and cut.complete:
             tokens = np.stack([digested.measured[block] for block in blocks])
             self._kept.fill(*self._cells(blocks, digested.layers, cut), tokens)
+
+    def differing(self, pages: Sequence[int], layers: range) -> list[int]:
+        """Those of some pages whose memory is not what is kept of them. What is not known differs from nothing."""
+        assert self._kept is not None
+        kept = self._kept.of(*self._cells(pages, layers, self._whole))
+        found = self._measure(pages, layers, self._whole)
+        wrong = ((kept != found) & (kept != 0)).any((1, 2))
+        return [page for page, differs in zip(pages, wrong.tolist(), strict=True) if differs]
 
     def forget(self, blocks: Sequence[int], cut: Cut | None) -> None:
         """Another worker may write these blocks, or we read into them."""
@@ -106,7 +114,7 @@ class Digester:
 
     def _cells(self, blocks: Sequence[int], layers: range, cut: Cut) -> tuple[list[int], range, list[int], int]:
         pages, places = [block // cut.blocks for block in blocks], [block % cut.blocks for block in blocks]
-        return pages, layers, places, cut.block_bytes // self._row
+        return pages, layers, places, cut.tokens
 
     def _page_digests(self, tokens: Digests, first: int) -> list[int]:
         return page_digests(tokens, first) if self._kernels is None else self._kernels.page_digests(tokens, first)
@@ -115,18 +123,28 @@ class Digester:
         """[blocks, layers, tokens]"""
         if self._elsewhere is not None:
             return self._elsewhere(blocks, layers, cut)
-        head_bytes, tokens = cut.blocks * cut.block_bytes, cut.block_bytes // self._row
-        if self._kernels is not None:
-            places = cut.offsets(blocks, layers, 1) + (self._address + cut.first * head_bytes)
-            sizes = cut.count, tokens, self._row, head_bytes, cut.heads * head_bytes
-            found: Digests = self._kernels.token_digests(places, *sizes)
-            return found.reshape(len(blocks), len(layers), tokens)
-        page, place = np.divmod(np.asarray(blocks, np.int64), cut.blocks)
-        rows = self._bytes.reshape(-1, cut.layers, 2, cut.heads, cut.blocks, tokens, self._row)
-        heads = slice(cut.first, cut.first + cut.count)
-        return token_digests(
-            np.stack([rows[p, layers.start : layers.stop, :, heads, at] for p, at in zip(page, place, strict=True)])
-        )
+        found = np.empty((len(blocks), len(layers), cut.tokens), np.uint64)
+        for run, kind in cut.runs(layers):
+            within = slice(run.start - layers.start, run.stop - layers.start)
+            places, head_bytes = cut.places(blocks, run), cut.head_bytes(kind)
+            sizes = kind.parts, kind.count, cut.tokens, kind.row_bytes, head_bytes, kind.heads * head_bytes
+            if self._kernels is not None:
+                digests = self._kernels.token_digests(places + self._address, *sizes)
+            else:
+                digests = token_digests(self._bytes[_bytes_of(places, *sizes)])
+            found[:, within] = digests.reshape(len(blocks), len(run), cut.tokens)
+        return found
+
+
+def _bytes_of(
+    places: Offsets, parts: int, heads: int, tokens: int, row: int, head_bytes: int, part_bytes: int
+) -> Offsets:
+    """[N, parts, heads, tokens, row]: where each byte of the pieces that begin at `places` is."""
+    strides = [(parts, part_bytes), (heads, head_bytes), (tokens, row), (row, 1)]
+    at = places
+    for count, stride in strides:
+        at = at[..., None] + np.arange(count, dtype=np.int64) * stride
+    return at
 
 
 def _kernels() -> ModuleType:

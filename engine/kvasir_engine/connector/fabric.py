@@ -5,7 +5,8 @@ UCX chooses transports by UCX_TLS (openucx.readthedocs.io, FAQ "Which transports
 GPU memory needs `cuda_copy` and `cuda_ipc` in it too. Naming a fabric leaves out the others, so that KV never
 takes a slower road in silence; but shared memory cannot tell that a peer has died (UCX: "no peer failure handler"),
 so messages, and the news of a death, take TCP beside it. `auto` leaves the choice to UCX, which ranks what it finds
-by bandwidth and latency. UCX_NET_DEVICES stays unset (all): a pod sees only the devices that were given to it.
+by bandwidth and latency. UCX_NET_DEVICES stays unset (all), but where
+encryption is required: a pod sees only the devices that were given to it.
 """
 
 from kvasir_engine.config import Fabric
@@ -19,8 +20,13 @@ _TRANSPORTS: dict[Fabric, tuple[str, ...]] = {
 _GPU_TRANSPORTS = ("cuda_copy", "cuda_ipc")
 
 
-def fabric_env(fabric: Fabric, cuda: bool) -> dict[str, str]:
-    """Environment that holds UCX to `fabric`, for KV in GPU memory if `cuda`; empty for `auto`."""
+def fabric_env(fabric: Fabric, cuda: bool, within_machine: bool = False) -> dict[str, str]:
+    """Environment that holds UCX to `fabric`, for KV in GPU memory if `cuda`; empty for `auto`.
+
+    `within_machine`: to shared memory, with TCP on loopback, which is out of others' reach.
+    """
+    if within_machine:
+        return {**fabric_env("shm", cuda), "UCX_NET_DEVICES": "lo"}
     transports = _TRANSPORTS[fabric]
     if not transports:
         return {}

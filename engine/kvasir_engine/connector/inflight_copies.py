@@ -70,7 +70,7 @@ class InflightCopies:
         self._stats.writes += 1
         self._stats.descriptors += len(push.local)
         if cut is not None:
-            self._stats.sent_bytes += len(push.local) * cut.moved_bytes * len(layers) // cut.layers
+            self._stats.sent_bytes += len(push.local) * cut.moved_bytes(layers)
         self._stats.write_seconds += time.perf_counter() - began
         faults.hit(self._passed(push, layers))
 

@@ -25,6 +25,7 @@ from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.receiver import Receiver
 from kvasir_engine.connector.sender import Key, Push, Sender
 from kvasir_engine.connector.stats import TransferStats
+from kvasir_engine.connector.unconfirmed_leases import UnconfirmedLeases
 from kvasir_engine.protocol import BadFrame, Endpoint, Lease, Loan
 
 log = logging.getLogger("transfer")
@@ -61,6 +62,7 @@ class LeaseExecutor:
         self._copies = InflightCopies(agent, digests, stats)
         self._open_leases = OpenLeases()
         self._reads = LoanReads()
+        self._unconfirmed = UnconfirmedLeases()
         self._pending_loans = PendingLoans(digests, layers)
         self._known = 0  # the latest lease or loan of ours
         self._early: list[tuple[int, str, bytes]] = []  # what peers say of later ones, with the one that it is
@@ -87,7 +89,7 @@ class LeaseExecutor:
         if push.final:
             self._open_leases.computed(key, computed)
         for part in self._open_leases.parts(key):
-            if not self._reads.waits(part, push):
+            if not self._reads.waits(part, push) and not self._unconfirmed.waits(part, push):
                 self._apply(self._sender.push(part, push, time.monotonic()))
 
     def turn(self, arrived: list[tuple[str, bytes]]) -> bool:
@@ -116,6 +118,8 @@ class LeaseExecutor:
         for lent in self._pending_loans.done():
             self._apply(self._lent(lent))
         now = time.monotonic()
+        for agent, ping in self._unconfirmed.due(now):
+            self._apply(self._send(agent, ping))
         self._apply([*self._receiver.tick(now), *self._sender.tick(now)])
         return progressed
 
@@ -129,7 +133,7 @@ class LeaseExecutor:
             case Revoke(granted):
                 return self._receiver.revoke(granted, now)
             case Open(to, lease):
-                return self._open(to, lease.id, lease.epoch, now + lease.seconds)
+                return self._open(to, lease, now)
             case Withdraw(key, reason):
                 parts = self._open_leases.parts(key)
                 return [effect for part in parts for effect in self._sender.withdraw(part, reason, now)]
@@ -137,7 +141,7 @@ class LeaseExecutor:
                 self._known = loan.id
                 return self._lend(loan, to, now)
             case Read(to, loan):
-                return self._open(to, loan.id, loan.epoch, now + loan.seconds, reading=True)
+                return self._open(to, loan, now, reading=True)
 
     def _grant(self, lease: Lease, to: Endpoint, tokens: int, now: float) -> _Effects:
         size = self._endpoint.fingerprint.page_size
@@ -149,7 +153,7 @@ class LeaseExecutor:
         for rank in self._partners(to, incoming=True):
             refused = self._connect(lease.id, to, rank)
             if refused is None:
-                self._receiver.grant(lease.id, to.agent_of(rank), blocks, now, lease.seconds)
+                self._receiver.grant(lease.id, to.agent_of(rank), blocks, now, lease.seconds, lease.nonce)
             else:
                 effects.append(refused)
         return effects
@@ -162,7 +166,7 @@ class LeaseExecutor:
         for rank in self._partners(to, incoming=False):
             agent, refused = to.agent_of(rank), self._connect(loan.id, to, rank)
             if refused is None:
-                self._receiver.lend(loan.id, agent, now, loan.seconds)
+                self._receiver.lend(loan.id, agent, now, loan.seconds, loan.nonce)
                 self._pending_loans.begin(loan, agent, blocks, self._agent.sent(agent))
             else:
                 effects.append(refused)
@@ -187,17 +191,21 @@ class LeaseExecutor:
             self._agent.forget(agent)
         self._agent.connect(to, rank)
 
-    def _open(self, to: Endpoint, lease: int, epoch: int, deadline: float, reading: bool = False) -> _Effects:
+    def _open(self, to: Endpoint, lease: Lease | Loan, now: float, reading: bool = False) -> _Effects:
         """Begin to write, or to read, under a lease or loan of another worker."""
-        parts = {rank: (to.agent_of(rank), lease) for rank in self._partners(to, incoming=reading)}
-        self._open_leases.open((to.agent, lease), list(parts.values()))
+        parts = {rank: (to.agent_of(rank), lease.id) for rank in self._partners(to, incoming=reading)}
+        self._open_leases.open((to.agent, lease.id), list(parts.values()))
+        deadline = now + lease.seconds
         effects: list[_Effect] = []
         for rank, part in parts.items():
             if reading:
-                self._reads.open(part)
+                self._reads.open(part, lease.nonce)
             try:
                 self._meet(to, rank)
-                effects += self._sender.open(part, epoch, deadline, reading)
+                opened = list(self._sender.open(part, lease.epoch, deadline, reading, lease.nonce))
+                effects += opened
+                if not opened and not reading:
+                    self._unconfirmed.open(part, Ping(lease.id, lease.epoch, lease.nonce))
             except PeerDied:
                 effects.append(sender.Failed(part, DIED))
             except PeerRefused as refused:
@@ -219,23 +227,7 @@ class LeaseExecutor:
         except BadFrame as error:
             log.warning("unreadable notification agent=%s error=%s", agent, error)
             return [receiver.Rejected(agent[:256], 0, f"unreadable: {error}"[:1024])]
-        self._receiver.heard(agent, now)
         match message:
-            case Release(sender=sender):
-                if sender is not None and sender.agent == agent:
-                    try:
-                        self._agent.meet(sender)
-                    except (PeerDied, PeerRefused) as error:
-                        log.warning("cannot answer agent=%s reason=%s", agent, error)
-                return self._sender.released(agent, message, now)
-            case Ping(lease, epoch):
-                # A writer that the prompt has not reached yet does not know who pings it.
-                return self._send(agent, Pong(lease, epoch)) if self._agent.knows(agent) else []
-            case Pong():
-                return []
-            case Lent(lease, _, blocks, digests):
-                waiting = self._reads.lent((agent, lease), dict(zip(blocks, digests, strict=True)))
-                return [effect for push in waiting for effect in self._sender.push((agent, lease), push, now)]
             case _ if self._rank and message.epoch == self._endpoint.epoch and message.lease > self._known:
                 # Rank 0 counts leases up, and its grant comes over a network: the writer's word was faster.
                 if len(self._early) >= MOST_EARLY:
@@ -244,8 +236,48 @@ class LeaseExecutor:
                     ]
                 self._early.append((message.lease, agent, data))
                 return []
+            case Release(sender=sender):
+                if sender is not None and sender.agent == agent:
+                    try:
+                        self._agent.meet(sender)
+                    except (PeerDied, PeerRefused) as error:
+                        log.warning("cannot answer agent=%s reason=%s", agent, error)
+                return self._sender.released(agent, message, now)
+            case Ping():
+                return self._pinged(agent, message, now)
+            case Pong():
+                return self._ponged(agent, message, now)
+            case Lent(lease, _, blocks, digests):
+                waiting = self._reads.lent((agent, lease), dict(zip(blocks, digests, strict=True)), message.nonce)
+                if waiting is None:
+                    return [receiver.Rejected(agent, lease, "wrong nonce: it is not from who lends")]
+                return [effect for push in waiting for effect in self._sender.push((agent, lease), push, now)]
             case _:
-                return self._receiver.received(agent, message)
+                return self._receiver.received(agent, message, now)
+
+    def _pinged(self, agent: str, ping: Ping, now: float) -> _Effects:
+        """Who writes, or reads, under a lease of ours asks whether it is one; a holder asks whether we live."""
+        if ping.lease and ping.epoch == self._endpoint.epoch:
+            effects = list(self._receiver.heard(agent, ping, now))
+            if effects or not self._agent.knows(agent):
+                return effects or [receiver.Rejected(agent, ping.lease, "no lease was granted to it")]
+            if not self._receiver.has(ping.lease, agent):
+                return self._send(agent, Release(ping.lease, ping.epoch, nonce=ping.nonce))
+        elif self._sender.nonce_of((agent, ping.lease)) not in (None, ping.nonce):
+            return [receiver.Rejected(agent, ping.lease, "wrong nonce: it is not from who granted the lease")]
+        # A writer that the prompt has not reached yet does not know who pings it.
+        return self._send(agent, Pong(ping.lease, ping.epoch, ping.nonce)) if self._agent.knows(agent) else []
+
+    def _ponged(self, agent: str, pong: Pong, now: float) -> _Effects:
+        """A writer of ours lives, or a holder knows the lease that we have."""
+        key = agent, pong.lease
+        nonce = self._sender.nonce_of(key)
+        if not self._agent.knows(agent) or (nonce is not None and nonce != pong.nonce):
+            return [receiver.Rejected(agent, pong.lease, "it answers what nobody asked")]
+        if nonce is None:
+            return self._receiver.heard(agent, pong, now)
+        waiting = self._unconfirmed.confirm(key)
+        return [effect for push in waiting for effect in self._sender.push(key, push, now)]
 
     def _send(self, agent: str, message: AnyMessage) -> _Effects:
         try:
@@ -295,18 +327,18 @@ class LeaseExecutor:
         else:
             self._digests.keep(read.digests, read.push.local)
             cut = self._agent.received(read.key[0])
-            self._stats.read_bytes += len(read.push.local) * cut.moved_bytes if cut is not None else 0
+            self._stats.read_bytes += len(read.push.local) * cut.moved_bytes() if cut is not None else 0
             faults.hit("prefill.read")
         return not wrong
 
     def _lent(self, lent: pending_loans.DigestedLoan) -> _Effects:
         """Tell the reader what it will have read, if it still may."""
         loan, blocks = lent.loan, lent.blocks
-        if not self._receiver.lends(loan.id, lent.reader):
+        if not self._receiver.has(loan.id, lent.reader):
             return []
         self._digests.keep(lent.digests, blocks)
         faults.hit("decode.lending")
-        return self._send(lent.reader, Lent(loan.id, loan.epoch, list(blocks), lent.digests.values))
+        return self._send(lent.reader, Lent(loan.id, loan.epoch, list(blocks), lent.digests.values, loan.nonce))
 
     def _verify(self, verify: receiver.Verify) -> None:
         lease, agent, total = verify.lease, verify.writer, len(verify.pages)
@@ -326,9 +358,9 @@ class LeaseExecutor:
             match effect:
                 case sender.Post():
                     self._copies.wait(effect)
-                case sender.Announce((agent, lease) as key, epoch, first, push, layers):
+                case sender.Announce((agent, lease) as key, epoch, first, push, layers, nonce):
                     digests = self._digested.pop((key, push))
-                    written = Written(lease, epoch, first, (layers.start, layers.stop), digests)
+                    written = Written(lease, epoch, first, (layers.start, layers.stop), digests, nonce)
                     self._apply(self._send(agent, written))
                 case receiver.Verify():
                     faults.hit("decode.written")
@@ -357,13 +389,14 @@ class LeaseExecutor:
                 self._stats.handoffs += 1
             case receiver.Settled(_, complete, agent):
                 cut = self._agent.received(agent)
-                self._stats.received_bytes += complete.pages * cut.moved_bytes if cut is not None else 0
+                self._stats.received_bytes += complete.pages * cut.moved_bytes() if cut is not None else 0
 
     def _close(self, part: Key) -> None:
         """A part of another worker's lease has ended."""
         for each in [each for each in self._digested if each[0] == part]:
             del self._digested[each]
         self._reads.close(part)
+        self._unconfirmed.close(part)
         self._open_leases.close(part)
 
 

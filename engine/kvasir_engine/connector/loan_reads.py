@@ -12,6 +12,7 @@ LOANS, BLOCKS = 1024, 1 << 20
 @dataclass
 class _Read:
     digests: dict[int, int] | None
+    nonce: int = 0
     waiting: list[Push] = field(default_factory=list)
 
 
@@ -20,22 +21,28 @@ class LoanReads:
 
     def __init__(self) -> None:
         self._reads: dict[Key, _Read] = {}
-        self._lent: OrderedDict[Key, dict[int, int]] = OrderedDict()  # digests of loans that nobody reads yet
+        # Digests of loans that nobody reads yet, by the nonce that came with them: another's is not the prompt's.
+        self._lent: OrderedDict[tuple[Key, int], dict[int, int]] = OrderedDict()
         self._blocks = 0  # of these
 
     def __contains__(self, part: Key) -> bool:
         return part in self._reads
 
-    def open(self, part: Key) -> None:
+    def open(self, part: Key, nonce: int = 0) -> None:
         """Begin to read under `part`."""
-        self._reads[part] = _Read(self._take(part))
+        self._reads[part] = _Read(self._take(part, nonce), nonce)
 
-    def lent(self, part: Key, digests: dict[int, int]) -> list[Push]:
-        """The digests of what is lent, by block of the lender's. Returns the pushes that waited for them."""
+    def lent(self, part: Key, digests: dict[int, int], nonce: int = 0) -> list[Push] | None:
+        """The digests of what is lent, by block of the lender's. Returns the pushes that waited for them.
+
+        None: the nonce is not the loan's.
+        """
         read = self._reads.get(part)
+        if read is not None and read.nonce != nonce:
+            return None
         if read is None:
-            self._blocks -= len(self._lent.pop(part, ()))
-            self._lent[part] = digests
+            self._blocks -= len(self._lent.pop((part, nonce), ()))
+            self._lent[part, nonce] = digests
             self._blocks += len(digests)
             while len(self._lent) > LOANS or self._blocks > BLOCKS:
                 self._blocks -= len(self._lent.popitem(last=False)[1])
@@ -59,10 +66,11 @@ class LoanReads:
 
     def close(self, part: Key) -> None:
         """The part has ended. Idempotent."""
-        self._reads.pop(part, None)
-        self._take(part)
+        read = self._reads.pop(part, None)
+        if read is not None:
+            self._take(part, read.nonce)
 
-    def _take(self, part: Key) -> dict[int, int] | None:
-        digests = self._lent.pop(part, None)
+    def _take(self, part: Key, nonce: int) -> dict[int, int] | None:
+        digests = self._lent.pop((part, nonce), None)
         self._blocks -= len(digests or ())
         return digests

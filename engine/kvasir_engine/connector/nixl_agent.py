@@ -22,8 +22,9 @@ from nixl_cu13._bindings import (
 
 from kvasir_engine.config import Fabric
 from kvasir_engine.connector.fabric import fabric_env
-from kvasir_engine.connector.layout import Cut, Offsets, Route, Shape, routes
-from kvasir_engine.protocol import Address, Endpoint, Fingerprint, Region
+from kvasir_engine.connector.layout import Cut, Offsets, Route, routes, spec_of
+from kvasir_engine.errors import UserError
+from kvasir_engine.protocol import Address, Encryption, Endpoint, Fingerprint, Region
 
 _UNREACHABLE = (nixlInvalidParamError, nixlMismatchError, nixlBackendError, nixlNotFoundError, ValueError)
 
@@ -43,7 +44,7 @@ class PeerRefused(Exception):
 class TransferHandle:
     """One write or read under way."""
 
-    handle: nixl_xfer_handle
+    handle: nixl_xfer_handle | None  # None: there was nothing to copy
     state: str
 
 
@@ -56,9 +57,15 @@ class _Peer:
     layers: nixl_prepped_dlist_handle | None  # where pages are pages on both sides
 
 
-def choose_fabric(fabric: Fabric, cuda: bool) -> None:
-    """Tell UCX which transports it may use. What the environment says already wins. Call before any agent."""
-    for name, value in fabric_env(fabric, cuda).items():
+def choose_fabric(fabric: Fabric, cuda: bool, encryption: Encryption = "auto") -> None:
+    """Tell UCX which transports it may use. Call before any agent.
+
+    What the environment says already wins; where encryption is required it is refused. Raises UserError.
+    """
+    required = encryption == "required"
+    for name, value in fabric_env(fabric, cuda, required).items():
+        if required and os.environ.get(name, value) != value:
+            raise UserError(f"encryption required and {name}={os.environ[name]}: only {value} stays on the machine")
         os.environ.setdefault(name, value)
 
 
@@ -68,7 +75,7 @@ class NixlAgent:
     def __init__(self, epoch: int, region: Region, fingerprint: Fingerprint, rank: int = 0) -> None:
         self.name = f"kvasir-{epoch:016x}" + (f"-{rank}" if rank else "")
         self.rank = rank
-        self._shape = Shape.of(fingerprint).with_pages_of(region.page_bytes)
+        self._spec = spec_of(fingerprint, region.page_bytes)
         self._nixl = nixl_agent(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         size = region.pages * region.page_bytes
         self._registered = self._nixl.register_memory([(region.address, size, region.device, "")], region.memory)
@@ -76,7 +83,7 @@ class NixlAgent:
         self._layers = fingerprint.layers
         self._local = self._nixl.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(region), region.memory)
         self._peers: dict[str, _Peer] = {}
-        self._met: set[str] = set()  # who can be told something, and nothing else yet
+        self._met: dict[str, bytes] = {}  # who can be told something, by which metadata
 
     def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
         """Make a rank of the peer reachable; nothing if it is already. Raises PeerRefused, or PeerDied."""
@@ -90,16 +97,18 @@ class NixlAgent:
         if peer.agent in self._peers:
             return
         try:
-            theirs = Shape.of(endpoint.fingerprint).with_pages_of(peer.region.page_bytes)
+            theirs = spec_of(endpoint.fingerprint, peer.region.page_bytes)
         except ValueError as error:
             raise PeerRefused(f"KV of {peer.agent} does not fit: {error}") from None
-        if theirs.row_bytes != self._shape.row_bytes:
+        if theirs.layers != self._spec.layers:
             sizes = f"{ours.region.page_bytes}, {peer.region.page_bytes}"
             raise PeerRefused(f"KV of {peer.agent} does not fit: page_bytes: {sizes}")
-        to = next((r for r in routes(self._shape, theirs) if (r.writer, r.holder) == (self.rank, rank)), None)
-        from_ = next((r for r in routes(theirs, self._shape) if (r.writer, r.holder) == (rank, self.rank)), None)
-        whole = any(route is not None and route.pieces == 1 for route in (to, from_))
+        to = next((r for r in routes(self._spec, theirs) if (r.writer, r.holder) == (self.rank, rank)), None)
+        from_ = next((r for r in routes(theirs, self._spec) if (r.writer, r.holder) == (rank, self.rank)), None)
+        whole = any(route is not None and route.whole for route in (to, from_))
         try:
+            if self._met.get(peer.agent, peer.metadata) != peer.metadata:
+                self.forget(peer.agent)  # somebody has used its name: the router knows who it is
             self.meet(peer)
             region = peer.region
             layers = None
@@ -115,12 +124,15 @@ class NixlAgent:
         self._peers[peer.agent] = _Peer(region, endpoint.fingerprint, to, from_, layers)
 
     def differs(self, endpoint: Endpoint, rank: int) -> bool:
-        """Whether a rank of the peer is known with another pool, or another way to divide it."""
+        """Whether a rank of the peer is known with another pool or agent, or another way to divide it."""
         if rank > len(endpoint.others):
             return False
         peer = endpoint.address(rank)
         known = self._peers.get(peer.agent)
-        return known is not None and (known.region, known.fingerprint) != (peer.region, endpoint.fingerprint)
+        if known is None:
+            return False
+        same = (known.region, known.fingerprint) == (peer.region, endpoint.fingerprint)
+        return not same or self._met.get(peer.agent) != peer.metadata
 
     def meet(self, peer: Address) -> None:
         """Make `notify` reach the peer. Raises PeerRefused, or PeerDied."""
@@ -134,7 +146,7 @@ class NixlAgent:
             raise PeerRefused(f"NIXL cannot reach {peer.agent}: {error}") from error
         if name != peer.agent:
             raise PeerRefused(f"metadata is of agent {name!r}, not {peer.agent!r}")
-        self._met.add(peer.agent)
+        self._met[peer.agent] = peer.metadata
 
     def sent(self, agent: str) -> Cut | None:
         """What of our pages goes to the peer; `None` if it is not known any more."""
@@ -152,7 +164,7 @@ class NixlAgent:
         if peer is not None and peer.layers is not None:
             peer.layers.release()
         if agent in self._met:
-            self._met.remove(agent)
+            del self._met[agent]
             self._nixl.remove_remote_agent(agent)
 
     def write(self, agent: str, local: Pages, remote: Pages, layers: range) -> TransferHandle:
@@ -165,7 +177,7 @@ class NixlAgent:
             raise PeerDied(agent)
         if peer.to is None:
             raise ValueError(f"nothing of rank {self.rank} goes to {agent}")
-        return self._copy("WRITE", agent, peer, (peer.to.source, local), (peer.to.target, remote), peer.to, layers)
+        return self._copy("WRITE", agent, peer, peer.to, local, remote, layers)
 
     def read(self, agent: str, local: Pages, remote: Pages, layers: range) -> TransferHandle:
         """Start copying these layers of the peer's pages `remote` to our pages `local`. As `write` otherwise."""
@@ -174,35 +186,34 @@ class NixlAgent:
             raise PeerDied(agent)
         if peer.from_ is None:
             raise ValueError(f"nothing of {agent} comes to rank {self.rank}")
-        ours, theirs = (peer.from_.target, local), (peer.from_.source, remote)
-        return self._copy("READ", agent, peer, ours, theirs, peer.from_, layers)
+        return self._copy("READ", agent, peer, peer.from_, local, remote, layers)
 
     def _copy(
         self,
         operation: Literal["READ", "WRITE"],
         agent: str,
         peer: _Peer,
-        ours: tuple[Cut, Pages],
-        theirs: tuple[Cut, Pages],
         route: Route,
+        local: Pages,
+        remote: Pages,
         layers: range,
     ) -> TransferHandle:
-        (_, local), (cut, remote) = ours, theirs
-        limit = peer.region.pages * cut.blocks
+        writes = operation == "WRITE"
+        limit = peer.region.pages * (route.target if writes else route.source).blocks
         if len(local) != len(remote) or any(not 0 <= page < limit for page in remote):
             raise ValueError(f"pages {remote} are not {len(local)} of the peer's {limit}")
         try:
-            if route.pieces == 1:
+            if route.whole:
                 pages = self._indices(local, layers), self._indices(remote, layers)
                 handle = self._nixl.make_prepped_xfer(operation, self._local, pages[0], peer.layers, pages[1])
             else:
-                begins = (each.offsets(blocks, layers, route.pieces) for each, blocks in (ours, theirs))
-                regions = self.endpoint.region, peer.region
-                pieces = [
-                    self._pieces(region, offsets, route.piece_bytes)
-                    for region, offsets in zip(regions, begins, strict=True)
-                ]
-                handle = self._nixl.initialize_xfer(operation, *pieces, agent)
+                source, target = (local, remote) if writes else (remote, local)
+                begins, ends, sizes = route.pieces(source, target, layers)
+                if not len(sizes):
+                    return TransferHandle(None, "DONE")  # none of the heads of these layers goes this way
+                here, there = (begins, ends) if writes else (ends, begins)
+                ours = self._pieces(self.endpoint.region, here, sizes)
+                handle = self._nixl.initialize_xfer(operation, ours, self._pieces(peer.region, there, sizes), agent)
             return TransferHandle(handle, self._nixl.transfer(handle))
         except nixlRemoteDisconnectError as error:
             raise PeerDied(agent) from error
@@ -210,7 +221,8 @@ class NixlAgent:
     def cancel(self, transfer: TransferHandle) -> None:
         """End a transfer with a peer that is dead: nothing reads or writes our memory for it any more."""
         with contextlib.suppress(nixlRemoteDisconnectError, nixlNotFoundError, nixlBackendError):
-            transfer.handle.release()
+            if transfer.handle is not None:
+                transfer.handle.release()
 
     def poll(self, agent: str, transfer: TransferHandle) -> bool | None:
         """`True`: the write has ended well, `False`: badly, `None`: it is under way. Raises PeerDied."""
@@ -219,7 +231,8 @@ class NixlAgent:
                 transfer.state = self._nixl.check_xfer_state(transfer.handle)
             if transfer.state == "PROC":
                 return None
-            transfer.handle.release()
+            if transfer.handle is not None:
+                transfer.handle.release()
         except (nixlRemoteDisconnectError, nixlNotFoundError) as error:  # not found: forgotten since it was posted
             raise PeerDied(agent) from error
         return bool(transfer.state == "DONE")
@@ -248,20 +261,21 @@ class NixlAgent:
         self._local.release()
         self._nixl.deregister_memory(self._registered)
 
-    def _pieces(self, region: Region, offsets: Offsets, size: int) -> nixlXferDList:
-        """Descriptors of pieces of `size` bytes at `offsets` in a region."""
+    def _pieces(self, region: Region, offsets: Offsets, sizes: Offsets) -> nixlXferDList:
+        """Descriptors of pieces of `sizes` bytes at `offsets` in a region."""
         pieces = np.empty((len(offsets), 3), np.uint64)
         pieces[:, 0] = offsets + region.address
-        pieces[:, 1] = size
+        pieces[:, 1] = sizes
         pieces[:, 2] = region.device
         return self._nixl.get_xfer_descs(pieces, region.memory)
 
     def _table(self, region: Region) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
         """One descriptor a layer of a page: [pages * layers, (address, bytes, device)]."""
-        pieces, size = region.pages * self._layers, region.page_bytes // self._layers
-        table = np.empty((pieces, 3), np.uint64)
-        table[:, 0] = region.address + np.arange(pieces, dtype=np.uint64) * np.uint64(size)
-        table[:, 1] = size
+        starts = np.asarray(self._spec.starts, np.uint64)
+        pages = np.arange(region.pages, dtype=np.uint64) * np.uint64(region.page_bytes)
+        table = np.empty((region.pages * self._layers, 3), np.uint64)
+        table[:, 0] = (region.address + pages[:, None] + starts[:-1]).ravel()
+        table[:, 1] = np.tile(np.diff(starts), region.pages)
         table[:, 2] = region.device
         return table
 

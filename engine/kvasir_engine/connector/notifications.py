@@ -1,7 +1,8 @@
 """What workers tell each other directly, as NIXL notifications: msgpack, versioned by the fingerprint's layout.
 
 `Written` and `Complete` are sent when the writes before them have ended, so they arrive after the bytes. Every
-message names the lease and the epoch of the worker that granted it; the sender is known from its agent's name.
+message names the lease and the epoch of the worker that granted it, and has the lease's nonce: agents' names can be
+assumed by anybody, the nonce is known to the two workers and their router. 0 is that of a lease without.
 """
 
 from typing import Annotated
@@ -9,12 +10,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from kvasir_engine.bounds import MOST_ITEMS, Count, Pages, Small, Text, Token, Word64, Words
+from kvasir_engine.bounds import MOST_ITEMS, Count, Nonce, Pages, Small, Text, Token, Word64, Words
 from kvasir_engine.protocol import Address, BadFrame, TokenLogprobs
 
 
-class Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, forbid_unknown_fields=True):
-    """Base of the notifications. `lease` and `epoch` are the granting (decode) worker's."""
+class Message(
+    msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, omit_defaults=True, forbid_unknown_fields=True
+):
+    """Base of the notifications. `lease`, `epoch` and `nonce` are as the granting (decode) worker gave them."""
 
     lease: Count
     epoch: Count
@@ -31,6 +34,7 @@ class Complete(Message, frozen=True):
     pages: Small
     token: Token
     logprobs: TokenLogprobs | None = None
+    nonce: Nonce = 0
 
 
 class Written(Message, frozen=True):
@@ -43,6 +47,7 @@ class Written(Message, frozen=True):
     first: Small
     layers: tuple[Small, Small]
     digests: Annotated[list[Word64], Meta(min_length=1, max_length=MOST_ITEMS)]
+    nonce: Nonce = 0
 
 
 class Lent(Message, frozen=True):
@@ -53,6 +58,7 @@ class Lent(Message, frozen=True):
 
     pages: Pages
     digests: Words
+    nonce: Nonce = 0
 
     def __post_init__(self) -> None:
         if len(self.pages) != len(self.digests):
@@ -66,14 +72,19 @@ class Stopped(Message, frozen=True):
     """
 
     reason: Text
+    nonce: Nonce = 0
 
 
 class Ping(Message, frozen=True):
-    """Either to the other: answer with `Pong`. `lease` is 0."""
+    """Either to the other: answer with `Pong`. `lease` is any that is open between the two."""
+
+    nonce: Nonce = 0
 
 
 class Pong(Message, frozen=True):
-    """I live, and my transfer thread turns."""
+    """I live, and my transfer thread turns. Names the lease, and the nonce, of the `Ping`."""
+
+    nonce: Nonce = 0
 
 
 class Release(Message, frozen=True):
@@ -83,6 +94,7 @@ class Release(Message, frozen=True):
     """
 
     sender: Address | None = None
+    nonce: Nonce = 0
 
 
 AnyMessage = Complete | Written | Lent | Stopped | Release | Ping | Pong

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from kvasir_engine.connector.notifications import Complete, Ping, Release, Stopped, Written
+from kvasir_engine.connector.notifications import Complete, Ping, Pong, Release, Stopped, Written
 
 RELEASE_INTERVAL = 0.25
 PING_INTERVAL = 0.25
@@ -77,7 +77,7 @@ class NotifyWriter:
 
 
 class Rejected(msgspec.Struct, frozen=True, tag=True):
-    """A message that fits no lease of ours: stale epoch, stranger, duplicate."""
+    """A message that fits no lease: stale epoch, stranger, wrong nonce, duplicate."""
 
     agent: str
     lease: int
@@ -91,6 +91,7 @@ Effect = Settled | Fenced | Reclaimed | Verify | NotifyWriter | Rejected
 class _Part:
     deadline: float
     pages: tuple[int, ...]
+    nonce: int = 0
     fenced: bool = False
     asked: float = 0.0
     written: int = 0  # pages the writer has announced, all layers of them
@@ -130,34 +131,42 @@ class Receiver:
         """Parts that wait for a proof."""
         return sum(part.fenced for part in self._parts.values())
 
-    def grant(self, lease: int, writer: str, pages: Iterable[int], now: float, seconds: float) -> None:
-        """Open `lease` of `pages` for the agent `writer`."""
+    def grant(
+        self, lease: int, writer: str, pages: Iterable[int], now: float, seconds: float, nonce: int = 0
+    ) -> None:
+        """Open `lease` of `pages` for the agent `writer`, whose words count only with the `nonce`."""
         key = lease, writer
         if key in self._parts:
             raise ValueError(f"lease {lease} was granted to {writer} already")
         if not any(known == writer for _, known in self._parts):
             self._heard[writer] = now
-        self._parts[key] = _Part(now + seconds, tuple(pages))
+        self._parts[key] = _Part(now + seconds, tuple(pages), nonce)
 
-    def lend(self, loan: int, reader: str, now: float, seconds: float) -> None:
+    def lend(self, loan: int, reader: str, now: float, seconds: float, nonce: int = 0) -> None:
         """Open `loan` for the agent `reader`. `Stopped` or its death ends it; nothing settles it."""
-        self.grant(loan, reader, (), now, seconds)
+        self.grant(loan, reader, (), now, seconds, nonce)
         self._parts[loan, reader].loan = True
 
-    def lends(self, loan: int, reader: str) -> bool:
-        """Whether the loan has not ended."""
-        return (loan, reader) in self._parts
+    def has(self, lease: int, agent: str) -> bool:
+        """Whether the agent's part of a lease or loan has not ended."""
+        return (lease, agent) in self._parts
 
     def revoke(self, lease: int, now: float) -> Iterable[Effect]:
         """The request was aborted. Idempotent; a part that has ended is left alone."""
         open_ = [key for key, part in self._parts.items() if key[0] == lease and not part.fenced]
         return [effect for key in open_ for effect in self._fence(key, "lease_aborted", now)]
 
-    def heard(self, agent: str, now: float) -> None:
-        """Any message at all came from `agent`."""
+    def heard(self, agent: str, message: Ping | Pong, now: float) -> Iterable[Effect]:
+        """The agent lives, if it is who has the lease or loan that it names: only its nonce says so."""
+        part = self._parts.get((message.lease, agent))
+        if part is None or message.epoch != self.epoch:
+            return []
+        if part.nonce != message.nonce:
+            return [_wrong_nonce(agent, message.lease)]
         self._heard[agent] = now
+        return []
 
-    def received(self, agent: str, message: Complete | Written | Stopped) -> Iterable[Effect]:
+    def received(self, agent: str, message: Complete | Written | Stopped, now: float) -> Iterable[Effect]:
         """A writer's word."""
         lease = message.lease
         if message.epoch != self.epoch:
@@ -167,6 +176,9 @@ class Receiver:
             writers = [writer for known, writer in self._parts if known == lease]
             why = f"the lease is {writers[0]}'s" if writers else "no such lease"
             return [Rejected(agent, lease, why)]
+        if part.nonce != message.nonce:
+            return [_wrong_nonce(agent, lease)]
+        self._heard[agent] = now
         if part.loan and not isinstance(message, Stopped):
             return [Rejected(agent, lease, "the lease is to read, not to write")]
         if isinstance(message, Written):
@@ -202,23 +214,23 @@ class Receiver:
     def tick(self, now: float) -> Iterable[Effect]:
         """Time passed: fence what has expired or whose writer is silent, and ask those that have not answered."""
         effects: list[Effect] = []
-        waiting: set[str] = set()
+        waiting: dict[str, tuple[int, int]] = {}
         for key, part in self._parts.items():
             lease, writer = key
             if part.fenced:
                 if now >= part.asked + RELEASE_INTERVAL:
                     part.asked = now
-                    effects.append(NotifyWriter(writer, Release(lease, self.epoch)))
+                    effects.append(NotifyWriter(writer, Release(lease, self.epoch, nonce=part.nonce)))
             elif now >= part.deadline:
                 effects += self._fence(key, "lease_expired", now)
             elif now >= self._heard[writer] + SILENCE:
                 effects += self._fence(key, "lease_writer_silent", now)
             else:
-                waiting.add(writer)
-        for writer in waiting:
+                waiting[writer] = lease, part.nonce
+        for writer, (lease, nonce) in waiting.items():
             if now >= self._pinged.get(writer, 0.0) + PING_INTERVAL:
                 self._pinged[writer] = now
-                effects.append(NotifyWriter(writer, Ping(0, self.epoch)))
+                effects.append(NotifyWriter(writer, Ping(lease, self.epoch, nonce)))
         return effects
 
     def _written(self, agent: str, message: Written, part: _Part) -> Iterable[Effect]:
@@ -243,8 +255,12 @@ class Receiver:
         lease, writer = key
         part = self._parts[key]
         part.fenced, part.asked = True, now
-        return [Fenced(lease, code, writer), NotifyWriter(writer, Release(lease, self.epoch))]
+        return [Fenced(lease, code, writer), NotifyWriter(writer, Release(lease, self.epoch, nonce=part.nonce))]
 
     def _forget(self, agent: str) -> None:
         self._heard.pop(agent, None)
         self._pinged.pop(agent, None)
+
+
+def _wrong_nonce(agent: str, lease: int) -> Rejected:
+    return Rejected(agent, lease, "wrong nonce: it is not from who has the lease")

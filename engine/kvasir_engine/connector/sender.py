@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from kvasir_engine.connector.notifications import Complete, Ping, Release, Stopped
+from kvasir_engine.connector.receiver import Rejected
 
 TOMBSTONES = 65536
 PING_INTERVAL = 0.25
@@ -64,6 +65,7 @@ class Announce:
     first: int
     push: Push
     layers: range
+    nonce: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class NotifyHolder:
     message: Stopped | Complete | Ping
 
 
-Effect = Post | Announce | Done | Failed | NotifyHolder
+Effect = Post | Announce | Done | Failed | NotifyHolder | Rejected
 
 
 @dataclass
@@ -103,6 +105,7 @@ class _Write:
 class _Lease:
     epoch: int
     deadline: float
+    nonce: int = 0
     queue: deque[Push] = field(default_factory=deque)
     posted: deque[_Write] = field(default_factory=deque)  # and not announced
     announced: int = 0
@@ -119,7 +122,7 @@ class Sender:
     def __init__(self, layers: int) -> None:
         self._layers = layers
         self._leases: dict[Key, _Lease] = {}
-        self._ended: OrderedDict[tuple[str, int, int], str] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, int, int, int], str] = OrderedDict()
         self._pinged: dict[str, float] = {}
 
     def __len__(self) -> int:
@@ -129,15 +132,22 @@ class Sender:
         """Whether a lease is the agent's."""
         return any(holder == agent for holder, _ in self._leases)
 
-    def open(self, key: Key, epoch: int, deadline: float, reading: bool = False) -> Iterable[Effect]:
+    def nonce_of(self, key: Key) -> int | None:
+        """That of a lease or loan that is open; None of another."""
+        lease = self._leases.get(key)
+        return None if lease is None else lease.nonce
+
+    def open(
+        self, key: Key, epoch: int, deadline: float, reading: bool = False, nonce: int = 0
+    ) -> Iterable[Effect]:
         """Begin to write under a lease, or to read under a loan. Fails at once if it has ended already.
 
         What is pushed under a loan is read, from `remote` to `local`; nothing is announced.
         """
-        ended = self._ended.get((*key, epoch))
+        ended = self._ended.get((*key, epoch, nonce))
         if key in self._leases or ended is not None:
             return [Failed(key, ended or "the lease is in use")]
-        self._leases[key] = _Lease(epoch, deadline, reading=reading)
+        self._leases[key] = _Lease(epoch, deadline, nonce, reading=reading)
         return []
 
     def push(self, key: Key, push: Push, now: float) -> Iterable[Effect]:
@@ -163,7 +173,7 @@ class Sender:
             if lease.stopping:
                 continue
             if not lease.reading:
-                effects.append(Announce(key, lease.epoch, lease.announced, write.push, write.layers))
+                effects.append(Announce(key, lease.epoch, lease.announced, write.push, write.layers, lease.nonce))
             if write.layers.stop == self._layers:
                 effects.append(Done(key, write.push))
                 lease.announced += len(write.push.local)
@@ -178,12 +188,19 @@ class Sender:
         return self._advance(key, lease, now)
 
     def released(self, agent: str, message: Release, now: float) -> Iterable[Effect]:
-        """The holder wants its pages back. Answered with `Stopped` in any case, at once or after the last write."""
+        """The holder wants its pages back. Answered with `Stopped` in any case, at once or after the last write.
+
+        Who does not know the nonce of a lease is not its holder. That of a lease that is not known is remembered:
+        the prompt that comes with another one is not refused.
+        """
         key = (agent, message.lease)
         lease = self._leases.get(key)
         if lease is None or lease.epoch != message.epoch:
-            self._remember((*key, message.epoch), "released by the decode worker")
-            return [NotifyHolder(agent, Stopped(message.lease, message.epoch, "unknown or ended"))]
+            self._remember((*key, message.epoch, message.nonce), "released by the decode worker")
+            said = Stopped(message.lease, message.epoch, "unknown or ended", message.nonce)
+            return [NotifyHolder(agent, said)]
+        if lease.nonce != message.nonce:
+            return [Rejected(agent, message.lease, "wrong nonce: it is not from who granted the lease")]
         return self.withdraw(key, "released by the decode worker", now)
 
     def died(self, agent: str) -> Iterable[Effect]:
@@ -202,11 +219,11 @@ class Sender:
         """
         late = [k for k, lease in self._leases.items() if now >= lease.deadline and not lease.stopping]
         effects = [effect for key in late for effect in self.withdraw(key, "the lease expired", now)]
-        lenders = {agent: lease.epoch for (agent, _), lease in self._leases.items() if lease.reading}
-        for agent, epoch in lenders.items():
+        lenders = {agent: (loan, lease) for (agent, loan), lease in self._leases.items() if lease.reading}
+        for agent, (loan, lease) in lenders.items():
             if now >= self._pinged.get(agent, 0.0) + PING_INTERVAL:
                 self._pinged[agent] = now
-                effects.append(NotifyHolder(agent, Ping(0, epoch)))
+                effects.append(NotifyHolder(agent, Ping(loan, lease.epoch, lease.nonce)))
         return effects
 
     def _advance(self, key: Key, lease: _Lease, now: float) -> list[Effect]:
@@ -216,7 +233,8 @@ class Sender:
             if lease.posted:
                 return []
             self._bury(key, lease, lease.stopping)
-            return [Failed(key, lease.stopping), NotifyHolder(key[0], Stopped(key[1], lease.epoch, lease.stopping))]
+            said = Stopped(key[1], lease.epoch, lease.stopping, lease.nonce)
+            return [Failed(key, lease.stopping), NotifyHolder(key[0], said)]
         effects: list[Effect] = []
         while lease.queue and len(lease.posted) < WINDOW:
             push = lease.queue[0]
@@ -244,9 +262,9 @@ class Sender:
 
     def _bury(self, key: Key, lease: _Lease, reason: str) -> None:
         del self._leases[key]
-        self._remember((*key, lease.epoch), reason)
+        self._remember((*key, lease.epoch, lease.nonce), reason)
 
-    def _remember(self, tombstone: tuple[str, int, int], reason: str) -> None:
+    def _remember(self, tombstone: tuple[str, int, int, int], reason: str) -> None:
         self._ended[tombstone] = reason
         if len(self._ended) > TOMBSTONES:
             self._ended.popitem(last=False)

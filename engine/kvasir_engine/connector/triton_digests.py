@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kvasir_engine.connector.layout import Cut
+from kvasir_engine.connector.layout import Cut, LayerCut
 from kvasir_engine.kv.digests import FOLD, MIX, SHIFT_BYTES, Digests, keys_of
 from kvasir_engine.pinned_memory import staged
 
@@ -37,9 +37,9 @@ def _products(data, keys, LOW: tl.constexpr):
     return (low & LOW) * (high & LOW)
 
 
-@triton.jit(do_not_specialize=["tokens", "heads", "head_words", "v_words"])
+@triton.jit(do_not_specialize=["tokens", "parts", "heads", "head_words", "part_words"])
 def _digest(
-    pool, places, keys, out, tokens, heads, head_words, v_words, first, second, fold,
+    pool, places, keys, out, tokens, parts, heads, head_words, part_words, first, second, fold,
     ROW: tl.constexpr, PADDED: tl.constexpr, SHIFT: tl.constexpr, TOKENS: tl.constexpr,
     BY_1: tl.constexpr, BY_2: tl.constexpr, BY_3: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -50,8 +50,8 @@ def _digest(
     at = tl.load(places + piece) + token[:, None].to(tl.int64) * ROW + word[None, :]
     sums_1 = tl.zeros([TOKENS, PADDED], tl.int64)
     sums_2 = tl.zeros([TOKENS, PADDED], tl.int64)
-    for row in range(2 * heads):
-        begin = (row // heads).to(tl.int64) * v_words + (row % heads).to(tl.int64) * head_words
+    for row in range(parts * heads):
+        begin = (row // heads).to(tl.int64) * part_words + (row % heads).to(tl.int64) * head_words
         data = tl.load(pool + at + begin, mask=inside, other=0)
         own = keys + row * ROW + word
         key_1 = tl.load(own, mask=word < ROW, other=0)[None, :]
@@ -79,18 +79,17 @@ def constants(row: int) -> dict[str, int]:
 
 
 class PoolDigests:
-    """Digests of the memory of `pool`, [pages, layers, 2, heads, tokens, dim], contiguous, as it is.
+    """Digests of the memory of a pool, whose bytes are `memory`, as it is; rows are a multiple of 8 bytes.
 
     Called on any thread; on a GPU beside the steps' stream. What is digested has been written: steps in flight
     write elsewhere.
     """
 
-    def __init__(self, pool: torch.Tensor, row_bytes: int) -> None:
-        self._words = pool.flatten().view(torch.int64)
-        self._row = row_bytes
+    def __init__(self, memory: torch.Tensor) -> None:
+        self._words = memory.flatten().view(torch.int64)
         self._keys: dict[int, torch.Tensor] = {}
-        cuda = pool.device.type == "cuda"
-        self._stream = torch.cuda.Stream(pool.device) if cuda else None
+        cuda = memory.device.type == "cuda"
+        self._stream = torch.cuda.Stream(memory.device) if cuda else None
 
     def __call__(self, blocks: Sequence[int], layers: range, cut: Cut) -> Digests:
         """[blocks, layers, tokens]"""
@@ -101,21 +100,23 @@ class PoolDigests:
 
     def _measure(self, blocks: Sequence[int], layers: range, cut: Cut) -> Digests:
         device = self._words.device
-        tokens, head_bytes = cut.block_bytes // self._row, cut.blocks * cut.block_bytes
-        begin = (cut.offsets(blocks, layers, 1) + cut.first * head_bytes) // 8
-        out = torch.empty((len(blocks), len(layers), tokens), dtype=torch.int64, device=device)
-        row = self._row // 8
-        _digest[(len(begin), triton.cdiv(tokens, TOKENS))](
-            self._words, staged(torch.from_numpy(begin), device), self._keys_of(cut.count), out,
-            tokens, cut.count, head_bytes // 8, cut.heads * head_bytes // 8, *_SIGNED,
-            **constants(row), num_warps=WARPS,
-        )  # fmt: skip
-        found: Digests = out.cpu().numpy().view(np.uint64)
+        runs = []
+        for run, kind in cut.runs(layers):
+            begin, row, head_words = cut.places(blocks, run) // 8, kind.row_bytes // 8, cut.head_bytes(kind) // 8
+            out = torch.empty((len(blocks), len(run), cut.tokens), dtype=torch.int64, device=device)
+            _digest[(len(begin), triton.cdiv(cut.tokens, TOKENS))](
+                self._words, staged(torch.from_numpy(begin), device), self._keys_of(kind), out,
+                cut.tokens, kind.parts, kind.count, head_words, kind.heads * head_words, *_SIGNED,
+                **constants(row), num_warps=WARPS,
+            )  # fmt: skip
+            runs.append(out)
+        found: Digests = torch.cat(runs, 1).cpu().numpy().view(np.uint64)
         return found
 
-    def _keys_of(self, heads: int) -> torch.Tensor:
-        """The keys of a token of so many heads, on the device."""
-        if heads not in self._keys:
-            keys = torch.from_numpy(keys_of(2 * heads * self._row).view(np.int64).copy())
-            self._keys[heads] = staged(keys, self._words.device)
-        return self._keys[heads]
+    def _keys_of(self, kind: LayerCut) -> torch.Tensor:
+        """The keys of a token of such a layer, on the device."""
+        size = kind.parts * kind.count * kind.row_bytes
+        if size not in self._keys:
+            keys = torch.from_numpy(keys_of(size).view(np.int64).copy())
+            self._keys[size] = staged(keys, self._words.device)
+        return self._keys[size]

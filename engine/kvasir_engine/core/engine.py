@@ -16,6 +16,7 @@ from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.notifications import Complete
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.core.batching import batch_of
+from kvasir_engine.core.cached_page_checks import CachedPageChecks
 from kvasir_engine.core.grammar_requests import GrammarRequests
 from kvasir_engine.core.grammar_service import GrammarService
 from kvasir_engine.core.inflight_steps import InflightStep, InflightSteps
@@ -33,6 +34,7 @@ from kvasir_engine.core.waiting_queue import QueueLimits, WaitingQueue
 from kvasir_engine.kv.pages import OutOfPages, Owner
 from kvasir_engine.protocol import Delta, Endpoint, Lease, Leased, Load, Reserve, Role, Submit
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
+from kvasir_engine.transport_policy import ANY_TRANSPORT, TransportPolicy
 
 if TYPE_CHECKING:
     from kvasir_engine.executor.model_runner import ModelRunner
@@ -59,7 +61,9 @@ class Engine:
         queue: QueueLimits = NO_LIMITS,
         clock: Callable[[], float] = time.monotonic,
         overlap: bool = False,
+        policy: TransportPolicy = ANY_TRANSPORT,
         grammars: GrammarService | None = None,
+        checks: CachedPageChecks | None = None,
     ) -> None:
         self.runner = runner
         self.role = role
@@ -68,7 +72,11 @@ class Engine:
         self.epoch = epoch
         self.connector = connector
         self.overlap = overlap
+        self.policy = policy
+        self.checks = checks
         self.cache = KVCacheManager(runner.pool.pages, limits.page_size, runner.copy_page)
+        if checks is not None:
+            self.cache.tree.note_entries()
         self.stats = Stats()
         self.readback = Readback(self.cache)
         self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock, grammars is not None)
@@ -126,6 +134,12 @@ class Engine:
             loan is not None and (to.agent, loan.id) not in self.readback.reads and self.connector.busy(to, loan.id)
         )
 
+    def _unsafe(self, place: str, nonces: bool) -> str | None:
+        """Why no KV may move between this worker and one at `place`, before any does; None if it may."""
+        if self.policy.encryption == "required" and not nonces:
+            return "encryption is required, and the other worker, or the router, knows no nonces of leases"
+        return self.policy.refusal(TransportPolicy("auto", place))
+
     def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
         """Run `work`; an error fails the request of the frame and no other."""
         try:
@@ -143,6 +157,8 @@ class Engine:
             return refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
         if frame.lease is not None and (self.role == "decode" or self.connector is None):
             return refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
+        if frame.lease is not None and (unsafe := self._unsafe(frame.place, frame.lease.nonce > 0)) is not None:
+            return refuse(session, frame.id, "not_encrypted", unsafe)
         if frame.lease is not None and frame.to is not None and self.connector is not None:
             wrong = fault_of_endpoint("to", frame.to, self.connector.endpoint) or fault_of_lease(
                 frame.lease, frame.to
@@ -176,10 +192,14 @@ class Engine:
         problem = fault_of_endpoint("writer", frame.writer, self.connector.endpoint)
         if problem is not None:
             return self.requests.refuse(session, frame.id, "bad_request", problem)
+        unsafe = self._unsafe(frame.place, frame.nonces)
+        if unsafe is not None:
+            return self.requests.refuse(session, frame.id, "not_encrypted", unsafe)
         job = self.requests.new(session, frame, self.grammars.compiling)
         if job is not None:
             job.sequence.remote = True
             job.writer, job.threshold, job.lend_from = frame.writer, frame.threshold, frame.lend_from
+            job.nonces = frame.nonces
             self.grammars.begin(job)
             faults.hit("decode.reserved")
         return None
@@ -203,6 +223,7 @@ class Engine:
         assert self.connector is not None
         for each in self.connector.received(rank, event):
             self.transferred(each)
+        self._note_cached()
 
     def transferred(self, event: Event) -> None:
         """Handle an event of a lease or loan that concerns all ranks."""
@@ -292,10 +313,33 @@ class Engine:
         if chunks:
             self._launch(chunks)
         ended += self._collect(leave=1 if chunks and self.overlap else 0)
+        self._note_cached()
         return bool(chunks or plan.admit or plan.preempt or ended)
 
     def _plan(self) -> Plan:
-        return schedule(self.running, self.waiting, self.cache, self.limits, len(self.leases.open))
+        """What the next step does. Cached pages that it would build on are what was stored in them."""
+        while True:
+            plan = schedule(self.running, self.waiting, self.cache, self.limits, len(self.leases.open))
+            if self.checks is None or not any(self._spoiled(sequence, self.checks) for sequence in plan.admit):
+                return plan
+
+    def _note_cached(self) -> None:
+        """What has entered the tree is known as it is, before anything else happens."""
+        if self.checks is not None:
+            self.checks.note(self.cache)
+
+    def _spoiled(self, sequence: Sequence, checks: CachedPageChecks) -> bool:
+        """Whether cached pages that the sequence would use were spoiled; they are not cached any more then."""
+        pages = set(checks.spoiled(sequence, self.cache))
+        if not pages:
+            return False
+        checks.drop(sorted(pages), self.cache)
+        for job in [job for job in self.jobs.values() if pages & set(job.sequence.pages)]:
+            if job.sequence in self.running:
+                self.running.remove(job.sequence)
+                self.finisher.part(job, keep=False)
+            self.finisher.fail(job, "kv_digest_mismatch", "cached KV that it uses was overwritten")
+        return True
 
     def _admit(self, job: Job) -> None:
         sequence = job.sequence

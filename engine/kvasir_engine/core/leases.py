@@ -1,6 +1,7 @@
 """The decode side of handoffs: pages that other workers write into, from grant to the proof that they stopped."""
 
 import logging
+import secrets
 from dataclasses import dataclass
 
 from kvasir_engine.connector import receiver
@@ -51,7 +52,9 @@ class Leases:
         loan = None
         if job.lend_from is not None:
             cached = job.sequence.pages
-            loan = self._readback.lend(self._connector, job.writer, cached, job.lend_from, loan_id, self._epoch)
+            loan = self._readback.lend(
+                self._connector, job.writer, cached, job.lend_from, loan_id, self._epoch, _nonce(job)
+            )
             job.loan = None if loan is None else loan.id
         lease = Lease(
             id=lease_id,
@@ -62,6 +65,7 @@ class Leases:
             writer=job.writer.agent,
             writer_epoch=job.writer.epoch,
             loan=loan,
+            nonce=_nonce(job),
         )
         job.lease = lease
         self.open[lease.id] = job
@@ -112,3 +116,8 @@ class Leases:
             self._connector.revoke(job.lease.id)
         if job.loan in self._readback.lent and self._connector is not None:
             self._connector.revoke(job.loan)
+
+
+def _nonce(job: Job) -> int:
+    """A new one that nobody can guess; 0 where the router or the writer knows none."""
+    return secrets.randbelow((1 << 64) - 1) + 1 if job.nonces else 0

@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kvasir_engine.connector.stats import TransferStats
+from kvasir_engine.core.cached_page_checks import CheckStats
 from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.grammar_service import GrammarStats
 from kvasir_engine.core.requests import TokenCounts
@@ -79,6 +80,8 @@ class EngineCollector(Collector):
             grammars.compile_seconds,
         )
         waiting = len(engine.waiting) + engine.grammars.compiling
+        if engine.checks is not None:
+            yield from self._checks(engine.checks.stats)
         yield GaugeMetricFamily("kvasir_requests_running", "Sequences in the batch.", len(engine.running))
         yield GaugeMetricFamily("kvasir_requests_waiting", "Requests not admitted yet.", waiting)
         most = engine.requests.queue.length
@@ -90,6 +93,14 @@ class EngineCollector(Collector):
         idle = "Time that the device waited for its next step while requests ran."
         yield CounterMetricFamily("kvasir_step_idle_seconds", idle, stats.idle_seconds)
         yield SummaryMetricFamily("kvasir_step_seconds", "Time of steps.", stats.steps, stats.step_seconds)
+
+    @staticmethod
+    def _checks(stats: CheckStats) -> Iterable[Metric]:
+        verified = "Cached pages compared with what was stored, before they were used again."
+        yield CounterMetricFamily("kvasir_kv_cached_pages_verified", verified, stats.pages)
+        spoiled = "Cached pages that were not what was stored, and were computed again."
+        yield CounterMetricFamily("kvasir_kv_cached_pages_spoiled", spoiled, stats.spoiled)
+        yield CounterMetricFamily("kvasir_kv_cached_pages_verify_seconds", "Time in that.", stats.seconds)
 
     @staticmethod
     def _handoff(stats: TransferStats) -> Iterable[Metric]:

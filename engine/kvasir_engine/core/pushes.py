@@ -84,7 +84,8 @@ class Pushes:
         assert self._connector is not None
         assert job.key is not None
         assert job.lease is not None
-        complete = Complete(job.lease.id, job.lease.epoch, prompt, job.blocks, token, logprobs)
+        lease = job.lease
+        complete = Complete(lease.id, lease.epoch, prompt, job.blocks, token, logprobs, lease.nonce)
         self._connector.push(job.key, sender.Push(complete=complete))
         job.handed_off = True
 

@@ -63,7 +63,14 @@ class Readback:
     # -- the decode side
 
     def lend(
-        self, connector: KVConnector, to: Endpoint, pages: list[int], first: int, id: int, epoch: int
+        self,
+        connector: KVConnector,
+        to: Endpoint,
+        pages: list[int],
+        first: int,
+        id: int,
+        epoch: int,
+        nonce: int = 0,
     ) -> Loan | None:
         """Lend what of `pages`, a prompt's cached whole pages, holds tokens `first` on; None if that is nothing."""
         size = self._cache.page_size
@@ -73,7 +80,7 @@ class Readback:
         # All of them are held, so that whoever holds a page holds all before it.
         self._cache.pool.hold(pages)
         self.lent[id] = list(pages)
-        loan = Loan(id, epoch, pages[skip:], skip * size, LOAN_SECONDS)
+        loan = Loan(id, epoch, pages[skip:], skip * size, LOAN_SECONDS, nonce)
         connector.lend(loan, to)
         faults.hit("decode.lent")
         return loan
@@ -105,7 +112,7 @@ class Readback:
         for start in range(0, len(local), READ_BLOCKS):
             some = slice(start, start + READ_BLOCKS)
             connector.push(key, Push(local[some], remote[some]))
-        connector.push(key, Push(complete=Stopped(loan.id, loan.epoch, "read")))
+        connector.push(key, Push(complete=Stopped(loan.id, loan.epoch, "read", loan.nonce)))
         return key
 
     def _fill(self, reading: Reading, loan: Loan, theirs: int) -> bool:

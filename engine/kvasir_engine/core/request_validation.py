@@ -5,7 +5,7 @@ What no worker could serve is refused by the types of the wire already.
 
 from collections.abc import Sequence
 
-from kvasir_engine.connector.layout import Shape
+from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.protocol import Endpoint, Lease, Loan, Sampling
 from kvasir_engine.sampling.processor_validation import fault_of_processors
 
@@ -43,7 +43,7 @@ def fault_of_endpoint(field: str, peer: Endpoint, ours: Endpoint) -> str | None:
         return f"{field}.others: page numbers mean the same on all ranks, which have different numbers of pages"
     for region in regions:
         try:
-            Shape.of(peer.fingerprint).with_pages_of(region.page_bytes)
+            spec_of(peer.fingerprint, region.page_bytes)
         except ValueError as error:
             return f"{field}.region.{error}"
     return None

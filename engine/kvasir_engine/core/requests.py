@@ -33,6 +33,7 @@ class Job:
     threshold: int = 0
     lend_from: int | None = None  # tokens that the writer has; what we have beyond it may read
     loan: int | None = None
+    nonces: bool = False  # the writer and the router know the nonces of leases
     canary: bool = False
     admitted: bool = False  # once: it has waited for its first step, or lease, no longer
     counted: int = 0  # tokens of the prompt whose KV's origin is counted

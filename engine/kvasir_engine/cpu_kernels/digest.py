@@ -80,15 +80,15 @@ def finish(typing: Any, sums: Any) -> Any:
 
 
 def _pieces(arguments):  # type: ignore[no-untyped-def]
-    a = carray(arguments, (9,))
-    count, heads, tokens, row, head_bytes, v_offset, keys = a[1], a[3], a[4], a[5], a[6], a[7], a[8]
+    a = carray(arguments, (10,))
+    count, parts, heads, tokens, row, head_bytes, part_bytes, keys = a[1], a[3], a[4], a[5], a[6], a[7], a[8], a[9]
     out, places = carray(simd.i64_at(a[0]), (count * tokens,)), carray(simd.i64_at(a[2]), (count,))
     memory = np.zeros(tokens * SUMS + 8, np.int64)
     sums = -(-memory.ctypes.data // STRIPE) * STRIPE
     for piece in range(count):
-        for part in range(2):
+        for part in range(parts):
             for head in range(heads):
-                rows = places[piece] + part * v_offset + head * head_bytes
+                rows = places[piece] + part * part_bytes + head * head_bytes
                 own = keys + (part * heads + head) * row
                 for token in range(tokens):
                     add(rows + token * row, np.int64(0), row, own, sums + token * SUMS * 8)
@@ -118,16 +118,22 @@ _pieces_kernel, _fold_kernel = _Kernel(team.kernel(_pieces)), _Kernel(team.kerne
 
 
 def token_digests(
-    places: np.ndarray[Any, np.dtype[np.int64]], heads: int, tokens: int, row: int, head_bytes: int, v_offset: int
+    places: np.ndarray[Any, np.dtype[np.int64]],
+    parts: int,
+    heads: int,
+    tokens: int,
+    row: int,
+    head_bytes: int,
+    part_bytes: int,
 ) -> Digests:
     """Of pieces of memory at the addresses `places` [N], each a layer of a block: [N, tokens].
 
-    A piece has K and, `v_offset` bytes on, V: `heads` heads of each, `head_bytes` apart, of `tokens` rows of `row`
-    bytes.
+    A piece has `parts` (K, then V), `part_bytes` apart: `heads` heads of each, `head_bytes` apart, of `tokens` rows
+    of `row` bytes.
     """
     places = np.ascontiguousarray(places)
-    out, keys = np.empty((len(places), tokens), np.uint64), keys_of(2 * heads * row)
-    sizes = heads, tokens, row, head_bytes, v_offset
+    out, keys = np.empty((len(places), tokens), np.uint64), keys_of(parts * heads * row)
+    sizes = parts, heads, tokens, row, head_bytes, part_bytes
     addresses = out.ctypes.data, len(places), places.ctypes.data
     arguments = np.array([*addresses, *sizes, keys.ctypes.data], np.int64)
     _pieces_kernel(arguments.ctypes.data)

@@ -9,10 +9,13 @@ from pathlib import Path
 from kvasir_engine import supervisor
 from kvasir_engine.attention.registry import refuse_missing
 from kvasir_engine.config import EngineConfig
+from kvasir_engine.connector.digester import Digester
 from kvasir_engine.connector.kv_connector import KVConnector
+from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
+from kvasir_engine.core.cached_page_checks import CachedPageChecks
 from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.engine_thread import EngineThread
 from kvasir_engine.core.scheduler import Limits
@@ -27,10 +30,14 @@ from kvasir_engine.executor.rank_group import RankedRunner, RankProcesses
 from kvasir_engine.executor.rank_process import digester_of, region_of
 from kvasir_engine.executor.rank_protocol import Serve
 from kvasir_engine.executor.threads import apart, use_own_cores
-from kvasir_engine.model.architectures import load_config
+from kvasir_engine.kv.digests import KeptDigests
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.model.tensor_parallel import ALONE, shard
+from kvasir_engine.protocol import Fingerprint
+from kvasir_engine.tls import Credentials
+from kvasir_engine.transport_policy import TransportPolicy, place_here
 
 log = logging.getLogger("worker")
 
@@ -40,6 +47,7 @@ def build(
     moves_kv: bool,
     leave: Callable[[], None] = lambda: None,
     ended: supervisor.Ended | None = None,
+    credentials: Credentials | None = None,
 ) -> tuple[EngineThread, KVConnector | None]:
     """Load the model, with the other nodes if there are any, and start the threads.
 
@@ -47,7 +55,7 @@ def build(
     the user can mend.
     """
     check(config)
-    listener = None if config.nodes is None else NodeListener(config.nodes, leave)
+    listener = None if config.nodes is None else NodeListener(config.nodes, leave, credentials)
     try:
         return _build(config, moves_kv, listener, ended)
     except UserError as error:
@@ -89,7 +97,7 @@ def _build(
     limits = Limits(config.prefill_chunk + config.max_running, config.max_running, config.page_size)
     handoff = None
     if moves_kv:
-        choose_fabric(config.fabric, runner.device.type == "cuda")
+        choose_fabric(config.fabric, runner.device.type == "cuda", config.encryption)
         region = region_of(runner)
         digest = digester_of(runner, fingerprint) if config.kv_digests else None
         own = TransferThread(
@@ -109,7 +117,9 @@ def _build(
             handoff,
             QueueLimits(config.max_waiting, config.queue_seconds),
             overlap=overlap,
+            policy=TransportPolicy(config.encryption, place_here()),
             grammars=grammars,
+            checks=_checks(config, runner, fingerprint, moves_kv),
         ),
         config.check_pages,
         ended,
@@ -140,6 +150,22 @@ def check(config: EngineConfig) -> None:
         if device.type != "cuda":
             flag = f"cuda-graph-max-bs {asked}" if asked else "enforce-eager"
             raise ModelError(f"{flag}: there are CUDA graphs on GPUs only")
+
+
+def _checks(
+    config: EngineConfig, runner: ModelRunner, fingerprint: Fingerprint, moves_kv: bool
+) -> CachedPageChecks | None:
+    """What looks at cached pages before they are used again. Raises ModelError where nothing can."""
+    mode, pool = config.verify_cached_pages, runner.pool
+    if runner.device.type != "cpu":
+        if mode in ("all", "sampled"):
+            raise ModelError(f"verify-cached-pages {mode}: it is for CPUs, not for {runner.device.type}")
+        return None
+    if mode == "off" or (mode == "auto" and not moves_kv):
+        return None
+    kept = pool.digests or KeptDigests(pool.pages, len(pool.shape.layers), pool.page_size)
+    digester = Digester(pool.address, pool.pages, spec_of(fingerprint, pool.page_bytes), kept)
+    return CachedPageChecks(digester, kept, pool.digests is not None, "sampled" if mode == "sampled" else "all")
 
 
 def _load(

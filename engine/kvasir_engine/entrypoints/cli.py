@@ -1,4 +1,4 @@
-"""The `kvasir` command: the data plane, and the manifest on this machine.
+"""The `kvasir` command: the data plane, its clients, and the manifest on this machine.
 
 What a subcommand needs is imported when it runs: `kvasir --help` loads no torch.
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from kvasir_engine.entrypoints.client import register as register_client
 from kvasir_engine.entrypoints.drain import drain
 from kvasir_engine.entrypoints.router import router
 from kvasir_engine.entrypoints.worker import serve, worker
@@ -17,7 +18,7 @@ from kvasir_engine.environment import refuse_unknown
 from kvasir_engine.errors import UserError
 from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.loading.uri import ModelURIError
-from kvasir_operator.local.cli import register
+from kvasir_operator.local.cli import register as register_local
 
 app = typer.Typer(
     name="kvasir",
@@ -66,7 +67,8 @@ def fetch(
         typer.echo(resolve(uri, revision or None, progress=progress))
 
 
-register(app)
+register_client(app)
+register_local(app)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -38,12 +39,14 @@ from kvasir_engine.executor.node_protocol import (
     Welcome,
 )
 from kvasir_engine.executor.rank_link import end, fate_of, spawn
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.model.tensor_parallel import shard
 from kvasir_engine.nodes import Nodes
 from kvasir_engine.supervisor import ExpectedEnd, start_thread
+from kvasir_engine.tls import HANDSHAKE_SECONDS, Credentials, Untrusted, check_role, credentials_of, why_failed
+from kvasir_engine.tls_stream import Stream, TlsStream, relay
 
 log = logging.getLogger("nodes")
 
@@ -64,13 +67,14 @@ LEADER_SECONDS = 10.0
 class Leader:
     """Connections to the leader. Each is said hello on; `epoch` is the leader's once it has welcomed the node."""
 
-    def __init__(self, where: Nodes, group: NodeSettings) -> None:
+    def __init__(self, where: Nodes, group: NodeSettings, credentials: Credentials | None = None) -> None:
         self._where = where
+        self._credentials = credentials
         self._group = group
         self.epoch = 0
         self.name = f"the leader at {where.host}:{where.port}"
 
-    def join(self) -> socket.socket:
+    def join(self) -> Stream:
         """The node's own connection, as soon as there is a leader that answers. Raises UserError when refused."""
         began = said = time.monotonic()
         log.info("joins node=%d of=%d leader=%s:%d", *self._about())
@@ -86,24 +90,29 @@ class Leader:
     def _about(self) -> tuple[int, int, str, int]:
         return self._where.rank, self._where.count, self._where.host, self._where.port
 
-    def connect(self, rank: int, channel: Channel, seconds: float | None) -> socket.socket:
+    def connect(self, rank: int, channel: Channel, seconds: float | None) -> Stream:
         """A connection that the leader has welcomed within so many seconds. Raises UserError, or OSError."""
         sock = socket.create_connection((self._where.host, self._where.port), CONNECT_SECONDS)
         try:
             node_protocol.watch(sock)
+            stream = self._authenticated(sock)
             node_protocol.send(
-                sock, Hello(node_protocol.VERSION, self._group, self._where.rank, rank, channel, self.epoch)
+                stream, Hello(node_protocol.VERSION, self._group, self._where.rank, rank, channel, self.epoch)
             )
             sock.settimeout(seconds)  # a leader that still fetches its model listens, and answers later
-            match node_protocol.receive(sock):
+            match node_protocol.receive(stream):
                 case Welcome(epoch):
                     self.epoch = epoch
                     sock.settimeout(None)
-                    return sock
+                    return stream
                 case node_protocol.Refused(reason):
                     raise UserError(f"{self.name} refuses node {self._where.rank}: {reason}")
                 case _:
                     raise ConnectionError("it closes the connection")
+        except (ssl.SSLError, Untrusted) as error:
+            sock.close()
+            why = str(error) if isinstance(error, Untrusted) else why_failed(error)
+            raise UserError(f"no TLS with {self.name}: {why}") from None
         except ValueError as error:
             raise UserError(
                 f"what answers at {self._where.host}:{self._where.port} is no leader: {error}"
@@ -111,6 +120,15 @@ class Leader:
         except BaseException:
             sock.close()
             raise
+
+    def _authenticated(self, sock: socket.socket) -> Stream:
+        """The connection, once it is known that a leader of this node's role answers."""
+        if self._credentials is None:
+            return sock
+        sock.settimeout(HANDSHAKE_SECONDS)
+        stream = TlsStream(sock, self._credentials.client, server_side=False)
+        self._credentials.peer(stream.tls, self._credentials.identity.role)
+        return stream
 
 
 class Follower:
@@ -120,15 +138,17 @@ class Follower:
     one line that says why: exit status 2 before that, 1 after it.
     """
 
-    def __init__(self, config: EngineConfig, where: Nodes, folder: Path) -> None:
-        self._leader = Leader(where, NodeSettings.of(config, folder))
+    def __init__(
+        self, config: EngineConfig, where: Nodes, folder: Path, credentials: Credentials | None = None
+    ) -> None:
+        self._leader = Leader(where, NodeSettings.of(config, folder), credentials)
         self._size = config.tensor_parallel
         self._ranks = where.ranks(self._size)
         self._folder = folder
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
         self._ending = threading.Lock()
-        self._node: socket.socket
+        self._node: Stream
         self._loaded = threading.Event()
         self._closing = threading.Event()
         self._closed = asyncio.Event()
@@ -140,10 +160,7 @@ class Follower:
         self._node = self._leader.join()
         try:
             for rank in self._ranks:
-                with (
-                    self._leader.connect(rank, "steps", ANSWER_SECONDS) as steps,
-                    self._leader.connect(rank, "reports", ANSWER_SECONDS) as reports,
-                ):
+                with self._channel(rank, "steps") as steps, self._channel(rank, "reports") as reports:
                     self._processes[rank] = spawn(rank, self._folder, steps.fileno(), reports.fileno())
         except OSError as error:
             raise UserError(f"{self._leader.name} {node_protocol.loss(error)}") from None
@@ -151,6 +168,14 @@ class Follower:
             start_thread(partial(self._watch, rank), f"kvasir-watch-{rank}", self._end)
         start_thread(self._read, "kvasir-leader", self._end)
         self._loaded.wait()
+
+    def _channel(self, rank: int, channel: Channel) -> socket.socket:
+        """A socket to the leader for the process of a rank, which knows no TLS."""
+        stream = self._leader.connect(rank, channel, ANSWER_SECONDS)
+        if isinstance(stream, socket.socket):
+            return stream
+        assert isinstance(stream, TlsStream)
+        return relay(stream, lambda work, name: start_thread(work, name, self._end), f"kvasir-{channel}-{rank}")
 
     # -- what GracefulShutdown asks
 
@@ -244,10 +269,13 @@ def follow(config: EngineConfig) -> None:
     end_at_sigterm()
     check_port(config.host, config.port)
     check(config)
+    credentials = credentials_of(config.tls_dir)
+    if credentials is not None:
+        check_role(credentials, config.role)
     folder = resolve(config.model, config.revision or None, progress=log_progress())
     shard(load_config(folder), 0, ranks)  # refused here, before there are processes
     choose_device(config.device, nodes.ranks(ranks).start, ranks, config.nnodes)
-    follower = Follower(config, nodes, folder)
+    follower = Follower(config, nodes, folder, credentials)
     follower.start()
     asyncio.run(follower.serve(config.host, config.port, config.drain_seconds + LEADER_SECONDS))
     follower.close()

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvasir_engine.api.batch.folder import BATCH_HELP
 from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
+from kvasir_engine.api.tools.flags import (
+    AUTO,
+    REASONING_HELP,
+    REASONING_VARIABLE,
+    TOOL_HELP,
+    TOOL_VARIABLE,
+    Parsers,
+    parsers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -33,13 +43,18 @@ class RouterOptions:
     port: int = 8000
     workers: list[str] = field(default_factory=list)
     watch_pods: str = ""
+    watch_owner: str = ""
     namespace: str = ""
     api_keys_file: str = ""
+    batch_dir: str = ""
     parse_special_tokens: ParseSpecial = "prompts"
+    parsers: Parsers = AUTO
     remote_threshold: int = 32
     drain_seconds: float = 600.0
     hold_seconds: float = 0.0
     hold_requests: int = 1000
+    tls_dir: str = ""
+    plain_workers: bool = False
 
 
 def router(
@@ -61,6 +76,13 @@ def router(
     watch_pods: Annotated[
         str, typer.Option(help="find workers as pods with these labels", envvar="KVASIR_WATCH_PODS")
     ] = "",
+    watch_owner: Annotated[
+        str,
+        typer.Option(
+            help="uid of the InferenceService whose pods they have to be, default: anybody's",
+            envvar="KVASIR_WATCH_OWNER",
+        ),
+    ] = "",
     namespace: Annotated[
         str, typer.Option(help="of the pods to watch, default: this pod's own", envvar="KVASIR_NAMESPACE")
     ] = "",
@@ -68,9 +90,12 @@ def router(
         str,
         typer.Option(help="one key a line, or a directory with a file a key", envvar="KVASIR_API_KEYS_FILE"),
     ] = "",
+    batch_dir: Annotated[str, typer.Option(help=BATCH_HELP, envvar="KVASIR_BATCH_DIR")] = "",
     parse_special_tokens: Annotated[
         str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")
     ] = "prompts",
+    tool_call_parser: Annotated[str, typer.Option(help=TOOL_HELP, envvar=TOOL_VARIABLE)] = "auto",
+    reasoning_parser: Annotated[str, typer.Option(help=REASONING_HELP, envvar=REASONING_VARIABLE)] = "auto",
     remote_threshold: Annotated[
         int,
         typer.Option(
@@ -93,6 +118,21 @@ def router(
     hold_requests: Annotated[
         int, typer.Option(min=1, help="most requests that are held", envvar="KVASIR_HOLD_REQUESTS")
     ] = 1000,
+    tls_dir: Annotated[
+        str,
+        typer.Option(
+            help="folder of ca.crt, tls.crt and tls.key: workers have to show a certificate of the same "
+            "InferenceService; looked at again when it changes",
+            envvar="KVASIR_TLS_DIR",
+        ),
+    ] = "",
+    plain_workers: Annotated[
+        bool,
+        typer.Option(
+            help="with --tls-dir: take workers without TLS too, while a rollout brings it",
+            envvar="KVASIR_PLAIN_WORKERS",
+        ),
+    ] = False,
 ) -> None:
     """The OpenAI API over a pool of workers."""
     options = RouterOptions(
@@ -104,13 +144,18 @@ def router(
         port=port,
         workers=worker or [],
         watch_pods=watch_pods,
+        watch_owner=watch_owner,
         namespace=namespace,
         api_keys_file=api_keys_file,
+        batch_dir=batch_dir,
         parse_special_tokens=parse_special(parse_special_tokens),
+        parsers=parsers(tool_call_parser, reasoning_parser),
         remote_threshold=remote_threshold,
         drain_seconds=drain_seconds,
         hold_seconds=hold_seconds,
         hold_requests=hold_requests,
+        tls_dir=tls_dir,
+        plain_workers=plain_workers,
     )
     if "torch" not in sys.modules:
         # The router never computes. transformers imports torch wherever it can: seconds and hundreds of MB.
@@ -125,6 +170,7 @@ async def run_router(options: RouterOptions) -> None:
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
+    from kvasir_engine.api.batch.service import batches_of, working
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen, serve
     from kvasir_engine.api.lifecycle import Lifecycle
@@ -137,25 +183,39 @@ async def run_router(options: RouterOptions) -> None:
         DiscoveryError,
         static_workers,
         watched_pods,
+        worker_ports,
         worker_url,
     )
     from kvasir_engine.router.pool import WorkerPool
     from kvasir_engine.router.status_endpoint import show_status
+    from kvasir_engine.router.worker_trust import WorkerTrust
     from kvasir_engine.supervisor import Supervisor, end_process
+    from kvasir_engine.tls import check_role, credentials_of
 
     if bool(options.workers) == bool(options.watch_pods):
         raise DiscoveryError("name the workers with --worker or with --watch-pods, one of the two")
+    if options.plain_workers and not options.tls_dir:
+        raise DiscoveryError("--plain-workers is for a router with --tls-dir: without, all workers are plain")
+    credentials = credentials_of(options.tls_dir)
+    if credentials is not None:
+        check_role(credentials, "router")
     if options.watch_pods:
-        discovery = watched_pods(ClusterAccess.in_cluster(options.namespace or None), options.watch_pods)
+        access = ClusterAccess.in_cluster(options.namespace or None)
+        ports = worker_ports(bool(options.tls_dir), options.plain_workers)
+        discovery = watched_pods(access, options.watch_pods, options.watch_owner, ports)
+    elif options.watch_owner:
+        raise DiscoveryError("--watch-owner is for --watch-pods: workers that are named are nobody's")
     else:
         discovery = static_workers([worker_url(url) for url in options.workers])
     check_port(options.host, options.port)
     keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
     name = options.served_model_name or options.model
     folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
-    model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens)
+    model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens, options.parsers)
     tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
-    registry, lifecycle, pool = CollectorRegistry(), Lifecycle(), WorkerPool(name, tasks)
+    registry, lifecycle = CollectorRegistry(), Lifecycle()
+    pool = WorkerPool(name, tasks, WorkerTrust(credentials, options.plain_workers))
+    batches = batches_of(options.batch_dir, lifecycle)
     client = PooledClient(
         pool,
         registry=registry,
@@ -179,12 +239,14 @@ async def run_router(options: RouterOptions) -> None:
                 long_ones=threads - 1,
                 keys=keys,
                 over=lambda: tasks.reason,
+                batches=batches,
             )
             leaving = GracefulShutdown(lifecycle, options.drain_seconds)
             show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            await serve(app, sock, leaving, tasks.over)
+            async with working(batches, app, client, tasks):
+                await serve(app, sock, leaving, tasks.over)
     finally:
         await client.close()
         await tasks.stop(following, verifying)

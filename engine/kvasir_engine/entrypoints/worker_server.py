@@ -44,7 +44,8 @@ HELLO_SECONDS = 10.0
 class WorkerServer:
     """Routers' sessions on one engine thread."""
 
-    def __init__(self, thread: EngineThread, hello: Hello) -> None:
+    def __init__(self, thread: EngineThread, hello: Hello, apart: bool = False) -> None:
+        """`apart`: routers come to `router_app`, which is served on a port of its own, and nobody to `app`."""
         self._thread = thread
         self._hello = hello
         self._outboxes: set[asyncio.Queue[ToRouter]] = set()
@@ -66,7 +67,9 @@ class WorkerServer:
         async def metrics() -> Response:
             return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
-        @self.app.websocket(protocol.WORKER_PATH)
+        self.router_app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None) if apart else self.app
+
+        @self.router_app.websocket(protocol.WORKER_PATH)
         async def router(socket: WebSocket) -> None:
             await self._session(socket)
 

@@ -22,10 +22,10 @@ from kvasir_engine.executor.step import FinishedStep, LaunchedStep
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.kv.digests import STRIPE, KeptDigests
 from kvasir_engine.kv.pool import KVPool, PoolShape, free_memory
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.decoder import Decoder
 from kvasir_engine.model.layers import cpu
 from kvasir_engine.model.loading.weight_loader import Progress, Weights, choose_device, choose_dtype
+from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.model.tensor_parallel import ALONE, ProcessGroup, shard
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 
@@ -93,7 +93,7 @@ class ModelRunner:
             self._model = Decoder(self.config, weights, part, group)
             weights.close()
         config = self.config
-        shape = PoolShape(config.layers, len(part.kv_heads), config.head_dim, page_size, self.dtype)
+        shape = PoolShape.uniform(config.layers, len(part.kv_heads), config.head_dim, page_size, self.dtype)
         # Outside inference mode, so that others may write into the pool outside it.
         scratch = graphs > 0 and self.device.type == "cuda"
         if not pages:
@@ -195,7 +195,7 @@ class ModelRunner:
         """Digest KV while it is written, where its kernel can. Before the first step."""
         shape = self.pool.shape
         if isinstance(self._attention, CpuBackend) and shape.head_dim * shape.dtype.itemsize % STRIPE == 0:
-            self.pool.digests = KeptDigests(self.pool.pages, shape.layers, shape.page_size)
+            self.pool.digests = KeptDigests(self.pool.pages, len(shape.layers), shape.page_size)
             self._attention.keep(self.pool.digests)
 
     def copy_page(self, source: int, target: int) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from kvasir_engine.errors import PortTaken
 from kvasir_engine.executor import node_protocol
 from kvasir_engine.executor.node_protocol import (
     AnyFrame,
-    Channel,
     Hello,
     Leave,
     NodeSettings,
@@ -26,8 +26,11 @@ from kvasir_engine.executor.node_protocol import (
     Refused,
     Welcome,
 )
+from kvasir_engine.executor.rank_link import Channel
 from kvasir_engine.nodes import Nodes
 from kvasir_engine.supervisor import ExpectedEnd, start_thread
+from kvasir_engine.tls import Credentials, Untrusted, why_failed
+from kvasir_engine.tls_stream import Stream, StreamConnection, TlsStream
 
 log = logging.getLogger("nodes")
 
@@ -45,7 +48,7 @@ BACKLOG = 128
 class JoinedNode:
     """One that has joined, as the leader sees it."""
 
-    def __init__(self, number: int, sock: socket.socket, address: str) -> None:
+    def __init__(self, number: int, sock: Stream, address: str) -> None:
         self.number = number
         self.address = address
         self.sock = sock
@@ -84,10 +87,18 @@ class JoinedRank:
 
     rank: int
     node: JoinedNode
-    steps: Connection
-    reports: Connection
+    steps: Channel
+    reports: Channel
     leader: str
     """The leader's address, as that node reached it."""
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A connection that has come in, and the leader's address that it came to."""
+
+    stream: Stream
+    leader: str
 
 
 class NodeListener:
@@ -97,13 +108,14 @@ class NodeListener:
     PortTaken.
     """
 
-    def __init__(self, where: Nodes, leave: Callable[[], None]) -> None:
+    def __init__(self, where: Nodes, leave: Callable[[], None], credentials: Credentials | None = None) -> None:
         self._where = where
         self._leave = leave
+        self._credentials = credentials
         self._listening = _listen(where)
         self._epoch = secrets.randbits(63) + 1
         self._nodes: dict[int, JoinedNode] = {}
-        self._taken: dict[tuple[int, Channel], socket.socket] = {}
+        self._taken: dict[tuple[int, node_protocol.Channel], _Taken] = {}
         self._changed = threading.Condition()
         self._ended: Callable[[str], None]
         self.group: NodeSettings
@@ -124,9 +136,8 @@ class NodeListener:
             for number, node in sorted(self._nodes.items()):
                 for rank in self._where.ranks(size, number):
                     steps, reports = self._taken[rank, "steps"], self._taken[rank, "reports"]
-                    leader = _plain(steps.getsockname()[0])
-                    ours = Connection(steps.detach()), Connection(reports.detach())
-                    joined.append(JoinedRank(rank, node, *ours, leader))
+                    ours = _channel(steps.stream), _channel(reports.stream)
+                    joined.append(JoinedRank(rank, node, *ours, steps.leader))
             return joined
 
     def _missing(self) -> list[int]:
@@ -169,19 +180,32 @@ class NodeListener:
         try:
             node_protocol.watch(sock)
             sock.settimeout(node_protocol.HELLO_SECONDS)
-            hello = node_protocol.receive(sock)
+            came = _Taken(self._authenticated(sock), _plain(sock.getsockname()[0]))
+            hello = node_protocol.receive(came.stream)
             if not isinstance(hello, Hello):
                 raise ValueError("it does not say who it is")
-            reason = self._let_in(hello, sock, address)
+            reason = self._let_in(hello, came, address)
             if reason is not None:
                 log.warning("refused %s address=%s reason=%r", node_protocol.named(hello), address, reason)
-                node_protocol.send(sock, Refused(reason))
+                node_protocol.send(came.stream, Refused(reason))
                 sock.close()
+        except (ssl.SSLError, Untrusted) as error:
+            why = str(error) if isinstance(error, Untrusted) else f"no TLS with it: {why_failed(error)}"
+            log.warning("refused address=%s reason=%r", address, why)
+            sock.close()
         except Exception as error:  # of whoever came, not of those who are there
             log.warning("refused address=%s reason=%r", address, f"{type(error).__name__}: {error}")
             sock.close()
 
-    def _let_in(self, hello: Hello, sock: socket.socket, address: str) -> str | None:
+    def _authenticated(self, sock: socket.socket) -> Stream:
+        """The connection, once it is known that another node of this worker's role has made it."""
+        if self._credentials is None:
+            return sock
+        stream = TlsStream(sock, self._credentials.server, server_side=True)
+        self._credentials.peer(stream.tls, self._credentials.identity.role)
+        return stream
+
+    def _let_in(self, hello: Hello, came: "_Taken", address: str) -> str | None:
         """Answer who belongs here, and keep the connection; else why it does not."""
         with self._changed:
             reason = node_protocol.refusal(hello, self.group, self._epoch, self._taken)
@@ -189,11 +213,11 @@ class NodeListener:
                 reason = "its node has not joined"
             if reason is not None:
                 return reason
-            node_protocol.send(sock, Welcome(self._epoch))
-            sock.settimeout(None)
-            self._taken[hello.rank, hello.channel] = sock
+            node_protocol.send(came.stream, Welcome(self._epoch))
+            came.stream.settimeout(None)
+            self._taken[hello.rank, hello.channel] = came
             if hello.channel == "node":
-                node = self._nodes[hello.node] = JoinedNode(hello.node, sock, address)
+                node = self._nodes[hello.node] = JoinedNode(hello.node, came.stream, address)
                 log.info("node joined node=%d address=%s", hello.node, address)
                 start_thread(partial(self._read, node), f"kvasir-node-{node.number}", self._ended)
             self._changed.notify_all()
@@ -228,6 +252,11 @@ def _listen(where: Nodes) -> socket.socket:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise PortTaken(f"cannot listen for other nodes on port {port}: {reason}") from error
+
+
+def _channel(stream: Stream) -> Channel:
+    """Messages over a connection that nothing has been said on since its welcome."""
+    return Connection(stream.detach()) if isinstance(stream, socket.socket) else StreamConnection(stream)
 
 
 def _family(address: str) -> socket.AddressFamily:

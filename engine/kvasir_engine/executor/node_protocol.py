@@ -2,7 +2,8 @@
 
 The leader, node 0, listens. Each other node makes a connection of its own first, and then two for each of its
 ranks, which carry the frames of `rank_protocol.py` once the leader has welcomed the hello on them. It refuses by
-name a hello that does not fit. The node's own connection lives as long as the node.
+name a hello that does not fit. The node's own connection lives as long as the node. With certificates all of them
+are TLS, and only who has one of the same InferenceService and role may say hello.
 """
 
 import errno
@@ -17,6 +18,7 @@ import msgspec
 from kvasir_engine import keepalive
 from kvasir_engine.config import EngineConfig
 from kvasir_engine.nodes import Nodes
+from kvasir_engine.tls_stream import Stream
 
 VERSION = 2
 HELLO_SECONDS = 10.0
@@ -138,13 +140,13 @@ def watch(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def send(sock: socket.socket, frame: AnyFrame) -> None:
+def send(sock: Stream, frame: AnyFrame) -> None:
     """Send a frame. Raises OSError."""
     data = _encoder.encode(frame)
     sock.sendall(struct.pack(">I", len(data)) + data)
 
 
-def receive(sock: socket.socket) -> AnyFrame | None:
+def receive(sock: Stream) -> AnyFrame | None:
     """The next frame; None at the connection's end. Raises OSError, or ValueError for what is no frame."""
     head = _exactly(sock, 4)
     if not head:
@@ -158,7 +160,7 @@ def receive(sock: socket.socket) -> AnyFrame | None:
         raise ValueError(f"it sends a frame that cannot be read: {error}") from None
 
 
-def _exactly(sock: socket.socket, count: int) -> bytes:
+def _exactly(sock: Stream, count: int) -> bytes:
     """So many bytes, or none when the connection has ended before the last."""
     data = b""
     while len(data) < count:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Protocol
 
 from kvasir_engine import faults
 from kvasir_engine.executor import rank_protocol
@@ -49,6 +50,13 @@ def fate_of(status: int) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
+class Channel(Protocol):
+    """Messages, in order: over a socket, or over TLS from another node."""
+
+    def send_bytes(self, buf: bytes, /) -> None: ...
+    def recv_bytes(self) -> bytes: ...
+
+
 class RankLink:
     """One rank. `fate` says how it ended, once its connections have; None when its node reports why.
 
@@ -58,8 +66,8 @@ class RankLink:
     def __init__(
         self,
         rank: int,
-        steps: Connection,
-        reports: Connection,
+        steps: Channel,
+        reports: Channel,
         fate: Callable[[], str | None],
         ended: Callable[[int, str], None],
         report: Callable[[int, Report], None],
@@ -83,7 +91,7 @@ class RankLink:
         """To the transfer thread, in order."""
         self._send(self._reports, data)
 
-    def _send(self, connection: Connection, data: bytes) -> None:
+    def _send(self, connection: Channel, data: bytes) -> None:
         try:
             with self._lock:
                 connection.send_bytes(data)

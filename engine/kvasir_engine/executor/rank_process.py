@@ -24,7 +24,7 @@ from kvasir_engine.connector import sender
 from kvasir_engine.connector.commands import AnyCommand
 from kvasir_engine.connector.digester import Digester
 from kvasir_engine.connector.kv_connector import layer_pushes
-from kvasir_engine.connector.layout import Shape
+from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
@@ -99,7 +99,7 @@ class Rank:
     def serve(self, serve: Serve) -> None:
         """Start the transfer thread."""
         runner = self._runner
-        choose_fabric(self._config.fabric, runner.device.type == "cuda")
+        choose_fabric(self._config.fabric, runner.device.type == "cuda", self._config.encryption)
         region = region_of(runner)
         digest = digester_of(runner, serve.fingerprint) if self._config.kv_digests else None
         self._transfers = TransferThread(
@@ -160,13 +160,13 @@ def region_of(runner: ModelRunner) -> Region:
 def digester_of(runner: ModelRunner, fingerprint: Fingerprint) -> Digester:
     """Digests of a rank's pages. Those in a GPU are digested there, beside the steps' stream."""
     pool = runner.pool
-    shape = Shape.of(fingerprint).with_pages_of(pool.page_bytes)
+    spec = spec_of(fingerprint, pool.page_bytes)
     if runner.device.type == "cpu":
         runner.keep_digests()
-        return Digester(pool.address, pool.pages, shape, pool.digests)
+        return Digester(pool.address, pool.pages, spec, pool.digests)
     from kvasir_engine.connector.triton_digests import PoolDigests
 
-    digester = Digester(0, pool.pages, shape, measure=PoolDigests(pool.tensor, shape.row_bytes))
+    digester = Digester(0, pool.pages, spec, measure=PoolDigests(pool.memory))
     digester.measured([0], range(1))  # a transfer thread that compiles its kernel first is taken for dead
     return digester
 

@@ -106,6 +106,7 @@ class _Checker:
             return schema
         if not isinstance(schema, dict):
             raise GrammarError(path, "a schema has to be an object or a boolean")
+        self._check_least(schema, path)
         return dict(self._kept(schema, path))
 
     def _kept(self, schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
@@ -142,6 +143,16 @@ class _Checker:
                 raise GrammarError(pointer(path, key), "'$id' is only supported at the top")
             return True
         return key in NEUTRAL and value is NEUTRAL[key]
+
+    @staticmethod
+    def _check_least(schema: Mapping[str, Any], path: str) -> None:
+        """A name may come twice in a text, and counts once."""
+        least = schema.get("minProperties", 0)
+        needed = schema["required"] if isinstance(schema.get("required"), list) else ()
+        if isinstance(least, int | float) and least > max(1, len(needed)):
+            raise GrammarError(
+                pointer(path, "minProperties"), "it may be 1, or as many as are required, and no more"
+            )
 
     def _check(self, key: str, value: Any, at: str) -> None:
         if key == "$ref":

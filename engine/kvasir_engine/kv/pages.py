@@ -106,10 +106,13 @@ class PagePool:
         self._in_tree[page] = 1
 
     def leave_tree(self, page: int) -> None:
-        """cached -> free. A page that a request holds can not be evicted."""
-        self._require([page], "evict", Owner.CACHED)
+        """cached -> free. A page that requests hold is theirs alone from then on."""
+        self._require([page], "evict", Owner.CACHED, Owner.HELD)
+        if not self._in_tree[page]:
+            raise OwnershipError(f"page {page} is not in the tree")
         self._in_tree[page] = 0
-        self._to_free(page)
+        if self._owner[page] is Owner.CACHED:
+            self._to_free(page)
 
     # -- leases
 

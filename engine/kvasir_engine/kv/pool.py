@@ -1,30 +1,76 @@
-"""The memory of the KV cache: one tensor, page-major, so that a page is one contiguous piece over all layers."""
+"""The memory of the KV cache: page-major, so that a page is one contiguous piece over all layers."""
 
 import ctypes
 import mmap
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from kvasir_engine.errors import ModelError
 from kvasir_engine.kv.digests import KeptDigests
+from kvasir_engine.kv.spec import KVSpec, LayerKV
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one layer of a rank keeps of a token: [parts, heads, dim] of `dtype` (`kv/spec.py`)."""
+
+    parts: int
+    heads: int
+    dim: int
+    dtype: torch.dtype
+
+    @property
+    def kept(self) -> LayerKV:
+        """The same in bytes."""
+        return LayerKV(self.parts, self.heads, self.dim * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
 class PoolShape:
-    """What a pool holds a token of, a rank. `page_size` is in tokens."""
+    """What a pool holds of a rank's layers. `page_size` is in tokens."""
 
-    layers: int
-    kv_heads: int
-    head_dim: int
+    layers: tuple[LayerShape, ...]
     page_size: int
-    dtype: torch.dtype
+
+    @classmethod
+    def uniform(cls, layers: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype) -> "PoolShape":
+        """Layers that are all alike, with K and V."""
+        return cls((LayerShape(2, kv_heads, head_dim, dtype),) * layers, page_size)
+
+    @cached_property
+    def spec(self) -> KVSpec:
+        """The same in bytes."""
+        return KVSpec(tuple(layer.kept for layer in self.layers), self.page_size)
+
+    @cached_property
+    def alike(self) -> LayerShape:
+        """What all layers are. Raises ModelError where they differ."""
+        if len(set(self.layers)) != 1:
+            raise ModelError("the KV of this model's layers differs, and there is no kernel yet that takes it")
+        return self.layers[0]
+
+    @property
+    def kv_heads(self) -> int:
+        """Of layers that are all alike."""
+        return self.alike.heads
+
+    @property
+    def head_dim(self) -> int:
+        """Of layers that are all alike."""
+        return self.alike.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of layers that are all alike."""
+        return self.alike.dtype
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers."""
-        return self.layers * 2 * self.kv_heads * self.page_size * self.head_dim * self.dtype.itemsize
+        return self.spec.page_bytes
 
     def pages_within(self, memory: int) -> int:
         """Most pages that `memory` bytes hold."""
@@ -32,7 +78,7 @@ class PoolShape:
 
 
 class KVPool:
-    """`tensor` is [pages, layers, 2 (K, V), kv_heads, page_size, head_dim], zeroed, and never moves.
+    """`memory` is [pages, bytes of a page], zeroed, and never moves; a page has its layers one after another.
 
     With `scratch` it has one page more, `pages`, which nobody owns, neither sequence nor peer: what is computed to
     fill a batch goes there. Raises ModelError when the device has not the memory for it.
@@ -51,19 +97,29 @@ class KVPool:
         self.digests: KeptDigests | None = None
         """Digests of what is in the pages; None where the kernels that write KV compute no digests."""
         try:
-            self.tensor = torch.empty(
-                (pages + scratch, shape.layers, 2, shape.kv_heads, shape.page_size, shape.head_dim),
-                dtype=shape.dtype,
-                device=device,
-            )
+            self.memory = torch.empty((pages + scratch, shape.page_bytes), dtype=torch.uint8, device=device)
         except (RuntimeError, MemoryError):
             raise ModelError(
                 f"no memory for the KV pool: {wanted:,} bytes asked for, {free:,} free on {device}"
             ) from None
         if device.type == "cpu":
-            ask_for_huge_pages(self.tensor)
+            ask_for_huge_pages(self.memory)
         # Masked positions are multiplied by zero, and zero times a stray NaN is not zero.
-        self.tensor.zero_()
+        self.memory.zero_()
+
+    @cached_property
+    def tensor(self) -> torch.Tensor:
+        """[pages, layers, 2 (K, V), kv_heads, page_size, head_dim]: layers have to be alike. Raises ModelError."""
+        shape, layer = self.shape, self.shape.alike
+        sizes = len(shape.layers), layer.parts, layer.heads, shape.page_size, layer.dim
+        return self.memory.view(layer.dtype).view(len(self.memory), *sizes)
+
+    def layer(self, number: int) -> torch.Tensor:
+        """[pages, parts, heads, page_size, dim] of one layer, in place: not contiguous over pages."""
+        begin, end = self.shape.spec.starts[number : number + 2]
+        kind = self.shape.layers[number]
+        sizes = len(self.memory), kind.parts, kind.heads, self.shape.page_size, kind.dim
+        return self.memory[:, begin:end].view(kind.dtype).view(sizes)
 
     @property
     def page_size(self) -> int:
@@ -78,11 +134,11 @@ class KVPool:
     @property
     def address(self) -> int:
         """Where the pool begins, in this process's or the device's memory."""
-        return self.tensor.data_ptr()
+        return self.memory.data_ptr()
 
     def copy_page(self, source: int, target: int) -> None:
         """Make page `target` hold what page `source` holds."""
-        self.tensor[target].copy_(self.tensor[source])
+        self.memory[target].copy_(self.memory[source])
         if self.digests is not None:
             self.digests.copy(source, target)
 

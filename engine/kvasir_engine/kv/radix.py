@@ -70,6 +70,7 @@ class RadixTree:
         self._roots: dict[str, Node] = {}
         self._nodes: dict[int, Node] = {}  # by page
         self._idle: OrderedDict[int, None] = OrderedDict()  # cached pages, oldest first
+        self._entered: dict[int, None] | None = None
 
     def __len__(self) -> int:
         """Pages in the tree."""
@@ -128,6 +129,29 @@ class RadixTree:
             node = child
         self._forget_if_empty(self._roots[salt])
         return kept
+
+    def note_entries(self) -> None:
+        """From now on `take_entered` has to be asked."""
+        self._entered = {}
+
+    def take_entered(self) -> list[int]:
+        """The pages in the tree that have entered it since the last call."""
+        entered = [page for page in self._entered or () if page in self._nodes]
+        self._entered = {}
+        return entered
+
+    def drop(self, page: int) -> None:
+        """Take a page and all that follow it out of the tree, whoever holds them. Nothing if it is not in it."""
+        top = self._nodes.get(page)
+        stack = [] if top is None else [top]
+        below = []
+        while stack:
+            below.append(node := stack.pop())
+            stack += node.children.values()
+        for node in reversed(below):
+            self._remove(node)
+        if top is not None and top.parent is not None:
+            self._forget_if_empty(top.parent)
 
     def evict(self, count: int) -> int:
         """Free up to `count` cached pages, the least recently used first. Returns how many were freed."""
@@ -192,6 +216,8 @@ class RadixTree:
         parent.children[key] = node
         insort(parent.keys, key)
         self._nodes[page] = node
+        if self._entered is not None:
+            self._entered[page] = None
         if whole:
             self.log.entries.append((True, node.hash))
         return node
@@ -207,7 +233,7 @@ class RadixTree:
     def _remove(self, node: Node) -> None:
         assert node.parent is not None
         assert not node.children
-        del self._idle[node.page]
+        self._idle.pop(node.page, None)
         del self._nodes[node.page]
         del node.parent.children[node.key]
         del node.parent.keys[bisect_left(node.parent.keys, node.key)]

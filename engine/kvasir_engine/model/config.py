@@ -1,4 +1,4 @@
-"""A model's shape as its code needs it; `architectures.py` reads it from Hugging Face's files. Imports no torch."""
+"""A model's shape as its code needs it; `models/` reads it from Hugging Face's files. Imports no torch."""
 
 import json
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The decoder that all supported architectures are: grouped-query attention with rotary positions, gated MLPs.
 
-What an architecture has of its own is in its ModelConfig (`architectures.py`): biases, norms, windows, experts.
+What an architecture has of its own is in its ModelConfig (`models/`): biases, norms, windows, experts.
 """
 
 from collections.abc import Callable

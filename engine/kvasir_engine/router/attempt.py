@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from kvasir_engine import faults
 from kvasir_engine.engine_client import EngineError
-from kvasir_engine.protocol import COUNTS, Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
+from kvasir_engine.protocol import COUNTS, NONCES, Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
 from kvasir_engine.router.connection import ConnectionLost, Event, Peer, WorkerConnection
 
 _POINTS = {0: "router.first_token", 4: "router.streaming"}  # by the index of a token that is new
@@ -35,6 +35,11 @@ class Target:
     def counts(self) -> bool:
         """Whether the worker counts canaries apart."""
         return COUNTS in self.peer.capabilities
+
+    @property
+    def nonces(self) -> bool:
+        """Whether the worker speaks a version in which leases have nonces."""
+        return self.peer.version >= NONCES
 
     def available(self) -> bool:
         """Whether the worker is still this peer and takes requests."""
@@ -147,6 +152,8 @@ class Attempt:
             lend_from=self._lend_from,
             priority=self._priority,
             canary=self._canary and decode.counts,
+            nonces=decode.nonces and prefill.nonces,
+            place=prefill.peer.transport.place if decode.nonces else "",
         )
         self._open(decode, reserve, 0)
 
@@ -169,6 +176,7 @@ class Attempt:
             to=self._decode.peer.endpoint,
             priority=self._priority,
             canary=self._canary and prefill.counts,
+            place=self._decode.peer.transport.place if prefill.nonces else "",
         )
         self._open(prefill, submit, prefill.expected_tokens)
 

@@ -105,7 +105,7 @@ class PairVerifier(Collector):
             for holder in targets
             if writer.peer.role == "prefill"
             and holder.peer.role != "prefill"
-            and writer.peer.endpoint.fingerprint.mismatch(holder.peer.endpoint.fingerprint) is None
+            and writer.peer.cannot_write_to(holder.peer) is None
         ]
 
 

@@ -17,6 +17,7 @@ from kvasir_engine.protocol import GRAMMAR, PROCESSORS, LogitsProcessors, Sampli
 from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
 from kvasir_engine.router.connection import Peer, WorkerConnection
 from kvasir_engine.router.load_meter import LoadMeter, Stopwatch
+from kvasir_engine.router.model_server_metrics import ModelServerCollector
 from kvasir_engine.router.placement import Candidate, place
 from kvasir_engine.router.pool import PoolCollector, WorkerPool
 from kvasir_engine.router.quarantine import CANARY_SECONDS, MISMATCH, Quarantine
@@ -69,6 +70,7 @@ class PooledClient:
             registry=registry,
         )
         PoolCollector(pool, registry)
+        ModelServerCollector(pool, lambda: self.load.held, registry)
         self.quarantine = Quarantine(self._released, canary_seconds)
         Gauge(
             "kvasir_router_quarantined_pairs",
@@ -247,11 +249,12 @@ class PooledClient:
 
     def _refused(self, decode: Candidate, targets: dict[str, Target]) -> frozenset[str]:
         """Names of those that may not write to `decode`."""
-        if not len(self.quarantine):
-            return frozenset()
-        holder = targets[decode.name].peer.endpoint.agent
+        holder = targets[decode.name].peer
         return frozenset(
-            name for name, target in targets.items() if self.quarantine.refuses(target.peer.endpoint.agent, holder)
+            name
+            for name, target in targets.items()
+            if target.peer.transport.refusal(holder.transport) is not None
+            or self.quarantine.refuses(target.peer.endpoint.agent, holder.endpoint.agent)
         )
 
     async def canary(self, prefill: Target, decode: Target) -> str | None:

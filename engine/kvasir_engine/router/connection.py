@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -43,7 +44,10 @@ from kvasir_engine.protocol import (
 )
 from kvasir_engine.router.frame_recovery import readable
 from kvasir_engine.router.prefix_index import PrefixIndex
+from kvasir_engine.router.worker_trust import WorkerTrust, check_claim
 from kvasir_engine.supervisor import Supervisor
+from kvasir_engine.tls import Untrusted, why_failed
+from kvasir_engine.transport_policy import ANY_TRANSPORT, TransportPolicy
 
 log = logging.getLogger("router")
 
@@ -58,6 +62,7 @@ REFUSED_BACKOFF = 2.0
 MOST_FRAME_BYTES = 256 << 20
 SILENT_SECONDS = 90.0
 """A worker with requests of ours that says nothing for so long, though it says that it is alive, is hung."""
+ANY_WORKER = WorkerTrust()
 MISSED = 3
 """In so many words of a worker in a row a request was missing: it was lost there."""
 
@@ -82,6 +87,13 @@ class Peer:
     max_length: int
     endpoint: Endpoint
     capabilities: tuple[str, ...] = ()
+    version: int = VERSION
+    transport: TransportPolicy = ANY_TRANSPORT
+
+    def cannot_write_to(self, holder: "Peer") -> str | None:
+        """Why its KV cannot, or may not, be the holder's."""
+        refusal = self.transport.refusal(holder.transport)
+        return refusal or self.endpoint.fingerprint.mismatch(holder.endpoint.fingerprint)
 
 
 class WorkerRefused(Exception):
@@ -98,22 +110,40 @@ def check_hello(frame: ToRouter, model: str) -> Peer:
     if not isinstance(frame, Hello):
         raise WorkerRefused(f"first frame is {type(frame).__name__}, not Hello")
     ours = router_hello(0)
-    if speak(ours, frame) is None:
+    version = speak(ours, frame)
+    if version is None:
         raise WorkerRefused(f"protocol version: {versions(ours)}, {versions(frame)}")
     if frame.role is None or frame.endpoint is None:
         raise WorkerRefused("hello without a role or an endpoint")
     if model and frame.model and frame.model != model:
         raise WorkerRefused(f"model: {model!r}, {frame.model!r}")
-    return Peer(frame.epoch, frame.role, frame.model, frame.max_length, frame.endpoint, frame.capabilities)
+    return Peer(
+        frame.epoch,
+        frame.role,
+        frame.model,
+        frame.max_length,
+        frame.endpoint,
+        frame.capabilities,
+        version,
+        TransportPolicy(frame.encryption, frame.place),
+    )
 
 
 class WorkerConnection:
-    """Keeps the socket to the worker at `url` (ws://host:port) while `run` runs.
+    """Keeps the socket to the worker at `url` (ws://host:port, or wss://) while `run` runs.
 
     `changed` is called whenever `state` or `peer` changes. Frames are sent in the order they are posted.
     """
 
-    def __init__(self, name: str, url: str, epoch: int, model: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        epoch: int,
+        model: str,
+        changed: Callable[[], None],
+        trust: WorkerTrust = ANY_WORKER,
+    ) -> None:
         self.name = name
         self.url = url
         self.state: State = "connecting"
@@ -123,6 +153,7 @@ class WorkerConnection:
         self.prefixes = PrefixIndex()
         self._epoch = epoch
         self._model = model
+        self._trust = trust
         self._changed = changed
         self._streams: dict[str, Callable[[Event], None]] = {}
         self._unused = asyncio.Event()
@@ -191,6 +222,7 @@ class WorkerConnection:
             try:
                 async with connect(
                     self.url + WORKER_PATH,
+                    ssl=self._trust.context(self.url),
                     max_size=MOST_FRAME_BYTES,
                     compression=None,
                     proxy=None,
@@ -204,8 +236,12 @@ class WorkerConnection:
                     backoff = FIRST_BACKOFF
                     await self._exchange(socket)
                     reason = "connection closed"
-            except WorkerRefused as refusal:
+            except (WorkerRefused, Untrusted) as refusal:
                 reason = str(refusal)
+                backoff = REFUSED_BACKOFF
+                self._become("refused", reason)
+            except ssl.SSLError as error:
+                reason = f"no TLS with it: {why_failed(error)}"
                 backoff = REFUSED_BACKOFF
                 self._become("refused", reason)
             except (OSError, WebSocketException) as error:
@@ -226,10 +262,13 @@ class WorkerConnection:
             backoff = backoff if self.state == "refused" else min(2 * backoff, MOST_BACKOFF)
 
     async def _greet(self, socket: ClientConnection) -> None:
+        identity = self._trust.peer(socket.transport.get_extra_info("ssl_object"))
         await socket.send(encode(router_hello(self._epoch)))
         async with asyncio.timeout(HELLO_SECONDS):
             frame = decode_to_router(_binary(await socket.recv()))
-        self.peer = check_hello(frame, self._model)
+        peer = check_hello(frame, self._model)
+        check_claim(identity, peer.role)
+        self.peer = peer
         self.load = Load()
         self.prefixes = PrefixIndex()
         self._outbound = asyncio.Queue()

@@ -9,7 +9,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import httpx
 import msgspec
 
 from kvasir_engine.errors import UserError
+from kvasir_engine.router.ownership import Owners
 
 log = logging.getLogger("router")
 
@@ -81,32 +82,56 @@ class _Expired(Exception):
     """The watch's resource version is too old: list again."""
 
 
-def pod_worker(pod: Mapping[str, Any]) -> tuple[str, str] | None:
-    """A pod's (URL, name) if it is a worker to connect to: it has an IP, is not over and not being deleted."""
+PLAIN_PORT, TLS_PORT = "http", "worker"
+
+
+def worker_ports(secure: bool, plain: bool) -> tuple[str, ...]:
+    """The names of the ports at which a router speaks to workers, the preferred one first.
+
+    `secure`: it has a certificate, and asks for theirs. A pod that has no port for that is no worker then, unless
+    `plain` ones are taken too: else who has no certificate would only have to leave the port out.
+    """
+    return (TLS_PORT, *((PLAIN_PORT,) if plain else ())) if secure else (PLAIN_PORT,)
+
+
+def pod_worker(pod: Mapping[str, Any], ports: Sequence[str] = (PLAIN_PORT,)) -> tuple[str, str] | None:
+    """A pod's (URL, name) if it is a worker to connect to: it has an IP, is not over and not being deleted.
+
+    `ports`: as `worker_ports` gives them.
+    """
     metadata, status = pod.get("metadata", {}), pod.get("status", {})
     ip = status.get("podIP")
     if not ip or metadata.get("deletionTimestamp") or status.get("phase") in ("Succeeded", "Failed"):
         return None
-    for container in pod.get("spec", {}).get("containers", []):
-        for port in container.get("ports", []):
-            if port.get("name") == "http":
-                host = f"[{ip}]" if ":" in ip else ip
-                return f"ws://{host}:{port['containerPort']}", metadata["name"]
+    host = f"[{ip}]" if ":" in ip else ip
+    listening = {
+        port.get("name"): port["containerPort"]
+        for container in pod.get("spec", {}).get("containers", [])
+        for port in container.get("ports", [])
+    }
+    for name in ports:
+        if name in listening:
+            return f"{'wss' if name == TLS_PORT else 'ws'}://{host}:{listening[name]}", metadata["name"]
     return None
 
 
-async def watched_pods(access: ClusterAccess, selector: str) -> AsyncIterator[Mapping[str, str]]:
+async def watched_pods(
+    access: ClusterAccess, selector: str, owner: str = "", ports: Sequence[str] = (PLAIN_PORT,)
+) -> AsyncIterator[Mapping[str, str]]:
     """The workers among the pods that `selector` matches, followed by list and watch for as long as it is iterated.
 
-    While the API server cannot be reached the last known set stands.
+    `owner`: the uid of the InferenceService whose pods they have to be; empty: anybody's. `ports`: those of
+    `worker_ports`. While the API server cannot be reached the last known set stands.
     """
+    owners = Owners(owner) if owner else None
     path = f"/api/v1/namespaces/{access.namespace}/pods"
     backoff = FIRST_BACKOFF
     async with access.client() as client:
         while True:
             try:
                 pods, version = await _list(client, access, path, selector)
-                last = _workers(pods)
+                ours = {uid for uid, pod in pods.items() if await _owned(client, access, owners, pod)}
+                last = _workers(pods, ours, ports)
                 yield last
                 while True:
                     begun = time.monotonic()
@@ -114,10 +139,17 @@ async def watched_pods(access: ClusterAccess, selector: str) -> AsyncIterator[Ma
                         backoff = FIRST_BACKOFF
                         version = pod["metadata"]["resourceVersion"]
                         if kind == "DELETED":
-                            pods.pop(pod["metadata"]["uid"], None)
+                            uid = pod["metadata"]["uid"]
+                            pods.pop(uid, None)
+                            ours.discard(uid)
+                            if owners:
+                                owners.forget(uid)
                         elif kind in ("ADDED", "MODIFIED"):
-                            pods[pod["metadata"]["uid"]] = pod
-                        workers = _workers(pods)
+                            uid = pod["metadata"]["uid"]
+                            pods[uid] = pod
+                            own = await _owned(client, access, owners, pod)
+                            (ours.add if own else ours.discard)(uid)
+                        workers = _workers(pods, ours, ports)
                         if workers != last:
                             last = workers
                             yield last
@@ -131,8 +163,15 @@ async def watched_pods(access: ClusterAccess, selector: str) -> AsyncIterator[Ma
             backoff = min(2 * backoff, MOST_BACKOFF)
 
 
-def _workers(pods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    return dict(worker for worker in map(pod_worker, pods.values()) if worker is not None)
+def _workers(pods: Mapping[str, Mapping[str, Any]], ours: Set[str], ports: Sequence[str]) -> dict[str, str]:
+    found = (pod_worker(pod, ports) for uid, pod in pods.items() if uid in ours)
+    return dict(worker for worker in found if worker is not None)
+
+
+async def _owned(
+    client: httpx.AsyncClient, access: ClusterAccess, owners: Owners | None, pod: Mapping[str, Any]
+) -> bool:
+    return owners is None or await owners.owns(client, access.headers(), pod)
 
 
 async def _list(

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from kvasir_engine.router.connection import REFUSED_BACKOFF, WorkerConnection
+from kvasir_engine.router.connection import ANY_WORKER, REFUSED_BACKOFF, WorkerConnection
+from kvasir_engine.router.worker_trust import WorkerTrust
 from kvasir_engine.supervisor import Supervisor
 
 log = logging.getLogger("router")
@@ -22,9 +23,10 @@ class WorkerPool:
     `model` is what the workers' hellos must name; empty to take any. A connection's task that ends starts again.
     """
 
-    def __init__(self, model: str = "", tasks: Supervisor | None = None) -> None:
+    def __init__(self, model: str = "", tasks: Supervisor | None = None, trust: WorkerTrust = ANY_WORKER) -> None:
         self.epoch = time.time_ns()
         self._model = model
+        self._trust = trust
         self._workers: dict[str, WorkerConnection] = {}
         self._supervisor = tasks or Supervisor()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -53,7 +55,7 @@ class WorkerPool:
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
         for url in workers.keys() - self._workers.keys():
-            worker = WorkerConnection(workers[url], url, self.epoch, self._model, self._note_change)
+            worker = WorkerConnection(workers[url], url, self.epoch, self._model, self._note_change, self._trust)
             self._workers[url] = worker
             self._run(url, worker)
         self._note_change()
@@ -123,7 +125,7 @@ class WorkerPool:
         """The ready prefill and decode workers that cannot pair, by name, and why."""
         peers = [(each.name, each.peer) for each in self.ready() if each.peer]
         found = [
-            (prefill, decode, writer.endpoint.fingerprint.mismatch(reader.endpoint.fingerprint))
+            (prefill, decode, writer.cannot_write_to(reader))
             for prefill, writer in peers
             for decode, reader in peers
             if writer.role == "prefill" and reader.role != "prefill"

@@ -32,7 +32,21 @@ _AWAKE = (
     "minReplicas must be at least 1; both roles go to zero together with scaleToZero",
 )
 
+_NO_EAGER_GRAPHS = (
+    "!has(self.enforceEager) || !self.enforceEager || !has(self.cudaGraphMaxBs) || self.cudaGraphMaxBs == 0",
+    "cudaGraphMaxBs: with enforceEager there are no CUDA graphs",
+)
+_NO_PREFILL_GRAPHS = (
+    "!has(self.cudaGraphMaxBs) || self.cudaGraphMaxBs == 0",
+    "cudaGraphMaxBs: a prefill worker's steps are no CUDA graphs",
+)
+
 _WORKERS = (
+    (
+        "!has(self.engine) || !has(self.engine.quantization) || self.engine.quantization == 'none' || "
+        "self.tensorParallel == 1",
+        "engine.quantization: it takes one rank, so tensorParallel 1",
+    ),
     (
         "self.tensorParallel % self.nodes == 0",
         "nodes: tensorParallel must be a multiple of it",
@@ -61,8 +75,11 @@ RULES: dict[Path, tuple[tuple[str, str], ...]] = {
     ("model", "cache"): (
         (f"{_unset('claimName')} || {_unset('hostPath')}", "has both claimName and hostPath; one of them is used"),
     ),
+    ("engine",): (_NO_EAGER_GRAPHS,),
     ("prefill",): _WORKERS,
     ("decode",): _WORKERS,
+    ("prefill", "engine"): (_NO_EAGER_GRAPHS, _NO_PREFILL_GRAPHS),
+    ("decode", "engine"): (_NO_EAGER_GRAPHS,),
     ("router", "expose"): (
         (
             f"self.type != 'Service' || ({_unset('host')} && {_unset('className')} && {_unset('tlsSecretName')})",
@@ -77,8 +94,20 @@ RULES: dict[Path, tuple[tuple[str, str], ...]] = {
             "className: an HTTPRoute needs its Gateway here, as name or namespace/name",
         ),
         (
-            f"self.type != 'HTTPRoute' || {_unset('tlsSecretName')}",
+            f"!(self.type in ['HTTPRoute', 'InferencePool']) || {_unset('tlsSecretName')}",
             "tlsSecretName: an HTTPRoute's certificate belongs to its Gateway",
+        ),
+        (
+            f"self.type != 'InferencePool' || {_unset('host')} || {_set('className')}",
+            "host: belongs to an HTTPRoute, for which className names the Gateway",
+        ),
+        (
+            "self.type != 'InferencePool' || has(self.endpointPicker)",
+            "endpointPicker: an InferencePool needs the Service of its endpoint picker",
+        ),
+        (
+            "self.type == 'InferencePool' || !has(self.endpointPicker)",
+            "endpointPicker: means nothing without type InferencePool",
         ),
     ),
     ("scaling",): (

@@ -20,6 +20,7 @@ _COLUMNS = [
     {"name": "Decode", "type": "string", "jsonPath": ".status.decode.summary"},
     {"name": "URL", "type": "string", "jsonPath": ".status.url"},
     {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
+    {"name": "Image", "type": "string", "jsonPath": ".status.release.image", "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]
 

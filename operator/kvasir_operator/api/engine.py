@@ -1,7 +1,8 @@
-"""The engine's image and what all pods that run it have in common."""
+"""The engine's image, what all pods that run it have in common, and what all workers are told."""
 
 from typing import Annotated, Literal
 
+from kvasir_operator.api.engine_settings import EngineSettings
 from kvasir_operator.api.fields import OBJECT_NAME, Part, about, listed, text
 
 IMAGE = r"^[a-z0-9]([-._:/@A-Za-z0-9]*[A-Za-z0-9])?$"
@@ -17,19 +18,26 @@ class Variable(Part, frozen=True):
     value: Annotated[str, text("Its value.", None, 4096)] = ""
 
 
-class Engine(Part, frozen=True):
-    """The engine's image and what all pods that run it have in common."""
+class Engine(EngineSettings, frozen=True):
+    """The engine's image, what all pods that run it have in common, and what all workers are told."""
 
     image: Annotated[
         str,
         text(
-            "Image of workers, routers and the Job that loads the model. Default: the operator's, whose "
-            "upgrade then "
-            "rolls the pods.",
+            "Image of workers, routers and the Job that loads the model. Default: the operator's, as "
+            "imagePolicy says.",
             IMAGE,
             1024,
         ),
     ] = ""
+    image_policy: Annotated[
+        Literal["Keep", "FollowOperator"],
+        about(
+            "Keep: pods keep the image and defaults of the operator that made the service, until image changes: an "
+            "upgrade of the operator rolls nothing. FollowOperator: pods have those of the operator that runs, and "
+            "are rolled when it is upgraded."
+        ),
+    ] = "Keep"
     image_pull_policy: Annotated[
         PullPolicy | None, about("When the image is pulled. Default: Kubernetes' own.")
     ] = None

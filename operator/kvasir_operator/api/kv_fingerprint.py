@@ -7,27 +7,18 @@ with equal labels pair, whatever their revisions; an edit that changes the label
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kvasir_engine.config import KV_FIELDS
 from kvasir_engine.model.loading.uri import HubURI, ModelURIError
 from kvasir_engine.model.loading.uri import parse as parse_uri
+from kvasir_operator.api.worker_settings import SpecSetting, by_field, by_flag, by_variable
 
 if TYPE_CHECKING:
     from kvasir_operator.api import Spec, WorkerRole
 
-CONTAINER = "kvasir"
 LENGTH = 8
-
-
-class SpecSetting(msgspec.Struct, frozen=True):
-    """What the workers of a role are told, and the field of the spec that says so."""
-
-    value: str
-    path: str
 
 
 _FLAGS = {field.flag: field for field in KV_FIELDS.values()}
@@ -69,18 +60,15 @@ def unpaired(spec: "Spec") -> Iterator[tuple[str, str]]:
 
 
 def settings(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
-    """What decides the KV of `role`'s workers, by flag. Its template may set some of it by environment."""
-    model, template = spec.model, spec.workers(role).template
+    """What decides the KV of `role`'s workers, by flag, wherever the spec says it."""
+    model = spec.model
     uri, revision = _model(model.uri, model.revision)
     rendered = {
         "model": SpecSetting(uri, "spec.model.uri"),
         "revision": SpecSetting(revision, "spec.model.revision"),
         "dtype": SpecSetting(model.dtype, "spec.model.dtype"),
     }
-    path = f"spec.{role}.template.spec.containers[{CONTAINER}]"
-    container = _container(template)
-    said = _environment(container.get("env"), f"{path}.env")
-    said |= _arguments(spec.workers(role).extra_args, f"spec.{role}.extraArgs")
+    said = {**by_variable(spec, role), **by_field(spec, role), **by_flag(spec, role)}
     said |= {name: setting for name, setting in rendered.items() if setting.value}
     found = {
         name: said.get(name) or SpecSetting(field.default_text, f"spec.{role}") for name, field in _FLAGS.items()
@@ -113,41 +101,3 @@ def _model(uri: str, revision: str) -> tuple[str, str]:
     if isinstance(parsed, HubURI):
         return parsed.repo, revision or parsed.revision or ""
     return str(parsed), revision
-
-
-def _container(template: Mapping[str, Any]) -> Mapping[str, Any]:
-    spec = template.get("spec")
-    items = spec.get("containers") if isinstance(spec, Mapping) else None
-    for item in items if isinstance(items, list) else ():
-        if isinstance(item, Mapping) and item.get("name") == CONTAINER:
-            return item
-    return {}
-
-
-def _environment(entries: Any, path: str) -> dict[str, SpecSetting]:
-    flags = {field.variable: flag for flag, field in _FLAGS.items()}
-    found = {}
-    for entry in entries if isinstance(entries, list) else ():
-        if not isinstance(entry, Mapping):
-            continue
-        name = str(entry.get("name"))
-        # Of a value from elsewhere only the place is known: equal places, equal values.
-        value = entry["value"] if "value" in entry else json.dumps(entry.get("valueFrom"), sort_keys=True)
-        if name in flags and value != "":  # an empty variable says nothing
-            found[flags[name]] = SpecSetting(str(value), f"{path}[{name}]")
-    return found
-
-
-def _arguments(words: Sequence[str], path: str) -> dict[str, SpecSetting]:
-    found = {}
-    for word, following in zip(words, [*words[1:], ""][: len(words)], strict=True):
-        flag, equals, value = word.partition("=")
-        if not flag.startswith("--"):
-            continue
-        name = flag.removeprefix("--")
-        positive = name.removeprefix("no-")
-        if positive in _FLAGS and _FLAGS[positive].type is bool:
-            found[positive] = SpecSetting("true" if name == positive else "false", path)
-        elif name in _FLAGS:
-            found[name] = SpecSetting(value if equals else following, path)
-    return found

@@ -1,8 +1,30 @@
 """The model: where it comes from, and where it is kept."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from kvasir_operator.api.fields import OBJECT_NAME, Part, Quantity, about, count, text
+from kvasir_operator.api.workers import PodClaim, Resources
+
+
+class Preload(Part, frozen=True):
+    """The Job that loads the model into a claim."""
+
+    resources: Annotated[
+        Resources, about("Requests and limits of the Job's container, merged over Kvasir's own.")
+    ] = Resources()
+    template: Annotated[
+        dict[str, Any], about("Pod template merged over the Job's rendered one, as prefill.template is.")
+    ] = {}
+
+    @property
+    def resource_claims(self) -> list[PodClaim]:
+        """The Job's claims are its template's alone."""
+        return []
+
+    @property
+    def said(self) -> bool:
+        """Whether the spec says anything of it."""
+        return self != Preload()
 
 
 class Cache(Part, frozen=True):
@@ -26,6 +48,7 @@ class Cache(Part, frozen=True):
             1024,
         ),
     ] = ""
+    preload: Annotated[Preload, about("The Job that loads the model into claimName.")] = Preload()
 
 
 class Model(Part, frozen=True):

@@ -4,28 +4,50 @@ from typing import Annotated, Any, Literal
 
 from kvasir_operator.api.engine import IMAGE
 from kvasir_operator.api.fields import OBJECT_NAME, Part, about, count, entries, text
-from kvasir_operator.api.workers import Resources
+from kvasir_operator.api.workers import PodClaim, Resources
 
 _NAME = OBJECT_NAME.strip("^$")
 _HOST = rf"^(\*\.)?{_NAME}$"
 _CLASS_NAME = rf"^{_NAME}(/{_NAME})?$"
 
 
+class EndpointPicker(Part, frozen=True):
+    """The endpoint picker of an InferencePool, which is not Kvasir's to install."""
+
+    name: Annotated[str, text("Its Service, of the same namespace.", OBJECT_NAME, 253)]
+    port: Annotated[int, count("The Service's port that speaks ext-proc.", 1, 65535)] = 9002
+    failure_mode: Annotated[
+        Literal["FailOpen", "FailClose"],
+        about("What becomes of a request when the picker does not answer: any router has it, or it fails."),
+    ] = "FailOpen"
+
+
 class Expose(Part, frozen=True):
     """How clients outside the cluster reach the router."""
 
     type: Annotated[
-        Literal["Service", "Ingress", "HTTPRoute"],
-        about("Service: inside the cluster only. Ingress and HTTPRoute also give the /v1 paths to the outside."),
+        Literal["Service", "Ingress", "HTTPRoute", "InferencePool"],
+        about(
+            "Service: inside the cluster only. Ingress and HTTPRoute also give the /v1 paths to the outside. "
+            "InferencePool: a pool of the routers for the Gateway API Inference Extension, and with className an "
+            "HTTPRoute to it."
+        ),
     ] = "Service"
     host: Annotated[str, text("Host name of the Ingress or HTTPRoute. Default: any.", _HOST, 253)] = ""
     class_name: Annotated[
         str,
-        text("Ingress: the IngressClass. HTTPRoute: the Gateway, as name or namespace/name.", _CLASS_NAME, 253),
+        text(
+            "The IngressClass, or the Gateway of the HTTPRoute, as name or namespace/name.",
+            _CLASS_NAME,
+            253,
+        ),
     ] = ""
     tls_secret_name: Annotated[
         str, text("Ingress only: the Secret with the certificate; a Gateway has its own.", OBJECT_NAME, 253)
     ] = ""
+    endpoint_picker: Annotated[
+        EndpointPicker | None, about("InferencePool only, and required there: who chooses a router.")
+    ] = None
     annotations: Annotated[
         dict[str, Annotated[str, text("The annotation's value.", None, 16384)]],
         entries(
@@ -62,3 +84,8 @@ class Router(Part, frozen=True):
     template: Annotated[
         dict[str, Any], about("Pod template merged over the router's rendered one, as prefill.template is.")
     ] = {}
+
+    @property
+    def resource_claims(self) -> list[PodClaim]:
+        """A router's claims are its template's alone."""
+        return []

@@ -10,6 +10,7 @@ from kvasir_operator.api.model import Model
 from kvasir_operator.api.rollout import Drain, Rollout
 from kvasir_operator.api.router import Router
 from kvasir_operator.api.scaling import Scaling
+from kvasir_operator.api.scheduling import Scheduling
 from kvasir_operator.api.workers import Transfer, Workers
 
 _LABEL_VALUE = r"^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$"
@@ -54,11 +55,14 @@ class Spec(Part, frozen=True):
     prefill: Annotated[Workers, about("Workers that compute the prompts' KV cache.")] = Workers()
     decode: Annotated[Workers, about("Workers that generate.")] = Workers()
     router: Annotated[Router, about("The OpenAI endpoint.")] = Router()
-    engine: Annotated[Engine, about("The engine's image and what all pods that run it have in common.")] = Engine()
+    engine: Annotated[
+        Engine, about("The engine's image, what all its pods have in common, what workers are told.")
+    ] = Engine()
     transfer: Annotated[Transfer, about("How KV travels from prefill to decode.")] = Transfer()
     rollout: Annotated[Rollout, about("How workers of one revision give way to the next.")] = Rollout()
     drain: Annotated[Drain, about("How a worker leaves.")] = Drain()
     scaling: Annotated[Scaling, about("Who says how many workers there are.")] = Scaling()
+    scheduling: Annotated[Scheduling, about("How pods are placed, beyond what nodes they prefer.")] = Scheduling()
     placement: Annotated[Placement, about("Which nodes pods prefer.")] = Placement()
     priority_class_name: Annotated[
         str, text("PriorityClass of all pods. Default: the cluster's.", OBJECT_NAME, 253)

@@ -11,11 +11,21 @@ from kvasir_engine.model.loading.uri import ClaimURI, FileURI, HubURI, ModelURI,
 from kvasir_engine.model.loading.uri import parse as parse_uri
 from kvasir_operator.api.kinds import GROUPED_NAME_LENGTH, SET_API_VERSION, SET_KIND
 from kvasir_operator.api.kv_fingerprint import unpaired
+from kvasir_operator.api.service import WORKER_ROLES
 from kvasir_operator.api.strategic_merge import LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
-from kvasir_operator.api.validation_derived import derived_problems, unknown_variables
+from kvasir_operator.api.validation_derived import (
+    PRELOAD_DERIVED,
+    ROUTER_DERIVED,
+    derived_problems,
+    derived_template_problems,
+    identity_problems,
+    unknown_variables,
+)
 from kvasir_operator.api.validation_devices import device_problems
+from kvasir_operator.api.validation_gang import gang_problems
 from kvasir_operator.api.validation_scaling import scaling_problems
+from kvasir_operator.api.validation_settings import settings_problems
 
 if TYPE_CHECKING:
     from kvasir_operator.api import Engine, Expose, InferenceService, Model, Rollout, Transfer, Workers
@@ -43,9 +53,16 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
     for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
         yield from _workers(workers, f"spec.{role}")
         yield from derived_problems(workers, f"spec.{role}", spec.drain.deadline_seconds)
+    found = [problem for role in WORKER_ROLES for problem in settings_problems(spec, role)]
+    yield from dict.fromkeys(found)  # of what holds for both roles, once
     yield from _groups(service)
+    yield from gang_problems(spec)
     yield from template_problems(spec.router.template, "spec.router.template")
     yield from unknown_variables(spec.router.template, "spec.router.template", ROUTER)
+    yield from derived_template_problems(
+        spec.router.template, "spec.router.template", ROUTER_DERIVED, spec.drain.deadline_seconds
+    )
+    yield from identity_problems(spec.router.template, "spec.router.template")
     yield from _engine(spec.engine)
     yield from _expose(spec.router.expose)
     yield from _transfer(spec.transfer)
@@ -104,6 +121,14 @@ def _source(model: "Model", uri: ModelURI) -> Iterator[Invalid]:
         yield Invalid("spec.model.cache", "has both claimName and hostPath; one of them is used")
     if (cache.claim_name or cache.host_path) and isinstance(uri, ClaimURI | FileURI):
         yield Invalid("spec.model.cache", f"nothing is downloaded, the uri is {model.uri}")
+    if cache.preload.said and (not cache.claim_name or isinstance(uri, ClaimURI | FileURI)):
+        yield Invalid("spec.model.cache.preload", "means nothing without cache.claimName: no Job loads the model")
+    path, template = "spec.model.cache.preload.template", cache.preload.template
+    yield from template_problems(template, path)
+    yield from unknown_variables(template, path, frozenset())
+    yield from derived_template_problems(template, path, PRELOAD_DERIVED)
+    if isinstance(spec := template.get("spec"), Mapping) and "restartPolicy" in spec:
+        yield Invalid(f"{path}.spec.restartPolicy", "is the operator's own, OnFailure")
     if model.token_secret_name and not isinstance(uri, HubURI):
         yield Invalid("spec.model.tokenSecretName", f"only hf:// models need a token, the uri is {model.uri}")
 
@@ -223,7 +248,7 @@ def _engine(engine: "Engine") -> Iterator[Invalid]:
     for index, each in enumerate(engine.env):
         path = f"spec.engine.env[{index}].name"
         if each.name.startswith("KVASIR_"):
-            yield Invalid(path, f"{each.name} is Kvasir's own: a flag of workers goes into their template")
+            yield Invalid(path, f"{each.name} is Kvasir's own: what workers are told stands beside it")
         elif each.name in CA_VARIABLES and engine.ca_config_map_name:
             yield Invalid(path, f"{each.name} is set by caConfigMapName")
         if each.name in seen:
@@ -248,11 +273,17 @@ def _expose(expose: "Expose") -> Iterator[Invalid]:
                 yield Invalid(f"{path}.{field}", "means nothing with type Service; use Ingress or HTTPRoute")
     if expose.type == "Ingress" and "/" in expose.class_name:
         yield Invalid(f"{path}.className", "the name of an IngressClass has no slash")
-    if expose.type == "HTTPRoute":
-        if not expose.class_name:
-            yield Invalid(f"{path}.className", "an HTTPRoute needs its Gateway here, as name or namespace/name")
-        if expose.tls_secret_name:
-            yield Invalid(f"{path}.tlsSecretName", "an HTTPRoute's certificate belongs to its Gateway")
+    if expose.type == "HTTPRoute" and not expose.class_name:
+        yield Invalid(f"{path}.className", "an HTTPRoute needs its Gateway here, as name or namespace/name")
+    if expose.type in ("HTTPRoute", "InferencePool") and expose.tls_secret_name:
+        yield Invalid(f"{path}.tlsSecretName", "an HTTPRoute's certificate belongs to its Gateway")
+    if expose.type == "InferencePool":
+        if expose.host and not expose.class_name:
+            yield Invalid(f"{path}.host", "belongs to an HTTPRoute, for which className names the Gateway")
+        if expose.endpoint_picker is None:
+            yield Invalid(f"{path}.endpointPicker", "an InferencePool needs the Service of its endpoint picker")
+    elif expose.endpoint_picker is not None:
+        yield Invalid(f"{path}.endpointPicker", "means nothing without type InferencePool")
 
 
 def _transfer(transfer: "Transfer") -> Iterator[Invalid]:
@@ -261,6 +292,9 @@ def _transfer(transfer: "Transfer") -> Iterator[Invalid]:
         yield Invalid(path, "fabric rdma needs the extended resource that gives a pod its RDMA device")
     if transfer.fabric in ("tcp", "shm") and transfer.rdma_resource:
         yield Invalid(path, f"means nothing with fabric {transfer.fabric}")
+    if transfer.encryption == "Required" and transfer.fabric != "shm":
+        reason = f"Required takes fabric shm: over {transfer.fabric} KV is not encrypted on its way"
+        yield Invalid("spec.transfer.encryption", reason)
 
 
 def _rollout(rollout: "Rollout") -> Iterator[Invalid]:

@@ -1,7 +1,9 @@
 """The pools of workers, and how KV travels between them."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
 
+from kvasir_operator.api.engine_settings import EngineSettings
 from kvasir_operator.api.fields import (
     OBJECT_NAME,
     RESOURCE_NAME,
@@ -19,6 +21,7 @@ _LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 Device = Literal["cuda", "cpu"]
 Fabric = Literal["auto", "rdma", "tcp", "shm"]
+Encryption = Literal["Auto", "Required", "Off"]
 
 
 class Claim(Part, frozen=True):
@@ -60,6 +63,22 @@ class Resources(Part, frozen=True):
     ] = []
 
 
+class PodOverlay(Protocol):
+    """What the spec says of a pod over what Kvasir renders: of a role's workers, of routers, of the Job."""
+
+    @property
+    def resources(self) -> Resources:
+        """Requests and limits of the container `kvasir`."""
+
+    @property
+    def resource_claims(self) -> list[PodClaim]:
+        """Claims of the pod."""
+
+    @property
+    def template(self) -> Mapping[str, Any]:
+        """A pod template, which may be anything."""
+
+
 class Workers(Part, frozen=True):
     """One pool of workers."""
 
@@ -89,17 +108,20 @@ class Workers(Part, frozen=True):
             32,
         ),
     ] = []
+    engine: Annotated[
+        EngineSettings, about("What this role's workers are told; each field over that of spec.engine.")
+    ] = EngineSettings()
     extra_args: Annotated[
         list[Annotated[str, text("A flag or its value.", length=1024)]],
-        words("Further flags of the worker, after those that the spec's other fields give.", 64),
+        words("The same as engine.extraArgs, of which one may be set.", 64),
     ] = []
     template: Annotated[
         dict[str, Any],
         about(
             "Pod template (metadata labels and annotations, spec) merged over the rendered one. Objects merge; "
             "containers, env, ports and mounts merge by name; tolerations join; other lists and volumes are "
-            "replaced. The worker's container is called kvasir; flags that no field gives can be set as variables "
-            "KVASIR_FLAG. A probe's or hook's handler takes the place of Kvasir's. A nodeSelector or nodeAffinity, "
+            "replaced. The worker's container is called kvasir; what it is told stands in engine. "
+            "A probe's or hook's handler takes the place of Kvasir's. A nodeSelector or nodeAffinity, "
             "also an empty one, takes the place of the preference for H100 nodes."
         ),
     ] = {}
@@ -124,3 +146,12 @@ class Transfer(Part, frozen=True):
         str,
         text("Extended resource that gives a pod an RDMA device, for example rdma/hca.", RESOURCE_NAME, 253),
     ] = ""
+    encryption: Annotated[
+        Encryption,
+        about(
+            "Auto: routers and workers speak mutual TLS by certificates that the operator makes and renews; KV "
+            "itself is not encrypted on its way. Required: KV too may not leave a machine, as no fabric but shm "
+            "keeps it from who is on the network. Off: no certificates; who reaches a worker's ports can read and "
+            "write its KV."
+        ),
+    ] = "Auto"

@@ -25,7 +25,7 @@ from kvasir_operator.api import (
     SET_PLURAL,
 )
 from kvasir_operator.cluster.interface import ClusterError
-from kvasir_operator.plan.observed import Reference
+from kvasir_operator.plan.observed import Reference, controller_of
 from kvasir_operator.render.names import MANAGED_BY, SERVICE_LABEL, Object
 
 FIELD_MANAGER = "kvasir"
@@ -44,6 +44,7 @@ KINDS: dict[tuple[str, str], str] = {
     ("policy/v1", "PodDisruptionBudget"): "poddisruptionbudgets",
     ("monitoring.coreos.com/v1", "PodMonitor"): "podmonitors",
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproutes",
+    ("inference.networking.k8s.io/v1", "InferencePool"): "inferencepools",
     (API_VERSION, ROLE_KIND): ROLE_PLURAL,
     (SET_API_VERSION, SET_KIND): SET_PLURAL,
 }
@@ -118,6 +119,33 @@ class Cluster:
         }
         path = object_path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
         self._write("PATCH", path + "/status", body, accept=(200, 201, 404))
+
+    def controller_uid(self, namespace: str, target: Reference, uid: str) -> str:
+        """The uid of what controls a ReplicaSet or StatefulSet that has this uid; "" where it is not there, or
+        nothing does. Raises ClusterError."""
+        found = self._get(object_path(target.api_version, f"{target.kind.lower()}s", namespace, target.name))
+        if found is None or found["metadata"]["uid"] != uid:
+            return ""
+        owner = controller_of(found)
+        return str(owner["uid"]) if owner else ""
+
+    def put_secret(self, item: Object) -> None:
+        """Have a Secret be `item`, by verbs that show nobody what it was: an update answers with what was sent,
+        where a patch answers with the whole object. Raises ClusterError."""
+        namespace, name = item["metadata"]["namespace"], item["metadata"]["name"]
+        query = {"fieldManager": FIELD_MANAGER}
+        path = object_path("v1", "secrets", namespace)
+        status, answer = self._send("POST", path, query, item, "application/json")
+        if status == 409:
+            self._call("PUT", object_path("v1", "secrets", namespace, name), query, item)
+        elif status not in (200, 201):
+            raise ClusterError(status, status_message(status, answer))
+
+    def lacks_secret(self, item: Object) -> bool:
+        """Whether a Secret could be made: by a creation that is only tried. A refusal says nothing."""
+        query = {"fieldManager": FIELD_MANAGER, "dryRun": "All"}
+        path = object_path("v1", "secrets", item["metadata"]["namespace"])
+        return self._send("POST", path, query, item, "application/json")[0] == 201
 
     def delete(self, namespace: str, target: Reference, uid: str = "") -> None:
         """Delete an object and what it owns; nothing if it is gone already, or if another has its name (`uid`)."""

@@ -93,6 +93,18 @@ class ClusterInterface(Protocol):
         """Set the replicas in an InferenceRole's status; nothing if it is gone."""
         ...
 
+    def controller_uid(self, namespace: str, target: Reference, uid: str) -> str:
+        """The uid of what controls an object that has this uid; "" where it is not there, or nothing does."""
+        ...
+
+    def put_secret(self, item: Object) -> None:
+        """Have a Secret be `item`, whatever it was before. It is never read."""
+        ...
+
+    def lacks_secret(self, item: Object) -> bool:
+        """Whether a Secret of `item`'s name is known not to be there. Nothing is written, and it is not read."""
+        ...
+
     def delete(self, namespace: str, target: Reference, uid: str = "") -> None:
         """Delete an object; nothing if it is gone already, or (with a `uid`) another of its name."""
         ...

@@ -12,12 +12,14 @@ from kvasir_operator.local.machine import Machine, sharers
 from kvasir_operator.pods import groups
 from kvasir_operator.render import Options, Static, render
 from kvasir_operator.render.names import ROLE_LABEL
-from kvasir_operator.render.pod import CONTAINER, PORT
+from kvasir_operator.render.pod import CONTAINER, PORT, WORKER_PORT
 
 ENGINE_IMAGE = Options().engine_image
 
 GPU_SHARERS = "KVASIR_GPU_SHARERS"
 """The engine's variable: how many workers divide a GPU's memory."""
+
+_WORKER_PORT = "KVASIR_WORKER_PORT"
 
 Object = dict[str, Any]
 
@@ -64,8 +66,14 @@ def pods(service: InferenceService, addresses: Sequence[PodAddress], machine: Ma
 
     Workers over several pods come as LeaderWorkerSet's controller would make them.
     """
+    secure = service.spec.transfer.encryption != "Off"
+    spoken = {each: WORKER_PORT if each.port == PORT else free_port() for each in addresses}
     places = zip(_rendered(service, ()), addresses, strict=False)
-    urls = tuple(f"http://{address}" for pod, address in places if pod.serves)
+    urls = tuple(
+        f"https://{address.ip}:{spoken[address]}" if secure else f"http://{address}"
+        for pod, address in places
+        if pod.serves
+    )
     rendered = _rendered(service, urls)
     at = {each.name: address for each, address in zip(rendered, addresses, strict=False)}
     gpus, sharing = list(machine.gpus), sharers(service, machine)
@@ -73,7 +81,7 @@ def pods(service: InferenceService, addresses: Sequence[PodAddress], machine: Ma
     for each in rendered:
         for container in each.pod["spec"]["containers"]:
             if container["name"] == CONTAINER:
-                _listen(container, at[each.name])
+                _listen(container, at[each.name], spoken[at[each.name]])
                 _take_gpus(container, gpus, sharing)
         if each.group:
             _meet(each.pod, at[each.group], ranks[each.group])
@@ -134,14 +142,17 @@ def _meet(pod: Object, leader: PodAddress, port: int) -> None:
         ]
 
 
-def _listen(container: Object, address: PodAddress) -> None:
-    """Pods of one machine share its network, so each is told its address instead of listening on all."""
+def _listen(container: Object, address: PodAddress, spoken: int) -> None:
+    """Pods of one machine share its network, so each is told its address instead of listening on all.
+
+    `spoken`: the port at which a worker speaks to routers.
+    """
     _set(container, "KVASIR_HOST", address.ip)
-    if address.port != PORT:
-        _set(container, "KVASIR_PORT", str(address.port))
+    for rendered, number, variable in ((PORT, address.port, "KVASIR_PORT"), (WORKER_PORT, spoken, _WORKER_PORT)):
         for port in container["ports"]:
-            if port["containerPort"] == PORT:
-                port["containerPort"] = address.port
+            if port["containerPort"] == rendered != number:
+                _set(container, variable, str(number))
+                port["containerPort"] = number
 
 
 def _share_cores(pod: Object, threads: int) -> None:

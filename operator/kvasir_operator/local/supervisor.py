@@ -15,6 +15,7 @@ from kvasir_operator.api import Model
 from kvasir_operator.api.validation import ModelMetadata, model_problems
 from kvasir_operator.local import addresses, events, fetch, machine, manifest, pods, state
 from kvasir_operator.local.addresses import PodAddress
+from kvasir_operator.local.certificates import pod_certificates
 from kvasir_operator.local.config import RunConfig, cache_folder
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.group import PodGroup
@@ -94,7 +95,7 @@ class LocalSupervisor:
             self._report(events.Note(note))
 
         planned = pods.pods(service, reserved.addresses, here)
-        host = self._host(here, read.secrets)
+        host = self._host(here, {**read.secrets, **pod_certificates(service)})
         self._proxy = proxy = Proxy(sock, self._routers)
         # Unwound from the end: connections are cut only once the pods have finished what they had.
         stack.callback(proxy.close)

@@ -261,18 +261,24 @@ def pod_state(item: Mapping[str, Any]) -> PodState:
         revision=metadata["labels"].get(REVISION_LABEL, ""),
         ready=ready,
         trouble=None if ready else _trouble(item, conditions),
-        ip=status.get("podIP", "") if _is_made_for(metadata) else "",
+        ip=status.get("podIP", "") if is_made_for(metadata) else "",
         started=_between(metadata, conditions["Ready"]) if ready else None,
         group=metadata["labels"].get(SET_LABEL, ""),
         follower=metadata["labels"].get(INDEX_LABEL, LEADER_INDEX) != LEADER_INDEX,
     )
 
 
-def _is_made_for(metadata: Mapping[str, Any]) -> bool:
-    """Whether a pod's controller is a workload of the service and role that its labels say.
+def controller_of(item: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The owner reference of what controls an object."""
+    owners: list[Mapping[str, Any]] = item["metadata"].get("ownerReferences") or []
+    return next((owner for owner in owners if owner.get("controller")), None)
 
-    Anybody can set a label: such a pod is counted, but the operator sends it no request. Who may name any
-    owner may create pods, which an author of a service may too.
+
+def is_made_for(metadata: Mapping[str, Any]) -> bool:
+    """Whether a pod's controller has the name of a workload of the service and role that its labels say.
+
+    Anybody can set a label: such a pod is counted, but the operator sends it no request. Whether the controller is
+    that workload, `reconcile/pod_owners.py` asks.
     """
     labels = metadata.get("labels", {})
     made = f"{labels.get(SERVICE_LABEL, '')}-{labels.get(ROLE_LABEL, '')}"

@@ -12,6 +12,7 @@ from kvasir_operator.api import SET_API_VERSION, SET_KIND, WorkerRole
 from kvasir_operator.plan.difference import differs, guarded, stamped, uid
 from kvasir_operator.plan.observed import Observed, Reference, WorkerSet
 from kvasir_operator.plan.steps import Apply, Delete, Step
+from kvasir_operator.render.gang import VOLCANO_QUEUE
 from kvasir_operator.render.groups import numbered
 from kvasir_operator.render.names import Object
 
@@ -53,6 +54,9 @@ def _pattern(live: Object) -> Object:
     """A set of a revision that is no longer wanted, as it was made."""
     kept = ("name", "namespace", "labels", "ownerReferences")
     metadata = {name: live["metadata"][name] for name in kept if name in live["metadata"]}
+    annotations = live["metadata"].get("annotations", {})
+    if VOLCANO_QUEUE in annotations:
+        metadata["annotations"] = {VOLCANO_QUEUE: annotations[VOLCANO_QUEUE]}
     return {
         "apiVersion": live["apiVersion"],
         "kind": live["kind"],

@@ -47,6 +47,7 @@ class Process:
             first = await shim.stdout.readline()
         except asyncio.CancelledError:
             shim.kill()
+            await _gone(shim)
             raise
         process = cls(shim, on_line)
         if first.strip().isdigit():
@@ -65,7 +66,7 @@ class Process:
                 rest = b""
         if rest:
             self._on_line(rest.decode(errors="replace"))
-        code = await self._shim.wait()
+        code = await _gone(self._shim)
         if self._kill is not None:
             self._kill.cancel()
         if code < 0:
@@ -100,3 +101,13 @@ class Process:
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+
+async def _gone(shim: asyncio.subprocess.Process) -> int:
+    """The exit code, once nothing of the process is left in the event loop either."""
+    code = await shim.wait()
+    if shim.stdin is not None:
+        shim.stdin.close()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await shim.stdin.wait_closed()
+    return code

@@ -40,16 +40,16 @@ class ModelMetadataReader:
         self._bounded = BoundedHttp(MOST_BYTES, TIMEOUT_SECONDS, redirects=True, proxies=True, transport=transport)
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: dict[Model, tuple[ModelMetadata | None, float]] = {}
+        self._known: dict[tuple[str, str], tuple[ModelMetadata | None, float]] = {}
 
     def read(self, model: Model) -> ModelMetadata | None:
         """The facts of `model`, which is valid; `None` when they cannot be learnt."""
-        key = Model(uri=model.uri, revision=model.revision)
+        key = model.uri, model.revision
         with self._lock:
             facts, asked = self._known.get(key, (None, float("-inf")))
         if facts is not None or self._clock() - asked < RETRY_SECONDS:
             return facts
-        facts = self._read(key)
+        facts = self._read(model)
         with self._lock:
             while len(self._known) >= MOST_MODELS:
                 del self._known[next(iter(self._known))]

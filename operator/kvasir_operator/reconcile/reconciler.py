@@ -25,18 +25,28 @@ from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
 from kvasir_operator.plan import Delete, Step, plan
 from kvasir_operator.plan.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
+from kvasir_operator.plan.release import ServiceRelease, made_with, release_of
 from kvasir_operator.plan.workers import paired_capacity, progress
+from kvasir_operator.reconcile.certificates import CertificateKeeper, Kept, issued_before
 from kvasir_operator.reconcile.executor import execute
 from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
+from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
-from kvasir_operator.render.names import PAUSED
+from kvasir_operator.render.names import PAUSED, ROLES
 from kvasir_operator.render.network import url
 from kvasir_operator.scaling.autoscaler import Autoscaler
 from kvasir_operator.scaling.roles import ScalingStatus, remembered, resized
 from kvasir_operator.scaling.sizing import sized
 from kvasir_operator.status import derive as statuses
-from kvasir_operator.status.evaluate import VERIFIED, Leaving, elastic, exposed, metrics_reachable
+from kvasir_operator.status.evaluate import (
+    VERIFIED,
+    Leaving,
+    elastic,
+    exposed,
+    metrics_reachable,
+    transfer_encrypted,
+)
 from kvasir_operator.status.events import StatusEvent, rescalings, status_events
 
 log = logging.getLogger("kvasir.reconcile")
@@ -93,8 +103,12 @@ class Reconciler:
         autoscaler: Autoscaler | None = None,
         show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
         alive: Alive = lambda operator: None,
+        certificates: CertificateKeeper | None = None,
+        owners: PodOwners | None = None,
     ) -> None:
+        self._owners = owners
         self._alive = alive
+        self._certificates = certificates
         self._show_capacity = show_capacity
         self._autoscaler = autoscaler or Autoscaler(ask, now, again)
         self._cluster = cluster
@@ -164,7 +178,11 @@ class Reconciler:
     def _reject(self, document: Object, error: InvalidService) -> None:
         self._show_capacity((document["metadata"]["namespace"], document["metadata"]["name"]), None)
         previous, generation = document.get("status", {}), document["metadata"].get("generation", 0)
-        self._publish(document, statuses.rejected(error.problems, generation, previous, self._now()))
+        # What runs goes on as it was, and its certificates with it.
+        issued = issued_before(document)
+        if issued and self._certificates:
+            issued = self._renewed(document, self._certificates.keep(document)).issued
+        self._publish(document, statuses.rejected(error.problems, generation, previous, self._now(), issued))
 
     def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
         """Say that the API server lets nothing be read or planned: `Ready` may not go on for a new spec."""
@@ -176,17 +194,25 @@ class Reconciler:
         # Pods last: what is ready counts most, and changes by itself.
         owned = self._cluster.owned(service.namespace, service.name, service.uid)
         removing = document.get("status", {}).get("removing", [])
-        observed = observe(owned, self._cluster.pods(service.namespace, service.name), removing)
+        pods = self._cluster.pods(service.namespace, service.name)
+        if self._owners:
+            pods = self._owners.vouched(service.namespace, pods, owned)
+        observed = observe(owned, pods, removing)
         paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
         scaling = self._rescale(document, service, observed, paused)
         sizing = sized(resized(service, scaling), observed)
         service = sizing.service
-        rendered = marked(render(service, self._options), self._options)
+        release = release_of(service, self._options, document.get("status", {}), observed)
+        rendered = marked(render(service, made_with(release, self._options)), self._options)
         desired = self._servable(document, rendered)
         unserved = exposed(service, rendered, desired)
+        # Before any pod is made, which would wait for its Secret; also of a service that is paused.
+        kept = self._certify(document, service, observed)
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         self._intend(document, steps)
         failures = execute(self._cluster, service.namespace, service.name, steps, observed)
+        if kept and kept.refused:
+            failures[kept.refused[0]] = kept.refused[1]
         for target, error in failures.items():
             # Once a code: what the message says may be another at each try.
             occasion = f"{target} {error.status} {service.generation}"
@@ -215,13 +241,33 @@ class Reconciler:
             removing=sorted(r.name for r in observed.removing.keys() - deleted),
             scaling=scaling,
             elastic=elastic(service),
-            told=[*metrics_reachable(service, self._options.metrics_namespace), *unserved],
+            told=[
+                *metrics_reachable(service, self._options.metrics_namespace),
+                *unserved,
+                *([kept.verdict] if kept else []),
+                *transfer_encrypted(service),
+            ],
+            certificates=kept.issued if kept else None,
         )
+        status = msgspec.structs.replace(status, release=release)
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
         self._publish(document, status, guarded=grouped or status.scaling is not None)
         if seconds := _look_again(status, told or ()):
             self._again(service.namespace, service.name, seconds)
         return failures
+
+    def _certify(self, document: Object, service: InferenceService, observed: Observed) -> Kept | None:
+        """Issue the certificates that are due; `None` where there are to be none."""
+        if self._certificates is None or service.spec.transfer.encryption == "Off":
+            return None
+        waiting = {pod.role for pod in observed.pods if pod.role in ROLES and not pod.ready}
+        return self._renewed(document, self._certificates.keep(document, sorted(waiting)))
+
+    def _renewed(self, document: Object, kept: Kept) -> Kept:
+        if kept.renewed and kept.issued:
+            told = StatusEvent(False, "CertificatesRenewed", kept.renewed, self._stamp(), kept.issued.issued_at)
+            self._post(document, told)
+        return kept
 
     def _rescale(
         self, document: Object, service: InferenceService, observed: Observed, paused: bool
@@ -308,6 +354,9 @@ class Reconciler:
         `guarded`: only over the one that was read, as it remembers what must not be lost.
         """
         previous: dict[str, Any] = document.get("status", {})
+        if status.release is None and "release" in previous:  # which is not forgotten while a spec is refused
+            before = msgspec.convert(previous["release"], ServiceRelease)
+            status = msgspec.structs.replace(status, release=before)
         current = msgspec.to_builtins(msgspec.structs.replace(status, operator=self._options.operator))
         if statuses.same(current, previous):
             return

@@ -1,22 +1,25 @@
 """What an API server would have against the pods of a service, by the field of the spec that says it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole, Workers
 from kvasir_operator.api.strategic_merge import JOINED, LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
+from kvasir_operator.api.workers import PodOverlay
 from kvasir_operator.pod_validation import Path, Problem, pod_problems
 from kvasir_operator.render.devices import CONTAINER
 from kvasir_operator.render.groups import worker_sets
 from kvasir_operator.render.names import Object
 from kvasir_operator.render.options import Options
+from kvasir_operator.render.preload import preload_job
+from kvasir_operator.render.router import router_deployment
 from kvasir_operator.render.workers import worker_deployment
 
 
 def merged_problems(service: InferenceService) -> list[Invalid]:
-    """Problems of the worker pods with the spec's templates and resources merged in; a template that is not there
-    has none."""
+    """Problems of all pods with the spec's templates and resources merged in; a template that is not there has
+    none."""
     found: dict[Invalid, None] = {}
     for role in WORKER_ROLES:
         workers = service.spec.workers(role)
@@ -27,19 +30,32 @@ def merged_problems(service: InferenceService) -> list[Invalid]:
                 found[_located(problem, template, workers, f"spec.{role}", service.spec.transfer.rdma_resource)] = (
                     None
                 )
+    for said, path, template in _others(service):
+        for problem in pod_problems(template):
+            found[_located(problem, template, said, path, "")] = None
     return list(found)
 
 
 def _asks(service: InferenceService, workers: Workers) -> bool:
     """Whether anything but Kvasir decides on the pod."""
-    return bool(
-        workers.template
-        or workers.resources.requests
-        or workers.resources.limits
-        or workers.resources.claims
-        or workers.resource_claims
-        or service.spec.transfer.rdma_resource
-    )
+    return _says(workers) or bool(service.spec.transfer.rdma_resource)
+
+
+def _says(said: PodOverlay) -> bool:
+    resources = said.resources
+    return bool(said.template or resources.requests or resources.limits or resources.claims or said.resource_claims)
+
+
+def _others(service: InferenceService) -> Iterator[tuple[PodOverlay, str, Object]]:
+    """The pods that are no workers, of which the spec says something, and where it does."""
+    router, preload = service.spec.router, service.spec.model.cache.preload
+    if _says(router):
+        yield router, "spec.router", router_deployment(service, Options())["spec"]["template"]
+    for job in preload_job(service, Options()) if _says(preload) else ():
+        template = job["spec"]["template"]
+        # A Job's pods end, unlike those that are judged here; the operator says so (`validation.py`).
+        spec = {name: value for name, value in template["spec"].items() if name != "restartPolicy"}
+        yield preload, "spec.model.cache.preload", {**template, "spec": spec}
 
 
 def _templates(service: InferenceService, role: WorkerRole, workers: Workers) -> list[Object]:
@@ -49,7 +65,7 @@ def _templates(service: InferenceService, role: WorkerRole, workers: Workers) ->
     return [group["leaderTemplate"], group["workerTemplate"]]
 
 
-def _located(problem: Problem, template: Object, workers: Workers, root: str, rdma: str) -> Invalid:
+def _located(problem: Problem, template: Object, workers: PodOverlay, root: str, rdma: str) -> Invalid:
     """The problem at the field of the spec that brought it, as near as there is one."""
     if found := _in_resources(problem.path, template, workers, root, rdma):
         return Invalid(found, problem.reason)
@@ -60,7 +76,7 @@ def _located(problem: Problem, template: Object, workers: Workers, root: str, rd
     return Invalid(where, f"{_text('', rest)}: {problem.reason}")
 
 
-def _in_resources(path: Path, template: Object, workers: Workers, root: str, rdma: str) -> str:
+def _in_resources(path: Path, template: Object, workers: PodOverlay, root: str, rdma: str) -> str:
     """The path, where it is the spec's `resources` or `resourceClaims` that say it; empty where they do not."""
     match path:
         case ("spec", "resourceClaims", int(index), *rest) if index < len(workers.resource_claims):

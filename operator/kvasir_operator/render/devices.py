@@ -6,13 +6,14 @@ from typing import Any
 
 from kvasir_operator.api import Workers
 from kvasir_operator.api.validation_devices import GPU, SLICE
+from kvasir_operator.api.workers import PodOverlay
 from kvasir_operator.render.names import Object
 
 CONTAINER = "kvasir"
 
 
-def asked(workers: Workers) -> Object:
-    """What the spec asks for the worker's container, by `resources` and template: requests, limits, claims."""
+def asked(workers: PodOverlay) -> Object:
+    """What the spec asks for the container, by `resources` and template: requests, limits, claims."""
     theirs = _of_template(workers.template)
     used = theirs.get("claims")
     return {
@@ -22,7 +23,7 @@ def asked(workers: Workers) -> Object:
     }
 
 
-def claims(workers: Workers) -> list[Object]:
+def claims(workers: PodOverlay) -> list[Object]:
     """The claims that the container uses by the spec's own fields."""
     if workers.resources.claims:
         return [
@@ -32,7 +33,7 @@ def claims(workers: Workers) -> list[Object]:
     return [{"name": claim.name} for claim in workers.resource_claims]
 
 
-def pod_claims(workers: Workers) -> list[Object]:
+def pod_claims(workers: PodOverlay) -> list[Object]:
     """The claims of the pod."""
     found = []
     for claim in workers.resource_claims:

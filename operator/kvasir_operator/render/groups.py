@@ -14,6 +14,7 @@ from typing import Any
 
 from kvasir_operator.api import SET_API_VERSION, SET_KIND, InferenceService, WorkerRole
 from kvasir_operator.api.kv_fingerprint import fingerprint
+from kvasir_operator.render.gang import place_pods, place_set, queued
 from kvasir_operator.render.merge import merged
 from kvasir_operator.render.names import (
     KV_LABEL,
@@ -21,6 +22,7 @@ from kvasir_operator.render.names import (
     Object,
     labels,
     metadata,
+    ownerless,
     revision_of,
     set_name,
 )
@@ -64,16 +66,18 @@ def _renamed(value: Any, before: str, after: str) -> Any:
 
 def _first_set(service: InferenceService, role: WorkerRole, options: Options) -> Object:
     # The set's name is in its pods' preferences; which of the workers it is must not be in the revision.
-    revision = revision_of(_group(service, role, options, ""))
+    revision = revision_of({**_group(ownerless(service), role, options, ""), **queued(service)})
     name = set_name(service, role, revision, 0)
     group = _group(service, role, options, name)
     own_labels = {REVISION_LABEL: revision, KV_LABEL: fingerprint(service.spec, role)}
     for template in ("leaderTemplate", "workerTemplate"):
         group[template]["metadata"]["labels"].update(own_labels)
+    described = metadata(service, name, {**labels(service, role), **own_labels})
+    place_set(service, described)
     return {
         "apiVersion": SET_API_VERSION,
         "kind": SET_KIND,
-        "metadata": metadata(service, name, {**labels(service, role), **own_labels}),
+        "metadata": described,
         "spec": {"replicas": 1, "startupPolicy": "LeaderCreated", "leaderWorkerTemplate": group},
     }
 
@@ -108,6 +112,7 @@ def _rendered(service: InferenceService, role: WorkerRole, options: Options, nam
     ]
     template = rendered_template(service, role, options, args)
     gather(service, name, template["spec"])
+    place_pods(service, template)
     return template
 
 

@@ -5,6 +5,12 @@ from kvasir_operator.render.names import ROLES, Object, Role, labels, metadata, 
 
 # What the router does at the API server, and so all that its Role allows.
 POD_VERBS = ["list", "watch"]
+# Pods are followed to their owners by name.
+OWNER_VERBS = ["get"]
+OWNERS = {
+    "apps": ["replicasets", "deployments", "statefulsets"],
+    "leaderworkerset.x-k8s.io": ["leaderworkersets"],
+}
 _RBAC = "rbac.authorization.k8s.io"
 
 
@@ -45,7 +51,13 @@ def _watch_pods(service: InferenceService) -> list[Object]:
             "apiVersion": f"{_RBAC}/v1",
             "kind": "Role",
             "metadata": metadata(service, name, own_labels),
-            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": POD_VERBS}],
+            "rules": [
+                {"apiGroups": [""], "resources": ["pods"], "verbs": POD_VERBS},
+                *(
+                    {"apiGroups": [group], "resources": resources, "verbs": OWNER_VERBS}
+                    for group, resources in OWNERS.items()
+                ),
+            ],
         },
         {
             "apiVersion": f"{_RBAC}/v1",

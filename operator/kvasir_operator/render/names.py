@@ -3,7 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
+
+import msgspec
 
 from kvasir_operator.api import API_VERSION, GROUP, KIND, InferenceService, WorkerRole
 
@@ -21,11 +23,27 @@ INDEX_LABEL = "leaderworkerset.sigs.k8s.io/worker-index"
 LEADER_INDEX = "0"
 # "true" on an InferenceService: nothing of it is changed; its status is still written.
 PAUSED = f"{GROUP}/paused"
+# On an InferenceService: any other text than before asks for new certificates of its pods.
+CERTIFICATES = f"{GROUP}/renew-certificates"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "kvasir-operator"}
 REVISION_LENGTH = 8
 
 
-def labels(service: InferenceService, role: Role | Literal["preload"]) -> dict[str, str]:
+class OwningService(msgspec.Struct, frozen=True):
+    """An InferenceService as owner of objects, whatever its spec says."""
+
+    name: str
+    namespace: str
+    uid: str = ""
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """That of a stored InferenceService."""
+        found = document["metadata"]
+        return cls(found["name"], found["namespace"], found.get("uid", ""))
+
+
+def labels(service: InferenceService | OwningService, role: Role | Literal["preload"]) -> dict[str, str]:
     """The labels on every object of `role`, or of the Job that loads the model."""
     return {
         "app.kubernetes.io/name": "kvasir",
@@ -73,7 +91,22 @@ def set_name(service: InferenceService, role: WorkerRole, revision: str, number:
     return f"{worker_name(service, role, revision)}-{number}"
 
 
-def metadata(service: InferenceService, name: str, own_labels: Mapping[str, str]) -> Object:
+def tls_secret_name(service: InferenceService | OwningService, role: Role) -> str:
+    """The Secret with the certificates of a role.
+
+    The operator reads no Secret, so it cannot see whose one of that name is before it writes it. The name has a
+    part of the uid, which the API server chooses: nobody can aim it at a Secret that is there.
+    """
+    ending = hashlib.sha256(service.uid.encode()).hexdigest()[:REVISION_LENGTH] if service.uid else ""
+    return "-".join(filter(None, (service.name, role, "tls", ending)))
+
+
+def ownerless(service: InferenceService) -> InferenceService:
+    """The service as a manifest has it: what the revision of its pods is taken from."""
+    return msgspec.structs.replace(service, uid="")
+
+
+def metadata(service: InferenceService | OwningService, name: str, own_labels: Mapping[str, str]) -> Object:
     """Metadata of an object of `service`. Where the service has a uid, its deletion takes the object along."""
     result: Object = {"name": name, "namespace": service.namespace, "labels": dict(own_labels)}
     if service.uid:

@@ -1,9 +1,11 @@
-"""How clients reach the router: its Service, and an Ingress or HTTPRoute before it. Only /v1 leaves the cluster."""
+"""How clients reach the router: its Service, and what the spec puts before it: an Ingress, an HTTPRoute, or an
+InferencePool with or without an HTTPRoute to it. Only /v1 leaves the cluster."""
 
 from collections.abc import Sequence
 
 from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import Object, labels, metadata, router_name, selector
+from kvasir_operator.render.pod import PORT
 
 SERVICE_PORT = 80
 # ingress-nginx cuts a response of which it reads nothing for 60 seconds, and buffers what it reads.
@@ -13,6 +15,9 @@ NGINX = {
     "nginx.ingress.kubernetes.io/proxy-buffering": "off",
 }
 PUBLIC_PATH = "/v1"
+POOL_GROUP, POOL_KIND = "inference.networking.k8s.io", "InferencePool"
+# What clients outside come by.
+WAYS_IN = frozenset({"Ingress", "HTTPRoute", POOL_KIND})
 
 
 def network(service: InferenceService) -> list[Object]:
@@ -22,7 +27,11 @@ def network(service: InferenceService) -> list[Object]:
         case "Ingress":
             found = [_service(service), _ingress(service)]
         case "HTTPRoute":
-            found = [_service(service), _route(service)]
+            found = [_service(service), _route(service, {"name": router_name(service), "port": SERVICE_PORT})]
+        case "InferencePool":
+            backend = {"group": POOL_GROUP, "kind": POOL_KIND, "name": router_name(service)}
+            route = [_route(service, backend)] if expose.class_name else []
+            found = [_service(service), *route, _pool(service)]
         case _:
             found = [_service(service)]
     annotations = {**(NGINX if expose.type == "Ingress" else {}), **expose.annotations}
@@ -34,7 +43,7 @@ def network(service: InferenceService) -> list[Object]:
 def url(service: InferenceService, objects: Sequence[Object]) -> str:
     """Where clients find the API, less its /v1: outside where `objects` have a host to ask for, else inside."""
     expose = service.spec.router.expose
-    exposed = any(item["kind"] == expose.type for item in objects)
+    exposed = {item["kind"] for item in objects} & WAYS_IN - {POOL_KIND}
     if exposed and expose.host and not expose.host.startswith("*"):
         return f"{'https' if expose.tls_secret_name else 'http'}://{expose.host}"
     return f"http://{router_name(service)}.{service.namespace}.svc"
@@ -71,7 +80,7 @@ def _ingress(service: InferenceService) -> Object:
     }
 
 
-def _route(service: InferenceService) -> Object:
+def _route(service: InferenceService, backend: Object) -> Object:
     expose = service.spec.router.expose
     namespace, _, gateway = expose.class_name.rpartition("/")
     parent = {"name": gateway, **({"namespace": namespace} if namespace else {})}
@@ -80,7 +89,7 @@ def _route(service: InferenceService) -> Object:
         "rules": [
             {
                 "matches": [{"path": {"type": "PathPrefix", "value": PUBLIC_PATH}}],
-                "backendRefs": [{"name": router_name(service), "port": SERVICE_PORT}],
+                "backendRefs": [backend],
             }
         ],
     }
@@ -91,4 +100,26 @@ def _route(service: InferenceService) -> Object:
         "kind": "HTTPRoute",
         "metadata": metadata(service, router_name(service), labels(service, "router")),
         "spec": spec,
+    }
+
+
+def _pool(service: InferenceService) -> Object:
+    """The routers as endpoints, of which the picker chooses. Workers are the routers' to choose."""
+    picker = service.spec.router.expose.endpoint_picker
+    assert picker is not None  # or the spec is refused
+    return {
+        "apiVersion": f"{POOL_GROUP}/v1",
+        "kind": POOL_KIND,
+        "metadata": metadata(service, router_name(service), labels(service, "router")),
+        "spec": {
+            "selector": {"matchLabels": selector(service, "router")},
+            "targetPorts": [{"number": PORT}],
+            "endpointPickerRef": {
+                "group": "",
+                "kind": "Service",
+                "name": picker.name,
+                "port": {"number": picker.port},
+                "failureMode": picker.failure_mode,
+            },
+        },
     }

@@ -15,17 +15,23 @@ class Static(msgspec.Struct, frozen=True):
 
 Discovery = PodWatch | Static
 
+DEFAULTS = 2
+"""What pods are given by default, as a number that grows with each change that would roll them: a service keeps the
+one that it was made with (`plan/release.py`). 2: limits of memory, requests of ephemeral storage."""
+
 
 class Options(msgspec.Struct, frozen=True):
     """`engine_image` runs every data-plane pod. `discovery`: how the router finds workers.
 
     `operator_namespace` and `metrics_namespace`: where the operator runs and where what scrapes metrics runs, which
     NetworkPolicies then let in. `pod_monitors`: whether PodMonitors are made beside the scrape annotations.
+    `defaults`: which defaults pods have.
     `operator_class`: of which services this operator is. `operator`: who it is, as NAMESPACE/LEASE; empty: nobody
     asks.
     """
 
     engine_image: str = "kvasir-engine:latest"
+    defaults: int = DEFAULTS
     discovery: Discovery = PodWatch()
     operator_namespace: str = ""
     metrics_namespace: str = ""

@@ -2,7 +2,7 @@
 
 from kvasir_operator.api import InferenceService
 from kvasir_operator.api.validation import CA_VARIABLES
-from kvasir_operator.render.names import Object, Role, role_name
+from kvasir_operator.render.names import Object, Role, role_name, tls_secret_name
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.placement import spread
 from kvasir_operator.render.storage import (
@@ -15,7 +15,12 @@ from kvasir_operator.render.storage import (
 
 CONTAINER = "kvasir"
 CA_PATH = "/etc/kvasir/ca"
+TLS_PATH = "/etc/kvasir/tls"
+TLS_VOLUME = "tls"
 PORT = 8000
+# Where a worker speaks to routers, by mutual TLS.
+WORKER_PORT = 8443
+WORKER_PORT_NAME = "worker"
 
 STARTUP_PERIOD_SECONDS = 2
 # Beyond the drain deadline: time to close connections, deregister memory and exit.
@@ -112,7 +117,18 @@ def serving_pod(service: InferenceService, role: Role, main: Object, options: Op
     spread(service, role, spec)
     if options.in_cluster:
         spec["serviceAccountName"] = role_name(service, role)
+    if service.spec.transfer.encryption != "Off":
+        _identify(service, role, main, spec)
     return spec
+
+
+def _identify(service: InferenceService, role: Role, main: Object, spec: Object) -> None:
+    """Give a pod the certificate of its role. What the Secret holds is in no template: it changes under the pod."""
+    main["volumeMounts"].append({"name": TLS_VOLUME, "mountPath": TLS_PATH, "readOnly": True})
+    secret = {"secretName": tls_secret_name(service, role), "defaultMode": 0o440}
+    spec["volumes"].append({"name": TLS_VOLUME, "secret": secret})
+    if role != "router":
+        main["ports"].append({"name": WORKER_PORT_NAME, "containerPort": WORKER_PORT, "protocol": "TCP"})
 
 
 def _drain(role: Role, options: Options) -> list[str]:
@@ -132,6 +148,16 @@ def model_args(service: InferenceService) -> list[str]:
         args += ["--revision", model.revision]
     if model.max_length:
         args += ["--max-length", str(model.max_length)]
+    return args
+
+
+def tls_args(service: InferenceService, role: Role) -> list[str]:
+    """The flags that tell a role where its certificate is, and what workers are to encrypt."""
+    if service.spec.transfer.encryption == "Off":
+        return []
+    args = ["--tls-dir", TLS_PATH]
+    if role != "router":
+        args += ["--encryption", service.spec.transfer.encryption.lower()]
     return args
 
 

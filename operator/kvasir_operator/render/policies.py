@@ -3,9 +3,10 @@
     clients -> router -> workers <-> workers       router -> API server       all -> DNS
                                                    workers -> model hub, where they download the model
 
-Between workers every port is open: NIXL's transport listens on ports that the kernel chooses (and RDMA passes no
-NetworkPolicy at all). A router is open to everybody on its one port, which asks for API keys where the spec names
-some; clients come from Ingress controllers and namespaces that nobody here knows.
+Routers reach the port that asks them for a certificate; the operator, and what collects metrics, the one of probes
+and metrics. Between workers every port is open: NIXL's transport listens on ports that the kernel chooses (and RDMA
+passes no NetworkPolicy at all). A router is open to everybody on its one port, which asks for API keys where the
+spec names some; clients come from Ingress controllers and namespaces that nobody here knows.
 """
 
 from typing import Literal
@@ -13,7 +14,7 @@ from typing import Literal
 from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import Object, Role, labels, metadata, selector, workers_of
 from kvasir_operator.render.options import Options
-from kvasir_operator.render.pod import PORT
+from kvasir_operator.render.pod import PORT, WORKER_PORT
 from kvasir_operator.render.storage import downloads, preloads
 
 # The API server's Service has port 443; where a network plugin looks at the address behind it, it is mostly 6443.
@@ -37,7 +38,10 @@ def policies(service: InferenceService, options: Options) -> list[Object]:
     # What a Job has loaded, workers need not download.
     theirs = [] if preloads(service) else hub
     from_workers: Object = {"from": [workers]}
-    in_worker = [from_workers, {"from": [routers, *watchers], "ports": _tcp(PORT)}]
+    asked = PORT if service.spec.transfer.encryption == "Off" else WORKER_PORT
+    in_worker = [from_workers, {"from": [routers], "ports": _tcp(asked)}]
+    if watchers:
+        in_worker.append({"from": watchers, "ports": _tcp(PORT)})
     found = [
         _policy(
             service,

@@ -1,6 +1,8 @@
 """The Job that loads a model into the shared cache once, so that no GPU waits for a download."""
 
 from kvasir_operator.api import InferenceService
+from kvasir_operator.render.defaults import preload_resources
+from kvasir_operator.render.merge import merged, said_over
 from kvasir_operator.render.names import Object, labels, metadata, revision_of
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.pod import PORT, container, pod_spec
@@ -8,7 +10,6 @@ from kvasir_operator.render.storage import preloads
 
 # Loading goes on where it was cut off, so a hub that is away for a while costs tries and nothing else.
 _TRIES = 20
-_RESOURCES = {"requests": {"cpu": "1", "memory": "2Gi"}}
 
 
 def preload_job(service: InferenceService, options: Options) -> list[Object]:
@@ -17,6 +18,7 @@ def preload_job(service: InferenceService, options: Options) -> list[Object]:
         return []
     own_labels = labels(service, "preload")
     template: Object = {"metadata": {"labels": own_labels}, "spec": _pod(service, options)}
+    template = merged(template, service.spec.model.cache.preload)
     name = f"{service.name}-preload-{revision_of(template)}"
     return [
         {
@@ -32,5 +34,6 @@ def _pod(service: InferenceService, options: Options) -> Object:
     model = service.spec.model
     revision = ["--revision", model.revision] if model.revision else []
     args = ["fetch", model.uri, *revision, "--progress-port", str(PORT)]
-    main = container(options.engine_image, args, {}, _RESOURCES)
+    resources = said_over(preload_resources(options), model.cache.preload)
+    main = container(options.engine_image, args, {}, resources)
     return {**pod_spec(service, main, token=True), "restartPolicy": "OnFailure"}

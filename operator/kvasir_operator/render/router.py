@@ -1,33 +1,32 @@
 """The router's Deployment."""
 
 from kvasir_operator.api import InferenceService
-from kvasir_operator.api.strategic_merge import overlay
+from kvasir_operator.render.defaults import router_resources
+from kvasir_operator.render.merge import merged, said_over
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     REVISION_LABEL,
     Object,
     labels,
     metadata,
+    ownerless,
     revision_of,
     router_name,
     selector,
     worker_selector,
 )
 from kvasir_operator.render.options import Options, Static
-from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod
+from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod, tls_args
 from kvasir_operator.render.storage import startup_seconds
 
 KEYS_PATH = "/etc/kvasir/api-keys"
-REQUESTS = {"cpu": "1", "memory": "1Gi"}
 
 
 def router_deployment(service: InferenceService, options: Options) -> Object:
     """The Deployment of the router; Kubernetes rolls it by itself."""
     own_labels = labels(service, "router")
-    template: Object = {"metadata": {"labels": dict(own_labels), "annotations": dict(SCRAPE_ANNOTATIONS)}}
-    template["spec"] = _pod(service, options)
-    template = overlay(template, service.spec.router.template)
-    template["metadata"]["labels"][REVISION_LABEL] = revision_of(template)
+    template = _template(service, options)
+    template["metadata"]["labels"][REVISION_LABEL] = revision_of(_template(ownerless(service), options))
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -42,15 +41,18 @@ def router_deployment(service: InferenceService, options: Options) -> Object:
     }
 
 
+def _template(service: InferenceService, options: Options) -> Object:
+    """The pod template without its revision, the spec's overlay applied."""
+    metadata = {"labels": labels(service, "router"), "annotations": dict(SCRAPE_ANNOTATIONS)}
+    return merged({"metadata": metadata, "spec": _pod(service, options)}, service.spec.router)
+
+
 def _pod(service: InferenceService, options: Options) -> Object:
-    args = ["router", *model_args(service), *_discovery_args(service, options), *drain_args(service)]
+    args = ["router", *model_args(service), *_discovery_args(service, options), *tls_args(service, "router")]
+    args += drain_args(service)
     if holds := service.spec.scaling.holds:
         args += ["--hold-seconds", str(holds.hold_seconds), "--hold-requests", str(holds.hold_requests)]
-    theirs = service.spec.router.resources
-    resources: Object = {"requests": {**REQUESTS, **theirs.requests}}
-    if theirs.limits:
-        resources["limits"] = dict(theirs.limits)
-    main = container(options.engine_image, args, {}, resources)
+    main = container(options.engine_image, args, {}, said_over(router_resources(options), service.spec.router))
     spec = serving_pod(service, "router", main, options)
     if service.spec.router.image:
         main["image"] = service.spec.router.image
@@ -66,4 +68,5 @@ def _pod(service: InferenceService, options: Options) -> Object:
 def _discovery_args(service: InferenceService, options: Options) -> list[str]:
     if isinstance(options.discovery, Static):
         return [arg for url in options.discovery.urls for arg in ("--worker", url)]
-    return ["--watch-pods", worker_selector(service)]
+    owner = ["--watch-owner", service.uid] if service.uid else []
+    return ["--watch-pods", worker_selector(service), *owner]

@@ -6,9 +6,11 @@ from kvasir_engine.connector.fabric import fabric_env
 from kvasir_operator.api import InferenceService, WorkerRole, Workers
 from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.api.validation_devices import GPU
-from kvasir_operator.render.devices import claims, own_nodes, pod_claims, whole_gpus
+from kvasir_operator.api.worker_settings import flags_of
+from kvasir_operator.render.defaults import worker_resources
+from kvasir_operator.render.devices import own_nodes, pod_claims, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
-from kvasir_operator.render.merge import merged
+from kvasir_operator.render.merge import merged, said_over
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     KV_LABEL,
@@ -16,13 +18,14 @@ from kvasir_operator.render.names import (
     Object,
     labels,
     metadata,
+    ownerless,
     revision_of,
     selector,
     worker_name,
 )
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.placement import pair
-from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod
+from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod, tls_args
 from kvasir_operator.render.storage import startup_seconds
 
 # Values of nvidia.com/gpu.product on H100 nodes: GPU feature discovery takes the name that NVML gives and writes
@@ -40,7 +43,7 @@ SHM_PER_RANK_MI = 1024
 def worker_deployment(service: InferenceService, role: WorkerRole, options: Options) -> Object:
     """The Deployment of `role`, named after the revision of its pod template."""
     template = worker_template(service, role, options)
-    revision = revision_of(template)
+    revision = revision_of(worker_template(ownerless(service), role, options))
     own_labels = {REVISION_LABEL: revision, KV_LABEL: fingerprint(service.spec, role)}
     template["metadata"]["labels"].update(own_labels)
     return {
@@ -82,15 +85,16 @@ def rendered_template(
         str(workers.tensor_parallel),
         "--fabric",
         transfer.fabric,
+        *tls_args(service, role),
         *drain_args(service),
         *more_args,
-        *workers.extra_args,
+        *flags_of(service.spec, role),
     ]
     main = container(
         options.engine_image,
         args,
         fabric_env(transfer.fabric, workers.device == "cuda"),
-        _resources(service, workers),
+        _resources(service, workers, options),
     )
     spec = serving_pod(service, role, main, options)
     if transfer.fabric == "shm":
@@ -111,7 +115,7 @@ def rendered_template(
     return {"metadata": metadata, "spec": spec}
 
 
-def _resources(service: InferenceService, workers: Workers) -> Object:
+def _resources(service: InferenceService, workers: Workers, options: Options) -> Object:
     ranks = workers.ranks_per_pod
     limits: dict[str, int | str] = dict(rdma_requests(service, workers))
     if workers.device == "cuda":
@@ -126,14 +130,7 @@ def _resources(service: InferenceService, workers: Workers) -> Object:
     # The API server copies limits of extended resources to the requests; saying so here keeps what is applied
     # and what is stored the same.
     requests |= limits
-    requests |= workers.resources.requests
-    limits |= workers.resources.limits
-    used = claims(workers)
-    return {
-        "requests": requests,
-        **({"limits": limits} if limits else {}),
-        **({"claims": used} if used else {}),
-    }
+    return said_over(worker_resources(service, workers, options, requests, limits), workers)
 
 
 def _place_on_gpus(service: InferenceService, workers: Workers, spec: Object) -> None:

@@ -13,8 +13,10 @@ All conditions are set by the operator's reconcile, which is their only writer.
 | Progressing        | workers come or go: RollingOut, Scaling, Draining           | Accepted is False | no        |
 | Degraded           | what is wrong is not mended by time alone, or was right     | Accepted is False | no        |
 | Paused             | its annotation says so: no object is changed                | it does not       | no        |
-| Exposed            | the Ingress or HTTPRoute that the spec wants is served      | type is Service   | no        |
+| Exposed            | the way in that the spec wants is served                    | type is Service   | no        |
 | MetricsReachable   | NetworkPolicies let the configured monitoring in            | there are none    | no        |
+| CertificatesReady  | its pods' certificates are issued                           | encryption is Off | no        |
+| TransferEncrypted  | nobody on the network reads KV or control connections       | Accepted is False | no        |
 | Stalled            | not Ready, and time alone does not mend it (kstatus)        | it is not so      | no        |
 | Reconciling        | not Ready yet, or workers come or go (kstatus)              | it is not so      | no        |
 | Ready              | all that counts, and neither decode nor router has 0 wanted | never             | is it     |
@@ -43,8 +45,10 @@ from msgspec import Meta
 
 from kvasir_engine.status_reports import RouterStatus
 from kvasir_operator.api.structural_schema import Invalid
+from kvasir_operator.certificates import Issued
 from kvasir_operator.plan.observed import Observed, Reference
 from kvasir_operator.plan.preload import PRELOAD, Loading
+from kvasir_operator.plan.release import ServiceRelease
 from kvasir_operator.plan.wanted import role_of
 from kvasir_operator.render.names import PAUSED, Object
 from kvasir_operator.scaling.roles import ScalingStatus
@@ -103,14 +107,30 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
             }
         ),
     ] = []
+    release: Annotated[
+        ServiceRelease | None,
+        Meta(extra_json_schema={"description": "With which image and defaults its pods are made (imagePolicy)."}),
+    ] = None
     scaling: Annotated[
         ScalingStatus | None,
         Meta(extra_json_schema={"description": "What the planner decided, in the modes Auto and Shadow."}),
     ] = None
+    certificates: Annotated[
+        Issued | None, Meta(extra_json_schema={"description": "What its pods' certificates are, and of whom."})
+    ] = None
 
 
-def rejected(problems: list[Invalid], generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
-    """The status of a service that cannot work. Nothing is said about its roles: nothing is done for them."""
+def rejected(
+    problems: list[Invalid],
+    generation: int,
+    previous: Mapping[str, Any],
+    now: datetime,
+    certificates: Issued | None = None,
+) -> Status:
+    """The status of a service that cannot work. Nothing is said about its roles: nothing is done for them.
+
+    `certificates`: of the pods that run, which go on.
+    """
     message = "; ".join(map(str, problems))
     refusal = ConditionState("Accepted", False, "Invalid", message, trouble=True)
     stalled = ConditionState("Stalled", True, "NotAccepted", message)
@@ -119,6 +139,7 @@ def rejected(problems: list[Invalid], generation: int, previous: Mapping[str, An
         observed_generation=generation,
         conditions=_conditions([refusal, stalled, ready], generation, previous, now),
         explain=explain([refusal], ready),
+        certificates=certificates,
     )
 
 
@@ -159,6 +180,7 @@ def accepted(
     scaling: ScalingStatus | None = None,
     elastic: Elastic | None = None,
     told: Sequence[ConditionState] = (),
+    certificates: Issued | None = None,
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
 
@@ -166,8 +188,8 @@ def accepted(
     transition times. `routers`: what the ready ones said; `None` where nobody asks them, and nothing is said of
     canaries. `planned`: what the plan for the workers waits for. `leaving`: workers on their way out. `removing`:
     sets that are yet to be deleted. `scaling`: what was decided about sizes. `elastic`: how the sizes change by
-    themselves, if they do. `told`:
-    verdicts that do not count for Ready, of what is around the pods.
+    themselves, if they do. `told`: verdicts that do not count for Ready, of what is around the pods.
+    `certificates`: what was issued.
     """
     known = [*desired, *observed.objects.values(), *observed.removing.values()]
     refused: dict[str, str] = {}
@@ -210,6 +232,7 @@ def accepted(
         prefill=of["prefill"],
         decode=of["decode"],
         router=of["router"],
+        certificates=certificates,
     )
 
 

@@ -11,6 +11,7 @@ from kvasir_operator.plan.observed import CLAIM_MISSING, Observed, PodProblem
 from kvasir_operator.plan.preload import Loading
 from kvasir_operator.plan.wanted import wanted as wanted_of
 from kvasir_operator.render.names import Object, Role
+from kvasir_operator.render.network import WAYS_IN
 
 ROLES: tuple[Role, ...] = ("prefill", "decode", "router")
 CONDITIONS: dict[Role, str] = {"prefill": "PrefillReady", "decode": "DecodeReady", "router": "RouterReady"}
@@ -187,18 +188,51 @@ def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list
     return [ConditionState("MetricsReachable", True, "NamespaceAllowed", message)]
 
 
+def certificates_ready(authority: str, expires: str) -> ConditionState:
+    """Pods have certificates, by which they know each other."""
+    message = f"pods have certificates of authority {authority}, valid until {expires}"
+    return ConditionState("CertificatesReady", True, "Issued", message)
+
+
+def no_certificates(reason: str, message: str) -> ConditionState:
+    """Certificates cannot be issued. Pods that are there go on with those that they have; new ones do not start."""
+    return ConditionState("CertificatesReady", False, reason, message, trouble=True)
+
+
+def transfer_encrypted(service: InferenceService) -> list[ConditionState]:
+    """Whether what workers tell each other can be read by who is on the network between them."""
+    transfer, kind = service.spec.transfer, "TransferEncrypted"
+    if transfer.encryption == "Off":
+        message = "spec.transfer.encryption is Off: who reaches the workers' ports can read and write their KV"
+        return [ConditionState(kind, False, "Off", message)]
+    if transfer.fabric == "shm":
+        return [
+            ConditionState(kind, True, "SharedMemory", "KV stays on its node; control connections are mutual TLS")
+        ]
+    if transfer.fabric == "rdma" or (transfer.fabric == "auto" and transfer.rdma_resource):
+        message = (
+            "control connections are mutual TLS; KV is not encrypted on the RDMA fabric, which is trusted with it"
+        )
+        return [ConditionState(kind, False, "TrustedFabric", message)]
+    message = "control connections are mutual TLS; KV is not encrypted on its way over TCP"
+    return [ConditionState(kind, False, "PlainTCP", message)]
+
+
 def exposed(
     service: InferenceService, rendered: Sequence[Object], servable: Sequence[Object]
 ) -> list[ConditionState]:
     """Whether clients outside have a way in; nothing is said where none is wanted."""
-    kind = service.spec.router.expose.type
-    if kind == "Service":
+    ways = [each for each in rendered if each["kind"] in WAYS_IN]
+    if not ways:
         return []
-    item = next(each for each in rendered if each["kind"] == kind)
-    if any(each["kind"] == kind for each in servable):
-        return [ConditionState("Exposed", True, "Created", f"{kind} {item['metadata']['name']} is there")]
-    message = f"this cluster does not serve {item['apiVersion']} {kind}: the endpoint is inside the cluster only"
-    return [ConditionState("Exposed", False, "APINotServed", message, trouble=True)]
+    there = {each["kind"] for each in servable}
+    missing = [f"{each['apiVersion']} {each['kind']}" for each in ways if each["kind"] not in there]
+    if missing:
+        what = " and ".join(missing)
+        message = f"this cluster does not serve {what}: the endpoint is inside the cluster only"
+        return [ConditionState("Exposed", False, "APINotServed", message, trouble=True)]
+    made = " and ".join(f"{each['kind']} {each['metadata']['name']}" for each in ways)
+    return [ConditionState("Exposed", True, "Created", f"{made} {'is' if len(ways) == 1 else 'are'} there")]
 
 
 def kstatus(ready: ConditionState, progressing: ConditionState, degraded: ConditionState) -> list[ConditionState]:

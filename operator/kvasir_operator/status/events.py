@@ -23,7 +23,7 @@ CALM = {
 # Conditions that are good when they are False, and what their end is called.
 _ENDS = {"Degraded": "Recovered", "Progressing": "Complete"}
 # What others tell already, or nobody waits for.
-_QUIET = {"Stalled", "Reconciling", "MetricsReachable", "Exposed"}
+_QUIET = {"Stalled", "Reconciling", "MetricsReachable", "Exposed", "TransferEncrypted"}
 
 
 class StatusEvent(msgspec.Struct, frozen=True):

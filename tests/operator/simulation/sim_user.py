@@ -99,6 +99,7 @@ class User:
             "prefill": {"replicas": self._chance.randint(0, 3), "device": "cpu", **self._chance.choice(SHAPES)},
             "decode": {"replicas": self._chance.randint(1, 3), "device": "cpu", **self._chance.choice(SHAPES)},
             "drain": {"deadlineSeconds": self._chance.choice((5, 10))},
+            "engine": {"imagePolicy": self._chance.choice(("Keep", "FollowOperator"))},
             "rollout": self._chance.choice(
                 ({"maxSurge": 1}, {"maxSurge": 2}, {"maxSurge": 0, "maxUnavailable": 1}, {"maxUnavailable": 1})
             ),

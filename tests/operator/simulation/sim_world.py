@@ -22,7 +22,7 @@ from sim_operator import Network, Operator, Request
 from sim_server import SETS, Server, object_path
 from sim_user import NAMESPACE, User
 
-from kvasir_operator.api import PLURAL, WORKER_ROLES, InvalidService, parse
+from kvasir_operator.api import PLURAL, WORKER_ROLES, InferenceService, InvalidService, parse
 from kvasir_operator.api.kinds import SET_KIND, SET_PLURAL
 from kvasir_operator.plan.observed import reference, workload_name
 from kvasir_operator.plan.wanted import runs_pods
@@ -236,12 +236,12 @@ class World:
             serving = service.spec.decode.replicas > 0 or service.spec.scaling.holds is not None
             if ready.get("status") != ("True" if serving else "False"):
                 return f"{path} has Ready={ready.get('status')}: {ready.get('message')}"
-            for item in render(service, self._options):
+            for item in render(service, self._kept(service, status)):
                 where = object_path(NAMESPACE, item)
                 if item["kind"] != SET_KIND and where.split("/namespaces/")[0] in self._server.served:
                     wanted[where] = item
             for role in WORKER_ROLES:
-                found = wanted_of(render(service, self._options), role)
+                found = wanted_of(render(service, self._kept(service, status)), role)
                 if found.grouped:
                     there = [
                         p for p, o in self._server.items(SET_PLURAL) if workload_name(reference(o)) == found.name
@@ -252,6 +252,12 @@ class World:
                         set_of_one = numbered(found.items[0], int(at.rpartition("-")[2]))
                         wanted[at] = {**set_of_one, "spec": {**set_of_one["spec"], "replicas": 1}}
         return self._different(wanted) or self._orphans(wanted)
+
+    def _kept(self, service: InferenceService, status: Object) -> Options:
+        """With which image the pods are to be: the operator's, or the one that is remembered."""
+        if service.spec.engine.image_policy == "FollowOperator":
+            return self._options
+        return Options(engine_image=status["release"]["image"], defaults=status["release"]["defaults"])
 
     def _different(self, wanted: dict[str, Object]) -> str:
         for path, item in wanted.items():

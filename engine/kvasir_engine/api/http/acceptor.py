@@ -6,14 +6,18 @@ import errno
 import logging
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable
+
+from kvasir_engine.tls import HANDSHAKE_SECONDS, Credentials, why_failed
 
 log = logging.getLogger("api")
 
 BATCH = 64  # connections that are accepted at once, before others of the loop's work
 PAUSE_SECONDS = 0.5
 TELL_SECONDS = 10.0
+MOST_HANDSHAKES = 256  # at once: each holds memory, and has an end
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -25,7 +29,14 @@ class Acceptor:
     served is taken and closed, so its client learns of it. Where not even that is possible it pauses.
     """
 
-    def __init__(self, sock: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        make: Callable[[], asyncio.Protocol],
+        credentials: Credentials | None = None,
+    ) -> None:
+        """With `credentials` a connection has no protocol before its TLS handshake has ended well."""
+        self._credentials = credentials
         sock.setblocking(False)
         self._sock = sock
         self._make = make
@@ -51,7 +62,7 @@ class Acceptor:
     def _accept(self) -> None:
         for _ in range(BATCH):
             try:
-                conn, _address = self._sock.accept()
+                conn, address = self._sock.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -61,14 +72,30 @@ class Acceptor:
                     self._pause()
                     return
                 continue
+            if self._credentials is not None and len(self._tasks) >= MOST_HANDSHAKES:
+                log.warning("refused address=%s reason='%d handshakes are under way'", address[0], MOST_HANDSHAKES)
+                conn.close()
+                continue
             conn.setblocking(False)
             task = self._loop.create_task(self._connect(conn))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, conn: socket.socket) -> None:
+        credentials, address = self._credentials, _peer(conn)
         try:
-            await self._loop.connect_accepted_socket(self._make, conn)
+            if credentials is None:
+                await self._loop.connect_accepted_socket(self._make, conn)
+                return
+            await self._loop.connect_accepted_socket(
+                self._make, conn, ssl=credentials.server, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+        except (ssl.SSLError, ConnectionError) as error:
+            if credentials is None:
+                log.info("connection lost at once reason=%r", str(error))
+            else:
+                log.warning("refused address=%s reason=%r", address, f"no TLS with it: {why_failed(error)}")
+            conn.close()
         except OSError as error:
             log.info("connection lost at once reason=%r", str(error))
             conn.close()
@@ -107,3 +134,9 @@ class Acceptor:
     def _pause(self) -> None:
         self._loop.remove_reader(self._sock.fileno())
         self._again = self._loop.call_later(PAUSE_SECONDS, self._loop.add_reader, self._sock.fileno(), self._accept)
+
+
+def _peer(conn: socket.socket) -> str:
+    with contextlib.suppress(OSError):
+        return str(conn.getpeername()[0])
+    return "gone"

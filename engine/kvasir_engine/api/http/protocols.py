@@ -1,6 +1,8 @@
 """uvicorn's protocols within limits: HTTP/1.1 by h11, and WebSockets."""
 
+import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,8 @@ from uvicorn.server import ServerState
 from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.http.connections import ConnectionGate, Entry
 from kvasir_engine.api.http.strict_heads import StrictConnection
+
+log = logging.getLogger("api")
 
 PROBES = frozenset({"/health", "/ready"})
 
@@ -47,10 +51,17 @@ class GuardedHttp(H11Protocol):
     """
 
     def __init__(
-        self, gate: ConnectionGate, config: Config, server_state: ServerState, app_state: dict[str, Any]
+        self,
+        gate: ConnectionGate,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        refusal: Callable[[Any], str | None] | None = None,
     ) -> None:
+        """`refusal` says of a transport why its peer gets no answer to anything."""
         super().__init__(config, server_state, app_state)
         self._gate = gate
+        self._refusal = refusal
         self.conn = StrictConnection(gate.limits)
         self.ws_protocol_class = partial(GuardedWebSocket, gate)  # type: ignore[assignment]
         self._writing = _Writing()
@@ -81,6 +92,11 @@ class GuardedHttp(H11Protocol):
         super().connection_made(transport)
         self._idle_since = self._head_since = time.monotonic()
         address = self.client[0] if self.client else ""
+        reason = None if self._refusal is None else self._refusal(transport)
+        if reason is not None:
+            log.warning("refused address=%s reason=%r", address, reason)
+            transport.abort()
+            return
         entry = self._gate.enter(transport, self, address)
         if entry is Entry.PROBES:
             self.app = _ProbesOnly(self.app)

@@ -8,9 +8,11 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from kvasir_engine.api.http.acceptor import Acceptor
 from kvasir_engine.api.http.connections import ConnectionGate
@@ -19,6 +21,7 @@ from kvasir_engine.api.http.limits import HttpLimits, fitted
 from kvasir_engine.api.http.protocols import GuardedHttp
 from kvasir_engine.errors import PortTaken, UserError
 from kvasir_engine.private_folders import drain_socket
+from kvasir_engine.tls import Credentials, Untrusted
 
 log = logging.getLogger("api")
 
@@ -70,8 +73,15 @@ class _Server(uvicorn.Server):
     be held to limits from outside.
     """
 
-    def __init__(self, config: uvicorn.Config, limits: HttpLimits, leaving: GracefulShutdown) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        limits: HttpLimits,
+        leaving: GracefulShutdown,
+        secured: "Secured | None" = None,
+    ) -> None:
         super().__init__(config)
+        self._secured = secured
         self._gate = ConnectionGate(limits)
         self._leaving = leaving
         self._hurry: float | None = None
@@ -87,6 +97,8 @@ class _Server(uvicorn.Server):
 
         self.servers = []
         self._acceptors = [Acceptor(sock, make) for sock in sockets or []]
+        if self._secured is not None:
+            self._acceptors.append(self._secured.accept(self._gate, self.config, self.server_state))
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -102,12 +114,51 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+@dataclass(frozen=True)
+class Secured:
+    """A second listening socket: there `app` is served, by mutual TLS, to peers of these `roles` alone."""
+
+    app: Any
+    sock: socket.socket
+    credentials: Credentials
+    roles: tuple[str, ...]
+
+    def accept(self, gate: ConnectionGate, config: uvicorn.Config, state: ServerState) -> Acceptor:
+        """Begin to accept; `config` is the other socket's."""
+        own = uvicorn.Config(
+            self.app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http="h11",
+            proxy_headers=False,
+            server_header=False,
+            ws_per_message_deflate=False,
+            timeout_keep_alive=config.timeout_keep_alive,
+        )
+        own.load()
+
+        def make() -> asyncio.Protocol:
+            return GuardedHttp(gate, own, state, {}, self.refusal)
+
+        return Acceptor(self.sock, make, self.credentials)
+
+    def refusal(self, transport: Any) -> str | None:
+        """Why a peer, whose handshake has ended, is not served."""
+        try:
+            self.credentials.peer(transport.get_extra_info("ssl_object"), *self.roles)
+        except Untrusted as error:
+            return str(error)
+        return None
+
+
 async def serve(
     app: Any,
     sock: socket.socket,
     leaving: GracefulShutdown,
     until: asyncio.Event | None = None,
     limits: HttpLimits | None = None,
+    secured: Secured | None = None,
 ) -> None:
     """Serve the ASGI `app` until SIGTERM, SIGINT or `until`; then be unready, finish what is in flight, and return.
 
@@ -126,7 +177,7 @@ async def serve(
         timeout_keep_alive=int(limits.idle_seconds),
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config, limits, leaving)
+    server = _Server(config, limits, leaving, secured)
     stop = asyncio.Event()
 
     def on_signal() -> None:

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kvasir_engine.errors import ModelError
-from kvasir_engine.model.architectures import load_config
 from kvasir_engine.model.loading.gguf import Progress, convert
 from kvasir_engine.model.loading.packages import PACKAGES, ModelPackage
 from kvasir_engine.model.loading.safetensors_files import check_weights
 from kvasir_engine.model.loading.uri import FileURI, HubURI, ModelURI, PackageURI, parse
+from kvasir_engine.model.models.registry import load_config
 
 CONVERSION = "v1"
 """Part of a converted folder's name: a change of `gguf.py` that changes its output changes this."""

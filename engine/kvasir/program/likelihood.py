@@ -1,0 +1,188 @@
+"""How likely choices are, out of what endpoints answer. Pure: every function takes and gives values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from kvasir.program.expressions import Normalize
+
+T = TypeVar("T")
+
+
+class Unscored(Exception):
+    """The answer has not the log-probabilities that were asked for; the message says what lacks."""
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """One token of a prompt: what tells it from others, and its log-probability (None: of the first)."""
+
+    key: str
+    logprob: float | None
+
+
+@dataclass(frozen=True)
+class ScoredChoice:
+    """The tokens of a prompt that ends with a choice, and the first of them that has some of the choice's text."""
+
+    tokens: tuple[ScoredToken, ...]
+    begin: int
+
+
+class EchoLogprobs(msgspec.Struct, frozen=True):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    text_offset: list[int]
+
+
+class EchoChoice(msgspec.Struct, frozen=True):
+    text: str
+    index: int = 0
+    logprobs: EchoLogprobs | None = None
+
+
+class EchoAnswer(msgspec.Struct, frozen=True):
+    choices: list[EchoChoice]
+
+
+class PromptToken(msgspec.Struct, frozen=True):
+    logprob: float
+    decoded_token: str | None = None
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]
+
+
+class PromptLogprobsChoice(msgspec.Struct, frozen=True):
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class PromptLogprobsAnswer(msgspec.Struct, frozen=True):
+    choices: list[PromptLogprobsChoice]
+    prompt_logprobs: PromptLogprobs | None = None
+
+
+class ChatTop(msgspec.Struct, frozen=True):
+    token: str
+    logprob: float
+
+
+class ChatToken(msgspec.Struct, frozen=True):
+    top_logprobs: list[ChatTop] = []
+
+
+class NextLogprobs(msgspec.Struct, frozen=True):
+    """Of both endpoints: `top_logprobs` is completions', `content` chat's."""
+
+    top_logprobs: list[dict[str, float] | None] | None = None
+    content: list[ChatToken] | None = None
+
+
+class NextChoice(msgspec.Struct, frozen=True):
+    logprobs: NextLogprobs | None = None
+
+
+class NextAnswer(msgspec.Struct, frozen=True):
+    choices: list[NextChoice]
+
+
+def echoed(body: bytes, prompt: str, choices: Sequence[str]) -> list[ScoredChoice]:
+    """Of an answer with `echo` and `logprobs` to the prompts that end with each choice. Raises Unscored."""
+    answer = sorted(_decoded(body, EchoAnswer).choices, key=lambda each: each.index)
+    if len(answer) != len(choices):
+        raise Unscored(f"{len(answer)} answers to {len(choices)} prompts")
+    return [_echoed(one, prompt, choice) for one, choice in zip(answer, choices, strict=True)]
+
+
+def _echoed(answer: EchoChoice, prompt: str, choice: str) -> ScoredChoice:
+    scores, whole = answer.logprobs, prompt + choice
+    if scores is None or not answer.text.startswith(whole):
+        raise Unscored("the prompt's log-probabilities are not in the answer")
+    count = len(scores.tokens)
+    if not count == len(scores.token_logprobs) == len(scores.text_offset):
+        raise Unscored("the lists of tokens, log-probabilities and offsets differ in length")
+    shift = 0
+    text = "".join(scores.tokens)
+    if count > 1 and not text.startswith(whole) and text[len(scores.tokens[0]) :].startswith(whole):
+        shift = scores.text_offset[1]  # a token that begins every prompt, and that the text has not
+    offsets = [each - shift for each in scores.text_offset]
+    last = next((place for place in range(count) if offsets[place] >= len(whole)), count)
+    ends = [*offsets[1:last], len(whole)]
+    begin = next((place for place in range(last) if ends[place] > len(prompt)), last)
+    tokens = [ScoredToken(*each) for each in zip(scores.tokens[:last], scores.token_logprobs[:last], strict=True)]
+    if begin == last or begin == 0 or any(each.logprob is None for each in tokens[max(begin, 1) :]):
+        raise Unscored("the prompt's tokens have no log-probabilities")
+    return ScoredChoice(tuple(tokens), begin)
+
+
+def of_prompt(body: bytes, choice: str) -> ScoredChoice:
+    """Of an answer with vLLM's `prompt_logprobs` to a prompt that ends with the choice. Raises Unscored."""
+    answer = _decoded(body, PromptLogprobsAnswer)
+    found = answer.prompt_logprobs or (answer.choices[0].prompt_logprobs if answer.choices else None)
+    if not found or len(found) < 2 or any(not each for each in found[1:]):
+        raise Unscored("prompt_logprobs are not in the answer")
+    tokens, texts = [], []
+    for each in found:
+        key, token = next(iter(each.items())) if each else ("", None)  # the prompt's own token is the first
+        tokens.append(ScoredToken(key, token.logprob if token else None))
+        texts.append((token.decoded_token if token else None) or "")
+    begin, tail = len(tokens), ""
+    while begin > 1 and len(tail) < len(choice):
+        begin -= 1
+        tail = texts[begin] + tail
+    if not tail.endswith(choice):
+        begin = len(tokens)  # the texts do not tell: the tokens that differ are what is compared
+    return ScoredChoice(tuple(tokens), begin)
+
+
+def scores_of(scored: Sequence[ScoredChoice], normalize: Normalize) -> list[float]:
+    """A number for each choice; the highest is the most likely.
+
+    The tokens before the first that differs are the same for all, with the same probability, and count only where
+    they have some of a choice's text. A choice that begins another is one token shorter at least.
+    """
+    alike = 0
+    shortest = min(len(each.tokens) for each in scored)
+    while alike < shortest and len({each.tokens[alike].key for each in scored}) == 1:
+        alike += 1
+    begin = max(1, min(alike, *(each.begin for each in scored)))
+    found = []
+    for each in scored:
+        logprobs = [token.logprob or 0.0 for token in each.tokens[begin:]]
+        total = sum(logprobs)
+        found.append(total / len(logprobs) if normalize == "tokens" and logprobs else total)
+    return found
+
+
+def next_tokens(body: bytes) -> dict[str, float]:
+    """The likeliest next tokens by their text, of an answer of one token. Raises Unscored."""
+    answer = _decoded(body, NextAnswer)
+    scores = answer.choices[0].logprobs if answer.choices else None
+    if scores is not None and scores.top_logprobs:
+        return dict(scores.top_logprobs[0] or {})
+    if scores is not None and scores.content:
+        return {each.token: each.logprob for each in scores.content[0].top_logprobs}
+    raise Unscored("the next token's log-probabilities are not in the answer")
+
+
+def descend(left: Sequence[str], tokens: dict[str, float]) -> tuple[str, float] | None:
+    """The likeliest token that a text of `left` begins with, or that begins with one of them; None: there is none.
+
+    Of the token only what is such a text's own is given.
+    """
+    best: tuple[str, float] | None = None
+    for token, logprob in tokens.items():
+        taken = next((token for text in left if token and text.startswith(token)), None)
+        taken = taken or next((text for text in left if text and token.startswith(text)), None)
+        if taken and (best is None or logprob > best[1]):
+            best = (taken, logprob)
+    return best
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise Unscored(f"the answer is not as OpenAI's: {error}") from None

@@ -1,0 +1,173 @@
+"""The ways to ask an endpoint which of some choices is the most likely, and which of them it knows."""
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from kvasir.program.errors import ProgramError
+from kvasir.program.expressions import METHODS, Method, Select
+from kvasir.program.likelihood import Unscored, descend, echoed, next_tokens, of_prompt, scores_of
+from kvasir.program.transcript import Transcript, constraint
+from kvasir_engine.client.chunks import CallUsage
+from kvasir_engine.client.connection import CallError
+
+Ask = Callable[[str, dict[str, Any]], Awaitable[bytes]]
+"""A whole answer to a body without the model, by path."""
+
+REFUSALS = frozenset({400, 404, 405, 415, 422, 500, 501})
+"""How endpoints say that they do not know a field. 500: some fail over it."""
+TOP_COMPLETIONS, TOP_CHAT = 5, 20
+_HALF = math.log(0.5)
+
+
+@dataclass
+class Selected:
+    """What was chosen and how. `scores` are the choices' log-likelihoods where the method gives them."""
+
+    choice: str
+    method: Method
+    scores: dict[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    calls: int = 0
+
+
+class Selector:
+    """Chooses by the first method that the endpoint knows. What it does not know is not tried again."""
+
+    def __init__(self) -> None:
+        self._unknown: set[tuple[str, Method]] = set()
+
+    async def select(self, ask: Ask, transcript: Transcript, select: Select) -> Selected:
+        """Raises ProgramError where no method can be used, CallError where the endpoint fails."""
+        path, counted = transcript.path, _Counted(ask)
+        transcript.body()  # what is wrong with the transcript is no method's fault
+        methods = [select.method] if select.method != "auto" else [
+            each for each in METHODS if (path, each) not in self._unknown
+        ]  # fmt: skip
+        reasons: list[str] = []
+        refused: list[Method] = []
+        for method in methods:
+            try:
+                choice, scores = await _WAYS[method](counted, transcript, select)
+            except Unscored as error:
+                reasons.append(f"{method}: {error}")
+            except CallError as error:
+                if error.status not in REFUSALS:
+                    raise
+                reasons.append(f"{method}: {error.kind}: {error}")
+                refused.append(method)
+            else:
+                # a body that every method is refused for may be at fault itself, so only now
+                self._unknown |= {(path, each) for each in refused}
+                return Selected(choice, method, scores, **counted.usage)
+        raise ProgramError(f"the endpoint can choose by no method ({'; '.join(reasons)})")
+
+
+class _Counted:
+    """Asks, and counts what it cost."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self.usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "calls": 0}
+
+    async def __call__(self, path: str, body: dict[str, Any]) -> bytes:
+        answer = await self._ask(path, body)
+        try:
+            used = msgspec.json.decode(answer, type=_OfUsage).usage or CallUsage()
+        except msgspec.DecodeError:
+            used = CallUsage()
+        self.usage["calls"] += 1
+        self.usage["prompt_tokens"] += used.prompt_tokens
+        self.usage["cached_tokens"] += used.cached
+        self.usage["completion_tokens"] += used.completion_tokens or 0
+        return answer
+
+
+class _OfUsage(msgspec.Struct, frozen=True):
+    usage: CallUsage | None = None
+
+
+Found = tuple[str, dict[str, float]]
+
+
+async def _by_echo(ask: Ask, transcript: Transcript, select: Select) -> Found:
+    """One request for all choices: completions repeat each prompt with its log-probabilities."""
+    if transcript.path != "completions":
+        raise Unscored("only completions echo a prompt")
+    prompts = [transcript.text + choice for choice in select.choices]
+    body = {"prompt": prompts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+    scored = echoed(await ask("completions", body), transcript.text, select.choices)
+    return _most_likely(select, scores_of(scored, select.normalize))
+
+
+async def _by_prompt_logprobs(ask: Ask, transcript: Transcript, select: Select) -> Found:
+    """A request a choice, with vLLM's field; in a chat the choice ends the assistant's turn."""
+    scored = []
+    for choice in select.choices:
+        body = {**transcript.add(choice).body(), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        scored.append(of_prompt(await ask(transcript.path, body), choice))
+    return _most_likely(select, scores_of(scored, select.normalize))
+
+
+async def _by_greedy(ask: Ask, transcript: Transcript, select: Select) -> Found:
+    """Token by token: the likeliest next token that fits a choice, until one is left."""
+    chat = transcript.path != "completions"
+    top: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_CHAT} if chat else {"logprobs": TOP_COMPLETIONS}
+    taken, left = "", list(select.choices)
+    while len(left) > 1:
+        body = {**transcript.add(taken).body(), "max_tokens": 1, "temperature": 0, **top}
+        tokens = next_tokens(await ask(transcript.path, body))
+        rest = [each.removeprefix(taken) for each in left]
+        found = descend(rest, tokens)
+        if "" in rest and (found is None or found[1] < _HALF):
+            return taken, {}  # that the text goes on is less likely than that it does not
+        if found is None:
+            raise Unscored(f"none of the {TOP_CHAT if chat else TOP_COMPLETIONS} likeliest tokens begins a choice")
+        taken += found[0]
+        left = [each for each in left if each.startswith(taken)]
+    return left[0], {}
+
+
+async def _by_grammar(ask: Ask, transcript: Transcript, select: Select) -> Found:
+    """The endpoint's own structured output, greedy."""
+    body = {**transcript.body(), "temperature": 0, "max_tokens": max(map(len, select.choices)) + 8}
+    answer = await ask(transcript.path, {**body, **constraint(transcript.path, choices=select.choices)})
+    try:
+        first = msgspec.json.decode(answer, type=_Answered).choices[0]
+    except (msgspec.DecodeError, IndexError) as error:
+        raise Unscored(f"the answer is not as OpenAI's: {error}") from None
+    text = first.text if first.message is None else first.message.content
+    if text not in select.choices:
+        raise Unscored(f"the answer {text!r} is none of the choices")
+    return text, {}
+
+
+class _Message(msgspec.Struct, frozen=True):
+    content: str | None = None
+
+
+class _AnsweredChoice(msgspec.Struct, frozen=True):
+    text: str | None = None
+    message: _Message | None = None
+
+
+class _Answered(msgspec.Struct, frozen=True):
+    choices: list[_AnsweredChoice]
+
+
+def _most_likely(select: Select, scores: list[float]) -> Found:
+    by_choice = dict(zip(select.choices, scores, strict=True))
+    return max(by_choice, key=by_choice.__getitem__), by_choice
+
+
+_WAYS: dict[Method, Callable[[Ask, Transcript, Select], Awaitable[Found]]] = {
+    "echo": _by_echo,
+    "prompt_logprobs": _by_prompt_logprobs,
+    "greedy": _by_greedy,
+    "structured": _by_grammar,
+}

@@ -1,0 +1,35 @@
+"""Batches within a process that serves: from the flag to the task that works on them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.types import ASGIApp
+
+from kvasir_engine.api.batch.folder import BatchFolder
+from kvasir_engine.api.batch.runner import BatchRunner
+from kvasir_engine.api.lifecycle import Lifecycle
+from kvasir_engine.api.request_body import most_body_bytes
+from kvasir_engine.engine_client import EngineClient
+from kvasir_engine.supervisor import Supervisor
+
+
+def batches_of(folder: str, lifecycle: Lifecycle) -> BatchRunner | None:
+    """What --batch-dir asks for; None without it. Raises UserError."""
+    return BatchRunner(BatchFolder(Path(folder)), lifecycle) if folder else None
+
+
+@asynccontextmanager
+async def working(
+    batches: BatchRunner | None, app: ASGIApp, client: EngineClient, tasks: Supervisor
+) -> AsyncIterator[None]:
+    """Work on batches meanwhile; what is unfinished at the end goes on at the next start."""
+    if batches is None:
+        yield
+        return
+    task = tasks.start(batches.run(app, lambda: most_body_bytes(client.max_length)), "batches")
+    try:
+        yield
+    finally:
+        await tasks.stop(task)
+        batches.close()

@@ -1,0 +1,166 @@
+"""What `params.py` and `prompts.py` take of each field of a body, as JSON Schema: for /openapi.json.
+
+msgspec's own schemas say types and names only: ranges are checked later, with OpenAI's words for what is wrong.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kvasir_engine.api.logits_params import MOST_BAD_WORD_CHARACTERS, MOST_BAD_WORDS
+from kvasir_engine.api.params import (
+    MOST_CHOICES,
+    MOST_COMPLETION_LOGPROBS,
+    MOST_LABEL,
+    MOST_METADATA,
+    MOST_STOP_CHARACTERS,
+    MOST_STOP_TOKENS,
+    MOST_STOPS,
+    MOST_TOP_LOGPROBS,
+)
+from kvasir_engine.bounds import (
+    INT32,
+    INT64,
+    LEAST_REPETITION,
+    MOST_BIAS,
+    MOST_BIASES,
+    MOST_PENALTY,
+    MOST_PRIORITY,
+    MOST_REPETITION,
+)
+
+Schema = dict[str, Any]
+
+
+def _number(low: float, high: float) -> Schema:
+    limits = {"minimum": low} | ({} if high == math.inf else {"maximum": high})
+    return {"integer": limits, "number": limits}
+
+
+_COUNT = _number(1, INT32)
+_PENALTY = _number(-MOST_PENALTY, MOST_PENALTY)
+_LABEL = {"string": {"maxLength": MOST_LABEL}}
+_STOP = {"minLength": 1, "maxLength": MOST_STOP_CHARACTERS}
+_METADATA = {
+    "object": {
+        "maxProperties": MOST_METADATA,
+        "additionalProperties": {"type": "string", "maxLength": MOST_LABEL},
+        "propertyNames": {"maxLength": MOST_LABEL},
+    }
+}
+
+
+def limits(vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
+    """By field, or by struct and field, what its values of each JSON type are held to."""
+    token = {"type": "integer", "minimum": 0, "maximum": vocab_size - 1}
+    return {
+        "temperature": _number(0, 2),
+        "top_p": _number(0, 1),
+        "top_k": _number(-1, INT32),
+        "min_p": _number(0, 1),
+        "min_tokens": _number(0, INT32),
+        "priority": _number(-MOST_PRIORITY - 1, MOST_PRIORITY),
+        "n": _number(1, MOST_CHOICES),
+        "best_of": _number(1, MOST_CHOICES),
+        "max_tokens": _COUNT,
+        "max_completion_tokens": _COUNT,
+        "max_output_tokens": _COUNT,
+        "truncate_prompt_tokens": {"integer": {"minimum": -1, "not": {"const": 0}}},
+        "seed": _number(-INT64 - 1, INT64),
+        "presence_penalty": _PENALTY,
+        "frequency_penalty": _PENALTY,
+        "repetition_penalty": _number(LEAST_REPETITION, MOST_REPETITION),
+        "top_logprobs": _number(0, MOST_TOP_LOGPROBS),
+        "logprobs": _number(0, MOST_COMPLETION_LOGPROBS),
+        "user": _LABEL,
+        "safety_identifier": _LABEL,
+        "prompt_cache_key": _LABEL,
+        "cache_salt": {"string": {"minLength": 1, "maxLength": MOST_LABEL}},
+        "metadata": _METADATA,
+        "stop": {"string": _STOP, "array": {"maxItems": MOST_STOPS, "items": {"type": "string", **_STOP}}},
+        "stop_token_ids": {"array": {"maxItems": MOST_STOP_TOKENS, "items": token}},
+        "allowed_token_ids": {"array": {"minItems": 1, "maxItems": vocab_size, "items": token}},
+        "bad_words": {
+            "array": {
+                "maxItems": MOST_BAD_WORDS,
+                "items": {"type": "string", "maxLength": MOST_BAD_WORD_CHARACTERS, "pattern": r"\S"},
+            }
+        },
+        "logit_bias": {
+            "object": {
+                "maxProperties": MOST_BIASES,
+                "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,9})$"},
+                "additionalProperties": {"type": "number", "minimum": -MOST_BIAS, "maximum": MOST_BIAS},
+            }
+        },
+        "stop_sequences": {"array": {"maxItems": MOST_STOPS, "items": {"type": "string", **_STOP}}},
+        "messages": {"array": {"minItems": 1}},
+        "input": {"array": {"minItems": 1}},
+        "prompt": {"array": {"minItems": 1}},
+        "tokens": {"array": {"items": token}},
+    }
+
+
+_CONVERSATION: Mapping[str, list[Any]] = {
+    "thinking": [None, {"type": "disabled"}],
+    "tools": [None, []],
+    "tool_choice": [None, {"type": "auto"}, {"type": "none"}],
+    "output_config": [None, {}],
+    "speed": [None, "standard"],
+}
+
+ONLY: Mapping[str, Mapping[str, list[Any]]] = {
+    "StreamOptions": {"include_obfuscation": [None, False]},
+    "ChatRequest": {
+        "store": [None, False],
+        "service_tier": [None, "auto", "default"],
+        "modalities": [None, ["text"]],
+        "verbosity": [None, "medium"],
+        "functions": [None, []],
+        "function_call": [None, "none", "auto"],
+        "audio": [None],
+        "prediction": [None],
+        "web_search_options": [None],
+    },
+    "ChatMessage": {
+        "role": ["system", "developer", "user", "assistant", "tool"],
+        "annotations": [None, []],
+    },
+    "ResponsesRequest": {
+        "store": [None, False],
+        "background": [None, False],
+        "service_tier": [None, "auto", "default"],
+        "parallel_tool_calls": [None, True],
+        "tools": [None, []],
+        "tool_choice": [None, "none", "auto"],
+        "truncation": [None, "disabled"],
+        "include": [None, [], ["message.output_text.logprobs"]],
+        "max_tool_calls": [None],
+        "previous_response_id": [None],
+        "conversation": [None],
+        "prompt": [None],
+    },
+    "ResponseStreamOptions": {"include_obfuscation": [None, False]},
+    "TextOptions": {"format": [None, {"type": "text"}], "verbosity": [None, "medium"]},
+    "ReasoningOptions": {"summary": [None]},
+    "InputItem": {"type": ["message"], "role": ["user", "assistant", "system", "developer"]},
+    "MessagesRequest": {
+        **_CONVERSATION,
+        "service_tier": [None, "auto", "standard_only"],
+        "mcp_servers": [None, []],
+        "container": [None],
+        "inference_geo": [None],
+    },
+    "CountTokensRequest": _CONVERSATION,
+    "BatchRequest": {
+        "endpoint": ["/v1/chat/completions", "/v1/completions", "/v1/responses"],
+        "completion_window": ["24h"],
+    },
+    "Tool": {"type": ["function"], "custom": [None]},
+    "NamedToolChoice": {"type": ["function"], "custom": [None], "allowed_tools": [None]},
+    "MessageToolCall": {"type": ["function"]},
+    "TurnMessage": {"role": ["user", "assistant"]},
+    "CacheControl": {"type": ["ephemeral"]},
+    "CompletionRequest": {"suffix": [None, ""]},
+}
+"""Fields that have these values only: those that change nothing, or all that are known."""

@@ -1,0 +1,200 @@
+"""The bodies of OpenAI's Responses API: what is asked, what is answered, and a stream's events."""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class InputText(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    """A part of a message: `input_text`, or `output_text` of an answer that is sent back."""
+
+    type: str
+    text: str | None = None
+
+
+class InputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    """An item of the conversation. `id` and `status` are those that an answer's items have."""
+
+    type: str = "message"
+    role: str | None = None
+    content: str | list[InputText] | None = None
+
+
+class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+    type: str
+
+
+class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class ReasoningOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    effort: str | None = None
+    summary: str | None = None
+
+
+class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    include_obfuscation: bool | None = None
+
+
+class ResponsesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Body of POST /v1/responses. Nothing is stored: `store` true and what refers to stored things is refused."""
+
+    model: str
+    input: str | list[InputItem]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: int | None = None
+    stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
+    metadata: dict[str, str] | None = None
+    truncation: str | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    include: list[str] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # vLLM's names
+    priority: int | None = None
+    seed: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    cache_salt: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # only with the value that changes nothing
+    store: bool | None = None
+    background: bool | None = None
+    service_tier: str | None = None
+    parallel_tool_calls: bool | None = None
+    tools: list[msgspec.Raw] | None = None
+    tool_choice: str | dict[str, msgspec.Raw] | None = None
+    max_tool_calls: None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+
+
+class TopTextLogprob(msgspec.Struct, frozen=True):
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class TextLogprob(msgspec.Struct, frozen=True):
+    token: str
+    bytes: list[int]
+    logprob: float
+    top_logprobs: list[TopTextLogprob]
+
+
+class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
+    text: str
+    annotations: list[str] = []
+    logprobs: list[TextLogprob] = []
+
+
+class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
+    id: str
+    content: list[OutputText]
+    status: str
+    role: str = "assistant"
+
+
+class InputTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct, frozen=True):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseError(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+
+
+class IncompleteDetails(msgspec.Struct, frozen=True):
+    reason: str
+
+
+class ShownFormat(msgspec.Struct, frozen=True):
+    type: str = "text"
+
+
+class ShownText(msgspec.Struct, frozen=True):
+    format: ShownFormat = ShownFormat()
+    verbosity: str = "medium"
+
+
+class ShownReasoning(msgspec.Struct, frozen=True):
+    effort: str | None = None
+    summary: str | None = None
+
+
+class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer; OpenAI calls it Response."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: str
+    background: bool = False
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    max_tool_calls: None = None
+    model: str
+    output: list[OutputMessage] = []
+    parallel_tool_calls: bool = True
+    previous_response_id: None = None
+    prompt_cache_key: str | None = None
+    reasoning: ShownReasoning = ShownReasoning()
+    safety_identifier: str | None = None
+    service_tier: str = "default"
+    store: bool = False
+    temperature: float
+    text: ShownText = ShownText()
+    tool_choice: str = "auto"
+    tools: list[Any] = []
+    top_logprobs: int = 0
+    top_p: float
+    truncation: str = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None = None
+    metadata: dict[str, str]
+
+
+class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event of a stream, of whatever type; OpenAI's types say which fields each has."""
+
+    type: str
+    sequence_number: int
+    response: ModelResponse | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    item: OutputMessage | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    part: OutputText | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    logprobs: list[TextLogprob] | UnsetType = UNSET
+    code: str | UnsetType | None = UNSET
+    message: str | UnsetType = UNSET
+    param: str | UnsetType | None = UNSET

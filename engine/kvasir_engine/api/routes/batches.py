@@ -1,0 +1,52 @@
+"""`/v1/batches`: many requests from a file, answered behind all others."""
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from kvasir_engine.api.batch.paging import asked_limit, check_query, page
+from kvasir_engine.api.batch.runner import BatchRunner, refuse_endpoint
+from kvasir_engine.api.batch.schemas import BatchList, BatchRequest
+from kvasir_engine.api.errors import unsupported
+from kvasir_engine.api.http_responses import json_response
+from kvasir_engine.api.params import check_metadata
+from kvasir_engine.api.routes.files import disk_error
+from kvasir_engine.api.service import Service
+
+ENDPOINTS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+
+
+def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
+    @app.post("/v1/batches")
+    async def create(request: Request) -> Response:
+        owner = service.caller(request).salt
+        body = await service.read(request, BatchRequest)
+        refuse_endpoint(body.endpoint, ENDPOINTS)
+        if body.completion_window != "24h":
+            raise unsupported("completion_window", "Unsupported value: 'completion_window' is '24h'.")
+        check_metadata(body.metadata)
+        try:
+            return json_response(batches.create(owner, body))
+        except OSError as error:
+            raise disk_error(error) from error
+
+    @app.get("/v1/batches")
+    async def listed(request: Request) -> Response:
+        owner = service.caller(request).salt
+        query = request.query_params
+        check_query(query, ("limit", "after"))
+        some, more = page(batches.jobs.of(owner), query.get("after"), asked_limit(query, 20, 100))
+        ids = [each.id for each in some]
+        return json_response(
+            BatchList(data=some, first_id=next(iter(ids), None), last_id=ids[-1] if ids else None, has_more=more)
+        )
+
+    @app.get("/v1/batches/{id}")
+    async def batch(id: str, request: Request) -> Response:
+        return json_response(batches.jobs.get(service.caller(request).salt, id))
+
+    @app.post("/v1/batches/{id}/cancel")
+    async def cancel(id: str, request: Request) -> Response:
+        try:
+            return json_response(batches.cancel(service.caller(request).salt, id))
+        except OSError as error:
+            raise disk_error(error) from error

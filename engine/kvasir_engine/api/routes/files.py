@@ -1,0 +1,100 @@
+"""`/v1/files`: the inputs and outputs of batches."""
+
+import asyncio
+import logging
+
+from fastapi import FastAPI, Request
+from starlette.responses import FileResponse, Response
+
+from kvasir_engine.api.batch.folder import partial
+from kvasir_engine.api.batch.paging import asked_limit, check_query, page
+from kvasir_engine.api.batch.runner import BatchRunner
+from kvasir_engine.api.batch.schemas import FileDeleted, FileList
+from kvasir_engine.api.batch.upload import Form, read_upload
+from kvasir_engine.api.errors import ApiError, bad_request, unsupported
+from kvasir_engine.api.http_responses import json_response
+from kvasir_engine.api.service import Service
+
+log = logging.getLogger("api")
+
+
+def disk_error(error: OSError) -> ApiError:
+    log.error("the batch folder cannot be used reason=%r", str(error))
+    return ApiError(503, f"The server's disk fails: {error.strerror}.", code="disk", type="server_error")
+
+
+def _check(form: Form) -> str:
+    """The file's purpose. Raises ApiError."""
+    for name in form.fields:
+        if name != "purpose":
+            raise bad_request(f"Unknown parameter: '{name[:100]}'.", name, "unknown_parameter")
+    if form.filename is None:
+        raise bad_request("Missing required parameter: 'file'.", "file", "missing_required_parameter")
+    purpose = form.fields.get("purpose")
+    if purpose is None:
+        raise bad_request("Missing required parameter: 'purpose'.", "purpose", "missing_required_parameter")
+    if purpose != "batch":
+        message = f"Unsupported value: 'purpose' does not support '{purpose[:100]}', only 'batch'."
+        raise unsupported("purpose", message)
+    return purpose
+
+
+def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
+    store, limits = batches.files, batches.limits
+    uploads = 0
+
+    @app.post("/v1/files")
+    async def upload(request: Request) -> Response:
+        nonlocal uploads
+        owner = service.caller(request).salt
+        store.check_room(owner)
+        if uploads >= limits.uploads:
+            raise ApiError(503, "Too many files are being sent.", code="overloaded", type="server_error")
+        uploads += 1
+        path = partial(store.folder)
+        try:
+            form = await read_upload(request, path, limits.file_bytes)
+            purpose = _check(form)
+            return json_response(await asyncio.to_thread(store.add, owner, path, form.filename or "", purpose))
+        except OSError as error:
+            raise disk_error(error) from error
+        finally:
+            uploads -= 1
+            path.unlink(missing_ok=True)
+
+    @app.get("/v1/files")
+    async def files(request: Request) -> Response:
+        owner = service.caller(request).salt
+        query = request.query_params
+        check_query(query, ("limit", "after", "order", "purpose"))
+        order = query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise bad_request("Invalid value for 'order': expected 'asc' or 'desc'.", "order")
+        mine = [each for each in store.of(owner) if query.get("purpose") in (None, each.purpose)]
+        limit = asked_limit(query, 10_000, 10_000)
+        some, more = page(mine if order == "asc" else mine[::-1], query.get("after"), limit)
+        ids = [each.id for each in some]
+        return json_response(
+            FileList(data=some, first_id=next(iter(ids), None), last_id=ids[-1] if ids else None, has_more=more)
+        )
+
+    @app.get("/v1/files/{id}")
+    async def file(id: str, request: Request) -> Response:
+        return json_response(store.get(service.caller(request).salt, id))
+
+    @app.get("/v1/files/{id}/content")
+    async def content(id: str, request: Request) -> Response:
+        found = store.get(service.caller(request).salt, id)
+        return FileResponse(store.data(found.id), media_type="application/octet-stream")
+
+    @app.delete("/v1/files/{id}")
+    async def delete(id: str, request: Request) -> Response:
+        found = store.get(service.caller(request).salt, id)
+        using = batches.jobs.using(found.id)
+        if using is not None:
+            raise bad_request(f"The file is the input of {using.id}, which has not ended.", "id")
+        try:
+            store.delete(found.id)
+        except OSError as error:
+            raise disk_error(error) from error
+        return json_response(FileDeleted(id=found.id))

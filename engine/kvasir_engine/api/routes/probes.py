@@ -1,0 +1,44 @@
+"""How the process is: /health, /ready, /metrics and /version."""
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import msgspec
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.responses import Response
+
+from kvasir_engine.api.schemas import Version
+from kvasir_engine.api.service import Service
+
+
+def kvasir_version() -> str:
+    try:
+        return version("kvasir")
+    except PackageNotFoundError:  # run from a folder, not installed
+        return "0"
+
+
+def add(app: FastAPI, service: Service, registry: CollectorRegistry, over: Callable[[], str | None]) -> None:
+    """`over` says why the process serves no more, if it does not."""
+
+    @app.get("/health")
+    async def health() -> Response:
+        reason = over()
+        return Response(reason or "ok", 503 if reason else 200, media_type="text/plain")
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        reason = over() or service.unready_reason()
+        body = msgspec.json.encode({"reason": reason} if reason else {})
+        return Response(body, 503 if reason else 200, media_type="application/json")
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    shown = msgspec.json.encode(Version(kvasir_version()))
+
+    @app.get("/version")
+    async def show_version() -> Response:
+        return Response(shown, media_type="application/json")

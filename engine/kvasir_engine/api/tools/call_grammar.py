@@ -1,0 +1,198 @@
+"""What an answer has to be so that its calls cannot fail: structural tags, in the form that parsers read. Pure."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvasir_engine.api.tools import deepseek, harmony, hermes, mistral
+from kvasir_engine.api.tools.formats import OutputFormat
+from kvasir_engine.protocol import Grammar
+
+WHITESPACE = " ?"
+"""Between the parts of JSON: as models were taught, and not so much that one goes on with nothing else."""
+
+Tag = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CallSchema:
+    """A function that may be called, and the JSON schema of its arguments."""
+
+    name: str
+    schema: dict[str, Any]
+
+
+def forced_calls(calls: Sequence[CallSchema], format: OutputFormat, many: bool, begun: bool | None) -> Grammar:
+    """An answer that is a call, after the reasoning, if any; with `many` one or more."""
+    return _grammar(_after_reasoning(_calls(calls, format, many), format, begun))
+
+
+def triggered_calls(calls: Sequence[CallSchema], format: OutputFormat, many: bool, begun: bool | None) -> Grammar:
+    """Any answer in which what begins as a call is one."""
+    if format.tools == "openai":
+        final = _sequence(_const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), {"type": "any_text"})
+        return _grammar(_after_reasoning(_or(_calls(calls, format, many), final), format, begun))
+    tags, triggers = _triggered(calls, format, many)
+    free = {"type": "triggered_tags", "triggers": triggers, "tags": tags, "stop_after_first": not many}
+    return _grammar(_after_reasoning(free, format, begun))
+
+
+def calls_or(
+    grammar: Grammar, calls: Sequence[CallSchema], format: OutputFormat, many: bool, begun: bool | None
+) -> Grammar | None:
+    """An answer of this grammar, or calls; None if it cannot be said of this kind."""
+    answer = _answer(grammar, format)
+    if answer is None:
+        return None
+    either = _or(_calls(calls, format, many), answer)
+    return _grammar(_after_reasoning(either, format, begun), grammar.whitespace)
+
+
+def grammar_after_reasoning(grammar: Grammar, format: OutputFormat, begun: bool | None) -> Grammar | None:
+    """A grammar of the answer, where reasoning may come before it; None if it cannot be said of this kind."""
+    if format.reasoning != "openai" and (format.thinking is None or begun is False):
+        return grammar
+    answer = _answer(grammar, format)
+    return None if answer is None else _grammar(_after_reasoning(answer, format, begun), grammar.whitespace)
+
+
+def _answer(grammar: Grammar, format: OutputFormat) -> Tag | None:
+    """The grammar as a part of structural tags, in the channel that answers are in."""
+    answer = _as_tag(grammar)
+    if answer is None or "openai" not in (format.tools, format.reasoning):
+        return answer
+    return _sequence(_const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), answer)
+
+
+def _as_tag(grammar: Grammar) -> Tag | None:
+    match grammar.kind:
+        case "json_schema":
+            return {"type": "json_schema", "json_schema": json.loads(grammar.source)}
+        case "json_object":
+            return {"type": "json_schema", "json_schema": {"type": "object"}}
+        case "regex":
+            return {"type": "regex", "pattern": grammar.source}
+        case "choice":
+            return _or(*map(_const, json.loads(grammar.source)))
+        case "structural_tag":
+            asked = json.loads(grammar.source)
+            return asked.get("format") if isinstance(asked, dict) else None
+        case "lark" | "ebnf":
+            return None
+
+
+def _grammar(format: Tag, whitespace: str | None = WHITESPACE) -> Grammar:
+    source = json.dumps({"type": "structural_tag", "format": format}, ensure_ascii=False)
+    return Grammar("structural_tag", source, whitespace)
+
+
+def _const(text: str) -> Tag:
+    return {"type": "const_string", "value": text}
+
+
+def _sequence(*elements: Tag) -> Tag:
+    return {"type": "sequence", "elements": list(elements)}
+
+
+def _or(*elements: Tag) -> Tag:
+    return {"type": "or", "elements": list(elements)}
+
+
+def _tag(begin: str, schema: dict[str, Any], end: str) -> Tag:
+    return {"type": "tag", "begin": begin, "content": {"type": "json_schema", "json_schema": schema}, "end": end}
+
+
+def _several(tags: list[Tag], separator: str, many: bool) -> Tag:
+    return {
+        "type": "tags_with_separator",
+        "tags": tags,
+        "separator": separator,
+        "at_least_one": True,
+        "stop_after_first": not many,
+    }
+
+
+def _json(calls: Sequence[CallSchema], arguments: str, begin: str = "", end: str = "") -> list[Tag]:
+    return [
+        _tag(f'{begin}{{"name": {json.dumps(each.name)}, "{arguments}": ', each.schema, "}" + end) for each in calls
+    ]
+
+
+def _calls(calls: Sequence[CallSchema], format: OutputFormat, many: bool) -> Tag:
+    match format.tools:
+        case "hermes":
+            return _several(_hermes(calls), "\n", many)
+        case "llama3_json":
+            return _several(_json(calls, "parameters"), "; ", many)
+        case "mistral" if format.newer:
+            return _several(_mistral(calls), "", many)
+        case "mistral":
+            return _sequence(_const(mistral.OPEN), _array(calls, many))
+        case "deepseek_v3":
+            inner = _deepseek(calls, format, many)
+            return _sequence(_const(deepseek.CALLS), inner, _const(deepseek.CALLS_END))
+        case "openai":  # the answer ends with each call
+            begin = f"{harmony.CHANNEL}commentary to={harmony.FUNCTIONS}"
+            middle = f" {harmony.CONSTRAIN}json{harmony.MESSAGE}"
+            return _several([_tag(begin + each.name + middle, each.schema, "") for each in calls], "", False)
+        case _:
+            return _array(calls, many) if many else _several(_json(calls, "arguments"), "", False)
+
+
+def _array(calls: Sequence[CallSchema], many: bool) -> Tag:
+    return _sequence(_const("["), _several(_json(calls, "arguments"), ", ", many), _const("]"))
+
+
+def _hermes(calls: Sequence[CallSchema]) -> list[Tag]:
+    return _json(calls, "arguments", hermes.OPEN + "\n", "\n" + hermes.CLOSE)
+
+
+def _mistral(calls: Sequence[CallSchema]) -> list[Tag]:
+    return [_tag(f"{mistral.OPEN}{each.name}{mistral.ARGS}", each.schema, "") for each in calls]
+
+
+def _deepseek(calls: Sequence[CallSchema], format: OutputFormat, many: bool) -> Tag:
+    before, after = ("", "") if format.newer else ("function" + deepseek.SEPARATOR, "\n```")
+    between = deepseek.SEPARATOR if format.newer else "\n```json\n"
+    tags = [
+        _tag(f"{deepseek.CALL}{before}{each.name}{between}", each.schema, after + deepseek.CALL_END)
+        for each in calls
+    ]
+    return _several(tags, "" if format.newer else "\n", many)
+
+
+def _triggered(calls: Sequence[CallSchema], format: OutputFormat, many: bool) -> tuple[list[Tag], list[str]]:
+    """Tags, and what they begin with."""
+    match format.tools:
+        case "hermes":
+            return _hermes(calls), [hermes.OPEN]
+        case "llama3_json":
+            return _json(calls, "parameters"), ['{"name": ']
+        case "mistral" if format.newer:
+            return _mistral(calls), [mistral.OPEN]
+        case "mistral":
+            content = _array(calls, many)
+            return [{"type": "tag", "begin": mistral.OPEN, "content": content, "end": ""}], [mistral.OPEN]
+        case "deepseek_v3":
+            content = _deepseek(calls, format, many)
+            tag = {"type": "tag", "begin": deepseek.CALLS, "content": content, "end": deepseek.CALLS_END}
+            return [tag], [deepseek.CALLS]
+        case _:
+            return _json(calls, "arguments"), ['{"name": ']
+
+
+def _after_reasoning(answer: Tag, format: OutputFormat, begun: bool | None) -> Tag:
+    """The answer, and before it, where there may or must be reasoning, that."""
+    free: Tag = {"type": "any_text"}
+    if format.reasoning == "openai":
+        begin, end = f"{harmony.CHANNEL}analysis{harmony.MESSAGE}", f"{harmony.ENDS[0]}{harmony.START}assistant"
+        thought: Tag = {"type": "tag", "begin": begin, "content": free, "end": end}
+        return _or(answer, _sequence(thought, answer))
+    thinking = format.thinking
+    if thinking is None or begun is False:
+        return answer
+    within = begun is True or format.reasoning == "deepseek_r1"
+    thought = {"type": "tag", "begin": "" if within else thinking.open, "content": free, "end": thinking.close}
+    reasoned = _sequence(thought, {"type": "regex", "pattern": r"\n{0,2}"}, answer)
+    return reasoned if within else _or(answer, reasoned)

@@ -1,0 +1,1 @@
+"""`kvasir bench`: load on an endpoint, and what its clients see."""

@@ -1,0 +1,1 @@
+"""`kvasir chat` and `kvasir complete`: an endpoint in the terminal."""

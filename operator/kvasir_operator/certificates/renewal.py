@@ -1,0 +1,88 @@
+"""When certificates are due, and by which authority. Pure: times and authorities in, a decision out.
+
+A new authority is believed for a while before it signs: `ca.crt` of all pods has it then, wherever a peer's
+certificate comes from. The old one is believed until it ends, which is later than whatever it signed.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from kvasir_operator.certificates.authority import LEAF_LIFETIME, Authority
+
+# Two thirds of a certificate's life are left for an operator that is away or refused.
+RENEW_AFTER = LEAF_LIFETIME / 3
+# The next authority is made when the newest one has so long left: what it signs then still ends before it does.
+AUTHORITY_MARGIN = timedelta(days=90)
+# Until a new authority signs: kubelets bring a Secret to its pods in two minutes, and pods look every ten seconds.
+SPREAD = timedelta(hours=1)
+
+
+class Trusted(msgspec.Struct, frozen=True, rename="camel"):
+    """An authority that a service's pods believe, by its name, and since when."""
+
+    authority: str
+    since: str
+
+
+class Issued(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What a service's pods were given last. `asked`: a digest of what its annotation said then."""
+
+    signed_by: str = ""
+    issued_at: str = ""
+    expires_at: str = ""
+    trusted: list[Trusted] = []
+    asked: str = ""
+
+
+def overdue(authorities: Sequence[Authority], now: datetime) -> bool:
+    """Whether a new authority is to be made."""
+    return all(each.ends - now < AUTHORITY_MARGIN for each in authorities)
+
+
+def due(
+    before: Issued | None, authorities: Sequence[Authority], now: datetime, asked: str = "", lost: bool = False
+) -> tuple[Issued, Authority, list[Authority]] | None:
+    """What is to be issued now, who signs it and who is to be believed; `None` while all is as it should be.
+
+    `authorities`: at least one of them valid. `before`: what was issued last. `asked`: another text than then asks
+    for new certificates at once, and so does what was issued and is `lost`.
+    """
+    trusted = sorted((each for each in authorities if each.ends > now), key=lambda each: (each.begins, each.name))
+    since = {each.authority: each.since for each in before.trusted} if before else {}
+    signer = _signer(trusted, since, now)
+    believed = [Trusted(each.name, since.get(each.name, stamp(now))) for each in trusted]
+    if (
+        before is not None
+        and not lost
+        and before.trusted == believed
+        and before.signed_by == signer.name
+        and before.asked == asked
+        and now - _time(before.issued_at) < RENEW_AFTER
+    ):
+        return None
+    ends = min(now + LEAF_LIFETIME, signer.ends)
+    return Issued(signer.name, stamp(now), stamp(ends), believed, asked), signer, trusted
+
+
+def _signer(trusted: Sequence[Authority], since: dict[str, str], now: datetime) -> Authority:
+    """The newest that all pods believe for long enough; where that is not known, the newest that was there."""
+    spread = [each for each in trusted if each.name in since and now - _time(since[each.name]) >= SPREAD]
+    known = [each for each in trusted if each.name in since]
+    old = [each for each in trusted if now - each.begins >= SPREAD]
+    return next((found[-1] for found in (spread, known[:1], old) if found), trusted[-1])
+
+
+def stamp(time: datetime) -> str:
+    """A time as RFC 3339, in seconds."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _time(text: str) -> datetime:
+    """A time of the status; what is none was long ago."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -1,0 +1,160 @@
+"""The certificates of a service's pods: made when they are due, and put into the Secrets that its pods mount.
+
+What was issued last stands in the service's status, as the operator reads no Secret outside of its own namespace.
+"""
+
+import base64
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from kvasir_operator.certificates import Authority, Issued, due, files, identity, new_authority, new_leaf, overdue
+from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
+from kvasir_operator.plan.observed import Reference
+from kvasir_operator.render.names import (
+    CERTIFICATES,
+    ROLES,
+    Object,
+    OwningService,
+    Role,
+    labels,
+    metadata,
+    tls_secret_name,
+)
+from kvasir_operator.status.evaluate import ConditionState, certificates_ready, no_certificates
+
+log = logging.getLogger("kvasir.certificates")
+
+# How long what was read of the authorities is believed.
+AUTHORITY_SECONDS = 60.0
+_TRIES = 3
+
+
+class Authorities(Protocol):
+    """Where the authorities are. Both raise ClusterError."""
+
+    def read(self) -> tuple[list[Authority], str]:
+        """All of them, and the version that this is."""
+        ...
+
+    def write(self, found: list[Authority], version: str) -> bool:
+        """Keep these; False when there are others than at `version`."""
+        ...
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What is issued now, and what is to be said of it. `renewed`: of what an Event tells, if of anything."""
+
+    issued: Issued | None
+    verdict: ConditionState
+    renewed: str = ""
+    refused: tuple[Reference, ClusterError] | None = None
+
+
+class CertificateKeeper:
+    """Keeps the certificates of all services. For use in threads.
+
+    `now` is the time of certificates, `clock` that of what was read.
+    """
+
+    def __init__(
+        self,
+        cluster: ClusterInterface,
+        store: Authorities,
+        now: Callable[[], datetime],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._now = now
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: list[Authority] = []
+        self._read_at = 0.0
+
+    def keep(self, document: Mapping[str, Any], waiting: Collection[Role] = ()) -> Kept:
+        """Issue what is due. `waiting`: roles with pods that are not ready, which may miss their Secret.
+
+        Raises ClusterError without an answer.
+        """
+        before, now = issued_before(document), self._now()
+        annotations = document["metadata"].get("annotations") or {}
+        try:
+            authorities = self._authorities(now)
+        except ClusterError as error:
+            if not error.refusal:
+                raise
+            return Kept(before, no_certificates("NoAuthority", f"no authority can be read or kept: {error}"))
+        owner = OwningService.of(document)
+        asked = _digest(str(annotations.get(CERTIFICATES, "")))
+        found = due(before, authorities, now, asked)
+        if found is None and any(self._cluster.lacks_secret(_secret(owner, role, {})) for role in waiting):
+            found = due(before, authorities, now, asked, lost=True)
+        if found is None:
+            assert before is not None
+            return Kept(before, certificates_ready(before.signed_by, before.expires_at))
+        issued, signer, trusted = found
+        for role in ROLES:
+            leaf = new_leaf(signer, identity(owner.namespace, owner.name, role), now)
+            item = _secret(owner, role, files(leaf, trusted))
+            try:
+                self._cluster.put_secret(item)
+            except ClusterError as error:
+                if not error.refusal:
+                    raise
+                target = Reference("v1", "Secret", item["metadata"]["name"])
+                verdict = no_certificates("Refused", f"{target}: {error}")
+                return Kept(before, verdict, refused=(target, error))
+        log.info("issue service=%s/%s authority=%s", owner.namespace, owner.name, signer.name)
+        told = f"signed by authority {issued.signed_by}, valid until {issued.expires_at}" if before else ""
+        return Kept(issued, certificates_ready(issued.signed_by, issued.expires_at), told)
+
+    def _authorities(self, now: datetime) -> list[Authority]:
+        """Those that have not ended, with one that has long to go, which is made where there is none."""
+        with self._lock:
+            if not self._known or self._clock() - self._read_at >= AUTHORITY_SECONDS:
+                self._known = self._read(now)
+                self._read_at = self._clock()
+            return self._known
+
+    def _read(self, now: datetime) -> list[Authority]:
+        for _ in range(_TRIES):
+            found, version = self._store.read()
+            alive = [each for each in found if each.ends > now]
+            if not overdue(alive, now):
+                return alive
+            alive.append(new_authority(now))
+            if self._store.write(alive, version):
+                log.info("new authority name=%s", alive[-1].name)
+                return alive
+        raise ClusterError(409, "the Secret of authorities changes whenever it is written")
+
+
+def issued_before(document: Mapping[str, Any]) -> Issued | None:
+    """What the status says was issued; `None` where it says nothing that can be read."""
+    try:
+        return msgspec.convert(document.get("status", {}).get("certificates"), Issued)
+    except msgspec.ValidationError:
+        return None
+
+
+def _digest(text: str) -> str:
+    """What stands for a text of any length, which is an author's, in the status."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+
+
+def _secret(owner: OwningService, role: Role, data: Mapping[str, bytes]) -> Object:
+    encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/tls",
+        "metadata": metadata(owner, tls_secret_name(owner, role), labels(owner, role)),
+        "data": {"tls.crt": "", "tls.key": "", **encoded},
+    }

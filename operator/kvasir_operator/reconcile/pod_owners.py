@@ -1,0 +1,52 @@
+"""Which pods are a service's own: their controllers are followed to the objects that the service owns.
+
+Labels say nothing: who is not followed to them is counted, and is sent no request.
+"""
+
+import threading
+from collections.abc import Iterable
+
+from kvasir_operator.cluster.interface import ClusterInterface
+from kvasir_operator.plan.observed import Reference, controller_of, is_made_for
+from kvasir_operator.render.names import Object
+
+_BETWEEN = ("ReplicaSet", "StatefulSet")
+_MOST = 10_000  # controllers that are remembered
+
+
+class PodOwners:
+    """Follows pods. For use in threads. What controls a ReplicaSet or StatefulSet is asked for once."""
+
+    def __init__(self, cluster: ClusterInterface) -> None:
+        self._cluster = cluster
+        self._lock = threading.Lock()
+        self._above: dict[str, str] = {}
+
+    def vouched(self, namespace: str, pods: Iterable[Object], owned: Iterable[Object]) -> list[Object]:
+        """`pods`, those that are none of what made `owned` without their addresses. Raises ClusterError."""
+        ours = {item["metadata"]["uid"] for item in owned}
+        return [pod if self._is_ours(namespace, pod, ours) else _unaddressed(pod) for pod in pods]
+
+    def _is_ours(self, namespace: str, pod: Object, ours: set[str]) -> bool:
+        owner = controller_of(pod)
+        if owner is None or not pod.get("status", {}).get("podIP") or not is_made_for(pod["metadata"]):
+            return False
+        if owner["uid"] in ours:
+            return True
+        if owner["kind"] not in _BETWEEN or owner["apiVersion"] != "apps/v1":
+            return False
+        with self._lock:
+            above = self._above.get(owner["uid"])
+        if above is None:
+            target = Reference(owner["apiVersion"], owner["kind"], owner["name"])
+            above = self._cluster.controller_uid(namespace, target, owner["uid"])
+            if above:  # who is not there may only be late
+                with self._lock:
+                    if len(self._above) >= _MOST:
+                        self._above.clear()
+                    self._above[owner["uid"]] = above
+        return above in ours
+
+
+def _unaddressed(pod: Object) -> Object:
+    return {**pod, "status": {**pod.get("status", {}), "podIP": ""}}
