@@ -137,9 +137,7 @@ WORKERS = st.fixed_dictionaries(
         "replicas": SCALARS,
         "tensorParallel": RANKS,
         "device": SCALARS,
-        "resources": st.fixed_dictionaries(
-            {}, optional={"requests": st.dictionaries(st.just("cpu"), QUANTITIES)}
-        ),
+        "resources": st.fixed_dictionaries({}, optional={"requests": st.dictionaries(st.just("cpu"), QUANTITIES)}),
     },
 )
 SPECS = st.fixed_dictionaries(
