@@ -351,10 +351,10 @@ EVERYTHING = (
     "priorityClass.create=true",
     "podDisruptionBudget.enabled=true",
 )
-CERTIFICATES = ("", "webhook.certificate.certManager.enabled=true")
+ISSUERS = ("", "webhook.certificate.certManager.enabled=true")
 
 
-@pytest.mark.parametrize("certificates", CERTIFICATES, ids=["own", "cert-manager"])
+@pytest.mark.parametrize("certificates", ISSUERS, ids=["own", "cert-manager"])
 def test_the_whole_chart_is_taken_by_every_version(helm: Helm, certificates: str) -> None:
     objects = rendered(helm, *EVERYTHING, *filter(None, [certificates]))
     kinds = {item["kind"] for item in objects}
