@@ -22,9 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 up: setup
 	$(BIN)/kvasir up -f $(FILE) --port $(PORT)
 
-# everything, the fast tests first
+# everything; the end-to-end tests, which mostly wait, beside all others
 test: lint e2e-binaries
-	$(BIN)/python -m pytest tests e2e
+	$(BIN)/python -m pytest tests e2e -n 2
 
 unit: setup
 	$(BIN)/python -m pytest tests -m 'not dataplane'

@@ -154,7 +154,7 @@ async def run(pods: int, settle: float = 3.0) -> tuple[Found, Server]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "kubeconfig"
         config.write_text(yaml.safe_dump(_kubeconfig(f"http://127.0.0.1:{port}")))
-        command = [sys.executable, "-m", "kvasir_operator", "run", "--all-namespaces"]
+        command = [sys.executable, "-m", "kvasir_operator", "run", "--all-namespaces", "--own-namespace", "kvasir"]
         env = {**os.environ, "KUBECONFIG": str(config)}
         with (Path(folder) / "log").open("w+b") as log:
             process = await asyncio.create_subprocess_exec(

@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "quantization": "int8",
     "deterministic": True,
     "kv_digests": False,
+    "verify_cached_pages": "sampled",
     "attention_backend": "torch",
     "overlap": "on",
     "jump_forward": "off",

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from kvasir_engine.config import FIELDS, BackendName, Overlap, Quantization, Switch
+from kvasir_engine.config import FIELDS, BackendName, Overlap, Quantization, Switch, VerifyCachedPages
 from kvasir_operator.api.fields import Part, Quantity, about, text, words
 
 _MOST = 2**31 - 1
@@ -52,6 +52,16 @@ class EngineSettings(Part, frozen=True):
         Annotated[bool, _meta("deterministic", "The same bits in any batch, on CPUs in bfloat16.")] | None
     ) = None
     kv_digests: Annotated[bool, _meta("kv_digests", "Check each page that moved before use.")] | None = None
+    verify_cached_pages: (
+        Annotated[
+            VerifyCachedPages,
+            _meta(
+                "verify_cached_pages",
+                'On CPUs, compare cached pages with what was stored before use. In YAML quote "off".',
+            ),
+        ]
+        | None
+    ) = None
     attention_backend: (
         Annotated[BackendName, _meta("attention_backend", "How attention is computed; flashinfer: on NVIDIA GPUs.")]
         | None
