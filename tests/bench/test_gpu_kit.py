@@ -38,8 +38,8 @@ def test_what_the_engine_imports_is_in_the_image_or_brought_along() -> None:
     assert {"uvicorn", "fastapi", "msgspec", "nixl-cu13"} <= imported, (
         "the test no longer looks at the engine's door"
     )
-    # What is in no constraint is nothing that ours requires: a library took it as it was there. So FastAPI does with
-    # orjson, which a client in the tests requires.
+    # What is in no constraint is nothing that ours requires: a library took it as it was there. So FastAPI does
+    # with orjson, which a client in the tests requires.
     assert (imported & pinned()) - {"orjson"} - listed("image.txt") - listed("packages.txt") == set()
 
 
