@@ -146,12 +146,16 @@ class Transfer(Part, frozen=True):
         str,
         text("Extended resource that gives a pod an RDMA device, for example rdma/hca.", RESOURCE_NAME, 253),
     ] = ""
-    encryption: Annotated[
-        Encryption,
-        about(
-            "Auto: routers and workers speak mutual TLS by certificates that the operator makes and renews; KV "
-            "itself is not encrypted on its way. Required: KV too may not leave a machine, as no fabric but shm "
-            "keeps it from who is on the network. Off: no certificates; who reaches a worker's ports can read and "
-            "write its KV."
-        ),
-    ] = "Auto"
+    encryption: (
+        Annotated[
+            Encryption,
+            about(
+                "Auto: routers and workers speak mutual TLS by certificates that the operator makes and renews; "
+                "KV itself is not encrypted on its way. Required: KV too may not leave a machine, as no fabric but "
+                "shm keeps it from who is on the network. Off: no certificates; who reaches a worker's ports can "
+                "read and write its KV. Absent: Auto, but Off as long as a service keeps a release from before "
+                "certificates."
+            ),
+        ]
+        | None
+    ) = None

@@ -31,7 +31,7 @@ from kvasir_operator.reconcile.certificates import CertificateKeeper, Kept, issu
 from kvasir_operator.reconcile.executor import execute
 from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
 from kvasir_operator.reconcile.pod_owners import PodOwners
-from kvasir_operator.render import Object, Options, render
+from kvasir_operator.render import Object, Options, render, settled
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED, ROLES
 from kvasir_operator.render.network import url
@@ -203,7 +203,10 @@ class Reconciler:
         sizing = sized(resized(service, scaling), observed)
         service = sizing.service
         release = release_of(service, self._options, document.get("status", {}), observed)
-        rendered = marked(render(service, made_with(release, self._options)), self._options)
+        left_open = service.spec.transfer.encryption is None
+        made = made_with(release, self._options)
+        service = settled(service, made)
+        rendered = marked(render(service, made), self._options)
         desired = self._servable(document, rendered)
         unserved = exposed(service, rendered, desired)
         # Before any pod is made, which would wait for its Secret; also of a service that is paused.
@@ -245,7 +248,7 @@ class Reconciler:
                 *metrics_reachable(service, self._options.metrics_namespace),
                 *unserved,
                 *([kept.verdict] if kept else []),
-                *transfer_encrypted(service),
+                *transfer_encrypted(service, kept_off=left_open),
             ],
             certificates=kept.issued if kept else None,
         )

@@ -15,13 +15,15 @@ from kvasir_operator.render.policies import policies
 from kvasir_operator.render.preload import preload_job
 from kvasir_operator.render.router import router_deployment
 from kvasir_operator.render.scale import inference_roles
+from kvasir_operator.render.settled import settled
 from kvasir_operator.render.workers import worker_deployment
 
-__all__ = ["Discovery", "Object", "Options", "PodWatch", "Static", "render"]
+__all__ = ["Discovery", "Object", "Options", "PodWatch", "Static", "render", "settled"]
 
 
 def render(service: InferenceService, options: Options) -> list[Object]:
     """Everything that `service` needs, in the order in which it is best created."""
+    service = settled(service, options)
     return [
         *(_around(service, options) if options.in_cluster else ()),
         router_deployment(service, options),

@@ -15,9 +15,11 @@ class Static(msgspec.Struct, frozen=True):
 
 Discovery = PodWatch | Static
 
-DEFAULTS = 2
+CERTIFICATES = 3
+DEFAULTS = CERTIFICATES
 """What pods are given by default, as a number that grows with each change that would roll them: a service keeps the
-one that it was made with (`plan/release.py`). 2: limits of memory, requests of ephemeral storage."""
+one that it was made with (`plan/release.py`). 2: limits of memory, requests of ephemeral storage. 3: certificates,
+and routers that follow pods to their InferenceService."""
 
 
 class Options(msgspec.Struct, frozen=True):

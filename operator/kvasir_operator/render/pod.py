@@ -153,11 +153,12 @@ def model_args(service: InferenceService) -> list[str]:
 
 def tls_args(service: InferenceService, role: Role) -> list[str]:
     """The flags that tell a role where its certificate is, and what workers are to encrypt."""
-    if service.spec.transfer.encryption == "Off":
+    encryption = service.spec.transfer.encryption or "Auto"
+    if encryption == "Off":
         return []
     args = ["--tls-dir", TLS_PATH]
     if role != "router":
-        args += ["--encryption", service.spec.transfer.encryption.lower()]
+        args += ["--encryption", encryption.lower()]
     return args
 
 

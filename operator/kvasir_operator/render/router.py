@@ -15,7 +15,7 @@ from kvasir_operator.render.names import (
     selector,
     worker_selector,
 )
-from kvasir_operator.render.options import Options, Static
+from kvasir_operator.render.options import CERTIFICATES, Options, Static
 from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod, tls_args
 from kvasir_operator.render.storage import startup_seconds
 
@@ -68,5 +68,6 @@ def _pod(service: InferenceService, options: Options) -> Object:
 def _discovery_args(service: InferenceService, options: Options) -> list[str]:
     if isinstance(options.discovery, Static):
         return [arg for url in options.discovery.urls for arg in ("--worker", url)]
-    owner = ["--watch-owner", service.uid] if service.uid else []
+    follows = service.uid and options.defaults >= CERTIFICATES
+    owner = ["--watch-owner", service.uid] if follows else []
     return ["--watch-pods", worker_selector(service), *owner]

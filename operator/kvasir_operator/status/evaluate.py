@@ -199,9 +199,18 @@ def no_certificates(reason: str, message: str) -> ConditionState:
     return ConditionState("CertificatesReady", False, reason, message, trouble=True)
 
 
-def transfer_encrypted(service: InferenceService) -> list[ConditionState]:
-    """Whether what workers tell each other can be read by who is on the network between them."""
+def transfer_encrypted(service: InferenceService, kept_off: bool = False) -> list[ConditionState]:
+    """Whether what workers tell each other can be read by who is on the network between them.
+
+    `kept_off`: where it is off, the release that the service keeps says so, and not its spec.
+    """
     transfer, kind = service.spec.transfer, "TransferEncrypted"
+    if transfer.encryption == "Off" and kept_off:
+        message = (
+            "the service keeps a release from before certificates: who reaches the workers' ports can read and "
+            "write their KV. spec.engine.imagePolicy: FollowOperator rolls it to the newest"
+        )
+        return [ConditionState(kind, False, "KeptRelease", message)]
     if transfer.encryption == "Off":
         message = "spec.transfer.encryption is Off: who reaches the workers' ports can read and write their KV"
         return [ConditionState(kind, False, "Off", message)]
