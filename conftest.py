@@ -7,6 +7,7 @@ Tests marked `cuda` are skipped where there is no GPU, and the summary's last li
 
 import os
 
+import hypothesis
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
@@ -28,6 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if wanting and not _has_gpu():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason=CUDA))
+
+
+# No example has to be quick: how long one takes says how busy the machine is.
+hypothesis.settings.register_profile("kvasir", deadline=None)
+hypothesis.settings.load_profile("kvasir")
 
 
 def pytest_configure(config: pytest.Config) -> None:
