@@ -9,10 +9,10 @@ from kvasir_engine.api.answer_parts import (
     AnswerParts,
     Called,
     Change,
-    Closed,
-    Grown,
-    Opened,
     Part,
+    PartClosed,
+    PartGrown,
+    PartOpened,
     Reasoned,
     Said,
     deltas_of,
@@ -35,7 +35,7 @@ def pieces_of(text: str, format: OutputFormat, step: int) -> Iterator[Piece]:
     yield parser.parse(Piece("", 1, finish_reason="stop"))
 
 
-def texts(parts: list[Closed], kind: type[Part]) -> str | None:
+def texts(parts: list[PartClosed], kind: type[Part]) -> str | None:
     return "".join(each.part.text for each in parts if isinstance(each.part, kind)) or None
 
 
@@ -45,16 +45,16 @@ def replayed(changes: list[Change]) -> list[str]:
     opened = False
     for change in changes:
         match change:
-            case Opened(index):
+            case PartOpened(index):
                 assert not opened
                 assert index == len(whole)
                 whole.append("")
                 opened = True
-            case Grown(index, _, text):
+            case PartGrown(index, _, text):
                 assert opened
                 assert index == len(whole) - 1
                 whole[-1] += text
-            case Closed(index, part):
+            case PartClosed(index, part):
                 assert (opened, index) == (True, len(whole) - 1)
                 assert whole[-1] == part.text
                 opened = False
@@ -90,7 +90,7 @@ def test_parts_are_the_message_that_a_chat_has(format: str, step: int) -> None:
 def test_an_answer_of_nothing_is_nothing_or_an_empty_text() -> None:
     nothing = [Piece("", 1, finish_reason="stop")]
     assert parts_of(nothing) == []
-    assert parts_of(nothing, never_empty=True) == [Closed(0, Said(), False)]
+    assert parts_of(nothing, never_empty=True) == [PartClosed(0, Said(), False)]
 
 
 @pytest.mark.parametrize(

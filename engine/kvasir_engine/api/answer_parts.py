@@ -35,7 +35,7 @@ Part = Reasoned | Said | Called
 
 
 @dataclass(frozen=True)
-class Opened:
+class PartOpened:
     """A part begins, still without text. `index` counts the parts from 0."""
 
     index: int
@@ -43,7 +43,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Grown:
+class PartGrown:
     """The next text of the part that is open; `part` is of its kind."""
 
     index: int
@@ -53,7 +53,7 @@ class Grown:
 
 
 @dataclass(frozen=True)
-class Closed:
+class PartClosed:
     """A whole part. `cut`: the answer was cut off within it."""
 
     index: int
@@ -61,7 +61,7 @@ class Closed:
     cut: bool
 
 
-Change = Opened | Grown | Closed
+Change = PartOpened | PartGrown | PartClosed
 
 
 def deltas_of(piece: Piece) -> Sequence[Delta]:
@@ -79,7 +79,7 @@ class AnswerParts:
     """
 
     def __init__(self, never_empty: bool = False) -> None:
-        self.closed: list[Closed] = []
+        self.closed: list[PartClosed] = []
         self._never_empty = never_empty
         self._open: Part | None = None
         self._texts: list[str] = []
@@ -116,13 +116,13 @@ class AnswerParts:
     def _begin(self, part: Part) -> list[Change]:
         changes = self._close(cut=False)
         self._open = part
-        return [*changes, Opened(len(self.closed), part)]
+        return [*changes, PartOpened(len(self.closed), part)]
 
     def _grow(self, text: str, scored: Sequence[ScoredToken] = ()) -> Change:
         assert self._open is not None
         self._texts.append(text)
         self._scored += scored
-        return Grown(len(self.closed), self._open, text, scored)
+        return PartGrown(len(self.closed), self._open, text, scored)
 
     def _close(self, cut: bool) -> list[Change]:
         if self._open is None:
@@ -130,14 +130,14 @@ class AnswerParts:
         part = replace(self._open, text="".join(self._texts))
         if isinstance(part, Said):
             part = replace(part, scored=tuple(self._scored))
-        closed = Closed(len(self.closed), part, cut)
+        closed = PartClosed(len(self.closed), part, cut)
         self.closed.append(closed)
         self._open = None
         self._texts, self._scored = [], []
         return [closed]
 
 
-def parts_of(pieces: Iterable[Piece], never_empty: bool = False) -> list[Closed]:
+def parts_of(pieces: Iterable[Piece], never_empty: bool = False) -> list[PartClosed]:
     """The parts of a whole answer."""
     parts = AnswerParts(never_empty)
     for piece in pieces:

@@ -7,7 +7,7 @@ import msgspec
 from pydantic_core import from_json
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import Called, Closed, Part, Reasoned, parts_of
+from kvasir_engine.api.answer_parts import Called, Part, PartClosed, Reasoned, parts_of
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.message_schemas import (
     AnsweredBlock,
@@ -36,7 +36,7 @@ def stop_reason(last: Piece, called: bool) -> str:
     return "tool_use" if called else "end_turn"
 
 
-def any_called(parts: Sequence[Closed]) -> bool:
+def any_called(parts: Sequence[PartClosed]) -> bool:
     """Whether there is a call."""
     return any(isinstance(each.part, Called) for each in parts)
 

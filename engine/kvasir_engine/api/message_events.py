@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import msgspec
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import AnswerParts, Called, Change, Closed, Grown, Opened, Reasoned
+from kvasir_engine.api.answer_parts import AnswerParts, Called, Change, PartClosed, PartGrown, PartOpened, Reasoned
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.errors import ApiError, anthropic_body
 from kvasir_engine.api.generation import Choice
@@ -46,16 +46,16 @@ async def message_events(
 
 def _changed(change: Change) -> bytes:
     match change:
-        case Opened(index, part):
+        case PartOpened(index, part):
             start = _event(MessageEvent(type="content_block_start", index=index, content_block=block_of(part)))
             return start if index else start + _event(MessageEvent(type="ping"))
-        case Grown(index):
+        case PartGrown(index):
             return _event(MessageEvent(type="content_block_delta", index=index, delta=_delta(change)))
-        case Closed(index):
+        case PartClosed(index):
             return _event(MessageEvent(type="content_block_stop", index=index))
 
 
-def _delta(grown: Grown) -> BlockDelta:
+def _delta(grown: PartGrown) -> BlockDelta:
     if isinstance(grown.part, Called):
         return BlockDelta(type="input_json_delta", partial_json=grown.text)
     if isinstance(grown.part, Reasoned):

@@ -70,7 +70,11 @@ def _call(turns: Turns, block: ContentBlock, at: str) -> None:
         raise missing(f"{at}.name")
     if block.input is None:
         raise missing(f"{at}.input")
-    call = turns.call(at, block.id, block.name, json.dumps(block.input, ensure_ascii=False))
+    try:
+        arguments = json.dumps(block.input, ensure_ascii=False)
+    except RecursionError:
+        raise bad_request(f"Invalid '{at}.input': it is nested too deeply.", f"{at}.input") from None
+    call = turns.call(at, block.id, block.name, arguments)
     turns.names[f"{call}.function.arguments"] = f"{at}.input"
 
 

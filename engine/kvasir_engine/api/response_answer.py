@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import Called, Closed, Part, Reasoned, Said, parts_of
+from kvasir_engine.api.answer_parts import Called, Part, PartClosed, Reasoned, Said, parts_of
 from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.response_schemas import (
     IncompleteDetails,
@@ -84,7 +84,7 @@ def item_of(answer: Answer, index: int, part: Part, status: str) -> OutputItem:
     return OutputMessage(f"msg_{id}", [] if begun else [text], status)
 
 
-def whole_item(answer: Answer, closed: Closed) -> OutputItem:
+def whole_item(answer: Answer, closed: PartClosed) -> OutputItem:
     """The item of a part that is whole, or was cut off."""
     return item_of(answer, closed.index, closed.part, "incomplete" if closed.cut else "completed")
 

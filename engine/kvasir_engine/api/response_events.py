@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import AnswerParts, Called, Change, Closed, Grown, Opened, Reasoned
+from kvasir_engine.api.answer_parts import AnswerParts, Called, Change, PartClosed, PartGrown, PartOpened, Reasoned
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.generation import Choice
@@ -57,14 +57,14 @@ class ResponseEvents:
 
     def _changed(self, change: Change) -> list[bytes]:
         match change:
-            case Opened():
+            case PartOpened():
                 return self._opened(change)
-            case Grown():
+            case PartGrown():
                 return [self._grown(change)]
-            case Closed():
+            case PartClosed():
                 return self._closed(change)
 
-    def _opened(self, opened: Opened) -> list[bytes]:
+    def _opened(self, opened: PartOpened) -> list[bytes]:
         item = item_of(self._answer, opened.index, opened.part, "in_progress")
         self._item = item.id
         written = [self._event("response.output_item.added", output_index=opened.index, item=item)]
@@ -73,7 +73,7 @@ class ResponseEvents:
             written.append(self._of_item("response.content_part.added", opened.index, content_index=0, part=part))
         return written
 
-    def _grown(self, grown: Grown) -> bytes:
+    def _grown(self, grown: PartGrown) -> bytes:
         index, text = grown.index, grown.text
         if isinstance(grown.part, Called):
             return self._of_item("response.function_call_arguments.delta", index, delta=text)
@@ -82,7 +82,7 @@ class ResponseEvents:
         logprobs = text_logprobs(grown.scored)
         return self._of_item("response.output_text.delta", index, content_index=0, delta=text, logprobs=logprobs)
 
-    def _closed(self, closed: Closed) -> list[bytes]:
+    def _closed(self, closed: PartClosed) -> list[bytes]:
         index, part = closed.index, closed.part
         item = whole_item(self._answer, closed)
         self._items.append(item)

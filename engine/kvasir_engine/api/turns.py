@@ -6,7 +6,7 @@ from kvasir_engine.api.schemas import CalledFunction, ChatMessage, MessageToolCa
 
 
 @dataclass
-class Turn:
+class OpenTurn:
     """One message, while its parts come."""
 
     role: str
@@ -32,20 +32,20 @@ class Turns:
     def __init__(self, field: str) -> None:
         self.names: dict[str, str] = {"messages": field}
         self._field = field
-        self._turns: list[Turn] = []
+        self._turns: list[OpenTurn] = []
 
     @property
-    def last(self) -> Turn | None:
+    def last(self) -> OpenTurn | None:
         """The one that the next part may belong to."""
         return self._turns[-1] if self._turns else None
 
-    def begin(self, role: str, at: str, tool_call_id: str | None = None) -> Turn:
+    def begin(self, role: str, at: str, tool_call_id: str | None = None) -> OpenTurn:
         """The next message; `at` is where its first part is."""
         self.names[f"messages[{len(self._turns)}]"] = at
-        self._turns.append(Turn(role, tool_call_id))
+        self._turns.append(OpenTurn(role, tool_call_id))
         return self._turns[-1]
 
-    def of(self, role: str, at: str) -> Turn:
+    def of(self, role: str, at: str) -> OpenTurn:
         """The last message if it is of this role, or the next."""
         last = self.last
         return last if last is not None and last.role == role else self.begin(role, at)
