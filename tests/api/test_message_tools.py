@@ -26,7 +26,7 @@ ANY = {"type": "object"}
 WEATHER: dict[str, Any] = {"name": "get_weather", "description": "Of a city", "input_schema": SCHEMA}
 SEARCH: dict[str, Any] = {"type": "custom", "name": "search", "input_schema": ANY}
 RUN: dict[str, Any] = {"name": "run-it_2", "input_schema": ANY}
-TOOLS = [WEATHER, SEARCH, RUN]
+TOOLS: list[Any] = [WEATHER, SEARCH, RUN]
 CALL = '<tool_call>{"name": "search", "arguments": {"q": "é"}}</tool_call>'
 ON = {"type": "enabled", "budget_tokens": 1024}
 
@@ -139,7 +139,7 @@ async def test_a_template_that_can_be_told_whether_to_think_is_told() -> None:
             counted = await client.messages.count_tokens(model="tiny", messages=HELLO, **body)
             if "extra_body" not in more:
                 assert counted.input_tokens == len(api.engine.requests[-1].tokens)
-            return prompt.endswith("<think>\n\n</think>\n\n")
+            return bool(prompt.endswith("<think>\n\n</think>\n\n"))
 
         assert await told(thinking={"type": "disabled"})
         assert not await told(thinking=ON)
@@ -247,7 +247,7 @@ async def test_an_answers_blocks_and_results_are_the_history_of_a_chat() -> None
             {"role": "tool", "tool_call_id": ids[1], "content": "t\nwo"},
             {"role": "user", "content": "next"},
         ]
-        described = [
+        described: list[Any] = [
             {
                 "type": "function",
                 "function": {
@@ -258,7 +258,7 @@ async def test_an_answers_blocks_and_results_are_the_history_of_a_chat() -> None
             for tool in TOOLS
         ]
         async with api.client() as openai:
-            await openai.chat.completions.create(model="tiny", messages=messages, tools=described)  # type: ignore[call-overload]
+            await openai.chat.completions.create(model="tiny", messages=messages, tools=described)
     assert api.engine.requests[-2].tokens == api.engine.requests[-1].tokens
     assert counted.input_tokens == len(api.engine.requests[-1].tokens)
 

@@ -21,9 +21,14 @@ from kvasir_engine.api.tools.flags import Parsers
 
 ADAPTER: TypeAdapter[Any] = TypeAdapter(events_module.ResponseStreamEvent)
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-WEATHER = {"type": "function", "name": "get_weather", "description": "Of a city", "parameters": SCHEMA}
-SEARCH = {"type": "function", "name": "search"}
-RUN = {"type": "function", "name": "run-it_2"}
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Of a city",
+    "parameters": SCHEMA,
+}
+SEARCH: dict[str, Any] = {"type": "function", "name": "search"}
+RUN: dict[str, Any] = {"type": "function", "name": "run-it_2"}
 TOOLS = [WEATHER, SEARCH, RUN]
 CALL = '<tool_call>{"name": "search", "arguments": {"q": "é"}}</tool_call>'
 
@@ -244,7 +249,7 @@ async def test_the_clients_parse_helpers_read_text_and_calls() -> None:
         async with api.client().responses.stream(model="tiny", input="hi", tools=tools) as stream:
             final = await stream.get_final_response()
     for each in (parsed, final):
-        assert each.output[0].parsed_arguments == Weather(city="Ulm")  # type: ignore[union-attr]
+        assert each.output[0].parsed_arguments == Weather(city="Ulm")
     async with api_of(family_model("hermes"), '{"city": "Ulm"}') as api:
         answer = await api.client().responses.parse(model="tiny", input="hi", text_format=Weather)
         grammar = api.engine.requests[-1].sampling.grammar
