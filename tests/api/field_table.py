@@ -77,6 +77,7 @@ VLLM: dict[str, set[str]] = {
 }
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
+FLAT_TOOLS = [{"type": "function", "name": "f"}]
 
 # A value that is sensible where the field is supported, and changes something.
 VALUES: dict[str, Any] = {
@@ -139,6 +140,8 @@ VALUES: dict[str, Any] = {
 BESIDE: dict[str, dict[str, Any]] = {
     "chat.tool_choice": {"tools": TOOLS},
     "chat.parallel_tool_calls": {"tools": TOOLS},
+    "responses.tool_choice": {"tools": FLAT_TOOLS},
+    "responses.parallel_tool_calls": {"tools": FLAT_TOOLS},
     "chat.stream_options": {"stream": True},
     "completions.stream_options": {"stream": True},
     "responses.stream_options": {"stream": True},
@@ -146,7 +149,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "responses.top_logprobs": {"include": ["message.output_text.logprobs"]},
     "chat.continue_final_message": {"messages": [{"role": "assistant", "content": "a"}]},
 }
-OTHERWISE: dict[str, Any] = {"completions.logprobs": 2, "responses.stream_options": {"include_obfuscation": False}}
+OTHERWISE: dict[str, Any] = {
+    "completions.logprobs": 2,
+    "responses.stream_options": {"include_obfuscation": False},
+    "responses.tools": FLAT_TOOLS,
+}
 
 
 def value_of(endpoint: str, field: str) -> Any:

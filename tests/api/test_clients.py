@@ -1,9 +1,11 @@
 """Clients that many programs use, unchanged: litellm and LangChain."""
 
+import json
 from typing import Any
 
 import pytest
 from api_support import ScriptedEngine, failing, running, saying
+from tool_models import family_model, tokens_of
 
 from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.engine_client import EngineError
@@ -68,6 +70,54 @@ async def test_langchain(model: ServedModel) -> None:
     assert by_responses.text == "Grüße 😀"
     assert whole.usage_metadata is not None
     assert whole.usage_metadata["output_tokens"] == len("Grüße 😀".encode()) + 1
+
+
+CALL = '<tool_call>{"name": "search", "arguments": {"q": "é"}}</tool_call>'
+SEARCH: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "search", "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+async def test_langchain_calls_tools_by_responses() -> None:
+    from langchain_core.messages import HumanMessage, ToolMessage
+    from langchain_openai import ChatOpenAI
+
+    model = family_model("qwen3")
+    async with running(ScriptedEngine(saying(tokens_of(model, f"<think>Hm</think>So{CALL}"))), model) as api:
+        asked: dict[str, Any] = {"base_url": f"{api.url}/v1", "api_key": "x", "model": "tiny", "max_retries": 0}
+        chat = ChatOpenAI(**asked, timeout=60, use_responses_api=True).bind_tools([SEARCH])
+        first: Any = await chat.ainvoke("Hi")
+        pieces = [piece async for piece in chat.astream("Hi")]
+        streamed: Any = sum(pieces[1:], pieces[0])
+        (call,) = first.tool_calls
+        results = [HumanMessage("Hi"), first, ToolMessage("found", tool_call_id=call["id"])]
+        again: Any = await chat.ainvoke(results)
+    assert (first.text, call["name"], call["args"]) == ("So", "search", {"q": "é"})
+    assert [(each["name"], each["args"]) for each in streamed.tool_calls] == [("search", {"q": "é"})]
+    assert len(again.tool_calls) == 1
+    assert "found" in model.tokenizer.decode(api.engine.requests[-1].tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_litellm_calls_tools_by_anthropics_api(stream: bool) -> None:
+    import litellm
+
+    model = family_model("hermes")
+    async with running(ScriptedEngine(saying(tokens_of(model, CALL))), model) as api:
+        asked: dict[str, Any] = {"api_base": api.url, "api_key": "x", "max_tokens": 500, "timeout": 60}
+        asked["tools"] = [SEARCH]
+        answer = await litellm.acompletion("anthropic/tiny", HELLO, stream=stream, **asked)
+        if stream:
+            answer = litellm.stream_chunk_builder([chunk async for chunk in answer])
+        message = answer.choices[0].message
+        (call,) = message.tool_calls
+        said = [*HELLO, message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "found"}]
+        await litellm.acompletion("anthropic/tiny", said, tool_choice="required", **asked)
+    assert (call.function.name, json.loads(call.function.arguments)) == ("search", {"q": "é"})
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert api.engine.requests[-1].sampling.grammar is not None
+    assert "found" in model.tokenizer.decode(api.engine.requests[-1].tokens)
 
 
 async def test_their_errors_are_ours(model: ServedModel) -> None:

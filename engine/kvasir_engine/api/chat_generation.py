@@ -45,7 +45,7 @@ async def chat_tokens(
     return await service.tokens(request, messages, "messages", truncate, how)
 
 
-async def _tools(service: Service, request: Request, body: ChatRequest) -> ToolUse | None:
+async def checked_tools(service: Service, request: Request, body: ChatRequest) -> ToolUse | None:
     """The tools of a chat, checked beside the event loop: schemas take long. Raises ApiError."""
     if not body.tools:
         return tool_use(body)
@@ -61,7 +61,7 @@ async def begin_chat(
     """What a conversation is answered with; its id begins with `prefix`. Raises ApiError."""
     service.check_model(body.model)
     params = chat_params(body, service.model)
-    tools = await _tools(service, request, body)
+    tools = await checked_tools(service, request, body)
     tokens = await chat_tokens(service, request, body, params.truncate, tools)
     reading = answer_reading(body, params, service.model, tools, tokens)
     params = constrained(params, tools, reading)

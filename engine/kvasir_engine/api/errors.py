@@ -67,14 +67,22 @@ _ANTHROPIC_TYPES = {
 
 
 def anthropic_body(error: ApiError) -> bytes:
-    """The same as Anthropic's API has it."""
+    """The same as Anthropic's API has it: the message alone names the field."""
     usual = "invalid_request_error" if error.status < 500 else "api_error"
     kind = _ANTHROPIC_TYPES.get(error.status, usual)
-    return msgspec.json.encode(AnthropicErrorBody(error=AnthropicError(kind, error.detail.message)))
+    message, param = error.detail.message, error.detail.param
+    if param is not None and param not in message:
+        message = f"{param}: {message}"
+    return msgspec.json.encode(AnthropicErrorBody(error=AnthropicError(kind, message)))
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
     return ApiError(400, message, param=param, code=code)
+
+
+def missing(param: str) -> ApiError:
+    """A field that is needed and is not there."""
+    return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
 
 
 def unsupported(param: str, message: str | None = None) -> ApiError:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvasir_engine.api.logits_params import MOST_BAD_WORD_CHARACTERS, MOST_BAD_WORDS
+from kvasir_engine.api.messages import LEAST_BUDGET
 from kvasir_engine.api.params import (
     MOST_CHOICES,
     MOST_COMPLETION_LOGPROBS,
@@ -66,6 +67,7 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
         "max_tokens": _COUNT,
         "max_completion_tokens": _COUNT,
         "max_output_tokens": _COUNT,
+        "budget_tokens": _number(LEAST_BUDGET, INT32),
         "truncate_prompt_tokens": {"integer": {"minimum": -1, "not": {"const": 0}}},
         "seed": _number(-INT64 - 1, INT64),
         "presence_penalty": _PENALTY,
@@ -102,13 +104,7 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
     }
 
 
-_CONVERSATION: Mapping[str, list[Any]] = {
-    "thinking": [None, {"type": "disabled"}],
-    "tools": [None, []],
-    "tool_choice": [None, {"type": "auto"}, {"type": "none"}],
-    "output_config": [None, {}],
-    "speed": [None, "standard"],
-}
+_CONVERSATION: Mapping[str, list[Any]] = {"speed": [None, "standard"]}
 
 ONLY: Mapping[str, Mapping[str, list[Any]]] = {
     "StreamOptions": {"include_obfuscation": [None, False]},
@@ -131,9 +127,6 @@ ONLY: Mapping[str, Mapping[str, list[Any]]] = {
         "store": [None, False],
         "background": [None, False],
         "service_tier": [None, "auto", "default"],
-        "parallel_tool_calls": [None, True],
-        "tools": [None, []],
-        "tool_choice": [None, "none", "auto"],
         "truncation": [None, "disabled"],
         "include": [None, [], ["message.output_text.logprobs"]],
         "max_tool_calls": [None],
@@ -142,9 +135,16 @@ ONLY: Mapping[str, Mapping[str, list[Any]]] = {
         "prompt": [None],
     },
     "ResponseStreamOptions": {"include_obfuscation": [None, False]},
-    "TextOptions": {"format": [None, {"type": "text"}], "verbosity": [None, "medium"]},
+    "FlatTool": {"type": ["function"], "defer_loading": [None, False], "allowed_callers": [None, ["direct"]]},
+    "FlatToolChoice": {"type": ["function"]},
+    "TextFormat": {"type": ["text", "json_object", "json_schema"]},
+    "TextOptions": {"verbosity": [None, "medium"]},
     "ReasoningOptions": {"summary": [None]},
-    "InputItem": {"type": ["message"], "role": ["user", "assistant", "system", "developer"]},
+    "InputItem": {
+        "type": ["message", "reasoning", "function_call", "function_call_output"],
+        "role": [None, "user", "assistant", "system", "developer"],
+        "encrypted_content": [None],
+    },
     "MessagesRequest": {
         **_CONVERSATION,
         "service_tier": [None, "auto", "standard_only"],
@@ -153,6 +153,18 @@ ONLY: Mapping[str, Mapping[str, list[Any]]] = {
         "inference_geo": [None],
     },
     "CountTokensRequest": _CONVERSATION,
+    "ThinkingOptions": {"type": ["enabled", "disabled", "adaptive"], "display": [None, "summarized", "omitted"]},
+    "InputTool": {
+        "type": [None, "custom"],
+        "eager_input_streaming": [None, True],
+        "defer_loading": [None, False],
+        "allowed_callers": [None, ["direct"]],
+        "input_examples": [None, []],
+    },
+    "InputToolChoice": {"type": ["auto", "any", "tool", "none"]},
+    "AnswerFormat": {"type": ["json_schema"]},
+    "ContentBlock": {"type": ["text", "thinking", "tool_use", "tool_result"], "citations": [None, []]},
+    "TextBlock": {"type": ["text"], "citations": [None, []]},
     "BatchRequest": {
         "endpoint": ["/v1/chat/completions", "/v1/completions", "/v1/responses"],
         "completion_window": ["24h"],
@@ -161,7 +173,7 @@ ONLY: Mapping[str, Mapping[str, list[Any]]] = {
     "NamedToolChoice": {"type": ["function"], "custom": [None], "allowed_tools": [None]},
     "MessageToolCall": {"type": ["function"]},
     "TurnMessage": {"role": ["user", "assistant"]},
-    "CacheControl": {"type": ["ephemeral"]},
+    "CacheControl": {"type": ["ephemeral"], "ttl": [None, "5m", "1h"]},
     "CompletionRequest": {"suffix": [None, ""]},
 }
 """Fields that have these values only: those that change nothing, or all that are known."""

@@ -5,12 +5,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import msgspec
 
 from kvasir_engine.api.answer import Answer
+from kvasir_engine.api.answer_parts import AnswerParts, Called, Change, PartClosed, PartGrown, PartOpened, Reasoned
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.errors import ApiError, anthropic_body
 from kvasir_engine.api.generation import Choice
 from kvasir_engine.api.http_responses import EventStyle, named_event
-from kvasir_engine.api.message_schemas import BlockDelta, MessageEvent, ShownBlock
-from kvasir_engine.api.messages import message, stop_reason, usage
+from kvasir_engine.api.message_answer import any_called, block_of, message, stop_reason, usage
+from kvasir_engine.api.message_schemas import BlockDelta, MessageEvent
 
 
 def _event(event: MessageEvent) -> bytes:
@@ -29,34 +30,34 @@ async def message_events(
 ) -> AsyncGenerator[bytes, None]:
     """The whole stream of one choice's pieces. The first events are written with the first text."""
     begun = False
+    parts = AnswerParts()
     async for _, piece in pieces:
-        written = b"" if begun else _begin(answer)
+        written = [] if begun else [_event(MessageEvent(type="message_start", message=message(answer, [])))]
         begun = True
-        if piece.text:
-            delta = BlockDelta(type="text_delta", text=piece.text)
-            written += _event(MessageEvent(type="content_block_delta", index=0, delta=delta))
+        written += [_changed(change) for change in parts.push(piece)]
         if piece.finish_reason:
-            written += _end(answer, piece)
+            reason = stop_reason(piece, any_called(parts.closed))
+            ended = BlockDelta(stop_reason=reason, stop_sequence=piece.stop)
+            written.append(_event(MessageEvent(type="message_delta", delta=ended, usage=usage(answer))))
+            written.append(_event(MessageEvent(type="message_stop")))
         if written:
-            yield written
+            yield b"".join(written)
 
 
-def _begin(answer: Answer) -> bytes:
-    return b"".join(
-        (
-            _event(MessageEvent(type="message_start", message=message(answer, []))),
-            _event(MessageEvent(type="content_block_start", index=0, content_block=ShownBlock(""))),
-            _event(MessageEvent(type="ping")),
-        )
-    )
+def _changed(change: Change) -> bytes:
+    match change:
+        case PartOpened(index, part):
+            start = _event(MessageEvent(type="content_block_start", index=index, content_block=block_of(part)))
+            return start if index else start + _event(MessageEvent(type="ping"))
+        case PartGrown(index):
+            return _event(MessageEvent(type="content_block_delta", index=index, delta=_delta(change)))
+        case PartClosed(index):
+            return _event(MessageEvent(type="content_block_stop", index=index))
 
 
-def _end(answer: Answer, last: Piece) -> bytes:
-    ended = BlockDelta(stop_reason=stop_reason(last), stop_sequence=last.stop)
-    return b"".join(
-        (
-            _event(MessageEvent(type="content_block_stop", index=0)),
-            _event(MessageEvent(type="message_delta", delta=ended, usage=usage(answer))),
-            _event(MessageEvent(type="message_stop")),
-        )
-    )
+def _delta(grown: PartGrown) -> BlockDelta:
+    if isinstance(grown.part, Called):
+        return BlockDelta(type="input_json_delta", partial_json=grown.text)
+    if isinstance(grown.part, Reasoned):
+        return BlockDelta(type="thinking_delta", thinking=grown.text)
+    return BlockDelta(type="text_delta", text=grown.text)

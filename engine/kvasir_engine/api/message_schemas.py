@@ -5,6 +5,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from kvasir_engine.api.schemas import Json, absent
+
 
 class CacheControl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a client would have a cache end. All prompts are cached page by page, so it changes nothing."""
@@ -14,7 +16,7 @@ class CacheControl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TextBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """A block of a message; other types than `text` are refused by name, whatever else they hold."""
+    """A block of text; other types are refused by name, whatever else they hold."""
 
     type: str
     text: str | None = None
@@ -22,17 +24,65 @@ class TextBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
     citations: list[msgspec.Raw] | None = None
 
 
+class ContentBlock(TextBlock, frozen=True, forbid_unknown_fields=False):
+    """A block of a message: a text, an answer's `thinking`, its `tool_use`, or the `tool_result` of one."""
+
+    thinking: str | None = None
+    signature: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[TextBlock] | None = None
+    is_error: bool | None = None
+
+
 class TurnMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: str
-    content: str | list[TextBlock]
+    content: str | list[ContentBlock]
 
 
 class UserMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_id: str | None = None
 
 
-class OfType(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+class ThinkingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`budget_tokens` is a target, as at Anthropic: `max_tokens` alone is kept to."""
+
     type: str
+    budget_tokens: int | None = None
+    display: str | None = None
+
+
+class InputTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function; `input_schema` is a JSON schema of an object. From `cache_control` on: what changes nothing."""
+
+    name: str
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+    eager_input_streaming: bool | None = None
+    defer_loading: bool | None = None
+    allowed_callers: list[str] | None = None
+    input_examples: list[dict[str, Any]] | None = None
+
+
+class InputToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class AnswerFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    schema: Json = msgspec.field(default_factory=absent)
+
+
+class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    effort: str | None = None
+    format: AnswerFormat | None = None
 
 
 class ConversationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,11 +92,11 @@ class ConversationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     messages: list[TurnMessage]
     system: str | list[TextBlock] | None = None
     cache_control: CacheControl | None = None
+    thinking: ThinkingOptions | None = None
+    tools: list[InputTool] | None = None
+    tool_choice: InputToolChoice | None = None
+    output_config: OutputConfig | None = None
     # only with the value that changes nothing
-    thinking: OfType | None = None
-    tools: list[msgspec.Raw] | None = None
-    tool_choice: OfType | None = None
-    output_config: dict[str, msgspec.Raw] | None = None
     speed: str | None = None
 
 
@@ -85,6 +135,22 @@ class ShownBlock(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
     text: str
 
 
+class ThinkingBlock(msgspec.Struct, frozen=True, tag_field="type", tag="thinking"):
+    """What the model thought. Nothing is signed."""
+
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(msgspec.Struct, frozen=True, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, msgspec.Raw]
+
+
+AnsweredBlock = ShownBlock | ThinkingBlock | ToolUseBlock
+
+
 class MessageUsage(msgspec.Struct, frozen=True):
     """`input_tokens` are those that came from no cache."""
 
@@ -101,7 +167,7 @@ class ModelMessage(msgspec.Struct, frozen=True, kw_only=True):
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[ShownBlock]
+    content: list[AnsweredBlock]
     stop_reason: str | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -112,6 +178,8 @@ class BlockDelta(msgspec.Struct, frozen=True, kw_only=True):
 
     type: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
+    thinking: str | UnsetType = UNSET
+    partial_json: str | UnsetType = UNSET
     stop_reason: str | UnsetType | None = UNSET
     stop_sequence: str | UnsetType | None = UNSET
 
@@ -122,6 +190,6 @@ class MessageEvent(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     message: ModelMessage | UnsetType = UNSET
     index: int | UnsetType = UNSET
-    content_block: ShownBlock | UnsetType = UNSET
+    content_block: AnsweredBlock | UnsetType = UNSET
     delta: BlockDelta | UnsetType = UNSET
     usage: MessageUsage | UnsetType = UNSET

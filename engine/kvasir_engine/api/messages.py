@@ -1,29 +1,47 @@
-"""Anthropic's Messages API: from its body to a chat request, and from its answer to its own. Pure."""
+"""Anthropic's Messages API: from its body to a chat request. Pure."""
 
 import re
-from collections.abc import Sequence
 
 import msgspec
 
-from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.detokenizer import Piece
-from kvasir_engine.api.errors import bad_request, unsupported
+from kvasir_engine.api.errors import bad_request, missing, unsupported
 from kvasir_engine.api.message_schemas import (
     ConversationRequest,
+    InputTool,
+    InputToolChoice,
     MessagesRequest,
-    MessageUsage,
-    ModelMessage,
-    ShownBlock,
-    TextBlock,
-    TurnMessage,
+    OutputConfig,
+    ThinkingOptions,
 )
+from kvasir_engine.api.message_turns import check_cache, turns_of
 from kvasir_engine.api.params import only
-from kvasir_engine.api.schemas import ChatMessage, ChatRequest
+from kvasir_engine.api.ranges import within
+from kvasir_engine.api.renaming import Asked
+from kvasir_engine.api.schemas import (
+    ChatRequest,
+    FunctionDefinition,
+    JsonSchemaFormat,
+    NamedFunction,
+    NamedToolChoice,
+    ResponseFormat,
+    Tool,
+)
+from kvasir_engine.api.tokenizer import ServedModel
+from kvasir_engine.bounds import INT32
 
 OLDEST = "2023-06-01"
 """The first version with named events. What is asked and answered here is in all that came after it."""
 _VERSION = re.compile(r"20\d\d-\d\d-\d\d")
-NAMES = {"stop": "stop_sequences", "user": "metadata.user_id"}
+LEAST_BUDGET = 1024
+_NAMES = {
+    "stop": "stop_sequences",
+    "user": "metadata.user_id",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "response_format.json_schema": "output_config.format",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "tool_choice.function": "tool_choice",
+}
 
 
 def check_version(version: str | None) -> None:
@@ -32,23 +50,44 @@ def check_version(version: str | None) -> None:
         raise bad_request(f"anthropic-version: {version[:40]!r} is not supported, only {OLDEST} and later.")
 
 
-def conversation(body: ConversationRequest) -> ChatRequest:
+def conversation(body: ConversationRequest, model: ServedModel) -> Asked:
     """The conversation alone. Raises ApiError for what cannot be honoured."""
-    only("thinking", body.thinking and body.thinking.type, "disabled")
-    only("tools", body.tools, [])
-    only("tool_choice", body.tool_choice and body.tool_choice.type, "auto", "none")
-    only("output_config", body.output_config, {})
     only("speed", body.speed, "standard")
-    messages = _messages(body)
-    return ChatRequest(model=body.model, messages=messages, continue_final_message=_continues(messages))
+    check_cache(body.cache_control, "cache_control")
+    turns = turns_of(body)
+    tools = [_tool(tool, f"tools[{place}]") for place, tool in enumerate(body.tools or [])]
+    choice, parallel = _choice(body.tool_choice)
+    config = body.output_config or OutputConfig()
+    messages = turns.messages()
+    request = ChatRequest(
+        model=body.model,
+        messages=messages,
+        # an assistant's message at the end is the beginning of the answer
+        continue_final_message=True if messages[-1].role == "assistant" else None,
+        tools=tools or None,
+        tool_choice=choice,
+        parallel_tool_calls=parallel,
+        response_format=_format(config),
+        reasoning_effort=config.effort,
+        include_reasoning=_thinking(body.thinking, model),
+    )
+    names = dict(_NAMES)
+    for place in range(len(tools)):
+        names[f"tools[{place}].function"] = f"tools[{place}]"
+        names[f"tools[{place}].function.parameters"] = f"tools[{place}].input_schema"
+    return Asked(_with_variable(request, body.thinking, model), {**names, **turns.names})
 
 
-def chat_request(body: MessagesRequest) -> ChatRequest:
+def chat_request(body: MessagesRequest, model: ServedModel) -> Asked:
     """The conversation and its parameters. Raises ApiError for what cannot be honoured."""
     only("service_tier", body.service_tier, "auto", "standard_only")
     only("mcp_servers", body.mcp_servers, [])
-    return msgspec.structs.replace(
-        conversation(body),
+    asked, names = conversation(body, model)
+    if body.thinking is not None and body.thinking.budget_tokens is not None:
+        within("thinking.budget_tokens", body.thinking.budget_tokens, LEAST_BUDGET, body.max_tokens - 1)
+    variables = {**(asked.chat_template_kwargs or {}), **(body.chat_template_kwargs or {})}
+    request = msgspec.structs.replace(
+        asked,
         max_tokens=body.max_tokens,
         stop=body.stop_sequences,
         temperature=body.temperature,
@@ -61,72 +100,83 @@ def chat_request(body: MessagesRequest) -> ChatRequest:
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
         cache_salt=body.cache_salt,
-        chat_template_kwargs=body.chat_template_kwargs,
+        chat_template_kwargs=variables or None,
     )
+    return Asked(request, names)
 
 
-def _continues(messages: Sequence[ChatMessage]) -> bool | None:
-    """An assistant's message at the end is the beginning of the answer."""
-    return True if messages[-1].role == "assistant" else None
+def _thinking(asked: ThinkingOptions | None, model: ServedModel) -> bool:
+    """Whether reasoning is shown."""
+    if asked is None:
+        return False
+    if asked.type not in ("enabled", "disabled", "adaptive"):
+        at = "thinking.type"
+        raise unsupported(at, f"Unsupported value: '{at}' does not support '{asked.type[:100]}'.")
+    if asked.type == "enabled":
+        if asked.budget_tokens is None:
+            raise missing("thinking.budget_tokens")
+        within("thinking.budget_tokens", asked.budget_tokens, LEAST_BUDGET, INT32)
+        if model.output.reasoning == "none":
+            message = "Unsupported value: 'thinking': the server tells no reasoning of this model from its answers."
+            raise unsupported("thinking", message)
+    else:
+        only("thinking.budget_tokens", asked.budget_tokens)
+    if asked.type == "disabled":
+        only("thinking.display", asked.display)
+    only("thinking.display", asked.display, "summarized", "omitted")
+    return asked.type != "disabled" and asked.display != "omitted"
 
 
-def _messages(body: ConversationRequest) -> list[ChatMessage]:
-    """Consecutive messages of one role are one, as at Anthropic: templates want roles in turns."""
-    if not body.messages:
-        raise bad_request("messages: at least one message is required", "messages", "empty_array")
-    joined: list[ChatMessage] = []
-    if body.system is not None:
-        joined.append(ChatMessage("system", _text(body.system, "system")))
-    for place, message in enumerate(body.messages):
-        text = _text_of(message, f"messages[{place}]")
-        if joined and joined[-1].role == message.role:
-            text = f"{joined.pop().content}\n{text}"
-        joined.append(ChatMessage(message.role, text))
-    return joined
+def _with_variable(request: ChatRequest, asked: ThinkingOptions | None, model: ServedModel) -> ChatRequest:
+    """Where the chat template can be told whether to think, it is."""
+    name = "enable_thinking"
+    if asked is None or asked.type == "adaptive" or name not in model.tokenizer.template_variables:
+        return request
+    return msgspec.structs.replace(request, chat_template_kwargs={name: asked.type == "enabled"})
 
 
-def _text_of(message: TurnMessage, at: str) -> str:
-    if message.role not in ("user", "assistant"):
-        shown = message.role[:100]
-        raise unsupported(f"{at}.role", f"Unsupported value: '{at}.role' does not support '{shown}'.")
-    return _text(message.content, f"{at}.content")
+def _tool(tool: InputTool, at: str) -> Tool:
+    if tool.type not in (None, "custom"):
+        raise unsupported(f"{at}.type", f"Unsupported value: '{at}.type' does not support '{tool.type[:100]}'.")
+    if tool.input_schema is None:
+        raise missing(f"{at}.input_schema")
+    check_cache(tool.cache_control, f"{at}.cache_control")
+    only(f"{at}.eager_input_streaming", tool.eager_input_streaming, True)
+    only(f"{at}.defer_loading", tool.defer_loading, False)
+    only(f"{at}.allowed_callers", tool.allowed_callers, ["direct"])
+    only(f"{at}.input_examples", tool.input_examples, [])
+    function = FunctionDefinition(tool.name, tool.description, tool.input_schema, tool.strict)
+    return Tool("function", function)
 
 
-def _text(content: str | list[TextBlock], at: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for place, block in enumerate(content):
-        where = f"{at}[{place}]"
-        if block.type != "text" or block.text is None:
-            raise unsupported(where, f"Unsupported '{where}' of type '{block.type[:100]}': only text is supported.")
-        only(f"{where}.citations", block.citations, [])
-        if block.cache_control is not None:
-            only(f"{where}.cache_control", block.cache_control.type, "ephemeral")
-        texts.append(block.text)
-    return "\n".join(texts)
+def _choice(asked: InputToolChoice | None) -> tuple[str | NamedToolChoice | None, bool | None]:
+    """The choice, and whether there may be several calls."""
+    if asked is None:
+        return None, None
+    parallel = False if asked.disable_parallel_tool_use else None
+    if asked.type != "tool":
+        only("tool_choice.name", asked.name)
+    match asked.type:
+        case "auto":
+            return "auto", parallel
+        case "any":
+            return "required", parallel
+        case "none":
+            only("tool_choice.disable_parallel_tool_use", asked.disable_parallel_tool_use, False)
+            return "none", None
+        case "tool":
+            if asked.name is None:
+                raise missing("tool_choice.name")
+            return NamedToolChoice("function", NamedFunction(asked.name)), parallel
+    at = "tool_choice.type"
+    raise unsupported(at, f"Unsupported value: '{at}' does not support '{asked.type[:100]}'.")
 
 
-def usage(answer: Answer) -> MessageUsage:
-    cached = answer.tally.cached_tokens
-    return MessageUsage(answer.prompt_tokens - cached, answer.tally.completion_tokens, cached)
-
-
-def stop_reason(piece: Piece) -> str:
-    if piece.stop is not None:
-        return "stop_sequence"
-    return "max_tokens" if piece.finish_reason == "length" else "end_turn"
-
-
-def message(answer: Answer, pieces: Sequence[Piece]) -> ModelMessage:
-    """The answer so far: without a stop reason until its last piece is there."""
-    last = pieces[-1] if pieces else None
-    text = "".join(piece.text for piece in pieces)
-    return ModelMessage(
-        id=answer.id,
-        model=answer.model,
-        content=[ShownBlock(text)] if text else [],
-        stop_reason=stop_reason(last) if last and last.finish_reason else None,
-        stop_sequence=last.stop if last else None,
-        usage=usage(answer),
-    )
+def _format(config: OutputConfig) -> ResponseFormat | None:
+    if config.format is None:
+        return None
+    if config.format.type != "json_schema":
+        at = "output_config.format.type"
+        shown = config.format.type[:100]
+        raise unsupported(at, f"Unsupported value: '{at}' does not support '{shown}'.")
+    return ResponseFormat("json_schema", JsonSchemaFormat("answer", config.format.schema))

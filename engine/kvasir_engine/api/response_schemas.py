@@ -5,24 +5,59 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from kvasir_engine.api.schemas import Json, absent
+
 
 class InputText(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """A part of a message: `input_text`, or `output_text` of an answer that is sent back."""
+    """A part of an item: `input_text`, or `output_text` and `reasoning_text` of an answer that is sent back."""
 
     type: str
     text: str | None = None
 
 
 class InputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """An item of the conversation. `id` and `status` are those that an answer's items have."""
+    """An item of the conversation. `id` and `status` are those that an answer's items have.
+
+    `content` is of messages and reasoning, `summary` and `encrypted_content` of reasoning,
+    and from `call_id` on of calls and what they gave.
+    """
 
     type: str = "message"
     role: str | None = None
     content: str | list[InputText] | None = None
+    summary: list[InputText] | None = None
+    encrypted_content: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[InputText] | None = None
 
 
-class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
+class FlatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function; `parameters` is a JSON schema of an object. From `defer_loading` on: what changes nothing."""
+
     type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    defer_loading: bool | None = None
+    allowed_callers: list[str] | None = None
+
+
+class FlatToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    name: str | None = None
+
+
+class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From `name` on: of a JSON schema."""
+
+    type: str
+    name: str | None = None
+    schema: Json = msgspec.field(default_factory=absent)
+    description: str | None = None
+    strict: bool | None = None
 
 
 class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,13 +102,13 @@ class ResponsesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     repetition_penalty: float | None = None
     cache_salt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    tools: list[FlatTool] | None = None
+    tool_choice: str | FlatToolChoice | None = None
     # only with the value that changes nothing
     store: bool | None = None
     background: bool | None = None
     service_tier: str | None = None
-    parallel_tool_calls: bool | None = None
-    tools: list[msgspec.Raw] | None = None
-    tool_choice: str | dict[str, msgspec.Raw] | None = None
     max_tool_calls: None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
@@ -106,6 +141,33 @@ class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"
     role: str = "assistant"
 
 
+class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class OutputReasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """What the model thought, as it is: there are no summaries."""
+
+    id: str
+    content: list[ReasoningText]
+    status: str
+    summary: list[ReasoningText] = []
+
+
+class OutputCall(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
+    """`arguments` is JSON as the model wrote it."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: str
+
+
+OutputItem = OutputMessage | OutputReasoning | OutputCall
+OutputPart = OutputText | ReasoningText
+
+
 class InputTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
     cache_write_tokens: int = 0
@@ -134,6 +196,10 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
 
 class ShownFormat(msgspec.Struct, frozen=True):
     type: str = "text"
+    name: str | UnsetType = UNSET
+    schema: Json | UnsetType = UNSET
+    description: str | UnsetType | None = UNSET
+    strict: bool | UnsetType | None = UNSET
 
 
 class ShownText(msgspec.Struct, frozen=True):
@@ -144,6 +210,14 @@ class ShownText(msgspec.Struct, frozen=True):
 class ShownReasoning(msgspec.Struct, frozen=True):
     effort: str | None = None
     summary: str | None = None
+
+
+class ShownTool(msgspec.Struct, frozen=True):
+    name: str
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool | None
+    type: Literal["function"] = "function"
 
 
 class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +235,7 @@ class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     max_tool_calls: None = None
     model: str
-    output: list[OutputMessage] = []
+    output: list[OutputItem] = []
     parallel_tool_calls: bool = True
     previous_response_id: None = None
     prompt_cache_key: str | None = None
@@ -171,8 +245,8 @@ class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
     store: bool = False
     temperature: float
     text: ShownText = ShownText()
-    tool_choice: str = "auto"
-    tools: list[Any] = []
+    tool_choice: str | FlatToolChoice = "auto"
+    tools: list[ShownTool] = []
     top_logprobs: int = 0
     top_p: float
     truncation: str = "disabled"
@@ -188,12 +262,13 @@ class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True):
     sequence_number: int
     response: ModelResponse | UnsetType = UNSET
     output_index: int | UnsetType = UNSET
-    item: OutputMessage | UnsetType = UNSET
+    item: OutputItem | UnsetType = UNSET
     item_id: str | UnsetType = UNSET
     content_index: int | UnsetType = UNSET
-    part: OutputText | UnsetType = UNSET
+    part: OutputPart | UnsetType = UNSET
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
     logprobs: list[TextLogprob] | UnsetType = UNSET
     code: str | UnsetType | None = UNSET
     message: str | UnsetType = UNSET

@@ -12,9 +12,14 @@ ABSENT = Json()
 """What a field of any JSON is where the request has none; null is the same."""
 
 
-def _absent() -> Json:
+def absent() -> Json:
     """A factory: a default that is no JSON would be none of the schema's."""
     return ABSENT
+
+
+def given(value: object) -> bool:
+    """Whether the request has a field: null is the same as none."""
+    return bytes(value) not in (b"", b"null") if isinstance(value, msgspec.Raw) else value is not None
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,7 +32,7 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`strict` or not, all of the schema holds. `name` and `description` are labels."""
 
     name: str
-    schema: Json = msgspec.field(default_factory=_absent)
+    schema: Json = msgspec.field(default_factory=absent)
     description: str | None = None
     strict: bool | None = None
 
@@ -37,20 +42,20 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     type: str
     json_schema: JsonSchemaFormat | None = None
-    structures: Json = msgspec.field(default_factory=_absent)
-    triggers: Json = msgspec.field(default_factory=_absent)
-    format: Json = msgspec.field(default_factory=_absent)
+    structures: Json = msgspec.field(default_factory=absent)
+    triggers: Json = msgspec.field(default_factory=absent)
+    format: Json = msgspec.field(default_factory=absent)
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """vLLM's. `disable_fallback` changes nothing: there is one library."""
 
-    json: Json = msgspec.field(default_factory=_absent)
+    json: Json = msgspec.field(default_factory=absent)
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
-    structural_tag: Json = msgspec.field(default_factory=_absent)
+    structural_tag: Json = msgspec.field(default_factory=absent)
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None
     whitespace_pattern: str | None = None
@@ -86,7 +91,7 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     allowed_token_ids: list[int] | None = None
     repetition_penalty: float | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: Json = msgspec.field(default_factory=_absent)
+    guided_json: Json = msgspec.field(default_factory=absent)
     guided_json_object: bool | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from kvasir_engine.api.errors import ApiError, bad_request, unsupported
+from kvasir_engine.api.errors import ApiError, bad_request, missing, unsupported
 from kvasir_engine.api.ranges import short
-from kvasir_engine.api.schemas import CommonRequest, Json, ResponseFormat, StructuredOutputs
+from kvasir_engine.api.schemas import CommonRequest, Json, ResponseFormat, StructuredOutputs, given
 from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS, MOST_WHITESPACE_CHARACTERS
 from kvasir_engine.grammar.base import GrammarError
 from kvasir_engine.protocol import Grammar
@@ -69,7 +69,7 @@ def _asked(request: CommonRequest) -> Iterator[tuple[str, Grammar]]:
 
 def _response_format(asked: ResponseFormat) -> tuple[str, Grammar] | None:
     name = "response_format"
-    tags = {key: getattr(asked, key) for key in ("structures", "triggers", "format") if _is(getattr(asked, key))}
+    tags = {key: getattr(asked, key) for key in ("structures", "triggers", "format") if given(getattr(asked, key))}
     for key in [*tags, *(["json_schema"] if asked.json_schema is not None else [])]:
         kind = "json_schema" if key == "json_schema" else "structural_tag"
         if asked.type != kind:
@@ -81,9 +81,9 @@ def _response_format(asked: ResponseFormat) -> tuple[str, Grammar] | None:
             return name, Grammar("json_object")
         case "json_schema":
             if asked.json_schema is None:
-                raise _missing(f"{name}.json_schema")
-            if not _is(asked.json_schema.schema):
-                raise _missing(f"{name}.json_schema.schema")
+                raise missing(f"{name}.json_schema")
+            if not given(asked.json_schema.schema):
+                raise missing(f"{name}.json_schema.schema")
             return f"{name}.json_schema.schema", Grammar("json_schema", _json(asked.json_schema.schema))
         case "structural_tag":
             return name, Grammar("structural_tag", _json(msgspec.json.encode({"type": asked.type, **tags})))
@@ -117,7 +117,7 @@ def _pattern(prefix: str, pattern: str | None) -> str | None:
 
 
 def _fields(asked: StructuredOutputs, whitespace: str | None) -> Iterator[tuple[str, Grammar]]:
-    if _is(asked.json):
+    if given(asked.json):
         yield "json", Grammar("json_schema", _schema(asked.json), whitespace)
     if asked.regex is not None:
         yield "regex", Grammar("regex", asked.regex)
@@ -127,26 +127,18 @@ def _fields(asked: StructuredOutputs, whitespace: str | None) -> Iterator[tuple[
         yield "grammar", Grammar("ebnf", asked.grammar)
     if asked.json_object:
         yield "json_object", Grammar("json_object", "", whitespace)
-    if _is(asked.structural_tag):
+    if given(asked.structural_tag):
         yield "structural_tag", Grammar("structural_tag", _schema(asked.structural_tag), whitespace)
 
 
-def _is(given: Json) -> bool:
-    return bytes(given) not in (b"", b"null")
-
-
-def _schema(given: Json) -> str:
+def _schema(value: Json) -> str:
     """A schema, which may be JSON in a text."""
-    text = _json(given)
+    text = _json(value)
     if text.lstrip().startswith('"'):
         inner: str = msgspec.json.decode(text, type=str)
         return inner
     return text
 
 
-def _json(given: Json | bytes) -> str:
-    return bytes(given).decode()
-
-
-def _missing(name: str) -> ApiError:
-    return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
+def _json(value: Json | bytes) -> str:
+    return bytes(value).decode()

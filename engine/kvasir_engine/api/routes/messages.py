@@ -5,12 +5,13 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from kvasir_engine.api.caller import Caller
-from kvasir_engine.api.chat_generation import begin_chat, chat_tokens
+from kvasir_engine.api.chat_generation import begin_chat, chat_tokens, checked_tools
 from kvasir_engine.api.generation import text_of
 from kvasir_engine.api.http_responses import EventResponse, JsonResponse, json_response
+from kvasir_engine.api.message_answer import message
 from kvasir_engine.api.message_events import STYLE, message_events
 from kvasir_engine.api.message_schemas import CountTokensRequest, MessagesRequest, TokensCount
-from kvasir_engine.api.messages import NAMES, chat_request, check_version, conversation, message
+from kvasir_engine.api.messages import chat_request, check_version, conversation
 from kvasir_engine.api.renaming import speaking
 from kvasir_engine.api.service import Service
 
@@ -26,8 +27,9 @@ def add(app: FastAPI, service: Service) -> None:
         caller = caller_of(request)
         clock = service.clock(caller)
         body = await service.read(request, MessagesRequest)
-        with speaking(NAMES):
-            generation = await begin_chat(service, request, caller, chat_request(body), clock, "msg_")
+        asked, names = chat_request(body, service.model)
+        with speaking(names):
+            generation = await begin_chat(service, request, caller, asked, clock, "msg_")
         answer = generation.answer
         if generation.params.stream:
             return EventResponse(lambda: message_events(answer, generation.pieces()), STYLE)
@@ -43,6 +45,8 @@ def add(app: FastAPI, service: Service) -> None:
         caller_of(request)
         body = await service.read(request, CountTokensRequest)
         service.check_model(body.model)
-        with speaking(NAMES):
-            tokens = await chat_tokens(service, request, conversation(body), None)
+        asked, names = conversation(body, service.model)
+        with speaking(names):
+            tools = await checked_tools(service, request, asked)
+            tokens = await chat_tokens(service, request, asked, None, tools)
         return json_response(TokensCount(len(tokens)))

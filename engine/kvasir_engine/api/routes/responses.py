@@ -8,9 +8,10 @@ from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.generation import text_of
 from kvasir_engine.api.http_responses import EventResponse, JsonResponse
 from kvasir_engine.api.renaming import speaking
+from kvasir_engine.api.response_answer import begun, response_body
 from kvasir_engine.api.response_events import ResponseEvents
 from kvasir_engine.api.response_schemas import ResponsesRequest
-from kvasir_engine.api.responses import NAMES, begun, chat_request, response_body
+from kvasir_engine.api.responses import chat_request
 from kvasir_engine.api.service import Service
 
 
@@ -20,8 +21,9 @@ def add(app: FastAPI, service: Service) -> None:
         caller = service.caller(request)
         clock = service.clock(caller)
         body = await service.read(request, ResponsesRequest)
-        with speaking(NAMES):
-            generation = await begin_chat(service, request, caller, chat_request(body), clock, "resp_")
+        asked, names = chat_request(body)
+        with speaking(names):
+            generation = await begin_chat(service, request, caller, asked, clock, "resp_")
         answer = generation.answer
         shown = begun(body, answer)
         if generation.params.stream:

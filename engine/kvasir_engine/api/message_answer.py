@@ -1,0 +1,72 @@
+"""An answer in the words of Anthropic's Messages API. Pure."""
+
+import json
+from collections.abc import Sequence
+
+import msgspec
+from pydantic_core import from_json
+
+from kvasir_engine.api.answer import Answer
+from kvasir_engine.api.answer_parts import Called, Part, PartClosed, Reasoned, parts_of
+from kvasir_engine.api.detokenizer import Piece
+from kvasir_engine.api.message_schemas import (
+    AnsweredBlock,
+    MessageUsage,
+    ModelMessage,
+    ShownBlock,
+    ThinkingBlock,
+    ToolUseBlock,
+)
+
+INVALID = "INVALID_JSON"
+"""What Anthropic's documentation of tool streaming wraps a model's malformed arguments in."""
+
+
+def usage(answer: Answer) -> MessageUsage:
+    cached = answer.tally.cached_tokens
+    return MessageUsage(answer.prompt_tokens - cached, answer.tally.completion_tokens, cached)
+
+
+def stop_reason(last: Piece, called: bool) -> str:
+    """Why it ended; `called`: with a call, or behind one."""
+    if last.stop is not None:
+        return "stop_sequence"
+    if last.finish_reason == "length":
+        return "max_tokens"
+    return "tool_use" if called else "end_turn"
+
+
+def any_called(parts: Sequence[PartClosed]) -> bool:
+    """Whether there is a call."""
+    return any(isinstance(each.part, Called) for each in parts)
+
+
+def block_of(part: Part, cut: bool = False) -> AnsweredBlock:
+    """The block that shows a part; `cut`: of a call's arguments there is a part only."""
+    if isinstance(part, Called):
+        id = "toolu_" + part.id.removeprefix("call_")
+        return ToolUseBlock(id, part.name, _input(part.text, cut))
+    return ThinkingBlock(part.text) if isinstance(part, Reasoned) else ShownBlock(part.text)
+
+
+def _input(arguments: str, cut: bool) -> dict[str, msgspec.Raw]:
+    try:
+        if cut:  # as the official client reads the same deltas
+            arguments = json.dumps(from_json(arguments or "{}", allow_partial=True, allow_inf_nan=False))
+        return msgspec.json.decode(arguments or "{}", type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        return {INVALID: msgspec.Raw(msgspec.json.encode(arguments))}
+
+
+def message(answer: Answer, pieces: Sequence[Piece]) -> ModelMessage:
+    """The answer so far: without a stop reason until its last piece is there."""
+    last = pieces[-1] if pieces else None
+    parts = parts_of(pieces)
+    return ModelMessage(
+        id=answer.id,
+        model=answer.model,
+        content=[block_of(each.part, each.cut) for each in parts],
+        stop_reason=stop_reason(last, any_called(parts)) if last and last.finish_reason else None,
+        stop_sequence=last.stop if last else None,
+        usage=usage(answer),
+    )
