@@ -32,7 +32,7 @@ def test_pieces_of_memory_are_digested_as_defined(heads: int, tokens: int, dim: 
     pool = torch.randn(PAGES, LAYERS, 2, heads, tokens, dim).bfloat16()
     row = 2 * dim
     places = pool.data_ptr() + np.array([7, 0, 12]) * (2 * heads * tokens * row)
-    found = digest.token_digests(places, heads, tokens, row, tokens * row, heads * tokens * row)
+    found = digest.token_digests(places, 2, heads, tokens, row, tokens * row, heads * tokens * row)
     right = digests.token_digests(rows_of(pool).reshape(-1, 2, heads, tokens, row)[[7, 0, 12]])
     assert np.array_equal(found, right)
     together = right.reshape(1, 3, tokens)
@@ -42,7 +42,7 @@ def test_pieces_of_memory_are_digested_as_defined(heads: int, tokens: int, dim: 
 def test_a_token_whose_digest_would_say_unknown_has_another() -> None:
     zeros = np.zeros(digest.SUMS, np.int64)
     assert digests.token_digests(np.zeros((2, 1, 1, 64), np.uint8)).all()
-    found = digest.token_digests(np.array([zeros.ctypes.data]), 1, 1, 64, 64, 64)
+    found = digest.token_digests(np.array([zeros.ctypes.data]), 2, 1, 1, 64, 64, 64)
     assert found.all()
 
 

@@ -4,7 +4,7 @@ import queue
 
 import pytest
 
-from kvasir_engine.connector import sender
+from kvasir_engine.connector import notifications, sender
 from kvasir_engine.connector.nixl_agent import PeerDied, TransferHandle
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
@@ -14,13 +14,16 @@ FINGERPRINT = Fingerprint("m", "", "float32", "pages", 16, 4, 1, 16, "rope")
 
 
 class DyingPeers:
-    """Stands in for Agent: writes never end, until `dead`; and a forgotten peer's transfers are no longer known."""
+    """Stands in for Agent: its peers know every lease, and writes never end, until `dead`; a forgotten peer's
+    transfers are no longer known.
+    """
 
     def __init__(self) -> None:
         self.endpoint = endpoint("us")
         self.dead = False
         self.forgotten: set[str] = set()
         self.written: queue.Queue[int] = queue.Queue()
+        self.answers: list[tuple[str, bytes]] = []
 
     def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
         pass
@@ -48,9 +51,17 @@ class DyingPeers:
     def notify(self, agent: str, message: bytes) -> None:
         if self.dead:
             raise PeerDied(agent)
+        asked = notifications.decode(message)
+        if isinstance(asked, notifications.Ping):
+            pong = notifications.Pong(asked.lease, asked.epoch, asked.nonce)
+            self.answers.append((agent, notifications.encode(pong)))
 
     def notifications(self) -> list[tuple[str, bytes]]:
-        return []
+        answers, self.answers = self.answers, []
+        return answers
+
+    def knows(self, agent: str) -> bool:
+        return agent not in self.forgotten
 
     def forget(self, agent: str) -> None:
         self.forgotten.add(agent)

@@ -133,9 +133,8 @@ def test_a_pool_that_flashinfer_cannot_read_is_named(
 ) -> None:
     class OnGpu:
         shape = PoolShape.uniform(1, 2, head_dim, 4, dtype)
-        tensor = torch.empty(0, device="meta")
+        memory = type("Memory", (), {"device": torch.device("cuda", 0)})()
 
-    OnGpu.tensor = type("Tensor", (), {"device": torch.device("cuda", 0)})()  # type: ignore[assignment]
     assert unsupported(OnGpu(), AttentionSpec(heads, 1.0, (None,))) == why  # type: ignore[arg-type]
 
 

@@ -118,7 +118,7 @@ def launches(shape: KernelShape) -> Iterator[Launch]:
     if row % 8 == 0:
         yield (
             triton_digests._digest,
-            (wide, wide, wide, wide, 1, 1, 1, 1, *triton_digests._SIGNED),
+            (wide, wide, wide, wide, 1, 1, 1, 1, 1, *triton_digests._SIGNED),
             {**triton_digests.constants(row // 8), "num_warps": triton_digests.WARPS},
         )
 

@@ -15,17 +15,30 @@ _MOST = 10_000  # controllers that are remembered
 
 
 class PodOwners:
-    """Follows pods. For use in threads. What controls a ReplicaSet or StatefulSet is asked for once."""
+    """Follows pods. For use in threads. What controls a ReplicaSet or StatefulSet is asked for once, and what was a
+    service's own stays so: its pods leave after it is deleted."""
 
     def __init__(self, cluster: ClusterInterface) -> None:
         self._cluster = cluster
         self._lock = threading.Lock()
         self._above: dict[str, str] = {}
+        self._made: dict[str, str] = {}  # whose each object was, both by uid
 
-    def vouched(self, namespace: str, pods: Iterable[Object], owned: Iterable[Object]) -> list[Object]:
-        """`pods`, those that are none of what made `owned` without their addresses. Raises ClusterError."""
-        ours = {item["metadata"]["uid"] for item in owned}
+    def vouched(
+        self, namespace: str, service: str, pods: Iterable[Object], owned: Iterable[Object]
+    ) -> list[Object]:
+        """`pods` of the service with that uid; without their addresses those that nothing of what it owns, or has
+        owned, has made. Raises ClusterError.
+        """
+        ours = self._with_deleted(service, {item["metadata"]["uid"] for item in owned})
         return [pod if self._is_ours(namespace, pod, ours) else _unaddressed(pod) for pod in pods]
+
+    def _with_deleted(self, service: str, owned: set[str]) -> set[str]:
+        with self._lock:
+            if len(self._made) >= _MOST:
+                self._made.clear()
+            self._made |= dict.fromkeys(owned, service)
+            return {uid for uid, owner in self._made.items() if owner == service}
 
     def _is_ours(self, namespace: str, pod: Object, ours: set[str]) -> bool:
         owner = controller_of(pod)

@@ -196,7 +196,7 @@ class Reconciler:
         removing = document.get("status", {}).get("removing", [])
         pods = self._cluster.pods(service.namespace, service.name)
         if self._owners:
-            pods = self._owners.vouched(service.namespace, pods, owned)
+            pods = self._owners.vouched(service.namespace, service.uid, pods, owned)
         observed = observe(owned, pods, removing)
         paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
         scaling = self._rescale(document, service, observed, paused)
