@@ -197,7 +197,7 @@ async def test_refused_in_a_chat(http: httpx.AsyncClient, change: dict[str, Any]
         ({"prompt_logprobs": 1.5}, "prompt_logprobs", "invalid_type"),
         ({"prompt": ["a" * 70] * 100, "prompt_logprobs": 20}, "prompt_logprobs", "integer_above_max_value"),
         ({"prompt": ["a" * 500] * 64, "logprobs": 4, "echo": True}, "echo", "integer_above_max_value"),
-        ({"prompt": "a" * 3000, "prompt_logprobs": 20, "n": 3}, "prompt_logprobs", "integer_above_max_value"),
+        ({"prompt": "a" * 70, "prompt_logprobs": 20, "n": 100}, "prompt_logprobs", "integer_above_max_value"),
         ({"suffix": "end"}, "suffix", "unsupported_value"),
         ({"best_of": 2, "stream": True}, "best_of", "invalid_value"),
         ({"best_of": 2, "n": 3}, "best_of", "integer_below_min_value"),
