@@ -1,4 +1,4 @@
-"""A prompt's log-probabilities in answers: `prompt_logprobs` as of vLLM, and `echo` with `logprobs` as of OpenAI."""
+"""A prompt's log-probabilities in answers: `prompt_logprobs` as vLLM has it, `echo` with `logprobs` as OpenAI had."""
 
 import itertools
 import math
