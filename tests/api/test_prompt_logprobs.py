@@ -1,4 +1,4 @@
-"""A prompt's log-probabilities in answers: `prompt_logprobs` as vLLM has it, `echo` with `logprobs` as OpenAI had."""
+"""Log-probabilities of prompts in answers: `prompt_logprobs` as vLLM has it, and `echo` with `logprobs`."""
 
 import itertools
 import math

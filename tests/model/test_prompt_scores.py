@@ -51,7 +51,7 @@ def folder() -> Path:
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> list[list[int]]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = ["def fibonacci(n):\n    if n < 2:\n", "The kraken slept beneath the thunders of the upper deep. " * 20]
+    texts = ["def fibonacci(n):\n    if n < 2:\n", "The kraken slept beneath the thunders of the upper deep. " * 12]
     return [tokenizer.encode(text) for text in texts]
 
 
@@ -63,16 +63,14 @@ def reference(folder: Path, prompts: list[list[int]]) -> list[torch.Tensor]:
 
 def differences(ours: list[Scores], prompts: list[list[int]], theirs: list[torch.Tensor]) -> torch.Tensor:
     """Of each prompt's own tokens."""
-    return torch.cat(
-        [
-            torch.tensor([each.logprob for each in scores])
-            - right.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
-            for scores, prompt, right in zip(ours, prompts, theirs, strict=True)
-        ]
-    ).abs()
+    found = []
+    for scores, prompt, right in zip(ours, prompts, theirs, strict=True):
+        expected = right.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        found.append((torch.tensor([each.logprob for each in scores]) - expected).abs())
+    return torch.cat(found)
 
 
-@pytest.mark.parametrize("chunk", [64, 2048])
+@pytest.mark.parametrize("chunk", [50, 2048])
 def test_float32_scores_are_transformers(
     folder: Path, prompts: list[list[int]], reference: list[torch.Tensor], chunk: int
 ) -> None:
@@ -80,7 +78,7 @@ def test_float32_scores_are_transformers(
     ours = scored(runner, prompts, 5, chunk)
     found = differences(ours, prompts, reference)
     print(f"chunks of {chunk}: largest difference {found.max():.2e} of {len(found)} tokens")
-    assert found.max() < 1e-3
+    assert found.max() < 1e-4
     for scores, prompt, right in zip(ours, prompts, reference, strict=True):
         for place, score in enumerate(scores):
             row = right[place]
@@ -95,14 +93,14 @@ def test_bfloat16_scores_are_near(folder: Path, prompts: list[list[int]], refere
     runner = ModelRunner(folder, dtype="bfloat16", device="cpu", pages=64)
     found = differences(scored(runner, prompts, 0, 512), prompts, reference)
     print(f"bfloat16: largest difference {found.max():.2f}, mean {found.mean():.3f}")
-    assert found.mean() < 0.05
-    assert found.max() < 1.0
+    assert found.mean() < 0.02
+    assert found.max() < 0.3
 
 
 @pytest.mark.skipif(unavailable_reason() is not None, reason=f"CPU kernels cannot run here: {unavailable_reason()}")
 def test_deterministic_scores_are_the_same_in_any_chunks(folder: Path, prompts: list[list[int]]) -> None:
     runner = ModelRunner(folder, dtype="bfloat16", device="cpu", pages=64, deterministic=True)
-    assert scored(runner, prompts, 2, 40) == scored(runner, prompts, 2, 333)
+    assert scored(runner, prompts, 2, 40) == scored(runner, prompts, 2, 150)
 
 
 def scored_batch(counts: tuple[int, ...] = (2, 0, 3)) -> ForwardBatch:
