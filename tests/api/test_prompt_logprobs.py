@@ -8,7 +8,7 @@ import pytest
 from api_support import ScriptedEngine, prompt_scores, saying, tiny_tokenizer
 from test_parameters import HELLO, letters, post
 
-from kvasir_engine.api.prompt_scores import PromptScores
+from kvasir_engine.api.prompt_report import PromptReport
 from kvasir_engine.api.schemas import PromptLogprob
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
 from kvasir_engine.protocol import PromptLogprobs
@@ -71,7 +71,7 @@ async def test_a_chat_has_them_once(model: ServedModel, stream: bool) -> None:
 
 def test_the_prompts_own_token_is_named_once_and_first(model: ServedModel) -> None:
     score = PromptLogprobs(-0.5, 2, [(66, -0.25), (65, -0.5), (67, -math.inf)])
-    entries = PromptScores(model.tokenizer, [1, 65], [score]).shown(2)
+    entries = PromptReport(model.tokenizer, [1, 65], [score]).shown(2)
     names = [said(model, token) for token in (65, 66)]
     assert entries == [
         None,
@@ -156,7 +156,7 @@ async def test_best_of_echoes_its_prompts(model: ServedModel) -> None:
 
 
 def offsets(model: ServedModel, tokens: list[int], text: str) -> list[int]:
-    scores = PromptScores(model.tokenizer, tokens, [PromptLogprobs(-1.0, 1)] * (len(tokens) - 1))
+    scores = PromptReport(model.tokenizer, tokens, [PromptLogprobs(-1.0, 1)] * (len(tokens) - 1))
     return [each.offset for each in scores.echoed(text, 0)]
 
 

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.generation import Tally
-from kvasir_engine.api.prompt_scores import EchoedToken
+from kvasir_engine.api.prompt_report import EchoedToken
 from kvasir_engine.api.schemas import CompletionTokensDetails, PromptLogprobs, PromptTokensDetails, Usage
 
 MOST_AT_ONCE = 2048

@@ -10,7 +10,7 @@ from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
 from kvasir_engine.api.http_responses import failure_of
-from kvasir_engine.api.prompt_scores import EchoedToken
+from kvasir_engine.api.prompt_report import EchoedToken
 from kvasir_engine.api.schemas import Completion, CompletionChoice, CompletionLogprobs
 from kvasir_engine.api.text_events import PLACE, TextEvents
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kvasir_engine.api.named_tokens import NamedToken, named
-from kvasir_engine.api.prompt_scores import PromptScores
+from kvasir_engine.api.prompt_report import PromptReport
 from kvasir_engine.api.tokenizer import TokenBytes
 from kvasir_engine.api.tools.types import Delta
 from kvasir_engine.engine_client import Output
@@ -41,7 +41,7 @@ class Piece(msgspec.Struct, frozen=True):
     failure: Exception | None = None
     ids: tuple[int, ...] = ()
     stop: str | None = None
-    prompt: PromptScores | None = None
+    prompt: PromptReport | None = None
     deltas: tuple[Delta, ...] | None = None
 
 

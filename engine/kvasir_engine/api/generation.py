@@ -10,7 +10,7 @@ import msgspec
 
 from kvasir_engine.api.detokenizer import Detokenizer, Piece
 from kvasir_engine.api.metrics import ApiMetrics
-from kvasir_engine.api.prompt_scores import PromptScores
+from kvasir_engine.api.prompt_report import PromptReport
 from kvasir_engine.api.tools.choice import ChoiceParser
 from kvasir_engine.engine_client import EngineClient, EngineError, GenerateRequest, Output
 
@@ -76,7 +76,7 @@ async def run_choice(
     """
     last: float | None = None
     ids: list[int] = []
-    prompt: PromptScores | None = None
+    prompt: PromptReport | None = None
     async with aclosing(client.generate(choice.request)) as outputs:
         async for output in outputs:
             now = time.perf_counter()
@@ -90,7 +90,7 @@ async def run_choice(
                 tally.cached(choice.prompt, output.cached_tokens)
             if output.prompt_logprobs is not None:
                 tokens = choice.request.tokens
-                prompt = PromptScores(choice.detokenizer.vocabulary, tokens, output.prompt_logprobs)
+                prompt = PromptReport(choice.detokenizer.vocabulary, tokens, output.prompt_logprobs)
             if choice.silent and output.tokens:
                 output = Output([], None, "length", output.cached_tokens)
             for part in (output,) if choice.parser is None else _parts(output, choice.parser):

@@ -21,7 +21,7 @@ class EchoedToken:
     offset: int
 
 
-class PromptScores:
+class PromptReport:
     """The tokens of one prompt with what the engine says of all but the first."""
 
     def __init__(self, vocabulary: TokenBytes, tokens: Sequence[int], scores: Sequence[PromptLogprobs]) -> None:
