@@ -141,6 +141,26 @@ def test_prefill_tells_and_decode_does_not(overlap: bool) -> None:
 
 
 @overlaps
+def test_decode_that_computes_the_prompt_again_after_a_preemption_tells_nothing(overlap: bool) -> None:
+    pair = Pair(prefill_pages=24, decode_pages=16, overlap=overlap)
+    asked = Sampling(20, prompt_logprobs=1)
+    pair.decode.engine.submit(ROUTER, Submit("older", [4, 2], Sampling(50)))
+    lease = pair.lease("a", LONG, sampling=asked)
+    pair.submit("a", LONG, lease, sampling=asked)
+    told = {"p": Told(), "d": Told()}
+    for _ in range(200):
+        for name, worker in (("p", pair.prefill), ("d", pair.decode)):
+            worker.engine.step()
+            pair.deliver()
+            told[name].hear(worker.engine.drain().get(ROUTER, []))
+    assert pair.decode.engine.stats.preemptions > 0
+    assert told["d"].scores == {}
+    assert told["d"].tokens["a"] == reference(LONG, 20)
+    right(LONG, told["p"].scores["a"])
+    assert pair.at_rest()
+
+
+@overlaps
 def test_a_decode_worker_that_prefills_itself_tells(overlap: bool) -> None:
     pair = Pair(prefill_pages=24, decode_pages=24, overlap=overlap)
     told = Told()
