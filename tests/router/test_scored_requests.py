@@ -130,6 +130,15 @@ async def test_workers_of_an_older_version_are_not_asked() -> None:
     assert not any(asked_of(each) for each in old)
 
 
+async def test_who_does_not_know_them_may_go_on_once_they_are_told() -> None:
+    fabric = Fabric()
+    knowing, old = worker("decode", "new", fabric), worker("decode", "old", fabric, knows=False)
+    knowing.hook = once("token", Die(), 2)
+    async with cluster(knowing, old) as running:
+        right(await outputs_of(running))
+    assert (asked_of(knowing), asked_of(old)) == ([0], [None])
+
+
 async def test_where_nobody_knows_them_the_error_names_the_field() -> None:
     fabric = Fabric()
     async with cluster(worker("decode", "d", fabric, knows=False)) as running:

@@ -189,7 +189,7 @@ class PooledClient:
         deadline = asyncio.get_running_loop().time() + self._resume_seconds
         while (placed := await self._try_place(request, sent, failed)) is None:
             unready = self._pool.unready_reason()
-            reason = unready or self._unable_reason(request.sampling)
+            reason = unready or self._unable_reason(_continued(request.sampling, len(sent)))
             if failed and reason is None:  # those that are ready have failed
                 raise _exhausted(failed)
             if unready is not None and not failed and self._may_hold() and await self.wait_ready() is None:
@@ -225,7 +225,7 @@ class PooledClient:
         self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
     ) -> tuple[Target, Target | None, int | None] | None:
         tokens = [*request.tokens, *sent]
-        able = self._able(request.sampling)
+        able = self._able(_continued(request.sampling, len(sent)))
         workers = [each for each in able if not any(each.peer is one.avoid for one in failed)]
         random.shuffle(workers)  # so that routers with the same view do not all take the first of equals
         sizes = {each.peer.endpoint.fingerprint.page_size for each in workers if each.peer}
