@@ -51,12 +51,12 @@ def _agent(module: ModuleType, endpoint: Endpoint) -> ProgramUsage:
 
 
 def _tree(module: ModuleType, endpoint: Endpoint) -> ProgramUsage:
-    run = module.tree_of_thought.run(endpoint, problem=module.PROBLEM, step_tokens=STEP_TOKENS)
+    run = module.tree_of_thought.run(endpoint, problem=module.PROBLEM, step_tokens=STEP_TOKENS, method="greedy")
     return run.usage  # type: ignore[no-any-return]
 
 
 def _classification(module: ModuleType, endpoint: Endpoint) -> ProgramUsage:
-    states = module.classify.run_batch(endpoint, [{"text": text} for text in module.TEXTS])
+    states = module.classify.run_batch(endpoint, [{"text": text, "method": "greedy"} for text in module.TEXTS])
     for state in states:
         if state.error:
             raise ProgramError(state.error)

@@ -2,12 +2,13 @@
 
     python examples/classification.py http://127.0.0.1:8000
 
-All prompts begin with the same examples. The first call of the batch goes ahead, and the others find them cached.
+All prompts begin with the same examples. The first call of the batch goes ahead, and the others find them cached
+where `method` is not an exact one.
 """
 
 import sys
 
-from kvasir.program import Endpoint, State, program, select
+from kvasir.program import Endpoint, Method, State, program, select
 
 LABELS = [" positive", " negative", " neutral"]
 SHOTS = (
@@ -28,12 +29,12 @@ TEXTS = (
 
 
 @program
-def classify(s: State, text: str) -> str:
-    """One of LABELS."""
+def classify(s: State, text: str, method: Method = "auto") -> str:
+    """One of LABELS. `greedy` reads the examples from the server's cache, which exact scores cannot."""
     s += "Each text is positive, negative or neutral.\n\n"
     for example, label in SHOTS:
         s += f"Text: {example}\nLabel:{label}\n\n"
-    s += f"Text: {text}\nLabel:" + select("label", LABELS)
+    s += f"Text: {text}\nLabel:" + select("label", LABELS, method=method)
     return s["label"].strip()
 
 

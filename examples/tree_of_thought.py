@@ -7,7 +7,7 @@ A fork shares all that was said before it, so that only its own step and its rat
 
 import sys
 
-from kvasir.program import Endpoint, State, gen, program, select, system, user
+from kvasir.program import Endpoint, Method, State, gen, program, select, system, user
 
 INSTRUCTIONS = """You solve problems step by step. A step is one short sentence that uses only what is known so far,
 and that brings the answer nearer. Never repeat a step. Do not guess: what is counted is counted one by one, what is
@@ -39,9 +39,19 @@ RATINGS = [str(number) for number in range(1, 10)]
 
 @program
 def tree_of_thought(
-    s: State, problem: str, breadth: int = 3, keep: int = 2, depth: int = 3, step_tokens: int = 32
+    s: State,
+    problem: str,
+    breadth: int = 3,
+    keep: int = 2,
+    depth: int = 3,
+    step_tokens: int = 32,
+    method: Method = "auto",
 ) -> str:
-    """The answer to `problem`, after `depth` steps; `keep` states of each level have `breadth` next ones."""
+    """The answer to `problem`, after `depth` steps; `keep` states of each level have `breadth` next ones.
+
+    `method` is how steps are rated: a rating is one token, so `greedy` rates as well, and reads the prompt from the
+    server's cache.
+    """
     s += system(INSTRUCTIONS) + user(f"Problem: {problem}")
     level = [s]
     for step in range(1, depth + 1):
@@ -54,7 +64,7 @@ def tree_of_thought(
         for rater in raters:
             rater += user("Rate the steps so far with a number from 1 to 9.")
             with rater.assistant():
-                rater += "Rating: " + select("rating", RATINGS)
+                rater += "Rating: " + select("rating", RATINGS, method=method)
         ranked = sorted(zip(thoughts, raters, strict=True), key=lambda each: -int(each[1]["rating"]))
         level = [thought for thought, _ in ranked[:keep]]
     best = level[0]

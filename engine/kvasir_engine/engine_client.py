@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from kvasir_engine.protocol import Sampling, TokenLogprobs
+from kvasir_engine.protocol import PromptLogprobs, Sampling, TokenLogprobs
 
 
 class EngineError(Exception):
@@ -45,13 +45,15 @@ class Output(msgspec.Struct, frozen=True):
 
     `finish_reason` is `None` until the last output, then `stop` (a stop token, which is the last of
     `tokens`) or `length`. `cached_tokens` is how many prompt tokens came from a cache, or -1 until the
-    first token is known.
+    first token is known. Where they are asked for, the first output with tokens has all `prompt_logprobs`: one for
+    each of the prompt's tokens but the first.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     cached_tokens: int = -1
+    prompt_logprobs: list[PromptLogprobs] | None = None
 
 
 class EngineClient(Protocol):

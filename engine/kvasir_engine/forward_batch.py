@@ -21,6 +21,9 @@ class ForwardBatch:
     page_table: torch.Tensor  # int64 [S, most pages of any sequence], padded with 0
     awaited: tuple[tuple[int, int], ...] = ()
     """Places in `tokens` (which have 0 there) of what the step before samples, with the row in which it does."""
+    scored: tuple[tuple[int, int, int], ...] = ()
+    """Places in `tokens` behind which the log-probability of a prompt's next token is wanted: (place, that token,
+    how many alternatives)."""
 
 
 def decodes_only(batch: ForwardBatch) -> bool:

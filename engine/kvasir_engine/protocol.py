@@ -21,6 +21,7 @@ from kvasir_engine.bounds import (
     MOST_LOGPROBS,
     MOST_PAGE_SIZE,
     MOST_PARTS,
+    MOST_PROMPT_LOGPROBS,
     MOST_STOP_IDS,
     MOST_TEMPERATURE,
     MOST_WHITESPACE_CHARACTERS,
@@ -61,7 +62,9 @@ PROCESSORS = "logits_processors"
 """The capability of a worker that takes `Sampling.processors`."""
 GRAMMAR = "grammar"
 """The capability of a worker that takes `Sampling.grammar`."""
-CAPABILITIES = (ALIVE, COUNTS, PROCESSORS)
+PROMPT_LOGPROBS = "prompt_logprobs"
+"""The capability of a worker that takes `Sampling.prompt_logprobs`."""
+CAPABILITIES = (ALIVE, COUNTS, PROCESSORS, PROMPT_LOGPROBS)
 WORKER_PATH = "/v1/worker"
 
 Role = Literal["prefill", "decode", "both"]
@@ -122,7 +125,9 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     `top_p` and `min_p` leave; so a continuation needs no generator state. Generation ends at any of
     `stop_token_ids` (once `min_tokens` are out; the stop token is reported) or after `max_tokens`.
     `logprobs`: how many alternatives to report a token, `None` for no logprobs at all; they are of the model's own
-    distribution. `processors` and `grammar` are sent only to a worker with the capability.
+    distribution. `prompt_logprobs` asks for the same of the prompt's tokens but the first, and the prompt is then
+    computed whole, whatever is cached. `processors`, `grammar` and `prompt_logprobs` are sent only to a worker with
+    the capability.
     """
 
     max_tokens: Small
@@ -136,6 +141,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
     processors: LogitsProcessors | None = None
     grammar: Grammar | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MOST_PROMPT_LOGPROBS)] | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -143,6 +149,16 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
     logprob: Logprob
     top: Annotated[list[tuple[Token, Logprob]], Meta(max_length=MOST_LOGPROBS)] = []
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of a prompt's token after those before it, its rank (1: the likeliest), and the `top`
+    alternatives, best first.
+    """
+
+    logprob: Logprob
+    rank: Positive
+    top: Annotated[list[tuple[Token, Logprob]], Meta(max_length=MOST_PROMPT_LOGPROBS)] = []
 
 
 HEADS_APART = "pages,layers,kv,heads,tokens,dim"
@@ -401,7 +417,9 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
 
     A decode worker repeats the token that prefill sampled (index 0), so that the router can do without prefill's
     word and can compare the two. `finish` is `stop` or `length` when generation ended, `handoff` when a
-    prefill worker's last write is acknowledged; a `failure` ends the stream too.
+    prefill worker's last write is acknowledged; a `failure` ends the stream too. Where they are asked for,
+    `prompt_logprobs` come in order, without tokens, before the first token: `prompt_index` is the place in the
+    prompt, from 1, of the token that the first of them is of.
     """
 
     id: Name
@@ -411,6 +429,8 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     finish: Literal["stop", "length", "handoff"] | None = None
     failure: Failure | None = None
     cached: Small = 0
+    prompt_index: Small = 0
+    prompt_logprobs: Annotated[list[PromptLogprobs], Meta(max_length=MOST_ITEMS)] = []
 
 
 class Step(Frame, frozen=True):

@@ -27,7 +27,7 @@ from kvasir_engine.api.http.server import listen
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
-from kvasir_engine.protocol import TokenLogprobs
+from kvasir_engine.protocol import PromptLogprobs, TokenLogprobs
 from kvasir_engine.supervisor import Supervisor
 
 TEMPLATE = (
@@ -84,6 +84,12 @@ class ScriptedEngine:
             self.ended.put_nowait(request.id)
 
 
+def prompt_scores(prompt: Sequence[int], most: int) -> list[PromptLogprobs]:
+    """Of each token but the first, by its number; the likeliest are A, B and so on."""
+    top = [(token, -0.5 - place) for place, token in enumerate(range(65, 65 + most))]
+    return [PromptLogprobs(-token / 100, token % 7 + 1, top) for token in prompt[1:]]
+
+
 def saying(tokens: Sequence[int], *, cached: int = 0, each: int = 1) -> Script:
     """A script that gives `tokens`, `each` at a time, then the end token; heeding max_tokens and stop_token_ids."""
 
@@ -105,7 +111,9 @@ def saying(tokens: Sequence[int], *, cached: int = 0, each: int = 1) -> Script:
             if sampling.logprobs is not None:
                 top = [(token, -0.5) for token in range(65, 65 + sampling.logprobs)]
                 logprobs = [TokenLogprobs(-0.25, top) for _ in some]
-            yield Output(some, logprobs, finish if last else None, cached)
+            asked = None if start else sampling.prompt_logprobs
+            scores = None if asked is None else prompt_scores(request.tokens, asked)
+            yield Output(some, logprobs, finish if last else None, cached, scores)
 
     return script
 

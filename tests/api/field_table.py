@@ -117,6 +117,7 @@ VALUES: dict[str, Any] = {
     "bad_words": ["x"],
     "priority": 1,
     "return_token_ids": True,
+    "prompt_logprobs": 2,
     "cache_salt": "s",
     "add_generation_prompt": False,
     "continue_final_message": True,

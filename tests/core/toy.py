@@ -7,12 +7,13 @@ changes the tokens, and `reference` says what they should have been.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from kvasir_engine.executor.step import FinishedStep, LaunchedStep
 from kvasir_engine.forward_batch import ForwardBatch
+from kvasir_engine.sampling.prompt_scores import PromptScores
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest, sample
 
 VOCAB = 50
@@ -80,17 +81,28 @@ class ToyRunner:
         """As ModelRunner has it: done when it returns."""
         for place, row in batch.awaited:
             batch.tokens[place] = self.sampled[row]
-        sampled = sample(self.forward(batch, on_layer)[places], requests, self.sampled)
+        scores = PromptScores(batch.scored, torch.device("cpu")) if batch.scored else None
+        logits = self.forward(batch, on_layer) if scores is None else self.forward(batch, on_layer, scores)
+        sampled = sample(logits[places], requests, self.sampled)
         self.sampled = sampled.tokens
+        if scores is not None:
+            scores.finish()
+            sampled = replace(sampled, prompts=scores.collect())
         return FinishedStep(sampled)
 
     def copy_page(self, source: int, target: int) -> None:
         """As ModelRunner has it."""
         self.pool.tensor[target] = self.pool.tensor[source]
 
-    def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
-        """One-hot logits [S, VOCAB] for the last token of each sequence."""
+    def forward(
+        self,
+        batch: ForwardBatch,
+        on_layer: Callable[[int], None] | None = None,
+        scores: PromptScores | None = None,
+    ) -> torch.Tensor:
+        """One-hot logits [S, VOCAB] for the last token of each sequence; those of scored rows go to `scores`."""
         size, total = self.pool.page_size, [0] * len(batch.query_lens)
+        sums = torch.zeros(len(batch.tokens), dtype=torch.int64)  # of the KV up to each token
         for layer in range(LAYERS):
             kv, start = self.pool.tensor[:, layer], 0
             for row, (count, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
@@ -101,13 +113,22 @@ class ToyRunner:
                     assert position == context - count + offset
                     kv[pages[position], slots[position]] = mix(int(batch.tokens[start + offset]), position, layer)
                 total[row] += int(kv[pages, slots].sum())
+                sums[start : start + count] += kv[pages, slots].cumsum(0)[-count:]
                 start += count
             if on_layer is not None:
                 on_layer(layer)
         self.computed += sum(batch.query_lens)
-        logits = torch.zeros(len(total), VOCAB)
-        logits[torch.arange(len(total)), torch.tensor([each * 31 % 1000003 % VOCAB for each in total])] = 1.0
-        return logits
+        for place, _, _ in batch.scored:
+            assert scores is not None
+            scores.take(one_hot(sums[place].unsqueeze(0)))
+        return one_hot(torch.tensor(total))
+
+
+def one_hot(sums: torch.Tensor) -> torch.Tensor:
+    """The logits after contexts whose KV comes to so much."""
+    logits = torch.zeros(len(sums), VOCAB)
+    logits[torch.arange(len(sums)), sums * 31 % 1000003 % VOCAB] = 1.0
+    return logits
 
 
 class LateRunner(ToyRunner):

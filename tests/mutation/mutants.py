@@ -792,4 +792,15 @@ MUTANTS = [
         "having[asked[head] % len(having)]",
         "having[0]",
     ),
+    # -- a prompt's log-probabilities
+    Mutant(
+        "a prompt that is scored skips what is cached",
+        CACHE,
+        "self.tree.match(sequence.tokens[: sequence.reusable]",
+        "self.tree.match(sequence.tokens[:-1]",
+    ),
+    Mutant("a preempted prompt is scored again", ENGINE, "                sequence.scored = places.stop\n", ""),
+    Mutant(
+        "decode scores what prefill has scored", LEASES, "        sequence.scored = sequence.prompt  #", "        #"
+    ),
 ]

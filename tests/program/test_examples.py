@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 from endpoint_stand import Reply, prompt_of, standing
 
-from kvasir.program import Endpoint
+from kvasir.program import Endpoint, Method, State, assistant, select, user
 
+CITIES = [" Paris", " London", " Berlin near the river"]
 Load = Callable[[str], ModuleType]
 Choose = Callable[[str, list[str]], str]
 Write = Callable[[str, dict[str, Any]], str]
@@ -154,7 +155,7 @@ def test_the_tree_reads_nine_tenths_of_its_prompts_from_the_cache(example: Load,
     module = example("tree_of_thought")
     with Endpoint(served, extra_body={"cache_salt": "tree"}) as endpoint:
         state = module.tree_of_thought.run(
-            endpoint, problem=module.PROBLEM, breadth=3, keep=2, depth=2, step_tokens=6
+            endpoint, problem=module.PROBLEM, breadth=3, keep=2, depth=2, step_tokens=6, method="greedy"
         )
     assert state.usage.calls >= 3 + 3 + 6 + 6 + 1
     assert state.usage.hit_rate >= 0.9
@@ -164,7 +165,7 @@ def test_the_tree_reads_nine_tenths_of_its_prompts_from_the_cache(example: Load,
 def test_the_other_examples_run_on_kvasir(example: Load, served: str) -> None:
     classification, agent = example("classification"), example("agent")
     with Endpoint(served) as endpoint:
-        texts = [{"text": text} for text in classification.TEXTS[:3]]
+        texts = [{"text": text, "method": "greedy"} for text in classification.TEXTS[:3]]
         states = classification.classify.run_batch(endpoint, texts)
         assert [each.error for each in states] == [None] * 3
         assert {each.returned for each in states} <= {label.strip() for label in classification.LABELS}
@@ -174,3 +175,25 @@ def test_the_other_examples_run_on_kvasir(example: Load, served: str) -> None:
         assert run["tool"].strip() in (*agent.TOOLS, "finish")
         most = example("self_consistency").most_say.run(endpoint, question="What is 2 + 3?", answers=2)
         assert most.usage.calls == 2
+
+
+@pytest.mark.dataplane
+@pytest.mark.parametrize("chat", [False, True])
+def test_exact_scores_are_the_first_that_kvasir_is_asked_for(served: str, chat: bool) -> None:
+    def chosen(endpoint: Endpoint, method: Method) -> State:
+        state = State(endpoint)
+        if chat:
+            state += user("What is the capital of France?")
+            state += assistant("The capital is" + select("x", CITIES, normalize="none", method=method))
+        else:
+            state += "The capital of France is" + select("x", CITIES, normalize="none", method=method)
+        return state
+
+    with Endpoint(served) as endpoint:
+        first, second = chosen(endpoint, "auto"), chosen(endpoint, "prompt_logprobs")
+        assert first["x"] == second["x"] == " Paris"
+        assert first.meta("x").method == ("prompt_logprobs" if chat else "echo")
+        scores, others = first.meta("x").scores, second.meta("x").scores
+        assert set(scores) == set(CITIES)
+        assert scores == pytest.approx(others, abs=0.3)
+        assert scores[" Paris"] > max(scores[city] for city in CITIES[1:]) + 1

@@ -32,6 +32,7 @@ from kvasir_engine.protocol import (
     Lease,
     Leased,
     Load,
+    PromptLogprobs,
     Region,
     Reserve,
     Resync,
@@ -48,12 +49,17 @@ from kvasir_engine.router.client import PooledClient
 from kvasir_engine.router.pool import WorkerPool
 
 PAGE = 4
-Moment = Literal["reserve", "leased", "submit", "first", "token", "handoff"]
+Moment = Literal["reserve", "leased", "submit", "first", "token", "handoff", "scores"]
 
 
 def next_token(history: Sequence[int]) -> int:
     """One of the tokens that are a printable character in the tiny tokenizer."""
     return int.from_bytes(blake2b(repr(list(history)).encode(), digest_size=4).digest()) % 94
+
+
+def prompt_logprobs(prompt: Sequence[int]) -> list[PromptLogprobs]:
+    """Of each token but the first; each is another."""
+    return [PromptLogprobs(-next_token(prompt[: place + 1]) / 7, 2) for place in range(1, len(prompt))]
 
 
 def continuation(prompt: Sequence[int], count: int) -> list[int]:
@@ -105,6 +111,8 @@ class FakeWorker:
     aborted: list[str] = field(default_factory=list)
     live: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
+    late_scores: asyncio.Event | None = None  # waited for before the prompt's log-probabilities are sent
+    scores: int | None = None  # so many of them are sent, whatever the prompt
     epoch: int = 1
     seq: int = 0
     sockets: list[ServerConnection] = field(default_factory=list)
@@ -180,6 +188,7 @@ class FakeWorker:
                 await self._prefill(socket, frame, frame.lease)
             else:
                 self.hook("submit", 0)
+                await self._score(socket, frame)
                 await self._generate(socket, frame)
         except Die:
             self.dying = asyncio.create_task(self.stop())  # which ends this task too
@@ -194,6 +203,7 @@ class FakeWorker:
         self.hook("reserve", 0)
         if not self.grants:
             await socket.send(encode(Leased(frame.id)))
+            await self._score(socket, frame)
         else:
             lease = next(self.fabric.leases)
             writer = frame.writer
@@ -206,12 +216,17 @@ class FakeWorker:
     async def _prefill(self, socket: ServerConnection, frame: Submit, lease: Lease) -> None:
         self.hook("submit", 0)
         first = next_token(frame.tokens)
+        if self.late_scores is None:
+            await self._score(socket, frame)
         finish = self._finish(frame.sampling, first, 1)
         await self._say(socket, frame, 0, [first], finish)
         if finish is None:
             self.hook("first", 1)
             if self.writes:
                 self.fabric.written(lease.id).set()
+            if self.late_scores is not None:
+                await self.late_scores.wait()
+                await self._score(socket, frame)
             self.hook("handoff", 1)
             if not (self.writes and self.acknowledges):
                 await asyncio.get_running_loop().create_future()
@@ -231,6 +246,16 @@ class FakeWorker:
             new = [token + self.wrong_tokens for token in history[len(frame.tokens) + start :]]
             await self._say(socket, frame, start, new, finish)
             await asyncio.sleep(0)
+
+    async def _score(self, socket: ServerConnection, frame: Submit | Reserve) -> None:
+        """The prompt's log-probabilities, where they are asked for, in two parts."""
+        if frame.sampling.prompt_logprobs is None:
+            return
+        scores = prompt_logprobs(frame.tokens)[: self.scores]
+        for start, end in ((0, 3), (3, len(scores))):
+            self.hook("scores", start)
+            delta = Delta(frame.id, prompt_index=start + 1, prompt_logprobs=scores[start:end])
+            await socket.send(encode(Step([delta], self.load)))
 
     async def _say(
         self,

@@ -11,7 +11,7 @@ with Endpoint("http://127.0.0.1:8000") as endpoint:
 
 from kvasir.program.endpoint import Endpoint
 from kvasir.program.errors import ProgramError
-from kvasir.program.expressions import assistant, gen, select, system, user
+from kvasir.program.expressions import Method, assistant, gen, select, system, user
 from kvasir.program.function import Program, Running, program
 from kvasir.program.state import Forks, ProgramUsage, State
 from kvasir.program.variable import Generated
@@ -20,6 +20,7 @@ __all__ = [
     "Endpoint",
     "Forks",
     "Generated",
+    "Method",
     "Program",
     "ProgramError",
     "ProgramUsage",

@@ -1,13 +1,27 @@
 """What every body and chunk of one answer says about it."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from msgspec import UNSET, UnsetType
 
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.generation import Tally
-from kvasir_engine.api.schemas import CompletionTokensDetails, PromptTokensDetails, Usage
+from kvasir_engine.api.prompt_report import EchoedToken
+from kvasir_engine.api.schemas import CompletionTokensDetails, PromptLogprobs, PromptTokensDetails, Usage
+
+MOST_AT_ONCE = 2048
+"""Tokens whose scores are put into words on the event loop."""
+
+T = TypeVar("T")
+
+
+async def _beside(tokens: int, work: Callable[[], T]) -> T:
+    """What `work` on so many tokens gives; much of it is done beside the event loop."""
+    return work() if tokens <= MOST_AT_ONCE else await asyncio.to_thread(work)
 
 
 @dataclass(frozen=True)
@@ -15,7 +29,8 @@ class Answer:
     """`created` is in seconds since 1970; `choices` is how many there will be.
 
     `include_usage` and `continuous_usage` are of streams. `prompts` are the prompts' tokens, if they are asked for,
-    and `echo` their texts. `reasons`: reasoning is told from the answers.
+    and `echo` their texts. `reasons`: reasoning is told from the answers. `prompt_logprobs` and `echo_logprobs`:
+    how many alternatives are shown of the prompts' tokens, and of the echoed ones.
     """
 
     id: str
@@ -29,6 +44,8 @@ class Answer:
     prompts: Sequence[list[int]] | None = None
     echo: Sequence[str] | None = None
     reasons: bool = False
+    prompt_logprobs: int | None = None
+    echo_logprobs: int | None = None
 
     def chunk_usage(self) -> Usage | UnsetType | None:
         """What a chunk that is not the last says of usage."""
@@ -43,6 +60,20 @@ class Answer:
     def ids(self, pieces: Sequence[Piece]) -> list[int] | UnsetType:
         """The tokens of an answer's pieces, if they are to be shown."""
         return UNSET if self.prompts is None else [token for piece in pieces for token in piece.ids]
+
+    async def prompt_scores(self, pieces: Sequence[Piece]) -> PromptLogprobs | UnsetType:
+        """What an answer's `pieces` say of its prompt, if it is to be shown, and is there."""
+        scores = next((piece.prompt for piece in pieces if piece.prompt is not None), None)
+        if self.prompt_logprobs is None or scores is None:
+            return UNSET
+        return await _beside(len(scores), partial(scores.shown, self.prompt_logprobs))
+
+    async def echoed(self, pieces: Sequence[Piece], text: str) -> list[EchoedToken]:
+        """The tokens of an answer's prompt, whose `text` it begins with, if they are to be shown."""
+        scores = next((piece.prompt for piece in pieces if piece.prompt is not None), None)
+        if self.echo_logprobs is None or scores is None:
+            return []
+        return await _beside(len(scores), partial(scores.echoed, text, self.echo_logprobs))
 
     def usage(self) -> Usage:
         """Tokens so far: the whole usage once all choices have ended."""

@@ -3,12 +3,13 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.detokenizer import NamedToken, Piece, ScoredToken
+from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
 from kvasir_engine.api.http_responses import failure_of
+from kvasir_engine.api.named_tokens import NamedToken
 from kvasir_engine.api.schemas import (
     AnsweredCall,
     AnsweredFunction,
@@ -22,6 +23,7 @@ from kvasir_engine.api.schemas import (
     ChatLogprob,
     ChatLogprobs,
     FunctionDelta,
+    PromptLogprobs,
     TopLogprob,
 )
 from kvasir_engine.api.text_events import PLACE, TextEvents
@@ -83,6 +85,7 @@ def _shown(delta: Delta) -> ChatDelta:
 
 
 async def chat_body(answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: bool) -> bytes:
+    every = await text_of(pieces, answer.choices)
     choices = [
         ChatChoice(
             index,
@@ -92,7 +95,7 @@ async def chat_body(answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]],
             failure_of(each[-1]),
             answer.ids(each),
         )
-        for index, each in enumerate(await text_of(pieces, answer.choices))
+        for index, each in enumerate(every)
     ]
     return msgspec.json.encode(
         ChatCompletion(
@@ -102,6 +105,7 @@ async def chat_body(answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]],
             choices=choices,
             usage=answer.usage(),
             prompt_token_ids=answer.prompt_ids(0),
+            prompt_logprobs=await answer.prompt_scores([piece for each in every for piece in each]),
         )
     )
 
@@ -116,7 +120,7 @@ def chat_chunk(answer: Answer, index: int) -> ChatChunk:
 async def chat_events(
     answer: Answer, pieces: AsyncIterator[tuple[Choice, Piece]], logprobs: bool
 ) -> AsyncGenerator[bytes, None]:
-    def chunk(choice: ChatChunkChoice) -> bytes:
+    def chunk(choice: ChatChunkChoice, scores: PromptLogprobs | UnsetType = UNSET) -> bytes:
         return msgspec.json.encode(
             ChatChunk(
                 id=answer.id,
@@ -125,10 +129,12 @@ async def chat_events(
                 choices=[choice],
                 usage=answer.chunk_usage(),
                 prompt_token_ids=UNSET if begun else answer.prompt_ids(0),
+                prompt_logprobs=scores,
             )
         )
 
     begun: set[int] = set()
+    told = False  # of the prompt, which all choices have
     plain = not logprobs and answer.prompts is None and not answer.continuous_usage
     text_only = TextEvents(lambda index: chat_chunk(answer, index))
     async for choice, piece in pieces:
@@ -137,7 +143,9 @@ async def chat_events(
             yield text_only.event(index, piece.text)
             continue
         if index not in begun:
-            yield chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content="")))
+            scores = UNSET if told else await answer.prompt_scores([piece])
+            told = told or scores is not UNSET
+            yield chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content="")), scores)
             begun.add(index)
         ids = answer.ids([piece])
         scored = _logprobs(piece.scored) if logprobs else None

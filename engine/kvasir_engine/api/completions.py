@@ -10,12 +10,16 @@ from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.generation import Choice, text_of
 from kvasir_engine.api.http_responses import failure_of
+from kvasir_engine.api.prompt_report import EchoedToken
 from kvasir_engine.api.schemas import Completion, CompletionChoice, CompletionLogprobs
 from kvasir_engine.api.text_events import PLACE, TextEvents
 
 
-def _top(scored: ScoredToken) -> dict[str, float]:
-    """By name, the sampled token too. A second token of one name, as some vocabularies have, is named by its id."""
+def _top(scored: ScoredToken | EchoedToken) -> dict[str, float] | None:
+    """By name, the sampled token too. A second token of one name, as some vocabularies have, is named by its id.
+    A prompt's first token has nothing."""
+    if scored.logprob is None:
+        return None
     names: dict[str, int] = {}
     logprobs: dict[str, float] = {}
     for token, logprob in [(scored.token, scored.logprob), *scored.top]:
@@ -24,13 +28,16 @@ def _top(scored: ScoredToken) -> dict[str, float]:
     return logprobs
 
 
-def _logprobs(scored: Sequence[ScoredToken], top: int) -> CompletionLogprobs:
-    """`top` 0 asks for the sampled tokens' log-probabilities alone."""
+def _logprobs(
+    scored: Sequence[ScoredToken], top: int, before: Sequence[EchoedToken], text: str
+) -> CompletionLogprobs:
+    """`top` 0 asks for the tokens' log-probabilities alone. `before` is the echoed prompt, whose text is `text`."""
+    every: list[ScoredToken | EchoedToken] = [*before, *scored]
     return CompletionLogprobs(
-        tokens=[each.token.name for each in scored],
-        token_logprobs=[each.logprob for each in scored],
-        top_logprobs=[_top(each) for each in scored] if top else None,
-        text_offset=[each.offset for each in scored],
+        tokens=[each.token.name for each in every],
+        token_logprobs=[each.logprob for each in every],
+        top_logprobs=[_top(each) for each in every] if top else None,
+        text_offset=[*(each.offset for each in before), *(each.offset + len(text) for each in scored)],
     )
 
 
@@ -44,20 +51,27 @@ async def completion_body(
         some = every[start : start + candidates]
         best = sorted(some, key=_likelihood, reverse=True)[:shown] if shown < candidates else some
         chosen += [(prompt, each) for each in best]
-    choices = [
-        CompletionChoice(
-            index,
-            _echo(answer, prompt) + "".join(piece.text for piece in each),
-            None if logprobs is None else _logprobs([token for piece in each for token in piece.scored], logprobs),
-            each[-1].finish_reason,
-            failure_of(each[-1]),
-            answer.ids(each),
-            answer.prompt_ids(prompt),
-        )
-        for index, (prompt, each) in enumerate(chosen)
-    ]
+    choices = [await _choice(answer, index, prompt, each, logprobs) for index, (prompt, each) in enumerate(chosen)]
     return msgspec.json.encode(
         Completion(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=answer.usage())
+    )
+
+
+async def _choice(
+    answer: Answer, index: int, prompt: int, pieces: Sequence[Piece], logprobs: int | None, first: bool = True
+) -> CompletionChoice:
+    """A choice of its pieces: all, or some of a stream, the `first` of them or not."""
+    echo, scored = _echo(answer, prompt), [token for piece in pieces for token in piece.scored]
+    before = await answer.echoed(pieces, echo)
+    return CompletionChoice(
+        index,
+        (echo if first else "") + "".join(piece.text for piece in pieces),
+        None if logprobs is None else _logprobs(scored, logprobs, before, echo),
+        pieces[-1].finish_reason,
+        failure_of(pieces[-1]),
+        answer.ids(pieces),
+        answer.prompt_ids(prompt) if first else UNSET,
+        await answer.prompt_scores(pieces),
     )
 
 
@@ -92,15 +106,7 @@ async def completion_events(
             continue
         first = choice.index not in begun
         begun.add(choice.index)
-        one = CompletionChoice(
-            choice.index,
-            _echo(answer, choice.prompt) + piece.text if first else piece.text,
-            None if logprobs is None else _logprobs(piece.scored, logprobs),
-            piece.finish_reason,
-            failure_of(piece),
-            answer.ids([piece]),
-            answer.prompt_ids(choice.prompt) if first else UNSET,
-        )
+        one = await _choice(answer, choice.index, choice.prompt, [piece], logprobs, first)
         usage = answer.chunk_usage()
         yield msgspec.json.encode(
             Completion(id=answer.id, created=answer.created, model=answer.model, choices=[one], usage=usage)

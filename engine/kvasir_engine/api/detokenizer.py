@@ -7,30 +7,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from kvasir_engine.api.named_tokens import NamedToken, named
+from kvasir_engine.api.prompt_report import PromptReport
 from kvasir_engine.api.tokenizer import TokenBytes
 from kvasir_engine.api.tools.types import Delta
 from kvasir_engine.engine_client import Output
 from kvasir_engine.protocol import TokenLogprobs
-
-
-@dataclass(frozen=True)
-class NamedToken:
-    """A token as clients read of it. `raw` is None where it adds no text: a special token has a name only."""
-
-    id: int
-    name: str
-    raw: bytes | None
-
-
-def named(vocabulary: TokenBytes, token: int) -> NamedToken:
-    """A token's name is its text; that of a part of a character its bytes, `bytes:\\xf0\\x9f`, as OpenAI has it."""
-    raw = vocabulary.token_bytes(token)
-    if not raw:
-        return NamedToken(token, vocabulary.token_name(token) or f"token_id:{token}", None)
-    try:
-        return NamedToken(token, raw.decode(), raw)
-    except UnicodeDecodeError:
-        return NamedToken(token, "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), raw)
 
 
 @dataclass(frozen=True)
@@ -48,6 +30,7 @@ class Piece(msgspec.Struct, frozen=True):
     since the last piece that was not empty.
 
     The finish reason is "error" where there is a `failure`. `stop` is the stop string that ended the text.
+    The first that is not empty has what is known of the `prompt`, where that is asked for.
     `deltas` are the text taken apart, where something takes it apart; then `text` is of the content alone.
     """
 
@@ -58,6 +41,7 @@ class Piece(msgspec.Struct, frozen=True):
     failure: Exception | None = None
     ids: tuple[int, ...] = ()
     stop: str | None = None
+    prompt: PromptReport | None = None
     deltas: tuple[Delta, ...] | None = None
 
 
@@ -93,7 +77,7 @@ class Detokenizer:
     """
 
     def __init__(self, vocabulary: TokenBytes, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._stop = tuple(stop)
         self._min_tokens = min_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -111,7 +95,7 @@ class Detokenizer:
         scored: list[ScoredToken] = []
         for place, token in enumerate(output.tokens[:shown]):
             self._tokens += 1
-            raw = self._vocabulary.token_bytes(token)
+            raw = self.vocabulary.token_bytes(token)
             text = self._utf8.decode(raw)
             start = self._decoded
             self._decoded += len(text)
@@ -139,19 +123,19 @@ class Detokenizer:
 
     def _plain(self, output: Output, shown: int) -> Piece:
         """The same where nothing is looked for in the text, and nothing said of its tokens."""
-        text = self._utf8.decode(b"".join(map(self._vocabulary.token_bytes, output.tokens[:shown])))
+        text = self._utf8.decode(b"".join(map(self.vocabulary.token_bytes, output.tokens[:shown])))
         self._tokens += shown
         self._decoded += len(text)
         return Piece(text, len(output.tokens), [], output.finish_reason)
 
     def _stop_token(self, output: Output) -> str | None:
         """The one of `stop` that is the name of the special token that the engine stopped at."""
-        name = self._vocabulary.token_name(output.tokens[-1]) if output.tokens else None
+        name = self.vocabulary.token_name(output.tokens[-1]) if output.tokens else None
         return name if name in self._stop else None
 
     def _score(self, token: int, logprobs: TokenLogprobs, start: int) -> ScoredToken:
-        top = [(named(self._vocabulary, each), logprob) for each, logprob in logprobs.top]
-        return ScoredToken(named(self._vocabulary, token), logprobs.logprob, top, start)
+        top = [(named(self.vocabulary, each), logprob) for each, logprob in logprobs.top]
+        return ScoredToken(named(self.vocabulary, token), logprobs.logprob, top, start)
 
     def _find_stop(self) -> tuple[int, str] | None:
         """Where the answer ends, and by which of `stop`."""

@@ -27,6 +27,7 @@ from kvasir_engine.bounds import (
     MOST_BIASES,
     MOST_PENALTY,
     MOST_PRIORITY,
+    MOST_PROMPT_LOGPROBS,
     MOST_REPETITION,
 )
 
@@ -75,6 +76,7 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
         "repetition_penalty": _number(LEAST_REPETITION, MOST_REPETITION),
         "top_logprobs": _number(0, MOST_TOP_LOGPROBS),
         "logprobs": _number(0, MOST_COMPLETION_LOGPROBS),
+        "prompt_logprobs": _number(0, min(MOST_PROMPT_LOGPROBS, vocab_size)),
         "user": _LABEL,
         "safety_identifier": _LABEL,
         "prompt_cache_key": _LABEL,

@@ -10,6 +10,7 @@ import msgspec
 
 from kvasir_engine.api.detokenizer import Detokenizer, Piece
 from kvasir_engine.api.metrics import ApiMetrics
+from kvasir_engine.api.prompt_report import PromptReport
 from kvasir_engine.api.tools.choice import ChoiceParser
 from kvasir_engine.engine_client import EngineClient, EngineError, GenerateRequest, Output
 
@@ -17,7 +18,7 @@ from kvasir_engine.engine_client import EngineClient, EngineError, GenerateReque
 @dataclass(frozen=True)
 class Choice:
     """One of the answers asked for. `prompt` says which of the request's prompts it continues; where it `shows_ids`
-    its pieces have their tokens' ids."""
+    its pieces have their tokens' ids. One that is `silent` ends with its first token, which is not its own."""
 
     index: int
     prompt: int
@@ -25,6 +26,7 @@ class Choice:
     detokenizer: Detokenizer
     shows_ids: bool = False
     parser: ChoiceParser | None = None
+    silent: bool = False
 
 
 class Tally:
@@ -74,6 +76,7 @@ async def run_choice(
     """
     last: float | None = None
     ids: list[int] = []
+    prompt: PromptReport | None = None
     async with aclosing(client.generate(choice.request)) as outputs:
         async for output in outputs:
             now = time.perf_counter()
@@ -85,6 +88,11 @@ async def run_choice(
                 last = now
             if output.cached_tokens > 0:
                 tally.cached(choice.prompt, output.cached_tokens)
+            if output.prompt_logprobs is not None:
+                tokens = choice.request.tokens
+                prompt = PromptReport(choice.detokenizer.vocabulary, tokens, output.prompt_logprobs)
+            if choice.silent and output.tokens:
+                output = Output([], None, "length", output.cached_tokens)
             for part in (output,) if choice.parser is None else _parts(output, choice.parser):
                 piece = choice.detokenizer.push(part)
                 tally.completion_tokens += piece.tokens
@@ -98,6 +106,9 @@ async def run_choice(
                     if ids:
                         piece = msgspec.structs.replace(piece, ids=tuple(ids))
                         ids.clear()
+                    if prompt is not None:
+                        piece = msgspec.structs.replace(piece, prompt=prompt)
+                        prompt = None
                     yield choice, piece
                 if piece.finish_reason:
                     return

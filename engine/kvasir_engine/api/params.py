@@ -14,7 +14,7 @@ from kvasir_engine.api.ranges import few, short, shown_number, within
 from kvasir_engine.api.schemas import ChatRequest, CommonRequest, CompletionRequest
 from kvasir_engine.api.structured import grammar_of
 from kvasir_engine.api.tokenizer import ServedModel
-from kvasir_engine.bounds import INT32, MOST_PRIORITY
+from kvasir_engine.bounds import INT32, MOST_PRIORITY, MOST_PROMPT_LOGPROBS
 from kvasir_engine.protocol import Sampling
 
 MOST_STOPS = 4
@@ -25,6 +25,8 @@ MOST_METADATA = 16
 MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 MOST_COMPLETION_LOGPROBS = 5
+MOST_PROMPT_SCORES = 1 << 17
+"""Log-probabilities of prompts in one answer, those of alternatives too."""
 COMPLETION_MAX_TOKENS = 16
 _SEEDS = 2**63
 _INT64 = (-(2**63), 2**63 - 1)
@@ -35,7 +37,9 @@ class Params:
     """What holds for every choice of one request. `max_tokens` is the caller's, `None` for all the room there is;
     `sampling.max_tokens` is set when the prompt's length is known. Of `candidates` for each prompt the `n` best are
     shown, with `logprobs` where they are asked for. `truncate`: how many of a prompt's last tokens count.
-    `grammar_field`: the one that asked for the sampling's grammar."""
+    `grammar_field`: the one that asked for the sampling's grammar. `prompt_logprobs`: how many alternatives of a
+    prompt's tokens are shown, `echo_logprobs`: how many of the echoed ones; None: nothing is. `silent`: nothing is
+    generated but a token that nobody sees."""
 
     sampling: Sampling
     stop: tuple[str, ...]
@@ -51,6 +55,9 @@ class Params:
     token_ids: bool = False
     cache_salt: str = ""
     grammar_field: str = ""
+    prompt_logprobs: int | None = None
+    echo_logprobs: int | None = None
+    silent: bool = False
 
 
 def only(name: str, value: object, *neutral: object) -> None:
@@ -69,7 +76,13 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, max_tokens: int | None) -> Params:
+def _params(
+    request: CommonRequest,
+    model: ServedModel,
+    logprobs: int | None,
+    max_tokens: int | None,
+    silent: bool = False,
+) -> Params:
     short("user", request.user, MOST_LABEL)
     temperature = 1.0 if request.temperature is None else request.temperature
     top_p = 1.0 if request.top_p is None else request.top_p
@@ -85,7 +98,9 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
     within("priority", request.priority or 0, -MOST_PRIORITY - 1, MOST_PRIORITY)
     within("n", n, 1, MOST_CHOICES)
     if request.max_tokens is not None:
-        within("max_tokens", request.max_tokens, 1, INT32)
+        within("max_tokens", request.max_tokens, 0 if silent else 1, INT32)
+    if request.prompt_logprobs is not None:
+        within("prompt_logprobs", request.prompt_logprobs, 0, min(MOST_PROMPT_LOGPROBS, model.vocab_size))
     if max_tokens is not None:
         within("min_tokens", min_tokens, 0, max_tokens)
     truncate = request.truncate_prompt_tokens
@@ -128,6 +143,7 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
         min_tokens=min_tokens,
         stop_token_ids=list(dict.fromkeys(ends)),
         logprobs=logprobs,
+        prompt_logprobs=request.prompt_logprobs,
     )
     sampling = with_processors(sampling, request, model)
     asked = grammar_of(request)
@@ -137,7 +153,7 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
         sampling=sampling,
         stop=stops,
         n=n,
-        max_tokens=max_tokens,
+        max_tokens=1 if silent else max_tokens,
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         priority=request.priority or 0,
@@ -148,6 +164,8 @@ def _params(request: CommonRequest, model: ServedModel, logprobs: int | None, ma
         token_ids=bool(request.return_token_ids),
         cache_salt=request.cache_salt or "",
         grammar_field="" if asked is None else asked[0],
+        prompt_logprobs=request.prompt_logprobs,
+        silent=silent,
     )
 
 
@@ -189,11 +207,13 @@ def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
     """Raises ApiError for what is out of range or not supported."""
     if request.logprobs is not None:
         within("logprobs", request.logprobs, 0, MOST_COMPLETION_LOGPROBS)
-    if request.echo and request.logprobs is not None:
-        raise unsupported("echo", "Unsupported value: 'echo' with 'logprobs' is not supported.")
     only("suffix", request.suffix, "")
     max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    params = _params(request, model, request.logprobs, max_tokens)
+    params = _params(request, model, request.logprobs, max_tokens, silent=bool(request.echo) and max_tokens == 0)
+    if request.echo and request.logprobs is not None:
+        most = max(request.logprobs, params.prompt_logprobs or 0)
+        sampling = msgspec.structs.replace(params.sampling, prompt_logprobs=most)
+        params = dataclasses.replace(params, sampling=sampling, echo_logprobs=request.logprobs)
     return params if request.best_of is None else _best_of(params, request.best_of)
 
 
@@ -206,6 +226,19 @@ def _best_of(params: Params, candidates: int) -> Params:
         raise bad_request("'best_of' above 'n' is not allowed when 'stream' is enabled.", "best_of")
     sampling = msgspec.structs.replace(params.sampling, logprobs=params.logprobs or 0)
     return dataclasses.replace(params, candidates=candidates, sampling=sampling)
+
+
+def check_prompt_scores(params: Params, tokens: int) -> None:
+    """Raises ApiError where prompts of so many `tokens` have more log-probabilities than an answer may."""
+    asked = params.sampling.prompt_logprobs
+    if asked is None or (scores := tokens * params.candidates * (1 + asked)) <= MOST_PROMPT_SCORES:
+        return
+    name = "echo" if params.prompt_logprobs is None else "prompt_logprobs"
+    message = (
+        f"Invalid '{name}': an answer has at most {MOST_PROMPT_SCORES} log-probabilities of prompts; "
+        f"{tokens} tokens with {asked} alternatives each, {params.candidates} times, are {scores}."
+    )
+    raise bad_request(message, name, "integer_above_max_value")
 
 
 def choice_seed(seed: int, choice: int) -> int:

@@ -23,7 +23,7 @@ from kvasir_engine.api.grammar_check import GrammarCheck
 from kvasir_engine.api.http_responses import while_client_stays
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.metrics import ApiMetrics
-from kvasir_engine.api.params import Params, choice_seed
+from kvasir_engine.api.params import Params, check_prompt_scores, choice_seed
 from kvasir_engine.api.prompts import characters_of, check_tokens, room, too_long
 from kvasir_engine.api.rendering import AS_USUAL, Rendering
 from kvasir_engine.api.request_body import most_body_bytes, read_body
@@ -184,6 +184,7 @@ class Service:
     ) -> list[Choice]:
         if caller.behind and params.priority < 0:
             raise bad_request("Invalid 'priority': a batch's requests cannot go before others.", "priority")
+        check_prompt_scores(params, sum(map(len, prompts)))
         choices: list[Choice] = []
         for place, tokens in enumerate(prompts):
             most = room(len(tokens), params.max_tokens, self.client.max_length, param)
@@ -198,7 +199,7 @@ class Service:
                 priority = min(params.priority + caller.behind, MOST_PRIORITY)
                 request = GenerateRequest(f"{id}-{index}", tokens, sampling, tenant, priority)
                 parser = None if reading is None else reading.parser()
-                choices.append(Choice(index, place, request, detokenizer, params.token_ids, parser))
+                choices.append(Choice(index, place, request, detokenizer, params.token_ids, parser, params.silent))
         return choices
 
     def answer(
@@ -211,6 +212,8 @@ class Service:
         reasons: bool = False,
     ) -> Answer:
         return Answer(
+            prompt_logprobs=params.prompt_logprobs,
+            echo_logprobs=params.echo_logprobs,
             id=id,
             created=int(time.time()),
             model=self.model.name,

@@ -17,8 +17,11 @@ def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int, rows: Callable[[
     tokens: list[int] = []
     positions: list[int] = []
     awaited: list[tuple[int, int]] = []
+    scored: list[tuple[int, int, int]] = []
     for sequence, count in chunks:
-        end = sequence.computed + count
+        end, first = sequence.computed + count, len(tokens) - sequence.computed
+        for place in sequence.to_score(count):
+            scored.append((first + place, sequence.tokens[place + 1], sequence.sampling.prompt_logprobs or 0))
         tokens += sequence.tokens[sequence.computed : end]
         for row in rows(sequence)[: end - len(sequence.tokens)] if end > len(sequence.tokens) else ():
             awaited.append((len(tokens), row))
@@ -38,4 +41,5 @@ def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int, rows: Callable[[
         context,
         table,
         tuple(awaited),
+        tuple(scored),
     )

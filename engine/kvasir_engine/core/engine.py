@@ -344,7 +344,8 @@ class Engine:
     def _admit(self, job: Job) -> None:
         sequence = job.sequence
         if sequence.remote:
-            missing = len(sequence.tokens) - self.cache.cost(sequence)[1]
+            found = 0 if sequence.unscored else self.cache.cost(sequence)[1]
+            missing = len(sequence.tokens) - found
             if missing >= job.threshold:
                 lease = self.leases.grant(job)
                 job.admitted = True
@@ -398,12 +399,13 @@ class Engine:
         idle = 0.0 if len(self.inflight) else None
         if self._ended is not None:
             idle = self.requests.clock() - self._ended
+        scored = {sequence: asks for sequence, count in chunks if (asks := sequence.to_score(count))}
         step = self.runner.launch(batch, places, asked, on_layer)
         for sequence, count in chunks:
             sequence.computed += count
         for sequence, sampled in rows.items():
             sequence.awaited += len(sampled)
-        self.inflight.add(InflightStep(chunks, rows, step, idle))
+        self.inflight.add(InflightStep(chunks, rows, step, idle, scored))
         self._ended = None
 
     def _collect(self, leave: int) -> int:
@@ -433,6 +435,7 @@ class Engine:
             self.stats.computed(self.requests.of(sequence))
             if sequence not in flight.rows:
                 self.inflight.share(sequence)  # others may wait for these pages
+        self._score(flight, sampled)
         for sequence, rows in flight.rows.items():
             job = self.requests.find(sequence)
             if job is not None:
@@ -441,6 +444,16 @@ class Engine:
                     self.inflight.share(sequence)
                 start, stop = rows.start, rows.stop
                 self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
+
+    def _score(self, flight: InflightStep, sampled: Sampled) -> None:
+        """Tell of the prompts' tokens that the step scored."""
+        start = 0
+        for sequence, places in flight.scored.items():
+            job = self.requests.find(sequence)
+            if job is not None:
+                self.tokens.tell_scores(job, places.start + 1, sampled.prompts[start : start + len(places)])
+                sequence.scored = places.stop
+            start += len(places)
 
     def fail_all(self, code: str, message: str) -> None:
         """Fail all requests that a step which raised may have touched. The tree gets none of their pages."""

@@ -34,6 +34,8 @@ Command = Callable[[Engine], None]
 STALLED_AFTER = 60.0
 ALIVE_SECONDS = 2.0
 """Between two frames that say which requests there are, while there are any."""
+MOST_FRAME_SCORES = 8192
+"""Scores of prompts' tokens in one frame: a few megabytes, of which a router reads 256."""
 PREFILL_TOKENS = 32
 """A step that computes so many tokens is a prefill: its rate is worth noting."""
 FENCED_SHARE, FENCED_SECONDS = 0.25, 30.0
@@ -284,4 +286,17 @@ def _frames(items: Iterable[Delta | Leased], load: Load, counts: bool) -> Iterab
     if deltas:
         if not counts:
             deltas = [structs.replace(delta, cached=0) for delta in deltas]
-        yield Step(deltas, load)
+        yield from (Step(some, load) for some in _shares(deltas))
+
+
+def _shares(deltas: list[Delta]) -> Iterable[list[Delta]]:
+    """The deltas, in order, in lists that do not have too many scores."""
+    some: list[Delta] = []
+    scores = 0
+    for delta in deltas:
+        scores += len(delta.prompt_logprobs)
+        if some and delta.prompt_logprobs and scores > MOST_FRAME_SCORES:
+            yield some
+            some, scores = [], len(delta.prompt_logprobs)
+        some.append(delta)
+    yield some

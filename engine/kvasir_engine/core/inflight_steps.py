@@ -16,6 +16,7 @@ log = logging.getLogger("engine")
 class InflightStep:
     """One step: new tokens of each sequence, and the `rows` of what it samples that are a sequence's next tokens.
 
+    `scored`: how many of its scores are a sequence's, in order, and the place of the first in the sequence.
     `idle`: seconds without a step before it, while there was work; None when it follows no other.
     """
 
@@ -23,6 +24,7 @@ class InflightStep:
     rows: Mapping[Sequence, range]
     step: LaunchedStep
     idle: float | None
+    scored: Mapping[Sequence, range] = field(default_factory=dict)
     held: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from kvasir_engine.core.engine_thread import EngineThread
 from kvasir_engine.delta_inbox import DeltaInbox
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.protocol import Delta, Failure, Step, Submit, ToRouter
+from kvasir_engine.scored_prompt import ScoredPrompt
 
 STATUS = {
     "bad_request": 400,
@@ -52,14 +53,22 @@ class InProcessClient:
         self._streams[request_id] = deltas
         submit = Submit(request_id, request.tokens, request.sampling, request.salt, priority=request.priority)
         self._thread.post(lambda engine: engine.submit(self._session, submit))
+        prompt = ScoredPrompt(len(request.tokens), request.sampling)
         try:
             while True:
                 _, delta = await deltas.get()
                 if delta.failure is not None:
                     code = delta.failure.code
                     raise EngineError(code, delta.failure.message, STATUS.get(code, 500))
+                if delta.prompt_logprobs:
+                    if (wrong := prompt.take(delta)) is not None:
+                        raise EngineError("bad_frame", f"the engine sent {wrong}")
+                    continue
+                if not prompt.complete:
+                    raise EngineError("bad_frame", "the engine sent a token before all prompt_logprobs")
                 finish = delta.finish
-                yield Output(delta.tokens, delta.logprobs, finish, delta.cached)
+                scores = prompt.told() if delta.tokens else None
+                yield Output(delta.tokens, delta.logprobs, finish, delta.cached, scores)
                 if finish is not None:
                     return
         finally:

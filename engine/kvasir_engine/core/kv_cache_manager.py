@@ -27,7 +27,8 @@ class KVCacheManager:
 
     def cost(self, sequence: Sequence) -> tuple[int, int]:
         """Pages that admitting `sequence` takes from the available ones, and tokens it finds cached."""
-        match = self.tree.match(sequence.tokens[:-1], sequence.salt)
+        usable = len(sequence.tokens) - 1 if sequence.remote else sequence.reusable
+        match = self.tree.match(sequence.tokens[:usable], sequence.salt)
         fresh = self.pages_for(len(sequence.tokens)) - len(match.pages)
         idle = sum(self.pool.owner(page) is Owner.CACHED for page in match.pages)
         if sequence.remote:
@@ -50,7 +51,7 @@ class KVCacheManager:
 
     def admit(self, sequence: Sequence) -> None:
         """Give `sequence` pages for all its tokens, reusing what is cached; the last token is always computed."""
-        match = self.tree.match(sequence.tokens[:-1], sequence.salt)
+        match = self.tree.match(sequence.tokens[: sequence.reusable], sequence.salt)
         self.tree.acquire(match)
         missing = self.pages_for(len(sequence.tokens)) - len(match.pages)
         if match.tail_page is not None and missing > self.available:

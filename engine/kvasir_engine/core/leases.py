@@ -91,6 +91,7 @@ class Leases:
         sequence.computed = sequence.done = len(sequence.tokens)
         job.leased = []
         sequence.remote = False
+        sequence.scored = sequence.prompt  # where that was asked for: the writer tells the router
         return job
 
     def reclaim(self, event: receiver.Reclaimed) -> Job | None:

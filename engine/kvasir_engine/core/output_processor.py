@@ -10,10 +10,12 @@ from kvasir_engine.core.request_finisher import RequestFinisher
 from kvasir_engine.core.requests import Job, Requests, Stats
 from kvasir_engine.core.sequence import Sequence
 from kvasir_engine.grammar.base import GrammarError
-from kvasir_engine.protocol import Delta, TokenLogprobs
+from kvasir_engine.protocol import Delta, PromptLogprobs, TokenLogprobs
 from kvasir_engine.sampling.token_masks import NO_TOKEN
 
 Finish = Literal["stop", "length"]
+MOST_SCORES = 1024
+"""Of a prompt's tokens, told at once: a third of a megabyte."""
 NO_TOKEN_ALLOWED = "no_token_allowed"
 _CONFLICT = (
     "all that the grammar allows next is forbidden by min_tokens, bad_words, allowed_token_ids or logit_bias"
@@ -66,6 +68,13 @@ class OutputProcessor:
         elif finish is not None:
             self._finisher.finish(job)
             self._finisher.forget(job)
+
+    def tell_scores(self, job: Job, first: int, scores: Seq[PromptLogprobs]) -> None:
+        """What the prompt's tokens from place `first` on score, for the router."""
+        for start in range(0, len(scores), MOST_SCORES):
+            some = list(scores[start : start + MOST_SCORES])
+            delta = Delta(job.sequence.id, prompt_index=first + start, prompt_logprobs=some)
+            self._requests.tell(job, delta)
 
     def _follow(self, job: Job, token: int) -> tuple[Finish | None, str | None]:
         """Let a sequence's grammar follow its newest token, and append what it forces. How the sequence ends by

@@ -21,6 +21,8 @@ def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int, gramm
         return f"stop_token_ids: tokens are from 0 to {vocab - 1}"
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= vocab:
         return f"logprobs: there are {vocab} tokens, not {sampling.logprobs}"
+    if sampling.prompt_logprobs is not None and sampling.prompt_logprobs > vocab:
+        return f"prompt_logprobs: there are {vocab} tokens, not {sampling.prompt_logprobs}"
     if sampling.processors is not None and sampling.processors.replayed >= len(tokens):
         return f"replayed: {sampling.processors.replayed} of {len(tokens)} tokens, of which one is the prompt's"
     if sampling.grammar is not None and not grammars:

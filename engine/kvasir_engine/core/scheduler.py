@@ -121,7 +121,8 @@ def schedule(
         if sequence.leader in leaders and sequence.leader.done < sequence.shared:
             continue
         cost, cached = pool.cost(sequence)
-        if not sequence.remote and (found := _leader(sequence, cached, leaders, limits.page_size)) is not None:
+        follows = not sequence.remote and not sequence.unscored
+        if follows and (found := _leader(sequence, cached, leaders, limits.page_size)) is not None:
             follow.append((sequence, *found))
             continue
         if cost + active > available:

@@ -23,6 +23,8 @@ class Sequence:
     Of the prompt, `cached` tokens had their KV here at the first admission; `read` of these had come from another
     worker for it.
 
+    Where the prompt's log-probabilities are asked for, those behind its first `scored` tokens are known.
+
     `remote`: another worker computes the prompt; admission leases pages instead of holding fresh ones.
     `arrival` orders all sequences: lower ones are served first and preempted last. While it waits, `leader` may be
     the sequence that is computing this one's first `shared` tokens.
@@ -47,6 +49,7 @@ class Sequence:
     history: TokenHistory | None = None
     constraint: Constraint | None = None
     told: int = 0
+    scored: int = 0
 
     def __post_init__(self) -> None:
         self.prompt = len(self.tokens)
@@ -64,6 +67,22 @@ class Sequence:
         the newest step samples row `awaited`.
         """
         return None if self.history is None else self.history.work(self.tokens, awaited)
+
+    @property
+    def unscored(self) -> bool:
+        """Whether log-probabilities of the prompt are still wanted."""
+        return self.sampling.prompt_logprobs is not None and self.scored < self.prompt - 1
+
+    @property
+    def reusable(self) -> int:
+        """Tokens whose KV may come from a cache: what comes behind the others has to be computed."""
+        return self.scored if self.unscored else len(self.tokens) - 1
+
+    def to_score(self, count: int) -> range:
+        """The places, among the next `count` tokens to compute, behind which a score is wanted."""
+        if not self.unscored:
+            return range(0)
+        return range(max(self.computed, self.scored), min(self.computed + count, self.prompt - 1))
 
     @property
     def length(self) -> int:

@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -20,10 +20,11 @@ import torch
 from kvasir_engine.attention.base import AttentionBackend
 from kvasir_engine.executor.cuda_graphs import DecodeGraphs
 from kvasir_engine.forward_batch import ForwardBatch
-from kvasir_engine.model.decoder import Decoder
+from kvasir_engine.model.decoder import Decoder, OtherRows
 from kvasir_engine.model.tensor_parallel import ALONE, ProcessGroup
 from kvasir_engine.pinned_memory import staged
 from kvasir_engine.sampling.device_sampler import QueuedSample, queue_sample
+from kvasir_engine.sampling.prompt_scores import SLICE, PromptScores
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
 from kvasir_engine.supervisor import end_process, start_thread
 
@@ -84,6 +85,7 @@ class GpuStep:
     def __init__(
         self,
         sample: QueuedSample,
+        scores: PromptScores | None,
         replayed: bool,
         before: StreamEvent | None,
         began: StreamEvent,
@@ -91,6 +93,7 @@ class GpuStep:
         told: threading.Event | None,
     ) -> None:
         self.sample = sample
+        self._scores = scores
         self.replayed = replayed
         self.ended = ended
         self._before = before
@@ -106,12 +109,26 @@ class GpuStep:
         if self._before is not None:
             self._gap = max(0.0, self._before.elapsed_time(self._began) / 1e3)
             self._before = None
-        return self.sample.collect()
+        sampled = self.sample.collect()
+        return sampled if self._scores is None else replace(sampled, prompts=self._scores.collect())
 
     @property
     def gap(self) -> float | None:
         """See LaunchedStep."""
         return self._gap
+
+
+def other_rows(batch: ForwardBatch, device: torch.device, scores: PromptScores | None) -> OtherRows | None:
+    """The `scored` rows of a batch for the model. All ranks compute their logits; `scores` is rank 0's."""
+    if not batch.scored:
+        return None
+    places = torch.tensor([place for place, _, _ in batch.scored])
+    take = _take_nothing if scores is None else scores.take
+    return OtherRows(staged(places, device), SLICE, take)
+
+
+def _take_nothing(logits: torch.Tensor) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -158,16 +175,19 @@ class GpuLauncher:
         last = self._last
         began, ended = self._event(), self._event()
         told = None if on_layer is None else threading.Event()
-        prepared = self.prepare(batch, self._hook(on_layer, told))
+        scores = PromptScores(batch.scored, self._device) if batch.scored else None
+        prepared = self.prepare(batch, self._hook(on_layer, told), scores)
         began.record()
         logits = prepared.compute()
         if len(places) < len(batch.query_lens):
             logits = logits.index_select(0, staged(torch.tensor(places, dtype=torch.int64), self._device))
         sample = queue_sample(logits, requests, self._sampled)
         self._share(sample.tokens)
+        if scores is not None:
+            scores.finish()
         ended.record()
         before = None if last is None else last.ended
-        self._last = GpuStep(sample, prepared.replayed, before, began, ended, told)
+        self._last = GpuStep(sample, scores, prepared.replayed, before, began, ended, told)
         return self._last
 
     @torch.inference_mode()
@@ -181,11 +201,18 @@ class GpuLauncher:
             self._group.broadcast(tokens)
         self._sampled = tokens
 
-    def prepare(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> Prepared:
-        """Plan a step and send its inputs. `on_layer` is called as each layer is queued; graphs cannot do that."""
+    def prepare(
+        self,
+        batch: ForwardBatch,
+        on_layer: Callable[[int], None] | None = None,
+        scores: PromptScores | None = None,
+    ) -> Prepared:
+        """Plan a step and send its inputs. `on_layer` is called as each layer is queued, and `scores` takes the
+        logits of the `scored` rows; graphs can do neither.
+        """
         device = self._device
         sampled = self._sampled
-        if self._graphs is not None and on_layer is None and self._graphs.takes(batch):
+        if self._graphs is not None and on_layer is None and not batch.scored and self._graphs.takes(batch):
             return Prepared(self._graphs.stage(batch, sampled), replayed=True)
         self._attention.plan(batch)
         tokens, positions = staged(batch.tokens, device), staged(batch.positions, device)
@@ -194,7 +221,8 @@ class GpuLauncher:
             assert sampled is not None, "nothing was sampled before"
             where, rows = staged(torch.tensor(batch.awaited).T.contiguous(), device)
             tokens = tokens.index_copy(0, where, sampled.index_select(0, rows))
-        forward = partial(self._model.forward, tokens, positions, ends, self._attention, on_layer)
+        others = other_rows(batch, device, scores)
+        forward = partial(self._model.forward, tokens, positions, ends, self._attention, on_layer, others=others)
         return Prepared(forward, replayed=False)
 
     def _hook(

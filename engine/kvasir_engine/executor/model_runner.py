@@ -16,7 +16,7 @@ from kvasir_engine.config import BackendName, EngineConfig, Quantization
 from kvasir_engine.cpu_kernels import unavailable_reason
 from kvasir_engine.errors import ModelError
 from kvasir_engine.executor.cuda_graphs import captured, graph_memory, why_not
-from kvasir_engine.executor.gpu_launcher import GpuLauncher
+from kvasir_engine.executor.gpu_launcher import GpuLauncher, other_rows
 from kvasir_engine.executor.gpu_warm_up import KernelShape, log_kernels
 from kvasir_engine.executor.step import FinishedStep, LaunchedStep
 from kvasir_engine.forward_batch import ForwardBatch
@@ -27,6 +27,7 @@ from kvasir_engine.model.layers import cpu
 from kvasir_engine.model.loading.weight_loader import Progress, Weights, choose_device, choose_dtype
 from kvasir_engine.model.models.registry import load_config
 from kvasir_engine.model.tensor_parallel import ALONE, ProcessGroup, shard
+from kvasir_engine.sampling.prompt_scores import PromptScores
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 
 log = logging.getLogger("model")
@@ -140,18 +141,27 @@ class ModelRunner:
         return self.config.vocab
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        batch: ForwardBatch,
+        on_layer: Callable[[int], None] | None = None,
+        scores: PromptScores | None = None,
+    ) -> torch.Tensor:
         """Logits [S, vocab], float32, after each sequence of `batch`; the new tokens' KV is in the pool then.
 
-        `on_layer` is called with each layer's number as soon as its KV is in the pool. On a GPU the logits that a
-        graph computes stay until the next step.
+        Those of its `scored` rows go to `scores`, or nowhere. `on_layer` is called with each layer's number as soon
+        as its KV is in the pool. On a GPU the logits that a graph computes stay until the next step.
         """
         if self._launcher is None:
             self._attention.plan(batch)
             last = torch.tensor(batch.query_lens).cumsum(0) - 1
-            return self._model.forward(batch.tokens, batch.positions, last, self._attention, on_layer)
+            others = other_rows(batch, self.device, scores)
+            return self._model.forward(
+                batch.tokens, batch.positions, last, self._attention, on_layer, others=others
+            )
         # With `on_layer` kernel by kernel here too: all ranks of a step do the same.
-        logits = self._launcher.prepare(batch, None if on_layer is None else lambda layer: None).compute()
+        queued = None if on_layer is None else lambda layer: None
+        logits = self._launcher.prepare(batch, queued, scores).compute()
         # On a GPU work is only queued: whoever reads the pool from outside its streams has to wait for all of it.
         torch.cuda.synchronize(self.device)
         if on_layer is not None:
@@ -178,10 +188,14 @@ class ModelRunner:
             for place, row in batch.awaited:
                 tokens[place] = self._sampled[row]
             batch = replace(batch, tokens=tokens, awaited=())
-        logits = self.forward(batch, on_layer)
+        scores = PromptScores(batch.scored, self.device) if batch.scored else None
+        logits = self.forward(batch, on_layer, scores)
         rows = logits if len(places) == len(logits) else logits[list(places)]
         sampled = sample(rows, requests, self._sampled)
         self._sampled = sampled.tokens
+        if scores is not None:
+            scores.finish()
+            sampled = replace(sampled, prompts=scores.collect())
         return FinishedStep(sampled)
 
     def follow(self, batch: ForwardBatch, sampled: int, on_layer: Callable[[int], None] | None = None) -> None:

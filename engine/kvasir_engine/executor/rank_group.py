@@ -40,6 +40,7 @@ from kvasir_engine.model import tensor_parallel
 from kvasir_engine.model.rendezvous import open_store
 from kvasir_engine.model.tensor_parallel import Ranks
 from kvasir_engine.protocol import Address
+from kvasir_engine.sampling.prompt_scores import PromptScores
 from kvasir_engine.sampling.sampler import SampleRequest
 
 log = logging.getLogger("ranks")
@@ -269,10 +270,15 @@ class RankedRunner(ModelRunner):
         except Exception as error:
             self._ranks.fail(error)
 
-    def forward(self, batch: ForwardBatch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        batch: ForwardBatch,
+        on_layer: Callable[[int], None] | None = None,
+        scores: PromptScores | None = None,
+    ) -> torch.Tensor:
         """See ModelRunner. Ends the process when the ranks are no longer in step."""
         self._ranks.step(batch, on_layer is not None)
         try:
-            return super().forward(batch, on_layer)
+            return super().forward(batch, on_layer, scores)
         except Exception as error:
             self._ranks.fail(error)

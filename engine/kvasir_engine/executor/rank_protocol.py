@@ -74,7 +74,8 @@ class Step(RankFrame, frozen=True):
     """Copy pages, then compute a batch, and push the layers of some pages as they are computed.
 
     Positions follow from the lengths. `tokens` [T] and `page_table` [S, width] are int32, row after row. `awaited`
-    is the batch's; rank 0 lets the others have the `sampled` tokens that it samples after this step on a GPU.
+    and `scored` are the batch's; rank 0 lets the others have the `sampled` tokens that it samples after this step
+    on a GPU.
     """
 
     copies: list[tuple[int, int]]
@@ -85,6 +86,7 @@ class Step(RankFrame, frozen=True):
     pushes: list[PushFrame]
     awaited: tuple[tuple[int, int], ...] = ()
     sampled: int = 0
+    scored: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def of(
@@ -92,7 +94,8 @@ class Step(RankFrame, frozen=True):
     ) -> "Step":
         """The frame of a batch."""
         tokens, table = (each.to(torch.int32).numpy().tobytes() for each in (batch.tokens, batch.page_table))
-        return cls(copies, tokens, batch.query_lens, batch.context_lens, table, pushes, batch.awaited, sampled)
+        lengths = batch.query_lens, batch.context_lens
+        return cls(copies, tokens, *lengths, table, pushes, batch.awaited, sampled, batch.scored)
 
     def batch(self) -> ForwardBatch:
         """The batch of the frame."""
@@ -106,6 +109,7 @@ class Step(RankFrame, frozen=True):
             self.context_lens,
             torch.from_numpy(table.astype(np.int64)),
             self.awaited,
+            self.scored,
         )
 
 

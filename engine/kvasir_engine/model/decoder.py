@@ -36,6 +36,15 @@ class Block:
     after_mlp: RMSNorm | None
 
 
+@dataclass(frozen=True)
+class OtherRows:
+    """Places [R] among a step's tokens, and who takes the logits [at most `most`, vocab] behind them, in order."""
+
+    places: torch.Tensor
+    most: int
+    take: Callable[[torch.Tensor], None]
+
+
 Attending = Callable[[int, Block, torch.Tensor], torch.Tensor]
 """From a layer's number, its block and its product of Q, K and V to what it attended to [T, heads * head_dim]."""
 
@@ -72,20 +81,24 @@ class Decoder:
         attention: AttentionBackend,
         on_layer: Callable[[int], None] | None = None,
         out: torch.Tensor | None = None,
+        others: OtherRows | None = None,
     ) -> torch.Tensor:
         """Logits [S, vocab], float32, after the tokens at the S places `last`, of `tokens` and `positions` [T].
+
+        `others` are more places whose logits are wanted; they are given away a slice at a time.
 
         `attention` is planned for these tokens. `on_layer` is called with each layer once its KV is in the pool.
         The logits are written to `out` if it is given. This is captured in CUDA graphs (`cuda_graphs.py`): on a GPU
         it must wait for nothing, and read nothing of a step but its arguments.
         """
+        chosen = last if others is None else torch.cat((last, others.places))
         x = F.embedding(tokens, self._embedding).float()
         if self._scale != 1.0:
             x *= self._scale
         graph = self._graphs.graph(attention, len(tokens))
         if graph is not None:
             turns = {rotary: rotary.at(positions) for rotary in self._rotaries}
-            return self._head(self._norm(graph.run(x, turns, on_layer)[last]), out)
+            return self._logits(self._norm(graph.run(x, turns, on_layer)[chosen]), len(last), out, others)
         stream, attend = Residual(x), self._attending(positions, attention)
         for index, block in enumerate(self._blocks):
             attended = attend(index, block, block.qkv(stream.normed(block.attention_norm)))
@@ -93,7 +106,17 @@ class Decoder:
                 on_layer(index)
             stream.add(block.output, attended, block.after_attention)
             stream.add(block.mlp, stream.normed(block.mlp_norm), block.after_mlp)
-        return self._head(stream.normed_at(self._norm, last), out)
+        return self._logits(stream.normed_at(self._norm, chosen), len(last), out, others)
+
+    def _logits(
+        self, states: torch.Tensor, count: int, out: torch.Tensor | None, others: OtherRows | None
+    ) -> torch.Tensor:
+        """The logits of the first `count` of the `states`; the others' are given away."""
+        if others is None:
+            return self._head(states, out)
+        for start in range(count, len(states), others.most):
+            others.take(self._head(states[start : start + others.most]))
+        return self._head(states[:count], out)
 
     def _attending(self, positions: torch.Tensor, attention: AttentionBackend) -> Attending:
         """What makes Q, K and V of a layer's product, stores the new KV and attends, for tokens at `positions`."""

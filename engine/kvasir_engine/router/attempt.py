@@ -1,13 +1,25 @@
 """One try at a request on one decode worker, with or without a prefill worker: the router's side of the handoff."""
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvasir_engine import faults
 from kvasir_engine.delta_inbox import DeltaInbox
 from kvasir_engine.engine_client import EngineError
-from kvasir_engine.protocol import COUNTS, NONCES, Delta, Lease, Leased, Reserve, Sampling, Submit, TokenLogprobs
+from kvasir_engine.protocol import (
+    COUNTS,
+    NONCES,
+    Delta,
+    Lease,
+    Leased,
+    PromptLogprobs,
+    Reserve,
+    Sampling,
+    Submit,
+    TokenLogprobs,
+)
 from kvasir_engine.router.connection import ConnectionLost, Event, Peer, WorkerConnection
+from kvasir_engine.scored_prompt import ScoredPrompt
 
 _POINTS = {0: "router.first_token", 4: "router.streaming"}  # by the index of a token that is new
 
@@ -54,6 +66,7 @@ class OutputPart:
     logprobs: list[TokenLogprobs] | None
     finish: str | None
     cached: int
+    prompt_logprobs: list[PromptLogprobs] | None = None
 
 
 class Attempt:
@@ -61,7 +74,8 @@ class Attempt:
 
     D is asked to reserve; its lease goes to P with the prompt; P sends the first token, D repeats it and goes on.
     When D grants no lease, or there is no P, D does it all. With `lend_from`, P has so many of the tokens, and D is
-    to lend it what it has beyond them.
+    to lend it what it has beyond them. Where the prompt's log-probabilities are asked for, no token is given out
+    before them, though D's may come earlier than P's last word of them.
     """
 
     def __init__(
@@ -90,6 +104,8 @@ class Attempt:
         self._lend_from = lend_from
         self._inbox: DeltaInbox[Target, Event] = DeltaInbox()
         self._output: list[int] = []
+        self._prompt = ScoredPrompt(len(tokens), sampling)
+        self._held: list[OutputPart] = []
         self._leased = False
         self._decoding = False  # D has sent a token: P's work is done, whatever P says
 
@@ -101,7 +117,7 @@ class Attempt:
         ended = False
         self._start()
         try:
-            while not ended:
+            while not ended or self._held:
                 source, event = await self._inbox.get()
                 if isinstance(event, Leased):
                     if source is not self._decode:
@@ -115,16 +131,28 @@ class Attempt:
                     self._fail(source, event.failure.code, event.failure.message, avoid=self._at_fault(source))
                 else:
                     part = self._take(source, event)
-                    ended = part.finish is not None
+                    ended = ended or part.finish is not None
                     known = self._cached
                     self._cached = max(known, part.cached)
-                    if part.tokens or ended or part.cached > known:
-                        yield part
+                    if part.tokens or part.finish is not None or part.cached > known:
+                        self._held.append(part)
+                    for each in self._released():
+                        yield each
         finally:
             # What has ended by itself was closed as it ended.
             self._decode.worker.close(self._id, abort=True)
             if self._prefill is not None:
                 self._prefill.worker.close(self._id, abort=not self._decoding)
+
+    def _released(self) -> list[OutputPart]:
+        """The parts that need not wait for the prompt's log-probabilities, the first with them."""
+        if not self._held or not self._prompt.complete:
+            return []
+        parts, self._held = self._held, []
+        if any(part.tokens for part in parts) and (scores := self._prompt.told()) is not None:
+            place = next(place for place, part in enumerate(parts) if part.tokens)
+            parts[place] = replace(parts[place], prompt_logprobs=scores)
+        return parts
 
     def _open(self, target: Target, frame: Submit | Reserve, expected_tokens: int) -> None:
         target.worker.open(frame, lambda event: self._inbox.put(target, event), expected_tokens)
@@ -182,7 +210,7 @@ class Attempt:
 
     def _fail(self, source: Target, code: str, message: str, avoid: Target) -> None:
         source.worker.close(self._id, abort=False)
-        if source is self._decode or not self._decoding:
+        if source is self._decode or not self._decoding or not self._prompt.complete:
             raise WorkerFailed(source.worker, avoid.peer, code, message)
 
     def _at_fault(self, source: Target) -> Target:
@@ -191,6 +219,8 @@ class Attempt:
         return self._prefill if source is self._decode and waiting and self._prefill is not None else source
 
     def _take(self, source: Target, delta: Delta) -> OutputPart:
+        if delta.prompt_logprobs and (wrong := self._prompt.take(delta)) is not None:
+            self._fail(source, "bad_frame", wrong, avoid=source)
         fresh = self._fresh(source, delta)
         for index in range(delta.index + len(delta.tokens) - len(fresh), delta.index + len(delta.tokens)):
             if index in _POINTS:
@@ -203,6 +233,9 @@ class Attempt:
             why = f"{len(delta.logprobs)} logprobs of {len(delta.tokens)} tokens"
             self._fail(source, "bad_frame", why, avoid=source)
         if delta.finish is not None:
+            scorer = self._prefill if self._leased else self._decode
+            if source is scorer and not self._prompt.complete:
+                self._fail(source, "bad_frame", "it ended without all prompt_logprobs", avoid=source)
             source.worker.close(self._id, abort=False)
         finish = None if delta.finish == "handoff" else delta.finish
         logprobs = delta.logprobs[len(delta.tokens) - len(fresh) :] if delta.logprobs is not None else None

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.kv.hashing import page_hashes
-from kvasir_engine.protocol import GRAMMAR, PROCESSORS, LogitsProcessors, Sampling
+from kvasir_engine.protocol import GRAMMAR, PROCESSORS, PROMPT_LOGPROBS, LogitsProcessors, Sampling
 from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
 from kvasir_engine.router.connection import Peer, WorkerConnection
 from kvasir_engine.router.load_meter import LoadMeter, Stopwatch
@@ -155,7 +155,8 @@ class PooledClient:
                         if begun == 0:
                             cached = max(cached, part.cached)
                         watch.tokens(len(part.tokens))
-                        yield Output(part.tokens, part.logprobs, part.finish, min(cached, len(request.tokens)))
+                        reused = min(cached, len(request.tokens))
+                        yield Output(part.tokens, part.logprobs, part.finish, reused, part.prompt_logprobs)
                 return
             except WorkerFailed as failure:
                 if failure.code == MISMATCH and prefill is not None:
@@ -188,7 +189,7 @@ class PooledClient:
         deadline = asyncio.get_running_loop().time() + self._resume_seconds
         while (placed := await self._try_place(request, sent, failed)) is None:
             unready = self._pool.unready_reason()
-            reason = unready or self._unable_reason(request.sampling)
+            reason = unready or self._unable_reason(_continued(request.sampling, len(sent)))
             if failed and reason is None:  # those that are ready have failed
                 raise _exhausted(failed)
             if unready is not None and not failed and self._may_hold() and await self.wait_ready() is None:
@@ -224,11 +225,13 @@ class PooledClient:
         self, request: GenerateRequest, sent: list[int], failed: list[WorkerFailed]
     ) -> tuple[Target, Target | None, int | None] | None:
         tokens = [*request.tokens, *sent]
-        able = self._able(request.sampling)
+        able = self._able(_continued(request.sampling, len(sent)))
         workers = [each for each in able if not any(each.peer is one.avoid for one in failed)]
         random.shuffle(workers)  # so that routers with the same view do not all take the first of equals
         sizes = {each.peer.endpoint.fingerprint.page_size for each in workers if each.peer}
-        pages = {size: await _hashes(tokens, size, request.salt) for size in sizes}
+        # A prompt whose log-probabilities are asked for is computed whole, whatever is cached of it.
+        scored = request.sampling.prompt_logprobs is not None and not sent
+        pages = {size: [] if scored else await _hashes(tokens, size, request.salt) for size in sizes}
         targets: dict[str, Target] = {}
         candidates: list[Candidate] = []
         for worker in workers:
@@ -308,6 +311,8 @@ def _needed(sampling: Sampling) -> dict[str, list[str]]:
         needed[GRAMMAR] = ["grammar"]
     if sampling.processors is not None:
         needed[PROCESSORS] = sampling.processors.names()
+    if sampling.prompt_logprobs is not None:
+        needed[PROMPT_LOGPROBS] = ["prompt_logprobs"]
     return needed
 
 
@@ -325,6 +330,7 @@ def _continued(sampling: Sampling, sent: int) -> Sampling:
         max_tokens=sampling.max_tokens - sent,
         min_tokens=max(0, sampling.min_tokens - sent),
         processors=processors,
+        prompt_logprobs=None,  # they were told with the first token
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvasir_engine.protocol import Sampling, TokenLogprobs
+from kvasir_engine.protocol import PromptLogprobs, Sampling, TokenLogprobs
 from kvasir_engine.sampling.draw import Draws, draw
 from kvasir_engine.sampling.logits_processors import process
 from kvasir_engine.sampling.token_history import LogitsWork
@@ -40,11 +40,12 @@ class SampleRequest:
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """A token for each row, NO_TOKEN where a row's request allows none, and its log-probabilities where they were
-    asked for.
+    asked for. `prompts` are those of the batch's `scored` rows.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
+    prompts: Sequence[PromptLogprobs] = ()
 
 
 @torch.inference_mode()

@@ -1,0 +1,198 @@
+"""Each token of a prompt is scored once, after all those before it, wherever and however the prompt is computed."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from pair import LIMITS, PROMPT, ROUTER, Pair
+from simulation import Network, Worker
+from toy import VOCAB, following, reference
+
+from kvasir_engine.core.engine_thread import MOST_FRAME_SCORES, _shares
+from kvasir_engine.core.output_processor import MOST_SCORES
+from kvasir_engine.core.scheduler import Limits
+from kvasir_engine.protocol import Delta, Leased, PromptLogprobs, Reserve, Sampling, Submit
+
+LONG = [*PROMPT, *reference(PROMPT, 3), *range(20), 7, 7, 1]  # three chunks; three tokens are the likeliest
+ASKED = Sampling(3, prompt_logprobs=1)
+LIKELY, UNLIKELY = (one - math.log(math.e + VOCAB - 1) for one in (1.0, 0.0))
+overlaps = pytest.mark.parametrize("overlap", [False, True])
+
+
+class Told:
+    """What a router hears of its requests. Each score comes once, in order, before the first token."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, list[PromptLogprobs]] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.leases: dict[str, Leased] = {}
+
+    def hear(self, frames: Sequence[Delta | Leased]) -> None:
+        for frame in frames:
+            if isinstance(frame, Leased):
+                self.leases[frame.id] = frame
+                continue
+            assert frame.failure is None, frame.failure
+            if frame.prompt_logprobs:
+                assert not frame.tokens
+                assert frame.id not in self.tokens
+                known = self.scores.setdefault(frame.id, [])
+                assert frame.prompt_index == len(known) + 1
+                known += frame.prompt_logprobs
+            if frame.tokens:
+                self.tokens.setdefault(frame.id, []).extend(frame.tokens)
+
+
+def right(prompt: list[int], scores: list[PromptLogprobs]) -> None:
+    assert len(scores) == len(prompt) - 1
+    for place, score in enumerate(scores, 1):
+        likeliest = following(prompt[:place])
+        assert [token for token, _ in score.top] == [likeliest]
+        assert score.top[0][1] == pytest.approx(LIKELY)
+        hit = prompt[place] == likeliest
+        assert score.rank == (1 if hit else 2)
+        assert score.logprob == pytest.approx(LIKELY if hit else UNLIKELY)
+
+
+def ran(worker: Worker, requests: dict[str, tuple[list[int], Sampling]], told: Told | None = None) -> Told:
+    told = told or Told()
+    for request, (prompt, sampling) in requests.items():
+        worker.engine.submit(ROUTER, Submit(request, prompt, sampling))
+    for _ in range(400):
+        worker.engine.step()
+        told.hear(worker.engine.drain().get(ROUTER, []))
+        worker.check()
+        if not worker.engine.busy:
+            return told
+    raise AssertionError("it does not end")
+
+
+def alone(overlap: bool, pages: int = 24, limits: Limits = LIMITS) -> Worker:
+    return Worker(Network(), "both", "b", pages, limits, overlap)
+
+
+@overlaps
+@pytest.mark.parametrize("chunk", [1, 3, 12, 64])
+def test_a_prompt_in_chunks_beside_others(overlap: bool, chunk: int) -> None:
+    worker = alone(overlap, limits=Limits(tokens=chunk, running=4, page_size=4))
+    told = ran(worker, {"a": (LONG, ASKED), "plain": (PROMPT, Sampling(9)), "b": ([9, *LONG[:20]], ASKED)})
+    right(LONG, told.scores["a"])
+    right([9, *LONG[:20]], told.scores["b"])
+    assert "plain" not in told.scores
+    assert told.tokens["a"] == reference(LONG, 3)
+    assert told.tokens["plain"] == reference(PROMPT, 9)
+
+
+@overlaps
+def test_what_is_cached_is_computed_again_and_cached_for_others(overlap: bool) -> None:
+    worker = alone(overlap)
+    ran(worker, {"before": (LONG, Sampling(1))})
+    told = ran(worker, {"a": (LONG, ASKED)})
+    right(LONG, told.scores["a"])
+    assert worker.engine.stats.requests.cached == 0
+    assert worker.engine.stats.requests.computed == 2 * len(LONG)
+    ran(worker, {"after": (LONG, Sampling(1))})
+    assert worker.engine.stats.requests.cached == len(LONG) - 1
+
+
+@overlaps
+def test_two_of_one_prompt_at_once(overlap: bool) -> None:
+    told = ran(alone(overlap), {"a": (LONG, ASKED), "b": (LONG, ASKED), "c": (LONG, Sampling(2))})
+    right(LONG, told.scores["a"])
+    right(LONG, told.scores["b"])
+    assert told.tokens["c"] == reference(LONG, 2)
+
+
+@overlaps
+def test_a_preempted_prompt_is_told_once(overlap: bool) -> None:
+    worker = alone(overlap, pages=14, limits=Limits(tokens=6, running=4, page_size=4))
+    told, requests = Told(), {f"r{n}": ([n, *LONG[:9]], Sampling(16, prompt_logprobs=1)) for n in range(4)}
+    ran(worker, requests, told)
+    assert worker.engine.stats.preemptions > 0
+    for request, (prompt, _) in requests.items():
+        right(prompt, told.scores[request])
+        assert told.tokens[request] == reference(prompt, 16)
+
+
+@overlaps
+def test_one_token_has_nothing_to_score(overlap: bool) -> None:
+    told = ran(alone(overlap), {"a": ([5], ASKED)})
+    assert told.scores == {}
+    assert told.tokens["a"] == reference([5], 3)
+
+
+@overlaps
+def test_prefill_tells_and_decode_does_not(overlap: bool) -> None:
+    pair = Pair(prefill_pages=24, decode_pages=24, overlap=overlap)
+    ran(pair.decode, {"before": (LONG[:16], Sampling(1))})
+    told = {"p": Told(), "d": Told()}
+    lease = pair.lease("a", LONG, sampling=ASKED)
+    assert lease.first == 16  # what is cached is not written again, though it is computed again
+    pair.submit("a", LONG, lease, sampling=ASKED)
+    for _ in range(60):
+        for name, worker in (("p", pair.prefill), ("d", pair.decode)):
+            worker.engine.step()
+            pair.deliver()
+            told[name].hear(worker.engine.drain().get(ROUTER, []))
+    right(LONG, told["p"].scores["a"])
+    assert told["d"].scores == {}
+    assert told["d"].tokens["a"] == reference(LONG, 3)
+    assert pair.at_rest()
+
+
+@overlaps
+def test_decode_that_computes_the_prompt_again_after_a_preemption_tells_nothing(overlap: bool) -> None:
+    pair = Pair(prefill_pages=24, decode_pages=16, overlap=overlap)
+    asked = Sampling(20, prompt_logprobs=1)
+    pair.decode.engine.submit(ROUTER, Submit("older", [4, 2], Sampling(50)))
+    lease = pair.lease("a", LONG, sampling=asked)
+    pair.submit("a", LONG, lease, sampling=asked)
+    told = {"p": Told(), "d": Told()}
+    for _ in range(200):
+        for name, worker in (("p", pair.prefill), ("d", pair.decode)):
+            worker.engine.step()
+            pair.deliver()
+            told[name].hear(worker.engine.drain().get(ROUTER, []))
+    assert pair.decode.engine.stats.preemptions > 0
+    assert told["d"].scores == {}
+    assert told["d"].tokens["a"] == reference(LONG, 20)
+    right(LONG, told["p"].scores["a"])
+    assert pair.at_rest()
+
+
+@overlaps
+def test_a_decode_worker_that_prefills_itself_tells(overlap: bool) -> None:
+    pair = Pair(prefill_pages=24, decode_pages=24, overlap=overlap)
+    told = Told()
+    reserve = Reserve("a", LONG, ASKED, pair.prefill.endpoint, "", threshold=len(LONG) + 1, nonces=True)
+    pair.decode.engine.reserve(ROUTER, reserve)
+    for _ in range(40):
+        pair.decode.engine.step()
+        pair.deliver()
+        told.hear(pair.decode.engine.drain().get(ROUTER, []))
+    assert told.leases["a"].lease is None
+    right(LONG, told.scores["a"])
+
+
+def test_what_is_cached_at_decode_is_no_reason_to_prefill_there() -> None:
+    pair = Pair(prefill_pages=24, decode_pages=24)
+    ran(pair.decode, {"before": (LONG, Sampling(1))})
+    told = Told()
+    for request, sampling in (("plain", Sampling(3)), ("scored", ASKED)):
+        reserve = Reserve(request, LONG, sampling, pair.prefill.endpoint, "", threshold=20, nonces=True)
+        pair.decode.engine.reserve(ROUTER, reserve)
+    for _ in range(10):
+        pair.decode.engine.step()
+        told.hear(pair.decode.engine.drain().get(ROUTER, []))
+    assert told.leases["plain"].lease is None
+    assert told.leases["scored"].lease is not None
+
+
+def test_long_prompts_are_told_in_frames_of_a_bounded_size() -> None:
+    some = [PromptLogprobs(-1.0, 1)] * MOST_SCORES
+    deltas = [Delta(f"r{n}", prompt_index=1, prompt_logprobs=some) for n in range(20)]
+    deltas.insert(9, Delta("t", tokens=[1]))
+    shares = list(_shares(deltas))
+    assert [delta for share in shares for delta in share] == deltas
+    assert len(shares) == 3
+    assert all(sum(len(delta.prompt_logprobs) for delta in share) <= MOST_FRAME_SCORES for share in shares)
