@@ -10,7 +10,7 @@ Closing the socket aborts everything that was submitted or reserved on it.
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from kvasir_engine.bounds import (
     MOST_BAD_WORD_TOKENS,
@@ -174,7 +174,7 @@ class LayerRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     row_bytes: Annotated[int, Meta(ge=1, le=1 << 16)]
 
 
-class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What must agree for one worker's KV to be another's. Engine versions may differ.
 
     `kv_heads` are the model's. `tensor_parallel` and `page_size` may differ within limits; `connector/layout.py`
@@ -193,10 +193,10 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     positions: Text
     tensor_parallel: Annotated[int, Meta(ge=1, le=MOST_PARTS)] = 1
     digest: Name = "none"
-    kv: Annotated[list[LayerRun], Meta(max_length=1 << 10)] = []
+    kv: Annotated[list[LayerRun], Meta(max_length=1 << 10)] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        if self.kv and sum(run.layers for run in self.kv) != self.layers:
+        if self.kv is not UNSET and sum(run.layers for run in self.kv) != self.layers:
             raise ValueError(f"kv: it has {sum(run.layers for run in self.kv)} layers, not {self.layers}")
 
     def mismatch(self, other: "Fingerprint") -> str | None:
@@ -216,7 +216,7 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
             return f" (the layout {self.layout} moves between equal ones only)"
         if field == "page_size":
             return " (neither is a multiple of the other)" if max(ours, theirs) % min(ours, theirs) else None
-        for heads in {run.heads for run in self.kv} or {self.kv_heads}:
+        for heads in {self.kv_heads} if self.kv is UNSET else {run.heads for run in self.kv}:
             if any(heads % ranks and ranks % heads for ranks in (ours, theirs)):
                 return f" (one of them neither divides the {heads} KV heads nor is a multiple of them)"
         return None

@@ -63,7 +63,7 @@ def test_layers_that_differ_arrive_each_with_its_own_bytes() -> None:
     """A latent, and K and V of two sizes, one of them of two heads."""
     kinds = [LayerRun(1, 2, 1, 16), LayerRun(1, 1, 1, 128), LayerRun(1, 2, 2, 16), LayerRun(1, 2, 1, 16)]
     holder = msgspec.structs.replace(FINGERPRINT, layout=HEADS_APART, kv=kinds)
-    alike = msgspec.structs.replace(holder, kv=[])
+    alike = msgspec.structs.replace(holder, kv=msgspec.UNSET)
     assert str(holder.mismatch(alike)).startswith("kv: ")
     side, peer = Side(HOLDER_EPOCH, holder), Peer(0x11, holder)
     try:

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import numpy as np
+from msgspec import UNSET
 
 from kvasir_engine.kv.spec import KVSpec, LayerKV, runs_of
 from kvasir_engine.protocol import Fingerprint
@@ -25,7 +26,7 @@ Offsets = np.ndarray[tuple[int], np.dtype[np.int64]]
 def spec_of(fingerprint: Fingerprint, page_bytes: int) -> KVSpec:
     """What a worker's KV is, whose ranks have pages of so many bytes. Raises ValueError when that cannot be."""
     spec = _rows_of(fingerprint)
-    if fingerprint.kv:
+    if fingerprint.kv is not UNSET:
         if page_bytes != spec.page_bytes:
             raise ValueError(f"page_bytes: {page_bytes}, the layers of kv take {spec.page_bytes}")
         return spec
@@ -37,7 +38,7 @@ def spec_of(fingerprint: Fingerprint, page_bytes: int) -> KVSpec:
 
 def _rows_of(fingerprint: Fingerprint) -> KVSpec:
     """Its layers; rows are of one byte where they are all alike."""
-    if fingerprint.kv:
+    if fingerprint.kv is not UNSET:
         layers = [LayerKV(run.parts, run.heads, run.row_bytes) for run in fingerprint.kv for _ in range(run.layers)]
     else:
         layers = [LayerKV(2, fingerprint.kv_heads, 1)] * fingerprint.layers
