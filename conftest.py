@@ -36,9 +36,9 @@ hypothesis.settings.register_profile("kvasir", deadline=None)
 hypothesis.settings.load_profile("kvasir")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """All but the first process leave the cores to it: it has the tests that look at the clock."""
-    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Beside the control plane's tests, which look at the clock, others leave the cores to them."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not _is_e2e(item.nodeid) and os.getpriority(os.PRIO_PROCESS, 0) == 0:
         os.nice(5)
 
 
