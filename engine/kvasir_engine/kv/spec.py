@@ -69,11 +69,6 @@ class KVSpec:
         """Bytes of a page on each rank."""
         return self.starts[-1]
 
-    @property
-    def alike(self) -> bool:
-        """Whether all layers keep the same."""
-        return len(set(self.layers)) == 1
-
 
 def runs_of(layers: Sequence[T], chosen: range) -> list[tuple[range, T]]:
     """The neighbours among `chosen` that are alike, each with what they are."""
