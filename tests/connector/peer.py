@@ -67,7 +67,7 @@ class Side:
 
     def wait(self, kind: type[E]) -> E:
         """The next event, which must be of this kind."""
-        event = self.events.get(timeout=30)
+        event = self.events.get(timeout=60)
         assert isinstance(event, kind), event
         return event
 
@@ -98,7 +98,7 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool)
             case ("look", list() as pages):
                 pipe.send([set(side.pool[page].tolist()) for page in pages])
             case ("event",):
-                pipe.send(side.events.get(timeout=30))
+                pipe.send(side.events.get(timeout=60))
             case ("stop",):
                 side.handoff.stop()
                 return
@@ -153,5 +153,5 @@ class Peer:
     def close(self) -> None:
         if self.process.is_alive():
             self._pipe.send(("stop",))
-            self.process.join(10)
+            self.process.join(60)
         assert not self.process.is_alive()

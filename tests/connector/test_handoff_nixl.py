@@ -93,7 +93,7 @@ def test_a_layer_that_did_not_come_is_missed(side: Side, peer: Peer) -> None:
     for layer in range(1, LAYERS):
         peer.push([4], [5], layer)
     peer.complete(complete(lease))
-    while isinstance(rejected := side.events.get(timeout=30), receiver.Rejected):
+    while isinstance(rejected := side.events.get(timeout=60), receiver.Rejected):
         assert "layers 1 to" in rejected.why or "0 were written" in rejected.why
     assert isinstance(rejected, receiver.Reclaimed)
     assert "wrote 1 pages of 2" in rejected.reason

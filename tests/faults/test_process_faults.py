@@ -86,7 +86,7 @@ async def test_a_fault_at_any_step_costs_no_token_and_no_page(
     beyond = standing.members["r1" if name == "r1" else "r0"]
     limits = httpx.Limits(max_connections=2 * TOGETHER)
     try:
-        async with httpx.AsyncClient(timeout=30, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=60, limits=limits) as client:
             clients = Clients(client)
             if action == "abort":
                 await leave_at_the_fault(clients, standing.members["r0"], beyond, victim, questions, reference)
