@@ -239,7 +239,7 @@ class LeaseExecutor:
             case Release(sender=sender):
                 if sender is not None and sender.agent == agent:
                     try:
-                        self._agent.meet(sender)
+                        self._agent.meet_stranger(sender)
                     except (PeerDied, PeerRefused) as error:
                         log.warning("cannot answer agent=%s reason=%s", agent, error)
                 return self._sender.released(agent, message, now)
@@ -248,7 +248,8 @@ class LeaseExecutor:
             case Pong():
                 return self._ponged(agent, message, now)
             case Lent(lease, _, blocks, digests):
-                waiting = self._reads.lent((agent, lease), dict(zip(blocks, digests, strict=True)), message.nonce)
+                lent = dict(zip(blocks, digests, strict=True))
+                waiting = self._reads.lent((agent, lease), lent, message.nonce, self._agent.named(agent))
                 if waiting is None:
                     return [receiver.Rejected(agent, lease, "wrong nonce: it is not from who lends")]
                 return [effect for push in waiting for effect in self._sender.push((agent, lease), push, now)]
@@ -261,7 +262,7 @@ class LeaseExecutor:
             effects = list(self._receiver.heard(agent, ping, now))
             if effects or not self._agent.knows(agent):
                 return effects or [receiver.Rejected(agent, ping.lease, "no lease was granted to it")]
-            if not self._receiver.has(ping.lease, agent):
+            if not self._receiver.wants(ping.lease, agent):
                 return self._send(agent, Release(ping.lease, ping.epoch, nonce=ping.nonce))
         elif self._sender.nonce_of((agent, ping.lease)) not in (None, ping.nonce):
             return [receiver.Rejected(agent, ping.lease, "wrong nonce: it is not from who granted the lease")]
