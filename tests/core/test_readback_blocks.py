@@ -51,9 +51,9 @@ class Prefill:
         tree.release(tree.insert(self.known, pages, ""))
 
     def read(self, tokens: int, loan: Loan) -> tuple[Readback, Key | None]:
-        readback = Readback(self.cache)
+        readback = Readback(self.cache, self.pushes)
         sequence = Sequence("r", list(range(tokens)), Sampling(1), 1, "")
-        return readback, readback.read(self.pushes, self.lender, loan, sequence)
+        return readback, readback.read(self.lender, loan, sequence)
 
 
 @given(
