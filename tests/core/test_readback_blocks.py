@@ -18,7 +18,7 @@ PAGES = 64
 
 
 class Pushes:
-    """Stands in for HandoffGroup: notes what is to be read."""
+    """Stands in for KVConnector: notes what is to be read."""
 
     def __init__(self) -> None:
         self.pushed: list[Push] = []

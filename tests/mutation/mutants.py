@@ -476,9 +476,9 @@ MUTANTS = [
     ),
     Mutant(
         "the first layer is not sent",
-        GROUP,
-        "            else:\n                handoff.push(key, Push(last.local",
-        "            elif layer:\n                handoff.push(key, Push(last.local",
+        "connector/transfer_thread.py",
+        "                else:\n                    self.push(key, Push(last.local",
+        "                elif layer:\n                    self.push(key, Push(last.local",
     ),
     Mutant(
         "pages are held after their push has ended",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from kvasir_engine import faults
 from kvasir_engine.connector import sender
-from kvasir_engine.connector.kv_connector import KVConnector, LayerPush
+from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.layout import block_numbers, block_tokens, pages_of
 from kvasir_engine.connector.notifications import Complete
 from kvasir_engine.core.jobs import Job, PrefillJob
@@ -82,7 +82,7 @@ class Pushes:
 
     def of_chunks(self, chunks: Iterable[tuple[Job, int]]) -> Callable[[int], None] | None:
         """The callback that pushes each computed layer of the lease pages that this step completes."""
-        growing: list[LayerPush] = []
+        growing: list[sender.LayerPush] = []
         for job, count in chunks:
             sequence = job.sequence
             if not isinstance(job, PrefillJob) or sequence.generated or (lease := self._of(job)) is None:
