@@ -166,8 +166,7 @@ def test_who_comes_back_has_to_show_its_certificate_again(tmp_path: Path) -> Non
     router = Credentials(ca.folder(tmp_path / "router", "router")).client
     ours, theirs = shake(router, decode.server)
     theirs.write(b"hello")
-    with pytest.raises(ssl.SSLWantReadError):
-        theirs.read(1)
+    assert ours.read(5) == b"hello"  # and what came before it: tickets
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     assert not (ours.session and ours.session.has_ticket)
     again = router.wrap_bio(back, there, session=ours.session)
