@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -169,3 +170,15 @@ async def test_a_worker_with_the_wrong_files_ends_with_one_line(service: Service
     nothing = service.worker("decode", tls=tmp_path / "nowhere")
     assert nothing.ended() == 2
     assert "ca.crt" in nothing.log.read_text().splitlines()[-1]
+
+
+async def test_handshakes_that_do_not_end_keep_no_router_out(service: Service, pair: Pair, tmp_path: Path) -> None:
+    decode = pair[1]
+    port = int(decode.url.rpartition(":")[2])
+    with contextlib.ExitStack() as held:
+        for _ in range(300):
+            sock = socket.create_connection(("127.0.0.1", port), 30, source_address=("127.0.0.9", 0))
+            held.enter_context(sock)
+        decode.until(r"refused address=127\.0\.0\.9 reason='\d+ handshakes are under way, 64 its own'", 30)
+        answer = await hello(decode.url, context(service.ca.pem, service.ca.leaf("router"), tmp_path / "good"))
+        assert isinstance(answer, bytes), answer
