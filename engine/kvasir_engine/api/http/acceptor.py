@@ -138,5 +138,5 @@ class Acceptor:
 
 def _peer(conn: socket.socket) -> str:
     with contextlib.suppress(OSError):
-        return str(conn.getpeername()[0])
+        return "this machine" if conn.family == socket.AF_UNIX else str(conn.getpeername()[0])
     return "gone"
