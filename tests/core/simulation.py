@@ -16,6 +16,7 @@ from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.receiver import Receiver
 from kvasir_engine.connector.sender import Key, Push, Sender
 from kvasir_engine.connector.stats import TransferStats
+from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.grammar_service import GrammarService
 from kvasir_engine.core.scheduler import Limits
@@ -55,7 +56,9 @@ class Worker:
         self.engine = Engine(self.runner, role, limits, 64, epoch, connector, overlap=overlap, grammars=grammars)  # type: ignore[arg-type]
         network.workers[self.endpoint.agent] = self
 
-    # -- the interface of Handoff
+    # -- the interface of TransferThread
+
+    push_layers = TransferThread.push_layers
 
     def is_alive(self) -> bool:
         return True
