@@ -104,7 +104,9 @@ class WorkerServer:
         async def status() -> Response:
             engine = self._thread.engine
             left = leaving.seconds_left
-            shown = WorkerStatus(self.draining, len(engine.jobs), engine.load().leases, left, self._load())
+            links = () if engine.connector is None else tuple(engine.connector.links.values())
+            leases = engine.load().leases
+            shown = WorkerStatus(self.draining, len(engine.jobs), leases, left, self._load(), links)
             return Response(msgspec.json.encode(shown), media_type="application/json")
 
     def _load(self) -> WorkerLoad:
