@@ -43,6 +43,7 @@ WORKER = frozenset(field.variable for field in FIELDS.values())
 
 _OTHERS = frozenset(
     {
+        "KVASIR_API_PROCESSES",  # `kvasir serve`
         "KVASIR_API_KEY",  # `kvasir bench`, `chat` and `complete`, and kvasir.program
         "KVASIR_STATE",  # runs of `kvasir up`
         "KVASIR_ENGINE_IMAGE",  # kvasir-operator

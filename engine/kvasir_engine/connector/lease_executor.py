@@ -15,8 +15,10 @@ from kvasir_engine.connector import notifications, pending_loans, receiver, send
 from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.connector.digest_thread import DigestThread
 from kvasir_engine.connector.early_messages import EarlyMessages
+from kvasir_engine.connector.fabric_rate import ANY_FABRIC, FabricRate
 from kvasir_engine.connector.inflight_copies import EndedCopy, InflightCopies, LostPeer
 from kvasir_engine.connector.layout import block_numbers, block_tokens
+from kvasir_engine.connector.link_probe import LinkProbes
 from kvasir_engine.connector.loan_reads import LoanReads
 from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, PeerRefused
 from kvasir_engine.connector.notifications import AnyMessage, Complete, Lent, Ping, Pong, Release, Written
@@ -49,6 +51,7 @@ class LeaseExecutor:
         verifies: bool,
         stats: TransferStats,
         emit: Callable[[Event], None],
+        fabric: FabricRate = ANY_FABRIC,
     ) -> None:
         self._agent = agent
         self._rank = rank
@@ -60,7 +63,8 @@ class LeaseExecutor:
         self._receiver = Receiver(agent.endpoint.epoch, layers, verifies)
         self._sender = Sender(layers)
         self._ranks = PeerRanks(agent, rank, lambda peer: self._receiver.knows(peer) or self._sender.knows(peer))
-        self._copies = InflightCopies(agent, digests, stats)
+        self.probes = LinkProbes(agent, fabric, self._sender.together)
+        self._copies = InflightCopies(agent, digests, stats, None if faults.ON else self.probes)
         self._open_leases = OpenLeases()
         self._reads = LoanReads()
         self._unconfirmed = UnconfirmedLeases()

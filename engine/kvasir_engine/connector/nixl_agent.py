@@ -181,6 +181,11 @@ class NixlAgent:
         peer = self._peers.get(agent)
         return None if peer is None or peer.from_ is None else peer.from_.target
 
+    def sends_whole_pages(self, agent: str) -> bool:
+        """Whether what goes to the peer are pages as they are, so that layers in any choice can be written."""
+        peer = self._peers.get(agent)
+        return peer is not None and peer.to is not None and peer.to.whole
+
     def forget(self, agent: str) -> None:
         """Drop a dead peer."""
         self._strangers.pop(agent, None)
@@ -309,5 +314,5 @@ class NixlAgent:
 
     def _indices(self, pages: Pages, layers: range) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
         """Places in the table of `layers` of `pages`. NIXL merges neighbours."""
-        places = np.arange(layers.start, layers.stop, dtype=np.int32)
+        places = np.arange(layers.start, layers.stop, layers.step, dtype=np.int32)
         return (np.asarray(pages, np.int32)[:, None] * np.int32(self._layers) + places).ravel()

@@ -13,7 +13,8 @@ import typer
 from kvasir_engine.entrypoints.client import register as register_client
 from kvasir_engine.entrypoints.drain import drain
 from kvasir_engine.entrypoints.router import router
-from kvasir_engine.entrypoints.worker import serve, worker
+from kvasir_engine.entrypoints.serve import serve
+from kvasir_engine.entrypoints.worker import worker
 from kvasir_engine.environment import refuse_unknown
 from kvasir_engine.errors import UserError
 from kvasir_engine.logs import log_to_stderr
