@@ -1,7 +1,7 @@
-"""bookworm with Python 3.11 as a folder of the cache: stands for python:3.11-slim-bookworm, which no engine pulls here.
+"""bookworm with Python 3.11 as a folder of the cache. It stands for python:3.11-slim-bookworm, which nothing pulls.
 
-Debian's Python is at /usr/bin and that image's at /usr/local/bin; both are found by PATH, and both are 3.11. Made by
-debootstrap, which is unpacked and not installed. It is made with this machine's mirrors and names none of them.
+Debian's Python is at /usr/bin and that image's at /usr/local/bin; both are found by PATH, and both are 3.11. Made
+by debootstrap, which is unpacked and not installed. It is made with this machine's mirrors and names none of them.
 """
 
 import os
@@ -38,7 +38,7 @@ def _make(work: Path, out: Path) -> None:
             env={
                 **os.environ,
                 "DEBOOTSTRAP_DIR": str(tools / "usr/share/debootstrap"),
-                "DPKG_FORCE": "unsafe-io",  # a folder that is renamed when it is whole need not be safe at each file
+                "DPKG_FORCE": "unsafe-io",  # the folder is renamed when it is whole
             },
             capture_output=True,
             text=True,

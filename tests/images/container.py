@@ -9,14 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from image_build import Image
-
 from e2e.node import sandbox
+from image_build import Image
 
 SCRIPT = Path(__file__).with_name("enter_image.py")
 WAIT = 120.0
@@ -103,6 +102,7 @@ def running(
     volumes: Sequence[tuple[Path, str]] = (),
     network_of: Container | None = None,
     argv: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Container]:
     """A container of `image`: its entry point with these arguments, or `argv` instead. It is killed in the end."""
     number = next(_counter)
@@ -112,7 +112,7 @@ def running(
         "overlay": image.layers.options(writable=False),
         "root": str(here / "root"),
         "user": image.stage.user,
-        "environment": image.stage.environment,
+        "environment": {"HOME": "/", **image.stage.environment, **(environment or {})},
         "directory": image.stage.directory,
         "volumes": [[str(source), target] for source, target in volumes],
         "net": f"/proc/{network_of.pid}/ns/net" if network_of else "",

@@ -1,7 +1,7 @@
 """PURE: a Dockerfile as the steps of its stages. What is not understood here is an error, never passed over.
 
-Understood are FROM (with AS), ARG, RUN (shell form), COPY (with --from), ENV (NAME=VALUE), WORKDIR, USER (by number),
-EXPOSE and ENTRYPOINT (exec form); comments, lines that go on after a backslash, `$NAME` and `${NAME}`.
+Understood are FROM (with AS), ARG, RUN (shell form), COPY (with --from), ENV (NAME=VALUE), WORKDIR, USER (by
+number), EXPOSE and ENTRYPOINT (exec form); comments, lines that go on after a backslash, `$NAME` and `${NAME}`.
 """
 
 import json
@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-_VARIABLE = re.compile(r"\\\$|\$(?:\{(?P<braced>[^}]*)\}|(?P<plain>[A-Za-z_]\w*))?")
+_VARIABLE = re.compile(r"\\|\$(?:\{(?P<braced>[^}]*)\}|(?P<plain>[A-Za-z_]\w*))?")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _DIRECTIVE = re.compile(r"#\s*(syntax|escape|check)\s*=", re.IGNORECASE)
 
@@ -104,8 +104,6 @@ def substituted(text: str, values: Mapping[str, str], line: int) -> str:
     """`text` with its variables. One that has no value is an error, where Docker would take an empty text."""
 
     def value(match: re.Match[str]) -> str:
-        if match.group() == "\\$":
-            return "$"
         name = match["braced"] or match["plain"] or ""
         if not _NAME.fullmatch(name):
             raise DockerfileError(f"line {line}: {match.group()} is not understood")
@@ -198,12 +196,14 @@ class _Reader:
         if wild := [name for name in sources if re.search(r"[*?\[]|(^|/)\.\.(/|$)", name)]:
             raise DockerfileError(f"line {each.line}: {wild[0]} is not understood")
         path = posixpath.normpath(posixpath.join(self._found[-1].directory, target))
-        self._found[-1].steps.append(
-            Copy(tuple(sources), path + "/" * target.endswith("/"), source, each.line)
-        )
+        self._found[-1].steps.append(Copy(tuple(sources), path + "/" * target.endswith("/"), source, each.line))
 
     def _env(self, each: Instruction) -> None:
         known = self._known()
+        if "'" in each.text or "\\" in each.text:
+            raise DockerfileError(
+                f"line {each.line}: of quotes ENV takes double ones, and nothing behind a backslash"
+            )
         try:
             words = shlex.split(each.text)
         except ValueError as error:
@@ -221,7 +221,9 @@ class _Reader:
 
     def _user(self, each: Instruction) -> None:
         if not re.fullmatch(r"\d+:\d+", user := self._say(each)):
-            raise DockerfileError(f"line {each.line}: USER takes UID:GID: Kubernetes tells by a number who is not root")
+            raise DockerfileError(
+                f"line {each.line}: USER takes UID:GID: Kubernetes tells by a number who is not root"
+            )
         self._found[-1].user = user
 
     def _expose(self, each: Instruction) -> None:

@@ -1,8 +1,8 @@
 """Becomes the first process of a container of a built image: `enter_image.py SPEC.json FD`, as root.
 
 SPEC.json: `overlay` (the mount's options), `root` (an empty folder), `user`, `environment`, `directory`, `volumes`
-([source, target] of what may be written), `net` (another container's network namespace, or ""), `argv`. On FD it says
-the process's number; FD is closed when the command is being executed, and says before what went wrong.
+([source, target] of what may be written), `net` (another container's network namespace, or ""), `argv`. On FD it
+says the process's number; FD is closed when the command is being executed, and says before what went wrong.
 
 As a kubelet asks for with a restricted pod: a user that is not root, no capabilities, none to be got, a root file
 system that cannot be written. /tmp is the pod's emptyDir, /dev/shm its memory.

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from build_context import make_context
 from dockerfile import Copy, MakeFolder, Run, Stage, stages
-
 from e2e.controlplane import build
 
 #: Of this machine, seen by steps: nothing is at this path in an image.
@@ -161,7 +160,9 @@ class _Builder:
         self._script("\n".join(lines), f"line {step.line}: COPY {' '.join(step.sources)}")
 
     def _script(self, lines: str, what: str) -> None:
-        overlay = f"mount -t overlay root -o {shlex.quote(self._layers.options(True))} {shlex.quote(str(self._root))}"
+        overlay = (
+            f"mount -t overlay root -o {shlex.quote(self._layers.options(True))} {shlex.quote(str(self._root))}"
+        )
         done = subprocess.run(
             ["nice", "-n", "10", *_ALONE, "sh", "-eu", "-c", f"{overlay}\n{lines}"],
             stdin=subprocess.DEVNULL,
@@ -177,8 +178,10 @@ def _copied(source: str, target: str) -> str:
     """As COPY does it: a folder's contents, or a file, into the target; owned by root, modes kept."""
     copy, where, into = "cp -a --no-preserve=ownership", shlex.quote(source), shlex.quote(target)
     parent = shlex.quote(os.path.dirname(target.rstrip("/")))
-    file = f"mkdir -p {into}; {copy} {where} {into}" if target.endswith("/") else (
-        f"mkdir -p {parent}; {copy} -T {where} {into}"
+    file = (
+        f"mkdir -p {into}; {copy} {where} {into}"
+        if target.endswith("/")
+        else (f"mkdir -p {parent}; {copy} -T {where} {into}")
     )
     return f"if test -d {where}; then mkdir -p {into}; {copy} -T {where} {into}; else {file}; fi"
 
