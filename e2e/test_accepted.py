@@ -61,7 +61,8 @@ def test_every_object_of_a_service_is_taken(nodes: Cluster, path: Path) -> None:
 def users() -> dict[str, list[Object]]:
     """What is rendered of the specs that users write and that are taken, by case, with the service itself."""
     spec = importlib.util.spec_from_file_location("users", USERS)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = {}
@@ -70,7 +71,8 @@ def users() -> dict[str, list[Object]]:
         metadata = {"name": wanted.pop("metadata.name", "llama")}
         service = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": wanted}
         options = Options(operator_namespace="o", metrics_namespace="m")
-        found[case] = [service, *render(parse({**service, "metadata": {**metadata, "namespace": "default"}}), options)]
+        placed = {**service, "metadata": {**metadata, "namespace": "default"}}
+        found[case] = [service, *render(parse(placed), options)]
     return found
 
 

@@ -2,33 +2,37 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+from attacked import serve_within
 
 from kvasir_engine.entrypoints.drain import drain
 
-HERE = Path(__file__).parent
 BODY = json.dumps({"model": "tiny", "prompt": "Hi", "max_tokens": 3}).encode()
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Attacked:
     """A process of attacked.py."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
-        assert process.stdout is not None
+    def __init__(self, process: ForkServerProcess, port: int, log: Path) -> None:
+        assert process.pid is not None
         self.process = process
+        self.pid = process.pid
+        self.port = port
         self.log = log
-        self.port = int(process.stdout.readline())
 
     def connect(self, sent: bytes = b"", address: str = "127.0.0.1") -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), 60, source_address=(address, 0))
@@ -55,7 +59,7 @@ class Attacked:
             time.sleep(0.05)
 
     def memory(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
@@ -74,25 +78,18 @@ def completion(body: bytes, more: str = "Connection: close\r\n") -> bytes:
 
 @contextlib.contextmanager
 def attacked(tmp_path: Path, *, files: int = 0, **limits: float) -> Iterator[Attacked]:
-    def fewer_files() -> None:
-        if files:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
     log = tmp_path / "log"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / "attacked.py"), json.dumps(limits)],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            preexec_fn=fewer_files,
-        )
+    log.touch()
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=serve_within, args=(limits, files, str(log), theirs))
+    process.start()
+    theirs.close()
     try:
-        yield Attacked(process, log)
+        yield Attacked(process, ours.recv(), log)
     finally:
+        ours.close()
         process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        process.join()
 
 
 def test_a_head_that_does_not_end_is_closed_whether_nothing_comes_or_a_byte_at_a_time(tmp_path: Path) -> None:
@@ -145,8 +142,9 @@ def test_an_unfinished_body_does_not_hold_a_drain(tmp_path: Path) -> None:
         assert server.serves()
         with server.connect(completion(BODY)[:-1]):
             drain("127.0.0.1", server.port, 0.0)  # before the test's own time is over
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        os.kill(server.pid, signal.SIGTERM)
+        server.process.join(60)
+        assert server.process.exitcode == 0
 
 
 def test_idle_connections_make_room_for_those_with_a_request(tmp_path: Path) -> None:
@@ -171,7 +169,7 @@ def test_when_requests_take_all_places_probes_are_answered_and_the_rest_is_refus
             assert server.ask(probe, "127.0.0.9").startswith(b"HTTP/1.1 200")
             assert server.ask(completion(BODY), "127.0.0.9").startswith(b"HTTP/1.1 503")
             held += [server.connect(unfinished, "127.0.0.9") for _ in range(8)]
-            assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 30
+            assert len(os.listdir(f"/proc/{server.pid}/fd")) < 30
         finally:
             for each in held:
                 each.close()
@@ -222,13 +220,12 @@ def test_a_client_that_stops_reading_is_cut_off_and_costs_little(tmp_path: Path)
 def test_the_accept_loop_does_not_spin_when_descriptors_run_out(tmp_path: Path) -> None:
     with attacked(tmp_path, files=64, connections=1000, header_seconds=60) as server:
         assert server.serves()
-        pid = server.process.pid
+        pid = server.pid
         # Others of the process's files: as if something else had taken all that were left.
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), 64))
         ticks = cpu(pid)
         assert [server.ask(completion(BODY)) for _ in range(50)] == [b""] * 50
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.process.wait(2)
+        server.process.join(2)
         assert cpu(pid) - ticks < 1.5
         log = server.log.read_text()
         assert "Traceback" not in log
@@ -248,7 +245,7 @@ def test_more_connections_than_files_are_never_held(tmp_path: Path) -> None:
         try:
             # those that wait have to have been idle for a tenth of a second before they make room
             server.serves_at_last()
-            assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 512
+            assert len(os.listdir(f"/proc/{server.pid}/fd")) < 512
             assert "cannot be taken" not in server.log.read_text()
         finally:
             for each in held:
@@ -285,7 +282,7 @@ WHOLE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    with attacked(tmp_path_factory.mktemp("attacked"), header_seconds=5, body_seconds=5) as running:
+    with attacked(tmp_path_factory.mktemp("attacked"), header_seconds=60, body_seconds=60) as running:
         yield running
 
 

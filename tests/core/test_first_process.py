@@ -13,7 +13,7 @@ ALONE = ["unshare", "--fork", "--pid", "--kill-child"]
 STARTING = """
 import os, time
 from kvasir_engine.entrypoints import cli, main
-cli.main = lambda: (print(os.getpid(), flush=True), time.sleep(60))
+cli.main = lambda: (print(os.getpid(), flush=True), time.sleep(600))
 main.main()
 """
 

@@ -317,7 +317,7 @@ def test_ranks_wait_for_one_another_to_load_longer_than_for_anything_else(monkey
             with pytest.raises(TimeoutError):
                 waiting.result(0.1)
             second.loaded()
-            waiting.result(30)
+            waiting.result(60)
 
 
 class Slow:

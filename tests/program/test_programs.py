@@ -274,7 +274,8 @@ async def test_who_is_cancelled_ends_the_calls() -> None:
     ids=["refused", "cut", "error", "hang midway", "hang"],
 )
 def test_a_call_that_fails_is_the_programs_error_by_name(reply: Reply, kind: str) -> None:
-    with standing(lambda path, body: reply) as stand, Endpoint(stand.url, idle_timeout=0.3) as endpoint:
+    idle = 60.0 if reply.hang_after is None else 0.3
+    with standing(lambda path, body: reply) as stand, Endpoint(stand.url, idle_timeout=idle) as endpoint:
         with pytest.raises(ProgramError, match="gen 'first'") as raised:
             program(plain).run(endpoint, about="x")
         assert kind in str(raised.value)

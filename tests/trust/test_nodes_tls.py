@@ -111,7 +111,7 @@ def test_a_node_and_a_leader_that_are_not_of_one_role_refuse_each_other_by_name(
 def refused(caplog: pytest.LogCaptureFixture, why: str) -> None:
     """Wait until the listener has said why it refused somebody."""
     ended = threading.Event()
-    for _ in range(500):
+    for _ in range(6000):
         if any("refused" in each.getMessage() and why in each.getMessage() for each in caplog.records):
             return
         ended.wait(0.01)
