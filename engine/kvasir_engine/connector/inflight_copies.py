@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -40,10 +40,17 @@ class EndedCopy:
 class InflightCopies:
     """What one agent copies. Methods that talk to a peer raise PeerDied."""
 
-    def __init__(self, agent: NixlAgent, digests: DigestThread, stats: TransferStats) -> None:
+    def __init__(
+        self,
+        agent: NixlAgent,
+        digests: DigestThread,
+        stats: TransferStats,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._agent = agent
         self._digests = digests
         self._stats = stats
+        self._clock = clock
         self._layers = agent.endpoint.fingerprint.layers
         self._posts: deque[sender.Post] = deque()  # decided and not begun
         self._copies: dict[tuple[Key, Push], _Copy] = {}
@@ -55,8 +62,8 @@ class InflightCopies:
 
     def due(self) -> Iterator[sender.Post]:
         """Those whose turn has come."""
-        until = time.monotonic() + POST_TIME
-        while self._posts and time.monotonic() < until:
+        until = self._clock() + POST_TIME
+        while self._posts and self._clock() < until:
             yield self._posts.popleft()
 
     def write(self, post: sender.Post) -> None:

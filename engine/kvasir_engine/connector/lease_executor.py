@@ -6,6 +6,7 @@ that it has a part of the KV in common with; events name them.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -39,7 +40,7 @@ _Effects = Iterable[_Effect]
 
 
 class LeaseExecutor:
-    """The leases and loans of one rank, on both sides. `emit` gets the events."""
+    """The leases and loans of one rank, on both sides. `emit` gets the events; `clock` says the time."""
 
     def __init__(
         self,
@@ -49,8 +50,10 @@ class LeaseExecutor:
         verifies: bool,
         stats: TransferStats,
         emit: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
+        self._clock = clock
         self._rank = rank
         self._digests = digests
         self._stats = stats
@@ -59,7 +62,7 @@ class LeaseExecutor:
         self._layers = layers = agent.endpoint.fingerprint.layers
         self._receiver = Receiver(agent.endpoint.epoch, layers, verifies)
         self._sender = Sender(layers)
-        self._copies = InflightCopies(agent, digests, stats)
+        self._copies = InflightCopies(agent, digests, stats, clock)
         self._open_leases = OpenLeases()
         self._reads = LoanReads()
         self._unconfirmed = UnconfirmedLeases()
@@ -76,7 +79,7 @@ class LeaseExecutor:
     def obey(self, command: AnyCommand) -> None:
         """Carry out a command."""
         try:
-            self._apply(self._obey(command, time.monotonic()))
+            self._apply(self._obey(command, self._clock()))
         except Exception as error:
             log.exception("a command broke")
             failed = _failed(command, f"{type(error).__name__}: {error}")
@@ -90,7 +93,7 @@ class LeaseExecutor:
             self._open_leases.computed(key, computed)
         for part in self._open_leases.parts(key):
             if not self._reads.waits(part, push) and not self._unconfirmed.waits(part, push):
-                self._apply(self._sender.push(part, push, time.monotonic()))
+                self._apply(self._sender.push(part, push, self._clock()))
 
     def turn(self, arrived: list[tuple[str, bytes]]) -> bool:
         """Post what is due, take what has `arrived` from peers, see what has ended. Whether there was anything."""
@@ -102,7 +105,7 @@ class LeaseExecutor:
         self._early = [each for each in self._early if each[0] > self._known]
         for agent, data in [*early, *arrived]:
             try:
-                self._apply(self._receive(agent, data, time.monotonic()))
+                self._apply(self._receive(agent, data, self._clock()))
             except Exception as error:  # a peer's message is not to end what serves the others
                 log.exception("a notification broke agent=%s", agent)
                 self._emit(receiver.Rejected(agent[:256], 0, f"{type(error).__name__}: {error}"[:1024]))
@@ -117,7 +120,7 @@ class LeaseExecutor:
                 self._apply(self._ended(ended))
         for lent in self._pending_loans.done():
             self._apply(self._lent(lent))
-        now = time.monotonic()
+        now = self._clock()
         for agent, ping in self._unconfirmed.due(now):
             self._apply(self._send(agent, ping))
         self._apply([*self._receiver.tick(now), *self._sender.tick(now)])
@@ -306,7 +309,7 @@ class LeaseExecutor:
             return self._died(post.key[0])
         except ValueError as error:  # what the lease says does not fit the peer's pool
             log.warning("nothing is copied agent=%s lease=%d reason=%s", *post.key, error)
-            return self._sender.ended(post.key, post.push, False, time.monotonic())
+            return self._sender.ended(post.key, post.push, False, self._clock())
         return []
 
     def _ended(self, ended: EndedCopy) -> _Effects:
@@ -316,7 +319,7 @@ class LeaseExecutor:
         else:
             self._digests.keep(ended.digests, ended.push.local)
             self._digested[ended.key, ended.push] = ended.digests.values
-        return self._sender.ended(ended.key, ended.push, ok, time.monotonic())
+        return self._sender.ended(ended.key, ended.push, ok, self._clock())
 
     def _was_read(self, read: EndedCopy) -> bool:
         """Whether a read brought what was lent."""
@@ -354,29 +357,38 @@ class LeaseExecutor:
     # -- what the machines decide
 
     def _apply(self, effects: _Effects) -> None:
-        for effect in effects:
-            match effect:
-                case sender.Post():
-                    self._copies.wait(effect)
-                case sender.Announce((agent, lease) as key, epoch, first, push, layers, nonce):
-                    digests = self._digested.pop((key, push))
-                    written = Written(lease, epoch, first, (layers.start, layers.stop), digests, nonce)
-                    self._apply(self._send(agent, written))
-                case receiver.Verify():
-                    faults.hit("decode.written")
-                    self._verify(effect)
-                case sender.NotifyHolder(agent, Complete() as complete):
-                    faults.hit("prefill.completing")
-                    self._apply(self._send(agent, complete))
-                    faults.hit("prefill.completed")
-                case receiver.NotifyWriter(agent, Release() as release):
-                    address = self._endpoint.address(0)
-                    self._apply(self._send(agent, msgspec.structs.replace(release, sender=address)))
-                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
-                    self._apply(self._send(agent, message))
-                case _:
-                    self._note(effect)
-                    self._emit(effect)
+        """Carry out effects in order, and what follows from them after all of them.
+
+        A death may show at the first of several messages. What was decided before it is told of before it.
+        """
+        waiting = deque(effects)
+        while waiting:
+            waiting.extend(self._carry_out(waiting.popleft()))
+
+    def _carry_out(self, effect: _Effect) -> _Effects:
+        """Do one thing that a machine decided. What follows from it."""
+        match effect:
+            case sender.Post():
+                self._copies.wait(effect)
+            case sender.Announce((agent, lease) as key, epoch, first, push, layers, nonce):
+                digests = self._digested.pop((key, push))
+                return self._send(agent, Written(lease, epoch, first, (layers.start, layers.stop), digests, nonce))
+            case receiver.Verify():
+                faults.hit("decode.written")
+                self._verify(effect)
+            case sender.NotifyHolder(agent, Complete() as complete):
+                faults.hit("prefill.completing")
+                follows = self._send(agent, complete)
+                faults.hit("prefill.completed")
+                return follows
+            case receiver.NotifyWriter(agent, Release() as release):
+                return self._send(agent, msgspec.structs.replace(release, sender=self._endpoint.address(0)))
+            case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
+                return self._send(agent, message)
+            case _:
+                self._note(effect)
+                self._emit(effect)
+        return []
 
     def _note(self, event: Event) -> None:
         match event:
