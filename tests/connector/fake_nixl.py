@@ -1,4 +1,4 @@
-"""A stand-in for NIXL, without a network or a thread: real bytes in this process's memory, moved when a test says so.
+"""A stand-in for NIXL, without network or threads: real bytes in this process, moved when a test says so.
 
 `Wire.nixl` makes what `NixlAgent` takes for NIXL's agent. It promises no more than NIXL over UCX does:
 
@@ -136,7 +136,7 @@ class Wire:
         return (transfer.ours if transfer.by == agent else []) + (transfer.theirs if transfer.peer == agent else [])
 
     def kill(self, name: str, shown: bool = True) -> None:
-        """The process is gone, with its transfers and what it was sent. Not `shown`: nobody can tell until `show`."""
+        """The process is gone, with its transfers and mail. Not `shown`: nobody can tell until `show`."""
         del self.agents[name]
         self.transfers = [each for each in self.transfers if name not in (each.by, each.peer)]
         for pair in [pair for pair in self.sent if pair[1] == name]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from kvasir_engine.connector.commands import AnyCommand, Lend, Read
+from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke
 from kvasir_engine.connector.digester import Digester
 from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent
@@ -61,6 +61,12 @@ class Side:
     def endpoint(self) -> Endpoint:
         return self.handoff.endpoint
 
+    def grant(self, lease: Lease, to: Endpoint, tokens: int = 0) -> None:
+        self.handoff.command(Grant(lease, to, tokens))
+
+    def revoke(self, lease: int) -> None:
+        self.handoff.command(Revoke(lease))
+
     def know(self) -> None:
         """As if all pages had been digested when they were written, as they are now."""
         self.digest.keep(self.digest.measured(range(PAGES), range(LAYERS)), range(PAGES))
@@ -83,7 +89,8 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool)
     while True:
         match pipe.recv():
             case ("open", Endpoint() as to, Lease() as lease):
-                key = side.handoff.open(to, lease)
+                side.handoff.command(Open(to, lease))
+                key = to.agent, lease.id
             case ("push", Push() as push):
                 side.handoff.push(key, push)
             case ("read", Endpoint() as to, Loan() as loan):

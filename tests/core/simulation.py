@@ -188,7 +188,7 @@ class Network:
                 worker.hear_all()
 
     def kill(self, worker: Worker, seen: bool = True) -> None:
-        """The process is gone, with its writes and what it was sent. Not `seen`: until somebody tells it something."""
+        """The process is gone, with its writes and mail. Not `seen`: until somebody tells it something."""
         del self.workers[worker.agent]
         self.wire.kill(worker.agent)
         if seen:

@@ -7,7 +7,7 @@ from toy import reference
 
 from kvasir_engine.connector import notifications, receiver
 from kvasir_engine.connector.sender import PING_INTERVAL
-from kvasir_engine.core.readback import LOAN_SECONDS
+from kvasir_engine.core.loans import LOAN_SECONDS
 from kvasir_engine.core.scheduler import Limits
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import Delta, Lease, Leased, Reserve, Sampling, Submit

@@ -161,7 +161,7 @@ def _owned(engine: Any) -> dict[str, int]:
     owned = {owner.name: pool.count(owner) for owner in (Owner.HELD, Owner.LEASED, Owner.FENCED)}
     owned |= {"leases": len(engine.leases.open) + len(engine.leases.fenced)}
     owned |= {"pushes": len(engine.pushes.open)}
-    owned |= {"lent": len(engine.readback.lent), "reads": len(engine.readback.reads)}
+    owned |= {"lent": len(engine.loans.lent), "reads": len(engine.readback.reads)}
     return {what: count for what, count in owned.items() if count}
 
 

@@ -28,7 +28,7 @@ HOLDER, WRITER, DIGEST = "connector/receiver.py", "connector/sender.py", "connec
 KEPT = "kv/digests.py"
 ENGINE, CACHE, GROUP = "core/engine.py", "core/kv_cache_manager.py", "connector/kv_connector.py"
 PARTS, LAYOUT = "connector/rank_parts.py", "connector/layout.py"
-READBACK, READS, PROTOCOL = "core/readback.py", "connector/loan_reads.py", "protocol.py"
+LOANS, READBACK, READS, PROTOCOL = "core/loans.py", "core/readback.py", "connector/loan_reads.py", "protocol.py"
 PUSHES, LEASES, FLIGHT = "core/pushes.py", "core/leases.py", "core/inflight_steps.py"
 
 MUTANTS = [
@@ -416,13 +416,13 @@ MUTANTS = [
     Mutant(
         "a request that ends under a push lets go of its pages",
         PUSHES,
-        "if readings and pages:",
+        "if lease is not None and lease.readings and pages:",
         "if pages is None:",
     ),
     Mutant(
         "preempted pages are not released",
         ENGINE,
-        "            self.finisher.part(self.requests.of(sequence))\n",
+        "            self.pages.release(self.requests.of(sequence))\n",
         "",
     ),
     Mutant(
@@ -453,26 +453,26 @@ MUTANTS = [
     Mutant(
         "a page is pushed before it is full",
         PUSHES,
-        "else end // job.block - first",
-        "else -(-end // job.block) - first",
+        "else end // lease.block - lease.first",
+        "else -(-end // lease.block) - lease.first",
     ),
     Mutant(
         "a cached page is pushed one too far",
         PUSHES,
-        "whole * self._cache.page_size // job.block - first)",
-        "whole * self._cache.page_size // job.block - first + 1)",
+        "whole * self._cache.page_size // lease.block - lease.first)",
+        "whole * self._cache.page_size // lease.block - lease.first + 1)",
     ),
     Mutant(
         "what the holder has already shifts what is sent",
         PUSHES,
-        "ours, first + job.pushed, first + ready)",
-        "ours, job.pushed, ready)",
+        "ours, lease.first + lease.pushed, lease.first + ready)",
+        "ours, lease.pushed, ready)",
     ),
     Mutant(
         "the first layer is not sent",
-        GROUP,
-        "            else:\n                handoff.push(key, Push(last.local",
-        "            elif layer:\n                handoff.push(key, Push(last.local",
+        "connector/transfer_thread.py",
+        "                else:\n                    self.push(key, Push(last.local",
+        "                elif layer:\n                    self.push(key, Push(last.local",
     ),
     Mutant(
         "pages are held after their push has ended",
@@ -483,8 +483,8 @@ MUTANTS = [
     Mutant(
         "a failed push keeps its pages",
         PUSHES,
-        "        for reading in self.open.pop(key, []):\n            self._cache.tree.release(reading.pages)\n",
-        "        self.open.pop(key, None)\n",
+        "        for reading in lease.readings:\n            self._cache.tree.release(reading.pages)\n",
+        "",
     ),
     Mutant(
         "one router's end is the end of all requests",
@@ -610,16 +610,16 @@ MUTANTS = [
         "self.pages_for(sequence.computed) - len(sequence.pages)",
     ),
     # -- what is read back
-    Mutant("what is lent is not held", READBACK, "        self._cache.pool.hold(pages)\n", ""),
+    Mutant("what is lent is not held", LOANS, "        self._cache.pool.hold(pages)\n", ""),
     Mutant(
         "only the pages that are lent are held, not those before them",
-        READBACK,
+        LOANS,
         "        self._cache.pool.hold(pages)\n        self.lent[id] = list(pages)\n",
         "        self._cache.pool.hold(pages[skip:])\n        self.lent[id] = list(pages[skip:])\n",
     ),
     Mutant(
         "what comes back from a reader leaks",
-        READBACK,
+        LOANS,
         "self._cache.tree.release(self.lent.pop(id))",
         "del self.lent[id]",
     ),
@@ -658,26 +658,26 @@ MUTANTS = [
     Mutant(
         "a request that is gone comes back when its read ends",
         READBACK,
-        "            reading.sequence = None\n            connector.withdraw(key, reason)\n",
-        "            connector.withdraw(key, reason)\n",
+        "            reading.sequence = None\n            self._connector.withdraw(key, reason)\n",
+        "            self._connector.withdraw(key, reason)\n",
     ),
     Mutant(
         "a read goes on after its request",
         READBACK,
-        "            reading.sequence = None\n            connector.withdraw(key, reason)\n",
+        "            reading.sequence = None\n            self._connector.withdraw(key, reason)\n",
         "            reading.sequence = None\n            self.failed(key, reason)\n",
     ),
     Mutant(
         "a loan outlives its request",
-        LEASES,
-        "            self._connector.revoke(job.loan)\n",
+        LOANS,
+        "            self._connector.revoke(id)\n",
         "            pass\n",
     ),
     Mutant(
         "a loan ends when its request does",
-        LEASES,
-        "            self._connector.revoke(job.loan)\n",
-        "            self._readback.returned(job.loan)\n",
+        LOANS,
+        "            self._connector.revoke(id)\n",
+        "            self.returned(id)\n",
     ),
     Mutant(
         "a prompt is admitted before its first read page is here",

@@ -1,5 +1,6 @@
 """Writes and reads from when they are decided to when their bytes are there and their digests known."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from kvasir_engine import faults
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.digest_thread import DigestThread, TimedDigests
-from kvasir_engine.connector.nixl_agent import NixlAgent, TransferHandle
+from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, TransferHandle
 from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.connector.stats import TransferStats
+
+log = logging.getLogger("transfer")
 
 POST_TIME = 0.001
 """Seconds of posting after which the thread looks around: where a post blocks for its copy, one is enough."""
@@ -33,12 +36,20 @@ class EndedCopy:
 
     key: Key
     push: Push
+    reads: bool
     ok: bool
     digests: TimedDigests
 
 
+@dataclass(frozen=True)
+class LostPeer:
+    """The transport says that an agent is gone."""
+
+    agent: str
+
+
 class InflightCopies:
-    """What one agent copies. Methods that talk to a peer raise PeerDied."""
+    """What one agent copies."""
 
     def __init__(
         self,
@@ -56,17 +67,40 @@ class InflightCopies:
         self._copies: dict[tuple[Key, Push], _Copy] = {}
         self._read_until = 0.0  # the time of reading that is counted
 
-    def wait(self, post: sender.Post) -> None:
+    def add(self, post: sender.Post) -> None:
         """`post` is decided: its turn comes."""
         self._posts.append(post)
 
-    def due(self) -> Iterator[sender.Post]:
-        """Those whose turn has come."""
+    @property
+    def waiting(self) -> bool:
+        """Whether a copy is decided and not begun."""
+        return bool(self._posts)
+
+    def advance(self) -> Iterator[EndedCopy | LostPeer]:
+        """Begin the copies whose turn has come, and report those that have ended."""
         until = self._clock() + POST_TIME
         while self._posts and self._clock() < until:
-            yield self._posts.popleft()
+            post = self._posts.popleft()
+            try:
+                if post.reads:
+                    self._read(post)
+                else:
+                    self._write(post)
+            except PeerDied:
+                yield LostPeer(post.key[0])
+            except ValueError as error:  # what the lease says does not fit the peer's pool
+                log.warning("nothing is copied agent=%s lease=%d reason=%s", *post.key, error)
+                yield EndedCopy(post.key, post.push, post.reads, False, TimedDigests([], 0.0))
+        for key, push in list(self._copies):
+            try:
+                ended = self._ended(key, push)
+            except PeerDied:
+                yield LostPeer(key[0])
+                continue
+            if ended is not None:
+                yield ended
 
-    def write(self, post: sender.Post) -> None:
+    def _write(self, post: sender.Post) -> None:
         """Begin to write, and to digest what is written."""
         (agent, _), push, layers = post.key, post.push, post.layers
         began = time.perf_counter()
@@ -81,7 +115,7 @@ class InflightCopies:
         self._stats.write_seconds += time.perf_counter() - began
         faults.hit(self._passed(push, layers))
 
-    def read(self, post: sender.Post) -> None:
+    def _read(self, post: sender.Post) -> None:
         """Begin to read."""
         if not any(copy.reads for copy in self._copies.values()):
             self._read_until = time.perf_counter()
@@ -90,12 +124,8 @@ class InflightCopies:
         self._copies[post.key, post.push] = _Copy(transfer, None, reads=True)
         faults.hit("prefill.reading")
 
-    def copies(self) -> list[tuple[Key, Push]]:
-        """All under way."""
-        return list(self._copies)
-
-    def ended(self, key: Key, push: Push) -> EndedCopy | None:
-        """How one of `copies` has ended, once; None if it is under way, or went with its peer."""
+    def _ended(self, key: Key, push: Push) -> EndedCopy | None:
+        """How a copy has ended, once; None if it is under way, or went with its peer."""
         copy = self._copies.get((key, push))
         if copy is None:
             return None
@@ -112,7 +142,7 @@ class InflightCopies:
             now = time.perf_counter()
             self._stats.read_seconds += now - self._read_until
             self._read_until = now
-        return EndedCopy(key, push, copy.ok, self._digests.take(copy.digests))
+        return EndedCopy(key, push, copy.reads, copy.ok, self._digests.take(copy.digests))
 
     def died(self, agent: str) -> None:
         """The agent is gone, and what was copied from or to it."""

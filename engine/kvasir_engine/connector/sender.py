@@ -47,13 +47,18 @@ class Push:
     number: int = 0
 
 
+LayerPush = tuple[Key, Push]
+"""The push of a lease's last layer, from which those of the earlier layers follow."""
+
+
 @dataclass(frozen=True)
 class Post:
-    """Start writing `layers` of the pages of `push` for lease `key`; report its end with `ended`."""
+    """Start writing `layers` of the pages of `push` for lease `key`, or reading them; `ended` reports its end."""
 
     key: Key
     push: Push
     layers: range
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,7 @@ class Sender:
                 return [*effects, NotifyHolder(key[0], push.complete), Done(key, push)]
             write = self._next_write(lease.queue)
             lease.posted.append(write)
-            effects.append(Post(key, write.push, write.layers))
+            effects.append(Post(key, write.push, write.layers, lease.reading))
         return effects
 
     def _next_write(self, queue: deque[Push]) -> _Write:

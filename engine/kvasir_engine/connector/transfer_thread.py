@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from kvasir_engine.connector.commands import AnyCommand, Grant, Open, Revoke, Withdraw
+from kvasir_engine.connector.commands import AnyCommand
 from kvasir_engine.connector.digest_thread import DigestThread
 from kvasir_engine.connector.digester import Digester
 from kvasir_engine.connector.lease_executor import LeaseExecutor
 from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.connector.rank_parts import Event
-from kvasir_engine.connector.sender import Key, Push
+from kvasir_engine.connector.sender import Key, LayerPush, Push
 from kvasir_engine.connector.stats import TransferStats
-from kvasir_engine.protocol import Endpoint, Lease
+from kvasir_engine.protocol import Endpoint
 from kvasir_engine.supervisor import Ended
 
 log = logging.getLogger("transfer")
@@ -111,26 +111,21 @@ class TransferThread(threading.Thread):
         """Carry out a command."""
         self._commands.put(command)
 
-    # -- the decode side
-
-    def grant(self, lease: Lease, to: Endpoint, tokens: int = 0) -> None:
-        """`to` may write the pages of `lease`, `tokens` (0: all) of them, until proof that it has stopped."""
-        self.command(Grant(lease, to, tokens))
-
-    def revoke(self, lease: int) -> None:
-        """The request of `lease` was aborted: `Reclaimed` follows when its writer is proven stopped."""
-        self.command(Revoke(lease))
-
-    # -- the prefill side
-
-    def open(self, to: Endpoint, lease: Lease) -> Key:
-        """Begin to write under `lease`. The key names it in every later call and event."""
-        self.command(Open(to, lease))
-        return to.agent, lease.id
-
     def push(self, key: Key, push: Push) -> None:
         """Copy pages, after the earlier pushes of this lease. `Done` follows for whole pages, or `Failed`."""
         self._commands.put(_Pushed(key, push, time.perf_counter()))
+
+    def push_layers(self, pushes: list[LayerPush]) -> Callable[[int], None]:
+        """Push pages layer by layer while a step computes them. The result is to hear of each layer."""
+
+        def on_layer(layer: int) -> None:
+            for key, last in pushes:
+                if layer == last.layer:
+                    self.push(key, last)
+                else:
+                    self.push(key, Push(last.local, last.remote, layer))
+
+        return on_layer
 
     def after(self, commands: int) -> None:
         """What is pushed from now on waits until `intake` has returned so many commands in all.
@@ -138,10 +133,6 @@ class TransferThread(threading.Thread):
         Pushes and commands come to a rank by two connections, and over a network either may be late.
         """
         self._commands.put(_After(commands))
-
-    def withdraw(self, key: Key, reason: str) -> None:
-        """Write no more under the lease. `Failed` follows when the writes under way have ended."""
-        self.command(Withdraw(key, reason))
 
     # -- the thread
 

@@ -9,7 +9,7 @@ from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.core.cached_page_checks import CheckStats
 from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.grammar_service import GrammarStats
-from kvasir_engine.core.requests import TokenCounts
+from kvasir_engine.core.stats import TokenCounts
 from kvasir_engine.kv.pages import Owner
 
 
@@ -30,7 +30,7 @@ class EngineCollector(Collector):
         leases.add_metric(["open"], len(engine.leases.open))
         leases.add_metric(["fenced"], len(engine.leases.fenced))
         leases.add_metric(["writing"], len(engine.pushes.open))
-        leases.add_metric(["lent"], len(engine.readback.lent))
+        leases.add_metric(["lent"], len(engine.loans.lent))
         leases.add_metric(["reading"], len(engine.readback.reads))
         yield leases
         for name, text, value in (

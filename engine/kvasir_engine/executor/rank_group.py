@@ -25,9 +25,8 @@ import torch
 from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.commands import AnyCommand, Grant, Read
-from kvasir_engine.connector.kv_connector import LayerPush
 from kvasir_engine.connector.rank_parts import Event
-from kvasir_engine.connector.sender import Key, Push
+from kvasir_engine.connector.sender import Key, LayerPush, Push
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.executor import node_protocol, rank_protocol
 from kvasir_engine.executor.model_runner import ModelRunner

@@ -23,7 +23,6 @@ import torch
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.commands import AnyCommand
 from kvasir_engine.connector.digester import Digester
-from kvasir_engine.connector.kv_connector import layer_pushes
 from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
 from kvasir_engine.connector.rank_parts import Event
@@ -120,7 +119,7 @@ class Rank:
         on_layer = None
         if step.pushes and self._transfers is not None:
             self._transfers.after(step.pushes[-1].after)
-            on_layer = layer_pushes(self._transfers, [(frame.key, frame.push()) for frame in step.pushes])
+            on_layer = self._transfers.push_layers([(frame.key, frame.push()) for frame in step.pushes])
         self._runner.follow(step.batch(), step.sampled, on_layer)
 
     def copy(self, pages: list[tuple[int, int]]) -> None:
