@@ -1,8 +1,7 @@
 """Certificates of pods that cert-manager issues: what it is asked for, what is said of it, and what the chart sets.
 
 cert-manager itself does not run here: a stand-in says of Certificates what it would. The schema below is of its
-API's documentation (cert-manager.io/v1, https://cert-manager.io/docs/reference/api-docs/): fields that are used, and
-no others.
+API's documentation (https://cert-manager.io/docs/reference/api-docs/): fields that are used, and no others.
 """
 
 import subprocess
