@@ -127,6 +127,13 @@ class Wire:
             ctypes.memmove(end, start, size)
         transfer.state = "DONE" if ok else "ERR"
 
+    @staticmethod
+    def spoil(transfer: Transfer) -> None:
+        """A bit of what has moved changed on its way."""
+        address, size = transfer.target[-1]
+        (last,) = ctypes.string_at(address + size - 1, 1)
+        ctypes.memset(address + size - 1, last ^ 1, 1)
+
     def of(self, by: str) -> list[Transfer]:
         """What an agent has under way, in the order in which it was posted."""
         return [transfer for transfer in self.transfers if transfer.by == by]
