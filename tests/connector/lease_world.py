@@ -47,12 +47,15 @@ class Rank:
         digester = Digester(self.region.address, pages, spec)
         self.sent: deque[AnyCommand] = deque()
         self.told = 0
+        self.late = False  # rank 0's commands do not arrive now
         intake = self._intake if rank else None
         self.thread = SteppedThread(wire, epoch, self.region, shape, clock, digester, rank, intake)
         self.agent = self.thread.agent
 
     def _intake(self) -> list[AnyCommand]:
-        commands, self.sent = list(self.sent), deque()
+        commands: list[AnyCommand] = []
+        while self.sent and not self.late:
+            commands.append(self.sent.popleft())
         return commands
 
     def command(self, command: AnyCommand) -> None:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from fake_nixl import Transfer, Wire
 from hypothesis import settings
@@ -43,7 +44,7 @@ class Granted:
     pushed: int | None = None  # halves of it; None: the prompt has not come
     back: str = ""  # how the holder got its pages back
     over: str = ""  # how it ended for the writer
-    false: bool = False  # nobody granted it
+    false: bool = False  # nobody granted what the prompt came with
 
     @property
     def loan(self) -> bool:
@@ -91,7 +92,7 @@ class Leases(RuleBasedStateMachine):
         pages = self.decode.take(TOKENS)
         if not pages:
             return
-        id_, to = len(self.granted), self.prefill.endpoint
+        id_, to = len(self.granted) + 1, self.prefill.endpoint
         lease = Lease(id_, self.decode.epoch, pages, 0, seconds, to.agent, to.epoch, nonce=nonce_of(id_))
         self.granted[id_] = Granted(lease, self.decode, pages, self.prefill)
         self.decode.expose(pages)
@@ -102,7 +103,7 @@ class Leases(RuleBasedStateMachine):
         pages = self.decode.take(TOKENS)
         if not pages:
             return
-        id_ = len(self.granted)
+        id_ = len(self.granted) + 1
         self.decode.fill(pages, id_, TOKENS)
         loan = Loan(id_, self.decode.epoch, pages, 0, seconds, nonce_of(id_))
         self.granted[id_] = Granted(loan, self.decode, pages, self.prefill)
@@ -113,9 +114,14 @@ class Leases(RuleBasedStateMachine):
         return [id_ for id_, each in self.granted.items() if each.pushed is None and each.writer is self.prefill]
 
     @precondition(lambda self: self.ready())
-    @rule(data=st.data())
-    def a_prompt_reaches_the_writer(self, data: st.DataObject) -> None:
-        self.open(self.draw(data, self.ready()))
+    @rule(data=st.data(), guessed=st.sampled_from([False] * 4 + [True]))
+    def a_prompt_reaches_the_writer(self, data: st.DataObject, guessed: bool) -> None:
+        """`guessed`: with another nonce than the lease's."""
+        id_ = self.draw(data, self.ready())
+        granted = self.granted[id_]
+        if guessed:
+            granted.lease, granted.false = msgspec.structs.replace(granted.lease, nonce=9000), True
+        self.open(id_)
 
     def open(self, id_: int) -> None:
         granted = self.granted[id_]
@@ -134,10 +140,10 @@ class Leases(RuleBasedStateMachine):
     @rule(data=st.data(), stolen=st.booleans())
     def a_prompt_comes_with_a_lease_that_nobody_granted(self, data: st.DataObject, stolen: bool) -> None:
         """`stolen`: with the pages, but not the nonce, of one that was."""
-        id_, to = len(self.granted), self.prefill.endpoint
+        id_, to = len(self.granted) + 1, self.prefill.endpoint
         others = [each.pages for each in self.granted.values() if each.holder is self.decode and each.pages]
         pages = self.draw(data, others) if stolen and others else list(range(TOKENS // self.decode.size))
-        lease = Lease(id_, self.decode.epoch, pages, 0, 3.0, to.agent, to.epoch, nonce=1)
+        lease = Lease(id_, self.decode.epoch, pages, 0, 3.0, to.agent, to.epoch, nonce=9000)
         self.granted[id_] = Granted(lease, self.decode, [], self.prefill, back="never granted", false=True)
         self.open(id_)
 
@@ -190,7 +196,7 @@ class Leases(RuleBasedStateMachine):
     def a_request_is_aborted(self, data: st.DataObject, at_writer: bool) -> None:
         id_ = self.draw(data, list(self.granted))
         granted = self.granted[id_]
-        if not at_writer and granted.holder is self.decode:
+        if not at_writer and granted.holder is self.decode and granted.pages:
             self.decode.connector.revoke(id_)
         elif at_writer and granted.writer is self.prefill and granted.pushed is not None:
             self.prefill.connector.withdraw((granted.holder.endpoint.agent, id_), "aborted")
@@ -202,6 +208,10 @@ class Leases(RuleBasedStateMachine):
         rank: Rank = self.draw(data, self.ranks)
         for _ in range(times):
             rank.thread.step(0.0)
+
+    @rule(data=st.data(), late=st.booleans())
+    def commands_are_late(self, data: st.DataObject, late: bool) -> None:
+        self.draw(data, self.ranks).late = late
 
     @precondition(lambda self: any(self.wire.waiting(rank.agent) for rank in self.ranks))
     @rule(data=st.data(), many=st.booleans(), how=st.sampled_from(["", "", "", "", "", "twice", "lost"]))
@@ -268,7 +278,7 @@ class Leases(RuleBasedStateMachine):
                 self.ends(id_, reason)
             case sender.Done((_, id_), push):
                 granted = self.granted[id_]
-                assert not granted.false, "a page was written under a lease that nobody granted"
+                assert not granted.false or not push.local, "pages came, or went, under what nobody granted"
                 assert not granted.over, "something is done after the end"
                 if push.complete is not None:
                     read = granted.loan and granted.pushed == 3
@@ -303,6 +313,7 @@ class Leases(RuleBasedStateMachine):
             (granted,) = [
                 each for each in self.granted.values() if not each.over and ours <= set(each.local) and each.writer
             ]
+            assert granted.loan or not granted.false, "pages are written under a lease that nobody granted"
             assert granted.loan == (transfer.operation == "READ")
             assert theirs <= set(granted.pages), "a copy of pages that are another's"
             assert not granted.back, "a copy of pages that were taken back"
@@ -395,8 +406,10 @@ class Leases(RuleBasedStateMachine):
             return
         for agent in self.unseen:
             self.wire.show(agent)
+        for rank in self.ranks:
+            rank.late = False
         for id_, granted in self.granted.items():
-            if granted.holder is self.decode and not granted.false:
+            if granted.holder is self.decode and granted.pages:
                 self.decode.connector.revoke(id_)
         for seconds in [0.3] * 8 + [SECONDS, *[0.3] * 4]:
             self.clocks = [clock + seconds for clock in self.clocks]
@@ -431,7 +444,7 @@ def test_an_undisturbed_lease_is_settled_and_a_loan_read(
     state = world(ranks, sizes)
     state.a_lease_is_granted(SECONDS)
     state.pages_are_lent(SECONDS)
-    for id_ in (0, 1):
+    for id_ in (1, 2):
         state.open(id_)
         for _ in range(3):
             state.push(id_, by_layer)
@@ -447,7 +460,7 @@ def test_a_loan_is_read_by_every_rank_that_lacks_it_and_a_lease_written_by_those
     state.pages_are_lent(SECONDS)
     state.a_lease_is_granted(SECONDS)
     writers = []
-    for id_ in (0, 1):
+    for id_ in (1, 2):
         state.open(id_)
         state.push(id_)
         for _ in range(4):
