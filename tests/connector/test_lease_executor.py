@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from test_rank_leases import SECONDS, TOKENS, Leases, nonce_of, world
+from fake_nixl import Transfer
+from test_rank_leases import ROUNDS, SECONDS, TOKENS, Leases, nonce_of, world
 
 from kvasir_engine.connector import notifications, receiver, sender
 from kvasir_engine.connector.rank_parts import Event
@@ -30,6 +31,16 @@ def talk(state: Leases) -> None:
     for rank in state.ranks * 3:
         state.wire.deliver_all(rank.agent)
         rank.thread.turn()
+
+
+def end_all(state: Leases) -> Transfer:
+    """All copies of prefill end, the last one is returned; no message arrives."""
+    while state.wire.transfers:
+        last = state.wire.transfers[0]
+        state.wire.end(last)
+        for rank in state.prefill.ranks:
+            rank.thread.turn()
+    return last
 
 
 def told(state: Leases, prefill: bool) -> list[Event]:
@@ -78,6 +89,9 @@ def test_a_copy_that_failed_ends_its_lease_when_the_others_have_ended(loan: bool
     assert not told(state, prefill=True), "the other copy is under way"
     state.wire.end(second)
     talk(state)
+    while state.wire.transfers:  # the link is measured
+        end_all(state)
+    talk(state)
     (failed,) = told(state, prefill=True)
     assert isinstance(failed, sender.Failed)
     assert "failed" in failed.reason
@@ -90,9 +104,13 @@ def test_a_copy_that_failed_ends_its_lease_when_the_others_have_ended(loan: bool
 def test_a_byte_that_changed_on_its_way_is_found(loan: bool) -> None:
     state = world()
     opened(state, loan)
-    for transfer in list(state.wire.transfers):
-        state.wire.end(transfer)
-    state.wire.spoil(transfer)
+    if loan:
+        *_, last = state.wire.transfers
+        for transfer in list(state.wire.transfers):
+            state.wire.end(transfer)
+    else:
+        last = end_all(state)  # its writer's words are on their way
+    state.wire.spoil(last)
     talk(state)
     ends = told(state, prefill=loan)
     if loan:
@@ -122,13 +140,16 @@ def test_a_death_that_shows_at_the_first_of_several_messages_is_told_after_what_
 def test_a_holder_that_dies_between_the_last_write_and_its_announcement_ends_the_lease_only() -> None:
     state = world()
     opened(state)
+    for _ in range(ROUNDS):
+        state.go_on()  # the link is measured
+    id_ = opened(state)
     for transfer in list(state.wire.transfers):
         state.wire.end(transfer)
     state.wire.kill(state.decode.agents[0])
     (prefill,) = state.prefill.ranks
     prefill.thread.turn()
     state.learn(prefill)
-    assert state.granted[1].over == "the decode worker died"
+    assert state.granted[id_].over == "the decode worker died"
     assert prefill.thread.quiet
 
 
@@ -170,7 +191,7 @@ def test_a_rank_that_hears_of_a_grant_later_than_of_its_writer_refuses_nobody() 
     late.late = True
     opened(state)
     late.late = False
-    for _ in range(6):
+    for _ in range(ROUNDS):
         state.go_on()
     assert state.granted[1].back == "settled"
 
@@ -181,7 +202,7 @@ def test_pushes_that_come_before_the_command_that_opens_their_lease_wait_for_it(
     late.late = True
     opened(state)
     late.late = False
-    for _ in range(6):
+    for _ in range(ROUNDS):
         state.go_on()
     assert state.granted[1].back == "settled"
 

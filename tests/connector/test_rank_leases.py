@@ -24,6 +24,8 @@ from kvasir_engine.connector.sender import Push
 from kvasir_engine.protocol import Lease, Loan
 
 TOKENS, SECONDS = 16, 30.0
+ROUNDS = 14
+"""In which what is under way ends, and the link to a peer is measured too."""
 BROKE = re.compile(r"\w+(Error|Exception): ")
 """What the executor says of an exception that it did not expect."""
 
@@ -411,7 +413,7 @@ class Leases(RuleBasedStateMachine):
         for id_, granted in self.granted.items():
             if granted.holder is self.decode and granted.pages:
                 self.decode.connector.revoke(id_)
-        for seconds in [0.3] * 8 + [SECONDS, *[0.3] * 4]:
+        for seconds in [0.3] * ROUNDS + [SECONDS, *[0.3] * 4]:
             self.clocks = [clock + seconds for clock in self.clocks]
             self.go_on()
         assert not [id_ for id_, each in self.granted.items() if not each.back], "a lease has not come back"
@@ -448,7 +450,7 @@ def test_an_undisturbed_lease_is_settled_and_a_loan_read(
         state.open(id_)
         for _ in range(3):
             state.push(id_, by_layer)
-    for _ in range(6):
+    for _ in range(ROUNDS):
         state.go_on()
     assert [each.back for each in state.granted.values()] == ["settled", "acknowledged"]
     assert [each.over for each in state.granted.values()] == ["done", "done"]

@@ -194,8 +194,8 @@ MUTANTS = [
     Mutant(
         "the holder hears strangers",
         HOLDER,
-        "self._parts.get((lease, agent))",
-        "next((self._parts[k] for k in self._parts if k[0] == lease), None)",
+        "self._parts.get((lease, agent))\n        if part is None:",
+        "next((self._parts[k] for k in self._parts if k[0] == lease), None)\n        if part is None:",
     ),
     Mutant(
         "a late completion settles a fenced lease",
@@ -298,8 +298,14 @@ MUTANTS = [
     Mutant(
         "a release leaves no tombstone",
         WRITER,
-        '            self._remember((*key, message.epoch, message.nonce), "released by the decode worker")\n',
+        '            _remember(self._early, early, "released by the decode worker", EARLY)\n',
         "",
+    ),
+    Mutant(
+        "a stranger's releases take the tombstones' places",
+        WRITER,
+        '_remember(self._early, early, "released by the decode worker", EARLY)',
+        '_remember(self._ended, early, "released by the decode worker", TOMBSTONES)',
     ),
     Mutant(
         "a tombstone is not looked at",
@@ -322,8 +328,8 @@ MUTANTS = [
     Mutant(
         "layers that go together are not bounded",
         WRITER,
-        "and len(push.local) * (len(layers) + 1) <= PIECES",
-        "and len(push.local) > 0",
+        "min(there, max(wanted, PIECES // max(1, len(push.local))))",
+        "there",
     ),
     Mutant("a write that failed counts as written", WRITER, "        if not ok:\n", "        if ok is None:\n"),
     Mutant(
@@ -839,7 +845,7 @@ MUTANTS = [
     Mutant(
         "a lease that was not granted is confirmed",
         EXECUTOR,
-        "if not self._receiver.has(ping.lease, agent):",
+        "if not self._receiver.wants(ping.lease, agent):",
         "if False:",
     ),
     Mutant(
@@ -1006,7 +1012,7 @@ MUTANTS = [
     Mutant(
         "the layers of a page go to its first ones",
         AGENT,
-        "np.arange(layers.start, layers.stop, dtype=np.int32)",
+        "np.arange(layers.start, layers.stop, layers.step, dtype=np.int32)",
         "np.arange(len(layers), dtype=np.int32)",
     ),
 ]

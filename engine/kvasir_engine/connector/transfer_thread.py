@@ -10,19 +10,22 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from kvasir_engine.connector.commands import AnyCommand
 from kvasir_engine.connector.digest_thread import DigestThread
 from kvasir_engine.connector.digester import Digester
+from kvasir_engine.connector.fabric_rate import ANY_FABRIC, FabricRate
 from kvasir_engine.connector.lease_executor import LeaseExecutor
+from kvasir_engine.connector.link_probe import LinkProbes
 from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.sender import Key, LayerPush, Push
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.protocol import Endpoint
+from kvasir_engine.status_reports import LinkReport
 from kvasir_engine.supervisor import Ended
 
 log = logging.getLogger("transfer")
@@ -59,8 +62,8 @@ class TransferThread(threading.Thread):
 
     `digest` computes the digests of pages of our pool, those of what is written beside the copy; None where digests
     are off. `ended` hears of any end but by `stop`. `intake`, on ranks other than 0, returns rank 0's commands
-    that have arrived. Whoever calls `begin` and then `step` again and again is the thread, without `start`; `clock`
-    says the time, and `digest_thread` digests.
+    that have arrived. `fabric`: what carries the KV, as far as known. Whoever calls `begin` and then `step`, again
+    and again, is the thread, without `start`; `clock` says the time, and `digest_thread` digests.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class TransferThread(threading.Thread):
         rank: int = 0,
         intake: Callable[[], list[AnyCommand]] | None = None,
         ended: Ended | None = None,
+        fabric: FabricRate = ANY_FABRIC,
         clock: Callable[[], float] = time.monotonic,
         digest_thread: Executor | None = None,
     ) -> None:
@@ -92,6 +96,13 @@ class TransferThread(threading.Thread):
         self._agent: NixlAgent
         self._executor: LeaseExecutor
         self.endpoint: Endpoint
+        self._fabric = fabric
+        self._probes: LinkProbes | None = None
+
+    @property
+    def links(self) -> Mapping[str, LinkReport]:
+        """The links to other workers' agents, as they were measured. From any thread."""
+        return {} if self._probes is None else self._probes.links
 
     _stopping = False
 
@@ -163,8 +174,9 @@ class TransferThread(threading.Thread):
         self._agent = agent = self._make_agent()
         self.endpoint = agent.endpoint
         self._executor = LeaseExecutor(
-            agent, self._rank, self._digests, self._verifies, self.stats, self._emit, self._clock
+            agent, self._rank, self._digests, self._verifies, self.stats, self._emit, self._fabric, self._clock
         )
+        self._probes = self._executor.probes
 
     @property
     def busy(self) -> bool:
