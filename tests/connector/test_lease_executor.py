@@ -64,6 +64,17 @@ def test_nothing_is_written_before_the_holder_has_confirmed_the_lease() -> None:
     assert state.wire.transfers
 
 
+def test_nothing_is_read_before_the_digests_have_come() -> None:
+    state = world()
+    state.pages_are_lent(SECONDS)
+    state.open(1)
+    state.push(1)
+    state.prefill.ranks[0].thread.turn()
+    assert not state.wire.transfers
+    talk(state)
+    assert state.wire.transfers
+
+
 def test_a_question_that_is_lost_is_asked_again() -> None:
     state = world()
     state.a_lease_is_granted(SECONDS)
