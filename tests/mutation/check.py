@@ -30,6 +30,7 @@ SUITES = (
     "tests/connector/test_digest.py",
     "tests/connector/test_parts.py",
     "tests/connector/test_layout.py",
+    "tests/connector/test_lease_executor.py",
     "tests/connector/test_rank_leases.py",
     "tests/connector/test_reads.py",
     "tests/core/test_schedule.py",
