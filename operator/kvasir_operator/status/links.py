@@ -27,7 +27,8 @@ def shown_rates(links: Sequence[MeasuredLink] | None, verified: ConditionState, 
     if verified.true is not True:
         return verified.message
     if links is None:
-        before = next((c for c in previous.get("conditions", []) if c["type"] == VERIFIED), {})
+        nothing: Mapping[str, Any] = {}
+        before = next((c for c in previous.get("conditions", []) if c["type"] == VERIFIED), nothing)
         same = before.get("reason") == verified.reason
         return str(before["message"]) if same else verified.message
     if not links:
