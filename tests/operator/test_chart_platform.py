@@ -234,6 +234,14 @@ ALERTS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {'kvasir_kv_digest_failures_total{namespace="n", pod="d"}': "1x20"},
         "5m",
     ),
+    "KvasirFabricDegraded": (
+        {
+            'kvasir_kv_link_degraded{namespace="n", pod="d", peer="kvasir-1", transport="rdma"}': "0x20",
+            'kvasir_kv_link_degraded{namespace="n", pod="d", peer="kvasir-2", transport="rdma"}': "1x20",
+        },
+        {'kvasir_kv_link_degraded{namespace="n", pod="d", peer="kvasir-2", transport="rdma"}': "1x2 0x20"},
+        "6m",
+    ),
     "KvasirFencedPages": (
         {'kvasir_kv_pages{namespace="n", pod="d", owner="fenced"}': "3x30"},
         {'kvasir_kv_pages{namespace="n", pod="d", owner="fenced"}': "3x5 0x30"},
