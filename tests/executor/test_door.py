@@ -104,7 +104,7 @@ def test_the_leader_waits_for_every_rank_of_every_node(listener: Open) -> None:
 REFUSALS: dict[str, tuple[Callable[[Hello], Hello], str]] = {
     "version": (
         lambda hello: msgspec.structs.replace(hello, version=9),
-        "it speaks version 9 of the protocol between nodes, and the leader 2",
+        "it speaks version 9 of the protocol between nodes, and the leader 3",
     ),
     "weights": (
         lambda hello: changed(hello, weights="another"),

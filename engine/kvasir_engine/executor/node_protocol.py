@@ -20,7 +20,7 @@ from kvasir_engine.config import EngineConfig
 from kvasir_engine.nodes import Nodes
 from kvasir_engine.tls_stream import Stream
 
-VERSION = 2
+VERSION = 3
 HELLO_SECONDS = 10.0
 """In which a connection must have said who it is."""
 LONGEST = 64 << 10

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
+import msgspec
 import torch
 
 from kvasir_engine.config import EngineConfig
@@ -193,7 +194,7 @@ class RankProcesses:
     def _numbered(self, key: Key, push: Push) -> PushFrame:
         number = next(self._numbers)
         self._pushes[number] = push
-        return PushFrame.of(key, number, self._commands, push)
+        return PushFrame(key, self._commands, msgspec.structs.replace(push, number=number))
 
     def _pending(self, answer: bool) -> Copies:
         copies, self._copies = self._copies, []

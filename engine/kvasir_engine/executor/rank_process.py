@@ -119,7 +119,7 @@ class Rank:
         on_layer = None
         if step.pushes and self._transfers is not None:
             self._transfers.after(step.pushes[-1].after)
-            on_layer = self._transfers.push_layers([(frame.key, frame.push()) for frame in step.pushes])
+            on_layer = self._transfers.push_layers([(frame.key, frame.push) for frame in step.pushes])
         self._runner.follow(step.batch(), step.sampled, on_layer)
 
     def copy(self, pages: list[tuple[int, int]]) -> None:
@@ -136,7 +136,7 @@ class Rank:
         """Push pages whose KV is there."""
         assert self._transfers is not None
         self._transfers.after(frame.after)
-        self._transfers.push(frame.key, frame.push())
+        self._transfers.push(frame.key, frame.push)
 
     def _lost_handoff(self, reason: str) -> None:
         self._reports.send(Failed(f"has lost its transfer thread: {reason}"))

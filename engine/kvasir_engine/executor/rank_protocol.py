@@ -13,7 +13,6 @@ import torch
 from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.commands import AnyCommand
-from kvasir_engine.connector.notifications import Complete, Stopped
 from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.protocol import Address, Fingerprint
@@ -39,28 +38,14 @@ class Serve(RankFrame, frozen=True):
 
 
 class PushFrame(RankFrame, frozen=True):
-    """A `Push` under the lease `key`. `number` names it in the rank's report.
+    """A push under the lease `key`, whose `number` names it in the rank's report.
 
     It is for the transfer thread that has obeyed the first `after` commands, which come by another connection.
     """
 
     key: Key
-    number: int
     after: int
-    local: tuple[int, ...]
-    remote: tuple[int, ...]
-    layer: int | None
-    final: bool
-    complete: Complete | Stopped | None
-
-    @classmethod
-    def of(cls, key: Key, number: int, after: int, push: Push) -> "PushFrame":
-        """The frame of a push."""
-        return cls(key, number, after, push.local, push.remote, push.layer, push.final, push.complete)
-
-    def push(self) -> Push:
-        """The push of the frame."""
-        return Push(self.local, self.remote, self.layer, self.final, self.complete, self.number)
+    push: Push
 
 
 class Copies(RankFrame, frozen=True):
