@@ -5,6 +5,7 @@ which yields the cores to it, has all others, a file at a time; who is done firs
 Tests marked `cuda` are skipped where there is no GPU, and the summary's last line says how many.
 """
 
+import multiprocessing
 import os
 
 import hypothesis
@@ -30,6 +31,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason=CUDA))
 
+
+# What the processes that tests fork need not import again. It knows no modules of tests: its path is not theirs.
+multiprocessing.set_forkserver_preload(
+    [
+        "kvasir_engine.api.app",
+        "kvasir_engine.entrypoints.build",
+        "kvasir_engine.entrypoints.follower_node",
+        "kvasir_engine.entrypoints.worker_server",
+        "openai",
+        "transformers.tokenization_utils_tokenizers",
+    ]
+)
 
 # No example has to be quick: how long one takes says how busy the machine is.
 hypothesis.settings.register_profile("kvasir", deadline=None)

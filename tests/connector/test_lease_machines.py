@@ -7,6 +7,7 @@ them and never will again under that lease.
 from collections import deque
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -559,3 +560,29 @@ def test_a_forged_release_refuses_no_prompt_and_stops_none() -> None:
         sender.Failed,
         sender.NotifyHolder,
     ]
+
+
+def test_forged_releases_evict_no_tombstone_and_are_bounded_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "EARLY", 8)
+    machine = Sender(LAYERS)
+    assert list(machine.open((D, 1), EPOCH, 9.0, nonce=77)) == []
+    assert [type(e) for e in machine.withdraw((D, 1), "aborted", 1.0)] == [sender.Failed, sender.NotifyHolder]
+    for lease in range(2, 2000):
+        assert list(machine.released(f"stranger-{lease % 7}", Release(lease, EPOCH, nonce=lease), 1.0))
+    assert list(machine.open((D, 1), EPOCH, 9.0, nonce=77)) == [sender.Failed((D, 1), "aborted")]
+    kept = [
+        lease
+        for lease in range(2, 2000)
+        if list(machine.open((f"stranger-{lease % 7}", lease), EPOCH, 9.0, nonce=lease))
+    ]
+    assert kept == [*range(1992, 2000)]
+
+
+def test_a_writer_of_a_fenced_lease_is_wanted_no_more() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    assert machine.wants(1, P)
+    assert not machine.wants(1, "other")
+    list(machine.revoke(1, 0.0))
+    assert machine.has(1, P)
+    assert not machine.wants(1, P)

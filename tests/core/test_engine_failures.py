@@ -78,11 +78,11 @@ def test_a_lost_page_is_found_at_the_next_step_where_pages_are_checked(engine: E
         session = thread.attach(batches.put)
         thread.post(lambda engine: engine.cache.pool.hold(engine.cache.pool.take(1)))  # nobody's
         if checked:
-            thread.join(10)
+            thread.join(60)
             assert thread.unhealthy_reason() == "the engine's thread is gone"
         else:
             thread.post(lambda engine: engine.submit(session, Submit("r", [1, 2], Sampling(max_tokens=1))))
-            while not any(isinstance(frame, Step) and frame.deltas for frame in batches.get(timeout=10)):
+            while not any(isinstance(frame, Step) and frame.deltas for frame in batches.get(timeout=60)):
                 pass
             assert thread.unhealthy_reason() is None
     finally:

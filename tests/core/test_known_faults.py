@@ -185,7 +185,7 @@ def test_mini_sglangs_schedule_an_abort_between_launch_and_result_leaves_no_page
     try:
         tokens: list[int] = []
         while len(tokens) < 6:
-            for step in frames.get(timeout=10):
+            for step in frames.get(timeout=60):
                 for delta in step.deltas if isinstance(step, Step) else []:
                     tokens += delta.tokens if delta.id == "other" else []
         assert tokens == reference([*PROMPT[:5], 2, 2], 6)

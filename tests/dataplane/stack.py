@@ -39,7 +39,7 @@ class Stack:
 
 def metric(pod: Any, name: str, **labels: str) -> float:
     """A metric's value in one pod."""
-    text = httpx.get(pod["url"] + "/metrics").raise_for_status().text
+    text = httpx.get(pod["url"] + "/metrics", timeout=60).raise_for_status().text
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)

@@ -85,10 +85,8 @@ class Greedy:
 
 
 def forkserver() -> Any:
-    """Starts processes that have the engine imported. It knows no modules of tests: its path is not theirs."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["kvasir_engine.entrypoints.follower_node"])
-    return context
+    """Starts processes that have the engine imported (conftest.py)."""
+    return mp.get_context("forkserver")
 
 
 def engine_options(

@@ -168,7 +168,7 @@ async def test_a_kill_hurries_a_graceful_stop(make_pod: MakePod) -> None:
     stopping = asyncio.ensure_future(pod.runner.stop())
     await asyncio.sleep(0)
     pod.runner.kill()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await stopping
     assert pod.container["state"]["terminated"]["exitCode"] == 137
 
@@ -177,7 +177,7 @@ async def test_a_stop_during_back_off_ends_the_wait(make_pod: MakePod) -> None:
     pod = make_pod(["--fail", "x"], options={"backoff": Backoff(base=3600, cap=3600)})
     await pod.runner.start()
     await pod.until(lambda: "waiting" in pod.container["state"] and pod.runner.restarts == 1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await pod.runner.stop()
     assert "terminated" in pod.container["state"]
 

@@ -162,7 +162,7 @@ def test_two_ranks_score_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def follower(on_gpu: bool) -> None:
         made = runner(1, on_gpu)
-        step = rank_protocol.decode_to_main(steps.get(timeout=30))
+        step = rank_protocol.decode_to_main(steps.get(timeout=60))
         assert isinstance(step, Step)
         made.follow(step.batch(), step.sampled)
 

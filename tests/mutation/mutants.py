@@ -290,8 +290,14 @@ MUTANTS = [
     Mutant(
         "a release leaves no tombstone",
         WRITER,
-        '            self._remember((*key, message.epoch, message.nonce), "released by the decode worker")\n',
+        '            _remember(self._early, early, "released by the decode worker", EARLY)\n',
         "",
+    ),
+    Mutant(
+        "a stranger's releases take the tombstones' places",
+        WRITER,
+        '_remember(self._early, early, "released by the decode worker", EARLY)',
+        '_remember(self._ended, early, "released by the decode worker", TOMBSTONES)',
     ),
     Mutant(
         "a tombstone is not looked at",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kvasir_engine import faults
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.digest_thread import DigestThread, TimedDigests
+from kvasir_engine.connector.link_probe import LinkProbes
 from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, TransferHandle
 from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.connector.stats import TransferStats
@@ -28,6 +29,10 @@ class _Copy:
     digests: "Future[TimedDigests] | None"
     reads: bool = False
     ok: bool | None = None
+    last: bool = False
+    """Whether all that goes under its lease is written with it."""
+    timed: bool = False
+    """Whether its pages are written again, to be timed."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,12 @@ class LostPeer:
 class InflightCopies:
     """What one agent copies."""
 
-    def __init__(self, agent: NixlAgent, digests: DigestThread, stats: TransferStats) -> None:
+    def __init__(
+        self, agent: NixlAgent, digests: DigestThread, stats: TransferStats, probes: LinkProbes | None = None
+    ) -> None:
+        """`probes`: the link to a peer is measured with the first pages that are all written."""
         self._agent = agent
+        self._probes = probes
         self._digests = digests
         self._stats = stats
         self._layers = agent.endpoint.fingerprint.layers
@@ -66,8 +75,8 @@ class InflightCopies:
 
     @property
     def waiting(self) -> bool:
-        """Whether a copy is decided and not begun."""
-        return bool(self._posts)
+        """Whether a copy is decided and not begun, or one is timed."""
+        return bool(self._posts) or bool(self._probes)
 
     def advance(self) -> Iterator[EndedCopy | LostPeer]:
         """Begin the copies whose turn has come, and report those that have ended."""
@@ -100,7 +109,8 @@ class InflightCopies:
         cut = self._agent.sent(agent)
         digests = self._digests.written(push.local, layers, cut)
         transfer = self._agent.write(agent, push.local, push.remote, layers)
-        self._copies[post.key, push] = _Copy(transfer, digests)
+        last = push.final and layers.stop == self._layers
+        self._copies[post.key, push] = _Copy(transfer, digests, last=last)
         self._stats.writes += 1
         self._stats.descriptors += len(push.local)
         if cut is not None:
@@ -124,8 +134,12 @@ class InflightCopies:
             return None
         if copy.ok is None:
             copy.ok = self._agent.poll(key[0], copy.transfer)
-        if copy.ok is None:
+            if copy.ok and copy.last and self._probes is not None and self._probes.wants(key[0]):
+                self._probes.begin(key[0], push.local, push.remote)
+                copy.timed = True
+        if copy.ok is None or (copy.timed and self._probes is not None and self._probes.busy(key[0])):
             return None
+        copy.timed = False
         if copy.digests is None:
             copy.digests = self._digests.arrived(push.local, range(self._layers), self._agent.received(key[0]))
         if not copy.digests.done():
@@ -139,6 +153,8 @@ class InflightCopies:
 
     def died(self, agent: str) -> None:
         """The agent is gone, and what was copied from or to it."""
+        if self._probes is not None:
+            self._probes.died(agent)
         for gone in [each for each in self._copies if each[0][0] == agent]:
             self._agent.cancel(self._copies.pop(gone).transfer)
         self._posts = deque(post for post in self._posts if post.key[0] != agent)

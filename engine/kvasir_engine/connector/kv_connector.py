@@ -3,7 +3,7 @@
 Everything here runs on the engine's thread: what the ranks report comes through `received`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -16,6 +16,7 @@ from kvasir_engine.connector.sender import Key, LayerPush, Push
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.protocol import Address, Endpoint, Lease, Loan
+from kvasir_engine.status_reports import LinkReport
 
 
 class OtherRanks(Protocol):
@@ -60,6 +61,11 @@ class KVConnector:
     def stats(self) -> TransferStats:
         """The counters of all ranks."""
         return self._own.stats if self._others is None else self._own.stats + self._others.stats
+
+    @property
+    def links(self) -> Mapping[str, LinkReport]:
+        """What rank 0 measured of its links to other workers; other ranks measure theirs for themselves."""
+        return self._own.links
 
     def is_alive(self) -> bool:
         """Whether rank 0's transfer thread runs. Where another rank's does not, the worker ends."""

@@ -15,8 +15,10 @@ from kvasir_engine.connector import notifications, pending_loans, receiver, send
 from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.connector.digest_thread import DigestThread
 from kvasir_engine.connector.early_messages import EarlyMessages
+from kvasir_engine.connector.fabric_rate import ANY_FABRIC, FabricRate
 from kvasir_engine.connector.inflight_copies import EndedCopy, InflightCopies, LostPeer
 from kvasir_engine.connector.layout import block_numbers, block_tokens
+from kvasir_engine.connector.link_probe import LinkProbes
 from kvasir_engine.connector.loan_reads import LoanReads
 from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, PeerRefused
 from kvasir_engine.connector.notifications import AnyMessage, Complete, Lent, Ping, Pong, Release, Written
@@ -49,6 +51,7 @@ class LeaseExecutor:
         verifies: bool,
         stats: TransferStats,
         emit: Callable[[Event], None],
+        fabric: FabricRate = ANY_FABRIC,
     ) -> None:
         self._agent = agent
         self._rank = rank
@@ -60,7 +63,8 @@ class LeaseExecutor:
         self._receiver = Receiver(agent.endpoint.epoch, layers, verifies)
         self._sender = Sender(layers)
         self._ranks = PeerRanks(agent, rank, lambda peer: self._receiver.knows(peer) or self._sender.knows(peer))
-        self._copies = InflightCopies(agent, digests, stats)
+        self.probes = LinkProbes(agent, fabric, self._sender.together)
+        self._copies = InflightCopies(agent, digests, stats, None if faults.ON else self.probes)
         self._open_leases = OpenLeases()
         self._reads = LoanReads()
         self._unconfirmed = UnconfirmedLeases()
@@ -211,7 +215,7 @@ class LeaseExecutor:
             case Release(sender=sender):
                 if sender is not None and sender.agent == agent:
                     try:
-                        self._agent.meet(sender)
+                        self._agent.meet_stranger(sender)
                     except (PeerDied, PeerRefused) as error:
                         log.warning("cannot answer agent=%s reason=%s", agent, error)
                 return self._sender.released(agent, message, now)
@@ -220,7 +224,8 @@ class LeaseExecutor:
             case Pong():
                 return self._ponged(agent, message, now)
             case Lent(lease, _, blocks, digests):
-                waiting = self._reads.lent((agent, lease), dict(zip(blocks, digests, strict=True)), message.nonce)
+                lent = dict(zip(blocks, digests, strict=True))
+                waiting = self._reads.lent((agent, lease), lent, message.nonce, self._agent.named(agent))
                 if waiting is None:
                     return [receiver.Rejected(agent, lease, "wrong nonce: it is not from who lends")]
                 return [effect for push in waiting for effect in self._sender.push((agent, lease), push, now)]
@@ -233,7 +238,7 @@ class LeaseExecutor:
             effects = list(self._receiver.heard(agent, ping, now))
             if effects or not self._agent.knows(agent):
                 return effects or [receiver.Rejected(agent, ping.lease, "no lease was granted to it")]
-            if not self._receiver.has(ping.lease, agent):
+            if not self._receiver.wants(ping.lease, agent):
                 return self._send(agent, Release(ping.lease, ping.epoch, nonce=ping.nonce))
         elif self._sender.nonce_of((agent, ping.lease)) not in (None, ping.nonce):
             return [receiver.Rejected(agent, ping.lease, "wrong nonce: it is not from who granted the lease")]

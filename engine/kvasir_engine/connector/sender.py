@@ -7,13 +7,15 @@
 A few writes of a lease may be under way at a time. Each is announced with `Written` once it and all writes before
 it have ended, so neither that nor `Complete` overtakes bytes. Layers that are computed faster than they are written
 go together: some layers of a page are one piece of memory, and cost less than a write each. A lease that ended
-leaves a tombstone: a `Release` that arrives before the prompt does refuses the prompt. Each input returns the
-effects that the caller must carry out, in order.
+leaves a tombstone. A `Release` that arrives before the prompt refuses the prompt, as long as it is remembered: who
+says it cannot be known, so it never takes a tombstone's place. Whom it does not refuse the holder refuses, who is
+asked before the first byte. Each input returns the effects that the caller must carry out, in order.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -21,6 +23,9 @@ from kvasir_engine.connector.notifications import Complete, Ping, Release, Stopp
 from kvasir_engine.connector.receiver import Rejected
 
 TOMBSTONES = 65536
+"""Of leases that were open here."""
+EARLY = 4096
+"""Releases of leases that were not: anybody may have sent them."""
 PING_INTERVAL = 0.25
 WINDOW = 8
 """Most writes of a lease under way at once."""
@@ -28,6 +33,7 @@ PIECES = 256
 """Most layers of pages that go in one write where layers go together: it bounds how long a post can block."""
 
 Key = tuple[str, int]  # holder's agent, lease id
+_Tombstone = tuple[str, int, int, int]  # the same, epoch, nonce
 
 
 class Push(msgspec.Struct, frozen=True, eq=False, weakref=True):
@@ -126,11 +132,17 @@ class Sender:
     def __init__(self, layers: int) -> None:
         self._layers = layers
         self._leases: dict[Key, _Lease] = {}
-        self._ended: OrderedDict[tuple[str, int, int, int], str] = OrderedDict()
+        self._ended: OrderedDict[_Tombstone, str] = OrderedDict()
+        self._early: OrderedDict[_Tombstone, str] = OrderedDict()
         self._pinged: dict[str, float] = {}
+        self._together: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._leases)
+
+    def together(self, agent: str, layers: int) -> None:
+        """From now on so many layers go to the agent in one write, and those of a write are all computed first."""
+        self._together[agent] = layers
 
     def knows(self, agent: str) -> bool:
         """Whether a lease is the agent's."""
@@ -148,7 +160,8 @@ class Sender:
 
         What is pushed under a loan is read, from `remote` to `local`; nothing is announced.
         """
-        ended = self._ended.get((*key, epoch, nonce))
+        tombstone = (*key, epoch, nonce)
+        ended = self._ended.get(tombstone, self._early.get(tombstone))
         if key in self._leases or ended is not None:
             return [Failed(key, ended or "the lease is in use")]
         self._leases[key] = _Lease(epoch, deadline, nonce, reading=reading)
@@ -200,7 +213,8 @@ class Sender:
         key = (agent, message.lease)
         lease = self._leases.get(key)
         if lease is None or lease.epoch != message.epoch:
-            self._remember((*key, message.epoch, message.nonce), "released by the decode worker")
+            early = (*key, message.epoch, message.nonce)
+            _remember(self._early, early, "released by the decode worker", EARLY)
             said = Stopped(message.lease, message.epoch, "unknown or ended", message.nonce)
             return [NotifyHolder(agent, said)]
         if lease.nonce != message.nonce:
@@ -213,6 +227,7 @@ class Sender:
         for key in gone:
             self._bury(key, self._leases[key], "the decode worker died")
         self._pinged.pop(agent, None)
+        self._together.pop(agent, None)
         return [Failed(key, "the decode worker died") for key in gone]
 
     def tick(self, now: float) -> Iterable[Effect]:
@@ -247,28 +262,42 @@ class Sender:
                     break
                 self._bury(key, lease, "the lease is complete")
                 return [*effects, NotifyHolder(key[0], push.complete), Done(key, push)]
-            write = self._next_write(lease.queue)
+            write = self._next_write(lease.queue, self._together.get(key[0], 1))
+            if write is None:
+                break
             lease.posted.append(write)
             effects.append(Post(key, write.push, write.layers, lease.reading))
         return effects
 
-    def _next_write(self, queue: deque[Push]) -> _Write:
-        """Take the next push from the queue, and with it the next layers of the same pages that are there."""
-        push = queue.popleft()
+    def _next_write(self, queue: deque[Push], together: int) -> _Write | None:
+        """Take the next push from the queue, and with it the next layers of the same pages that are there.
+
+        None while some of the layers that are to go `together` are not.
+        """
+        push = queue[0]
         if push.layer is None:
-            return _Write(push, range(self._layers))
-        layers = range(push.layer, push.layer + 1)
+            return _Write(queue.popleft(), range(self._layers))
         # The layer that comes next is never another page's: those begin with layer 0.
-        while queue and queue[0].layer == layers.stop and len(push.local) * (len(layers) + 1) <= PIECES:
+        there = 1
+        for following in islice(queue, 1, None):
+            if following.layer != push.layer + there:
+                break
+            there += 1
+        wanted = min((push.layer // together + 1) * together, self._layers) - push.layer
+        if there < wanted and there == len(queue):
+            return None
+        count = min(there, max(wanted, PIECES // max(1, len(push.local))))
+        layers = range(push.layer, push.layer + count)
+        for _ in layers:
             push = queue.popleft()
-            layers = range(layers.start, layers.stop + 1)
         return _Write(push, layers)
 
     def _bury(self, key: Key, lease: _Lease, reason: str) -> None:
         del self._leases[key]
-        self._remember((*key, lease.epoch, lease.nonce), reason)
+        _remember(self._ended, (*key, lease.epoch, lease.nonce), reason, TOMBSTONES)
 
-    def _remember(self, tombstone: tuple[str, int, int, int], reason: str) -> None:
-        self._ended[tombstone] = reason
-        if len(self._ended) > TOMBSTONES:
-            self._ended.popitem(last=False)
+
+def _remember(ended: OrderedDict[_Tombstone, str], tombstone: _Tombstone, reason: str, most: int) -> None:
+    ended[tombstone] = reason
+    if len(ended) > most:
+        ended.popitem(last=False)

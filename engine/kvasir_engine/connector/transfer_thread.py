@@ -10,18 +10,21 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kvasir_engine.connector.commands import AnyCommand
 from kvasir_engine.connector.digest_thread import DigestThread
 from kvasir_engine.connector.digester import Digester
+from kvasir_engine.connector.fabric_rate import ANY_FABRIC, FabricRate
 from kvasir_engine.connector.lease_executor import LeaseExecutor
+from kvasir_engine.connector.link_probe import LinkProbes
 from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.sender import Key, LayerPush, Push
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.protocol import Endpoint
+from kvasir_engine.status_reports import LinkReport
 from kvasir_engine.supervisor import Ended
 
 log = logging.getLogger("transfer")
@@ -58,7 +61,7 @@ class TransferThread(threading.Thread):
 
     `digest` computes the digests of pages of our pool, those of what is written beside the copy; None where digests
     are off. `ended` hears of any end but by `stop`. `intake`, on ranks other than 0, returns rank 0's commands
-    that have arrived.
+    that have arrived. `fabric`: what carries the KV, as far as known.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class TransferThread(threading.Thread):
         rank: int = 0,
         intake: Callable[[], list[AnyCommand]] | None = None,
         ended: Ended | None = None,
+        fabric: FabricRate = ANY_FABRIC,
     ) -> None:
         super().__init__(name="kvasir-transfer", daemon=True)
         self._make_agent = make_agent
@@ -85,6 +89,13 @@ class TransferThread(threading.Thread):
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self.endpoint: Endpoint
+        self._fabric = fabric
+        self._probes: LinkProbes | None = None
+
+    @property
+    def links(self) -> Mapping[str, LinkReport]:
+        """The links to other workers' agents, as they were measured. From any thread."""
+        return {} if self._probes is None else self._probes.links
 
     _stopping = False
 
@@ -133,7 +144,10 @@ class TransferThread(threading.Thread):
         try:
             agent = self._make_agent()
             self.endpoint = agent.endpoint
-            executor = LeaseExecutor(agent, self._rank, self._digests, self._verifies, self.stats, self._emit)
+            executor = LeaseExecutor(
+                agent, self._rank, self._digests, self._verifies, self.stats, self._emit, self._fabric
+            )
+            self._probes = executor.probes
         except BaseException as error:
             self._error = error
             return

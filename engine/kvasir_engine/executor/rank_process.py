@@ -23,6 +23,7 @@ import torch
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.commands import AnyCommand
 from kvasir_engine.connector.digester import Digester
+from kvasir_engine.connector.fabric_rate import fabric_rate, nic_rate
 from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
 from kvasir_engine.connector.rank_parts import Event
@@ -108,6 +109,7 @@ class Rank:
             self._rank,
             self._reports.commands,
             self._lost_handoff,
+            fabric_rate(self._config.fabric, runner.device.type == "cuda", os.environ, nic_rate()),
         )
         self._transfers.start()
         endpoint = self._transfers.endpoint
