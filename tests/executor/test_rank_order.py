@@ -149,5 +149,5 @@ def test_a_ranks_pushes_come_after_the_commands_before_them() -> None:
         PushFrame(KEY, 5, Push((1,), (2,), 0, number=2)),
         PushFrame(("other", 3), 6, Push((1,), (2,), 0, number=3)),
     ]
-    one.step(rank_protocol.Step.of(batch, [], pushes))
+    one.step(rank_protocol.StepFrame.of(batch, [], pushes))
     assert connector.told == [4, None, 6, 0, 0]

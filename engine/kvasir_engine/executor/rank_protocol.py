@@ -55,7 +55,7 @@ class Copies(RankFrame, frozen=True):
     answer: bool
 
 
-class Step(RankFrame, frozen=True):
+class StepFrame(RankFrame, frozen=True):
     """Copy pages, then compute a batch, and push the layers of some pages as they are computed.
 
     Positions follow from the lengths. `tokens` [T] and `page_table` [S, width] are int32, row after row. `awaited`
@@ -76,7 +76,7 @@ class Step(RankFrame, frozen=True):
     @classmethod
     def of(
         cls, batch: ForwardBatch, copies: list[tuple[int, int]], pushes: list[PushFrame], sampled: int = 0
-    ) -> "Step":
+    ) -> "StepFrame":
         """The frame of a batch."""
         tokens, table = (each.to(torch.int32).numpy().tobytes() for each in (batch.tokens, batch.page_table))
         lengths = batch.query_lens, batch.context_lens
@@ -102,19 +102,19 @@ class Stop(RankFrame, frozen=True):
     """End."""
 
 
-class Loaded(RankFrame, frozen=True):
+class RankLoaded(RankFrame, frozen=True):
     """The rank has its part of the model and a pool of `pages` pages."""
 
     pages: int
 
 
-class Failed(RankFrame, frozen=True):
+class RankFailed(RankFrame, frozen=True):
     """The rank cannot go on; it ends."""
 
     reason: str
 
 
-class Ready(RankFrame, frozen=True):
+class RankReady(RankFrame, frozen=True):
     """The rank's transfer thread runs."""
 
     address: Address
@@ -141,8 +141,8 @@ class Report(RankFrame, frozen=True):
     stats: dict[str, float]
 
 
-ToMain = Setup | Serve | Step | Copies | PushFrame | Stop
-FromRank = Loaded | Failed | Ready | Copied | Report
+ToMain = Setup | Serve | StepFrame | Copies | PushFrame | Stop
+FromRank = RankLoaded | RankFailed | RankReady | Copied | Report
 
 _encoder = msgspec.msgpack.Encoder()
 _to_main: msgspec.msgpack.Decoder[ToMain] = msgspec.msgpack.Decoder(ToMain)
