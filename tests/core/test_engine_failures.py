@@ -60,7 +60,7 @@ def test_a_step_that_raises_fails_its_requests_and_no_others(
 
 def test_a_dead_transfer_thread_makes_the_worker_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(Network(), "decode", "d", 12, LIMITS)
-    monkeypatch.setattr(worker, "is_alive", lambda: False, raising=False)
+    monkeypatch.setattr(worker.thread, "is_alive", lambda: False)
     thread = EngineThread(worker.engine)
     thread.start()
     try:

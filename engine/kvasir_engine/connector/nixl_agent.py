@@ -7,6 +7,7 @@ calls `notifications` often enough instead. Death of a peer shows as `PeerDied` 
 import contextlib
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,11 +84,18 @@ def choose_fabric(fabric: Fabric, cuda: bool, encryption: Encryption = "auto") -
 class NixlAgent:
     """This rank's agent; its name carries the worker's epoch, so a restarted worker is another agent."""
 
-    def __init__(self, epoch: int, region: Region, fingerprint: Fingerprint, rank: int = 0) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        region: Region,
+        fingerprint: Fingerprint,
+        rank: int = 0,
+        make_nixl: Callable[[str, nixl_agent_config], nixl_agent] = nixl_agent,
+    ) -> None:
         self.name = f"kvasir-{epoch:016x}" + (f"-{rank}" if rank else "")
         self.rank = rank
         self._spec = spec_of(fingerprint, region.page_bytes)
-        self._nixl = nixl_agent(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
+        self._nixl = make_nixl(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         size = region.pages * region.page_bytes
         self._registered = self._nixl.register_memory([(region.address, size, region.device, "")], region.memory)
         self.endpoint = Endpoint(self.name, epoch, self._nixl.get_agent_metadata(), region, fingerprint)
