@@ -17,7 +17,6 @@ ALLOWED: dict[str, str] = {
     "Reserve": "the frame, and what can be read of a bad one",
     "Submit": "the frame, and what can be read of a bad one",
     "Failed": "tags: a lease that failed, and an event of `up`",
-    "Ready": "tags: a process of `serve`, and an event of `up`",
 }
 
 
