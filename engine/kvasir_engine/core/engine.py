@@ -403,7 +403,7 @@ class Engine:
             job = self.requests.find(sequence)
             if job is not None:
                 sequence.awaited -= len(rows)
-                if sequence.told == 0:
+                if sequence.reported == 0:
                     self.inflight.share(sequence)
                 start, stop = rows.start, rows.stop
                 self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
