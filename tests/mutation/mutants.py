@@ -37,7 +37,7 @@ UNCONFIRMED, OPEN, COPIES = (
 PENDING, EARLY, RANKS = "connector/pending_loans.py", "connector/early_messages.py", "connector/peer_ranks.py"
 AGENT = "connector/nixl_agent.py"
 LOANS, READBACK, READS, PROTOCOL = "core/loans.py", "core/readback.py", "connector/loan_reads.py", "protocol.py"
-PUSHES, LEASES, FLIGHT = "core/pushes.py", "core/leases.py", "core/inflight_steps.py"
+PUSHES, LEASES, INFLIGHT = "core/pushes.py", "core/leases.py", "core/inflight_steps.py"
 
 MUTANTS = [
     # -- who owns a page
@@ -527,14 +527,14 @@ MUTANTS = [
     ),
     Mutant(
         "the tail page leaks",
-        FLIGHT,
-        "flight.held += self._cache.take_copying()",
+        INFLIGHT,
+        "launched.held += self._cache.take_copying()",
         "self._cache.take_copying()",
     ),
     Mutant(
         "the tail page goes before it is copied",
-        FLIGHT,
-        "        flight.held += self._cache.take_copying()\n",
+        INFLIGHT,
+        "        launched.held += self._cache.take_copying()\n",
         "        for pages in self._cache.take_copying():\n            self._cache.tree.release(pages)\n",
     ),
     Mutant(
@@ -552,25 +552,25 @@ MUTANTS = [
     # -- steps in flight
     Mutant(
         "pages go with their request though a step reads them",
-        FLIGHT,
-        "        self._hold(flight, before)\n        pages = ",
+        INFLIGHT,
+        "        self._hold(launched, before)\n        pages = ",
         "        pages = ",
     ),
     Mutant(
         "a page is given in exchange though a step reads it",
-        FLIGHT,
-        "        self._hold(flight, before)\n        self._cache.share",
+        INFLIGHT,
+        "        self._hold(launched, before)\n        self._cache.share",
         "        self._cache.share",
     ),
     Mutant(
         "what a step holds is not held from the prompt's beginning on",
-        FLIGHT,
+        INFLIGHT,
         "        if pages != before:\n",
         "        if pages is None:\n",
     ),
     Mutant(
         "a step that has ended holds its pages for ever",
-        FLIGHT,
+        INFLIGHT,
         "            self.ended()\n        for pages",
         "            self._steps.pop(0)\n        for pages",
     ),

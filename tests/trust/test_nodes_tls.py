@@ -122,7 +122,7 @@ def test_who_shows_no_certificate_is_told_nothing(group: Group, caplog: pytest.L
     caplog.set_level(logging.INFO)
     plain = socket.create_connection((group.where[0].host, group.where[0].port), SECONDS)
     with plain:
-        node_protocol.send(plain, node_protocol.Hello(node_protocol.VERSION, group.group, 1, 1, "node", 0))
+        node_protocol.send(plain, node_protocol.NodeHello(node_protocol.VERSION, group.group, 1, 1, "node", 0))
         answer = b""
         try:
             while some := plain.recv(4096):

@@ -36,8 +36,7 @@ Key = tuple[str, int]  # holder's agent, lease id
 _Tombstone = tuple[str, int, int, int]  # the same, epoch, nonce
 
 
-@dataclass(frozen=True, eq=False)
-class Push:
+class Push(msgspec.Struct, frozen=True, eq=False, weakref=True):
     """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all. Layers come in order.
 
     Pages are counted in the blocks of `layout.py`. `number` names the push between the ranks of a worker.

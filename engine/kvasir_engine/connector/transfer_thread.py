@@ -60,10 +60,10 @@ _Command = AnyCommand | _Pushed | _After | _Wake
 class TransferThread(threading.Thread):
     """Runs until `stop`. `make_agent` is called on the thread, which then owns the agent.
 
-    `digest` computes the digests of pages of our pool, those of what is written beside the copy; None where digests
-    are off. `ended` hears of any end but by `stop`. `intake`, on ranks other than 0, returns rank 0's commands
-    that have arrived. `fabric`: what carries the KV, as far as known. Whoever calls `begin` and then `step`, again
-    and again, is the thread, without `start`; `clock` says the time, and `digest_thread` digests.
+    `digest` computes the digests of pages of our pool, those of what is written while it is copied; None where
+    digests are off. `ended` hears of any end but by `stop`. `intake`, on ranks other than 0, returns rank 0's
+    commands that have arrived. `fabric`: what carries the KV, as far as known. Without `start`, the caller of
+    `begin` and then `step` again and again is the thread; `clock` says the time, and `digest_thread` digests.
     """
 
     def __init__(

@@ -375,21 +375,21 @@ class Engine:
         """Wait for the steps in flight but the newest `leave`, and account for them. How many."""
         count = 0
         while len(self.inflight) > leave:
-            flight = self.inflight.oldest
-            sampled = flight.step.wait()
+            launched = self.inflight.oldest
+            sampled = launched.step.wait()
             self.inflight.ended()
-            if flight.step.replayed:
+            if launched.step.replayed:
                 self.stats.replayed_steps += 1
             else:
                 self.stats.eager_steps += 1
-            if flight.idle is not None:
-                self.stats.idle_seconds += flight.idle if flight.step.gap is None else flight.step.gap
-            self._account(flight, sampled)
+            if launched.idle is not None:
+                self.stats.idle_seconds += launched.idle if launched.step.gap is None else launched.step.gap
+            self._account(launched, sampled)
             self._ended = self.requests.clock() if self.running and not len(self.inflight) else None
             count += 1
         return count
 
-    def _account(self, flight: InflightStep, sampled: Sampled) -> None:
+    def _account(self, launched: InflightStep, sampled: Sampled) -> None:
         """Account for what an ended step computed and sampled, but of sequences that have ended since."""
         self.stats.computed_tokens += sum(count for _, count in flight.chunks)
         lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
@@ -398,17 +398,17 @@ class Engine:
             self.stats.computed(self.requests.of(sequence))
             if sequence not in flight.rows:
                 self.inflight.share(sequence)  # others may wait for these pages
-        self._score(flight, sampled)
+        self._score(launched, sampled)
         for sequence, rows in flight.rows.items():
             job = self.requests.find(sequence)
             if job is not None:
                 sequence.awaited -= len(rows)
-                if sequence.told == 0:
+                if sequence.reported == 0:
                     self.inflight.share(sequence)
                 start, stop = rows.start, rows.stop
                 self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
 
-    def _score(self, flight: InflightStep, sampled: Sampled) -> None:
+    def _score(self, launched: InflightStep, sampled: Sampled) -> None:
         """Tell of the prompts' tokens that the step scored."""
         start = 0
         for sequence, places in flight.scored.items():

@@ -129,11 +129,11 @@ class OutputProcessor:
     def _tell(self, job: Job, logprobs: Seq[TokenLogprobs | None], finish: Finish | None) -> None:
         """Tell the router of the tokens that it does not know. `logprobs` are there where nothing is forced."""
         sequence = job.sequence
-        index, tokens = sequence.told, sequence.tokens[sequence.prompt + sequence.told :]
+        index, tokens = sequence.reported, sequence.tokens[sequence.prompt + sequence.reported :]
         if not tokens:
             return
         scored = None if logprobs[0] is None else [each for each in logprobs[: len(tokens)] if each is not None]
-        sequence.told = index + len(tokens)
+        sequence.reported = index + len(tokens)
         self._requests.tell(job, Delta(sequence.id, index, tokens, scored, finish, cached=sequence.cached))
 
     def _finish(self, sequence: Sequence, token: int) -> Finish | None:

@@ -28,14 +28,14 @@ from kvasir_engine.api.lifecycle import Lifecycle  # noqa: E402
 from kvasir_engine.api.tokenizer import load_served_model  # noqa: E402
 from kvasir_engine.entrypoints.child_process import gone, run_child  # noqa: E402
 from kvasir_engine.entrypoints.process_channel import (  # noqa: E402
+    AcceptRequests,
     ApiSetup,
-    Channel,
-    Drain,
-    Ill,
+    BecomeUnready,
+    EndProcess,
+    EngineUnhealthy,
     Inflight,
-    Leave,
-    Open,
-    Ready,
+    ProcessChannel,
+    ProcessReady,
 )
 from kvasir_engine.model.loading.resolver import resolve  # noqa: E402
 from kvasir_engine.router.client import PooledClient  # noqa: E402
@@ -62,7 +62,7 @@ class LocalEngine(PooledClient):
         return self.ill or await super().wait_ready()
 
 
-async def run(channel: Channel, sock: socket.socket) -> None:
+async def run(channel: ProcessChannel, sock: socket.socket) -> None:
     """Load, and serve until told to leave."""
     setup = await channel.receive()
     assert isinstance(setup, ApiSetup)
@@ -97,7 +97,7 @@ async def run(channel: Channel, sock: socket.socket) -> None:
                 all_metrics=partial(gathered, registry, [Path(each) for each in setup.others]),
             )
             async with shown_at(Path(setup.metrics), registry):
-                channel.send(Ready())
+                channel.send(ProcessReady())
                 await opened.wait()
                 async with working(batches, app, client, tasks):
                     await serve_until(app, sock, leaving, [leave])
@@ -108,7 +108,11 @@ async def run(channel: Channel, sock: socket.socket) -> None:
 
 
 async def _hear(
-    channel: Channel, client: LocalEngine, leaving: GracefulShutdown, opened: asyncio.Event, leave: asyncio.Event
+    channel: ProcessChannel,
+    client: LocalEngine,
+    leaving: GracefulShutdown,
+    opened: asyncio.Event,
+    leave: asyncio.Event,
 ) -> None:
     while True:
         try:
@@ -116,13 +120,13 @@ async def _hear(
         except EOFError:
             gone()
         match message:
-            case Open():
+            case AcceptRequests():
                 opened.set()
-            case Ill(reason):
+            case EngineUnhealthy(reason):
                 client.ill = reason
-            case Drain():
+            case BecomeUnready():
                 leaving.begin()
-            case Leave():
+            case EndProcess():
                 leaving.hurry()
                 leave.set()
 
