@@ -50,7 +50,7 @@ def metric(pod: Any, name: str, **labels: str) -> float:
 
 def kvasir(*args: str, env: dict[str, str], check: bool = True) -> str:
     """Run the command; its standard output."""
-    done = subprocess.run([KVASIR, *args], env=env, capture_output=True, text=True, timeout=180)
+    done = subprocess.run([KVASIR, *args], env=env, capture_output=True, text=True, timeout=400)
     assert not check or done.returncode == 0, done.stderr
     return done.stdout
 

@@ -27,7 +27,7 @@ SECONDS = 60.0
 
 
 def openai(stack: Stack) -> OpenAI:
-    return OpenAI(base_url=stack.url + "/v1", api_key="none", max_retries=0, timeout=120)
+    return OpenAI(base_url=stack.url + "/v1", api_key="none", max_retries=0, timeout=300)
 
 
 def pieces(client: OpenAI, prompt: str, tokens: int) -> Generator[str, None, None]:

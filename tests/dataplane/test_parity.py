@@ -130,7 +130,7 @@ def reference() -> Reference:
 
 @pytest.fixture
 def client(float32: Stack) -> Iterator[OpenAI]:
-    with OpenAI(base_url=float32.url + "/v1", api_key="none", max_retries=0, timeout=120) as client:
+    with OpenAI(base_url=float32.url + "/v1", api_key="none", max_retries=0, timeout=300) as client:
         yield client
 
 
