@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FILE ?= manifests/smollm2-cpu.yaml
 PORT ?= 8000
 
-.PHONY: setup up test unit e2e e2e-binaries lint crds pod-fields licenses manifests print-manifests package bench soak clean
+.PHONY: setup up test all-tests yielding-lint unit e2e e2e-binaries lint crds pod-fields licenses manifests print-manifests package bench soak clean
 
 setup: $(STAMP)
 
@@ -22,9 +22,15 @@ $(STAMP): pyproject.toml constraints.txt
 up: setup
 	$(BIN)/kvasir up -f $(FILE) --port $(PORT)
 
-# everything; the end-to-end tests, which mostly wait, beside all others
-test: lint e2e-binaries
-	$(BIN)/python -m pytest tests e2e -n 2
+# everything; the end-to-end tests, which mostly wait, beside all others, and beside lint, which yields to them
+test: e2e-binaries
+	$(MAKE) --no-print-directory -j 2 all-tests yielding-lint
+
+all-tests: setup
+	$(BIN)/python -m pytest tests e2e -n 3
+
+yielding-lint: setup
+	nice -n 5 $(MAKE) --no-print-directory lint
 
 unit: setup
 	$(BIN)/python -m pytest tests -m 'not dataplane'
