@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 FILE ?= manifests/smollm2-cpu.yaml
 PORT ?= 8000
 
-.PHONY: setup up test all-tests yielding-lint unit e2e e2e-binaries lint crds pod-fields licenses manifests print-manifests package bench soak clean
+.PHONY: setup up test all-tests yielding-lint unit e2e e2e-binaries images lint crds pod-fields licenses manifests print-manifests package bench soak clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ e2e: setup e2e-binaries
 # finds or builds etcd, kube-apiserver and the rest (KUBEBUILDER_ASSETS, the cache, then a build)
 e2e-binaries: setup
 	$(BIN)/python -m e2e.controlplane.binaries
+
+# both images by their Dockerfiles' steps, in a root directory: root, Linux, 10 GB of disk; docs/images.md
+images: setup
+	$(BIN)/python -m pytest tests/images -m "soak or not soak" -s
 
 lint: setup
 	$(BIN)/ruff check .
