@@ -22,7 +22,7 @@ BANG = tiny_model().tokenizer.bare("!")[0]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(model: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
     engine = ScriptedEngine(saying([1, 2]), max_length=100)
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as client:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as client:
         yield client
 
 
@@ -191,6 +191,12 @@ async def test_refused_in_a_chat(http: httpx.AsyncClient, change: dict[str, Any]
         ({"echo": False, "max_tokens": 0, "logprobs": 1}, "max_tokens", "integer_below_min_value"),
         ({"echo": True, "max_tokens": 0, "min_tokens": 1}, "min_tokens", "integer_above_max_value"),
         ({"prompt_logprobs": -1}, "prompt_logprobs", "integer_below_min_value"),
+        ({"logprob_start_len": 1}, "logprob_start_len", "invalid_value"),
+        ({"logprob_start_len": 0, "echo": True}, "logprob_start_len", "invalid_value"),
+        ({"logprob_start_len": 1, "logprobs": 1}, "logprob_start_len", "invalid_value"),
+        ({"prompt_logprobs": 1, "logprob_start_len": 2**31}, "logprob_start_len", "integer_above_max_value"),
+        ({"prompt_logprobs": 1, "logprob_start_len": -(2**31)}, "logprob_start_len", "integer_below_min_value"),
+        ({"prompt_logprobs": 1, "logprob_start_len": 1.5}, "logprob_start_len", "invalid_type"),
         ({"prompt_logprobs": 21}, "prompt_logprobs", "integer_above_max_value"),
         ({"prompt_logprobs": 2**70}, "prompt_logprobs", "integer_above_max_value"),
         ({"prompt_logprobs": True}, "prompt_logprobs", "invalid_type"),

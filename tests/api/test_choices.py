@@ -60,7 +60,7 @@ async def ask(
     api: Api, path: str, body: dict[str, Any], stream: bool
 ) -> tuple[int, dict[int, dict[str, Any]], str]:
     """Status, the choices by index with their whole text, and what was sent."""
-    async with httpx.AsyncClient(base_url=api.url) as http:
+    async with httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         answer = await http.post(path, json={"model": "tiny", "stream": stream} | body)
     choices: dict[int, dict[str, Any]] = {}
     if answer.status_code != 200:

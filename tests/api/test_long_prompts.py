@@ -62,7 +62,7 @@ async def test_more_characters_than_the_tokens_that_fit_can_hold_are_not_tokeniz
 ) -> None:
     path, body = bodies("x" * 500_000)[which]
     engine = ScriptedEngine(saying([1]), max_length=1000)
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         answer = await http.post(path, json={"model": "tiny"} | body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert encoder.long == []
@@ -75,7 +75,7 @@ async def test_a_long_prompt_is_tokenized_in_pieces_and_not_beyond_what_fits(
 ) -> None:
     engine = ScriptedEngine(saying([1]), max_length=100_000)
     path, body = bodies(WORDS * 30_000)[which]  # 900,000 characters
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         answer = await http.post(path, json={"model": "tiny"} | body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert max(encoder.long) <= PIECE
@@ -111,7 +111,7 @@ async def test_the_tokens_of_a_text_in_pieces_are_those_of_the_whole(model: Serv
 async def test_a_client_that_leaves_ends_the_tokenizing_of_its_prompt(model: ServedModel, encoder: Encoder) -> None:
     engine = ScriptedEngine(saying([1]), max_length=1_000_000)
     encoder.go.clear()
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         request = asyncio.create_task(
             http.post("/v1/completions", json={"model": "tiny", "prompt": WORDS * 30_000})
         )

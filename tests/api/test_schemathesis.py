@@ -42,5 +42,5 @@ async def test_no_5xx_and_no_hang(model: ServedModel, tmp_path: Path) -> None:
         assert engine.requests  # some of it was right
         async with api.client() as client:
             await client.completions.create(model="tiny", prompt="a")
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             assert (await http.get(f"{api.url}/health")).status_code == 200
