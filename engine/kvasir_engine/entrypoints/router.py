@@ -5,7 +5,9 @@ import logging
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -171,10 +173,12 @@ async def run_router(options: RouterOptions) -> None:
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
     from kvasir_engine.api.batch.service import batches_of, working
+    from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen, serve
     from kvasir_engine.api.lifecycle import Lifecycle
     from kvasir_engine.api.tokenizer import load_served_model
+    from kvasir_engine.api.vocabulary import vocabulary_of
     from kvasir_engine.model.loading.resolver import resolve
     from kvasir_engine.router.canary import PairVerifier
     from kvasir_engine.router.client import PooledClient
@@ -229,7 +233,10 @@ async def run_router(options: RouterOptions) -> None:
     verifying = tasks.start(verifier.run(), "verifying of pairs")
     try:
         threads = max(2, min(8, os.cpu_count() or 1))
-        with ThreadPoolExecutor(threads, "kvasir-tokenizer") as executor:
+        with (
+            ThreadPoolExecutor(threads, "kvasir-tokenizer") as executor,
+            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
+        ):
             app = create_app(
                 client,
                 model,
@@ -240,6 +247,7 @@ async def run_router(options: RouterOptions) -> None:
                 keys=keys,
                 over=lambda: tasks.reason,
                 batches=batches,
+                grammars=grammars,
             )
             leaving = GracefulShutdown(lifecycle, options.drain_seconds)
             show_status(app, verifier, client, lifecycle)

@@ -7,6 +7,8 @@ import asyncio
 import inspect
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -150,11 +152,13 @@ async def _serve(
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
     from kvasir_engine.api.batch.service import batches_of, working
+    from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen
     from kvasir_engine.api.http.server import serve as serve_app
     from kvasir_engine.api.lifecycle import Lifecycle
     from kvasir_engine.api.tokenizer import load_served_model
+    from kvasir_engine.api.vocabulary import vocabulary_of
     from kvasir_engine.core.inprocess_client import InProcessClient
     from kvasir_engine.core.metrics import EngineCollector
     from kvasir_engine.entrypoints.build import build
@@ -172,7 +176,10 @@ async def _serve(
     registry.register(EngineCollector(thread.engine))
     keys = ApiKeys(Path(keys_file)) if keys_file else None
     try:
-        with ThreadPoolExecutor(2, "kvasir-tokenizer") as executor:
+        with (
+            ThreadPoolExecutor(2, "kvasir-tokenizer") as executor,
+            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
+        ):
             client = InProcessClient(thread)
             app = create_app(
                 client,
@@ -182,6 +189,7 @@ async def _serve(
                 executor=executor,
                 keys=keys,
                 batches=batches,
+                grammars=grammars,
             )
             leaving = GracefulShutdown(lifecycle, config.drain_seconds)
             sock = listen(config.host, config.port)
