@@ -446,13 +446,12 @@ class Engine:
                 self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
 
     def _score(self, flight: InflightStep, sampled: Sampled) -> None:
-        """Tell of the prompts' tokens that the step scored."""
+        """Tell of the prompts' tokens that the step scored, and keep what forced ones did."""
         start = 0
         for sequence, places in flight.scored.items():
             job = self.requests.find(sequence)
             if job is not None:
-                self.tokens.tell_scores(job, places.start + 1, sampled.prompts[start : start + len(places)])
-                sequence.scored = places.stop
+                self.tokens.take_scores(job, places.start, sampled.prompts[start : start + len(places)])
             start += len(places)
 
     def fail_all(self, code: str, message: str) -> None:
