@@ -8,6 +8,7 @@ import inspect
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from kvasir_engine.api.batch.folder import BATCH_HELP
+from kvasir_engine.api.json_whitespace import WHITESPACE_HELP, WHITESPACE_VARIABLE
+from kvasir_engine.api.json_whitespace import json_whitespace as whitespace_of
 from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
 from kvasir_engine.api.tools.flags import (
     REASONING_HELP,
@@ -113,12 +116,13 @@ def _run_serve(
     parse_special_tokens: str,
     tool_call_parser: str,
     reasoning_parser: str,
+    json_whitespace: str,
     **said: Any,
 ) -> None:
     config = config_of(said)
     let_threads_sleep(config.device)
-    readers = parsers(tool_call_parser, reasoning_parser)
-    asyncio.run(_serve(config, parse_special(parse_special_tokens), readers, api_keys_file, batch_dir))
+    readers, whitespace = parsers(tool_call_parser, reasoning_parser), whitespace_of(json_whitespace)
+    asyncio.run(_serve(config, parse_special(parse_special_tokens), readers, whitespace, api_keys_file, batch_dir))
 
 
 serve = command(
@@ -138,6 +142,10 @@ serve = command(
             Annotated[str, typer.Option(help=REASONING_HELP, envvar=REASONING_VARIABLE)],
             "auto",
         ),
+        "json_whitespace": (
+            Annotated[str, typer.Option(help=WHITESPACE_HELP, envvar=WHITESPACE_VARIABLE)],
+            "any",
+        ),
     },
     worker=False,
     defaults={"drain_seconds": 30.0},
@@ -145,7 +153,12 @@ serve = command(
 
 
 async def _serve(
-    config: EngineConfig, parse: ParseSpecial, readers: Parsers, keys_file: str, batch_dir: str
+    config: EngineConfig,
+    parse: ParseSpecial,
+    readers: Parsers,
+    whitespace: str | None,
+    keys_file: str,
+    batch_dir: str,
 ) -> None:
     from prometheus_client import CollectorRegistry
 
@@ -172,6 +185,7 @@ async def _serve(
     thread, _ = await asyncio.to_thread(build, config, False, ended=end_process)
     folder = resolve(config.model, config.revision or None)
     model = await asyncio.to_thread(load_served_model, folder, name, parse, readers)
+    model = replace(model, json_whitespace=whitespace)
     registry = CollectorRegistry()
     registry.register(EngineCollector(thread.engine))
     keys = ApiKeys(Path(keys_file)) if keys_file else None
