@@ -149,7 +149,7 @@ def _params(
         prompt_logprobs=request.prompt_logprobs,
     )
     sampling = with_processors(sampling, request, model)
-    asked = grammar_of(request)
+    asked = grammar_of(request, model.json_whitespace)
     if asked is not None:
         sampling = msgspec.structs.replace(sampling, grammar=asked[1])
     return Params(

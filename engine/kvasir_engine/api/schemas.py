@@ -168,11 +168,22 @@ class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
 
+class AllowedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    function: NamedFunction | None = None
+    custom: Any = None
+
+
+class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mode: str
+    tools: list[AllowedTool]
+
+
 class NamedToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: str
     function: NamedFunction | None = None
     custom: Any = None
-    allowed_tools: Any = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -105,4 +105,4 @@ class InflightSteps:
 
     def holds(self) -> list[list[int]]:
         """The pages that steps and copies hold."""
-        return [*(pages for launched in self._steps for pages in flight.held), *self._cache.copying]
+        return [*(pages for launched in self._steps for pages in launched.held), *self._cache.copying]
