@@ -391,15 +391,15 @@ class Engine:
 
     def _account(self, launched: InflightStep, sampled: Sampled) -> None:
         """Account for what an ended step computed and sampled, but of sequences that have ended since."""
-        self.stats.computed_tokens += sum(count for _, count in flight.chunks)
-        lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
+        self.stats.computed_tokens += sum(count for _, count in launched.chunks)
+        lasting = [(sequence, count) for sequence, count in launched.chunks if self.requests.find(sequence)]
         for sequence, count in lasting:
             sequence.done += count
             self.stats.computed(self.requests.of(sequence))
-            if sequence not in flight.rows:
+            if sequence not in launched.rows:
                 self.inflight.share(sequence)  # others may wait for these pages
         self._score(launched, sampled)
-        for sequence, rows in flight.rows.items():
+        for sequence, rows in launched.rows.items():
             job = self.requests.find(sequence)
             if job is not None:
                 sequence.awaited -= len(rows)
@@ -411,7 +411,7 @@ class Engine:
     def _score(self, launched: InflightStep, sampled: Sampled) -> None:
         """Tell of the prompts' tokens that the step scored."""
         start = 0
-        for sequence, places in flight.scored.items():
+        for sequence, places in launched.scored.items():
             job = self.requests.find(sequence)
             if job is not None:
                 self.tokens.tell_scores(job, places.start + 1, sampled.prompts[start : start + len(places)])
