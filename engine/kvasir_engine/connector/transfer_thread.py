@@ -138,7 +138,7 @@ class TransferThread(threading.Thread):
 
         return on_layer
 
-    def after(self, commands: int) -> None:
+    def hold_until(self, commands: int) -> None:
         """What is pushed from now on waits until `intake` has returned so many commands in all.
 
         Pushes and commands come to a rank by two connections, and over a network either may be late.
