@@ -65,7 +65,7 @@ def lease_of(id_: int, page: int) -> Lease:
 
 def push_all(prefill: RankOne, decode: RankOne, lease: Lease, after: int) -> None:
     key, handoff = (decode.endpoint.agent, lease.id), prefill.side.handoff
-    handoff.after(after)
+    handoff.hold_until(after)
     handoff.push(key, Push((3,), (7,), final=True))
     handoff.push(key, Push(complete=Complete(lease.id, lease.epoch, 16, 1, 9)))
 

@@ -131,7 +131,7 @@ def cached(pages: int, tokens: list[int]) -> tuple[KVCacheManager, list[tuple[in
         first = sequence(tokens)
         cache.admit(first)
         first.computed = first.done = len(tokens)
-        cache.tree.release(cache.part(first, keep=True))
+        cache.tree.release(cache.detach(first, keep=True))
     return cache, copies
 
 
@@ -151,7 +151,7 @@ def test_a_page_that_is_copied_to_stays_until_a_step_after_the_copy_has_ended() 
     second = sequence([1, 2, 3, 4, 5, 6, 9, 9], 1)
     cache.admit(second)
     ((source, target),) = copies
-    cache.tree.release(cache.part(second, keep=False))  # aborted before a step was launched
+    cache.tree.release(cache.detach(second, keep=False))  # aborted before a step was launched
     assert cache.pool.owner(source) is cache.pool.owner(target) is Owner.HELD
     for pages in cache.take_copying():
         cache.tree.release(pages)
@@ -178,7 +178,7 @@ def test_what_a_request_leaves_is_shared_as_far_as_it_is_computed() -> None:
     cache.admit(ending)
     ending.done = 7
     inflight = flown(cache, ending)
-    cache.tree.release(inflight.part(ending, keep=True))
+    cache.tree.release(inflight.detach(ending, keep=True))
     inflight.ended()
     assert cache.tree.match([1, 2, 3, 4, 5, 6, 7, 8], "").tokens(4) == 7
 
@@ -205,7 +205,7 @@ def test_steps_that_are_dropped_hold_nothing_any_more() -> None:
     aborted = sequence([1, 2, 3, 4, 5])
     cache.admit(aborted)
     inflight = flown(cache, aborted)
-    cache.tree.release(inflight.part(aborted, keep=False))
+    cache.tree.release(inflight.detach(aborted, keep=False))
     assert cache.pool.count(Owner.HELD) == 2
     inflight.drop()
     assert cache.pool.count(Owner.FREE) == 8

@@ -123,7 +123,7 @@ class FakeHandoff:
     def __init__(self) -> None:
         self.told: list[Any] = []
 
-    def after(self, commands: int) -> None:
+    def hold_until(self, commands: int) -> None:
         self.told.append(commands)
 
     def push(self, key: Any, push: Push) -> None:

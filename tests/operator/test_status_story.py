@@ -13,7 +13,7 @@ from kvasir_operator.reconcile.reconciler import FAILED_SECONDS, SOON_SECONDS, R
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.status import derive
 from kvasir_operator.status.derive import Status
-from kvasir_operator.status.evaluate import Leaving
+from kvasir_operator.status.evaluate import LeavingPod
 from kvasir_operator.status.events import status_events
 from kvasir_operator.status.links import MeasuredLink
 
@@ -95,7 +95,7 @@ def test_where_no_kv_is_to_move_nothing_is_said_of_it(spec: dict[str, Any]) -> N
 
 
 def test_a_rollout_and_then_a_drain_say_what_they_wait_for() -> None:
-    leaving = [Leaving("llama-decode-x", requests=1, leases=2), Leaving("llama-decode-y")]
+    leaving = [LeavingPod("llama-decode-x", requests=1, leases=2), LeavingPod("llama-decode-y")]
     found = computed({"decode": 1}, planned="decode abc has 1 of 2 ready (paired capacity 50%)", leaving=leaving)
     assert judged(found, "Progressing")[0] == "True"
     assert condition(found, "Progressing").message == (

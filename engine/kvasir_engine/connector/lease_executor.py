@@ -80,10 +80,10 @@ class LeaseExecutor:
         """Whether a lease or a loan is open on either side."""
         return bool(len(self._receiver) or len(self._sender))
 
-    def obey(self, command: AnyCommand) -> None:
+    def execute(self, command: AnyCommand) -> None:
         """Carry out a command."""
         try:
-            self._apply(self._obey(command, self._clock()))
+            self._apply(self._effects_of(command, self._clock()))
         except Exception as error:
             log.exception("a command broke")
             failed = _failed(command, f"{type(error).__name__}: {error}")
@@ -124,7 +124,7 @@ class LeaseExecutor:
 
     # -- commands
 
-    def _obey(self, command: AnyCommand, now: float) -> _Effects:
+    def _effects_of(self, command: AnyCommand, now: float) -> _Effects:
         match command:
             case Grant(lease, to, tokens):
                 self._early.grant(lease.id)

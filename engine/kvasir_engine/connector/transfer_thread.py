@@ -138,7 +138,7 @@ class TransferThread(threading.Thread):
 
         return on_layer
 
-    def after(self, commands: int) -> None:
+    def hold_until(self, commands: int) -> None:
         """What is pushed from now on waits until `intake` has returned so many commands in all.
 
         Pushes and commands come to a rank by two connections, and over a network either may be late.
@@ -194,7 +194,7 @@ class TransferThread(threading.Thread):
         else:
             for ahead in self._intake():
                 self._taken += 1
-                self._executor.obey(ahead)
+                self._executor.execute(ahead)
         for command in self._due():
             match command:
                 case None:
@@ -205,7 +205,7 @@ class TransferThread(threading.Thread):
                 case _Wake() | _After():
                     pass
                 case _:
-                    self._executor.obey(command)
+                    self._executor.execute(command)
         return self._executor.turn(arrived)
 
     def _carry(self) -> None:

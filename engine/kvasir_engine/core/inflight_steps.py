@@ -75,11 +75,11 @@ class InflightSteps:
         if sequence.pages != before:  # whoever holds a page holds all before it, and these are others now
             self._hold(launched, sequence.pages)
 
-    def part(self, sequence: Sequence, keep: bool) -> list[int]:
-        """As KVCacheManager.part, while steps may read and write the pages."""
+    def detach(self, sequence: Sequence, keep: bool) -> list[int]:
+        """As KVCacheManager.detach, while steps may read and write the pages."""
         launched, before = self._newest(sequence), list(sequence.pages)
         self._hold(launched, before)
-        pages = self._cache.part(sequence, keep)
+        pages = self._cache.detach(sequence, keep)
         if pages != before:
             self._hold(launched, pages)
         return pages

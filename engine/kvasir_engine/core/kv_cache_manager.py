@@ -110,7 +110,7 @@ class KVCacheManager:
         shared = self.tree.insert(sequence.tokens[: whole * self.page_size], sequence.pages[:whole], sequence.salt)
         sequence.pages[:whole] = shared
 
-    def part(self, sequence: Sequence, keep: bool) -> list[int]:
+    def detach(self, sequence: Sequence, keep: bool) -> list[int]:
         """Take the pages from the sequence, what is computed put into the tree if `keep`. The caller holds them."""
         pages = sequence.pages
         if keep:

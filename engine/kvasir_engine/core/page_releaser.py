@@ -19,6 +19,6 @@ class PageReleaser:
 
         Steps that are in flight, and the job's lease, keep those held that they read.
         """
-        pages = self._inflight.part(job.sequence, keep)
+        pages = self._inflight.detach(job.sequence, keep)
         if not (isinstance(job, PrefillJob) and self._pushes.keep(job, pages)):
             self._cache.tree.release(pages)

@@ -18,8 +18,7 @@ class Sequence:
     A step that is launched counts in `computed` at once, and in `done` when it has ended: only then may others see
     what it computed. `awaited` are the tokens that launched steps sample and that are not known yet (0, or as many
     as the newest of them samples); the step after computes them all the same, as the device has them, but where a
-    `constraint` has to know them first. At `limit` tokens a sequence ends. `reported` tokens were sent to its
-    router.
+    `constraint` has to know them first. At `limit` tokens a sequence ends. Its router has `reported` tokens.
 
     Of the prompt, `cached` tokens had their KV here at the first admission; `read` of these had come from another
     worker for it.

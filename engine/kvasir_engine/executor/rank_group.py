@@ -138,15 +138,15 @@ class RankProcesses:
         """
         self._copies.append((source, target))
 
-    def step(self, batch: ForwardBatch, told: bool, sampled: int = 0) -> None:
+    def step(self, batch: ForwardBatch, notifies: bool, sampled: int = 0) -> None:
         """Let every rank compute `batch`; rank 0 must, too, and on a GPU let them have the tokens it `sampled`.
 
-        `told`: of each layer, as it must be where pages go.
+        `notifies`: the step reports each layer, as it must where pages are pushed.
         """
         copies, self._copies = self._copies, []
         pushes, self._layers = self._layers, []
         # By this each rank decides whether it replays a CUDA graph, and in a graph the ranks' exchanges are others.
-        assert told == bool(pushes), "rank 0 pushes in another step than the others"
+        assert notifies == bool(pushes), "rank 0 pushes in another step than the others"
         self._send(StepFrame.of(batch, copies, pushes, sampled))
 
     def _send(self, frame: rank_protocol.ToMain) -> None:

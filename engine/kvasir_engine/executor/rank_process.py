@@ -120,7 +120,7 @@ class Rank:
         self.copy(step.copies)
         on_layer = None
         if step.pushes and self._transfers is not None:
-            self._transfers.after(step.pushes[-1].after)
+            self._transfers.hold_until(step.pushes[-1].after)
             on_layer = self._transfers.push_layers([(frame.key, frame.push) for frame in step.pushes])
         self._runner.follow(step.batch(), step.sampled, on_layer)
 
@@ -137,7 +137,7 @@ class Rank:
     def push(self, frame: PushFrame) -> None:
         """Push pages whose KV is there."""
         assert self._transfers is not None
-        self._transfers.after(frame.after)
+        self._transfers.hold_until(frame.after)
         self._transfers.push(frame.key, frame.push)
 
     def _lost_handoff(self, reason: str) -> None:

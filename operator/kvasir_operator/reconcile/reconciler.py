@@ -41,7 +41,7 @@ from kvasir_operator.scaling.sizing import sized
 from kvasir_operator.status import derive as statuses
 from kvasir_operator.status.evaluate import (
     VERIFIED,
-    Leaving,
+    LeavingPod,
     certificates_of,
     elastic,
     exposed,
@@ -344,7 +344,7 @@ class Reconciler:
             document["status"] = {**previous, "removing": going}
             self._set_status(document, document["status"], guarded=True)
 
-    def _leaving(self, observed: Observed) -> list[Leaving]:
+    def _leaving(self, observed: Observed) -> list[LeavingPod]:
         """The workers on their way out, and what they have to finish. Of a group it is the leader who says."""
         workers = [pod for pod in observed.leaving if pod.role in WORKER_ROLES]
         leaders = {pod.group for pod in workers if not pod.follower}
@@ -352,7 +352,7 @@ class Reconciler:
         pods = [pod for pod in workers if not pod.follower or left.get(pod.group) is pod]
         said = self._ask.workers([pod.ip for pod in pods]) if self._ask else [None] * len(pods)
         return [
-            Leaving(pod.name, status.requests, status.leases) if status else Leaving(pod.name)
+            LeavingPod(pod.name, status.requests, status.leases) if status else LeavingPod(pod.name)
             for pod, status in zip(pods, said, strict=True)
         ]
 

@@ -54,7 +54,7 @@ from kvasir_operator.plan.wanted import role_of
 from kvasir_operator.render.names import PAUSED, Object
 from kvasir_operator.scaling.roles import ScalingStatus
 from kvasir_operator.status import evaluate
-from kvasir_operator.status.evaluate import ROLES, ConditionState, Elastic, Leaving
+from kvasir_operator.status.evaluate import ROLES, ConditionState, Elastic, LeavingPod
 from kvasir_operator.status.explain import explain
 from kvasir_operator.status.links import DEGRADED, MeasuredLink, fabric_degraded, shown_rates
 
@@ -98,7 +98,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     decode: RoleStatus | None = None
     router: RoleStatus | None = None
     leaving: Annotated[
-        list[Leaving],
+        list[LeavingPod],
         Meta(extra_json_schema={"description": "Workers on their way out, and what they still have to finish."}),
     ] = []
     removing: Annotated[
@@ -177,7 +177,7 @@ def accepted(
     paused: bool = False,
     routers: Sequence[RouterStatus] | None = None,
     planned: str = "",
-    leaving: Sequence[Leaving] = (),
+    leaving: Sequence[LeavingPod] = (),
     removing: Sequence[str] = (),
     scaling: ScalingStatus | None = None,
     elastic: Elastic | None = None,

@@ -28,7 +28,7 @@ class ConditionState(msgspec.Struct, frozen=True):
     trouble: bool = False
 
 
-class Leaving(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class LeavingPod(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """A worker's pod that is on its way out, and what it still has to finish; `None` where it does not say."""
 
     pod: str
@@ -135,7 +135,7 @@ def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, An
     return ConditionState(VERIFIED, None, "NoReport", "no router has told of a pair of workers yet")
 
 
-def progressing(planned: str, rolling: bool, leaving: Sequence[Leaving]) -> ConditionState:
+def progressing(planned: str, rolling: bool, leaving: Sequence[LeavingPod]) -> ConditionState:
     """Whether workers come or go. `planned`: what the plan waits for, empty when it has nothing left to do."""
     waits = "; ".join(filter(None, [planned, *map(str, leaving)]))
     if planned:
