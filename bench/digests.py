@@ -129,7 +129,7 @@ def beside(shape: Shape, tokens: int, rounds: int) -> tuple[float, float, float]
         ctypes.memmove(at, at + size, size)
 
     def digest() -> None:
-        token_digests(places, shape.kv_heads, PAGE, shape.dim * 2, head_bytes, shape.kv_heads * head_bytes)
+        token_digests(places, 2, shape.kv_heads, PAGE, shape.dim * 2, head_bytes, shape.kv_heads * head_bytes)
 
     def both() -> float:
         other = threading.Thread(target=digest)

@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvasir_engine.connector import receiver, sender
+from kvasir_engine.connector.commands import Grant, Open, Revoke
 from kvasir_engine.connector.digester import Digester
 from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent, Pages, TransferHandle, choose_fabric
@@ -171,7 +172,8 @@ def prefill(side: Side, job: Job) -> Written:
     writes, descriptors = handoff.stats.writes, handoff.stats.descriptors
     if job.digests and not job.kept:
         side.digester.forget(job.local, None)
-    key = handoff.open(job.to, job.lease)
+    handoff.command(Open(job.to, job.lease))
+    key = job.to.agent, job.lease.id
     total, step = len(job.local), CHUNK // PAGE_TOKENS
     began = due = clock()
     for first in range(0, total, step):
@@ -231,7 +233,7 @@ def write_for(pipe: Connection, epoch: int, pages: int) -> None:
             case ("copy", Region() as region, list() as local, list() as remote):
                 pipe.send(copy(side, peer, region, local, remote))
             case ("open", Endpoint() as to, Lease() as lease):
-                side.handoffs[True].open(to, lease)
+                side.handoffs[True].command(Open(to, lease))
             case Job() as job:
                 pipe.send(prefill(side, job))
             case None:
@@ -282,7 +284,7 @@ class Bench:
         endpoint = self.side.handoffs[digests].endpoint
         to = self.endpoints[digests]
         lease = Lease(self.leases, endpoint.epoch, remote, 0, 60.0, to.agent, to.epoch)
-        self.side.handoffs[digests].grant(lease, to)
+        self.side.handoffs[digests].command(Grant(lease, to, 0))
         return lease
 
     def handoff(
@@ -300,7 +302,7 @@ class Bench:
         self.pipe.send(("open", self.side.handoffs[True].endpoint, lease))
         time.sleep(0.02)
         began = clock()
-        self.side.handoffs[True].revoke(lease.id)
+        self.side.handoffs[True].command(Revoke(lease.id))
         self.side.wait(receiver.Fenced)
         return self.side.wait(receiver.Reclaimed)[0] - began
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from kvasir_engine.config import FIELDS, PREFIX
 from kvasir_engine.errors import UserError
 
-PROCESS = frozenset({"KVASIR_CACHE", "KVASIR_RUN_DIR", "KVASIR_FAULT"})
-"""Those that are no flag and that every process reads."""
+PROCESS = frozenset({"KVASIR_CACHE", "KVASIR_RUN_DIR", "KVASIR_FAULT", "KVASIR_TRITON_AHEAD"})
+"""Those that are no flag and that every process reads, or that the image sets for all of them."""
 
 ROUTER = frozenset(
     PREFIX + name
@@ -43,6 +43,7 @@ WORKER = frozenset(field.variable for field in FIELDS.values())
 
 _OTHERS = frozenset(
     {
+        "KVASIR_API_PROCESSES",  # `kvasir serve`
         "KVASIR_API_KEY",  # `kvasir bench`, `chat` and `complete`, and kvasir.program
         "KVASIR_STATE",  # runs of `kvasir up`
         "KVASIR_ENGINE_IMAGE",  # kvasir-operator

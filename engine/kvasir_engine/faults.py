@@ -149,6 +149,8 @@ def _not_closable(close: Callable[[], None]) -> AbstractContextManager[None]:
 
 hit: Callable[[str], None] = _nothing
 closable: Callable[[Callable[[], None]], AbstractContextManager[None]] = _not_closable
-if VARIABLE in os.environ:
+ON = VARIABLE in os.environ
+"""Whether a fault may wait somewhere. Layers are pushed one by one then: what is passed depends on no clock."""
+if ON:
     _faults = Faults(parse(for_rank(os.environ[VARIABLE], 0)))
     hit, closable = _faults.hit, _faults.closable

@@ -11,8 +11,11 @@ def notice_silence(sock: socket.socket) -> None:
     """Let `sock` fail with ETIMEDOUT about SILENT_SECONDS after its peer's machine has last been heard.
 
     Kernels answer the probes, so a process that is busy or stopped is not taken for a lost machine. What a
-    listening socket accepts inherits it. On systems other than Linux, what of it there is.
+    listening socket accepts inherits it. On systems other than Linux, what of it there is; nothing on a Unix
+    socket, whose peer is on this machine.
     """
+    if sock.family == socket.AF_UNIX:
+        return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in {
         "TCP_KEEPIDLE": IDLE_SECONDS,

@@ -66,6 +66,21 @@ class WorkerLoad(msgspec.Struct, frozen=True, rename="camel"):
     alone: float
 
 
+class LinkReport(msgspec.Struct, frozen=True, rename="camel"):
+    """What a worker measured of its link to a `peer`, an agent of NIXL's: bytes a second, seconds a descriptor.
+
+    `transport` is what carries KV as far as known. `problem` says what to look at where that is a tenth of what it
+    should be; empty where it is not, or nobody can say.
+    """
+
+    peer: str
+    transport: str
+    bytes_per_second: int
+    descriptor_seconds: float
+    layers_a_push: int
+    problem: str = ""
+
+
 class WorkerStatus(msgspec.Struct, frozen=True, rename="camel"):
     """Requests and leases that have not ended, and the seconds that are left when the worker drains."""
 
@@ -74,3 +89,4 @@ class WorkerStatus(msgspec.Struct, frozen=True, rename="camel"):
     leases: int
     seconds_left: float | None
     load: WorkerLoad | None = None  # as a router's
+    links: tuple[LinkReport, ...] = ()

@@ -146,7 +146,7 @@ class Api:
     lifecycle: Lifecycle
 
     def client(self, key: str = "none") -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 @contextlib.asynccontextmanager

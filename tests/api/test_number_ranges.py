@@ -19,7 +19,7 @@ FIELDS = ("priority", "top_k", "max_tokens", "min_tokens", "n", "logprobs", "pro
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model: ServedModel) -> AsyncIterator[tuple[ScriptedEngine, httpx.AsyncClient]]:
     scripted = ScriptedEngine(saying([1, 2]), max_length=100)
-    async with running(scripted, model) as api, httpx.AsyncClient(base_url=api.url) as client:
+    async with running(scripted, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as client:
         yield scripted, client
 
 

@@ -303,7 +303,10 @@ async def test_where_no_calls_are_read_tools_are_refused() -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with api_of(family_model("hermes"), "x") as api, httpx.AsyncClient(base_url=api.url) as client:
+    async with (
+        api_of(family_model("hermes"), "x") as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as client,
+    ):
         yield client
 
 

@@ -290,7 +290,10 @@ CALLED = called()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with api_of(family_model("hermes"), "x") as api, httpx.AsyncClient(base_url=api.url) as client:
+    async with (
+        api_of(family_model("hermes"), "x") as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as client,
+    ):
         yield client
 
 

@@ -1,6 +1,7 @@
 """A prefill worker's transfer side as a process of its own, driven through a pipe: real NIXL, real bytes."""
 
 import multiprocessing as mp
+import os
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from kvasir_engine.connector.commands import AnyCommand, Lend, Read
+from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke
 from kvasir_engine.connector.digester import Digester
+from kvasir_engine.connector.fabric_rate import fabric_rate
 from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.connector.notifications import Complete, Stopped
@@ -19,6 +21,7 @@ from kvasir_engine.connector.sender import Push
 from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.kv.digests import KeptDigests
 from kvasir_engine.protocol import Endpoint, Fingerprint, Lease, Loan, Region
+from kvasir_engine.status_reports import LinkReport
 
 PAGES = 64
 PAGE_BYTES = 4096
@@ -54,6 +57,7 @@ class Side:
             digest,
             self.rank,
             self.intake,
+            fabric=fabric_rate("auto", False, os.environ),
         )
         self.handoff.start()
 
@@ -61,13 +65,19 @@ class Side:
     def endpoint(self) -> Endpoint:
         return self.handoff.endpoint
 
+    def grant(self, lease: Lease, to: Endpoint, tokens: int = 0) -> None:
+        self.handoff.command(Grant(lease, to, tokens))
+
+    def revoke(self, lease: int) -> None:
+        self.handoff.command(Revoke(lease))
+
     def know(self) -> None:
         """As if all pages had been digested when they were written, as they are now."""
         self.digest.keep(self.digest.measured(range(PAGES), range(LAYERS)), range(PAGES))
 
     def wait(self, kind: type[E]) -> E:
         """The next event, which must be of this kind."""
-        event = self.events.get(timeout=30)
+        event = self.events.get(timeout=60)
         assert isinstance(event, kind), event
         return event
 
@@ -83,7 +93,8 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool)
     while True:
         match pipe.recv():
             case ("open", Endpoint() as to, Lease() as lease):
-                key = side.handoff.open(to, lease)
+                side.handoff.command(Open(to, lease))
+                key = to.agent, lease.id
             case ("push", Push() as push):
                 side.handoff.push(key, push)
             case ("read", Endpoint() as to, Loan() as loan):
@@ -97,8 +108,10 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool)
                 pipe.send(None)
             case ("look", list() as pages):
                 pipe.send([set(side.pool[page].tolist()) for page in pages])
+            case ("links",):
+                pipe.send(dict(side.handoff.links))
             case ("event",):
-                pipe.send(side.events.get(timeout=30))
+                pipe.send(side.events.get(timeout=60))
             case ("stop",):
                 side.handoff.stop()
                 return
@@ -118,8 +131,14 @@ class Peer:
     def open(self, to: Endpoint, lease: Lease) -> None:
         self._pipe.send(("open", to, lease))
 
-    def push(self, local: list[int], remote: list[int], layer: int | None = None) -> None:
-        self._pipe.send(("push", Push(tuple(local), tuple(remote), layer)))
+    def push(self, local: list[int], remote: list[int], layer: int | None = None, final: bool = False) -> None:
+        self._pipe.send(("push", Push(tuple(local), tuple(remote), layer, final)))
+
+    def links(self) -> dict[str, LinkReport]:
+        """What it measured of its links."""
+        self._pipe.send(("links",))
+        found: dict[str, LinkReport] = self._pipe.recv()
+        return found
 
     def read(self, to: Endpoint, loan: Loan) -> None:
         self._pipe.send(("read", to, loan))
@@ -153,5 +172,5 @@ class Peer:
     def close(self) -> None:
         if self.process.is_alive():
             self._pipe.send(("stop",))
-            self.process.join(10)
+            self.process.join(60)
         assert not self.process.is_alive()

@@ -45,7 +45,7 @@ def complete(lease: Lease) -> Complete:
 
 def test_pages_arrive_before_the_completion_and_nothing_else_is_touched(side: Side, peer: Peer) -> None:
     lease = lease_of(1, [40, 7, 9])
-    side.handoff.grant(lease, peer.endpoint)
+    side.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3, 4], [40, 7])
     for layer in range(LAYERS):
@@ -68,7 +68,7 @@ def test_layers_that_differ_arrive_each_with_its_own_bytes() -> None:
     side, peer = Side(HOLDER_EPOCH, holder), Peer(0x11, holder)
     try:
         lease = lease_of(1, [40, 7])
-        side.handoff.grant(lease, peer.endpoint)
+        side.grant(lease, peer.endpoint)
         peer.open(side.endpoint, lease)
         peer.push([3], [40])
         for layer in range(LAYERS):
@@ -87,13 +87,13 @@ def test_layers_that_differ_arrive_each_with_its_own_bytes() -> None:
 
 def test_a_layer_that_did_not_come_is_missed(side: Side, peer: Peer) -> None:
     lease = lease_of(8, [2, 5])
-    side.handoff.grant(lease, peer.endpoint)
+    side.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3], [2])
     for layer in range(1, LAYERS):
         peer.push([4], [5], layer)
     peer.complete(complete(lease))
-    while isinstance(rejected := side.events.get(timeout=30), receiver.Rejected):
+    while isinstance(rejected := side.events.get(timeout=60), receiver.Rejected):
         assert "layers 1 to" in rejected.why or "0 were written" in rejected.why
     assert isinstance(rejected, receiver.Reclaimed)
     assert "wrote 1 pages of 2" in rejected.reason
@@ -104,7 +104,7 @@ def test_a_page_that_is_not_what_was_sent_is_found_by_its_digest(side: Side, lay
     peer = Peer(0x13, spoils=True)
     try:
         lease = lease_of(8, [2, 5])
-        side.handoff.grant(lease, peer.endpoint)
+        side.grant(lease, peer.endpoint)
         peer.open(side.endpoint, lease)
         peer.push([SPOILED - 1], [2])
         for layer in range(LAYERS) if layerwise else [None]:
@@ -120,11 +120,11 @@ def test_a_page_that_is_not_what_was_sent_is_found_by_its_digest(side: Side, lay
 
 def test_an_aborted_lease_comes_back_when_the_writer_says_it_stopped(side: Side, peer: Peer) -> None:
     lease = lease_of(2, [1, 2, 3])
-    side.handoff.grant(lease, peer.endpoint)
+    side.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3], [1])
     assert isinstance(peer.event(), sender.Done)
-    side.handoff.revoke(lease.id)
+    side.revoke(lease.id)
     assert side.wait(receiver.Fenced).code == "lease_aborted"
     assert side.wait(receiver.Reclaimed).proof == "acknowledged"
     assert isinstance(peer.event(), sender.Failed)
@@ -132,7 +132,7 @@ def test_an_aborted_lease_comes_back_when_the_writer_says_it_stopped(side: Side,
     peer.push([4, 5], [2, 3])  # too late: it must not be written
     peer.complete(complete(lease))
     after = lease_of(3, [8])
-    side.handoff.grant(after, peer.endpoint)
+    side.grant(after, peer.endpoint)
     peer.open(side.endpoint, after)
     peer.push([6], [8])
     peer.complete(complete(after))
@@ -144,14 +144,14 @@ def test_a_lease_aborted_before_its_prompt_reached_the_writer_comes_back_at_firs
     side: Side, peer: Peer
 ) -> None:
     lease = lease_of(4, [1, 2])
-    side.handoff.grant(lease, peer.endpoint)
-    side.handoff.revoke(lease.id)
+    side.grant(lease, peer.endpoint)
+    side.revoke(lease.id)
     assert side.wait(receiver.Fenced).code == "lease_aborted"
     assert side.wait(receiver.Reclaimed).proof == "acknowledged"
     peer.open(side.endpoint, lease)  # the prompt comes after all
     assert isinstance(peer.event(), sender.Failed)
     after = lease_of(5, [8])
-    side.handoff.grant(after, peer.endpoint)
+    side.grant(after, peer.endpoint)
     peer.open(side.endpoint, after)
     peer.push([6], [8])
     peer.complete(complete(after))
@@ -160,7 +160,7 @@ def test_a_lease_aborted_before_its_prompt_reached_the_writer_comes_back_at_firs
 
 def test_the_death_of_a_writer_is_noticed_without_asking_and_is_proof(side: Side, peer: Peer) -> None:
     lease = lease_of(7, [1, 2])
-    side.handoff.grant(lease, peer.endpoint)
+    side.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3], [1])
     assert isinstance(peer.event(), sender.Done)
@@ -169,16 +169,19 @@ def test_the_death_of_a_writer_is_noticed_without_asking_and_is_proof(side: Side
     assert (reclaimed.proof, reclaimed.lease) == ("writer_died", 7)
 
 
-def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) -> None:
-    lease = lease_of(5, [1, 2], seconds=0.5)
-    side.handoff.grant(lease, peer.endpoint)
+def test_a_stopped_writer_is_fenced_and_never_trusted(
+    side: Side, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = lease_of(5, [1, 2])
+    side.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3], [1])
     assert isinstance(peer.event(), sender.Done)
     assert peer.process.pid is not None
     os.kill(peer.process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(receiver, "SILENCE", 0.5)
     try:
-        assert side.wait(receiver.Fenced).code == "lease_expired"
+        assert side.wait(receiver.Fenced).code == "lease_writer_silent"
         with pytest.raises(queue.Empty):  # nothing comes back while it may still write
             side.events.get(timeout=1.0)
     finally:
@@ -190,13 +193,13 @@ def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) ->
 def test_an_agent_starts_where_a_fabric_is_named(fabric: Fabric) -> None:
     script = "from peer import Side; side = Side(1); side.handoff.stop()"
     environment = os.environ | fabric_env(fabric, cuda=False) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=300)
 
 
 def test_a_writer_whose_kv_differs_is_refused_by_the_field(side: Side) -> None:
     other = Peer(0x12, msgspec.structs.replace(FINGERPRINT, dtype="bfloat16"))
     try:
-        side.handoff.grant(lease_of(6, [1]), other.endpoint)
+        side.grant(lease_of(6, [1]), other.endpoint)
         assert "dtype: 'float32', 'bfloat16'" in side.wait(receiver.Reclaimed).reason
         other.open(side.endpoint, lease_of(6, [1]))
         failed = other.event()
@@ -223,7 +226,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason(
     side = Side(HOLDER_EPOCH, TWO_HEADS)
     try:
         claimed = msgspec.structs.replace(TWO_HEADS, **theirs)
-        side.handoff.grant(lease_of(6, [1]), msgspec.structs.replace(peer.endpoint, fingerprint=claimed))
+        side.grant(lease_of(6, [1]), msgspec.structs.replace(peer.endpoint, fingerprint=claimed))
         for reason in reasons:
             reclaimed = side.wait(receiver.Reclaimed)
             assert reclaimed.proof == "never_connected"

@@ -35,7 +35,7 @@ def hand_off(
     side: Side, peer: Peer, id_: int, local: list[int], remote: list[int], layerwise: bool = False
 ) -> None:
     lease = Lease(id_, EPOCH, remote, 0, 60.0, peer.endpoint.agent, PEER)
-    side.handoff.grant(lease, peer.endpoint)
+    side.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     for layer in ALL if layerwise else [None]:
         peer.push(local, remote, layer)
@@ -79,8 +79,8 @@ def test_what_came_wrong_and_what_never_came_is_not_known(side: Side, peer: Peer
     side.wait(receiver.Reclaimed)
     assert (side.kept.table[8] != 0).all()
     assert not side.kept.table[9].any()
-    side.handoff.grant(Lease(2, EPOCH, [10], 0, 60.0, peer.endpoint.agent, PEER), peer.endpoint)
-    side.handoff.revoke(2)
+    side.grant(Lease(2, EPOCH, [10], 0, 60.0, peer.endpoint.agent, PEER), peer.endpoint)
+    side.revoke(2)
     side.wait(receiver.Fenced)
     side.wait(receiver.Reclaimed)
     assert not side.kept.table[10].any()

@@ -76,7 +76,7 @@ def test_pages_that_are_not_what_was_lent_are_found_and_the_loan_ends(reader: Pe
 def test_a_loan_that_is_taken_back_is_not_read_any_more(side: Side, reader: Peer) -> None:
     loan = loan_of(3, [20])
     side.handoff.command(Lend(loan, reader.endpoint))
-    side.handoff.revoke(loan.id)
+    side.revoke(loan.id)
     assert side.wait(receiver.Fenced).code == "lease_aborted"
     assert side.wait(receiver.Reclaimed).proof == "acknowledged"
     read(reader, side, loan, [5])

@@ -18,7 +18,7 @@ PAGES = 64
 
 
 class Pushes:
-    """Stands in for HandoffGroup: notes what is to be read."""
+    """Stands in for KVConnector: notes what is to be read."""
 
     def __init__(self) -> None:
         self.pushed: list[Push] = []
@@ -51,9 +51,9 @@ class Prefill:
         tree.release(tree.insert(self.known, pages, ""))
 
     def read(self, tokens: int, loan: Loan) -> tuple[Readback, Key | None]:
-        readback = Readback(self.cache)
+        readback = Readback(self.cache, self.pushes)
         sequence = Sequence("r", list(range(tokens)), Sampling(1), 1, "")
-        return readback, readback.read(self.pushes, self.lender, loan, sequence)
+        return readback, readback.read(self.lender, loan, sequence)
 
 
 @given(

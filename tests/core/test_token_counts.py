@@ -4,7 +4,7 @@ from pair import PROMPT, ROUTER, Pair
 from toy import reference
 
 from kvasir_engine.core.metrics import EngineCollector
-from kvasir_engine.core.requests import TokenCounts
+from kvasir_engine.core.stats import TokenCounts
 from kvasir_engine.protocol import Leased, Reserve, Sampling, Submit
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from kvasir_engine.connector import triton_digests
 from kvasir_engine.gpu_kernels import gate, residual_norm, rotary_store, settle
-from kvasir_engine.sampling import draw_triton
+from kvasir_engine.sampling import draw_triton, mask_triton
 
 pytest.importorskip("triton")
 
@@ -31,6 +31,11 @@ def test_sampling() -> None:
     ptx = compiled(draw_triton._draw, types, constants, draw_triton.WARPS)
     assert ".target sm_90" in ptx
     assert "ld.local" not in ptx, "registers spill"
+
+
+def test_masks() -> None:
+    types = {"logits": "*fp32", "stride": "i64", "places": "*i32", "words": "*i32", "out": "*fp32"}
+    fits(compiled(mask_triton._mask, types, {"BLOCK": mask_triton.BLOCK}, mask_triton.WARPS))
 
 
 @pytest.mark.parametrize("row", [32, 16, 6])

@@ -60,12 +60,13 @@ def test_every_finished_answer_validates_though_clients_leave_and_a_decode_worke
     forced = bfloat16.metric("decode", "kvasir_forced_tokens_total")
     jsonschema.validate(json.loads(answer(bfloat16, 0)), SCHEMA)
     assert bfloat16.metric("decode", "kvasir_forced_tokens_total") > forced
+    decodes = bfloat16.pods("decode")
     with ThreadPoolExecutor(6) as threads:
         streaming = threading.Event()
         answers = [threads.submit(answer, bfloat16, number, streaming) for number in range(1, 5)]
         leaving = [threads.submit(answer, bfloat16, number, None, True) for number in (5, 6)]
         assert streaming.wait(120)
-        victim = max(bfloat16.pods("decode"), key=lambda pod: metric(pod, "kvasir_requests_running"))
+        victim = max(decodes, key=lambda pod: metric(pod, "kvasir_requests_running"))
         kill(victim["pid"])
         for each in answers:
             jsonschema.validate(json.loads(each.result()), SCHEMA)

@@ -85,10 +85,8 @@ class Greedy:
 
 
 def forkserver() -> Any:
-    """Starts processes that have the engine imported. It knows no modules of tests: its path is not theirs."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["kvasir_engine.entrypoints.follower_node"])
-    return context
+    """Starts processes that have the engine imported (conftest.py)."""
+    return mp.get_context("forkserver")
 
 
 def engine_options(
@@ -161,7 +159,7 @@ def _owned(engine: Any) -> dict[str, int]:
     owned = {owner.name: pool.count(owner) for owner in (Owner.HELD, Owner.LEASED, Owner.FENCED)}
     owned |= {"leases": len(engine.leases.open) + len(engine.leases.fenced)}
     owned |= {"pushes": len(engine.pushes.open)}
-    owned |= {"lent": len(engine.readback.lent), "reads": len(engine.readback.reads)}
+    owned |= {"lent": len(engine.loans.lent), "reads": len(engine.readback.reads)}
     return {what: count for what, count in owned.items() if count}
 
 

@@ -5,6 +5,7 @@ import queue
 import pytest
 
 from kvasir_engine.connector import notifications, sender
+from kvasir_engine.connector.commands import Open, Withdraw
 from kvasir_engine.connector.nixl_agent import PeerDied, TransferHandle
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
@@ -79,13 +80,14 @@ def test_a_death_under_several_writes_fails_the_lease_once_and_not_the_thread(la
     agent, events = DyingPeers(), queue.Queue[Event]()
     connector = TransferThread(lambda: agent, events.put, None)  # type: ignore[arg-type, return-value]
     connector.start()
-    key = connector.open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1))
+    key = "them", 1
+    connector.command(Open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1)))
     for layer in range(layers):
         connector.push(key, sender.Push((1,), (4,), layer))
-        assert agent.written.get(timeout=10) == layer
+        assert agent.written.get(timeout=60) == layer
     agent.dead = True
-    assert events.get(timeout=10) == sender.Failed(key, "the decode worker died")
-    connector.withdraw(key, "nothing happens")
+    assert events.get(timeout=60) == sender.Failed(key, "the decode worker died")
+    connector.command(Withdraw(key, "nothing happens"))
     assert connector.is_alive()
     connector.stop()
     assert events.empty()

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from sequences import Sequences, random_tokens
 from test_gpu_launch import PROMPTS, decode_batch, generate, prompt_batch, requests
 from tiny_models import gemma3, llama, mistral, qwen3, runner_of
@@ -92,6 +94,21 @@ def test_what_a_gpu_samples_is_what_the_cpu_does(vocab: int) -> None:
     right = sample(logits, rows).tokens
     # exp differs in its last bit between the two: a token at the edge of a draw may differ, but not many
     assert sum(a != b for a, b in zip(queued.collect().tokens, right, strict=True)) <= 2
+
+
+def test_a_gpus_masks_are_the_plain_ones() -> None:
+    from kvasir_engine.sampling.token_masks import restrict
+
+    class Mask:
+        def __init__(self, seed: int) -> None:
+            self.seed = seed
+
+        def words(self) -> NDArray[np.int32]:
+            return np.random.default_rng(self.seed).integers(-(2**31), 2**31, 4008, dtype=np.int64).astype(np.int32)
+
+    logits = torch.randn(9, 128_256, generator=torch.Generator().manual_seed(4))
+    masks = [(row, Mask(row)) for row in (8, 0, 3)]
+    assert torch.equal(restrict(logits.cuda(), masks)[0].cpu(), restrict(logits, masks)[0])
 
 
 def test_layers_are_told_of_when_their_kv_is_in_the_pool(tmp_path: Path) -> None:

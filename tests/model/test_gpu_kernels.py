@@ -35,6 +35,26 @@ def without_cpu_kernels() -> None:
     cpu.takes = lambda _: False  # type: ignore[assignment]
 
 
+def masks() -> None:
+    from kvasir_engine.sampling.mask_triton import masked
+    from kvasir_engine.sampling.token_masks import penalties
+
+    for vocab in (31, 32, 151, 1024, 3001):
+        generator = torch.Generator().manual_seed(vocab)
+        wide = torch.randn(6, vocab + 5, generator=generator)
+        wide[2, 3], wide[4, 1], wide[4, 2] = float("nan"), float("inf"), -0.0
+        words = torch.randint(-(2**31), 2**31, (4, -(-vocab // 32)), generator=generator).int()
+        words[0], words[1] = -1, 0
+        for rows in ([], [0], [5, 2, 4, 0], [1, 3, 4]):
+            own = words[: len(rows)].contiguous()
+            for logits in (wide[:, :vocab], wide[:, :vocab].contiguous()):
+                right = logits.clone()
+                if rows:
+                    right[rows] += penalties(own, vocab)
+                ours = masked(logits, own, rows)
+                torch.testing.assert_close(ours, right, rtol=0, atol=0, equal_nan=True)
+
+
 def norms() -> None:
     from kvasir_engine.gpu_kernels.residual_norm import add_norm
 
@@ -212,6 +232,6 @@ def models() -> None:
         assert both[1].pool.tensor.any()
 
 
-@pytest.mark.parametrize("test", ["norms", "gates", "rotary", "heads", "models"])
+@pytest.mark.parametrize("test", ["norms", "gates", "rotary", "heads", "models", "masks"])
 def test_kernels_give_what_the_plain_layers_do(test: str) -> None:
     in_interpreter(test)

@@ -47,6 +47,7 @@ def steps_launch_what_was_warmed_up(kind: str) -> None:
     from kvasir_engine.model.layers import cpu
     from kvasir_engine.model.tensor_parallel import shard
     from kvasir_engine.sampling.draw_triton import draw_rows
+    from kvasir_engine.sampling.mask_triton import masked
 
     triton.runtime.driver.set_active(HopperWithoutOne())
     cpu.takes = lambda _: False  # type: ignore[assignment]
@@ -79,7 +80,8 @@ def steps_launch_what_was_warmed_up(kind: str) -> None:
     for counts in ({0: 5, 1: 1}, {1: 9}, {0: 1, 1: 1}):
         logits = sides.step(counts)
         draw_rows(torch.zeros(len(logits), 160), torch.zeros(len(logits), 5, dtype=torch.float64))
-    assert launched == {"_add_norm", "_gated", "_rotary_store", "_settle", "_draw"}
+        masked(logits, torch.zeros(1, 5, dtype=torch.int32), [0])
+    assert launched == {"_add_norm", "_gated", "_rotary_store", "_settle", "_draw", "_mask"}
     assert lacking == [], "kernels that were not warmed up"
 
 
@@ -102,15 +104,15 @@ print(len(done.at_hand), len(done.compiled))
 
 def test_a_worker_compiles_nothing_that_its_image_brings(tmp_path: Path) -> None:
     image, run = tmp_path / "image", tmp_path / "run"
-    assert python(WARM_UP, image).split() == ["0", "8"]
+    assert python(WARM_UP, image).split() == ["0", "9"]
     for each in [image, *image.rglob("*")]:
         each.chmod(0o555 if each.is_dir() else 0o444)
     given = {"KVASIR_TRITON_AHEAD": str(image), "KVASIR_RUN_DIR": str(run), "TRITON_CACHE_DIR": ""}
     for _ in range(2):
-        assert python(WARM_UP, Path(), **given).split() == ["8", "0"]
+        assert python(WARM_UP, Path(), **given).split() == ["9", "0"]
     assert (run / "triton").stat().st_mode & 0o777 == 0o700
     other = {**given, "KVASIR_TRITON_AHEAD": str(tmp_path / "none"), "KVASIR_RUN_DIR": str(tmp_path / "bare")}
-    assert python(WARM_UP, Path(), **other).split() == ["0", "8"]
+    assert python(WARM_UP, Path(), **other).split() == ["0", "9"]
     for each in [image, *image.rglob("*")]:
         each.chmod(0o755)
 

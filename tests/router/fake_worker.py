@@ -317,7 +317,7 @@ class Cluster:
 
     async def until(self, what: Callable[[], bool]) -> None:
         """Return once `what` holds; the test's own timeout bounds it."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not what():  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 

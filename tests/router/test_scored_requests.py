@@ -29,7 +29,7 @@ def worker(role: Any, name: str, fabric: Fabric, *, knows: bool = True, **how: A
 
 
 async def outputs_of(running: Cluster, count: int = 6) -> list[Output]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return [each async for each in running.client.generate(request(PROMPT, count, prompt_logprobs=0))]
 
 

@@ -111,7 +111,7 @@ def test_a_node_and_a_leader_that_are_not_of_one_role_refuse_each_other_by_name(
 def refused(caplog: pytest.LogCaptureFixture, why: str) -> None:
     """Wait until the listener has said why it refused somebody."""
     ended = threading.Event()
-    for _ in range(500):
+    for _ in range(6000):
         if any("refused" in each.getMessage() and why in each.getMessage() for each in caplog.records):
             return
         ended.wait(0.01)
@@ -122,7 +122,7 @@ def test_who_shows_no_certificate_is_told_nothing(group: Group, caplog: pytest.L
     caplog.set_level(logging.INFO)
     plain = socket.create_connection((group.where[0].host, group.where[0].port), SECONDS)
     with plain:
-        node_protocol.send(plain, node_protocol.Hello(node_protocol.VERSION, group.group, 1, 1, "node", 0))
+        node_protocol.send(plain, node_protocol.NodeHello(node_protocol.VERSION, group.group, 1, 1, "node", 0))
         answer = b""
         try:
             while some := plain.recv(4096):

@@ -1,11 +1,11 @@
 """The HTTP application over an EngineClient: OpenAI's API, and what else clients of models speak."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
 
 from fastapi import FastAPI, Request
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -57,17 +57,23 @@ def create_app(
     body_bytes: int = HttpLimits.body_bytes,
     batches: BatchRunner | None = None,
     grammars: GrammarCheck | None = None,
+    all_metrics: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
     """The application. `executor` runs tokenizing and chat templates; the caller shuts it down. Long texts get
     `long_ones` of its threads at most.
 
-    `registry` gets the request metrics and is what /metrics shows. Without `keys` everyone may use the API, as one
-    tenant. /health, /ready, /metrics, /version and /openapi.json ask for no key.
+    `registry` gets the request metrics and is what /metrics shows, unless `all_metrics` has more to show.
+    Without `keys` everyone may use the API, as one tenant. /health, /ready, /metrics, /version and /openapi.json
+    ask for no key.
     `over` says why the process serves no more, if it does not.
     `body_bytes`: of all requests' bodies together. `batches`: files and batches; the caller runs them.
     `grammars`: who tries them, if not new processes that end with this one.
     """
     metrics = ApiMetrics(registry)
+
+    async def own_metrics() -> bytes:
+        return generate_latest(registry)
+
     grammars = grammars or GrammarCheck(partial(vocabulary_of, model))
     service = Service(client, model, metrics, lifecycle, keys, OffLoop(executor, long_ones), grammars)
     app = FastAPI(title="Kvasir", openapi_url=None)
@@ -88,7 +94,7 @@ def create_app(
     app.add_exception_handler(ApiError, on_error)
     app.add_exception_handler(Exception, on_error)
 
-    probes.add(app, service, registry, over)
+    probes.add(app, service, all_metrics or own_metrics, over)
     models.add(app, service)
     chat_completions.add(app, service)
     completions.add(app, service)

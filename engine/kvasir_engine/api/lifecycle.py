@@ -1,15 +1,19 @@
 """Whether this process takes requests, and how many it has."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Lifecycle:
-    """Serving, then draining: not ready any more, while what is in flight is finished."""
+    """Serving, then draining: not ready any more, while what is in flight is finished.
 
-    def __init__(self) -> None:
+    `told` hears at each change how many requests are in flight.
+    """
+
+    def __init__(self, told: Callable[[int], None] = lambda inflight: None) -> None:
         self.draining = False
         self.inflight = 0
+        self._told = told
 
     def drain(self) -> None:
         """Be unready from now on. Requests that still come are served: the caller may not know yet."""
@@ -17,8 +21,12 @@ class Lifecycle:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        self.inflight += 1
+        self._count(1)
         try:
             yield
         finally:
-            self.inflight -= 1
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self.inflight += change
+        self._told(self.inflight)

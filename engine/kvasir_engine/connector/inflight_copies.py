@@ -1,17 +1,21 @@
 """Writes and reads from when they are decided to when their bytes are there and their digests known."""
 
+import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from kvasir_engine import faults
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.digest_thread import DigestThread, TimedDigests
-from kvasir_engine.connector.nixl_agent import NixlAgent, TransferHandle
+from kvasir_engine.connector.link_probe import LinkProbes
+from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, TransferHandle
 from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.connector.stats import TransferStats
+
+log = logging.getLogger("transfer")
 
 POST_TIME = 0.001
 """Seconds of posting after which the thread looks around: where a post blocks for its copy, one is enough."""
@@ -25,6 +29,10 @@ class _Copy:
     digests: "Future[TimedDigests] | None"
     reads: bool = False
     ok: bool | None = None
+    last: bool = False
+    """Whether all that goes under its lease is written with it."""
+    timed: bool = False
+    """Whether its pages are written again, to be timed."""
 
 
 @dataclass(frozen=True)
@@ -33,40 +41,82 @@ class EndedCopy:
 
     key: Key
     push: Push
+    reads: bool
     ok: bool
     digests: TimedDigests
 
 
-class InflightCopies:
-    """What one agent copies. Methods that talk to a peer raise PeerDied."""
+@dataclass(frozen=True)
+class LostPeer:
+    """The transport says that an agent is gone."""
 
-    def __init__(self, agent: NixlAgent, digests: DigestThread, stats: TransferStats) -> None:
+    agent: str
+
+
+class InflightCopies:
+    """What one agent copies."""
+
+    def __init__(
+        self,
+        agent: NixlAgent,
+        digests: DigestThread,
+        stats: TransferStats,
+        probes: LinkProbes | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`probes`: the link to a peer is measured with the first pages that are all written."""
         self._agent = agent
+        self._probes = probes
         self._digests = digests
         self._stats = stats
+        self._clock = clock
         self._layers = agent.endpoint.fingerprint.layers
         self._posts: deque[sender.Post] = deque()  # decided and not begun
         self._copies: dict[tuple[Key, Push], _Copy] = {}
         self._read_until = 0.0  # the time of reading that is counted
 
-    def wait(self, post: sender.Post) -> None:
+    def add(self, post: sender.Post) -> None:
         """`post` is decided: its turn comes."""
         self._posts.append(post)
 
-    def due(self) -> Iterator[sender.Post]:
-        """Those whose turn has come."""
-        until = time.monotonic() + POST_TIME
-        while self._posts and time.monotonic() < until:
-            yield self._posts.popleft()
+    @property
+    def waiting(self) -> bool:
+        """Whether a copy is decided and not begun, or one is timed."""
+        return bool(self._posts) or bool(self._probes)
 
-    def write(self, post: sender.Post) -> None:
+    def advance(self) -> Iterator[EndedCopy | LostPeer]:
+        """Begin the copies whose turn has come, and report those that have ended."""
+        until = self._clock() + POST_TIME
+        while self._posts and self._clock() < until:
+            post = self._posts.popleft()
+            try:
+                if post.reads:
+                    self._read(post)
+                else:
+                    self._write(post)
+            except PeerDied:
+                yield LostPeer(post.key[0])
+            except ValueError as error:  # what the lease says does not fit the peer's pool
+                log.warning("nothing is copied agent=%s lease=%d reason=%s", *post.key, error)
+                yield EndedCopy(post.key, post.push, post.reads, False, TimedDigests([], 0.0))
+        for key, push in list(self._copies):
+            try:
+                ended = self._ended(key, push)
+            except PeerDied:
+                yield LostPeer(key[0])
+                continue
+            if ended is not None:
+                yield ended
+
+    def _write(self, post: sender.Post) -> None:
         """Begin to write, and to digest what is written."""
         (agent, _), push, layers = post.key, post.push, post.layers
         began = time.perf_counter()
         cut = self._agent.sent(agent)
         digests = self._digests.written(push.local, layers, cut)
         transfer = self._agent.write(agent, push.local, push.remote, layers)
-        self._copies[post.key, push] = _Copy(transfer, digests)
+        last = push.final and layers.stop == self._layers
+        self._copies[post.key, push] = _Copy(transfer, digests, last=last)
         self._stats.writes += 1
         self._stats.descriptors += len(push.local)
         if cut is not None:
@@ -74,7 +124,7 @@ class InflightCopies:
         self._stats.write_seconds += time.perf_counter() - began
         faults.hit(self._passed(push, layers))
 
-    def read(self, post: sender.Post) -> None:
+    def _read(self, post: sender.Post) -> None:
         """Begin to read."""
         if not any(copy.reads for copy in self._copies.values()):
             self._read_until = time.perf_counter()
@@ -83,19 +133,19 @@ class InflightCopies:
         self._copies[post.key, post.push] = _Copy(transfer, None, reads=True)
         faults.hit("prefill.reading")
 
-    def copies(self) -> list[tuple[Key, Push]]:
-        """All under way."""
-        return list(self._copies)
-
-    def ended(self, key: Key, push: Push) -> EndedCopy | None:
-        """How one of `copies` has ended, once; None if it is under way, or went with its peer."""
+    def _ended(self, key: Key, push: Push) -> EndedCopy | None:
+        """How a copy has ended, once; None if it is under way, or went with its peer."""
         copy = self._copies.get((key, push))
         if copy is None:
             return None
         if copy.ok is None:
             copy.ok = self._agent.poll(key[0], copy.transfer)
-        if copy.ok is None:
+            if copy.ok and copy.last and self._probes is not None and self._probes.wants(key[0]):
+                self._probes.begin(key[0], push.local, push.remote)
+                copy.timed = True
+        if copy.ok is None or (copy.timed and self._probes is not None and self._probes.busy(key[0])):
             return None
+        copy.timed = False
         if copy.digests is None:
             copy.digests = self._digests.arrived(push.local, range(self._layers), self._agent.received(key[0]))
         if not copy.digests.done():
@@ -105,10 +155,12 @@ class InflightCopies:
             now = time.perf_counter()
             self._stats.read_seconds += now - self._read_until
             self._read_until = now
-        return EndedCopy(key, push, copy.ok, self._digests.take(copy.digests))
+        return EndedCopy(key, push, copy.reads, copy.ok, self._digests.take(copy.digests))
 
     def died(self, agent: str) -> None:
         """The agent is gone, and what was copied from or to it."""
+        if self._probes is not None:
+            self._probes.died(agent)
         for gone in [each for each in self._copies if each[0][0] == agent]:
             self._agent.cancel(self._copies.pop(gone).transfer)
         self._posts = deque(post for post in self._posts if post.key[0] != agent)

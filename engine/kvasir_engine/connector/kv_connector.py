@@ -3,7 +3,7 @@
 Everything here runs on the engine's thread: what the ranks report comes through `received`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -12,13 +12,11 @@ from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.connector.layout import pairs
 from kvasir_engine.connector.rank_parts import Event, GrantedParts, PushedParts, StopParts
-from kvasir_engine.connector.sender import Key, Push
+from kvasir_engine.connector.sender import Key, LayerPush, Push
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.protocol import Address, Endpoint, Lease, Loan
-
-LayerPush = tuple[Key, Push]
-"""The push of a lease's last layer, from which those of the earlier layers follow."""
+from kvasir_engine.status_reports import LinkReport
 
 
 class OtherRanks(Protocol):
@@ -64,6 +62,11 @@ class KVConnector:
         """The counters of all ranks."""
         return self._own.stats if self._others is None else self._own.stats + self._others.stats
 
+    @property
+    def links(self) -> Mapping[str, LinkReport]:
+        """What rank 0 measured of its links to other workers; other ranks measure theirs for themselves."""
+        return self._own.links
+
     def is_alive(self) -> bool:
         """Whether rank 0's transfer thread runs. Where another rank's does not, the worker ends."""
         return self._own.is_alive()
@@ -80,26 +83,29 @@ class KVConnector:
     # -- the decode side
 
     def grant(self, lease: Lease, to: Endpoint, tokens: int) -> None:
-        """As TransferThread has it."""
+        """`to` may write the pages of `lease`, `tokens` (0: all) of them, until proof that it has stopped."""
         found = pairs(to.fingerprint, self.endpoint.fingerprint)
         self._grants.grant(lease.id, [(rank, to.agent_of(theirs)) for theirs, rank in found])
         self._command(Grant(lease, to, tokens))
 
     def revoke(self, lease: int) -> None:
-        """As TransferThread has it."""
+        """The request of a lease or loan was aborted: `Reclaimed` follows when its peer is proven stopped."""
         self._command(Revoke(lease))
 
     # -- the prefill side
 
     def open(self, to: Endpoint, lease: Lease) -> Key:
-        """As TransferThread has it."""
+        """Begin to write under `lease`. The key names it in every later call and event."""
         key, found = (to.agent, lease.id), pairs(self.endpoint.fingerprint, to.fingerprint)
         self._pushes.open(key, [(rank, to.agent_of(theirs)) for rank, theirs in found])
         self._command(Open(to, lease))
         return key
 
     def push(self, key: Key, push: Push) -> None:
-        """As TransferThread has it, for pages whose KV is there and for the completion."""
+        """Copy pages whose KV is there, or complete the lease, after its earlier pushes.
+
+        `Done` follows for whole pages, or `Failed`.
+        """
         self._pushes.push(key, push)
         self._own.push(key, push)
         if self._others is not None:
@@ -111,10 +117,10 @@ class KVConnector:
             self._pushes.push(key, last)
         if self._others is not None:
             self._others.push_layers(pushes)
-        return layer_pushes(self._own, pushes)
+        return self._own.push_layers(pushes)
 
     def withdraw(self, key: Key, reason: str) -> None:
-        """As TransferThread has it."""
+        """Write, or read, no more under the lease. `Failed` follows when the copies under way have ended."""
         self._command(Withdraw(key, reason))
 
     def busy(self, to: Endpoint, lease: int) -> bool:
@@ -162,16 +168,3 @@ class KVConnector:
                 case sender.Done() | sender.Failed():
                     events.append(effect)
         return events
-
-
-def layer_pushes(handoff: TransferThread, pushes: list[LayerPush]) -> Callable[[int], None]:
-    """What gives `handoff` each layer of `pushes` as it is computed."""
-
-    def on_layer(layer: int) -> None:
-        for key, last in pushes:
-            if layer == last.layer:
-                handoff.push(key, last)
-            else:
-                handoff.push(key, Push(last.local, last.remote, layer))
-
-    return on_layer

@@ -6,6 +6,7 @@ that it has a part of the KV in common with; events name them.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -14,12 +15,16 @@ from kvasir_engine import faults
 from kvasir_engine.connector import notifications, pending_loans, receiver, sender
 from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
 from kvasir_engine.connector.digest_thread import DigestThread
-from kvasir_engine.connector.inflight_copies import EndedCopy, InflightCopies
-from kvasir_engine.connector.layout import block_numbers, block_tokens, pairs
+from kvasir_engine.connector.early_messages import EarlyMessages
+from kvasir_engine.connector.fabric_rate import ANY_FABRIC, FabricRate
+from kvasir_engine.connector.inflight_copies import EndedCopy, InflightCopies, LostPeer
+from kvasir_engine.connector.layout import block_numbers, block_tokens
+from kvasir_engine.connector.link_probe import LinkProbes
 from kvasir_engine.connector.loan_reads import LoanReads
 from kvasir_engine.connector.nixl_agent import NixlAgent, PeerDied, PeerRefused
 from kvasir_engine.connector.notifications import AnyMessage, Complete, Lent, Ping, Pong, Release, Written
 from kvasir_engine.connector.open_leases import OpenLeases
+from kvasir_engine.connector.peer_ranks import PeerRanks
 from kvasir_engine.connector.pending_loans import PendingLoans
 from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.receiver import Receiver
@@ -30,8 +35,6 @@ from kvasir_engine.protocol import BadFrame, Endpoint, Lease, Loan
 
 log = logging.getLogger("transfer")
 
-MOST_EARLY = 1024
-"""Notifications that wait for rank 0's grant."""
 DIED = "the worker at the other end died"
 
 _Effect = Event | receiver.NotifyWriter | receiver.Verify | sender.Post | sender.Announce | sender.NotifyHolder
@@ -39,7 +42,7 @@ _Effects = Iterable[_Effect]
 
 
 class LeaseExecutor:
-    """The leases and loans of one rank, on both sides. `emit` gets the events."""
+    """The leases and loans of one rank, on both sides. `emit` gets the events; `clock` says the time."""
 
     def __init__(
         self,
@@ -49,8 +52,11 @@ class LeaseExecutor:
         verifies: bool,
         stats: TransferStats,
         emit: Callable[[Event], None],
+        fabric: FabricRate = ANY_FABRIC,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
+        self._clock = clock
         self._rank = rank
         self._digests = digests
         self._stats = stats
@@ -59,13 +65,14 @@ class LeaseExecutor:
         self._layers = layers = agent.endpoint.fingerprint.layers
         self._receiver = Receiver(agent.endpoint.epoch, layers, verifies)
         self._sender = Sender(layers)
-        self._copies = InflightCopies(agent, digests, stats)
+        self._ranks = PeerRanks(agent, rank, lambda peer: self._receiver.knows(peer) or self._sender.knows(peer))
+        self.probes = LinkProbes(agent, fabric, self._sender.together, clock)
+        self._copies = InflightCopies(agent, digests, stats, None if faults.ON else self.probes, clock)
         self._open_leases = OpenLeases()
         self._reads = LoanReads()
         self._unconfirmed = UnconfirmedLeases()
         self._pending_loans = PendingLoans(digests, layers)
-        self._known = 0  # the latest lease or loan of ours
-        self._early: list[tuple[int, str, bytes]] = []  # what peers say of later ones, with the one that it is
+        self._early = EarlyMessages()
         self._digested: dict[tuple[Key, Push], list[int]] = {}  # of writes that have ended
 
     @property
@@ -76,7 +83,7 @@ class LeaseExecutor:
     def obey(self, command: AnyCommand) -> None:
         """Carry out a command."""
         try:
-            self._apply(self._obey(command, time.monotonic()))
+            self._apply(self._obey(command, self._clock()))
         except Exception as error:
             log.exception("a command broke")
             failed = _failed(command, f"{type(error).__name__}: {error}")
@@ -90,34 +97,26 @@ class LeaseExecutor:
             self._open_leases.computed(key, computed)
         for part in self._open_leases.parts(key):
             if not self._reads.waits(part, push) and not self._unconfirmed.waits(part, push):
-                self._apply(self._sender.push(part, push, time.monotonic()))
+                self._apply(self._sender.push(part, push, self._clock()))
 
     def turn(self, arrived: list[tuple[str, bytes]]) -> bool:
-        """Post what is due, take what has `arrived` from peers, see what has ended. Whether there was anything."""
-        progressed = bool(arrived)
-        for post in self._copies.due():
-            self._apply(self._post(post))
-            progressed = True
-        early = [(agent, data) for lease, agent, data in self._early if lease <= self._known]
-        self._early = [each for each in self._early if each[0] > self._known]
-        for agent, data in [*early, *arrived]:
+        """Take what has `arrived` from peers, begin copies, see what has ended. Whether there was anything."""
+        for agent, data in [*self._early.granted(), *arrived]:
             try:
-                self._apply(self._receive(agent, data, time.monotonic()))
+                self._apply(self._receive(agent, data, self._clock()))
             except Exception as error:  # a peer's message is not to end what serves the others
                 log.exception("a notification broke agent=%s", agent)
                 self._emit(receiver.Rejected(agent[:256], 0, f"{type(error).__name__}: {error}"[:1024]))
-        for key, push in self._copies.copies():
-            try:
-                ended = self._copies.ended(key, push)
-            except PeerDied:
-                self._apply(self._died(key[0]))
-                continue
-            if ended is not None:
+        progressed = bool(arrived) or self._copies.waiting
+        for news in self._copies.advance():
+            if isinstance(news, LostPeer):
+                self._apply(self._died(news.agent))
+            else:
                 progressed = True
-                self._apply(self._ended(ended))
+                self._apply(self._ended(news))
         for lent in self._pending_loans.done():
             self._apply(self._lent(lent))
-        now = time.monotonic()
+        now = self._clock()
         for agent, ping in self._unconfirmed.due(now):
             self._apply(self._send(agent, ping))
         self._apply([*self._receiver.tick(now), *self._sender.tick(now)])
@@ -128,7 +127,7 @@ class LeaseExecutor:
     def _obey(self, command: AnyCommand, now: float) -> _Effects:
         match command:
             case Grant(lease, to, tokens):
-                self._known = lease.id
+                self._early.grant(lease.id)
                 return self._grant(lease, to, tokens, now)
             case Revoke(granted):
                 return self._receiver.revoke(granted, now)
@@ -138,7 +137,7 @@ class LeaseExecutor:
                 parts = self._open_leases.parts(key)
                 return [effect for part in parts for effect in self._sender.withdraw(part, reason, now)]
             case Lend(loan, to):
-                self._known = loan.id
+                self._early.grant(loan.id)
                 return self._lend(loan, to, now)
             case Read(to, loan):
                 return self._open(to, loan, now, reading=True)
@@ -150,7 +149,7 @@ class LeaseExecutor:
         blocks = block_numbers(lease.pages, size // block, 0, count)
         self._digests.forget(lease.pages, None)
         effects: list[_Effect] = []
-        for rank in self._partners(to, incoming=True):
+        for rank in self._ranks.partners(to, incoming=True):
             refused = self._connect(lease.id, to, rank)
             if refused is None:
                 self._receiver.grant(lease.id, to.agent_of(rank), blocks, now, lease.seconds, lease.nonce)
@@ -163,7 +162,7 @@ class LeaseExecutor:
         a_page = size // block_tokens(size, to.fingerprint.page_size)
         blocks = block_numbers(loan.pages, a_page, 0, len(loan.pages) * a_page)
         effects: list[_Effect] = []
-        for rank in self._partners(to, incoming=False):
+        for rank in self._ranks.partners(to, incoming=False):
             agent, refused = to.agent_of(rank), self._connect(loan.id, to, rank)
             if refused is None:
                 self._receiver.lend(loan.id, agent, now, loan.seconds, loan.nonce)
@@ -175,25 +174,16 @@ class LeaseExecutor:
     def _connect(self, lease: int, to: Endpoint, rank: int) -> receiver.Reclaimed | None:
         """Why a part of a lease or loan of ours ends at once."""
         try:
-            self._meet(to, rank)
+            self._ranks.connect(to, rank)
         except PeerDied:
             return receiver.Reclaimed(lease, "writer_died", DIED, writer=to.agent_of(rank))
         except PeerRefused as refused:
             return receiver.Reclaimed(lease, "never_connected", str(refused), writer=to.agent_of(rank))
         return None
 
-    def _meet(self, to: Endpoint, rank: int) -> None:
-        """Connect to a rank. One that has another pool than it had is met anew, unless something is open."""
-        agent = to.agent_of(rank)
-        if self._agent.differs(to, rank):
-            if self._receiver.knows(agent) or self._sender.knows(agent):
-                raise PeerRefused(f"{agent} is known with another pool, and in use")
-            self._agent.forget(agent)
-        self._agent.connect(to, rank)
-
     def _open(self, to: Endpoint, lease: Lease | Loan, now: float, reading: bool = False) -> _Effects:
         """Begin to write, or to read, under a lease or loan of another worker."""
-        parts = {rank: (to.agent_of(rank), lease.id) for rank in self._partners(to, incoming=reading)}
+        parts = {rank: (to.agent_of(rank), lease.id) for rank in self._ranks.partners(to, incoming=reading)}
         self._open_leases.open((to.agent, lease.id), list(parts.values()))
         deadline = now + lease.seconds
         effects: list[_Effect] = []
@@ -201,7 +191,7 @@ class LeaseExecutor:
             if reading:
                 self._reads.open(part, lease.nonce)
             try:
-                self._meet(to, rank)
+                self._ranks.connect(to, rank)
                 opened = list(self._sender.open(part, lease.epoch, deadline, reading, lease.nonce))
                 effects += opened
                 if not opened and not reading:
@@ -212,13 +202,6 @@ class LeaseExecutor:
                 effects.append(sender.Failed(part, str(refused)))
         return effects
 
-    def _partners(self, peer: Endpoint, incoming: bool) -> list[int]:
-        """The ranks of `peer` that our KV comes from, or goes to."""
-        ours, theirs = self._endpoint.fingerprint, peer.fingerprint
-        if incoming:
-            return [from_ for from_, to in pairs(theirs, ours) if to == self._rank]
-        return [to for from_, to in pairs(ours, theirs) if from_ == self._rank]
-
     # -- what peers say
 
     def _receive(self, agent: str, data: bytes, now: float) -> _Effects:
@@ -228,14 +211,10 @@ class LeaseExecutor:
             log.warning("unreadable notification agent=%s error=%s", agent, error)
             return [receiver.Rejected(agent[:256], 0, f"unreadable: {error}"[:1024])]
         match message:
-            case _ if self._rank and message.epoch == self._endpoint.epoch and message.lease > self._known:
-                # Rank 0 counts leases up, and its grant comes over a network: the writer's word was faster.
-                if len(self._early) >= MOST_EARLY:
-                    return [
-                        receiver.Rejected(agent[:256], message.lease, "too many of leases that are not granted")
-                    ]
-                self._early.append((message.lease, agent, data))
-                return []
+            case _ if self._rank and message.epoch == self._endpoint.epoch and self._early.is_early(message.lease):
+                if self._early.keep(message.lease, agent, data):
+                    return []
+                return [receiver.Rejected(agent[:256], message.lease, "too many of leases that are not granted")]
             case Release(sender=sender):
                 if sender is not None and sender.agent == agent:
                     try:
@@ -297,27 +276,14 @@ class LeaseExecutor:
 
     # -- copies
 
-    def _post(self, post: sender.Post) -> _Effects:
-        try:
-            if post.key in self._reads:
-                self._copies.read(post)
-            else:
-                self._copies.write(post)
-        except PeerDied:
-            return self._died(post.key[0])
-        except ValueError as error:  # what the lease says does not fit the peer's pool
-            log.warning("nothing is copied agent=%s lease=%d reason=%s", *post.key, error)
-            return self._sender.ended(post.key, post.push, False, time.monotonic())
-        return []
-
     def _ended(self, ended: EndedCopy) -> _Effects:
         ok = ended.ok
-        if ended.key in self._reads:
+        if ended.reads:
             ok = ok and self._was_read(ended)
         else:
             self._digests.keep(ended.digests, ended.push.local)
             self._digested[ended.key, ended.push] = ended.digests.values
-        return self._sender.ended(ended.key, ended.push, ok, time.monotonic())
+        return self._sender.ended(ended.key, ended.push, ok, self._clock())
 
     def _was_read(self, read: EndedCopy) -> bool:
         """Whether a read brought what was lent."""
@@ -355,29 +321,38 @@ class LeaseExecutor:
     # -- what the machines decide
 
     def _apply(self, effects: _Effects) -> None:
-        for effect in effects:
-            match effect:
-                case sender.Post():
-                    self._copies.wait(effect)
-                case sender.Announce((agent, lease) as key, epoch, first, push, layers, nonce):
-                    digests = self._digested.pop((key, push))
-                    written = Written(lease, epoch, first, (layers.start, layers.stop), digests, nonce)
-                    self._apply(self._send(agent, written))
-                case receiver.Verify():
-                    faults.hit("decode.written")
-                    self._verify(effect)
-                case sender.NotifyHolder(agent, Complete() as complete):
-                    faults.hit("prefill.completing")
-                    self._apply(self._send(agent, complete))
-                    faults.hit("prefill.completed")
-                case receiver.NotifyWriter(agent, Release() as release):
-                    address = self._endpoint.address(0)
-                    self._apply(self._send(agent, msgspec.structs.replace(release, sender=address)))
-                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
-                    self._apply(self._send(agent, message))
-                case _:
-                    self._note(effect)
-                    self._emit(effect)
+        """Carry out effects in order, and what follows from them after all of them.
+
+        A death may show at the first of several messages. What was decided before it is told of before it.
+        """
+        waiting = deque(effects)
+        while waiting:
+            waiting.extend(self._carry_out(waiting.popleft()))
+
+    def _carry_out(self, effect: _Effect) -> _Effects:
+        """Do one thing that a machine decided. What follows from it."""
+        match effect:
+            case sender.Post():
+                self._copies.add(effect)
+            case sender.Announce((agent, lease) as key, epoch, first, push, layers, nonce):
+                digests = self._digested.pop((key, push))
+                return self._send(agent, Written(lease, epoch, first, (layers.start, layers.stop), digests, nonce))
+            case receiver.Verify():
+                faults.hit("decode.written")
+                self._verify(effect)
+            case sender.NotifyHolder(agent, Complete() as complete):
+                faults.hit("prefill.completing")
+                follows = self._send(agent, complete)
+                faults.hit("prefill.completed")
+                return follows
+            case receiver.NotifyWriter(agent, Release() as release):
+                return self._send(agent, msgspec.structs.replace(release, sender=self._endpoint.address(0)))
+            case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
+                return self._send(agent, message)
+            case _:
+                self._note(effect)
+                self._emit(effect)
+        return []
 
     def _note(self, event: Event) -> None:
         match event:

@@ -7,6 +7,7 @@ calls `notifications` often enough instead. Death of a peer shows as `PeerDied` 
 import contextlib
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,11 +84,18 @@ def choose_fabric(fabric: Fabric, cuda: bool, encryption: Encryption = "auto") -
 class NixlAgent:
     """This rank's agent; its name carries the worker's epoch, so a restarted worker is another agent."""
 
-    def __init__(self, epoch: int, region: Region, fingerprint: Fingerprint, rank: int = 0) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        region: Region,
+        fingerprint: Fingerprint,
+        rank: int = 0,
+        make_nixl: Callable[[str, nixl_agent_config], nixl_agent] = nixl_agent,
+    ) -> None:
         self.name = f"kvasir-{epoch:016x}" + (f"-{rank}" if rank else "")
         self.rank = rank
         self._spec = spec_of(fingerprint, region.page_bytes)
-        self._nixl = nixl_agent(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
+        self._nixl = make_nixl(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         size = region.pages * region.page_bytes
         self._registered = self._nixl.register_memory([(region.address, size, region.device, "")], region.memory)
         self.endpoint = Endpoint(self.name, epoch, self._nixl.get_agent_metadata(), region, fingerprint)
@@ -180,6 +188,11 @@ class NixlAgent:
         """What of our pages comes from the peer; `None` if it is not known any more."""
         peer = self._peers.get(agent)
         return None if peer is None or peer.from_ is None else peer.from_.target
+
+    def sends_whole_pages(self, agent: str) -> bool:
+        """Whether what goes to the peer are pages as they are, so that layers in any choice can be written."""
+        peer = self._peers.get(agent)
+        return peer is not None and peer.to is not None and peer.to.whole
 
     def forget(self, agent: str) -> None:
         """Drop a dead peer."""
@@ -309,5 +322,5 @@ class NixlAgent:
 
     def _indices(self, pages: Pages, layers: range) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
         """Places in the table of `layers` of `pages`. NIXL merges neighbours."""
-        places = np.arange(layers.start, layers.stop, dtype=np.int32)
+        places = np.arange(layers.start, layers.stop, layers.step, dtype=np.int32)
         return (np.asarray(pages, np.int32)[:, None] * np.int32(self._layers) + places).ravel()

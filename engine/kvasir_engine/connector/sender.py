@@ -15,6 +15,7 @@ asked before the first byte. Each input returns the effects that the caller must
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -35,8 +36,7 @@ Key = tuple[str, int]  # holder's agent, lease id
 _Tombstone = tuple[str, int, int, int]  # the same, epoch, nonce
 
 
-@dataclass(frozen=True, eq=False)
-class Push:
+class Push(msgspec.Struct, frozen=True, eq=False, weakref=True):
     """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all. Layers come in order.
 
     Pages are counted in the blocks of `layout.py`. `number` names the push between the ranks of a worker.
@@ -52,13 +52,18 @@ class Push:
     number: int = 0
 
 
+LayerPush = tuple[Key, Push]
+"""The push of a lease's last layer, from which those of the earlier layers follow."""
+
+
 @dataclass(frozen=True)
 class Post:
-    """Start writing `layers` of the pages of `push` for lease `key`; report its end with `ended`."""
+    """Start writing `layers` of the pages of `push` for lease `key`, or reading them; `ended` reports its end."""
 
     key: Key
     push: Push
     layers: range
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,9 +135,14 @@ class Sender:
         self._ended: OrderedDict[_Tombstone, str] = OrderedDict()
         self._early: OrderedDict[_Tombstone, str] = OrderedDict()
         self._pinged: dict[str, float] = {}
+        self._together: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._leases)
+
+    def together(self, agent: str, layers: int) -> None:
+        """From now on so many layers go to the agent in one write, and those of a write are all computed first."""
+        self._together[agent] = layers
 
     def knows(self, agent: str) -> bool:
         """Whether a lease is the agent's."""
@@ -217,6 +227,7 @@ class Sender:
         for key in gone:
             self._bury(key, self._leases[key], "the decode worker died")
         self._pinged.pop(agent, None)
+        self._together.pop(agent, None)
         return [Failed(key, "the decode worker died") for key in gone]
 
     def tick(self, now: float) -> Iterable[Effect]:
@@ -251,21 +262,34 @@ class Sender:
                     break
                 self._bury(key, lease, "the lease is complete")
                 return [*effects, NotifyHolder(key[0], push.complete), Done(key, push)]
-            write = self._next_write(lease.queue)
+            write = self._next_write(lease.queue, self._together.get(key[0], 1))
+            if write is None:
+                break
             lease.posted.append(write)
-            effects.append(Post(key, write.push, write.layers))
+            effects.append(Post(key, write.push, write.layers, lease.reading))
         return effects
 
-    def _next_write(self, queue: deque[Push]) -> _Write:
-        """Take the next push from the queue, and with it the next layers of the same pages that are there."""
-        push = queue.popleft()
+    def _next_write(self, queue: deque[Push], together: int) -> _Write | None:
+        """Take the next push from the queue, and with it the next layers of the same pages that are there.
+
+        None while some of the layers that are to go `together` are not.
+        """
+        push = queue[0]
         if push.layer is None:
-            return _Write(push, range(self._layers))
-        layers = range(push.layer, push.layer + 1)
+            return _Write(queue.popleft(), range(self._layers))
         # The layer that comes next is never another page's: those begin with layer 0.
-        while queue and queue[0].layer == layers.stop and len(push.local) * (len(layers) + 1) <= PIECES:
+        there = 1
+        for following in islice(queue, 1, None):
+            if following.layer != push.layer + there:
+                break
+            there += 1
+        wanted = min((push.layer // together + 1) * together, self._layers) - push.layer
+        if there < wanted and there == len(queue):
+            return None
+        count = min(there, max(wanted, PIECES // max(1, len(push.local))))
+        layers = range(push.layer, push.layer + count)
+        for _ in layers:
             push = queue.popleft()
-            layers = range(layers.start, layers.stop + 1)
         return _Write(push, layers)
 
     def _bury(self, key: Key, lease: _Lease, reason: str) -> None:

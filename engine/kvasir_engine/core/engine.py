@@ -19,20 +19,24 @@ from kvasir_engine.core.batching import batch_of
 from kvasir_engine.core.cached_page_checks import CachedPageChecks
 from kvasir_engine.core.grammar_requests import GrammarRequests
 from kvasir_engine.core.grammar_service import GrammarService
+from kvasir_engine.core.handoff_checks import HandoffChecks, Refusal
 from kvasir_engine.core.inflight_steps import InflightStep, InflightSteps
+from kvasir_engine.core.jobs import DecodeJob, Job, JobId, PrefillJob
 from kvasir_engine.core.kv_cache_manager import KVCacheManager
 from kvasir_engine.core.leases import Leases, RefusedCompletion
+from kvasir_engine.core.loans import Loans
 from kvasir_engine.core.output_processor import OutputProcessor
+from kvasir_engine.core.page_releaser import PageReleaser
 from kvasir_engine.core.pushes import Pushes
 from kvasir_engine.core.readback import Readback
 from kvasir_engine.core.request_finisher import RequestFinisher
-from kvasir_engine.core.request_validation import fault_of_endpoint, fault_of_lease
-from kvasir_engine.core.requests import Job, JobId, Requests, Stats
+from kvasir_engine.core.requests import Requests
 from kvasir_engine.core.scheduler import Limits, Plan, schedule
 from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.core.stats import Stats
 from kvasir_engine.core.waiting_queue import QueueLimits, WaitingQueue
 from kvasir_engine.kv.pages import OutOfPages, Owner
-from kvasir_engine.protocol import Delta, Endpoint, Lease, Leased, Load, Reserve, Role, Submit
+from kvasir_engine.protocol import Delta, Leased, Load, Reserve, Role, Submit
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest
 from kvasir_engine.transport_policy import ANY_TRANSPORT, TransportPolicy
 
@@ -78,14 +82,15 @@ class Engine:
         if checks is not None:
             self.cache.tree.note_entries()
         self.stats = Stats()
-        self.readback = Readback(self.cache)
         self.requests = Requests(runner.vocab, max_length, queue, self.stats, clock, grammars is not None)
-        self.leases = Leases(self.cache, connector, self.readback, epoch, self.stats)
+        self.loans = Loans(self.cache, connector)
+        self.leases = Leases(self.cache, connector, self.loans, epoch, self.stats)
         self.pushes = Pushes(self.cache, connector, runner.config.layers, self.stats)
+        self.readback = Readback(self.cache, connector)
         self.inflight = InflightSteps(self.cache)
-        self.finisher = RequestFinisher(
-            self.requests, self.cache, self.inflight, self.pushes, self.leases, self.readback, connector
-        )
+        self.pages = PageReleaser(self.cache, self.inflight, self.pushes)
+        self.finisher = RequestFinisher(self.requests, self.pages, self.pushes, self.leases, self.readback)
+        self._handoff_checks = HandoffChecks(role, connector, self.readback)
         self.tokens = OutputProcessor(self.requests, self.pushes, self.finisher, self.stats, max_length)
         self.grammars = GrammarRequests(grammars, self.requests, self.finisher, self.stats, self._enqueue)
         self._ended: float | None = None  # when the device had no step any more, though sequences run
@@ -124,22 +129,6 @@ class Engine:
         else:
             self.finisher.fail(job, code, message)
 
-    def _in_use(self, lease: Lease, to: Endpoint) -> bool:
-        """Whether the id of the lease or of its loan is in use. A loan that is being read does not count."""
-        assert self.connector is not None
-        if self.connector.busy(to, lease.id):
-            return True
-        loan = lease.loan
-        return (
-            loan is not None and (to.agent, loan.id) not in self.readback.reads and self.connector.busy(to, loan.id)
-        )
-
-    def _unsafe(self, place: str, nonces: bool) -> str | None:
-        """Why no KV may move between this worker and one at `place`, before any does; None if it may."""
-        if self.policy.encryption == "required" and not nonces:
-            return "encryption is required, and the other worker, or the router, knows no nonces of leases"
-        return self.policy.refusal(TransportPolicy("auto", place))
-
     def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
         """Run `work`; an error fails the request of the frame and no other."""
         try:
@@ -150,59 +139,34 @@ class Engine:
             self.refuse(session, request, why, "internal_error")
 
     def _submit(self, session: int, frame: Submit) -> None:
-        refuse = self.requests.refuse
-        if (frame.lease is None) != (frame.to is None):
-            return refuse(session, frame.id, "bad_request", "a lease needs its holder's endpoint")
-        if frame.lease is None and self.role == "prefill":
-            return refuse(session, frame.id, "wrong_role", "a prefill worker computes only under a lease")
-        if frame.lease is not None and (self.role == "decode" or self.connector is None):
-            return refuse(session, frame.id, "wrong_role", f"a {self.role} worker pushes no KV")
-        if frame.lease is not None and (unsafe := self._unsafe(frame.place, frame.lease.nonce > 0)) is not None:
-            return refuse(session, frame.id, "not_encrypted", unsafe)
-        if frame.lease is not None and frame.to is not None and self.connector is not None:
-            wrong = fault_of_endpoint("to", frame.to, self.connector.endpoint) or fault_of_lease(
-                frame.lease, frame.to
-            )
-            if wrong is None and self._in_use(frame.lease, frame.to):
-                wrong = "the lease is in use"
-            if wrong is not None:
-                return refuse(session, frame.id, "bad_lease", wrong)
-        job = self.requests.new(session, frame, self.grammars.compiling)
-        if job is None:
-            return None
-        if frame.lease is not None and frame.to is not None and self.connector is not None:
-            problem = self.pushes.begin(job, frame.to, frame.lease)
+        job = self._new(session, frame, self._handoff_checks.of_submit(frame, self.policy))
+        if isinstance(job, PrefillJob):
+            problem = self.pushes.begin(job)
             if problem is not None:
                 self.finisher.forget(job)
-                return refuse(session, frame.id, "bad_lease", problem)
-            if frame.lease.loan is not None:
-                job.reading = self.readback.read(self.connector, frame.to, frame.lease.loan, job.sequence)
-        self.grammars.begin(job)
+                return self.requests.refuse(session, frame.id, "bad_lease", problem)
+            if job.lease.loan is not None:
+                job.reading = self.readback.read(job.to, job.lease.loan, job.sequence)
+        if job is not None:
+            self.grammars.begin(job)
         return None
+
+    def _reserve(self, session: int, frame: Reserve) -> None:
+        job = self._new(session, frame, self._handoff_checks.of_reserve(frame, self.policy))
+        if job is not None:
+            self.grammars.begin(job)
+            faults.hit("decode.reserved")
+
+    def _new(self, session: int, frame: Submit | Reserve, refusal: Refusal | None) -> Job | None:
+        if refusal is not None:
+            self.requests.refuse(session, frame.id, *refusal)
+            return None
+        return self.requests.new(session, frame, self.grammars.compiling)
 
     def _enqueue(self, job: Job) -> None:
         """Let a job wait to be admitted, unless it has to wait for something else first."""
-        if job.reading is None and not job.compiling:
+        if job.admissible:
             self.waiting.add(job.sequence)
-
-    def _reserve(self, session: int, frame: Reserve) -> None:
-        if self.role == "prefill" or self.connector is None:
-            why = f"a {self.role} worker grants no leases"
-            return self.requests.refuse(session, frame.id, "wrong_role", why)
-        problem = fault_of_endpoint("writer", frame.writer, self.connector.endpoint)
-        if problem is not None:
-            return self.requests.refuse(session, frame.id, "bad_request", problem)
-        unsafe = self._unsafe(frame.place, frame.nonces)
-        if unsafe is not None:
-            return self.requests.refuse(session, frame.id, "not_encrypted", unsafe)
-        job = self.requests.new(session, frame, self.grammars.compiling)
-        if job is not None:
-            job.sequence.remote = True
-            job.writer, job.threshold, job.lend_from = frame.writer, frame.threshold, frame.lend_from
-            job.nonces = frame.nonces
-            self.grammars.begin(job)
-            faults.hit("decode.reserved")
-        return None
 
     def abort(self, session: int, request: str) -> None:
         """Stop a request and account for its pages. Idempotent."""
@@ -234,22 +198,20 @@ class Engine:
             case sender.Failed(key, reason) if key in self.readback.reads:
                 self._read(self.readback.failed(key, reason))
             case sender.Done(key, push):
-                job = self.pushes.ended(key, push)
-                if job is not None:
-                    self.requests.tell(job, Delta(job.sequence.id, index=1, finish="handoff"))
-                    self.finisher.forget(job)
+                if (pushed := self.pushes.ended(key, push)) is not None:
+                    self.requests.tell(pushed, Delta(pushed.sequence.id, index=1, finish="handoff"))
+                    self.finisher.forget(pushed)
             case sender.Failed(key, reason):
-                job = self.pushes.failed(key)
-                if job is not None:
-                    self.finisher.fail(job, "handoff_failed", reason)
+                if (pushing := self.pushes.failed(key)) is not None:
+                    self.finisher.fail(pushing, "handoff_failed", reason)
             case receiver.Settled(lease, complete):
                 self._settle(lease, complete)
             case receiver.Fenced():
                 job = self.leases.open.get(event.lease)
                 if job is not None:
                     self.finisher.fail(job, event.code, event.reason or "the prompt's KV did not come in time")
-            case receiver.Reclaimed() if event.lease in self.readback.lent:
-                self.readback.returned(event.lease)
+            case receiver.Reclaimed() if event.lease in self.loans.lent:
+                self.loans.returned(event.lease)
             case receiver.Reclaimed():
                 job = self.leases.reclaim(event)
                 if job is not None:
@@ -262,6 +224,7 @@ class Engine:
         """The read of a sequence has ended, well or not: the sequence waits to be admitted, in its old place."""
         if sequence is not None:
             job = self.requests.of(sequence)
+            assert isinstance(job, PrefillJob)
             job.reading = None
             self._enqueue(job)
 
@@ -270,10 +233,10 @@ class Engine:
         match self.leases.settle(lease, complete):
             case RefusedCompletion(job, why):
                 self.finisher.fail(job, "handoff_failed", why)
-            case Job() as job if complete.token >= vocab:
+            case DecodeJob() as job if complete.token >= vocab:
                 why = f"prefill sampled token {complete.token}, which is none of {vocab}"
                 self.finisher.fail(job, "handoff_failed", why)
-            case Job() as job:
+            case DecodeJob() as job:
                 self.requests.run(job.sequence)
                 self.inflight.share(job.sequence)
                 self.tokens.append(job, [complete.token], [complete.logprobs], sampled=False)
@@ -300,7 +263,7 @@ class Engine:
             plan = self._plan()
         for sequence in reversed(plan.preempt):
             self.running.remove(sequence)
-            self.finisher.part(self.requests.of(sequence))
+            self.pages.release(self.requests.of(sequence))
             self.waiting.add(sequence)
             self.stats.preemptions += 1
         for sequence in plan.admit:
@@ -337,13 +300,13 @@ class Engine:
         for job in [job for job in self.jobs.values() if pages & set(job.sequence.pages)]:
             if job.sequence in self.running:
                 self.running.remove(job.sequence)
-                self.finisher.part(job, keep=False)
+                self.pages.release(job, keep=False)
             self.finisher.fail(job, "kv_digest_mismatch", "cached KV that it uses was overwritten")
         return True
 
     def _admit(self, job: Job) -> None:
         sequence = job.sequence
-        if sequence.remote:
+        if sequence.remote and isinstance(job, DecodeJob):
             found = 0 if sequence.unscored else self.cache.cost(sequence)[1]
             missing = len(sequence.tokens) - found
             if missing >= job.threshold:
@@ -412,43 +375,43 @@ class Engine:
         """Wait for the steps in flight but the newest `leave`, and account for them. How many."""
         count = 0
         while len(self.inflight) > leave:
-            flight = self.inflight.oldest
-            sampled = flight.step.wait()
+            launched = self.inflight.oldest
+            sampled = launched.step.wait()
             self.inflight.ended()
-            if flight.step.replayed:
+            if launched.step.replayed:
                 self.stats.replayed_steps += 1
             else:
                 self.stats.eager_steps += 1
-            if flight.idle is not None:
-                self.stats.idle_seconds += flight.idle if flight.step.gap is None else flight.step.gap
-            self._account(flight, sampled)
+            if launched.idle is not None:
+                self.stats.idle_seconds += launched.idle if launched.step.gap is None else launched.step.gap
+            self._account(launched, sampled)
             self._ended = self.requests.clock() if self.running and not len(self.inflight) else None
             count += 1
         return count
 
-    def _account(self, flight: InflightStep, sampled: Sampled) -> None:
+    def _account(self, launched: InflightStep, sampled: Sampled) -> None:
         """Account for what an ended step computed and sampled, but of sequences that have ended since."""
-        self.stats.computed_tokens += sum(count for _, count in flight.chunks)
-        lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
+        self.stats.computed_tokens += sum(count for _, count in launched.chunks)
+        lasting = [(sequence, count) for sequence, count in launched.chunks if self.requests.find(sequence)]
         for sequence, count in lasting:
             sequence.done += count
             self.stats.computed(self.requests.of(sequence))
-            if sequence not in flight.rows:
+            if sequence not in launched.rows:
                 self.inflight.share(sequence)  # others may wait for these pages
-        self._score(flight, sampled)
-        for sequence, rows in flight.rows.items():
+        self._score(launched, sampled)
+        for sequence, rows in launched.rows.items():
             job = self.requests.find(sequence)
             if job is not None:
                 sequence.awaited -= len(rows)
-                if sequence.told == 0:
+                if sequence.reported == 0:
                     self.inflight.share(sequence)
                 start, stop = rows.start, rows.stop
                 self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
 
-    def _score(self, flight: InflightStep, sampled: Sampled) -> None:
+    def _score(self, launched: InflightStep, sampled: Sampled) -> None:
         """Tell of the prompts' tokens that the step scored."""
         start = 0
-        for sequence, places in flight.scored.items():
+        for sequence, places in launched.scored.items():
             job = self.requests.find(sequence)
             if job is not None:
                 self.tokens.tell_scores(job, places.start + 1, sampled.prompts[start : start + len(places)])
@@ -458,7 +421,8 @@ class Engine:
     def fail_all(self, code: str, message: str) -> None:
         """Fail all requests that a step which raised may have touched. The tree gets none of their pages."""
         self._ended = None
-        self.finisher.fail_all(code, message)
+        self.inflight.drop()
+        self.finisher.fail_computing(code, message)
 
     # -- what goes out
 
@@ -473,7 +437,7 @@ class Engine:
 
     @property
     def _loans(self) -> int:
-        return len(self.readback.lent) + len(self.readback.reads)
+        return len(self.loans.lent) + len(self.readback.reads)
 
     def load(self) -> Load:
         """The load now."""
@@ -493,6 +457,6 @@ class Engine:
         """Raise unless every page is accounted for."""
         held = [s.pages for s in self.running]
         held += [job.sequence.pages for job in self.leases.open.values()]
-        held += self.readback.held() + self.pushes.held() + self.inflight.holds()
+        held += [*self.loans.lent.values(), *self.readback.held(), *self.pushes.held(), *self.inflight.holds()]
         self.cache.pool.check(held, self.cache.tree.pages())
         self.cache.tree.check()

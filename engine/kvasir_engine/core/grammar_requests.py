@@ -4,9 +4,11 @@ import queue
 from collections.abc import Callable, Iterable
 
 from kvasir_engine.core.grammar_service import MOST_COMPILING, Compilation, FilledMask, GrammarService
+from kvasir_engine.core.jobs import Job, PrefillJob
 from kvasir_engine.core.request_finisher import RequestFinisher
-from kvasir_engine.core.requests import Job, Requests, Stats
+from kvasir_engine.core.requests import Requests
 from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.core.stats import Stats
 from kvasir_engine.grammar.base import GrammarBusy, GrammarError
 
 
@@ -85,7 +87,8 @@ class GrammarRequests:
                 why = "grammar: what was generated before is not in its language"
                 return self._finisher.fail(job, "bad_request", why)
             # What has to come first is computed with the prompt. A token is left for the step to sample.
-            most = sequence.limit - len(sequence.tokens) - 1 if job.lease is None and not sequence.remote else 0
+            elsewhere = sequence.remote or isinstance(job, PrefillJob)
+            most = 0 if elsewhere else sequence.limit - len(sequence.tokens) - 1
             ahead = constraint.forced(most)
         except GrammarError as error:
             return self._finisher.fail(job, "bad_request", f"grammar: {error}")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from kvasir_engine.connector import receiver
 from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.notifications import Complete
+from kvasir_engine.core.jobs import DecodeJob
 from kvasir_engine.core.kv_cache_manager import KVCacheManager
-from kvasir_engine.core.readback import Readback
-from kvasir_engine.core.requests import Job, Stats
+from kvasir_engine.core.loans import Loans
+from kvasir_engine.core.stats import Stats
 from kvasir_engine.protocol import Lease
 
 log = logging.getLogger("engine")
@@ -22,7 +23,7 @@ LEASE_SECONDS = 600.0
 class RefusedCompletion:
     """The writer completed another prompt than the job's."""
 
-    job: Job
+    job: DecodeJob
     why: str
 
 
@@ -30,20 +31,19 @@ class Leases:
     """Leases that this worker granted, and the loans within them."""
 
     def __init__(
-        self, cache: KVCacheManager, connector: KVConnector | None, readback: Readback, epoch: int, stats: Stats
+        self, cache: KVCacheManager, connector: KVConnector | None, loans: Loans, epoch: int, stats: Stats
     ) -> None:
-        self.open: dict[int, Job] = {}
+        self.open: dict[int, DecodeJob] = {}
         self.fenced: dict[int, list[int]] = {}  # leases that wait for a proof, with their pages
         self._cache = cache
         self._connector = connector
-        self._readback = readback
+        self._loans = loans
         self._epoch = epoch
         self._stats = stats
         self._ids = 0
 
-    def grant(self, job: Job) -> Lease:
+    def grant(self, job: DecodeJob) -> Lease:
         """Lease pages for what is missing of a job's prompt to its writer, and lend it what it lacks."""
-        assert job.writer is not None
         assert self._connector is not None
         # In the order in which the ranks hear of them, by which they tell what is new to them from what has ended.
         loan_id, lease_id = self._ids + 1, self._ids + 2
@@ -52,9 +52,7 @@ class Leases:
         loan = None
         if job.lend_from is not None:
             cached = job.sequence.pages
-            loan = self._readback.lend(
-                self._connector, job.writer, cached, job.lend_from, loan_id, self._epoch, _nonce(job)
-            )
+            loan = self._loans.lend(job.writer, cached, job.lend_from, loan_id, self._epoch, _nonce(job))
             job.loan = None if loan is None else loan.id
         lease = Lease(
             id=lease_id,
@@ -72,7 +70,7 @@ class Leases:
         self._connector.grant(lease, job.writer, len(job.sequence.tokens) - lease.first)
         return lease
 
-    def settle(self, lease: int, complete: Complete) -> Job | RefusedCompletion | None:
+    def settle(self, lease: int, complete: Complete) -> DecodeJob | RefusedCompletion | None:
         """The prompt's KV is complete. Returns its job, or None if the job has ended."""
         pages = self.fenced.pop(lease, None)
         if pages is not None:
@@ -94,7 +92,7 @@ class Leases:
         sequence.scored = sequence.prompt  # where that was asked for: the writer tells the router
         return job
 
-    def reclaim(self, event: receiver.Reclaimed) -> Job | None:
+    def reclaim(self, event: receiver.Reclaimed) -> DecodeJob | None:
         """Reclaim a lease's pages, on proof. Returns the job that fails by it, if it still waits."""
         job = None
         pages = self.fenced.pop(event.lease, None)
@@ -106,7 +104,7 @@ class Leases:
         log.info("lease reclaimed lease=%d proof=%s pages=%d", event.lease, event.proof, len(pages))
         return job
 
-    def give_up(self, job: Job, reason: str) -> None:
+    def give_up(self, job: DecodeJob, reason: str) -> None:
         """The job ends: fence what is leased for it, and take back what is lent. Idempotent."""
         if job.leased and job.lease is not None and self._connector is not None:
             del self.open[job.lease.id]
@@ -115,10 +113,10 @@ class Leases:
             self.fenced[job.lease.id] = job.leased
             job.leased = []
             self._connector.revoke(job.lease.id)
-        if job.loan in self._readback.lent and self._connector is not None:
-            self._connector.revoke(job.loan)
+        if job.loan is not None:
+            self._loans.take_back(job.loan)
 
 
-def _nonce(job: Job) -> int:
+def _nonce(job: DecodeJob) -> int:
     """A new one that nobody can guess; 0 where the router or the writer knows none."""
     return secrets.randbelow((1 << 64) - 1) + 1 if job.nonces else 0

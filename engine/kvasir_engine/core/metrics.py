@@ -9,8 +9,9 @@ from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.core.cached_page_checks import CheckStats
 from kvasir_engine.core.engine import Engine
 from kvasir_engine.core.grammar_service import GrammarStats
-from kvasir_engine.core.requests import TokenCounts
+from kvasir_engine.core.stats import TokenCounts
 from kvasir_engine.kv.pages import Owner
+from kvasir_engine.status_reports import LinkReport
 
 
 class EngineCollector(Collector):
@@ -30,7 +31,7 @@ class EngineCollector(Collector):
         leases.add_metric(["open"], len(engine.leases.open))
         leases.add_metric(["fenced"], len(engine.leases.fenced))
         leases.add_metric(["writing"], len(engine.pushes.open))
-        leases.add_metric(["lent"], len(engine.readback.lent))
+        leases.add_metric(["lent"], len(engine.loans.lent))
         leases.add_metric(["reading"], len(engine.readback.reads))
         yield leases
         for name, text, value in (
@@ -72,6 +73,7 @@ class EngineCollector(Collector):
         yield proofs
         if engine.connector is not None:
             yield from self._handoff(engine.connector.stats)
+            yield from self._links(engine.connector.links.values())
         grammars = GrammarStats() if engine.grammars.service is None else engine.grammars.service.stats
         yield SummaryMetricFamily(
             "kvasir_grammar_compile_seconds",
@@ -101,6 +103,18 @@ class EngineCollector(Collector):
         spoiled = "Cached pages that were not what was stored, and were computed again."
         yield CounterMetricFamily("kvasir_kv_cached_pages_spoiled", spoiled, stats.spoiled)
         yield CounterMetricFamily("kvasir_kv_cached_pages_verify_seconds", "Time in that.", stats.seconds)
+
+    @staticmethod
+    def _links(links: Iterable[LinkReport]) -> Iterable[Metric]:
+        labels = ["peer", "transport"]
+        rate = "KV to another worker's agent, as measured when they met."
+        rates = GaugeMetricFamily("kvasir_kv_link_bytes_per_second", rate, labels=labels)
+        slow = "1 where that is a tenth of what the fabric should give."
+        degraded = GaugeMetricFamily("kvasir_kv_link_degraded", slow, labels=labels)
+        for link in links:
+            rates.add_metric([link.peer, link.transport], link.bytes_per_second)
+            degraded.add_metric([link.peer, link.transport], bool(link.problem))
+        yield from (rates, degraded)
 
     @staticmethod
     def _handoff(stats: TransferStats) -> Iterable[Metric]:

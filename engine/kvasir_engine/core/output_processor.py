@@ -5,10 +5,12 @@ from collections.abc import Sequence as Seq
 from typing import Literal
 
 from kvasir_engine import faults
+from kvasir_engine.core.jobs import DecodeJob, Job, PrefillJob
 from kvasir_engine.core.pushes import Pushes
 from kvasir_engine.core.request_finisher import RequestFinisher
-from kvasir_engine.core.requests import Job, Requests, Stats
+from kvasir_engine.core.requests import Requests
 from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.core.stats import Stats
 from kvasir_engine.grammar.base import GrammarError
 from kvasir_engine.protocol import Delta, PromptLogprobs, TokenLogprobs
 from kvasir_engine.sampling.token_masks import NO_TOKEN
@@ -36,7 +38,7 @@ class OutputProcessor:
 
     def take(self, job: Job, tokens: Seq[int], logprobs: Seq[TokenLogprobs | None]) -> None:
         """The next tokens of a job, whose sequence is computed up to the first of them."""
-        if job.lease is not None and job.to is not None:
+        if isinstance(job, PrefillJob):
             self._handoff(job, tokens[0], logprobs[0])
         else:
             self.append(job, tokens, logprobs)
@@ -44,7 +46,7 @@ class OutputProcessor:
     def append(self, job: Job, tokens: Seq[int], logprobs: Seq[TokenLogprobs | None], sampled: bool = True) -> None:
         """More tokens of a sequence that is decoded here, `sampled` here or by its prefill worker."""
         sequence = job.sequence
-        if job.lease is not None and sequence.generated == 1:
+        if isinstance(job, DecodeJob) and job.lease is not None and sequence.generated == 1:
             faults.hit("decode.stepped")
         finish: Finish | None = None
         wrong: str | None = None
@@ -103,7 +105,7 @@ class OutputProcessor:
         self._stats.tokens(job).forced += 1
         return "stop", None
 
-    def _handoff(self, job: Job, token: int, logprobs: TokenLogprobs | None) -> None:
+    def _handoff(self, job: PrefillJob, token: int, logprobs: TokenLogprobs | None) -> None:
         """The prompt is computed: report the first token, push the rest of the KV, release the pages.
 
         What a grammar forces behind that token the decode worker finds out by itself.
@@ -127,11 +129,11 @@ class OutputProcessor:
     def _tell(self, job: Job, logprobs: Seq[TokenLogprobs | None], finish: Finish | None) -> None:
         """Tell the router of the tokens that it does not know. `logprobs` are there where nothing is forced."""
         sequence = job.sequence
-        index, tokens = sequence.told, sequence.tokens[sequence.prompt + sequence.told :]
+        index, tokens = sequence.reported, sequence.tokens[sequence.prompt + sequence.reported :]
         if not tokens:
             return
         scored = None if logprobs[0] is None else [each for each in logprobs[: len(tokens)] if each is not None]
-        sequence.told = index + len(tokens)
+        sequence.reported = index + len(tokens)
         self._requests.tell(job, Delta(sequence.id, index, tokens, scored, finish, cached=sequence.cached))
 
     def _finish(self, sequence: Sequence, token: int) -> Finish | None:

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvasir_engine import faults
 from kvasir_engine.connector import sender
-from kvasir_engine.connector.kv_connector import KVConnector, LayerPush
+from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.layout import block_numbers, block_tokens, pages_of
 from kvasir_engine.connector.notifications import Complete
+from kvasir_engine.core.jobs import Job, PrefillJob
 from kvasir_engine.core.kv_cache_manager import KVCacheManager
-from kvasir_engine.core.requests import Job, Stats
-from kvasir_engine.protocol import Endpoint, Lease, TokenLogprobs
+from kvasir_engine.core.stats import Stats
+from kvasir_engine.protocol import TokenLogprobs
 
 PUSH_BLOCKS = 32
 """Blocks of one write of what was cached: the holder compares the digests of some while the next come."""
@@ -25,132 +26,147 @@ class _Reading:
     pages: Seq[int]
 
 
+@dataclass(eq=False)
+class _PushedLease:
+    """What is pushed under a lease. It may outlive its job, which is None then.
+
+    `block`: tokens of what is pushed as one, a page, or where page sizes differ the smaller. The lease wants
+    `blocks` of the prompt's blocks, from place `first` on; the transfer thread has been given `pushed` of them.
+    """
+
+    job: PrefillJob | None
+    block: int
+    first: int
+    blocks: int
+    pushed: int = 0
+    readings: list[_Reading] = field(default_factory=list)
+
+
 class Pushes:
     """Leases of others that we write under. Pages are in the cache's pool; a model has `layers`."""
 
     def __init__(self, cache: KVCacheManager, connector: KVConnector | None, layers: int, stats: Stats) -> None:
-        self.open: dict[sender.Key, list[_Reading]] = {}
-        self._jobs: dict[sender.Key, Job] = {}
+        self.open: dict[sender.Key, _PushedLease] = {}
         self._cache = cache
         self._connector = connector
         self._layers = layers
         self._stats = stats
 
-    def begin(self, job: Job, to: Endpoint, lease: Lease) -> str | None:
-        """Write the KV of a job's prompt under `lease`. What is wrong with the lease, or None."""
+    def begin(self, job: PrefillJob) -> str | None:
+        """Write the KV of a job's prompt under its lease. What is wrong with the lease, or None."""
         assert self._connector is not None
+        lease, theirs = job.lease, job.to.fingerprint.page_size
         stranger = lease.not_for(self._connector.endpoint)
         if stranger is not None:
             return stranger
         tokens = len(job.sequence.tokens)
-        page_size, theirs = self._cache.page_size, to.fingerprint.page_size
         pages = -(-tokens // theirs) - lease.first // theirs
         fits = lease.first % theirs == 0 and pages == len(lease.pages)
-        if not fits or (to.agent, lease.id) in self.open:
+        if not fits or job.key in self.open:
             why = "is in use" if fits else "does not fit the prompt"
             return f"the lease {why}"
-        job.lease, job.to = lease, to
         job.sequence.limit = tokens + 1
-        job.block = block_tokens(page_size, theirs)
-        job.blocks = -(-tokens // job.block) - lease.first // job.block
-        job.key = self._connector.open(to, lease)
-        self.open[job.key] = []
-        self._jobs[job.key] = job
+        block = block_tokens(self._cache.page_size, theirs)
+        first = lease.first // block
+        self._connector.open(job.to, lease)
+        self.open[job.key] = _PushedLease(job, block, first, blocks=-(-tokens // block) - first)
         faults.hit("prefill.submitted")
         return None
+
+    def _of(self, job: PrefillJob) -> _PushedLease | None:
+        """What is pushed for a job; None once its lease has ended."""
+        pushed = self.open.get(job.key)
+        return pushed if pushed is not None and pushed.job is job else None
 
     # -- as the prompt is computed
 
     def of_chunks(self, chunks: Iterable[tuple[Job, int]]) -> Callable[[int], None] | None:
         """The callback that pushes each computed layer of the lease pages that this step completes."""
-        growing: list[LayerPush] = []
+        growing: list[sender.LayerPush] = []
         for job, count in chunks:
             sequence = job.sequence
-            if job.key is not None and job.lease is not None and sequence.generated == 0:
-                first = job.lease.first // job.block
-                # What the tree had, if anything; a page that is copied from it goes with those that are computed.
-                whole = sequence.computed // self._cache.page_size
-                self._push_whole(job, whole * self._cache.page_size // job.block - first)
-                end = sequence.computed + count
-                ready = job.blocks if end == len(sequence.tokens) else end // job.block - first
-                if ready > job.pushed:
-                    growing.append((job.key, self._next(job, ready, self._layers - 1)))
+            if not isinstance(job, PrefillJob) or sequence.generated or (lease := self._of(job)) is None:
+                continue
+            # What the tree had, if anything; a page that is copied from it goes with those that are computed.
+            whole = sequence.computed // self._cache.page_size
+            self._push_whole(job, lease, whole * self._cache.page_size // lease.block - lease.first)
+            end = sequence.computed + count
+            ready = lease.blocks if end == len(sequence.tokens) else end // lease.block - lease.first
+            if ready > lease.pushed:
+                growing.append((job.key, self._next(job, lease, ready, self._layers - 1)))
         if not growing or self._connector is None:
             return None
         return self._connector.push_layers(growing)
 
-    def complete(self, job: Job, prompt: int, token: int, logprobs: TokenLogprobs | None) -> None:
+    def complete(self, job: PrefillJob, prompt: int, token: int, logprobs: TokenLogprobs | None) -> None:
         """All of the prompt is computed and pushed, and its first token sampled."""
         assert self._connector is not None
-        assert job.key is not None
-        assert job.lease is not None
-        lease = job.lease
-        complete = Complete(lease.id, lease.epoch, prompt, job.blocks, token, logprobs, lease.nonce)
+        lease, blocks = job.lease, self.open[job.key].blocks
+        complete = Complete(lease.id, lease.epoch, prompt, blocks, token, logprobs, lease.nonce)
         self._connector.push(job.key, sender.Push(complete=complete))
         job.handed_off = True
 
-    def _push_whole(self, job: Job, ready: int) -> None:
+    def _push_whole(self, job: PrefillJob, lease: _PushedLease, ready: int) -> None:
         """Push the lease's blocks up to place `ready`, which are computed in full, all layers of some at once."""
-        while ready > job.pushed and job.key is not None and self._connector is not None:
-            self._connector.push(job.key, self._next(job, min(ready, job.pushed + PUSH_BLOCKS), None))
+        while ready > lease.pushed and self._connector is not None:
+            push = self._next(job, lease, min(ready, lease.pushed + PUSH_BLOCKS), None)
+            self._connector.push(job.key, push)
 
-    def _next(self, job: Job, ready: int, layer: int | None) -> sender.Push:
+    def _next(self, job: PrefillJob, lease: _PushedLease, ready: int, layer: int | None) -> sender.Push:
         """The push of `layer` that finishes the lease's blocks up to place `ready`; held until it ended."""
-        assert job.lease is not None
-        assert job.to is not None
-        assert job.key is not None
-        ours, theirs = self._cache.page_size // job.block, job.to.fingerprint.page_size // job.block
-        first = job.lease.first // job.block
-        local = block_numbers(job.sequence.pages, ours, first + job.pushed, first + ready)
-        remote = block_numbers(job.lease.pages, theirs, job.pushed, ready)
-        push = sender.Push(local, remote, layer, final=ready == job.blocks)
-        job.pushed = ready
+        ours = self._cache.page_size // lease.block
+        theirs = job.to.fingerprint.page_size // lease.block
+        local = block_numbers(job.sequence.pages, ours, lease.first + lease.pushed, lease.first + ready)
+        remote = block_numbers(job.lease.pages, theirs, lease.pushed, ready)
+        push = sender.Push(local, remote, layer, final=ready == lease.blocks)
+        lease.pushed = ready
         pages = pages_of(local, ours)
         self._cache.pool.hold(pages)
-        self.open[job.key].append(_Reading(push, pages))
+        lease.readings.append(_Reading(push, pages))
         return push
 
     # -- events
 
-    def ended(self, key: sender.Key, push: sender.Push) -> Job | None:
+    def ended(self, key: sender.Key, push: sender.Push) -> PrefillJob | None:
         """A push is done. Returns its job if that was the last push and the job has not ended."""
+        lease = self.open[key]
         if push.complete is None:
-            reading = next(reading for reading in self.open[key] if reading.push is push)
-            self.open[key].remove(reading)
+            reading = next(reading for reading in lease.readings if reading.push is push)
+            lease.readings.remove(reading)
             self._cache.tree.release(reading.pages)
             self._stats.sent_pages += len(reading.pages)
             return None
-        for reading in self.open.pop(key):
-            self._cache.tree.release(reading.pages)
-        return self._jobs.get(key)
+        return self._close(key)
 
-    def failed(self, key: sender.Key) -> Job | None:
+    def failed(self, key: sender.Key) -> PrefillJob | None:
         """The lease has failed. Returns its job if that has not ended."""
-        for reading in self.open.pop(key, []):
-            self._cache.tree.release(reading.pages)
-        job = self._jobs.pop(key, None)
-        if job is not None:
-            job.key = None
-        return job
+        return self._close(key) if key in self.open else None
 
-    def withdraw(self, job: Job, reason: str) -> None:
+    def _close(self, key: sender.Key) -> PrefillJob | None:
+        lease = self.open.pop(key)
+        for reading in lease.readings:
+            self._cache.tree.release(reading.pages)
+        return lease.job
+
+    def withdraw(self, job: PrefillJob, reason: str) -> None:
         """Push no more for this job. Idempotent."""
-        if job.key is not None and self._connector is not None:
+        if self._of(job) is not None and self._connector is not None:
             self._connector.withdraw(job.key, reason)
 
-    def keep(self, job: Job, pages: list[int]) -> bool:
+    def keep(self, job: PrefillJob, pages: list[int]) -> bool:
         """Hold pages that the job's sequence leaves while its lease reads some of them. False: it reads none."""
-        readings = None if job.key is None else self.open.get(job.key)
-        if readings and pages:
-            readings.append(_Reading(None, pages))
+        lease = self._of(job)
+        if lease is not None and lease.readings and pages:
+            lease.readings.append(_Reading(None, pages))
             return True
         return False
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: PrefillJob) -> None:
         """The job has ended; its pushes may not have. Idempotent."""
-        if job.key is not None:
-            self._jobs.pop(job.key, None)
+        lease = self._of(job)
+        if lease is not None:
+            lease.job = None
 
     def held(self) -> list[list[int]]:
         """The pages that pushes hold."""
-        return [list(reading.pages) for readings in self.open.values() for reading in readings]
+        return [list(reading.pages) for lease in self.open.values() for reading in lease.readings]

@@ -9,7 +9,6 @@ took: the prompt is computed.
 import logging
 from dataclasses import dataclass, field
 
-from kvasir_engine import faults
 from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.layout import block_numbers, block_tokens
 from kvasir_engine.connector.notifications import Stopped
@@ -21,8 +20,6 @@ from kvasir_engine.protocol import Endpoint, Loan
 
 log = logging.getLogger("engine")
 
-LOAN_SECONDS = 30.0
-"""A read takes milliseconds; what has not ended by then is computed."""
 READ_BLOCKS = 32
 """Blocks of one read: the digests of some are compared while the next come."""
 
@@ -52,47 +49,18 @@ class ReadStats:
 
 
 class Readback:
-    """What this worker has lent, and what it reads from others."""
+    """What this worker reads from others."""
 
-    def __init__(self, cache: KVCacheManager) -> None:
+    def __init__(self, cache: KVCacheManager, connector: KVConnector | None) -> None:
         self._cache = cache
-        self.lent: dict[int, list[int]] = {}  # loans of ours, with the pages held for them
+        self._connector = connector
         self.reads: dict[Key, Reading] = {}
         self.stats = ReadStats()
 
-    # -- the decode side
-
-    def lend(
-        self,
-        connector: KVConnector,
-        to: Endpoint,
-        pages: list[int],
-        first: int,
-        id: int,
-        epoch: int,
-        nonce: int = 0,
-    ) -> Loan | None:
-        """Lend what of `pages`, a prompt's cached whole pages, holds tokens `first` on; None if that is nothing."""
-        size = self._cache.page_size
-        skip = max(0, first) // size
-        if skip >= len(pages) or not connector.reads(to):
-            return None
-        # All of them are held, so that whoever holds a page holds all before it.
-        self._cache.pool.hold(pages)
-        self.lent[id] = list(pages)
-        loan = Loan(id, epoch, pages[skip:], skip * size, LOAN_SECONDS, nonce)
-        connector.lend(loan, to)
-        faults.hit("decode.lent")
-        return loan
-
-    def returned(self, id: int) -> None:
-        """The reader reads no more, on proof."""
-        self._cache.tree.release(self.lent.pop(id))
-
-    # -- the prefill side
-
-    def read(self, connector: KVConnector, to: Endpoint, loan: Loan, sequence: Sequence) -> Key | None:
+    def read(self, to: Endpoint, loan: Loan, sequence: Sequence) -> Key | None:
         """Read what of `loan` the prompt of `sequence` lacks here. None if that is nothing: the loan goes back."""
+        connector = self._connector
+        assert connector is not None
         if not connector.reads(to) or (to.agent, loan.id) in self.reads:
             return None
         key = connector.read(to, loan)
@@ -150,15 +118,13 @@ class Readback:
         log.info("read ended early agent=%s lease=%d pages=%d reason=%r", *key, len(reading.pages), reason)
         return reading.sequence
 
-    def give_up(self, connector: KVConnector, key: Key, reason: str) -> None:
+    def give_up(self, key: Key, reason: str) -> None:
         """The request that waited is gone. Idempotent."""
         reading = self.reads.get(key)
-        if reading is not None:
+        if reading is not None and self._connector is not None:
             reading.sequence = None
-            connector.withdraw(key, reason)
-
-    # -- both
+            self._connector.withdraw(key, reason)
 
     def held(self) -> list[list[int]]:
-        """The pages that loans and reads hold."""
-        return [*self.lent.values(), *(reading.pages for reading in self.reads.values())]
+        """The pages that reads hold."""
+        return [reading.pages for reading in self.reads.values()]

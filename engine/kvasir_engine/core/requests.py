@@ -1,111 +1,14 @@
-"""The requests of a worker: their state, where they wait or run, and the frames for their routers."""
+"""The requests of a worker: where they wait or run, and the frames for their routers."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from kvasir_engine.connector.sender import Key
+from kvasir_engine.core.jobs import Job, JobId, job_of
 from kvasir_engine.core.request_validation import fault_of_prompt
 from kvasir_engine.core.sequence import Sequence
+from kvasir_engine.core.stats import Stats
 from kvasir_engine.core.waiting_queue import QueueLimits, WaitingQueue, place_in_queue
-from kvasir_engine.protocol import Delta, Endpoint, Failure, Lease, Leased, Reserve, Submit
-
-JobId = tuple[int, str]  # session, the request's id in it
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """A request, and the leases and loans that belong to it."""
-
-    session: int
-    sequence: Sequence
-    to: Endpoint | None = None  # prefill side: where the KV goes, under `lease`
-    lease: Lease | None = None
-    key: Key | None = None
-    reading: Key | None = None  # the loan that is read under before the prompt is admitted
-    compiling: bool = False  # its grammar is, before the prompt is admitted
-    block: int = 0  # tokens of what is pushed as one: a page, or where page sizes differ the smaller
-    blocks: int = 0  # how many of these the lease wants
-    pushed: int = 0  # how many of these the transfer thread has been given
-    handed_off: bool = False  # the prompt is computed, and the pages are the lease's to read
-    writer: Endpoint | None = None  # decode side: who writes, into `leased`
-    leased: list[int] = field(default_factory=list)
-    threshold: int = 0
-    lend_from: int | None = None  # tokens that the writer has; what we have beyond it may read
-    loan: int | None = None
-    nonces: bool = False  # the writer and the router know the nonces of leases
-    canary: bool = False
-    admitted: bool = False  # once: it has waited for its first step, or lease, no longer
-    counted: int = 0  # tokens of the prompt whose KV's origin is counted
-    came: float = 0.0  # by the engine's clock
-
-    @property
-    def id(self) -> JobId:
-        return self.session, self.sequence.id
-
-
-@dataclass
-class TokenCounts:
-    """Tokens of requests, each counted once, where it happened and when it had.
-
-    Of a prompt that is prepared here, for this worker or another: `computed`, `cached` (in the tree) or `read` from
-    another worker. Of one that another worker prepared: `received`, or `skipped` as it was here already. Behind it:
-    `generated` are sampled, `forced` by a grammar without a step each.
-    """
-
-    computed: int = 0
-    cached: int = 0
-    read: int = 0
-    received: int = 0
-    skipped: int = 0
-    generated: int = 0
-    forced: int = 0
-
-
-@dataclass
-class Stats:
-    """Counters since the start; read by the metrics collector from another thread."""
-
-    requests: TokenCounts = field(default_factory=TokenCounts)
-    canaries: TokenCounts = field(default_factory=TokenCounts)
-    steps: int = 0
-    replayed_steps: int = 0  # of those that computed: CUDA graphs, and what was launched kernel by kernel
-    eager_steps: int = 0
-    step_seconds: float = 0.0
-    idle_seconds: float = 0.0  # the device waited for its next step, while there was work
-    preemptions: int = 0
-    received_pages: int = 0
-    sent_pages: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    rejected_messages: int = 0
-    computed_tokens: int = 0
-    proofs: dict[str, int] = field(default_factory=dict)  # leases that ended without their tokens, by proof
-
-    def tokens(self, job: Job) -> TokenCounts:
-        """Where the tokens of a job are counted."""
-        return self.canaries if job.canary else self.requests
-
-    def admitted(self, job: Job) -> None:
-        """Its sequence has pages, with KV up to `computed`: again, if it gave way before."""
-        found = min(job.sequence.computed, job.sequence.prompt) - job.counted
-        if found > 0:
-            read = min(found, job.sequence.read)
-            self.tokens(job).read += read
-            self.tokens(job).cached += found - read
-            job.counted += found
-
-    def computed(self, job: Job) -> None:
-        """A step has computed its sequence up to `done`."""
-        new = min(job.sequence.done, job.sequence.prompt) - job.counted
-        if new > 0:
-            self.tokens(job).computed += new
-            job.counted += new
-
-    def received(self, job: Job) -> None:
-        """Another worker has written its prompt's KV behind what was here."""
-        self.tokens(job).skipped += job.sequence.computed
-        self.tokens(job).received += job.sequence.prompt - job.sequence.computed
-        job.counted = job.sequence.prompt
+from kvasir_engine.protocol import Delta, Failure, Leased, Reserve, Submit
 
 
 class Requests:
@@ -160,7 +63,8 @@ class Requests:
         arrival = place_in_queue(self._arrivals, frame.priority)
         sequence = Sequence(request, list(tokens), sampling, arrival, frame.salt)
         sequence.limit = min(len(tokens) + sampling.max_tokens, self._max_length)
-        job = Job(session, sequence, canary=frame.canary, came=self.clock())
+        sequence.remote = isinstance(frame, Reserve)
+        job = job_of(frame, session, sequence, self.clock())
         self.jobs[job.id] = job
         self._of[job.sequence] = job
         return job

@@ -18,7 +18,7 @@ class Sequence:
     A step that is launched counts in `computed` at once, and in `done` when it has ended: only then may others see
     what it computed. `awaited` are the tokens that launched steps sample and that are not known yet (0, or as many
     as the newest of them samples); the step after computes them all the same, as the device has them, but where a
-    `constraint` has to know them first. At `limit` tokens a sequence ends. Its router was told `told` tokens.
+    `constraint` has to know them first. At `limit` tokens a sequence ends. `reported` tokens were sent to its router.
 
     Of the prompt, `cached` tokens had their KV here at the first admission; `read` of these had come from another
     worker for it.
@@ -48,7 +48,7 @@ class Sequence:
     shared: int = 0
     history: TokenHistory | None = None
     constraint: Constraint | None = None
-    told: int = 0
+    reported: int = 0
     scored: int = 0
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Builds an engine from what the command line says: model, pool, limits, handoff."""
 
 import logging
+import os
 import secrets
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ from kvasir_engine import supervisor
 from kvasir_engine.attention.registry import refuse_missing
 from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector.digester import Digester
+from kvasir_engine.connector.fabric_rate import fabric_rate, nic_rate
 from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.connector.layout import spec_of
 from kvasir_engine.connector.nixl_agent import NixlAgent, choose_fabric
@@ -98,10 +100,15 @@ def _build(
     handoff = None
     if moves_kv:
         choose_fabric(config.fabric, runner.device.type == "cuda", config.encryption)
+        fabric = fabric_rate(config.fabric, runner.device.type == "cuda", os.environ, nic_rate())
         region = region_of(runner)
         digest = digester_of(runner, fingerprint) if config.kv_digests else None
         own = TransferThread(
-            lambda: NixlAgent(epoch, region, fingerprint), lambda event: report(0, event), digest, ended=ended
+            lambda: NixlAgent(epoch, region, fingerprint),
+            lambda event: report(0, event),
+            digest,
+            ended=ended,
+            fabric=fabric,
         )
         own.start()
         handoff = KVConnector(own, ranks)

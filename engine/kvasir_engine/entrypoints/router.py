@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from kvasir_engine.api.tools.flags import (
     Parsers,
     parsers,
 )
+from kvasir_engine.entrypoints.torchless import without_torch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -157,10 +157,7 @@ def router(
         tls_dir=tls_dir,
         plain_workers=plain_workers,
     )
-    if "torch" not in sys.modules:
-        # The router never computes. transformers imports torch wherever it can: seconds and hundreds of MB.
-        sys.modules["torch"] = None  # type: ignore[assignment]
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    without_torch()
     asyncio.run(run_router(options))
 
 

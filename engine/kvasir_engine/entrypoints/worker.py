@@ -1,30 +1,14 @@
-"""`kvasir worker` and `kvasir serve`: from the command line to a served port.
+"""`kvasir worker`: from the command line to a served port.
 
 Imports of torch and NIXL wait until a command runs, so that `kvasir --help` is quick.
 """
 
 import asyncio
-import inspect
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from kvasir_engine.api.batch.folder import BATCH_HELP
-from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
-from kvasir_engine.api.tools.flags import (
-    REASONING_HELP,
-    REASONING_VARIABLE,
-    TOOL_HELP,
-    TOOL_VARIABLE,
-    Parsers,
-    parsers,
-)
-from kvasir_engine.config import FIELDS, EngineConfig, config_of
+from kvasir_engine.config import EngineConfig, config_of
 from kvasir_engine.entrypoints.options import command
-from kvasir_engine.protocol import CAPABILITIES, GRAMMAR, LATEST, VERSION, Hello
 from kvasir_engine.thread_wait_policy import let_threads_sleep
 from kvasir_engine.tls import check_role, credentials_of
 
@@ -55,7 +39,7 @@ async def _worker(config: EngineConfig) -> None:
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import Secured, check_port, end_at_sigterm, listen, serve
     from kvasir_engine.entrypoints.build import build
-    from kvasir_engine.entrypoints.worker_server import WorkerServer
+    from kvasir_engine.entrypoints.worker_server import WorkerServer, hello_of
     from kvasir_engine.keepalive import notice_silence
     from kvasir_engine.supervisor import end_process
 
@@ -72,20 +56,7 @@ async def _worker(config: EngineConfig) -> None:
 
     thread, handoff = await asyncio.to_thread(build, config, True, another_leaves, end_process, credentials)
     assert handoff is not None
-    hello = Hello(
-        VERSION,
-        thread.engine.epoch,
-        config.role,
-        config.served_model_name or config.model,
-        thread.engine.max_length,
-        config.max_running,
-        handoff.endpoint,
-        latest=LATEST,
-        capabilities=CAPABILITIES if thread.engine.grammars.service is None else (*CAPABILITIES, GRAMMAR),
-        place=thread.engine.policy.place,
-        encryption=config.encryption,
-    )
-    server = WorkerServer(thread, hello, apart=credentials is not None)
+    server = WorkerServer(thread, hello_of(config, thread, handoff.endpoint), apart=credentials is not None)
     leaving = GracefulShutdown(server, config.drain_seconds)
     server.show_status(leaving)
     try:
@@ -102,92 +73,4 @@ async def _worker(config: EngineConfig) -> None:
     finally:
         thread.stop()
         handoff.stop()
-        thread.engine.runner.close()
-
-
-def _run_serve(
-    api_keys_file: str,
-    batch_dir: str,
-    parse_special_tokens: str,
-    tool_call_parser: str,
-    reasoning_parser: str,
-    **said: Any,
-) -> None:
-    config = config_of(said)
-    let_threads_sleep(config.device)
-    readers = parsers(tool_call_parser, reasoning_parser)
-    asyncio.run(_serve(config, parse_special(parse_special_tokens), readers, api_keys_file, batch_dir))
-
-
-serve = command(
-    "serve",
-    _run_serve,
-    "The OpenAI API over one engine, in one process.",
-    {
-        "model": (Annotated[str, typer.Argument(help=FIELDS["model"].setting.help)], inspect.Parameter.empty),
-        "api_keys_file": (Annotated[str, typer.Option(envvar="KVASIR_API_KEYS_FILE")], ""),
-        "batch_dir": (Annotated[str, typer.Option(help=BATCH_HELP, envvar="KVASIR_BATCH_DIR")], ""),
-        "parse_special_tokens": (
-            Annotated[str, typer.Option(help=PARSE_HELP, envvar="KVASIR_PARSE_SPECIAL_TOKENS")],
-            "prompts",
-        ),
-        "tool_call_parser": (Annotated[str, typer.Option(help=TOOL_HELP, envvar=TOOL_VARIABLE)], "auto"),
-        "reasoning_parser": (
-            Annotated[str, typer.Option(help=REASONING_HELP, envvar=REASONING_VARIABLE)],
-            "auto",
-        ),
-    },
-    worker=False,
-    defaults={"drain_seconds": 30.0},
-)
-
-
-async def _serve(
-    config: EngineConfig, parse: ParseSpecial, readers: Parsers, keys_file: str, batch_dir: str
-) -> None:
-    from prometheus_client import CollectorRegistry
-
-    from kvasir_engine.api.app import create_app
-    from kvasir_engine.api.auth import ApiKeys
-    from kvasir_engine.api.batch.service import batches_of, working
-    from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
-    from kvasir_engine.api.http.server import check_port, listen
-    from kvasir_engine.api.http.server import serve as serve_app
-    from kvasir_engine.api.lifecycle import Lifecycle
-    from kvasir_engine.api.tokenizer import load_served_model
-    from kvasir_engine.core.inprocess_client import InProcessClient
-    from kvasir_engine.core.metrics import EngineCollector
-    from kvasir_engine.entrypoints.build import build
-    from kvasir_engine.model.loading.resolver import resolve
-    from kvasir_engine.supervisor import Supervisor, end_process
-
-    check_port(config.host, config.port)
-    lifecycle, tasks = Lifecycle(), Supervisor(end_process)
-    batches = batches_of(batch_dir, lifecycle)
-    name = config.served_model_name or config.model
-    thread, _ = await asyncio.to_thread(build, config, False, ended=end_process)
-    folder = resolve(config.model, config.revision or None)
-    model = await asyncio.to_thread(load_served_model, folder, name, parse, readers)
-    registry = CollectorRegistry()
-    registry.register(EngineCollector(thread.engine))
-    keys = ApiKeys(Path(keys_file)) if keys_file else None
-    try:
-        with ThreadPoolExecutor(2, "kvasir-tokenizer") as executor:
-            client = InProcessClient(thread)
-            app = create_app(
-                client,
-                model,
-                registry=registry,
-                lifecycle=lifecycle,
-                executor=executor,
-                keys=keys,
-                batches=batches,
-            )
-            leaving = GracefulShutdown(lifecycle, config.drain_seconds)
-            sock = listen(config.host, config.port)
-            log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            async with working(batches, app, client, tasks):
-                await serve_app(app, sock, leaving)
-    finally:
-        thread.stop()
         thread.engine.runner.close()

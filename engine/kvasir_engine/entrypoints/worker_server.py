@@ -12,14 +12,20 @@ from starlette.websockets import WebSocketDisconnected
 
 from kvasir_engine import faults, protocol
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
+from kvasir_engine.config import EngineConfig
 from kvasir_engine.core.engine_thread import EngineThread
 from kvasir_engine.core.frame_errors import encoded, request_of
 from kvasir_engine.core.metrics import EngineCollector
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.protocol import (
+    CAPABILITIES,
+    GRAMMAR,
+    LATEST,
+    VERSION,
     Abort,
     BadFrame,
     Drain,
+    Endpoint,
     Hello,
     Reserve,
     Resync,
@@ -39,6 +45,24 @@ POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 HELLO_SECONDS = 10.0
 """In which a router has to say who it is."""
+
+
+def hello_of(config: EngineConfig, thread: EngineThread, endpoint: Endpoint) -> Hello:
+    """What the worker says first to each router."""
+    engine = thread.engine
+    return Hello(
+        VERSION,
+        engine.epoch,
+        config.role,
+        config.served_model_name or config.model,
+        engine.max_length,
+        config.max_running,
+        endpoint,
+        latest=LATEST,
+        capabilities=CAPABILITIES if engine.grammars.service is None else (*CAPABILITIES, GRAMMAR),
+        place=engine.policy.place,
+        encryption=config.encryption,
+    )
 
 
 class WorkerServer:
@@ -80,7 +104,9 @@ class WorkerServer:
         async def status() -> Response:
             engine = self._thread.engine
             left = leaving.seconds_left
-            shown = WorkerStatus(self.draining, len(engine.jobs), engine.load().leases, left, self._load())
+            links = () if engine.connector is None else tuple(engine.connector.links.values())
+            leases = engine.load().leases
+            shown = WorkerStatus(self.draining, len(engine.jobs), leases, left, self._load(), links)
             return Response(msgspec.json.encode(shown), media_type="application/json")
 
     def _load(self) -> WorkerLoad:

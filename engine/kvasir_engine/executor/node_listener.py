@@ -20,8 +20,8 @@ from kvasir_engine.errors import PortTaken
 from kvasir_engine.executor import node_protocol
 from kvasir_engine.executor.node_protocol import (
     AnyFrame,
-    Hello,
     Leave,
+    NodeHello,
     NodeSettings,
     RankEnded,
     Refused,
@@ -216,7 +216,7 @@ class NodeListener:
             came = _Taken(self._authenticated(sock), _plain(sock.getsockname()[0]))
             hello = node_protocol.receive(came.stream)
             late.cancel()
-            if not isinstance(hello, Hello):
+            if not isinstance(hello, NodeHello):
                 raise ValueError("it does not say who it is")
             reason = self._let_in(hello, came, address)
             if reason is not None:
@@ -241,7 +241,7 @@ class NodeListener:
         self._credentials.peer(stream.tls, self._credentials.identity.role)
         return stream
 
-    def _let_in(self, hello: Hello, came: "_Taken", address: str) -> str | None:
+    def _let_in(self, hello: NodeHello, came: "_Taken", address: str) -> str | None:
         """Answer who belongs here, and keep the connection; else why it does not."""
         with self._changed:
             reason = node_protocol.refusal(hello, self.group, self._epoch, self._taken)

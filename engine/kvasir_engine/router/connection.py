@@ -6,9 +6,9 @@ import random
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import WebSocketException
 
 from kvasir_engine import faults
@@ -62,6 +62,8 @@ REFUSED_BACKOFF = 2.0
 MOST_FRAME_BYTES = 256 << 20
 SILENT_SECONDS = 90.0
 """A worker with requests of ours that says nothing for so long, though it says that it is alive, is hung."""
+UNIX = "ws+unix:"
+"""Begins the URL of a worker on this machine: the path of its Unix socket follows."""
 ANY_WORKER = WorkerTrust()
 MISSED = 3
 """In so many words of a worker in a row a request was missing: it was lost there."""
@@ -130,7 +132,7 @@ def check_hello(frame: ToRouter, model: str) -> Peer:
 
 
 class WorkerConnection:
-    """Keeps the socket to the worker at `url` (ws://host:port, or wss://) while `run` runs.
+    """Keeps the socket to the worker at `url` (ws://host:port, wss:// or ws+unix:PATH) while `run` runs.
 
     `changed` is called whenever `state` or `peer` changes. Frames are sent in the order they are posted.
     """
@@ -220,17 +222,7 @@ class WorkerConnection:
         while True:
             reason = "not connected"
             try:
-                async with connect(
-                    self.url + WORKER_PATH,
-                    ssl=self._trust.context(self.url),
-                    max_size=MOST_FRAME_BYTES,
-                    compression=None,
-                    proxy=None,
-                    open_timeout=HELLO_SECONDS,
-                    ping_interval=PING_SECONDS,
-                    ping_timeout=PONG_SECONDS,
-                    close_timeout=1,
-                ) as socket:
+                async with _connect(self.url, self._trust.context(self.url)) as socket:
                     notice_silence(socket.transport.get_extra_info("socket"))
                     await self._greet(socket)
                     backoff = FIRST_BACKOFF
@@ -368,6 +360,22 @@ class WorkerConnection:
             log.log(level, "worker %s worker=%s url=%s reason=%r", state, self.name, self.url, reason)
         self.state, self.reason = state, reason
         self._changed()
+
+
+def _connect(url: str, tls: ssl.SSLContext | None) -> connect:
+    options: dict[str, Any] = {
+        "ssl": tls,
+        "max_size": MOST_FRAME_BYTES,
+        "compression": None,
+        "proxy": None,
+        "open_timeout": HELLO_SECONDS,
+        "ping_interval": PING_SECONDS,
+        "ping_timeout": PONG_SECONDS,
+        "close_timeout": 1,
+    }
+    if url.startswith(UNIX):
+        return unix_connect(url.removeprefix(UNIX), f"ws://localhost{WORKER_PATH}", **options)
+    return connect(url + WORKER_PATH, **options)
 
 
 def _binary(data: str | bytes) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kvasir_engine import gpu_kernels
 from kvasir_engine.pinned_memory import staged
 
 NO_TOKEN = -1
@@ -52,6 +53,10 @@ def restrict(
         return logits, None
     words = torch.from_numpy(np.stack([mask.words() for _, mask in masks]))
     rows = staged(torch.tensor([row for row, _ in masks]), logits.device)
+    if gpu_kernels.takes(logits):
+        from kvasir_engine.sampling.mask_triton import masked
+
+        return masked(logits, staged(words, logits.device), [row for row, _ in masks]), MaskedRows(rows)
     whole = len(masks) == len(logits)
     kept = logits if whole else logits.index_select(0, rows)
     kept = kept + penalties(staged(words, logits.device), logits.shape[1])

@@ -28,10 +28,11 @@ class Issuer(msgspec.Struct, frozen=True):
 
 
 CERTIFICATES = 3
-DEFAULTS = CERTIFICATES
+ENTRYPOINT = 4
+DEFAULTS = ENTRYPOINT
 """What pods are given by default, as a number that grows with each change that would roll them: a service keeps the
 one that it was made with (`plan/release.py`). 2: limits of memory, requests of ephemeral storage. 3: certificates,
-and routers that follow pods to their InferenceService."""
+and routers that follow pods to their InferenceService. 4: the image's entry point, whose first process is tini."""
 
 
 class Options(msgspec.Struct, frozen=True):

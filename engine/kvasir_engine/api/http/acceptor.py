@@ -75,11 +75,12 @@ class Acceptor:
                     self._pause()
                     return
                 continue
-            if self._credentials is not None and not self._may_begin(str(address[0])):
+            peer = str(address[0]) if address else "this machine"  # a Unix socket's other end has no address
+            if self._credentials is not None and not self._may_begin(peer):
                 conn.close()
                 continue
             conn.setblocking(False)
-            task = self._loop.create_task(self._connect(conn, str(address[0])))
+            task = self._loop.create_task(self._connect(conn, peer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 

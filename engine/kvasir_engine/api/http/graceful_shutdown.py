@@ -52,8 +52,8 @@ class GracefulShutdown:
         """Be unready from now on. The deadline counts from the first call."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self._seconds
-            self._service.drain()
             log.info("draining inflight=%d", self._service.inflight)
+            self._service.drain()
 
     def hurry(self) -> None:
         """Wait for nothing any more."""

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,34 @@ log = logging.getLogger("api")
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises PortTaken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return _bound(host, port, shared=False)
+
+
+def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
+    """`count` sockets of one address, which do not listen yet: the kernel divides connections among those that do.
+
+    Who has the address already, with sockets that are shared as well, is not noticed here but by `check_port`.
+    Raises PortTaken.
+    """
+    first = _bound(host, port, shared=True)
+    port = first.getsockname()[1]
+    return [first, *(_bound(host, port, shared=True) for _ in range(count - 1))]
+
+
+def _bound(host: str, port: int, shared: bool) -> socket.socket:
+    """It listens, unless it is `shared`."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        sock = socket.create_server((host, port), family=family, backlog=2048)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        if not shared:
+            sock.listen(BACKLOG)
     except OSError as error:
+        sock.close()
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise PortTaken(f"cannot listen on {host}:{port}: {reason}") from error
     # What is accepted inherits it. Without it a stream's first event waits for the client's acknowledgement of the
@@ -62,6 +86,7 @@ def end_at_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
 
+BACKLOG = 2048
 MOST_SOCKET_PATH = 107  # what a Unix socket's address holds
 SWEEP_TICKS = 5  # uvicorn's ticks of 0.1 s between looks at the connections
 
@@ -164,6 +189,41 @@ async def serve(
 
     What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
     """
+    with ended_by_signals(leaving) as stop:
+        async with leaving.heard_at(drain_socket(*sock.getsockname()[:2])):
+            stops = [each for each in (stop, until) if each is not None]
+            await serve_until(app, sock, leaving, stops, limits, secured)
+
+
+@contextlib.contextmanager
+def ended_by_signals(leaving: GracefulShutdown) -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; at the second of them `leaving` waits for nothing any more."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            leaving.hurry()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def serve_until(
+    app: Any,
+    sock: socket.socket,
+    leaving: GracefulShutdown,
+    stops: Sequence[asyncio.Event],
+    limits: HttpLimits | None = None,
+    secured: Secured | None = None,
+) -> None:
+    """As `serve`, until one of `stops`, in a process that others tell when to leave."""
     limits = fitted(limits or HttpLimits())
     config = uvicorn.Config(
         app,
@@ -178,27 +238,14 @@ async def serve(
         timeout_graceful_shutdown=1,
     )
     server = _Server(config, limits, leaving, secured)
-    stop = asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            leaving.hurry()
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    async with leaving.heard_at(drain_socket(*sock.getsockname()[:2])):
-        serving = asyncio.create_task(server.serve(sockets=[sock]))
-        stopping = [asyncio.create_task(each.wait()) for each in (stop, until) if each is not None]
-        try:
-            await asyncio.wait({serving, *stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not serving.done() and (left := await leaving.done()):
-                log.warning("cutting off requests inflight=%d", left)
-            server.should_exit = True
-            await serving
-        finally:
-            for each in stopping:
-                each.cancel()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    stopping = [asyncio.create_task(each.wait()) for each in stops]
+    try:
+        await asyncio.wait({serving, *stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done() and (left := await leaving.done()):
+            log.warning("cutting off requests inflight=%d", left)
+        server.should_exit = True
+        await serving
+    finally:
+        for each in stopping:
+            each.cancel()

@@ -1,13 +1,14 @@
 """How the process is: /health, /ready, /metrics and /version."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from kvasir_engine.api.joint_metrics import MetricsUnknown
 from kvasir_engine.api.schemas import Version
 from kvasir_engine.api.service import Service
 
@@ -19,8 +20,13 @@ def kvasir_version() -> str:
         return "0"
 
 
-def add(app: FastAPI, service: Service, registry: CollectorRegistry, over: Callable[[], str | None]) -> None:
-    """`over` says why the process serves no more, if it does not."""
+def add(
+    app: FastAPI,
+    service: Service,
+    metrics: Callable[[], Awaitable[bytes]],
+    over: Callable[[], str | None],
+) -> None:
+    """`metrics`: in Prometheus's text; `over` says why the process serves no more, if it does not."""
 
     @app.get("/health")
     async def health() -> Response:
@@ -35,7 +41,10 @@ def add(app: FastAPI, service: Service, registry: CollectorRegistry, over: Calla
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        try:
+            return Response(await metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
+        except MetricsUnknown as error:
+            return Response(str(error), 503, media_type="text/plain")
 
     shown = msgspec.json.encode(Version(kvasir_version()))
 

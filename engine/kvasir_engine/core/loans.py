@@ -1,0 +1,42 @@
+"""The decode side of what turn two reads back (`readback.py`): cached pages lent to prefill workers."""
+
+from kvasir_engine import faults
+from kvasir_engine.connector.kv_connector import KVConnector
+from kvasir_engine.core.kv_cache_manager import KVCacheManager
+from kvasir_engine.protocol import Endpoint, Loan
+
+LOAN_SECONDS = 30.0
+"""A read takes milliseconds; what has not ended by then is computed."""
+
+
+class Loans:
+    """Pages of the cache that others may read, held until their readers are proven to read no more."""
+
+    def __init__(self, cache: KVCacheManager, connector: KVConnector | None) -> None:
+        self.lent: dict[int, list[int]] = {}  # by loan
+        self._cache = cache
+        self._connector = connector
+
+    def lend(self, to: Endpoint, pages: list[int], first: int, id: int, epoch: int, nonce: int = 0) -> Loan | None:
+        """Lend what of `pages`, a prompt's cached whole pages, holds tokens `first` on; None if that is nothing."""
+        assert self._connector is not None
+        size = self._cache.page_size
+        skip = max(0, first) // size
+        if skip >= len(pages) or not self._connector.reads(to):
+            return None
+        # All of them are held, so that whoever holds a page holds all before it.
+        self._cache.pool.hold(pages)
+        self.lent[id] = list(pages)
+        loan = Loan(id, epoch, pages[skip:], skip * size, LOAN_SECONDS, nonce)
+        self._connector.lend(loan, to)
+        faults.hit("decode.lent")
+        return loan
+
+    def take_back(self, id: int) -> None:
+        """The request of a loan ended here: its reader may not read any more. Idempotent."""
+        if id in self.lent and self._connector is not None:
+            self._connector.revoke(id)
+
+    def returned(self, id: int) -> None:
+        """The reader reads no more, on proof."""
+        self._cache.tree.release(self.lent.pop(id))

@@ -1,0 +1,24 @@
+"""How a sequence gives its pages up, while steps and pushes may still read them."""
+
+from kvasir_engine.core.inflight_steps import InflightSteps
+from kvasir_engine.core.jobs import Job, PrefillJob
+from kvasir_engine.core.kv_cache_manager import KVCacheManager
+from kvasir_engine.core.pushes import Pushes
+
+
+class PageReleaser:
+    """Takes pages from sequences that end or give way."""
+
+    def __init__(self, cache: KVCacheManager, inflight: InflightSteps, pushes: Pushes) -> None:
+        self._cache = cache
+        self._inflight = inflight
+        self._pushes = pushes
+
+    def release(self, job: Job, keep: bool = True) -> None:
+        """Take the pages of a job's sequence from it. The tree keeps what was computed, if `keep`.
+
+        Steps that are in flight, and the job's lease, keep those held that they read.
+        """
+        pages = self._inflight.part(job.sequence, keep)
+        if not (isinstance(job, PrefillJob) and self._pushes.keep(job, pages)):
+            self._cache.tree.release(pages)

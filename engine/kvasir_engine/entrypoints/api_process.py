@@ -1,0 +1,141 @@
+"""An API process of a `kvasir serve`: the router's front end over the one engine of this server.
+
+Started as `python -m kvasir_engine.entrypoints.api_process NUMBER CHANNEL SOCKET`, the last two descriptors: SOCKET
+is bound to the server's port, which the kernel divides among all API processes.
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from kvasir_engine.entrypoints.torchless import without_torch
+
+without_torch()
+
+from prometheus_client import CollectorRegistry  # noqa: E402
+
+from kvasir_engine.api.app import create_app  # noqa: E402
+from kvasir_engine.api.auth import ApiKeys  # noqa: E402
+from kvasir_engine.api.batch.service import batches_of, working  # noqa: E402
+from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown  # noqa: E402
+from kvasir_engine.api.http.server import serve_until  # noqa: E402
+from kvasir_engine.api.joint_metrics import gathered, shown_at  # noqa: E402
+from kvasir_engine.api.lifecycle import Lifecycle  # noqa: E402
+from kvasir_engine.api.tokenizer import load_served_model  # noqa: E402
+from kvasir_engine.entrypoints.child_process import gone, run_child  # noqa: E402
+from kvasir_engine.entrypoints.process_channel import (  # noqa: E402
+    AcceptRequests,
+    ApiSetup,
+    BecomeUnready,
+    EndProcess,
+    EngineUnhealthy,
+    Inflight,
+    ProcessChannel,
+    ProcessReady,
+)
+from kvasir_engine.model.loading.resolver import resolve  # noqa: E402
+from kvasir_engine.router.client import PooledClient  # noqa: E402
+from kvasir_engine.router.connection import UNIX  # noqa: E402
+from kvasir_engine.router.pool import WorkerPool  # noqa: E402
+from kvasir_engine.supervisor import Supervisor, end_process  # noqa: E402
+
+log = logging.getLogger("api")
+
+TOKENIZER_THREADS = 2
+
+
+class LocalEngine(PooledClient):
+    """The one engine as a pool of one worker. `ill`: why it serves nobody, as its process says."""
+
+    ill = ""
+
+    def unready_reason(self) -> str | None:
+        """As EngineClient has it."""
+        return self.ill or super().unready_reason()
+
+    async def wait_ready(self) -> str | None:
+        """As EngineClient has it; an engine that is ill does not recover soon."""
+        return self.ill or await super().wait_ready()
+
+
+async def run(channel: ProcessChannel, sock: socket.socket) -> None:
+    """Load, and serve until told to leave."""
+    setup = await channel.receive()
+    assert isinstance(setup, ApiSetup)
+    options, config = setup.options, setup.options.config
+    tasks, registry = Supervisor(end_process), CollectorRegistry()
+    lifecycle = Lifecycle(lambda inflight: channel.send(Inflight(inflight)))
+    leaving = GracefulShutdown(lifecycle, config.drain_seconds)
+    opened, leave = asyncio.Event(), asyncio.Event()
+    pool = WorkerPool(options.name, tasks)
+    # What a router measures of its workers says nothing of one that is the server's own.
+    client = LocalEngine(pool, registry=CollectorRegistry(), remote_threshold=0)
+    hearing = tasks.start(_hear(channel, client, leaving, opened, leave), "the channel to the server")
+    try:
+        batches = batches_of(options.batch_dir, lifecycle)
+        keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
+        folder = await asyncio.to_thread(resolve, config.model, config.revision or None, weights=False)
+        model = await asyncio.to_thread(
+            load_served_model, folder, options.name, options.parse_special_tokens, options.parsers
+        )
+        pool.set_workers({UNIX + setup.engine: "engine"})
+        while pool.unready_reason() is not None:
+            await pool.change()
+        with ThreadPoolExecutor(TOKENIZER_THREADS, "kvasir-tokenizer") as executor:
+            app = create_app(
+                client,
+                model,
+                registry=registry,
+                lifecycle=lifecycle,
+                executor=executor,
+                keys=keys,
+                batches=batches,
+                all_metrics=partial(gathered, registry, [Path(each) for each in setup.others]),
+            )
+            async with shown_at(Path(setup.metrics), registry):
+                channel.send(ProcessReady())
+                await opened.wait()
+                async with working(batches, app, client, tasks):
+                    await serve_until(app, sock, leaving, [leave])
+    finally:
+        await client.close()
+        await pool.close()
+        await tasks.stop(hearing)
+
+
+async def _hear(
+    channel: ProcessChannel,
+    client: LocalEngine,
+    leaving: GracefulShutdown,
+    opened: asyncio.Event,
+    leave: asyncio.Event,
+) -> None:
+    while True:
+        try:
+            message = await channel.receive()
+        except EOFError:
+            gone()
+        match message:
+            case AcceptRequests():
+                opened.set()
+            case EngineUnhealthy(reason):
+                client.ill = reason
+            case BecomeUnready():
+                leaving.begin()
+            case EndProcess():
+                leaving.hurry()
+                leave.set()
+
+
+def main() -> None:
+    """Entry point."""
+    number, channel, port = sys.argv[1:]
+    run_child(f"api{number}.", int(channel), partial(run, sock=socket.socket(fileno=int(port))))
+
+
+if __name__ == "__main__":
+    main()
