@@ -8,7 +8,7 @@ FILE ?= manifests/smollm2-cpu.yaml
 PORT ?= 8000
 TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: setup up test all-tests yielding-lint unit e2e e2e-binaries images lint crds pod-fields licenses locks sbom release-images manifests print-manifests package bench soak clean
+.PHONY: setup up test all-tests yielding-lint unit e2e e2e-binaries test-images lint crds pod-fields licenses locks sbom images manifests print-manifests package bench soak clean
 
 setup: $(STAMP)
 
@@ -44,7 +44,7 @@ e2e-binaries: setup
 	$(BIN)/python -m e2e.controlplane.binaries
 
 # both images by their Dockerfiles' steps, in a root directory: root, Linux, 10 GB of disk; docs/images.md
-images: setup
+test-images: setup
 	$(BIN)/python -m pytest tests/images -m "soak or not soak" -s
 
 lint: setup
@@ -73,13 +73,13 @@ licenses: setup
 locks: setup
 	$(BIN)/python tests/layout/locks.py
 
-# what is installed here, as CycloneDX; an image has its own, by `make release-images`
+# what is installed here, as CycloneDX; an image has its own, by `make images`
 sbom: setup
 	mkdir -p dist
 	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate --output-file dist/sbom.cdx.json
 
 # both images with an SBOM and provenance attached: pushed to REGISTRY, as neither can be kept in a local store
-release-images:
+images:
 	@test -n "$(REGISTRY)"
 	docker buildx build --sbom=true --provenance=mode=max --push -f operator/Dockerfile -t $(REGISTRY)/kvasir-operator:$(TAG) .
 	docker buildx build --sbom=true --provenance=mode=max --push -f engine/Dockerfile -t $(REGISTRY)/kvasir-engine:$(TAG) .

@@ -1,4 +1,4 @@
-"""What is in both images, built step by step: `make images`.
+"""What is in both images, built step by step: `make test-images`.
 
 Their base is the one of `base_image.py`; the engine's is the form for CPUs. What its form for GPUs installs besides
 is on NVIDIA's images, which are not made here: those steps are only read (`test_dockerfiles.py`).

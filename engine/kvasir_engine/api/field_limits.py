@@ -66,6 +66,7 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
         "n": _number(1, MOST_CHOICES),
         "best_of": _number(1, MOST_CHOICES),
         "max_tokens": _COUNT,
+        "CompletionRequest.max_tokens": _number(0, INT32),
         "max_completion_tokens": _COUNT,
         "max_output_tokens": _COUNT,
         "budget_tokens": _number(LEAST_BUDGET, INT32),
@@ -77,6 +78,7 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
         "top_logprobs": _number(0, MOST_TOP_LOGPROBS),
         "logprobs": _number(0, MOST_COMPLETION_LOGPROBS),
         "prompt_logprobs": _number(0, min(MOST_PROMPT_LOGPROBS, vocab_size)),
+        "logprob_start_len": _number(-INT32, INT32),
         "user": _LABEL,
         "safety_identifier": _LABEL,
         "prompt_cache_key": _LABEL,
@@ -105,6 +107,14 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
         "tokens": {"array": {"items": token}},
     }
 
+
+WITHIN: Mapping[str, Schema] = {
+    "CompletionRequest": {
+        "if": {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+        "else": {"properties": {"max_tokens": {"minimum": 1}}},
+    },
+}
+"""By struct: what its fields are held to beside one another."""
 
 _CONVERSATION: Mapping[str, list[Any]] = {"speed": [None, "standard"]}
 

@@ -307,7 +307,7 @@ class Engine:
     def _admit(self, job: Job) -> None:
         sequence = job.sequence
         if sequence.remote and isinstance(job, DecodeJob):
-            found = 0 if sequence.unscored else self.cache.cost(sequence)[1]
+            found = min(self.cache.cost(sequence)[1], sequence.reusable)
             missing = len(sequence.tokens) - found
             if missing >= job.threshold:
                 lease = self.leases.grant(job)

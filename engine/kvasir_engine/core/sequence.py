@@ -23,7 +23,8 @@ class Sequence:
     Of the prompt, `cached` tokens had their KV here at the first admission; `read` of these had come from another
     worker for it.
 
-    Where the prompt's log-probabilities are asked for, those behind its first `scored` tokens are known.
+    Where the prompt's log-probabilities are asked for, those behind its first `scored` tokens are known, or nobody
+    asked for them.
 
     `remote`: another worker computes the prompt; admission leases pages instead of holding fresh ones.
     `arrival` orders all sequences: lower ones are served first and preempted last. While it waits, `leader` may be
@@ -53,6 +54,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt = len(self.tokens)
+        if self.sampling.prompt_logprobs is not None:
+            self.scored = self.sampling.unscored(self.prompt) - 1
         if self.sampling.processors is not None:
             self.history = TokenHistory(self.sampling.processors, self.own_prompt)
 
