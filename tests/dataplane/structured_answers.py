@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jsonschema
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 Schema = dict[str, Any]
 TOGETHER = 8
@@ -19,7 +19,9 @@ LEAVING = 0.1  # share of the clients that leave before the end
 
 @dataclass
 class Outcomes:
-    """How answers ended: `whole`, `cut` by max_tokens, `left` by their client. `wrong` names what is not valid."""
+    """How answers ended: `whole`, `cut` by max_tokens, `left` by their client, `slow` where a busy machine took too
+    long to try the grammar. `wrong` names what is not valid.
+    """
 
     ended: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -58,18 +60,28 @@ class Asker:
             "extra_body": {"structured_outputs": {"json": schema, "disable_any_whitespace": rng.random() < 0.7}},
         }
         with OpenAI(base_url=self._url + "/v1", api_key="none", max_retries=0, timeout=600) as client:
-            if streamed or leaves:
-                text, finish, scored = self._streamed(client, how, leaves)
-            else:
-                whole = client.chat.completions.create(**how)
-                (choice,) = whole.choices
-                text, finish = choice.message.content or "", choice.finish_reason
-                scored = [] if choice.logprobs is None else [each.token for each in choice.logprobs.content or []]
-        fault = None if finish == "left" else fault_of(schema, text, finish, scored if how["logprobs"] else None)
+            try:
+                text, finish, scored = self._answer(client, how, streamed or leaves, leaves)
+            except BadRequestError as error:
+                if "it takes more than" not in str(error):
+                    raise
+                text, finish, scored = "", "slow", []
+        checked = finish not in ("left", "slow")
+        fault = fault_of(schema, text, finish, scored if how["logprobs"] else None) if checked else None
         with self._lock:
             self.outcomes.ended[{"stop": "whole", "length": "cut"}.get(finish, finish)] += 1
             if fault is not None:
                 self.outcomes.wrong.append(f"{name}: {fault}")
+
+    def _answer(
+        self, client: OpenAI, how: dict[str, Any], streamed: bool, leaves: bool
+    ) -> tuple[str, str, list[str]]:
+        """The text, why it ended, and the tokens that came with log-probabilities."""
+        if streamed:
+            return self._streamed(client, how, leaves)
+        (choice,) = client.chat.completions.create(**how).choices
+        scored = [] if choice.logprobs is None else [each.token for each in choice.logprobs.content or []]
+        return choice.message.content or "", choice.finish_reason, scored
 
     def _streamed(self, client: OpenAI, how: dict[str, Any], leaves: bool) -> tuple[str, str, list[str]]:
         parts: list[str] = []
