@@ -30,7 +30,7 @@ from e2e.node.config import Node
 
 SERVICE_NETWORK = "10.96.0.0/16"
 _API_PORT = 6443
-_START_SECONDS = 60.0
+_START_SECONDS = 240.0
 # What Kvasir's own accounts do is noted, for tests to hold against their rules.
 _AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
