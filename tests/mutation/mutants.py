@@ -813,7 +813,12 @@ MUTANTS = [
         "self.tree.match(sequence.tokens[: sequence.reusable]",
         "self.tree.match(sequence.tokens[:-1]",
     ),
-    Mutant("a preempted prompt is scored again", ENGINE, "                sequence.scored = places.stop\n", ""),
+    Mutant(
+        "a preempted prompt is scored again",
+        "core/output_processor.py",
+        "            sequence.scored = place + len(prompt)\n",
+        "            pass\n",
+    ),
     Mutant(
         "decode scores what prefill has scored", LEASES, "        sequence.scored = sequence.prompt  #", "        #"
     ),
