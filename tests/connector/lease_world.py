@@ -95,12 +95,12 @@ class _Others:
 
     def push(self, key: Key, push: Push) -> None:
         for rank in self._ranks:
-            rank.thread.after(rank.told)
+            rank.thread.hold_until(rank.told)
             rank.thread.push(key, push)
 
     def push_layers(self, pushes: list[LayerPush]) -> None:
         for rank in self._ranks:
-            rank.thread.after(rank.told)
+            rank.thread.hold_until(rank.told)
             on_layer = rank.thread.push_layers(pushes)
             for layer in range(LAYERS):
                 on_layer(layer)

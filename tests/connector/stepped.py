@@ -14,7 +14,8 @@ from kvasir_engine.connector.rank_parts import Event
 from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.protocol import Fingerprint, Region
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 ROUNDS = 8
 """More than what has come takes from its message, or its end, to its last consequence."""

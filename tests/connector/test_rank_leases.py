@@ -434,9 +434,12 @@ TestLeases = Leases.TestCase
 TestLeases.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 
 
-@pytest.mark.soak
-class TestLeasesForLong(Leases.TestCase):  # type: ignore[misc, name-defined]
-    settings = settings(max_examples=3000, stateful_step_count=100, deadline=None)
+class LongLeases(Leases):
+    """The same, with more of it."""
+
+
+TestLongLeases = pytest.mark.soak(LongLeases.TestCase)
+TestLongLeases.settings = settings(max_examples=3000, stateful_step_count=100, deadline=None)
 
 
 def world(ranks: tuple[int, int] = (1, 1), sizes: tuple[int, int] = (4, 4)) -> Leases:
