@@ -1,7 +1,7 @@
 """Order of the tests: the fast ones first, then those with real workers, then the real control plane.
 
-With `-n 2`, as `make test` runs them, one process has the control plane's tests, which mostly wait. A second one,
-which yields the cores to it, has all others, a file at a time; who is done first helps the other.
+With `-n 3`, as `make test` runs them, one process has the control plane's tests, which mostly wait. Two, which
+yield the cores to it, have all others, a file at a time, those with real workers first; who is done first helps.
 Tests marked `cuda` are skipped where there is no GPU, and the summary's last line says how many.
 """
 
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=stage)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: not _is_e2e(item.nodeid))
+        items.sort(key=lambda item: (not _is_e2e(item.nodeid), -stage(item)))
     wanting = [item for item in items if item.get_closest_marker("cuda")]
     if wanting and not _has_gpu():
         for item in wanting:

@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
     }
 
 
-#: What the images' entry points start, by the images' names, without tini: the sandbox's parent hands on signals.
+#: What the images' entry points start, by the images' names, without tini.
 ENTRY_POINTS = {"kvasir-engine": ("kvasir",), "kvasir-operator": ("kvasir-operator",)}
 
 

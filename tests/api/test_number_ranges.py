@@ -13,7 +13,7 @@ from kvasir_engine.protocol import Submit, decode_to_worker, encode
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EDGES = (2**31, 2**53, 2**63, 2**64 - 1, 2**64, 2**128, 10**400)
-FIELDS = ("priority", "top_k", "max_tokens", "min_tokens", "n", "logprobs", "prompt_logprobs")
+FIELDS = ("priority", "top_k", "max_tokens", "min_tokens", "n", "logprobs", "prompt_logprobs", "logprob_start_len")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_sent(tmp_pa
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([KVASIR, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([KVASIR, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_the_command_as_vllms_users_write_it(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 `Wire.nixl` makes what `NixlAgent` takes for NIXL's agent. It promises no more than NIXL over UCX does:
 
-- Transfers end in any order. What one writes to holds `SPOILED` from when it is posted until it has ended, and the
+- Transfers end in any order. What one changes holds `SPOILED` from when it is posted until it has ended, and the
   source is read when it ends: whoever reads the target or changes the source meanwhile is found out.
 - A transfer that fails leaves half of its bytes. One whose handle is released goes on.
 - Messages of one agent to another stay in order. They arrive late; a test may lose one, or let it arrive twice.
@@ -127,6 +127,13 @@ class Wire:
             ctypes.memmove(end, start, size)
         transfer.state = "DONE" if ok else "ERR"
 
+    @staticmethod
+    def spoil(transfer: Transfer) -> None:
+        """A bit of what has moved changed on its way."""
+        address, size = transfer.target[-1]
+        (last,) = ctypes.string_at(address + size - 1, 1)
+        ctypes.memset(address + size - 1, last ^ 1, 1)
+
     def of(self, by: str) -> list[Transfer]:
         """What an agent has under way, in the order in which it was posted."""
         return [transfer for transfer in self.transfers if transfer.by == by]
@@ -220,8 +227,9 @@ class Nixl:
         transfer.state = "PROC"
         if self._reaches(transfer.peer):
             transfer.found = self._wire.bytes_of(transfer.source)
-            for address, size in transfer.target:
-                ctypes.memset(address, SPOILED, size)
+            for (address, size), new in zip(transfer.target, transfer.found, strict=True):
+                if ctypes.string_at(address, size) != new:  # the same bytes again change nothing at any time
+                    ctypes.memset(address, SPOILED, size)
             self._wire.transfers.append(transfer)
         return transfer.state
 

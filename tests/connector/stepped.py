@@ -16,6 +16,9 @@ from kvasir_engine.protocol import Fingerprint, Region
 
 P, T = ParamSpec("P"), TypeVar("T")
 
+ROUNDS = 8
+"""More than what has come takes from its message, or its end, to its last consequence."""
+
 
 class HeldExecutor(Executor):
     """Does nothing until it is told to."""
@@ -78,9 +81,10 @@ class SteppedThread(TransferThread):
         return True
 
     def turn(self) -> None:
-        """Go round until nothing is left to do, with what has arrived and ended."""
-        while self.step(0.0) or self.digesting.run():
-            pass
+        """Go round until nothing is left to do, with what has arrived and ended, or only a link is being timed."""
+        for _ in range(ROUNDS):
+            if not (self.step(0.0) or self.digesting.run()):
+                return
 
     def hear(self, by: str | None = None) -> None:
         """The next message arrives."""

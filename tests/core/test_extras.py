@@ -27,9 +27,8 @@ REQUIRED = [
     ],
 )
 def test_a_package_of_an_extra_is_named_with_it(module: str, preferred: str, extra: str) -> None:
-    missing = explain(ModuleNotFoundError(name=module), preferred, REQUIRED)
     package = module.partition(".")[0].replace("_", "-")
-    assert str(missing) == (
+    assert str(explain(ModuleNotFoundError(name=module), preferred, REQUIRED)) == (
         f"{package} is not installed: it comes with `pip install kvasir[{extra}]`, and is in the {extra}'s image"
     )
 

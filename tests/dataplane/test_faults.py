@@ -27,7 +27,7 @@ SECONDS = 60.0
 
 
 def openai(stack: Stack) -> OpenAI:
-    return OpenAI(base_url=stack.url + "/v1", api_key="none", max_retries=0, timeout=120)
+    return OpenAI(base_url=stack.url + "/v1", api_key="none", max_retries=0, timeout=300)
 
 
 def pieces(client: OpenAI, prompt: str, tokens: int) -> Generator[str, None, None]:
@@ -134,7 +134,8 @@ def test_a_stream_survives_the_death_of_its_decode_worker(float32: Stack) -> Non
         again.close()
     assert undisturbed.startswith(text)
     wait_until_ready(float32)
-    assert [pod["restarts"] for pod in float32.pods("decode") if pod["name"] == busy["name"]] == [1]
+    now = [pod["restarts"] for pod in float32.pods("decode") if pod["name"] == busy["name"]]
+    assert now == [busy["restarts"] + 1]
     wait_for_quiet(float32)
 
 
@@ -150,5 +151,5 @@ def test_the_death_of_prefill_under_a_prompt_costs_the_client_nothing(float32: S
         disturbed = [stream.result() for stream in streams]
         wait_until_ready(float32)
         assert disturbed == [answer(client, prompt) for prompt in prompts]
-    assert [pod["restarts"] for pod in float32.pods("prefill")] == [1]
+    assert [pod["restarts"] for pod in float32.pods("prefill")] == [prefill["restarts"] + 1]
     wait_for_quiet(float32)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,3 +144,20 @@ def said_by(image: Image, folder: Path, *command: str) -> tuple[int, str]:
     """Run a command in place of the entry point, to its end: its status and what it said."""
     with running(image, folder, argv=command) as container:
         return container.wait(), container.said()
+
+
+def eventually(true: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.005)
+
+
+def status(pid: int, field: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{field}:")]
+    return line.partition(":")[2].strip()
+
+
+def has(pid: int, field: str, number: int) -> bool:
+    return bool(int(status(pid, field), 16) >> (number - 1) & 1)

@@ -231,6 +231,8 @@ def _moved(settings: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]
     return moved, tuple(sorted(folders))
 
 
-def paths_of(settings: MachineSettings) -> Sequence[str]:
-    """Texts that no image may hold: this machine's paths as steps saw them, and its proxies."""
-    return (MACHINE, *(value for name, value in settings.environment.items() if name in _PROXIES[:2] and value))
+def machine_texts() -> Sequence[str]:
+    """Texts that no image may hold: this machine's paths as steps see them, and where its packages come from."""
+    words = [word for value in machine_settings().environment.values() for word in value.split()]
+    urls = [word for word in (*words, *build.mirrors()) if word.startswith(("http://", "https://"))]
+    return (MACHINE, *(url for url in urls if "//deb.debian.org/" not in url and "//pypi.org/" not in url))

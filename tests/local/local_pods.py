@@ -75,7 +75,7 @@ def http_probe(path: str, **fields: Any) -> dict[str, Any]:
         "httpGet": {"path": path, "port": "http"},
         "periodSeconds": 0.1,
         "failureThreshold": 1,
-        "timeoutSeconds": 5,
+        "timeoutSeconds": 60,
         **fields,
     }
 

@@ -40,7 +40,7 @@ async def test_a_readiness_threshold_needs_that_many_results_in_a_row(make_pod: 
     await pod.runner.start()
     await pod.until(lambda: pod.runner.ready)
     # The first checks may find the port still closed: those reach no server.
-    assert pod.lines.count("GET /ready") == 3
+    assert (pod.control / "asked").read_text().splitlines() == ["/ready"] * 3
 
 
 async def test_liveness_failure_restarts_the_container_and_only_it(make_pod: MakePod) -> None:

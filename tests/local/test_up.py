@@ -70,7 +70,7 @@ class Kvasir:
 
     def __call__(self, *args: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, str(CLI), *args]
-        return subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=90)
+        return subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=300)
 
     def up(self, text: str, *args: str) -> "subprocess.CompletedProcess[str]":
         self.file.write_text(text)

@@ -59,7 +59,8 @@ class _Wrapper:
     ) -> None:
         assert workspace.dtype == torch.uint8
         assert layout == "HND"
-        assert backend == "fa2"
+        assert backend in (("fa2",) if isinstance(self, BatchDecodeWithPagedKVCacheWrapper) else ("fa2", "fa3"))
+        self.backend = backend
         self.plans = 0
         self._schedule = torch.zeros(4096, dtype=torch.uint8)
         self._buffers: tuple[torch.Tensor, ...] | None = None

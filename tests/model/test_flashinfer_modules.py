@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kvasir_engine.attention import flashinfer_backend, flashinfer_modules
+from kvasir_engine.attention.flashinfer_choice import prefill_backend
 from kvasir_engine.executor import kernels_ahead
 
 
@@ -55,6 +56,39 @@ def test_what_was_not_compiled_ahead_is_named(library: Path) -> None:
     at_hand, lacking = flashinfer_modules.compiled_in(128, torch.bfloat16, {True})
     assert (at_hand, lacking) == ([], ["fa2-torch.bfloat16-128-True"])
     assert flashinfer_modules.compiled_in(64, torch.bfloat16, {True}) == (["fa2-torch.bfloat16-64-True"], [])
+
+
+def test_fa3_is_there_when_all_of_it_was_compiled_ahead(library: Path) -> None:
+    assert not flashinfer_modules.has_fa3(64, torch.bfloat16, {False})
+    flashinfer_modules.compile_into(library / "aot", [64], [torch.bfloat16], ["fa3"])
+    assert flashinfer_modules.has_fa3(64, torch.bfloat16, {False, True})
+    assert not flashinfer_modules.has_fa3(128, torch.bfloat16, {False})
+    assert not flashinfer_modules.compiled_in(64, torch.bfloat16, {False})[0], "FA2 is another module"
+    kernels_ahead.main(["fa3"])
+    assert flashinfer_modules.has_fa3(128, torch.float16, {True})
+
+
+def test_a_release_with_other_names_has_no_fa3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flashinfer_modules.importlib, "import_module", lambda name: SimpleNamespace())
+    assert not flashinfer_modules.has_fa3(64, torch.bfloat16, {False})
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "there", "chosen"),
+    [
+        ((9, 0), 128, True, "fa3"),
+        ((9, 0), 256, True, "fa3"),
+        ((9, 0), 128, False, "fa2"),
+        ((9, 0), 96, True, "fa2"),
+        ((8, 0), 128, True, "fa2"),
+        ((10, 0), 128, True, "fa2"),
+        ((12, 0), 64, True, "fa2"),
+    ],
+)
+def test_prompts_are_fa3s_on_hopper_gpus_where_it_is_compiled_in(
+    capability: tuple[int, int], head_dim: int, there: bool, chosen: str
+) -> None:
+    assert prefill_backend(capability, head_dim, there) == chosen
 
 
 def test_a_command_that_names_nothing_to_compile_says_what_there_is() -> None:

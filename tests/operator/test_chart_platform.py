@@ -234,6 +234,14 @@ ALERTS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         {'kvasir_kv_digest_failures_total{namespace="n", pod="d"}': "1x20"},
         "5m",
     ),
+    "KvasirFabricDegraded": (
+        {
+            'kvasir_kv_link_degraded{namespace="n", pod="d", peer="kvasir-1", transport="rdma"}': "0x20",
+            'kvasir_kv_link_degraded{namespace="n", pod="d", peer="kvasir-2", transport="rdma"}': "1x20",
+        },
+        {'kvasir_kv_link_degraded{namespace="n", pod="d", peer="kvasir-2", transport="rdma"}': "1x2 0x20"},
+        "6m",
+    ),
     "KvasirFencedPages": (
         {'kvasir_kv_pages{namespace="n", pod="d", owner="fenced"}': "3x30"},
         {'kvasir_kv_pages{namespace="n", pod="d", owner="fenced"}': "3x5 0x30"},
@@ -341,6 +349,16 @@ def test_images_are_built_from_what_they_copy_and_nothing_else() -> None:
         lines = (ROOT / folder / "Dockerfile").read_text().splitlines()
         copied = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
         assert {name for names in copied for name in names} <= taken
+
+
+def test_the_operators_pods_start_by_the_images_entry_point(helm: Helm) -> None:
+    """A command would replace it, and with it the first process, which hands on signals."""
+    specs = [each["spec"] for each in rendered(helm) if each["kind"] == "Pod"]
+    specs += [each["spec"]["template"]["spec"] for each in rendered(helm) if each["kind"] == "Deployment"]
+    assert len(specs) == 2
+    assert all(
+        "command" not in container and container["args"] for spec in specs for container in spec["containers"]
+    )
 
 
 EVERYTHING = (

@@ -215,7 +215,7 @@ async def test_work_begins_when_the_lease_is_taken_and_everything_is_looked_at_a
     lease, told = Lease(), []
     leadership = Leadership(LeaseCandidate("a"), lease)
     running = asyncio.create_task(leadership.run(lambda: told.append("all")))
-    await asyncio.wait_for(leadership.wait(), 5)
+    await asyncio.wait_for(leadership.wait(), 60)
     assert told == ["all"]
     running.cancel()
     leadership.resign()

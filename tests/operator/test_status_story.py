@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from isvc_cases import FakeCluster, FakePods, deployments, document, service, settled
 
-from kvasir_engine.status_reports import PairReport, RouterStatus, WorkerStatus
+from kvasir_engine.status_reports import LinkReport, PairReport, RouterStatus, WorkerStatus
 from kvasir_operator.plan.observed import observe
 from kvasir_operator.reconcile.reconciler import FAILED_SECONDS, SOON_SECONDS, Reconciler
 from kvasir_operator.render import Object, Options, render
@@ -15,6 +15,7 @@ from kvasir_operator.status import derive
 from kvasir_operator.status.derive import Status
 from kvasir_operator.status.evaluate import LeavingPod
 from kvasir_operator.status.events import status_events
+from kvasir_operator.status.links import MeasuredLink
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DESIRED = render(service(decode={"replicas": 2}), Options())
@@ -307,3 +308,58 @@ def test_a_worker_on_its_way_out_is_asked_what_it_has_until_it_is_gone() -> None
     stand.reconcile()
     assert "leaving" not in stand.status()
     assert stand.again == []
+
+
+def link(rate: float, problem: str = "", peer: str = "kvasir-1", pod_name: str = "p0") -> MeasuredLink:
+    return MeasuredLink(pod_name, LinkReport(peer, "rdma", round(rate), 1e-6, 1, problem))
+
+
+def test_the_rate_of_the_slowest_link_is_told_with_that_kv_moves() -> None:
+    base = condition(computed(), "KVTransferVerified").message
+    one = computed(links=[link(12.34e9)])
+    assert condition(one, "KVTransferVerified").message == f"{base}; 12 GB/s by rdma"
+    two = computed(links=[link(46e9), link(12.34e9, peer="kvasir-2")])
+    assert condition(two, "KVTransferVerified").message == f"{base}; 12 GB/s by rdma at the slowest of 2 links"
+    assert condition(computed(links=None, previous=two), "KVTransferVerified").message.endswith("of 2 links")
+    assert judged(two, "FabricDegraded") == ("False", "AsExpected")
+    assert "FabricDegraded" not in {c.type for c in computed(links=[]).conditions}
+    failed = computed(pairs=PairReport(failed=1, failures=("p0 to d1: wrong",)), links=[link(1e9)])
+    assert "GB/s" not in condition(failed, "KVTransferVerified").message
+
+
+def test_a_link_that_is_slower_than_its_fabric_is_told_with_ready_and_takes_nothing_from_it() -> None:
+    problem = "0.45 GB/s by rdma, which should give 50: look at UCX_TLS"
+    found = computed(links=[link(46e9), link(0.45e9, problem, "kvasir-2", "p1")])
+    assert judged(found, "FabricDegraded") == ("True", "SlowLink")
+    assert condition(found, "FabricDegraded").message == f"pod p1 to kvasir-2: {problem}"
+    assert judged(found, "Ready") == ("True", "AllReady")
+    assert (
+        condition(found, "Ready").message == f"requests are served; FabricDegraded: pod p1 to kvasir-2: {problem}"
+    )
+    assert judged(found, "Degraded") == ("True", "SlowLink")
+    (event,) = [e for e in status_events(msgspec.to_builtins(computed()), found) if e.reason == "FabricDegraded"]
+    assert event.warning
+    assert judged(computed(links=None, previous=found), "FabricDegraded") == ("True", "SlowLink"), "no answer"
+    mended = computed(links=[link(46e9)], previous=found)
+    assert judged(mended, "Degraded") == ("False", "AsExpected")
+    assert "FabricRecovered" in {e.reason for e in status_events(msgspec.to_builtins(found), mended)}
+    many = computed(links=[link(1e6, "slow", f"kvasir-{n}") for n in range(5)])
+    assert condition(many, "FabricDegraded").message.endswith("; and 2 more links")
+
+
+def test_prefill_workers_are_asked_for_their_links() -> None:
+    stand = Stand()
+    stand.reconcile()
+    stand.cluster.settle()
+    stand.pods.pairs = VERIFIED
+    stand.cluster.listed_pods = [
+        with_ip(pod(role, {}), ip) for role, ip in (("router", "10.0.0.9"), ("prefill", "10.0.0.7"))
+    ]
+    reported = LinkReport("kvasir-2", "rdma", 450_000_000, 1e-6, 1, "0.45 GB/s by rdma, which should give 50: look")
+    stand.pods.left["10.0.0.7"] = WorkerStatus(False, 0, 0, None, None, (reported,))
+    stand.reconcile()
+    assert stand.cluster.conditions()["FabricDegraded"]["status"] == "True"
+    assert "FabricDegraded: " in stand.cluster.conditions()["Ready"]["message"]
+    stand.pods.left.clear()
+    stand.reconcile()
+    assert stand.cluster.conditions()["FabricDegraded"]["status"] == "True", "a lost answer takes nothing back"

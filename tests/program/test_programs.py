@@ -198,7 +198,7 @@ def test_variables_stream_as_they_are_written() -> None:
         assert list(running.stream("b")) == ["one", "two"]
         with pytest.raises(KeyError, match="without a variable 'c'"):
             list(running.stream("c"))
-        assert running.result(10)["b"] == "onetwo"
+        assert running.result(60)["b"] == "onetwo"
 
 
 async def collected(pieces: AsyncIterator[str]) -> list[str]:
@@ -360,7 +360,7 @@ def test_whoever_waits_is_told_that_the_endpoint_was_closed() -> None:
         until(lambda: stand.calls)
         endpoint.close()
         with pytest.raises(ProgramError, match="the endpoint was closed"):
-            running.result(10)
+            running.result(60)
         with pytest.raises(ProgramError, match="the endpoint is closed"):
             told.run(endpoint)
     assert not [each for each in threading.enumerate() if each.name.startswith("kvasir-program")]

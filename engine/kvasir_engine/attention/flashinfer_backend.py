@@ -5,8 +5,8 @@ FlashInfer calls a paged cache of layout HND: its kernels take the pages' stride
 The sequences at the batch's beginning with one new token each go to the decode wrapper, the others to the prefill
 wrapper.
 
-Both wrappers are used with FA2's kernels, decoding on tensor cores: the two are then one compiled module, and its
-schedule is a pure function of the lengths.
+Decoding is FA2's kernel on tensor cores, whose schedule is a pure function of the lengths. Prompts are FA2's too,
+and the two are then one compiled module, or FA3's on a Hopper GPU whose image has it (`flashinfer_choice.py`).
 """
 
 import importlib
@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
+from kvasir_engine.attention import flashinfer_modules
 from kvasir_engine.attention.base import AttentionSpec
+from kvasir_engine.attention.flashinfer_choice import PrefillBackend, prefill_backend
 from kvasir_engine.attention.flashinfer_graphs import IN_FLIGHT, GraphWrappers, plan
 from kvasir_engine.attention.paged import PagedRows, decoding, paged_rows, slots
 from kvasir_engine.forward_batch import ForwardBatch
@@ -54,6 +56,15 @@ def unsupported(pool: KVPool, spec: AttentionSpec) -> str | None:
     return None
 
 
+def _prefill_of(pool: KVPool, spec: AttentionSpec) -> PrefillBackend:
+    device, shape = pool.tensor.device, pool.shape
+    if device.type != "cuda":
+        return "fa2"
+    windows = {window is not None for window in spec.windows}
+    there = flashinfer_modules.has_fa3(shape.head_dim, shape.dtype, windows)
+    return prefill_backend(torch.cuda.get_device_capability(device), shape.head_dim, there)
+
+
 @dataclass(frozen=True)
 class _Wrappers:
     """The decode and the prefill wrapper of the layers of one window."""
@@ -71,8 +82,15 @@ class FlashInferBackend:
     """
 
     def __init__(
-        self, pool: KVPool, spec: AttentionSpec, library: Any = None, workspace_bytes: int = WORKSPACE_BYTES
+        self,
+        pool: KVPool,
+        spec: AttentionSpec,
+        library: Any = None,
+        workspace_bytes: int = WORKSPACE_BYTES,
+        prefill: PrefillBackend | None = None,
     ) -> None:
+        """`prefill`: the kernel of prompts; None: what suits the GPU and is compiled in."""
+        prefill = prefill or _prefill_of(pool, spec)
         library = library or importlib.import_module("flashinfer")
         shape, device = pool.shape, pool.tensor.device
         self.pool = pool
@@ -84,7 +102,7 @@ class FlashInferBackend:
                     library.BatchDecodeWithPagedKVCacheWrapper(
                         workspace, "HND", use_tensor_cores=True, backend="fa2"
                     ),
-                    library.BatchPrefillWithPagedKVCacheWrapper(workspace, "HND", backend="fa2"),
+                    library.BatchPrefillWithPagedKVCacheWrapper(workspace, "HND", backend=prefill),
                 )
                 for window in set(spec.windows)
             }

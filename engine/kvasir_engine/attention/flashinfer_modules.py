@@ -14,14 +14,18 @@ from typing import Any
 
 import torch
 
+from kvasir_engine.attention.flashinfer_choice import PrefillBackend
+
 log = logging.getLogger("model")
 
 
-def specs(head_dim: int, dtype: torch.dtype, windows: Collection[bool]) -> list[Any]:
+def specs(
+    head_dim: int, dtype: torch.dtype, windows: Collection[bool], backend: PrefillBackend = "fa2"
+) -> list[Any]:
     """FlashInfer's own descriptions of the modules for heads of this size, with windows, without, or both."""
     generate = importlib.import_module("flashinfer.prefill")._gen_batch_prefill_primary_module
     return [
-        generate("fa2", dtype, dtype, dtype, torch.int32, head_dim, head_dim, 0, window, False, False)
+        generate(backend, dtype, dtype, dtype, torch.int32, head_dim, head_dim, 0, window, False, False)
         for window in sorted(windows)
     ]
 
@@ -39,12 +43,27 @@ def compiled_in(head_dim: int, dtype: torch.dtype, windows: Collection[bool]) ->
     return found
 
 
-def compile_into(folder: Path, head_dims: Collection[int], dtypes: Collection[torch.dtype]) -> None:
+def has_fa3(head_dim: int, dtype: torch.dtype, windows: Collection[bool]) -> bool:
+    """Whether FA3's modules need no compiling; not where FlashInfer is another release, with other names."""
+    try:
+        return all(spec.is_aot for spec in specs(head_dim, dtype, windows, "fa3"))
+    except Exception as error:
+        log.info("FA3 is not looked for reason=%r", f"{type(error).__name__}: {error}")
+        return False
+
+
+def compile_into(
+    folder: Path,
+    head_dims: Collection[int],
+    dtypes: Collection[torch.dtype],
+    backends: tuple[PrefillBackend, ...] = ("fa2",),
+) -> None:
     """Compile the modules into FOLDER/NAME/NAME.so, for the architectures in $FLASHINFER_CUDA_ARCH_LIST.
 
     A linker without libcuda needs a stub of it in a folder of $LIBRARY_PATH.
     """
-    for spec in [each for dtype in dtypes for dim in head_dims for each in specs(dim, dtype, (False, True))]:
+    kinds = [(backend, dtype, dim) for backend in backends for dtype in dtypes for dim in head_dims]
+    for spec in [each for backend, dtype, dim in kinds for each in specs(dim, dtype, (False, True), backend)]:
         target = folder / spec.name / f"{spec.name}.so"
         if not target.exists():
             began = time.monotonic()

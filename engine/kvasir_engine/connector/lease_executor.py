@@ -66,7 +66,7 @@ class LeaseExecutor:
         self._receiver = Receiver(agent.endpoint.epoch, layers, verifies)
         self._sender = Sender(layers)
         self._ranks = PeerRanks(agent, rank, lambda peer: self._receiver.knows(peer) or self._sender.knows(peer))
-        self.probes = LinkProbes(agent, fabric, self._sender.together)
+        self.probes = LinkProbes(agent, fabric, self._sender.together, clock)
         self._copies = InflightCopies(agent, digests, stats, None if faults.ON else self.probes, clock)
         self._open_leases = OpenLeases()
         self._reads = LoanReads()

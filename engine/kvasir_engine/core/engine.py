@@ -307,7 +307,7 @@ class Engine:
     def _admit(self, job: Job) -> None:
         sequence = job.sequence
         if sequence.remote and isinstance(job, DecodeJob):
-            found = 0 if sequence.unscored else self.cache.cost(sequence)[1]
+            found = min(self.cache.cost(sequence)[1], sequence.reusable)
             missing = len(sequence.tokens) - found
             if missing >= job.threshold:
                 lease = self.leases.grant(job)
@@ -409,13 +409,12 @@ class Engine:
                 self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
 
     def _score(self, launched: InflightStep, sampled: Sampled) -> None:
-        """Tell of the prompts' tokens that the step scored."""
+        """Tell of the prompts' tokens that the step scored, and keep what forced ones did."""
         start = 0
         for sequence, places in launched.scored.items():
             job = self.requests.find(sequence)
             if job is not None:
-                self.tokens.tell_scores(job, places.start + 1, sampled.prompts[start : start + len(places)])
-                sequence.scored = places.stop
+                self.tokens.take_scores(job, places.start, sampled.prompts[start : start + len(places)])
             start += len(places)
 
     def fail_all(self, code: str, message: str) -> None:

@@ -9,6 +9,8 @@ import logging
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +23,13 @@ from prometheus_client import CollectorRegistry  # noqa: E402
 from kvasir_engine.api.app import create_app  # noqa: E402
 from kvasir_engine.api.auth import ApiKeys  # noqa: E402
 from kvasir_engine.api.batch.service import batches_of, working  # noqa: E402
+from kvasir_engine.api.grammar_check import GrammarCheck  # noqa: E402
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown  # noqa: E402
 from kvasir_engine.api.http.server import serve_until  # noqa: E402
 from kvasir_engine.api.joint_metrics import gathered, shown_at  # noqa: E402
 from kvasir_engine.api.lifecycle import Lifecycle  # noqa: E402
 from kvasir_engine.api.tokenizer import load_served_model  # noqa: E402
+from kvasir_engine.api.vocabulary import vocabulary_of  # noqa: E402
 from kvasir_engine.entrypoints.child_process import gone, run_child  # noqa: E402
 from kvasir_engine.entrypoints.process_channel import (  # noqa: E402
     AcceptRequests,
@@ -82,10 +86,14 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
         model = await asyncio.to_thread(
             load_served_model, folder, options.name, options.parse_special_tokens, options.parsers
         )
+        model = replace(model, json_whitespace=options.json_whitespace)
         pool.set_workers({UNIX + setup.engine: "engine"})
         while pool.unready_reason() is not None:
             await pool.change()
-        with ThreadPoolExecutor(TOKENIZER_THREADS, "kvasir-tokenizer") as executor:
+        with (
+            ThreadPoolExecutor(TOKENIZER_THREADS, "kvasir-tokenizer") as executor,
+            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
+        ):
             app = create_app(
                 client,
                 model,
@@ -94,6 +102,7 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
                 executor=executor,
                 keys=keys,
                 batches=batches,
+                grammars=grammars,
                 all_metrics=partial(gathered, registry, [Path(each) for each in setup.others]),
             )
             async with shown_at(Path(setup.metrics), registry):

@@ -21,6 +21,7 @@ class ServeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parsers: Parsers = AUTO
     api_keys_file: str = ""
     batch_dir: str = ""
+    json_whitespace: str | None = None
 
     @property
     def name(self) -> str:

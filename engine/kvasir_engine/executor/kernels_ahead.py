@@ -2,6 +2,7 @@
 
     python -m kvasir_engine.executor.kernels_ahead triton        # into $TRITON_CACHE_DIR
     python -m kvasir_engine.executor.kernels_ahead flashinfer    # into FlashInfer's package (needs nvcc)
+    python -m kvasir_engine.executor.kernels_ahead fa3           # the same, for prompts by FA3
 
 FlashInfer's modules depend on the size of a head and the dtype alone; Triton's kernels on the model's whole shape,
 so those of `MODELS` are compiled, and a worker of another model compiles its own when it starts.
@@ -61,8 +62,10 @@ def main(arguments: list[str]) -> None:
         compile_triton(MODELS)
     elif arguments == ["flashinfer"]:
         flashinfer_modules.compile_into(flashinfer_modules.ahead_folder(), HEAD_DIMS, DTYPES)
+    elif arguments == ["fa3"]:
+        flashinfer_modules.compile_into(flashinfer_modules.ahead_folder(), HEAD_DIMS, DTYPES, ("fa3",))
     else:
-        raise SystemExit("usage: python -m kvasir_engine.executor.kernels_ahead triton|flashinfer")
+        raise SystemExit("usage: python -m kvasir_engine.executor.kernels_ahead triton|flashinfer|fa3")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from kvasir_operator.status.evaluate import (
     transfer_encrypted,
 )
 from kvasir_operator.status.events import StatusEvent, rescalings, status_events
+from kvasir_operator.status.links import MeasuredLink
 
 log = logging.getLogger("kvasir.reconcile")
 
@@ -59,6 +60,8 @@ MOST_LOADING = 2  # pods of a Job that are asked, one after the other
 LOADING_SECONDS = 2.0
 SOON_SECONDS = 1.0
 FAILED_SECONDS = 10.0
+# Prefill workers that are asked for their links.
+MOST_LINKED = 64
 # And where a spec asks for what the cluster does not serve.
 API_SECONDS = 30.0
 # And where another operator has a service.
@@ -228,6 +231,7 @@ class Reconciler:
         capacity = paired_capacity(desired, observed, service.spec.rollout)
         self._show_capacity((service.namespace, service.name), capacity)
         told, leaving = self._routers(observed), self._leaving(observed)
+        links = self._links(observed)
         status = statuses.accepted(
             desired,
             observed,
@@ -252,6 +256,7 @@ class Reconciler:
                 *transfer_encrypted(service, kept_off=left_open),
             ],
             certificates=kept.issued if kept else None,
+            links=links,
         )
         status = msgspec.structs.replace(status, release=release)
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
@@ -314,6 +319,18 @@ class Reconciler:
         if self._ask is None:
             return None
         return self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
+
+    def _links(self, observed: Observed) -> list[MeasuredLink] | None:
+        """What ready prefill workers measured of their links; `None` where none of those that there are answers."""
+        pods = [pod for pod in observed.pods if pod.role == "prefill" and pod.ready and pod.ip and not pod.follower]
+        if self._ask is None or not pods:
+            return []
+        some = sorted(pods, key=lambda pod: pod.name)[:MOST_LINKED]
+        said = self._ask.workers([pod.ip for pod in some])
+        if not any(said):
+            return None
+        found = zip(some, said, strict=True)
+        return [MeasuredLink(pod.name, link) for pod, status in found if status for link in status.links]
 
     def _intend(self, document: Object, steps: Sequence[Step]) -> None:
         """Say in the status which sets are to be deleted, before any is: over the status that was read only.

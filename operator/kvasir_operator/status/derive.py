@@ -11,6 +11,7 @@ All conditions are set by the operator's reconcile, which is their only writer.
 | RouterReady        | every router of this spec is ready, that is, has workers    | Accepted is False | counts    |
 | KVTransferVerified | a router's canary was decoded from KV that moved            | a role has 0, (1) | counts    |
 | Progressing        | workers come or go: RollingOut, Scaling, Draining           | Accepted is False | no        |
+| FabricDegraded     | a link gives a tenth of what its fabric should              | none was measured | no, (2)   |
 | Degraded           | what is wrong is not mended by time alone, or was right     | Accepted is False | no        |
 | Paused             | its annotation says so: no object is changed                | it does not       | no        |
 | Exposed            | the way in that the spec wants is served                    | type is Service   | no        |
@@ -21,7 +22,7 @@ All conditions are set by the operator's reconcile, which is their only writer.
 | Reconciling        | not Ready yet, or workers come or go (kstatus)              | it is not so      | no        |
 | Ready              | all that counts, and neither decode nor router has 0 wanted | never             | is it     |
 
-(1) or Accepted is False.
+(1) or Accepted is False. (2) but its message is told with that of Ready.
 
 Where the operator scales roles itself (mode Auto), Ready does not fall while workers come beyond the fewest, nor,
 where routers hold requests, while there are none: what counts is that requests are served.
@@ -55,6 +56,7 @@ from kvasir_operator.scaling.roles import ScalingStatus
 from kvasir_operator.status import evaluate
 from kvasir_operator.status.evaluate import ROLES, ConditionState, Elastic, LeavingPod
 from kvasir_operator.status.explain import explain
+from kvasir_operator.status.links import DEGRADED, MeasuredLink, fabric_degraded, shown_rates
 
 
 class Condition(msgspec.Struct, frozen=True, rename="camel"):
@@ -181,6 +183,7 @@ def accepted(
     elastic: Elastic | None = None,
     told: Sequence[ConditionState] = (),
     certificates: Issued | None = None,
+    links: Sequence[MeasuredLink] | None = (),
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
 
@@ -189,7 +192,7 @@ def accepted(
     canaries. `planned`: what the plan for the workers waits for. `leaving`: workers on their way out. `removing`:
     sets that are yet to be deleted. `scaling`: what was decided about sizes. `elastic`: how the sizes change by
     themselves, if they do. `told`: verdicts that do not count for Ready, of what is around the pods.
-    `certificates`: what was issued.
+    `certificates`: what was issued. `links`: of prefill workers; `None` where none of them answers.
     """
     known = [*desired, *observed.objects.values(), *observed.removing.values()]
     refused: dict[str, str] = {}
@@ -203,9 +206,13 @@ def accepted(
         *(verdict for _, _, verdict in roles.values()),
     ]
     if routers is not None and roles["prefill"][0] and roles["decode"][0]:
-        counting.append(evaluate.transfer_verified(routers, previous))
+        verified = evaluate.transfer_verified(routers, previous)
+        counting.append(msgspec.structs.replace(verified, message=shown_rates(links, verified, previous)))
+        told = [*told, *fabric_degraded(links, previous)]
     sizes = {role: (wanted, count) for role, (wanted, count, _) in roles.items()}
     ready = evaluate.ready(counting, sizes, elastic)
+    if slow := next((each for each in told if each.type == DEGRADED and each.true), None):
+        ready = msgspec.structs.replace(ready, message=f"{ready.message}; {DEGRADED}: {slow.message}")
     moving = evaluate.progressing(planned, any(v.reason == "RollingOut" for v in counting), leaving)
     wrong = evaluate.degraded([*counting, *told], generation, previous, sizes)
     others = [

@@ -21,7 +21,7 @@ CALM = {
     "WaitingForResourceClaim",
 }
 # Conditions that are good when they are False, and what their end is called.
-_ENDS = {"Degraded": "Recovered", "Progressing": "Complete"}
+_ENDS = {"Degraded": "Recovered", "FabricDegraded": "FabricRecovered", "Progressing": "Complete"}
 # What others tell already, or nobody waits for.
 _QUIET = {"Stalled", "Reconciling", "MetricsReachable", "Exposed", "TransferEncrypted"}
 
@@ -78,8 +78,9 @@ def _status_event(condition: Condition) -> StatusEvent:
     kind, true = condition.type, condition.status == "True"
     message = f"{condition.reason}: {condition.message}"
     if kind in _ENDS:
-        reason = (kind if kind == "Degraded" else condition.reason) if true else _ENDS[kind]
-        warning, message = kind == "Degraded" and true, message if kind == "Degraded" else condition.message
+        wrong = kind != "Progressing"
+        reason = (kind if wrong else condition.reason) if true else _ENDS[kind]
+        warning, message = wrong and true, message if wrong else condition.message
     else:
         reason, warning = kind if true else f"Not{kind}", not true and condition.reason not in CALM
     since = condition.last_transition_time

@@ -1,0 +1,22 @@
+"""Which of FlashInfer's kernels attend, by the GPU and the shape. Pure.
+
+What is chosen has to be compiled in: a pod has no compiler, and what an image lacks would fail at the first prompt.
+The choice is made when the model is loaded, so plans and graphs stay what they are.
+"""
+
+from typing import Literal
+
+PrefillBackend = Literal["fa2", "fa3"]
+
+HOPPER = (9, 0)
+FA3_HEAD_DIMS = (64, 128, 256)
+
+
+def prefill_backend(capability: tuple[int, int], head_dim: int, fa3_compiled_in: bool) -> PrefillBackend:
+    """FA3 on Hopper GPUs, for which it is written; FA2 on all others, and where FA3 is not compiled in.
+
+    FA3 reads the same paged cache, by any stride of its pages. Decoding stays with FA2 on tensor cores: it is the
+    kernel that graphs have captured.
+    """
+    fits = capability == HOPPER and head_dim in FA3_HEAD_DIMS
+    return "fa3" if fits and fa3_compiled_in else "fa2"
