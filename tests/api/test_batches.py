@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from openai import AsyncOpenAI
 from kvasir_engine.api.auth import ApiKeys, tenant_salt
 from kvasir_engine.api.batch.folder import BatchFolder, BatchLimits
 from kvasir_engine.api.batch.runner import BEHIND
+from kvasir_engine.api.batch.service import batches_of
+from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.errors import UserError
@@ -372,3 +375,13 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     BatchFolder(tmp_path).close()
     with pytest.raises(UserError, match="batch-dir"):
         BatchFolder(Path("/proc/nothing"))
+
+
+@pytest.mark.parametrize("where", ["s3://bucket/batches", "gs://bucket", "file:///tmp/batches"])
+def test_an_object_store_is_refused_and_no_folder_is_made_of_its_name(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(f"batch-dir {where}: it has to be a folder of this machine")):
+        batches_of(where, Lifecycle())
+    assert list(tmp_path.iterdir()) == []

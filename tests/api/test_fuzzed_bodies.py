@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 
 from frame_fuzzer import Grammar
 
-BATCH = 5
+BATCH = 8
 TYPES = [each for each in OPERATIONS if isinstance(each.request, type)]
 INTEGERS = [
     edge + step
@@ -143,6 +143,8 @@ async def fuzz(model: ServedModel, folder: Path, bodies: int, seed: int, caplog:
                 frame = Submit("a", asked.tokens, asked.sampling, asked.salt, priority=asked.priority)
                 assert decode_to_worker(encode(frame)) == frame, said
             engine.requests.clear()
+            if sent % 1000 == 0:
+                print(f"{sent} bodies", flush=True)
             if sent % BATCH == 0:
                 plain = await http.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
                 assert plain.json()["choices"][0]["text"] == "h€llo", said

@@ -75,6 +75,52 @@ def test_nothing_is_read_before_the_digests_have_come() -> None:
     assert state.wire.transfers
 
 
+def test_nothing_is_written_on_the_word_of_who_does_not_know_the_nonce() -> None:
+    state = world()
+    state.a_lease_is_granted(SECONDS)
+    state.open(1)
+    state.push(1)
+    (prefill,), (decode,) = state.prefill.ranks, state.decode.ranks
+    prefill.thread.turn()
+    forged = notifications.encode(notifications.Pong(1, state.decode.epoch, 7777))
+    state.wire.agents[prefill.agent].arrived.append((decode.agent, forged))
+    prefill.thread.turn()
+    assert not state.wire.transfers
+    (rejected,) = prefill.thread.events
+    assert isinstance(rejected, receiver.Rejected)
+    assert rejected.why == "it answers what nobody asked"
+
+
+def test_nothing_is_written_under_a_lease_that_nobody_granted() -> None:
+    state = world()
+    opened(state)  # so that the two know each other
+    end_all(state)
+    state.open_false(list(range(TOKENS // state.decode.size)))
+    state.push(2)
+    talk(state)
+    assert not state.wire.transfers
+    (failed,) = [each for each in told(state, prefill=True) if isinstance(each, sender.Failed)]
+    assert failed.key[1] == 2
+    assert "released" in failed.reason
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_nothing_is_written_under_a_lease_whose_nonce_was_guessed(known: bool) -> None:
+    state = world()
+    if known:
+        opened(state)
+        end_all(state)
+    state.a_lease_is_granted(SECONDS)
+    id_ = len(state.granted)
+    state.guess(state.granted[id_])
+    state.open(id_)
+    state.push(id_)
+    talk(state)
+    assert not state.wire.transfers
+    (rejected,) = [each for each in told(state, prefill=False) if isinstance(each, receiver.Rejected)]
+    assert (rejected.lease, "wrong nonce" in rejected.why) == (id_, True)
+
+
 def test_a_question_that_is_lost_is_asked_again() -> None:
     state = world()
     state.a_lease_is_granted(SECONDS)
@@ -278,3 +324,65 @@ def test_a_lease_for_a_writer_that_is_dead_comes_back_at_once() -> None:
         decode.thread.turn()
         state.learn(decode)
         assert state.granted[1].back == "writer_died"
+
+
+def test_a_lease_that_ends_before_it_is_confirmed_leaves_nothing() -> None:
+    state = world()
+    state.a_lease_is_granted(SECONDS)
+    state.open(1)
+    state.push(1)
+    (prefill,) = state.prefill.ranks
+    prefill.thread.turn()
+    withdrawn(state)
+    prefill.thread.turn()
+    assert prefill.thread.quiet
+
+
+def test_a_write_that_ends_before_an_earlier_one_leaves_nothing_when_the_lease_is_given_up() -> None:
+    state = world()
+    opened(state, pushes=2)
+    (prefill,) = state.prefill.ranks
+    state.wire.end(state.wire.transfers[1])
+    prefill.thread.turn()
+    withdrawn(state)
+    end_all(state)
+    assert prefill.thread.quiet
+
+
+def test_a_withdrawal_is_of_all_parts_at_once() -> None:
+    state = world((1, 2))
+    opened(state, pushes=0)
+    withdrawn(state)
+    (prefill,) = state.prefill.ranks
+    prefill.thread.turn()
+    assert [type(each) for each in prefill.thread.events] == [sender.Failed, sender.Failed]
+
+
+def test_a_writer_whose_holder_says_nothing_gives_up_when_the_lease_has_expired() -> None:
+    state = world()
+    state.a_lease_is_granted(SECONDS)
+    state.open(1)
+    (prefill,) = state.prefill.ranks
+    prefill.thread.turn()
+    pass_time(state, SECONDS)
+    prefill.thread.turn()
+    (failed,) = told(state, prefill=True)
+    assert isinstance(failed, sender.Failed)
+    assert "expired" in failed.reason
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_death_ends_no_copy_with_another_worker(begun: bool) -> None:
+    state = world()
+    opened(state, pushes=3 * begun)
+    dead, state.decode = state.decode, state.worker(1)
+    opened(state, pushes=3 * begun)
+    state.wire.kill(dead.agents[0])
+    if not begun:
+        for _ in range(3):
+            state.push(1)
+            state.push(2)
+    for _ in range(ROUNDS):
+        state.go_on()
+    assert state.granted[1].over == "the decode worker died"
+    assert state.granted[2].back == "settled"

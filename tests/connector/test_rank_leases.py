@@ -122,8 +122,12 @@ class Leases(RuleBasedStateMachine):
         id_ = self.draw(data, self.ready())
         granted = self.granted[id_]
         if guessed:
-            granted.lease, granted.false = msgspec.structs.replace(granted.lease, nonce=9000), True
+            self.guess(granted)
         self.open(id_)
+
+    def guess(self, granted: Granted) -> None:
+        """The prompt comes with another nonce than the lease's."""
+        granted.lease, granted.false = msgspec.structs.replace(granted.lease, nonce=9000), True
 
     def open(self, id_: int) -> None:
         granted = self.granted[id_]
@@ -142,9 +146,13 @@ class Leases(RuleBasedStateMachine):
     @rule(data=st.data(), stolen=st.booleans())
     def a_prompt_comes_with_a_lease_that_nobody_granted(self, data: st.DataObject, stolen: bool) -> None:
         """`stolen`: with the pages, but not the nonce, of one that was."""
-        id_, to = len(self.granted) + 1, self.prefill.endpoint
         others = [each.pages for each in self.granted.values() if each.holder is self.decode and each.pages]
         pages = self.draw(data, others) if stolen and others else list(range(TOKENS // self.decode.size))
+        self.open_false(pages)
+
+    def open_false(self, pages: list[int]) -> None:
+        """A prompt comes with a lease of these pages, which nobody granted."""
+        id_, to = len(self.granted) + 1, self.prefill.endpoint
         lease = Lease(id_, self.decode.epoch, pages, 0, 3.0, to.agent, to.epoch, nonce=9000)
         self.granted[id_] = Granted(lease, self.decode, [], self.prefill, back="never granted", false=True)
         self.open(id_)

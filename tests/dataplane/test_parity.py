@@ -1,7 +1,7 @@
 """Token for token what transformers gives, through router, prefill, NIXL and decode."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from client_walks import WALKS
 from openai import OpenAI
 from stack import Stack
 
@@ -279,6 +280,19 @@ def test_the_workers_counters_add_up_to_what_the_clients_were_told(bfloat16: Sta
     assert change["arrived"] == sum(change[source] for source in ORIGINS) - change["decode"] > 490
     assert now["canaries"] == CANARY * 2  # two pairs
     assert change["canaries"] == 0
+
+
+@pytest.mark.parametrize("walk", WALKS, ids=lambda walk: walk.__name__)
+async def test_a_client_that_programs_use_is_served_by_a_pair(
+    float32: Stack, walk: Callable[[str], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # they would tell others of the test, and fetch price lists
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    monkeypatch.setenv("LANGSMITH_TRACING", "false")
+    monkeypatch.setenv("LANGCHAIN_TRACING_V2", "false")
+    before = float32.metric("decode", "kvasir_kv_received_tokens_total")
+    await walk(float32.url)
+    assert float32.metric("decode", "kvasir_kv_received_tokens_total") > before, "nothing went through prefill"
 
 
 def test_nothing_is_held_when_nothing_runs(float32: Stack) -> None:

@@ -16,7 +16,7 @@ from kvasir_operator.render.pod import USER_ID
 from kvasir_operator.render.storage import CACHE_PATH
 
 ROOT = Path(__file__).parents[2]
-PYTHON = "python:3.11-slim-bookworm"
+PYTHON = f"python:3.11-slim-bookworm@sha256:{0:064x}"
 CPU = {"EXTRAS": "engine", "BASE": PYTHON, "RUNTIME": PYTHON}
 FORMS = {"operator": ("operator", {}), "engine": ("engine", {}), "engine for CPUs": ("engine", CPU)}
 every_form = pytest.mark.parametrize(("folder", "arguments"), FORMS.values(), ids=FORMS)

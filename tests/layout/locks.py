@@ -1,9 +1,8 @@
 """What the images install, by version and hash: `make locks` writes locks/ by asking pip what it would install.
 
-One file an image. Versions are those of constraints.txt, where that names the package; what only CUDA builds
-need is as it resolves, and stays so by the lock. Hashes are those of the files for the image's Python, on x86-64
-and, for the operator, on arm64 too. torch for CPUs is PyTorch's own build, which is not on PyPI: its lock names
-the index.
+One file an image. Versions are those of constraints.txt, where that names the package; what only CUDA builds need
+is as it resolves, and stays so. Hashes are those of the files for the image's Python on x86-64, the operator's also
+on arm64. torch for CPUs is PyTorch's own build, which is not on PyPI: its lock names the index.
 """
 
 import json

@@ -14,7 +14,7 @@ FILE = re.compile(r"(?<![\w./*$-])([\w./*-]*[\w*]\.py)\b")
 FOLDER = re.compile(r"`((?:[\w-]+/)+)`")
 MODULE = re.compile(r"\bkvasir_(?:engine|operator)(?:\.[a-z_]+)+")
 # Files of other projects, named as the source of a fact.
-ELSEWHERE = {"encoder.py", "convert_hf_to_gguf.py"}
+ELSEWHERE = {"encoder.py", "convert_hf_to_gguf.py", "boolean.py"}
 READ = {".md", ".py", ".toml", ".yaml", ".sh", ".tpl", ".txt", "Makefile", "Dockerfile"}
 
 

@@ -231,8 +231,8 @@ def pip_steps(text: str) -> list[str]:
 def test_the_images_are_installed_by_the_steps_that_the_tests_ran() -> None:
     tested = pip_steps((ROOT / "Makefile").read_text())
     assert tested[0] == "-c constraints.txt torch"
-    assert pip_steps((ROOT / "engine/Dockerfile").read_text()) == [tested[0], '-c constraints.txt ".[${EXTRAS}]"']
-    assert pip_steps((ROOT / "operator/Dockerfile").read_text()) == ['-c constraints.txt ".[operator]"']
+    for folder in ("engine", "operator"):  # what is locked has those versions: tests/layout/test_supply_chain.py
+        assert pip_steps((ROOT / folder / "Dockerfile").read_text()) == []
     for extra in ("engine", "operator"):
         assert re.search(rf"\.\[[^\]]*\b{extra}\b", tested[1]), f"the tests install the extra {extra}"
 

@@ -6,7 +6,7 @@ After each batch a bystander's stream comes right, both pools balance, and every
 import asyncio
 import contextlib
 import os
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from wire_stand import FINGERPRINT, Stand, router_of, stand
 
 from kvasir_engine.connector.nixl_agent import NixlAgent
-from kvasir_engine.connector.notifications import Complete, Lent, Ping, Pong, Release, Stopped, Written
+from kvasir_engine.connector.notifications import AnyMessage, Complete, Lent, Ping, Pong, Release, Stopped, Written
 from kvasir_engine.protocol import (
     Abort,
     Alive,
@@ -32,6 +32,8 @@ from kvasir_engine.protocol import (
     Resync,
     Step,
     Submit,
+    ToRouter,
+    ToWorker,
     encode,
 )
 
@@ -183,8 +185,14 @@ async def fuzz_router(messages: int, seed: int) -> None:
         await it.at_rest()
 
 
+async def test_every_type_of_frame_and_notification_is_sent() -> None:
+    assert set(TO_WORKER) == set(get_args(ToWorker))
+    assert set(TO_ROUTER) == set(get_args(ToRouter))
+    assert set(NOTIFICATIONS) == set(get_args(AnyMessage))
+
+
 async def test_no_message_to_a_worker_stops_anybody_else() -> None:
-    await fuzz_workers(3000, seed=1)
+    await fuzz_workers(9000, seed=1)
 
 
 async def test_no_message_to_a_router_stops_anybody_else(monkeypatch: pytest.MonkeyPatch) -> None:

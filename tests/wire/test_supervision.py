@@ -28,7 +28,7 @@ AWAITED = {
     ("engine/kvasir_engine/api/batch/runner.py", "run"): "a task group; each logs its end",
     ("engine/kvasir_engine/api/batch/runner.py", "_until_over"): "awaited there",
     ("engine/kvasir_engine/api/batch/runner.py", "_ask_all"): "awaited there, and a task group",
-    ("engine/kvasir_engine/api/http/server.py", "serve"): "awaited there",
+    ("engine/kvasir_engine/api/http/server.py", "serve_until"): "awaited there",
     ("engine/kvasir_engine/api/http/acceptor.py", "_accept"): "logs what ends it, and closes its connection",
     (
         "engine/kvasir_engine/core/engine_thread.py",

@@ -11,11 +11,16 @@ from kvasir_engine.api.batch.runner import BatchRunner
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.request_body import most_body_bytes
 from kvasir_engine.engine_client import EngineClient
+from kvasir_engine.errors import UserError
 from kvasir_engine.supervisor import Supervisor
 
 
 def batches_of(folder: str, lifecycle: Lifecycle) -> BatchRunner | None:
     """What --batch-dir asks for; None without it. Raises UserError."""
+    if "://" in folder:
+        raise UserError(
+            f"batch-dir {folder}: it has to be a folder of this machine; object stores are not supported"
+        )
     return BatchRunner(BatchFolder(Path(folder)), lifecycle) if folder else None
 
 
