@@ -29,7 +29,7 @@ class ScoredPrompt:
         self._scores += delta.prompt_logprobs
         return None
 
-    def told(self) -> list[PromptLogprobs] | None:
+    def report(self) -> list[PromptLogprobs] | None:
         """All of them, the first time; then None."""
         scores, self._scores = self._scores, None
         return scores

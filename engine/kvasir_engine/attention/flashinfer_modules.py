@@ -56,7 +56,7 @@ def compile_into(
     folder: Path,
     head_dims: Collection[int],
     dtypes: Collection[torch.dtype],
-    backends: Collection[PrefillBackend] = ("fa2",),
+    backends: tuple[PrefillBackend, ...] = ("fa2",),
 ) -> None:
     """Compile the modules into FOLDER/NAME/NAME.so, for the architectures in $FLASHINFER_CUDA_ARCH_LIST.
 

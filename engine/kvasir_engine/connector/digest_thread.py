@@ -66,7 +66,7 @@ class DigestThread:
             self._digest.keep(digests.found, blocks)
 
     def forget(self, blocks: Sequence[int], cut: Cut | None) -> None:
-        """Somebody else may write these blocks from now on, or we read into them."""
+        """Drop the digests of blocks that another worker may write from now on, or that we read into."""
         if self._digest is not None:
             self._digest.forget(blocks, cut)
 

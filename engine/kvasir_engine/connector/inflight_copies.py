@@ -76,7 +76,7 @@ class InflightCopies:
         self._read_until = 0.0  # the time of reading that is counted
 
     def add(self, post: sender.Post) -> None:
-        """`post` is decided: its turn comes."""
+        """Begin the copy `post` in one of the next calls of `advance`."""
         self._posts.append(post)
 
     @property
@@ -158,7 +158,7 @@ class InflightCopies:
         return EndedCopy(key, push, copy.reads, copy.ok, self._digests.take(copy.digests))
 
     def died(self, agent: str) -> None:
-        """The agent is gone, and what was copied from or to it."""
+        """Drop the copies from and to an agent that is gone."""
         if self._probes is not None:
             self._probes.died(agent)
         for gone in [each for each in self._copies if each[0][0] == agent]:

@@ -82,7 +82,7 @@ class LoanReads:
         return sum(known.get(block) != digest for block, digest in zip(push.remote, digests, strict=True))
 
     def close(self, part: Key) -> None:
-        """The part has ended. Idempotent."""
+        """Forget a part that has ended. Idempotent."""
         read = self._reads.pop(part, None)
         if read is not None:
             self._take(part, read.nonce)

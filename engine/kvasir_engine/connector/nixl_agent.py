@@ -30,7 +30,7 @@ from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import Address, Encryption, Endpoint, Fingerprint, Region
 
 MOST_STRANGERS = 64
-"""Whom no router has named, and who is known so that it can be answered."""
+"""Peers that no router has named. They are connected only to be answered."""
 _UNREACHABLE = (
     nixlInvalidParamError,
     nixlMismatchError,

@@ -28,11 +28,11 @@ class OpenLeases:
             self._lease_of |= dict.fromkeys(parts, key)
 
     def parts(self, key: Key) -> list[Key]:
-        """Those that have not ended; of a lease that is not known, none."""
+        """The parts of a lease that have not ended; none of an unknown lease."""
         return list(self._leases[key].parts) if key in self._leases else []
 
     def computed(self, key: Key, moment: float) -> None:
-        """The last layer of the lease's prompt was computed at `moment`."""
+        """Note that the last layer of the lease's prompt was computed at `moment`."""
         if key in self._leases:
             self._leases[key].computed = moment
 
@@ -41,7 +41,7 @@ class OpenLeases:
         return self._leases[self._lease_of[part]].computed
 
     def close(self, part: Key) -> None:
-        """A part has ended. Idempotent."""
+        """Forget a part that has ended. Idempotent."""
         key = self._lease_of.pop(part, None)
         if key is not None:
             self._leases[key].parts.remove(part)

@@ -29,7 +29,7 @@ class UnconfirmedLeases:
         self._parts[part] = _Asked(ping)
 
     def due(self, now: float) -> list[tuple[str, Ping]]:
-        """Whom to ask now: each at once, and again until it answers, or its death shows."""
+        """The holders to ask now, with what: each at once, and again until it answers or is found dead."""
         asked = [(key, each) for key, each in self._parts.items() if now >= each.asked + PING_INTERVAL]
         for _, each in asked:
             each.asked = now
@@ -48,5 +48,5 @@ class UnconfirmedLeases:
         return [] if asked is None else asked.waiting
 
     def close(self, part: Key) -> None:
-        """The part has ended. Idempotent."""
+        """Forget a part that has ended. Idempotent."""
         self._parts.pop(part, None)

@@ -49,7 +49,7 @@ class InflightSteps:
         return len(self._steps)
 
     def add(self, launched: InflightStep) -> None:
-        """It was launched. It holds what is copied on the device before it computes."""
+        """Add a step that was launched. It holds the pages that the device copies before it computes."""
         launched.held += self._cache.take_copying()
         self._steps.append(launched)
 
@@ -63,7 +63,7 @@ class InflightSteps:
         return self._steps[0]
 
     def ended(self) -> None:
-        """The oldest has ended: it holds nothing any more."""
+        """Remove the oldest step, which has ended, and release the pages that it held."""
         for pages in self._steps.pop(0).held:
             self._cache.tree.release(pages)
 

@@ -67,7 +67,7 @@ class InProcessClient:
                 if not prompt.complete:
                     raise EngineError("bad_frame", "the engine sent a token before all prompt_logprobs")
                 finish = delta.finish
-                scores = prompt.told() if delta.tokens else None
+                scores = prompt.report() if delta.tokens else None
                 yield Output(delta.tokens, delta.logprobs, finish, delta.cached, scores)
                 if finish is not None:
                     return

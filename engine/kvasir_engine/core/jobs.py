@@ -28,7 +28,7 @@ class Job:
 
     @property
     def admissible(self) -> bool:
-        """Whether the scheduler may have it: it waits for nothing else first."""
+        """Whether the scheduler may admit it: it waits for no grammar and no read."""
         return not self.compiling
 
     @property

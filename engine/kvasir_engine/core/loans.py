@@ -33,10 +33,10 @@ class Loans:
         return loan
 
     def take_back(self, id: int) -> None:
-        """The request of a loan ended here: its reader may not read any more. Idempotent."""
+        """Revoke a loan whose request has ended here. Idempotent."""
         if id in self.lent and self._connector is not None:
             self._connector.revoke(id)
 
     def returned(self, id: int) -> None:
-        """The reader reads no more, on proof."""
+        """Release the pages of a loan whose reader is proven to have stopped."""
         self._cache.tree.release(self.lent.pop(id))

@@ -74,7 +74,7 @@ class Pushes:
         return None
 
     def _of(self, job: PrefillJob) -> _PushedLease | None:
-        """What is pushed for a job; None once its lease has ended."""
+        """The lease that is pushed for a job; None once it has ended."""
         pushed = self.open.get(job.key)
         return pushed if pushed is not None and pushed.job is job else None
 
@@ -128,7 +128,7 @@ class Pushes:
     # -- events
 
     def ended(self, key: sender.Key, push: sender.Push) -> PrefillJob | None:
-        """A push is done. Returns its job if that was the last push and the job has not ended."""
+        """Release what a done push read. Returns its job if that was the last push and the job has not ended."""
         lease = self.open[key]
         if push.complete is None:
             reading = next(reading for reading in lease.readings if reading.push is push)
@@ -139,7 +139,7 @@ class Pushes:
         return self._close(key)
 
     def failed(self, key: sender.Key) -> PrefillJob | None:
-        """The lease has failed. Returns its job if that has not ended."""
+        """Release what a failed lease held. Returns its job if that has not ended."""
         return self._close(key) if key in self.open else None
 
     def _close(self, key: sender.Key) -> PrefillJob | None:

@@ -44,7 +44,7 @@ class ReadStats:
     outcomes: dict[str, int] = field(default_factory=dict)
 
     def count(self, outcome: str) -> None:
-        """A read ended so."""
+        """Count a read that ended with this outcome."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
 
@@ -119,7 +119,7 @@ class Readback:
         return reading.sequence
 
     def give_up(self, key: Key, reason: str) -> None:
-        """The request that waited is gone. Idempotent."""
+        """Stop a read whose request is gone. Idempotent."""
         reading = self.reads.get(key)
         if reading is not None and self._connector is not None:
             reading.sequence = None

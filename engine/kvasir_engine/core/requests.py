@@ -83,7 +83,7 @@ class Requests:
         self.running.insert(place, sequence)
 
     def expired(self) -> list[Job]:
-        """Those that waited too long for their first step. Looked at ten times within the limit."""
+        """The jobs that waited too long for their first step. Checked ten times within the limit."""
         now, seconds = self.clock(), self.queue.seconds
         if seconds == 0 or now < self._expiry:
             return []

@@ -38,7 +38,7 @@ log = logging.getLogger("nodes")
 FATE_SECONDS = 0.5
 """In which a node says how its rank ended, after the rank's connection has."""
 WAIT_SECONDS = 10.0
-"""Between two lines that say for whom the leader waits."""
+"""Between two log lines that name the nodes that have not joined."""
 GREETED_AT_ONCE = 32
 MOST_GREETINGS = 128
 """Those that wait, too."""

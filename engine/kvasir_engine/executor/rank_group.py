@@ -95,7 +95,7 @@ class RankProcesses:
             link.send(Setup(link.rank, leader.get(link.rank, self._address), config))
 
     def meet(self, device: torch.device) -> Ranks:
-        """Rank 0's place in the group. Waits for the others."""
+        """Join the process group as rank 0. Waits for the other ranks."""
         return Ranks(0, self.size, self._address, device, self._nodes, self._store)
 
     def start(self, serve: Serve | None) -> None:

@@ -46,7 +46,7 @@ def spawn(rank: int, folder: Path, steps: int, reports: int) -> "subprocess.Pope
 
 
 def fate_of(status: int) -> str:
-    """How a process with this exit status has ended."""
+    """Describe how a process with this exit status ended."""
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
 

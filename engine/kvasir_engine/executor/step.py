@@ -15,7 +15,7 @@ class LaunchedStep(Protocol):
 
     @property
     def replayed(self) -> bool:
-        """Whether it was a CUDA graph."""
+        """Whether the step replayed a CUDA graph."""
         ...
 
     @property

@@ -149,7 +149,7 @@ class Attempt:
         if not self._held or not self._prompt.complete:
             return []
         parts, self._held = self._held, []
-        if any(part.tokens for part in parts) and (scores := self._prompt.told()) is not None:
+        if any(part.tokens for part in parts) and (scores := self._prompt.report()) is not None:
             place = next(place for place, part in enumerate(parts) if part.tokens)
             parts[place] = replace(parts[place], prompt_logprobs=scores)
         return parts

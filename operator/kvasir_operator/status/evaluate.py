@@ -209,7 +209,7 @@ def certificates_of(issuer: str, wanted: Sequence[Object], observed: Observed, s
     ends = []
     for each in wanted:
         status = observed.objects.get(reference(each), {}).get("status", {})
-        ready = next((c for c in status.get("conditions", ()) if c.get("type") == "Ready"), {})
+        ready: Mapping[str, Any] = next((c for c in status.get("conditions", ()) if c.get("type") == "Ready"), {})
         if ready.get("status") != "True":
             name, said = each["metadata"]["name"], ready.get("message") or "cert-manager has not said anything yet"
             return no_certificates("NotIssued", f"Certificate {name} of {issuer}: {said}"[:MESSAGE_LENGTH])
