@@ -124,7 +124,7 @@ async def fuzz(model: ServedModel, folder: Path, bodies: int, seed: int, caplog:
     seen: dict[str, set[int]] = {each.path: set() for each in TYPES}
     async with (
         running(engine, model, batch_dir=folder) as api,
-        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
+        httpx.AsyncClient(base_url=api.url, timeout=300) as http,
     ):
         for sent in range(1, bodies + 1):
             operation = grammar.random.choice(TYPES)

@@ -53,7 +53,7 @@ async def openai_walk(url: str) -> None:
 
     said = messages("openai")
     asked: Any = {"model": MODEL, "messages": said, "temperature": 0, "max_completion_tokens": TOKENS}
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=120) as client:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=500) as client:
         assert [model.id async for model in client.models.list()] == [MODEL]
         whole = await client.chat.completions.create(**asked)
         (choice,) = whole.choices
@@ -121,7 +121,7 @@ async def anthropic_walk(url: str) -> None:
         "max_tokens": TOKENS,
         "extra_body": {"temperature": 0},
     }
-    async with anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0, timeout=120) as client:
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="x", max_retries=0, timeout=500) as client:
         whole = await client.messages.create(**asked)
         assert whole.content[0].type == "text"
         async with client.messages.stream(**asked) as stream:
@@ -167,7 +167,7 @@ async def anthropic_walk(url: str) -> None:
 async def litellm_walk(url: str) -> None:
     import litellm
 
-    asked: Any = {"api_base": f"{url}/v1", "api_key": "x", "max_retries": 0, "timeout": 120}
+    asked: Any = {"api_base": f"{url}/v1", "api_key": "x", "max_retries": 0, "timeout": 500}
     asked |= {"model": f"openai/{MODEL}", "messages": messages("litellm"), "temperature": 0}
     whole = await litellm.acompletion(**asked, max_tokens=TOKENS)
     text = whole.choices[0].message.content
@@ -207,7 +207,7 @@ async def langchain_walk(url: str) -> None:
     from langchain_core.messages import ToolMessage
     from langchain_openai import ChatOpenAI
 
-    asked: Any = {"base_url": f"{url}/v1", "api_key": "x", "model": MODEL, "max_retries": 0, "timeout": 120}
+    asked: Any = {"base_url": f"{url}/v1", "api_key": "x", "model": MODEL, "max_retries": 0, "timeout": 500}
     said = [("system", system("langchain")), ("human", QUESTION)]
     chat = ChatOpenAI(**asked, temperature=0, max_tokens=TOKENS)
     whole = await chat.ainvoke(said)
