@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FILE ?= manifests/smollm2-cpu.yaml
 PORT ?= 8000
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: setup up test unit e2e e2e-binaries lint crds pod-fields licenses manifests print-manifests package bench soak clean
+.PHONY: setup up test all-tests yielding-lint unit e2e e2e-binaries test-images lint crds pod-fields licenses locks sbom images manifests print-manifests package bench soak clean
 
 setup: $(STAMP)
 
@@ -22,9 +23,15 @@ $(STAMP): pyproject.toml constraints.txt
 up: setup
 	$(BIN)/kvasir up -f $(FILE) --port $(PORT)
 
-# everything; the end-to-end tests, which mostly wait, beside all others
-test: lint e2e-binaries
-	$(BIN)/python -m pytest tests e2e -n 2
+# everything; the end-to-end tests, which mostly wait, beside all others, and beside lint, which yields to them
+test: e2e-binaries
+	$(MAKE) --no-print-directory -j 2 all-tests yielding-lint
+
+all-tests: setup
+	$(BIN)/python -m pytest tests e2e -n 3
+
+yielding-lint: setup
+	nice -n 5 $(MAKE) --no-print-directory lint
 
 unit: setup
 	$(BIN)/python -m pytest tests -m 'not dataplane'
@@ -35,6 +42,10 @@ e2e: setup e2e-binaries
 # finds or builds etcd, kube-apiserver and the rest (KUBEBUILDER_ASSETS, the cache, then a build)
 e2e-binaries: setup
 	$(BIN)/python -m e2e.controlplane.binaries
+
+# both images by their Dockerfiles' steps, in a root directory: root, Linux, 10 GB of disk; docs/images.md
+test-images: setup
+	$(BIN)/python -m pytest tests/images -m "soak or not soak" -s
 
 lint: setup
 	$(BIN)/ruff check .
@@ -57,6 +68,21 @@ pod-fields: setup
 # after a change of the dependencies
 licenses: setup
 	$(BIN)/python tests/layout/licenses.py
+
+# after a change of the dependencies: what the images install, with hashes; asks the package index
+locks: setup
+	$(BIN)/python tests/layout/locks.py
+
+# what is installed here, as CycloneDX; an image has its own, by `make images`
+sbom: setup
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --no-validate --output-file dist/sbom.cdx.json
+
+# both images with an SBOM and provenance attached: pushed to REGISTRY, as neither can be kept in a local store
+images:
+	@test -n "$(REGISTRY)"
+	docker buildx build --sbom=true --provenance=mode=max --push -f operator/Dockerfile -t $(REGISTRY)/kvasir-operator:$(TAG) .
+	docker buildx build --sbom=true --provenance=mode=max --push -f engine/Dockerfile -t $(REGISTRY)/kvasir-engine:$(TAG) .
 
 # after a change of the chart: what manifests/install applies without Helm
 HELM ?= $(shell command -v helm || ls -d $${KVASIR_CACHE:-$$HOME/.cache/kvasir}/helm-*/helm 2>/dev/null | head -1)

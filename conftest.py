@@ -1,10 +1,11 @@
 """Order of the tests: the fast ones first, then those with real workers, then the real control plane.
 
-With `-n 2`, as `make test` runs them, one process has the control plane's tests, which mostly wait. A second one,
-which yields the cores to it, has all others, a file at a time; who is done first helps the other.
+With `-n 3`, as `make test` runs them, one process has the control plane's tests, which mostly wait. Two, which
+yield the cores to it, have all others, a file at a time, those with real workers first; who is done first helps.
 Tests marked `cuda` are skipped where there is no GPU, and the summary's last line says how many.
 """
 
+import multiprocessing
 import os
 
 import hypothesis
@@ -24,12 +25,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=stage)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: not _is_e2e(item.nodeid))
+        items.sort(key=lambda item: (not _is_e2e(item.nodeid), -stage(item)))
     wanting = [item for item in items if item.get_closest_marker("cuda")]
     if wanting and not _has_gpu():
         for item in wanting:
             item.add_marker(pytest.mark.skip(reason=CUDA))
 
+
+# What the processes that tests fork need not import again. It knows no modules of tests: its path is not theirs.
+multiprocessing.set_forkserver_preload(
+    [
+        "kvasir_engine.api.app",
+        "kvasir_engine.entrypoints.build",
+        "kvasir_engine.entrypoints.follower_node",
+        "kvasir_engine.entrypoints.worker_server",
+        "openai",
+        "transformers.tokenization_utils_tokenizers",
+    ]
+)
 
 # No example has to be quick: how long one takes says how busy the machine is.
 hypothesis.settings.register_profile("kvasir", deadline=None)

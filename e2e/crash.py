@@ -26,7 +26,7 @@ def operator_killed(cluster: Cluster, writes: int = 1, lives: int = -1) -> Itera
     arguments = [word for word in pod["containers"][0]["args"] if word != "--leader-elect"]
     cluster.kubectl(*_SYSTEM, "scale", *_DEPLOYMENT, "--replicas=0")
     labels = ",".join(f"{key}={value}" for key, value in installed["selector"]["matchLabels"].items())
-    cluster.kubectl(*_SYSTEM, "wait", "pods", "-l", labels, "--for=delete", "--timeout=60s")
+    cluster.kubectl(*_SYSTEM, "wait", "pods", "-l", labels, "--for=delete", "--timeout=120s")
     access = {"KUBECONFIG": _kubeconfig(cluster, pod["serviceAccountName"]), "POD_NAMESPACE": kvasir.NAMESPACE}
     counts = (str(writes), str(lives))
     (cluster.logs / f"{_NAME}.log").unlink(missing_ok=True)  # of this use only: `ends` reads it

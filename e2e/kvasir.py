@@ -24,7 +24,9 @@ def uninstall(cluster: Cluster) -> None:
 
 def wait_for_operator(cluster: Cluster) -> None:
     """Return when the operator's Deployment is available."""
-    cluster.kubectl(*("-n", NAMESPACE, "wait", "deployment", "--all", "--for=condition=Available", "--timeout=60s"))
+    cluster.kubectl(
+        *("-n", NAMESPACE, "wait", "deployment", "--all", "--for=condition=Available", "--timeout=120s")
+    )
 
 
 def fetch(uri: str) -> None:

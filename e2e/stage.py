@@ -18,9 +18,9 @@ from kvasir_operator.render.names import ROLE_LABEL
 
 NAMESPACE = "rollout"
 NAME = "tiny"
-READY_SECONDS = 120
+READY_SECONDS = 180
 ROLLED_SECONDS = 120
-PATIENCE = 60.0  # a router notices within 15 seconds that a worker has fallen silent
+PATIENCE = 120.0  # a router notices within 15 seconds that a worker has fallen silent
 CLIENTS = 2
 # Longer than the least that is sent to prefill, and of different first tokens, so that each is routed by itself.
 PROMPTS = [[seed + 3 * i % 200 for i in range(90)] for seed in (5, 17, 31, 47)]
@@ -205,6 +205,6 @@ def set_up(
         timeline = Timeline(cluster, namespace)
         with timeline.followed(), traffic.flowing(clients):
             yield Stage(cluster, traffic, timeline, spare)
-        cluster.kubectl("-n", namespace, "delete", "kvi", "--all", "--timeout=60s")
+        cluster.kubectl("-n", namespace, "delete", "kvi", "--all", "--timeout=120s")
     cluster.leave(spare)
     cluster.kubectl("delete", "node", SPARE.name, "--ignore-not-found")

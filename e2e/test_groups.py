@@ -61,7 +61,7 @@ def test_where_the_api_is_not_served_such_a_worker_is_refused_by_the_api_s_name(
             found = condition(stage.cluster.get("kvi", "refused", "-n", NAMESPACE), "Accepted")
             return found if found.get("status") == "False" else None
 
-        said = eventually(refused, 30, "it is refused", stage.cluster)
+        said = eventually(refused, 120, "it is refused", stage.cluster)
         assert (
             "spec.decode.nodes: 2 takes leaderworkerset.x-k8s.io/v1, which this cluster does not serve"
             in said["message"]

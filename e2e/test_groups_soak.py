@@ -131,4 +131,4 @@ def test_the_real_model_over_three_nodes_answers_as_over_one(cluster: Cluster, m
 
         steps.eventually(three, ROLLED_SECONDS, "the decode worker has three pods", cluster)
         assert answer() == one == "The capital of France is Paris."
-        cluster.kubectl("-n", namespace, "delete", "kvi", "--all", "--timeout=60s")
+        cluster.kubectl("-n", namespace, "delete", "kvi", "--all", "--timeout=120s")

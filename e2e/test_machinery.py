@@ -20,7 +20,7 @@ from e2e.controlplane.process import ClusterError
 from e2e.node.proxy import fronts
 from e2e.steps import Object, apply, eventually, pods
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def api(path):
     request.add_header("Authorization", "Bearer " + (account / "token").read_text())
     context = ssl.create_default_context(cafile=str(account / "ca.crt"))
     try:
-        with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+        with urllib.request.urlopen(request, context=context, timeout=60) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return [error.code, json.load(error)["message"]]
@@ -212,7 +212,7 @@ def test_a_service_reaches_ready_pods_from_pods_and_from_the_test(nodes: Cluster
         "spec": {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
     }
     apply(nodes, deployment, service, namespace=namespace)
-    nodes.kubectl("-n", namespace, "rollout", "status", "deployment/web", "--timeout=30s")
+    nodes.kubectl("-n", namespace, "rollout", "status", "deployment/web", "--timeout=120s")
     names = {item["metadata"]["name"] for item in pods(nodes, namespace, "app=web")}
     front = nodes.get("service", "web", "-n", namespace)["spec"]["clusterIP"]
 
@@ -226,7 +226,7 @@ def test_a_service_reaches_ready_pods_from_pods_and_from_the_test(nodes: Cluster
         return answered == names
 
     eventually(both, PATIENCE, "both pods answered through the Service", nodes)
-    fetch = f"import urllib.request as u; print(u.urlopen('http://{front}/name', timeout=10).read().decode())"
+    fetch = f"import urllib.request as u; print(u.urlopen('http://{front}/name', timeout=60).read().decode())"
     apply(nodes, pod("client", ["python3", "-c", fetch]), namespace=namespace)
     assert steps.log_of(nodes, finished(nodes, namespace, "client")).strip() in names
 
@@ -246,7 +246,7 @@ def test_deletion_waits_for_the_graceful_end(nodes: Cluster, namespace: str) -> 
 
     found = eventually(running, PATIENCE, "pod runs", nodes)
     before = steps.pod_networks(nodes)
-    nodes.kubectl("-n", namespace, "delete", "pod", "polite", "--timeout=20s")
+    nodes.kubectl("-n", namespace, "delete", "pod", "polite", "--timeout=120s")
     assert steps.log_of(nodes, found).split() == ["up", "leaving"]
     assert len(before - steps.pod_networks(nodes)) == 1
 

@@ -16,7 +16,7 @@ from kvasir_operator.render.names import CERTIFICATES
 NAMESPACE = "operators"
 NAME = "quiet"
 LEASE = ("lease", kvasir.RELEASE, "-n", kvasir.NAMESPACE)
-TAKEOVER_SECONDS = 60
+TAKEOVER_SECONDS = 120
 Verb = tuple[str, str, str]
 
 
@@ -24,7 +24,7 @@ Verb = tuple[str, str, str]
 def namespace(cluster: Cluster) -> Iterator[str]:
     with steps.scratch(cluster, NAMESPACE) as name:
         yield name
-        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=60s")
+        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=120s")
 
 
 def service(**spec: Any) -> Object:
@@ -68,7 +68,7 @@ def leader(cluster: Cluster) -> str:
 def test_another_operator_takes_over(cluster: Cluster, namespace: str, goodbye: tuple[str, ...]) -> None:
     running = {pod["metadata"]["name"] for pod in pods(cluster, kvasir.NAMESPACE)}
     assert len(running) == 2
-    first = eventually(lambda: leader(cluster), 30, "an operator leads", cluster)
+    first = eventually(lambda: leader(cluster), 120, "an operator leads", cluster)
     assert first in running
     before = cluster.get(*LEASE)["spec"]["leaseTransitions"]
     cluster.kubectl("-n", kvasir.NAMESPACE, "delete", "pod", first, *goodbye)
@@ -78,7 +78,7 @@ def test_another_operator_takes_over(cluster: Cluster, namespace: str, goodbye: 
     assert leader(cluster) not in (first, "")
     assert cluster.get(*LEASE)["spec"]["leaseTransitions"] > before
     kvasir.wait_for_operator(cluster)
-    eventually(lambda: len(pods(cluster, kvasir.NAMESPACE)) == 2, 30, "two operators run again", cluster)
+    eventually(lambda: len(pods(cluster, kvasir.NAMESPACE)) == 2, 120, "two operators run again", cluster)
 
 
 def served(cluster: Cluster) -> set[str]:
@@ -175,11 +175,11 @@ def grouped_workers_come_and_go(cluster: Cluster) -> None:
         return [item["spec"]["replicas"] for item in cluster.get("lws", "-n", NAMESPACE)["items"]]
 
     reconciled(cluster, service(decode={"replicas": 1, "device": "cpu", "nodes": 3, "tensorParallel": 3}))
-    eventually(lambda: sets() == [1], 30, "a set of one group", cluster)
+    eventually(lambda: sets() == [1], 120, "a set of one group", cluster)
     cluster.kubectl("-n", NAMESPACE, "scale", "lws", "--all", "--replicas=0")
-    eventually(lambda: sets() == [1], 30, "it has its group again", cluster)
+    eventually(lambda: sets() == [1], 120, "it has its group again", cluster)
     reconciled(cluster, service())
-    eventually(lambda: sets() == [], 30, "it is gone", cluster)
+    eventually(lambda: sets() == [], 120, "it is gone", cluster)
 
 
 def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
@@ -216,7 +216,7 @@ def test_what_the_operators_do_at_the_api_server_is_what_the_shipped_rules_say(
         return not [item for item in left if re.search("-older$|-preload-", item["metadata"]["name"])]
 
     reconciled(cluster, service(drain={"deadlineSeconds": 8}))
-    eventually(gone, 60, "what is surplus is deleted", cluster)
+    eventually(gone, 120, "what is surplus is deleted", cluster)
     try:
         used = recorded(cluster)
         missing = shipped(cluster) - set(used)
@@ -234,7 +234,7 @@ def upgraded(cluster: Cluster, *sets: str) -> None:
     """`helm upgrade` with these values, and its pods."""
     values = [word for value in sets for word in ("--set", value)]
     cluster.helm("upgrade", kvasir.RELEASE, str(kvasir.CHART), "--namespace", kvasir.NAMESPACE, *values)
-    cluster.kubectl("-n", kvasir.NAMESPACE, "rollout", "status", "deployment", kvasir.RELEASE, "--timeout=60s")
+    cluster.kubectl("-n", kvasir.NAMESPACE, "rollout", "status", "deployment", kvasir.RELEASE, "--timeout=120s")
 
 
 def test_helm_test_finds_a_sign_of_life(cluster: Cluster) -> None:
@@ -251,7 +251,7 @@ def test_the_operators_metrics_say_that_one_of_them_leads(cluster: Cluster) -> N
             value for text in found for value in re.findall(r"^kvasir_operator_leader (\S+)$", text, re.M)
         )
 
-    eventually(lambda: leaders() == ["0.0", "1.0"], 30, "one of two operators leads", cluster)
+    eventually(lambda: leaders() == ["0.0", "1.0"], 120, "one of two operators leads", cluster)
 
 
 def test_the_webhook_refuses_at_apply_what_the_schema_cannot(cluster: Cluster, namespace: str) -> None:
@@ -267,7 +267,7 @@ def test_the_webhook_refuses_at_apply_what_the_schema_cannot(cluster: Cluster, n
             assert applied.returncode
             return applied.stderr if "denied the request" in applied.stderr else ""
 
-        said = eventually(refused, 60, "the webhook answers", cluster)
+        said = eventually(refused, 120, "the webhook answers", cluster)
         assert "spec.decode.template.spec.nodeSelectr: unknown field" in said
         reconciled(cluster, service(drain={"deadlineSeconds": 9}))
         before = cluster.get(*secret)["data"]

@@ -12,7 +12,7 @@ from e2e.steps import Object, condition, eventually, pods
 
 NAMESPACE = "pools"
 NAME = "gpu"
-READY_SECONDS = 120
+READY_SECONDS = 180
 
 
 def service(decode: int) -> Object:
@@ -37,7 +37,7 @@ def service(decode: int) -> Object:
 def namespace(cluster: Cluster) -> Iterator[str]:
     with steps.scratch(cluster, NAMESPACE) as name:
         yield name
-        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=60s")
+        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=120s")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_worker_beyond_the_pools_gpus_is_pending_and_the_status_says_why(
         found = cluster.get("kvi", NAME, "-n", NAMESPACE)
         return found if condition(found, "DecodeReady").get("reason") == "Unschedulable" else None
 
-    found = eventually(unschedulable, 30, "DecodeReady=False, Unschedulable", cluster)
+    found = eventually(unschedulable, 120, "DecodeReady=False, Unschedulable", cluster)
     assert condition(found, "DecodeReady")["status"] == "False"
     assert "Insufficient nvidia.com/gpu" in condition(found, "DecodeReady")["message"]
     assert condition(found, "Ready")["status"] == "False"

@@ -53,7 +53,7 @@ def test_a_spec_that_cannot_work_is_refused_by_its_fields_path(
             found = cluster.get("kvi", case, "-n", namespace)
             return found if condition(found, "Accepted").get("status") == "False" else None
 
-        found = eventually(refused, 30, "Accepted=False", cluster)
+        found = eventually(refused, 120, "Accepted=False", cluster)
         assert path in condition(found, "Accepted")["message"]
         assert condition(found, "Ready")["status"] == "False"
     kinds = "deployments,pods,services,roles,rolebindings"

@@ -35,7 +35,7 @@ def test_uninstall_leaves_nothing_but_the_custom_resource(cluster: Cluster) -> N
         leaving = [pod for pod in everywhere if "deletionTimestamp" in pod["metadata"]]
         return not leaving and len(steps.pod_networks(cluster)) == len(everywhere)
 
-    eventually(settled, 90, "no pod of an earlier test is leaving", cluster)
+    eventually(settled, 120, "no pod of an earlier test is leaving", cluster)
     before, operators = steps.pod_networks(cluster), len(pods(cluster, kvasir.NAMESPACE))
     kvasir.uninstall(cluster)
     try:
@@ -45,7 +45,7 @@ def test_uninstall_leaves_nothing_but_the_custom_resource(cluster: Cluster) -> N
             wide = cluster.kubectl("get", _CLUSTER_WIDE, "-o", "name").stdout
             return names == {"default"} and kvasir.RELEASE not in wide
 
-        eventually(gone, 60, "the release's objects are gone", cluster)
+        eventually(gone, 120, "the release's objects are gone", cluster)
         eventually(
             lambda: len(before - steps.pod_networks(cluster)) == operators, 30, "its processes are gone", cluster
         )

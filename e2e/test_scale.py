@@ -34,7 +34,7 @@ def service() -> Object:
 def namespace(cluster: Cluster) -> Iterator[str]:
     with steps.scratch(cluster, NAMESPACE) as name:
         yield name
-        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=60s")
+        cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=120s")
 
 
 def test_kubectl_scale_of_a_role_changes_its_workers(cluster: Cluster, namespace: str) -> None:
@@ -52,9 +52,9 @@ def test_kubectl_scale_of_a_role_changes_its_workers(cluster: Cluster, namespace
         items = cluster.get("deployments", "-n", namespace, "-l", selector)["items"]
         return [item["spec"]["replicas"] for item in items]
 
-    eventually(lambda: scale().get("spec", {}).get("replicas") == 1, 30, "the role has a size", cluster)
+    eventually(lambda: scale().get("spec", {}).get("replicas") == 1, 120, "the role has a size", cluster)
     assert scale()["status"]["selector"].endswith("serving.kvasir.dev/role=decode")
     cluster.kubectl("-n", namespace, "scale", ROLE, "--replicas=2")
-    eventually(lambda: workers() == [2], 30, "decode has two workers", cluster)
+    eventually(lambda: workers() == [2], 120, "decode has two workers", cluster)
     cluster.kubectl("-n", namespace, "scale", ROLE, "--replicas=0")
-    eventually(lambda: workers() == [0], 30, "decode has no worker", cluster)
+    eventually(lambda: workers() == [0], 120, "decode has no worker", cluster)

@@ -21,7 +21,7 @@ QUESTION = "What is the capital of France?"
 # SmolLM2-135M in bfloat16: 30 layers, keys and values, 3 heads of 64.
 KV_BYTES_A_TOKEN = 23_040
 PAGE_TOKENS = 16
-READY_SECONDS = 120
+READY_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +137,15 @@ def test_an_unknown_model_is_refused(cluster: Cluster, served: dict[str, Any]) -
 def test_deletion_leaves_no_object_and_no_process(
     cluster: Cluster, before: set[str], served: dict[str, Any]
 ) -> None:
-    cluster.kubectl("-n", NAMESPACE, "delete", "kvi", NAME, "--timeout=60s")
+    cluster.kubectl("-n", NAMESPACE, "delete", "kvi", NAME, "--timeout=120s")
     kinds = "deployments,replicasets,pods,services,serviceaccounts,roles,rolebindings"
 
     def gone() -> bool:
         left = {item["metadata"]["name"] for item in cluster.get(kinds, "-n", NAMESPACE)["items"]}
         return left == {"default"}  # the namespace's own service account
 
-    eventually(gone, 60, "all objects are gone", cluster)
-    eventually(lambda: steps.pod_networks(cluster) <= before, 30, "all pods' processes are gone", cluster)
+    eventually(gone, 120, "all objects are gone", cluster)
+    eventually(lambda: steps.pod_networks(cluster) <= before, 120, "all pods' processes are gone", cluster)
 
 
 def _received(cluster: Cluster) -> int:

@@ -22,7 +22,7 @@ NAMESPACE = "upgraded"
 NAME = "stays"
 NEXT = "kvasir-engine:next"
 AGAIN = "kvasir-again"  # also the name of its Deployment and Lease, as it has the chart's in it
-READY_SECONDS = 120
+READY_SECONDS = 180
 DECLARED = Path("tests/operator/corpus/revisions.yaml")
 
 
@@ -57,7 +57,7 @@ def upgraded(cluster: Cluster, chart: Path, *sets: str, release: str = kvasir.RE
     cluster.helm(
         "upgrade", "--install", release, str(chart), "--namespace", kvasir.NAMESPACE, "--reset-values", *values
     )
-    cluster.kubectl("-n", kvasir.NAMESPACE, "rollout", "status", "deployment", release, "--timeout=90s")
+    cluster.kubectl("-n", kvasir.NAMESPACE, "rollout", "status", "deployment", release, "--timeout=120s")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     try:
         with steps.scratch(cluster, NAMESPACE) as name:
             yield name
-            cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=60s")
+            cluster.kubectl("-n", name, "delete", "kvi", "--all", "--timeout=120s")
     finally:
         upgraded(cluster, kvasir.CHART)
 

@@ -99,9 +99,9 @@ def definition() -> dict[str, Any]:
 def define(cluster: Cluster) -> None:
     """Have the API server serve LeaderWorkerSets; returns when it does."""
     steps.apply(cluster, definition())
-    cluster.kubectl("wait", "crd", NAME, "--for=condition=Established", "--timeout=60s")
+    cluster.kubectl("wait", "crd", NAME, "--for=condition=Established", "--timeout=120s")
 
 
 def undefine(cluster: Cluster) -> None:
     """Take the resource away, and every LeaderWorkerSet with it."""
-    cluster.kubectl("delete", "crd", NAME, "--timeout=60s")
+    cluster.kubectl("delete", "crd", NAME, "--timeout=120s")

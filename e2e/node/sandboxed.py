@@ -7,6 +7,7 @@ paths, so the pod handed to the runner has its volumes taken out and its command
 import base64
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from e2e import netns
 from e2e.node.api import Api, ApiError
 from e2e.node.config import EMULATED_DEVICE, Config, Node
-from kvasir_operator.pods import Host, PodError, podspec, volumes
+from kvasir_operator.pods import Host, Image, PodError, podspec, volumes
 
 Object = dict[str, Any]
 
@@ -39,6 +40,10 @@ def environment() -> dict[str, str]:
         "KUBERNETES_SERVICE_HOST": "10.96.0.1",
         "KUBERNETES_SERVICE_PORT": "443",
     }
+
+
+#: What the images' entry points start, by the images' names, without tini.
+ENTRY_POINTS = {"kvasir-engine": ("kvasir",), "kvasir-operator": ("kvasir-operator",)}
 
 
 def image() -> list[str]:
@@ -186,7 +191,9 @@ async def prepare(
         kind: await _data(api, pod["metadata"]["namespace"], kind, _referenced(spec, kind))
         for kind in ("secrets", "configmaps")
     }
+    entry = ENTRY_POINTS.get(re.split("[:@]", container["image"].rpartition("/")[2])[0])
     host = Host(
+        images={container["image"]: Image(entry)} if entry else {},
         volumes=config.volumes,
         secrets=data["secrets"],
         config_maps=data["configmaps"],

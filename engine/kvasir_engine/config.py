@@ -14,6 +14,7 @@ import msgspec
 from kvasir_engine.errors import ModelError, UserError
 from kvasir_engine.nodes import Nodes, nodes_of
 from kvasir_engine.protocol import Encryption, Role
+from kvasir_engine.quantity import amount
 from kvasir_engine.transport_policy import ENCRYPTED_FABRICS
 
 BackendName = Literal["auto", "torch", "flashinfer"]
@@ -36,17 +37,6 @@ _NODE_RANK = (
     "which of them this is; 0 leads. The others load the model themselves, have to be told the same as "
     "the leader, and leave to it what concerns requests: lengths, limits, queues, overlap, names"
 )
-_UNITS = {
-    "": 1,
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
-}
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 _FALSE = ("0", "false", "f", "no", "n", "off")
 
@@ -316,12 +306,8 @@ KV_FIELDS: Mapping[str, Field] = {name: field for name, field in FIELDS.items() 
 
 def bytes_of(quantity: str) -> int:
     """A Kubernetes quantity in bytes. Raises UserError."""
-    digits = quantity.rstrip("kKMGTi")
-    try:
-        value = float(digits) * _UNITS[quantity[len(digits) :]]
-    except (KeyError, ValueError):
-        value = -1.0
-    if not 0 <= value < 2**60:
+    value = amount(quantity)
+    if value is None or quantity[-1] in "num" or value >= 2**60:
         raise UserError(f"{quantity!r} is no amount of memory; write for example 512Mi or 4Gi")
     return int(value)
 

@@ -46,7 +46,7 @@ class Output(msgspec.Struct, frozen=True):
     `finish_reason` is `None` until the last output, then `stop` (a stop token, which is the last of
     `tokens`) or `length`. `cached_tokens` is how many prompt tokens came from a cache, or -1 until the
     first token is known. Where they are asked for, the first output with tokens has all `prompt_logprobs`: one for
-    each of the prompt's tokens but the first.
+    each of the prompt's tokens but the first, or for those from place `logprob_start` on.
     """
 
     tokens: list[int]

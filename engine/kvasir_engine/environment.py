@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from kvasir_engine.config import FIELDS, PREFIX
 from kvasir_engine.errors import UserError
 
-PROCESS = frozenset({"KVASIR_CACHE", "KVASIR_RUN_DIR", "KVASIR_FAULT"})
-"""Those that are no flag and that every process reads."""
+PROCESS = frozenset({"KVASIR_CACHE", "KVASIR_RUN_DIR", "KVASIR_FAULT", "KVASIR_TRITON_AHEAD"})
+"""Those that are no flag and that every process reads, or that the image sets for all of them."""
 
 ROUTER = frozenset(
     PREFIX + name

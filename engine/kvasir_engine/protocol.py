@@ -64,7 +64,9 @@ GRAMMAR = "grammar"
 """The capability of a worker that takes `Sampling.grammar`."""
 PROMPT_LOGPROBS = "prompt_logprobs"
 """The capability of a worker that takes `Sampling.prompt_logprobs`."""
-CAPABILITIES = (ALIVE, COUNTS, PROCESSORS, PROMPT_LOGPROBS)
+LOGPROB_START = "logprob_start"
+"""The capability of a worker that takes `Sampling.logprob_start`."""
+CAPABILITIES = (ALIVE, COUNTS, PROCESSORS, PROMPT_LOGPROBS, LOGPROB_START)
 WORKER_PATH = "/v1/worker"
 
 Role = Literal["prefill", "decode", "both"]
@@ -125,9 +127,9 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     `top_p` and `min_p` leave; so a continuation needs no generator state. Generation ends at any of
     `stop_token_ids` (once `min_tokens` are out; the stop token is reported) or after `max_tokens`.
     `logprobs`: how many alternatives to report a token, `None` for no logprobs at all; they are of the model's own
-    distribution. `prompt_logprobs` asks for the same of the prompt's tokens but the first, and the prompt is then
-    computed whole, whatever is cached. `processors`, `grammar` and `prompt_logprobs` are sent only to a worker with
-    the capability.
+    distribution. `prompt_logprobs` asks for the same of the prompt's tokens but the first, or of those from place
+    `logprob_start` on; what is behind the token before the first of these is then computed, whatever is cached.
+    `processors`, `grammar`, `prompt_logprobs` and `logprob_start` are sent only to a worker with the capability.
     """
 
     max_tokens: Small
@@ -142,6 +144,11 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     processors: LogitsProcessors | None = None
     grammar: Grammar | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MOST_PROMPT_LOGPROBS)] | None = None
+    logprob_start: Small = 0
+
+    def unscored(self, prompt: int) -> int:
+        """How many of the first tokens of a prompt of so many have no log-probability: one at least."""
+        return min(prompt, max(1, self.logprob_start))
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -7,7 +7,8 @@ class ScoredPrompt:
     """Of a prompt of so many `tokens`; where the `sampling` asks for none there is nothing to wait for."""
 
     def __init__(self, tokens: int, sampling: Sampling) -> None:
-        self._wanted = 0 if sampling.prompt_logprobs is None else tokens - 1
+        self._first = sampling.unscored(tokens)
+        self._wanted = 0 if sampling.prompt_logprobs is None else tokens - self._first
         self._most = sampling.prompt_logprobs or 0
         self._scores: list[PromptLogprobs] | None = None if sampling.prompt_logprobs is None else []
 
@@ -21,8 +22,8 @@ class ScoredPrompt:
         known = 0 if self._scores is None else len(self._scores)
         if self._scores is None or known + len(delta.prompt_logprobs) > self._wanted:
             return "more prompt_logprobs than were asked for"
-        if delta.prompt_index != known + 1:
-            return f"prompt_logprobs from token {delta.prompt_index} on, not from {known + 1}"
+        if delta.prompt_index != self._first + known:
+            return f"prompt_logprobs from token {delta.prompt_index} on, not from {self._first + known}"
         if any(len(each.top) > self._most for each in delta.prompt_logprobs):
             return f"more than {self._most} alternatives in prompt_logprobs"
         self._scores += delta.prompt_logprobs

@@ -124,7 +124,10 @@ class Credentials:
                 if digest in (self._loaded.digest, self._refused):
                     return
                 try:
-                    self._loaded = self._load(files)
+                    found = self._load(files)
+                    if found.identity != self._loaded.identity:
+                        raise CredentialError(f"it is of {found.identity}, this is {self._loaded.identity}")
+                    self._loaded = found
                 except CredentialError as error:
                     self._refused = digest
                     log.error("new credential refused, the old one stays reason=%r", str(error))
@@ -162,13 +165,16 @@ class Credentials:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED
+        if kind == ssl.PROTOCOL_TLS_SERVER:
+            # Who comes back with a ticket shows no certificate, and so none that has ended since.
+            context.num_tickets = 0
         try:
             context.load_verify_locations(cadata=files[CA].decode())
         except (ssl.SSLError, ValueError) as error:
             raise CredentialError(f"tls-dir {self._folder}: {CA}: {_reason(error)}") from error
         try:
             # By path, as `ssl` has no other way; what changed between two reads is no pair, or is looked at again.
-            context.load_cert_chain(self._folder / CERTIFICATE, self._folder / KEY)
+            context.load_cert_chain(self._folder / CERTIFICATE, self._folder / KEY, _no_password)
         except (ssl.SSLError, ValueError, OSError) as error:
             raise CredentialError(f"tls-dir {self._folder}: {CERTIFICATE}, {KEY}: {_reason(error)}") from error
         return context
@@ -184,6 +190,11 @@ def check_role(credentials: Credentials, role: str) -> None:
     identity = credentials.identity
     if role not in ("both", identity.role):
         raise CredentialError(f"tls-dir: the certificate is of the role {identity.role}, this is {role}")
+
+
+def _no_password() -> str:
+    """Of an encrypted key. Without this OpenSSL asks the terminal, and waits."""
+    raise ValueError("the key is encrypted")
 
 
 def _digest(files: Mapping[str, bytes]) -> bytes:

@@ -9,11 +9,13 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 from kvasir_engine.supervisor import ExpectedEnd
+from kvasir_engine.tls import HANDSHAKE_SECONDS
 
 CHUNK = 1 << 16
 MOST_MESSAGE = (1 << 31) - 1
@@ -29,9 +31,17 @@ class Stream(Protocol):
 
 
 class TlsStream:
-    """`sock` after a handshake. Raises ssl.SSLError, or OSError; the socket stays the caller's then."""
+    """`sock` after a handshake, in `seconds` altogether. Raises ssl.SSLError, or OSError; the socket stays the
+    caller's then. Its timeout is what was left of them."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_side: bool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        server_side: bool,
+        seconds: float = HANDSHAKE_SECONDS,
+    ) -> None:
+        deadline = time.monotonic() + seconds
         self._sock = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
@@ -42,6 +52,10 @@ class TlsStream:
                 self._tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("the TLS handshake takes too long") from None
+                sock.settimeout(left)
                 self._flush()
                 self._wait()
             except ssl.SSLError:
@@ -65,7 +79,7 @@ class TlsStream:
                     pass
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                     return b""
-            self._flush()
+            self._flush(wait=False)
             if not self._wait():
                 return b""
 
@@ -102,12 +116,18 @@ class TlsStream:
                 self._incoming.write_eof()
         return bool(data)
 
-    def _flush(self) -> None:
-        with self._sending:
+    def _flush(self, wait: bool = True) -> None:
+        """Send what TLS itself has to say. Who receives does not `wait` for who sends: the peer may do the same,
+        and neither would receive any more. It goes with what is sent next, then."""
+        if not self._sending.acquire(blocking=wait):
+            return
+        try:
             with self._lock:
                 out = self._outgoing.read()
             if out:
                 self._sock.sendall(out)
+        finally:
+            self._sending.release()
 
 
 class StreamConnection:
@@ -132,7 +152,7 @@ class StreamConnection:
     def _exactly(self, count: int) -> bytes:
         data = bytearray()
         while len(data) < count:
-            some = self._stream.recv(count - len(data))
+            some = self._stream.recv(min(count - len(data), CHUNK))
             if not some:
                 raise EOFError
             data += some

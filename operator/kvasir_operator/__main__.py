@@ -22,7 +22,7 @@ from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import Controller, ControllerSettings, WatchDied, Webhook
 from kvasir_operator.plan import trace
-from kvasir_operator.render import Options
+from kvasir_operator.render import Issuer, Options
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -67,10 +67,22 @@ def run(
         str, typer.Option(help="Serve InferenceServices with this spec.operatorClass. Default: those without.")
     ] = "",
     pod_monitors: Annotated[bool, typer.Option(help="Make PodMonitors where they are served.")] = True,
+    issuer_name: Annotated[
+        str,
+        typer.Option(
+            help="Have cert-manager issue pods' certificates by this issuer. Default: the operator signs."
+        ),
+    ] = "",
+    issuer_kind: Annotated[
+        str, typer.Option(help="Its kind: Issuer (one in each service's namespace), ClusterIssuer, or another's.")
+    ] = Issuer("").kind,
+    issuer_group: Annotated[str, typer.Option(help="Its API group.")] = Issuer("").group,
 ) -> None:
     """Run the controller until SIGTERM."""
     if bool(namespace) == all_namespaces:
         _fail("give either --namespace or --all-namespaces")
+    if not issuer_name and (issuer_kind, issuer_group) != (Issuer("").kind, Issuer("").group):
+        _fail("--issuer-kind and --issuer-group are of an issuer: say --issuer-name")
     if not own_namespace:
         _fail("--own-namespace is needed: the authority that signs pods' certificates is there, and the Lease")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
@@ -87,6 +99,7 @@ def run(
         operator_namespace=own_namespace,
         metrics_namespace=metrics_namespace,
         pod_monitors=pod_monitors,
+        issuer=Issuer(issuer_name, issuer_kind, issuer_group) if issuer_name else None,
         operator_class=operator_class,
         operator=f"{own_namespace}/{lease_name}" if leader_elect else "",
     )

@@ -97,7 +97,7 @@ class Controller:
         self._setup = setup
         self._leadership = _leadership(client, *setup.lease) if setup.lease else None
         transport = ClientTransport(client, self._leadership.left if self._leadership else None)
-        self._cluster = Cluster(transport)
+        self._cluster = Cluster(transport, by_cert_manager=setup.options.issuer is not None)
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
         self._facts = ModelMetadataReader().read
         self._metrics = OperatorMetrics(CollectorRegistry())

@@ -112,7 +112,8 @@ def saying(tokens: Sequence[int], *, cached: int = 0, each: int = 1) -> Script:
                 top = [(token, -0.5) for token in range(65, 65 + sampling.logprobs)]
                 logprobs = [TokenLogprobs(-0.25, top) for _ in some]
             asked = None if start else sampling.prompt_logprobs
-            scores = None if asked is None else prompt_scores(request.tokens, asked)
+            first = sampling.unscored(len(request.tokens))
+            scores = None if asked is None else prompt_scores(request.tokens, asked)[first - 1 :]
             yield Output(some, logprobs, finish if last else None, cached, scores)
 
     return script
@@ -146,7 +147,7 @@ class Api:
     lifecycle: Lifecycle
 
     def client(self, key: str = "none") -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 @contextlib.asynccontextmanager

@@ -1,16 +1,12 @@
-"""A process to be attacked: the API over a scripted engine, within limits that are given as JSON.
-
-    python tests/api/attacked.py '{"header_seconds": 1}'
-
-It prints its port, and what it logs goes to stderr. The engine answers "A" for as long as it is asked to.
-"""
+"""A process to be attacked: the API over a scripted engine, which answers "A" for as long as it is asked to."""
 
 import asyncio
-import json
 import logging
-import sys
+import os
+import resource
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 
 from api_support import ScriptedEngine, saying, tiny_model
 from prometheus_client import CollectorRegistry
@@ -30,9 +26,17 @@ async def one_at_a_time(request: GenerateRequest) -> AsyncGenerator[Output, None
         await asyncio.sleep(0)
 
 
-async def main() -> None:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    limits = HttpLimits(**json.loads(sys.argv[1]))
+def serve_within(limits: dict[str, float], files: int, log: str, told: Connection) -> None:
+    """Tell the port and serve, with so many files at most, if any; what is logged goes to `log`."""
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 2)
+    if files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    logging.basicConfig(level=logging.INFO)
+    asyncio.run(_serve(HttpLimits(**limits), told))  # type: ignore[arg-type]
+
+
+async def _serve(limits: HttpLimits, told: Connection) -> None:
     engine = ScriptedEngine(one_at_a_time, max_length=2**22)
     lifecycle = Lifecycle()
     with ThreadPoolExecutor(1) as executor:
@@ -45,8 +49,6 @@ async def main() -> None:
             body_bytes=limits.body_bytes,
         )
         sock = listen("127.0.0.1", 0)
-        print(sock.getsockname()[1], flush=True)
+        told.send(sock.getsockname()[1])
+        told.close()
         await serve(app, sock, GracefulShutdown(lifecycle, 60.0), limits=limits)
-
-
-asyncio.run(main())

@@ -1,4 +1,4 @@
-"""The table of fields in docs/api.md: what OpenAI and vLLM take, a value of each, and what comes of it here."""
+"""The table of fields in docs/api.md: those of OpenAI, vLLM and SGLang, a value of each, and what comes of it."""
 
 import re
 from pathlib import Path
@@ -76,6 +76,9 @@ VLLM: dict[str, set[str]] = {
     "responses": {"priority", "seed", "top_k", "min_p", "repetition_penalty", "cache_salt", "chat_template_kwargs"},
 }
 
+# SGLang's own: a field of its engine's, which its OpenAI endpoints set by themselves.
+SGLANG = {"logprob_start_len"}
+
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 FLAT_TOOLS = [{"type": "function", "name": "f"}]
 
@@ -118,6 +121,7 @@ VALUES: dict[str, Any] = {
     "priority": 1,
     "return_token_ids": True,
     "prompt_logprobs": 2,
+    "logprob_start_len": -1,
     "cache_salt": "s",
     "add_generation_prompt": False,
     "continue_final_message": True,
@@ -143,6 +147,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "chat.parallel_tool_calls": {"tools": TOOLS},
     "responses.tool_choice": {"tools": FLAT_TOOLS},
     "responses.parallel_tool_calls": {"tools": FLAT_TOOLS},
+    "chat.logprob_start_len": {"prompt_logprobs": 1},
+    "completions.logprob_start_len": {"prompt_logprobs": 1},
     "chat.stream_options": {"stream": True},
     "completions.stream_options": {"stream": True},
     "responses.stream_options": {"stream": True},
@@ -172,4 +178,4 @@ def rows() -> dict[str, dict[str, str]]:
 
 
 def fields_of(endpoint: str) -> set[str]:
-    return OPENAI[endpoint] | VLLM[endpoint]
+    return OPENAI[endpoint] | VLLM[endpoint] | (SGLANG if endpoint != "responses" else set())

@@ -22,7 +22,7 @@ BANG = tiny_model().tokenizer.bare("!")[0]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(model: ServedModel) -> AsyncIterator[httpx.AsyncClient]:
     engine = ScriptedEngine(saying([1, 2]), max_length=100)
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as client:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as client:
         yield client
 
 
@@ -191,6 +191,12 @@ async def test_refused_in_a_chat(http: httpx.AsyncClient, change: dict[str, Any]
         ({"echo": False, "max_tokens": 0, "logprobs": 1}, "max_tokens", "integer_below_min_value"),
         ({"echo": True, "max_tokens": 0, "min_tokens": 1}, "min_tokens", "integer_above_max_value"),
         ({"prompt_logprobs": -1}, "prompt_logprobs", "integer_below_min_value"),
+        ({"logprob_start_len": 1}, "logprob_start_len", "invalid_value"),
+        ({"logprob_start_len": 0, "echo": True}, "logprob_start_len", "invalid_value"),
+        ({"logprob_start_len": 1, "logprobs": 1}, "logprob_start_len", "invalid_value"),
+        ({"prompt_logprobs": 1, "logprob_start_len": 2**31}, "logprob_start_len", "integer_above_max_value"),
+        ({"prompt_logprobs": 1, "logprob_start_len": -(2**31)}, "logprob_start_len", "integer_below_min_value"),
+        ({"prompt_logprobs": 1, "logprob_start_len": 1.5}, "logprob_start_len", "invalid_type"),
         ({"prompt_logprobs": 21}, "prompt_logprobs", "integer_above_max_value"),
         ({"prompt_logprobs": 2**70}, "prompt_logprobs", "integer_above_max_value"),
         ({"prompt_logprobs": True}, "prompt_logprobs", "invalid_type"),
@@ -315,7 +321,7 @@ async def raw(http: httpx.AsyncClient, head: bytes, body: bytes = b"") -> tuple[
     url = http.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n" + body)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         answer = await reader.read()
     writer.close()
     first, _, rest = answer.partition(b"\r\n\r\n")
@@ -359,7 +365,7 @@ async def test_a_client_that_leaves_within_its_body_is_no_error_of_ours(
     await writer.drain()
     writer.close()
     await writer.wait_closed()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while 'code="499"' not in (await http.get("/metrics")).text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert not caplog.records

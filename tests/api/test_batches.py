@@ -45,7 +45,7 @@ async def submitted(client: AsyncOpenAI, data: bytes, endpoint: str = CHAT, **mo
 
 
 async def ended(client: AsyncOpenAI, id: str) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             batch = await client.batches.retrieve(id)
             if batch.status in ("completed", "failed", "expired", "cancelled"):
@@ -81,7 +81,7 @@ async def test_a_batch_is_answered_line_by_line(model: ServedModel, tmp_path: Pa
         assert (counts.total, counts.completed, counts.failed) == (5, 2, 3)
         good, bad = await lines_of(client, batch.output_file_id), await lines_of(client, batch.error_file_id)
         shown = await client.files.list(purpose="batch_output")
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             metrics = (await http.get(f"{api.url}/metrics")).text
     assert set(good) == {"a", "b"}
     assert good["a"]["response"]["status_code"] == 200
@@ -130,7 +130,7 @@ class Counting:
 
 
 async def counted(client: AsyncOpenAI, id: str, completed: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await client.batches.retrieve(id)).request_counts.completed < completed:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -268,7 +268,7 @@ async def test_tenants_see_only_their_own(model: ServedModel, tmp_path: Path) ->
             assert (await other.files.list()).data == []
             assert [each.id for each in (await mine.batches.list()).data] == [batch.id]
             assert len((await mine.files.list()).data) == 2
-            async with httpx.AsyncClient() as http:
+            async with httpx.AsyncClient(timeout=60) as http:
                 for path in ("files", "batches", f"batches/{batch.id}", f"files/{batch.input_file_id}/content"):
                     assert (await http.get(f"{api.url}/v1/{path}")).status_code == 401
                 assert (await http.post(f"{api.url}/v1/files")).status_code == 401
@@ -276,7 +276,7 @@ async def test_tenants_see_only_their_own(model: ServedModel, tmp_path: Path) ->
 
 
 async def upload(api: Api, **form: Any) -> httpx.Response:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         return await http.post(f"{api.url}/v1/files", **form)
 
 
@@ -327,7 +327,7 @@ async def test_pages_of_lists(model: ServedModel, tmp_path: Path) -> None:
         made = [(await submitted(client, content(line("a")))).id for _ in range(3)]
         listed = [batch.id async for batch in await client.batches.list(limit=2)]
         assert sorted(listed) == sorted(made)
-        async with httpx.AsyncClient(base_url=api.url) as http:
+        async with httpx.AsyncClient(base_url=api.url, timeout=60) as http:
             for query in ("limit=0", "limit=x", "limit=101", "after=nothing", "more=1"):
                 assert (await http.get(f"/v1/batches?{query}")).status_code == 400
             assert (await http.get("/v1/files?order=up")).status_code == 400
@@ -349,14 +349,17 @@ async def test_bad_batches_are_refused(
     async with running(ScriptedEngine(saying([1])), model, batch_dir=tmp_path) as api, api.client() as client:
         file = await client.files.create(file=("in", b"{}"), purpose="batch")
         body = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"} | more
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             answer = await http.post(f"{api.url}/v1/batches", json=body)
         assert answer.status_code in (400, 404)
         assert answer.json()["error"]["param"] == param
 
 
 async def test_without_a_folder_they_are_refused(model: ServedModel) -> None:
-    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with (
+        running(ScriptedEngine(saying([1])), model) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
+    ):
         for path in ("/v1/files", "/v1/batches", "/v1/batches/x"):
             assert "--batch-dir" in (await http.post(path)).json()["error"]["message"]
 

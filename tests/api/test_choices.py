@@ -60,7 +60,7 @@ async def ask(
     api: Api, path: str, body: dict[str, Any], stream: bool
 ) -> tuple[int, dict[int, dict[str, Any]], str]:
     """Status, the choices by index with their whole text, and what was sent."""
-    async with httpx.AsyncClient(base_url=api.url) as http:
+    async with httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         answer = await http.post(path, json={"model": "tiny", "stream": stream} | body)
     choices: dict[int, dict[str, Any]] = {}
     if answer.status_code != 200:
@@ -161,7 +161,7 @@ async def test_a_client_that_leaves_ends_choices_that_wait_for_room(model: Serve
         stream = await client.completions.create(model="tiny", prompt="x", n=3, stream=True)
         await anext(aiter(stream))
         await stream.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while api.lifecycle.inflight:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
     assert len(engine.requests) == 3

@@ -100,20 +100,22 @@ async def test_langchain_calls_tools_by_responses() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_litellm_calls_tools_by_anthropics_api(stream: bool) -> None:
+@pytest.mark.parametrize("provider", ["anthropic", "openai", "hosted_vllm"])
+async def test_litellm_calls_tools_and_sends_what_was_answered_back(provider: str, stream: bool) -> None:
     import litellm
 
     model = family_model("hermes")
     async with running(ScriptedEngine(saying(tokens_of(model, CALL))), model) as api:
-        asked: dict[str, Any] = {"api_base": api.url, "api_key": "x", "max_tokens": 500, "timeout": 60}
+        base = api.url if provider == "anthropic" else f"{api.url}/v1"
+        asked: dict[str, Any] = {"api_base": base, "api_key": "x", "max_tokens": 500, "timeout": 60}
         asked["tools"] = [SEARCH]
-        answer = await litellm.acompletion("anthropic/tiny", HELLO, stream=stream, **asked)
+        answer = await litellm.acompletion(f"{provider}/tiny", HELLO, stream=stream, **asked)
         if stream:
             answer = litellm.stream_chunk_builder([chunk async for chunk in answer])
         message = answer.choices[0].message
         (call,) = message.tool_calls
         said = [*HELLO, message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "found"}]
-        await litellm.acompletion("anthropic/tiny", said, tool_choice="required", **asked)
+        await litellm.acompletion(f"{provider}/tiny", said, tool_choice="required", **asked)
     assert (call.function.name, json.loads(call.function.arguments)) == ("search", {"q": "é"})
     assert answer.choices[0].finish_reason == "tool_calls"
     assert api.engine.requests[-1].sampling.grammar is not None

@@ -18,5 +18,5 @@ async def test_an_answers_small_writes_are_sent_at_once() -> None:
     with listen("127.0.0.1", 0) as sock:
         async with await asyncio.start_server(made, sock=sock):
             _, writer = await asyncio.open_connection(*sock.getsockname())
-            assert await asyncio.wait_for(accepted.get(), 10)
+            assert await asyncio.wait_for(accepted.get(), 60)
             writer.close()

@@ -32,7 +32,7 @@ class Encoder:
             if len(text) > 1000:
                 self.long.append(len(text))
                 self.begun.set()
-                assert self.go.wait(20)
+                assert self.go.wait(60)
             return real(backend, text)
 
         monkeypatch.setattr(Tokenizer, "_ids", staticmethod(ids))
@@ -62,7 +62,7 @@ async def test_more_characters_than_the_tokens_that_fit_can_hold_are_not_tokeniz
 ) -> None:
     path, body = bodies("x" * 500_000)[which]
     engine = ScriptedEngine(saying([1]), max_length=1000)
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         answer = await http.post(path, json={"model": "tiny"} | body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert encoder.long == []
@@ -75,7 +75,7 @@ async def test_a_long_prompt_is_tokenized_in_pieces_and_not_beyond_what_fits(
 ) -> None:
     engine = ScriptedEngine(saying([1]), max_length=100_000)
     path, body = bodies(WORDS * 30_000)[which]  # 900,000 characters
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         answer = await http.post(path, json={"model": "tiny"} | body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert max(encoder.long) <= PIECE
@@ -111,13 +111,13 @@ async def test_the_tokens_of_a_text_in_pieces_are_those_of_the_whole(model: Serv
 async def test_a_client_that_leaves_ends_the_tokenizing_of_its_prompt(model: ServedModel, encoder: Encoder) -> None:
     engine = ScriptedEngine(saying([1]), max_length=1_000_000)
     encoder.go.clear()
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         request = asyncio.create_task(
             http.post("/v1/completions", json={"model": "tiny", "prompt": WORDS * 30_000})
         )
-        assert await asyncio.to_thread(encoder.begun.wait, 10)
+        assert await asyncio.to_thread(encoder.begun.wait, 60)
         request.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while api.lifecycle.inflight:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         encoder.go.set()
@@ -134,14 +134,14 @@ async def test_beside_many_long_prompts_short_ones_and_streams_and_probes_go_on(
     engine = ScriptedEngine(endless(), max_length=1_000_000)
     async with (
         running(engine, model) as api,
-        httpx.AsyncClient(base_url=api.url, timeout=30) as http,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
         api.client() as client,
     ):
         stream = aiter(await client.completions.create(model="tiny", prompt="x", stream=True, max_tokens=100_000))
         encoder.go.clear()
         body = {"model": "tiny", "prompt": WORDS * 20_000, "stream": True}
         long = [asyncio.create_task(client.completions.create(**body)) for _ in range(3)]  # type: ignore[call-overload]
-        assert await asyncio.to_thread(encoder.begun.wait, 10)
+        assert await asyncio.to_thread(encoder.begun.wait, 60)
         while len(encoder.long) < 2:  # noqa: ASYNC110  one in each thread: their first pieces come as they come
             await asyncio.sleep(0.001)
         for _ in range(100):
@@ -160,7 +160,7 @@ async def test_a_short_prompt_waits_for_one_piece_of_a_long_one_at_most(
     async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         body = {"model": "tiny", "prompt": WORDS * 20_000, "max_tokens": 1}
         long = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(4)]
-        assert await asyncio.to_thread(encoder.begun.wait, 10)
+        assert await asyncio.to_thread(encoder.begun.wait, 60)
         while not all(each.done() for each in long):
             before = len(encoder.long)
             short = await http.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1})

@@ -36,7 +36,7 @@ async def asked(model: ServedModel, text: str, each: int = 3) -> AsyncIterator[t
     engine = ScriptedEngine(saying(tokens_of(model, text), each=each), max_length=100_000)
     async with (
         running(engine, model) as api,
-        AsyncAnthropic(base_url=api.url, api_key="none", max_retries=0, timeout=20) as client,
+        AsyncAnthropic(base_url=api.url, api_key="none", max_retries=0, timeout=60) as client,
     ):
         yield client, api
 

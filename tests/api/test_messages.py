@@ -28,7 +28,7 @@ async def asked(
 ) -> AsyncIterator[tuple[AsyncAnthropic, Api]]:
     async with (
         running(engine, model, keys) as api,
-        AsyncAnthropic(base_url=api.url, api_key=key, max_retries=0, timeout=20) as client,
+        AsyncAnthropic(base_url=api.url, api_key=key, max_retries=0, timeout=60) as client,
     ):
         yield client, api
 

@@ -13,13 +13,13 @@ from kvasir_engine.protocol import Submit, decode_to_worker, encode
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EDGES = (2**31, 2**53, 2**63, 2**64 - 1, 2**64, 2**128, 10**400)
-FIELDS = ("priority", "top_k", "max_tokens", "min_tokens", "n", "logprobs", "prompt_logprobs")
+FIELDS = ("priority", "top_k", "max_tokens", "min_tokens", "n", "logprobs", "prompt_logprobs", "logprob_start_len")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(model: ServedModel) -> AsyncIterator[tuple[ScriptedEngine, httpx.AsyncClient]]:
     scripted = ScriptedEngine(saying([1, 2]), max_length=100)
-    async with running(scripted, model) as api, httpx.AsyncClient(base_url=api.url) as client:
+    async with running(scripted, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as client:
         yield scripted, client
 
 

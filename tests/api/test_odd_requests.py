@@ -56,7 +56,7 @@ async def test_an_odd_request_is_answered_or_refused(
     rng = random.Random(seed)
     seen: set[int] = set()
     engine = ScriptedEngine(saying(model.tokenizer.encode("h€llo")), max_length=300)
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=20) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         for _ in range(REQUESTS):
             sent = body(rng, base)
             answer = await http.post(path, content=sent)

@@ -52,6 +52,8 @@ WITH: dict[str, Body] = {
     "ResponsesRequest.top_logprobs": {"include": ["message.output_text.logprobs"]},
     "top_logprobs": {"logprobs": True},
     "best_of": {"n": 1},
+    "logprob_start_len": {"prompt_logprobs": 0},
+    "CompletionRequest.max_tokens": {"echo": True},
     "min_tokens": {"max_tokens": 2**31 - 1},
 }
 # As much as may be asked for by itself, but not in a context of 4,096 tokens or beside the other defaults.

@@ -34,7 +34,7 @@ def said(model: ServedModel, tokens: list[int]) -> str:
 
 async def post(engine: ScriptedEngine, model: ServedModel, path: str, **body: Any) -> Any:
     """The JSON answer, or a stream's chunks."""
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         answer = await http.post(f"/v1/{path}", json={"model": "tiny"} | body)
     assert answer.status_code == 200, answer.text
     if not body.get("stream"):
@@ -179,7 +179,10 @@ async def test_a_variable_nested_deeply_is_a_400() -> None:
     body = (
         b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"note":' + deep + b"}}"
     )
-    async with running(ScriptedEngine(saying([1])), model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with (
+        running(ScriptedEngine(saying([1])), model) as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as http,
+    ):
         answer = await http.post("/v1/chat/completions", content=body)
     assert answer.status_code == 400
 

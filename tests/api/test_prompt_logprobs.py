@@ -167,3 +167,58 @@ def test_offsets_of_tokens_that_the_text_has_not_or_has_by_name(model: ServedMod
     assert offsets(model, [space, a, b], "ab") == [0, 0, 1]
     assert offsets(model, [space, a], " a") == [0, 1]
     assert Tokenizer(tiny_tokenizer()).token_bytes(space) == b" "
+
+
+def expected(tokens: list[int], start: int) -> list[int]:
+    """The places of a prompt that have a score."""
+    return list(range(max(1, start if start >= 0 else len(tokens) + start), len(tokens)))
+
+
+@streams
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 100, -1, -2, -100])
+async def test_from_a_place_on_the_entries_before_it_are_null(model: ServedModel, stream: bool, start: int) -> None:
+    prompts = ["pqrs", "t"]
+    engine = ScriptedEngine(saying(letters(model, "x")))
+    answer = await post(
+        engine, model, "completions", prompt=prompts, prompt_logprobs=1, logprob_start_len=start, stream=stream
+    )
+    first: dict[int, Any] = {}
+    for chunk in answer if stream else [answer]:
+        for choice in chunk["choices"]:
+            first.setdefault(choice["index"], choice.get("prompt_logprobs"))
+    for index, prompt in enumerate(prompts):
+        tokens = letters(model, prompt)
+        places = expected(tokens, start)
+        whole = shown(model, tokens, 1)
+        assert first[index] == [whole[place] if place in places else None for place in range(len(tokens))]
+
+
+@streams
+@pytest.mark.parametrize("start", [2, -1])
+async def test_from_a_place_on_an_echo_has_null_before_it(model: ServedModel, stream: bool, start: int) -> None:
+    engine, tokens = ScriptedEngine(saying(letters(model, "x"))), letters(model, "pqrs")
+    asked: dict[str, Any] = {"prompt": "pqrs", "echo": True, "logprobs": 1, "logprob_start_len": start}
+    told = await logprobs_of(model, stream, engine, **asked)
+    ((text, logprobs),) = told.values()
+    assert text == "pqrsx"
+    places, scores = expected(tokens, start), [None, *(each.logprob for each in prompt_scores(tokens, 1))]
+    before = [scores[place] if place in places else None for place in range(4)]
+    assert logprobs["token_logprobs"] == [*before, -0.25]
+    assert [top is None for top in logprobs["top_logprobs"]] == [score is None for score in before] + [False]
+    assert logprobs["text_offset"] == [0, 1, 2, 3, 4]
+
+
+async def test_a_chat_has_them_from_its_end(model: ServedModel) -> None:
+    engine = ScriptedEngine(saying(letters(model, "x")))
+    answer = await post(engine, model, "chat/completions", messages=HELLO, prompt_logprobs=0, logprob_start_len=-3)
+    scores = answer["prompt_logprobs"]
+    assert [score is None for score in scores] == [True] * (len(scores) - 3) + [False] * 3
+    assert engine.requests[0].sampling.logprob_start == len(scores) - 3
+
+
+async def test_only_what_is_scored_counts_for_the_most(model: ServedModel) -> None:
+    engine = ScriptedEngine(saying(letters(model, "x")))
+    prompts = ["a" * 70] * 100
+    asked: dict[str, Any] = {"prompt": prompts, "prompt_logprobs": 20, "max_tokens": 1}
+    answer = await post(engine, model, "completions", **asked, logprob_start_len=-10)
+    assert len(answer["choices"]) == 100

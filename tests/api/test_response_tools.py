@@ -201,9 +201,27 @@ async def test_an_answers_items_and_results_are_the_history_of_a_chat() -> None:
     assert api.engine.requests[-2].tokens == api.engine.requests[-1].tokens
 
 
+ALLOWED: dict[str, Any] = {
+    "type": "allowed_tools",
+    "mode": "auto",
+    "tools": [{"type": "function", "name": "search"}],
+}
+
+
 @pytest.mark.parametrize(
     ("choice", "calls"),
-    [("required", {"get_weather", "search", "run-it_2"}), ({"type": "function", "name": "search"}, {"search"})],
+    [
+        ("required", {"get_weather", "search", "run-it_2"}),
+        ({"type": "function", "name": "search"}, {"search"}),
+        (
+            {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [{"type": "function", "name": name} for name in ("search", "get_weather")],
+            },
+            {"search", "get_weather"},
+        ),
+    ],
 )
 async def test_forced_calls_ask_for_a_grammar(choice: Any, calls: set[str]) -> None:
     async with api_of(family_model("hermes"), CALL) as api:
@@ -303,7 +321,10 @@ async def test_where_no_calls_are_read_tools_are_refused() -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with api_of(family_model("hermes"), "x") as api, httpx.AsyncClient(base_url=api.url) as client:
+    async with (
+        api_of(family_model("hermes"), "x") as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as client,
+    ):
         yield client
 
 
@@ -341,6 +362,20 @@ def without(item: dict[str, Any], field: str) -> dict[str, Any]:
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "zz"}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "z" * 65}}, "tool_choice.name"),
         ({"tools": TOOLS, "tool_choice": {"type": "mcp"}}, "tool_choice.type"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.mode"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
+        ({"tools": TOOLS, "tool_choice": {**ALLOWED, "tools": []}}, "tool_choice.tools"),
+        ({"tools": TOOLS, "tool_choice": {**ALLOWED, "mode": "any"}}, "tool_choice.mode"),
+        ({"tools": TOOLS, "tool_choice": {**ALLOWED, "name": "search"}}, "tool_choice.name"),
+        ({"tools": TOOLS, "tool_choice": {**ALLOWED, "tools": [{"type": "x"}]}}, "tool_choice.tools[0].type"),
+        (
+            {"tools": TOOLS, "tool_choice": {**ALLOWED, "tools": [{"type": "function"}]}},
+            "tool_choice.tools[0].name",
+        ),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "name": "f", "mode": "auto"}},
+            "tool_choice.mode",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"text": {"format": {"type": "json_schema", "schema": SCHEMA}}}, "text.format.name"),

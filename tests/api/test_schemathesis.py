@@ -24,7 +24,7 @@ async def test_no_5xx_and_no_hang(model: ServedModel, tmp_path: Path) -> None:
             "--mode=all",
             "--max-examples=8",
             "--seed=1",
-            "--request-timeout=20",
+            "--request-timeout=60",
             "--workers=2",
             "--no-color",
             stdout=asyncio.subprocess.PIPE,
@@ -42,5 +42,5 @@ async def test_no_5xx_and_no_hang(model: ServedModel, tmp_path: Path) -> None:
         assert engine.requests  # some of it was right
         async with api.client() as client:
             await client.completions.create(model="tiny", prompt="a")
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             assert (await http.get(f"{api.url}/health")).status_code == 200

@@ -100,7 +100,7 @@ async def test_a_stop_that_is_a_special_token_matches(model: ServedModel, path: 
     engine = ScriptedEngine(saying([65, 66, START, 67, 68]))
     ask: dict[str, Any] = {"model": "tiny", "max_tokens": 9, "stop": stop, "ignore_eos": True}
     ask |= {"prompt": "x"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
-    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, model) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         choice = (await http.post(path, json=ask)).json()["choices"][0]
     shown = b"".join(map(model.tokenizer.token_bytes, [65, 66])).decode()
     assert (choice.get("text") or choice["message"]["content"], choice["finish_reason"]) == (shown, "stop")
@@ -123,7 +123,7 @@ async def test_a_name_is_used_where_the_template_shows_it(model: ServedModel) ->
     named = ServedModel("tiny", Tokenizer(hf), 258, (EOS,), 0)
     engine = ScriptedEngine(saying([65]))
     user, system = ({"role": role, "content": "x", "name": "Ann"} for role in ("user", "system"))
-    async with running(engine, named) as api, httpx.AsyncClient(base_url=api.url) as http:
+    async with running(engine, named) as api, httpx.AsyncClient(base_url=api.url, timeout=60) as http:
         for messages in ([user], [user, system]):
             answer = await http.post("/v1/chat/completions", json={"model": "tiny", "messages": messages})
             assert answer.status_code == (200 if len(messages) == 1 else 400)

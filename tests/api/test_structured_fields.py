@@ -1,17 +1,23 @@
 """response_format, structured_outputs and the guided_ fields: one grammar for the engine, or a clear refusal."""
 
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 from api_support import ScriptedEngine, running, saying, tiny_model
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 
+from kvasir_engine.api.json_whitespace import json_whitespace
+from kvasir_engine.api.params import chat_params
+from kvasir_engine.api.schemas import ChatRequest
 from kvasir_engine.api.tokenizer import ServedModel
+from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import Grammar
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -86,6 +92,37 @@ async def test_each_field_asks_the_engine_for_its_grammar(
     response = await http.post(path, content=body)
     assert response.status_code == 200, response.text
     assert ENGINE.requests[-1].sampling.grammar == Grammar(kind, source, whitespace)
+
+
+@pytest.mark.parametrize(
+    ("change", "whitespace"),
+    [
+        (formatted(type="json_object"), ""),
+        (formatted(type="json_schema", json_schema={"name": "n", "schema": SCHEMA}), ""),
+        (formatted(**TAGS), ""),
+        ({"guided_json": SCHEMA}, ""),
+        (outputs(json=SCHEMA), ""),
+        (outputs(json=SCHEMA, disable_any_whitespace=False), None),
+        (outputs(json=SCHEMA, whitespace_pattern=" ?"), " ?"),
+        ({"guided_json": SCHEMA, "guided_whitespace_pattern": " ?"}, " ?"),
+        (outputs(regex="a+"), None),
+        (outputs(regex="a+", disable_any_whitespace=False), None),
+        (outputs(choice=["yes"]), None),
+    ],
+)
+async def test_json_has_the_servers_white_space_where_the_request_does_not_say(
+    model: ServedModel, change: dict[str, Any], whitespace: str | None
+) -> None:
+    compact = dataclasses.replace(model, json_whitespace=json_whitespace("none"))
+    asked = chat_params(msgspec.convert(CHAT | change, ChatRequest), compact)
+    assert asked.sampling.grammar is not None
+    assert asked.sampling.grammar.whitespace == whitespace
+
+
+async def test_the_servers_white_space_is_any_or_none() -> None:
+    assert (json_whitespace("any"), json_whitespace("none")) == (None, "")
+    with pytest.raises(UserError, match="json-whitespace is any or none, not 'compact'"):
+        json_whitespace("compact")
 
 
 @BOTH

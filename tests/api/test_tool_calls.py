@@ -215,6 +215,32 @@ async def test_forced_calls_ask_for_a_grammar_and_end_as_openais_do(choice: Any,
     assert ("get_weather" in grammar.source) == (choice == "required")
 
 
+NAMED: dict[str, Any] = {"type": "function", "function": {"name": "search"}}
+ALLOWED: dict[str, Any] = {"mode": "auto", "tools": [NAMED]}
+
+
+def allowing(tools: list[dict[str, Any]], mode: str = "auto", **more: Any) -> dict[str, Any]:
+    """A request that allows these of all tools."""
+    allowed = {"mode": mode, "tools": tools}
+    return {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": allowed, **more}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_of_the_tools_allowed_alone_one_can_be_called_though_all_are_told_of(mode: str) -> None:
+    async with api_of(family_model("hermes"), TWO[: TWO.index("\n")]) as api:
+        await ask(api, **allowing([NAMED], mode))
+        request = api.engine.requests[-1]
+        await ask(api, tools=TOOLS)
+        assert api.engine.requests[-1].tokens == request.tokens
+        every = allowing([{"type": "function", "function": {"name": each["function"]["name"]}} for each in TOOLS])
+        await ask(api, **every)
+        assert api.engine.requests[-1].sampling.grammar is None
+    grammar = request.sampling.grammar
+    assert grammar is not None
+    assert "search" in grammar.source
+    assert "get_weather" not in grammar.source
+
+
 async def test_a_free_choice_asks_for_a_grammar_only_where_a_tool_is_strict() -> None:
     strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}  # type: ignore[dict-item]
     async with api_of(family_model("hermes"), "x") as api:
@@ -290,7 +316,10 @@ CALLED = called()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    async with api_of(family_model("hermes"), "x") as api, httpx.AsyncClient(base_url=api.url) as client:
+    async with (
+        api_of(family_model("hermes"), "x") as api,
+        httpx.AsyncClient(base_url=api.url, timeout=60) as client,
+    ):
         yield client
 
 
@@ -322,7 +351,19 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "zz"}}}, "tool_choice"),
         ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice.function"),
-        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        (allowing([], "auto"), "tool_choice.allowed_tools.tools"),
+        (allowing([NAMED], "none"), "tool_choice.allowed_tools.mode"),
+        (allowing([NAMED, {"type": "function", "function": {"name": "zz"}}]), "tool_choice"),
+        (allowing([NAMED, {"type": "mcp"}]), "tool_choice.allowed_tools.tools[1].type"),
+        (allowing([{"type": "function"}]), "tool_choice.allowed_tools.tools[0].function"),
+        (allowing([NAMED], function={"name": "search"}), "tool_choice.function"),
+        ({"tool_choice": allowing([NAMED])["tool_choice"]}, "tool_choice"),
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", **NAMED, "allowed_tools": ALLOWED}},
+            "tool_choice.allowed_tools",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),

@@ -166,10 +166,10 @@ def standing(script: Script) -> Iterator[Stand]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield stand
     finally:
         loop.call_soon_threadsafe(leave.set)
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()

@@ -88,22 +88,24 @@ def test_turns_have_what_was_said_and_answered_before(api: Any) -> None:
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_times_are_those_of_the_endpoint(api: Any) -> None:
-    """An event that only names the role, or the end, is no token. More than the truth is the machine's load."""
+    """An event that only names the role, or the end, is no token. Each is sent when it is due, and read later."""
     paced = Reply([" a"] * 6, first=0.3, gap=0.05)
     with standing(lambda path, body: paced) as stand:
         (point,) = measured(stand.url, DatasetOptions(number=4), LoadOptions("", api), warmup=0)
-    ttft, itl, tpot = (point.spreads[name].percentiles[50] for name in ("ttft", "itl", "tpot"))
+    ttft, itl, tpot, whole = (point.spreads[name].mean for name in ("ttft", "itl", "tpot", "e2el"))
     assert ttft is not None
     assert itl is not None
     assert tpot is not None
-    assert 295 <= ttft < 900
-    assert 40 <= itl < 150
-    assert 45 <= tpot < 150
+    assert whole is not None
+    assert ttft >= 295
+    assert whole >= 545
+    assert itl == pytest.approx(tpot, rel=0.02)
+    assert tpot == pytest.approx((whole - ttft) / 5, rel=0.02)
     assert point.output_tokens == 24
 
 
 def test_it_counts_what_the_load_client_counts() -> None:
-    """The same load by bench/load.py: the same tokens, and the endpoint's times, each within its machine's load."""
+    """The same load by bench/load.py: the same tokens, and no less than the endpoint's times."""
     from bench import load
 
     paced = Reply([" a"] * 4, first=0.2, gap=0.05)
@@ -111,14 +113,14 @@ def test_it_counts_what_the_load_client_counts() -> None:
         talks = tuple(load.Talk(("one two three",), 4) for _ in range(8))
         row = asyncio.run(load.measure(stand.url, "toy", "it", load.Workload(4, talks)))
         (point,) = measured(stand.url, DatasetOptions(number=8, input_len=3), warmup=0)
-    ttft, itl = (point.spreads[name].percentiles[50] for name in ("ttft", "itl"))
+    ttft, whole = (point.spreads[name].percentiles[50] for name in ("ttft", "e2el"))
     assert row.tokens_out == point.output_tokens == 32
     assert row.errors == 0
     assert row.ttft_p50 is not None
     assert ttft is not None
-    assert itl is not None
-    assert 195 <= ttft <= 3 * row.ttft_p50
-    assert 40 <= itl < 150
+    assert whole is not None
+    assert ttft >= 195
+    assert whole >= 345
 
 
 def test_a_rate_paces_and_a_sweep_measures_each_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +218,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_sent(tmp_pa
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([KVASIR, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([KVASIR, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_the_command_as_vllms_users_write_it(tmp_path: Path) -> None:

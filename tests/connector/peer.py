@@ -77,7 +77,7 @@ class Side:
 
     def wait(self, kind: type[E]) -> E:
         """The next event, which must be of this kind."""
-        event = self.events.get(timeout=30)
+        event = self.events.get(timeout=60)
         assert isinstance(event, kind), event
         return event
 
@@ -111,7 +111,7 @@ def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool)
             case ("links",):
                 pipe.send(dict(side.handoff.links))
             case ("event",):
-                pipe.send(side.events.get(timeout=30))
+                pipe.send(side.events.get(timeout=60))
             case ("stop",):
                 side.handoff.stop()
                 return
@@ -172,5 +172,5 @@ class Peer:
     def close(self) -> None:
         if self.process.is_alive():
             self._pipe.send(("stop",))
-            self.process.join(10)
+            self.process.join(60)
         assert not self.process.is_alive()

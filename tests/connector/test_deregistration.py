@@ -76,5 +76,5 @@ def test_a_writer_still_writes_to_memory_that_was_deregistered(fabric: Fabric) -
         assert holder.recv() == ("look", 7), f"{registered=}"
     writer.send(False)
     for process in (holding, writing):
-        process.join(10)
+        process.join(60)
         assert process.exitcode == 0

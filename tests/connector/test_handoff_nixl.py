@@ -93,7 +93,7 @@ def test_a_layer_that_did_not_come_is_missed(side: Side, peer: Peer) -> None:
     for layer in range(1, LAYERS):
         peer.push([4], [5], layer)
     peer.complete(complete(lease))
-    while isinstance(rejected := side.events.get(timeout=30), receiver.Rejected):
+    while isinstance(rejected := side.events.get(timeout=60), receiver.Rejected):
         assert "layers 1 to" in rejected.why or "0 were written" in rejected.why
     assert isinstance(rejected, receiver.Reclaimed)
     assert "wrote 1 pages of 2" in rejected.reason
@@ -169,16 +169,19 @@ def test_the_death_of_a_writer_is_noticed_without_asking_and_is_proof(side: Side
     assert (reclaimed.proof, reclaimed.lease) == ("writer_died", 7)
 
 
-def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) -> None:
-    lease = lease_of(5, [1, 2], seconds=0.5)
+def test_a_stopped_writer_is_fenced_and_never_trusted(
+    side: Side, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = lease_of(5, [1, 2])
     side.grant(lease, peer.endpoint)
     peer.open(side.endpoint, lease)
     peer.push([3], [1])
     assert isinstance(peer.event(), sender.Done)
     assert peer.process.pid is not None
     os.kill(peer.process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(receiver, "SILENCE", 0.5)
     try:
-        assert side.wait(receiver.Fenced).code == "lease_expired"
+        assert side.wait(receiver.Fenced).code == "lease_writer_silent"
         with pytest.raises(queue.Empty):  # nothing comes back while it may still write
             side.events.get(timeout=1.0)
     finally:
@@ -190,7 +193,7 @@ def test_a_stopped_writer_is_fenced_and_never_trusted(side: Side, peer: Peer) ->
 def test_an_agent_starts_where_a_fabric_is_named(fabric: Fabric) -> None:
     script = "from peer import Side; side = Side(1); side.handoff.stop()"
     environment = os.environ | fabric_env(fabric, cuda=False) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=300)
 
 
 def test_a_writer_whose_kv_differs_is_refused_by_the_field(side: Side) -> None:

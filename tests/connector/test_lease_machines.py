@@ -1,18 +1,11 @@
-"""Both sides of the lease protocol against each other, over a network that delays and over peers that die.
+"""Each side of the lease protocol by itself, one input at a time; `test_rank_leases.py` has both, and the wire."""
 
-The property is the one that keeps bytes right: once the holder has got its pages back, the writer is not writing
-them and never will again under that lease.
-"""
-
-from collections import deque
 from collections.abc import Iterable
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+import pytest
 
 from kvasir_engine.connector import receiver, sender
-from kvasir_engine.connector.notifications import AnyMessage, Complete, Ping, Pong, Release, Stopped, Written
+from kvasir_engine.connector.notifications import Complete, Ping, Pong, Release, Stopped, Written
 from kvasir_engine.connector.receiver import PING_INTERVAL, RELEASE_INTERVAL, SILENCE, Receiver
 from kvasir_engine.connector.sender import PIECES, WINDOW, Push, Sender
 
@@ -20,210 +13,8 @@ EPOCH = 7
 PAGES = 2
 LAYERS = 2
 P, D = "prefill", "decode"
-LEASES = st.integers(1, 3)
 ALL = range(LAYERS)
 SPAN = 0, LAYERS
-
-
-def nonce_of(lease: int) -> int:
-    return 1000 + lease
-
-
-class Leases(RuleBasedStateMachine):
-    """One writer and one holder. Messages of one direction stay in order; the two clocks drift apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.holder, self.writer = Receiver(EPOCH, LAYERS), Sender(LAYERS)
-        self.to_holder: deque[AnyMessage] = deque()
-        self.to_writer: deque[AnyMessage] = deque()
-        self.holder_now = self.writer_now = 0.0
-        self.posted: list[tuple[int, Push, range]] = []
-        self.granted: set[int] = set()
-        self.opened: dict[int, int] = {}  # lease -> pages pushed
-        self.written: dict[int, int] = {}  # lease -> layers of pages that were written well
-        self.corrupt: set[int] = set()
-        self.back: dict[int, str] = {}  # lease -> how the holder got its pages back
-        self.failed: set[int] = set()  # leases the writer's engine was told to forget
-        self.done: set[int] = set()
-
-    def at_holder(self, effects: Iterable[receiver.Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case receiver.NotifyWriter(agent, message):
-                    assert agent == P
-                    self.to_writer.append(message)
-                case receiver.Settled(lease, complete):
-                    self.gets_back(lease, "settled")
-                    assert complete.pages == PAGES
-                    assert self.written[lease] == PAGES * LAYERS
-                    assert lease not in self.corrupt
-                case receiver.Reclaimed(lease, proof, _, code):
-                    self.gets_back(lease, proof)
-                    assert (code == "kv_digest_mismatch") <= (lease in self.corrupt)
-                case receiver.Verify(lease, agent, pages, _, digests):
-                    assert len(pages) == len(digests)
-                    self.holder.verified(lease, agent, 0 if lease in self.corrupt else len(pages))
-
-    def written_now(self) -> set[int]:
-        return {lease for lease, _, _ in self.posted}
-
-    def gets_back(self, lease: int, how: str) -> None:
-        assert lease not in self.back, "pages came back twice"
-        assert how == "writer_died" or lease not in self.written_now(), "pages came back under a write"
-        self.back[lease] = how
-
-    def at_writer(self, effects: Iterable[sender.Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case sender.Post((agent, lease), push, layers):
-                    assert agent == D
-                    assert lease not in self.back, "a write into pages that were taken back"
-                    self.posted.append((lease, push, layers))
-                case sender.Announce((agent, lease), epoch, first, push, layers, nonce):
-                    assert agent == D
-                    span = layers.start, layers.stop
-                    self.to_holder.append(Written(lease, epoch, first, span, [0] * len(push.local), nonce))
-                case sender.NotifyHolder(agent, message):
-                    assert agent == D
-                    self.to_holder.append(message)
-                case sender.Failed((_, lease), _):
-                    assert lease not in self.done
-                    assert lease not in self.written_now(), "told to forget pages that are still read"
-                    self.failed.add(lease)
-                case sender.Done((_, lease), push):
-                    if push.complete is not None:
-                        assert lease not in self.failed
-                        self.done.add(lease)
-
-    @rule(lease=LEASES, seconds=st.sampled_from([1.0, 5.0]))
-    def grant(self, lease: int, seconds: float) -> None:
-        if lease not in self.granted:
-            self.granted.add(lease)
-            self.holder.grant(lease, P, range(PAGES), self.holder_now, seconds, nonce_of(lease))
-
-    @rule(lease=LEASES, seconds=st.sampled_from([1.0, 5.0]))
-    def the_prompt_reaches_the_writer(self, lease: int, seconds: float) -> None:
-        if lease in self.granted and lease not in self.opened:
-            self.opened[lease] = 0
-            self.at_writer(self.writer.open((D, lease), EPOCH, self.writer_now + seconds, nonce=nonce_of(lease)))
-
-    @rule(lease=LEASES)
-    def push(self, lease: int) -> None:
-        """The next page, layer by layer; after the last page, the completion."""
-        if lease in self.opened and self.opened[lease] <= PAGES and lease not in self.failed:
-            page = self.opened[lease]
-            self.opened[lease] += 1
-            if page == PAGES:
-                complete = Push(complete=Complete(lease, EPOCH, PAGES * 16, PAGES, 5, nonce=nonce_of(lease)))
-                return self.at_writer(self.writer.push((D, lease), complete, self.writer_now))
-            for layer in range(LAYERS):
-                push = Push((page,), (page,), layer)
-                self.at_writer(self.writer.push((D, lease), push, self.writer_now))
-        return None
-
-    @precondition(lambda self: self.posted)
-    @rule(data=st.data(), ok=st.sampled_from([True, True, True, False]))
-    def a_write_ends(self, data: st.DataObject, ok: bool) -> None:
-        lease, push, layers = self.posted.pop(data.draw(st.integers(0, len(self.posted) - 1)))
-        self.written[lease] = self.written.get(lease, 0) + ok * len(layers)
-        self.at_writer(self.writer.ended((D, lease), push, ok, self.writer_now))
-
-    @rule(lease=LEASES)
-    def a_page_is_spoiled(self, lease: int) -> None:
-        self.corrupt.add(lease)
-
-    @precondition(lambda self: self.to_holder)
-    @rule()
-    def the_holder_hears(self) -> None:
-        message = self.to_holder.popleft()
-        if isinstance(message, Pong):
-            self.at_holder(self.holder.heard(P, message, self.holder_now))
-        else:
-            assert isinstance(message, Complete | Stopped | Written)
-            self.at_holder(self.holder.received(P, message, self.holder_now))
-
-    @precondition(lambda self: self.to_writer)
-    @rule()
-    def the_writer_hears(self) -> None:
-        message = self.to_writer.popleft()
-        if isinstance(message, Ping):
-            self.to_holder.append(Pong(message.lease, message.epoch, message.nonce))
-        else:
-            assert isinstance(message, Release)
-            self.at_writer(self.writer.released(D, message, self.writer_now))
-
-    @rule(lease=LEASES)
-    def the_holder_aborts(self, lease: int) -> None:
-        self.at_holder(self.holder.revoke(lease, self.holder_now))
-
-    @rule(lease=LEASES)
-    def the_writer_aborts(self, lease: int) -> None:
-        self.at_writer(self.writer.withdraw((D, lease), "aborted", self.writer_now))
-
-    @rule(seconds=st.sampled_from([0.3, 2.0]))
-    def the_holders_clock_runs(self, seconds: float) -> None:
-        self.holder_now += seconds
-        self.at_holder(self.holder.tick(self.holder_now))
-
-    @rule(seconds=st.sampled_from([0.3, 2.0]))
-    def the_writers_clock_runs(self, seconds: float) -> None:
-        self.writer_now += seconds
-        self.at_writer(self.writer.tick(self.writer_now))
-
-    @rule()
-    def the_writer_dies_and_is_reborn(self) -> None:
-        self.posted.clear()
-        self.to_holder.clear()
-        self.writer = Sender(LAYERS)
-        self.at_holder(self.holder.died(P))
-        self.to_writer.clear()
-        self.failed |= set(self.opened)  # its requests died with it
-        self.opened |= dict.fromkeys(self.granted, PAGES + 1)
-
-    @rule(
-        epoch=st.sampled_from([EPOCH - 1, EPOCH]),
-        agent=st.sampled_from([P, "stranger"]),
-        lease=st.integers(1, 9),
-        nonce=st.sampled_from([0, 1, 7777]),
-    )
-    def a_stray_message_is_refused_by_name(self, epoch: int, agent: str, lease: int, nonce: int) -> None:
-        effects = list(self.holder.received(agent, Stopped(lease, epoch, "stray", nonce), self.holder_now))
-        assert [type(effect) for effect in effects] == [receiver.Rejected]
-        effects = list(self.holder.heard(agent, Pong(lease, EPOCH, nonce), self.holder_now))
-        assert all(isinstance(effect, receiver.Rejected) for effect in effects)
-
-    @rule(lease=LEASES, nonce=st.sampled_from([0, 1, 7777]))
-    def a_stray_release_stops_no_write(self, lease: int, nonce: int) -> None:
-        before = len(self.writer)
-        effects = list(self.writer.released(D, Release(lease, EPOCH, nonce=nonce), self.writer_now))
-        assert len(self.writer) == before
-        assert {type(effect) for effect in effects} <= {receiver.Rejected, sender.NotifyHolder}
-
-    @invariant()
-    def a_lease_is_either_open_or_back(self) -> None:
-        assert len(self.holder) == len(self.granted) - len(self.back)
-
-    def teardown(self) -> None:
-        """However it went, once everyone aborts and the network delivers, every lease ends on both sides."""
-        for lease in self.granted:
-            self.the_holder_aborts(lease)
-        for _ in range(8):
-            self.the_holders_clock_runs(2.0)
-            while self.to_writer:
-                self.the_writer_hears()
-            while self.posted:
-                lease, push, _ = self.posted.pop()
-                self.at_writer(self.writer.ended((D, lease), push, False, self.writer_now))
-            while self.to_holder:
-                self.the_holder_hears()
-        assert set(self.back) == self.granted
-        assert len(self.holder) == 0
-        assert len(self.writer) == 0
-
-
-TestLeases = Leases.TestCase
-TestLeases.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 
 
 def test_a_release_that_overtakes_the_prompt_refuses_it() -> None:
@@ -559,3 +350,29 @@ def test_a_forged_release_refuses_no_prompt_and_stops_none() -> None:
         sender.Failed,
         sender.NotifyHolder,
     ]
+
+
+def test_forged_releases_evict_no_tombstone_and_are_bounded_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "EARLY", 8)
+    machine = Sender(LAYERS)
+    assert list(machine.open((D, 1), EPOCH, 9.0, nonce=77)) == []
+    assert [type(e) for e in machine.withdraw((D, 1), "aborted", 1.0)] == [sender.Failed, sender.NotifyHolder]
+    for lease in range(2, 2000):
+        assert list(machine.released(f"stranger-{lease % 7}", Release(lease, EPOCH, nonce=lease), 1.0))
+    assert list(machine.open((D, 1), EPOCH, 9.0, nonce=77)) == [sender.Failed((D, 1), "aborted")]
+    kept = [
+        lease
+        for lease in range(2, 2000)
+        if list(machine.open((f"stranger-{lease % 7}", lease), EPOCH, 9.0, nonce=lease))
+    ]
+    assert kept == [*range(1992, 2000)]
+
+
+def test_a_writer_of_a_fenced_lease_is_wanted_no_more() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(PAGES), 0.0, 9.0)
+    assert machine.wants(1, P)
+    assert not machine.wants(1, "other")
+    list(machine.revoke(1, 0.0))
+    assert machine.has(1, P)
+    assert not machine.wants(1, P)

@@ -1,386 +1,474 @@
-"""Leases and loans between workers of several ranks: real machines on every rank, and the groups that join them.
+"""Leases and loans between workers of one or several ranks: the product's threads over a wire that tests move.
 
-Every rank takes its commands, hears its peers and reports in its own time. The property is that of one rank: once
-the holder has its pages back, no rank of the writer writes them, or reads them under a loan, and none will.
+Every rank takes its commands, hears its peers and reports in its own time; copies end in any order, well or not;
+messages are late, lost or come twice; clocks drift; workers die, and strangers speak in their names. However it
+goes, no byte is wrong in a page that is used, no page is used while somebody may write it, and all ends.
 """
 
-from collections import deque
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import pytest
+from fake_nixl import Transfer, Wire
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from lease_world import LAYERS, Rank, SimulatedWorker
 
 from kvasir_engine.connector import notifications, receiver, sender
-from kvasir_engine.connector.commands import AnyCommand, Grant, Lend, Open, Read, Revoke, Withdraw
-from kvasir_engine.connector.kv_connector import KVConnector
-from kvasir_engine.connector.layout import pairs
-from kvasir_engine.connector.loan_reads import LoanReads
+from kvasir_engine.connector.layout import block_numbers, block_tokens
 from kvasir_engine.connector.notifications import Complete, Stopped
-from kvasir_engine.connector.open_leases import OpenLeases
-from kvasir_engine.connector.receiver import Receiver
-from kvasir_engine.connector.sender import Push, Sender
-from kvasir_engine.connector.stats import TransferStats
-from kvasir_engine.protocol import HEADS_APART, Address, Endpoint, Fingerprint, Lease, Loan, Region
+from kvasir_engine.connector.sender import Push
+from kvasir_engine.protocol import Lease, Loan
 
-PAGES, LAYERS, SECONDS = 2, 1, 30.0
-SHAPE = Fingerprint("m", "", "float32", HEADS_APART, 16, LAYERS, 2, 16, "rope")
-REGION = Region(0, 8, 64)
+TOKENS, SECONDS = 16, 30.0
+ROUNDS = 14
+"""In which what is under way ends, and the link to a peer is measured too."""
+BROKE = re.compile(r"\w+(Error|Exception): ")
+"""What the executor says of an exception that it did not expect."""
 
 
 def nonce_of(lease: int) -> int:
     return 5000 + lease
 
 
-class Rank:
-    """A transfer thread that does one thing when it is told to."""
+@dataclass
+class Granted:
+    """A lease or loan, and how it has gone at both ends."""
 
-    def __init__(self, world: "Leases", endpoint: Endpoint, rank: int) -> None:
-        self.world, self.rank, self.agent = world, rank, endpoint.agent_of(rank)
-        self.endpoint = endpoint
-        self.holder, self.writer = Receiver(endpoint.epoch, LAYERS), Sender(LAYERS)
-        self.opened, self.reads = OpenLeases(), LoanReads()
-        self.commands: deque[AnyCommand] = deque()
-        self.pushes: deque[tuple[Any, Push]] = deque()
-        self.inbox: deque[tuple[str, Any]] = deque()
-        self.events: deque[Any] = deque()
-        self.posted: list[tuple[Any, Push]] = []
-        self.stats = TransferStats()
+    lease: Lease | Loan
+    holder: SimulatedWorker
+    pages: list[int]  # the holder's
+    writer: SimulatedWorker
+    local: list[int] = field(default_factory=list)  # the writer's
+    pushed: int | None = None  # halves of it; None: the prompt has not come
+    back: str = ""  # how the holder got its pages back
+    over: str = ""  # how it ended for the writer
+    false: bool = False  # nobody granted what the prompt came with
 
-    def command(self, command: AnyCommand) -> None:
-        self.commands.append(command)
-
-    def push(self, key: Any, push: Push) -> None:
-        self.pushes.append((key, push))
-
-    def partners(self, peer: Endpoint, writes: bool) -> list[str]:
-        ours, theirs = self.endpoint.fingerprint, peer.fingerprint
-        if writes:
-            return [peer.agent_of(a) for a, b in pairs(theirs, ours) if b == self.rank]
-        return [peer.agent_of(b) for a, b in pairs(ours, theirs) if a == self.rank]
-
-    def obey(self) -> None:
-        while self.commands:
-            match self.commands.popleft():
-                case Grant(lease, to):
-                    for agent in self.partners(to, writes=True):
-                        if agent in self.world.living:
-                            self.holder.grant(
-                                lease.id, agent, lease.pages, self.world.now, lease.seconds, lease.nonce
-                            )
-                        else:
-                            self.apply([receiver.Reclaimed(lease.id, "writer_died", "dead", writer=agent)])
-                case Revoke(lease):
-                    self.apply(self.holder.revoke(lease, self.world.now))
-                case Open(to, lease):
-                    self.open(to, lease, self.partners(to, writes=False), reading=False)
-                case Lend(loan, to):
-                    for agent in self.partners(to, writes=False):
-                        if agent in self.world.living:
-                            self.holder.lend(loan.id, agent, self.world.now, loan.seconds, loan.nonce)
-                            lent = notifications.Lent(loan.id, loan.epoch, loan.pages, [0] * PAGES, loan.nonce)
-                            self.send(agent, lent)
-                        else:
-                            self.apply([receiver.Reclaimed(loan.id, "writer_died", "dead", writer=agent)])
-                case Read(to, loan):
-                    self.open(to, loan, self.partners(to, writes=True), reading=True)
-                case Withdraw(key, reason):
-                    for part in self.opened.parts(key):
-                        self.apply(self.writer.withdraw(part, reason, self.world.now))
-        while self.pushes:
-            key, push = self.pushes.popleft()
-            for part in self.opened.parts(key):
-                if not self.reads.waits(part, push):
-                    self.apply(self.writer.push(part, push, self.world.now))
-
-    def open(self, to: Endpoint, lease: Lease | Loan, agents: list[str], reading: bool) -> None:
-        parts = [(agent, lease.id) for agent in agents]
-        self.opened.open((to.agent, lease.id), parts)
-        for part in parts:
-            if reading:
-                self.reads.open(part, lease.nonce)
-            until = self.world.now + lease.seconds
-            self.apply(self.writer.open(part, lease.epoch, until, reading, lease.nonce))
-
-    def hear(self) -> None:
-        if not self.inbox:
-            return
-        agent, message = self.inbox.popleft()
-        self.obey()
-        match message:
-            case notifications.Release():
-                self.apply(self.writer.released(agent, message, self.world.now))
-            case notifications.Ping(lease, epoch, nonce):
-                if self.holder.has(lease, agent):
-                    self.apply(self.holder.heard(agent, message, self.world.now))
-                self.send(agent, notifications.Pong(lease, epoch, nonce))
-            case notifications.Pong():
-                self.apply(self.holder.heard(agent, message, self.world.now))
-            case notifications.Lent(lease, _, pages, digests, nonce):
-                waiting = self.reads.lent((agent, lease), dict(zip(pages, digests, strict=True)), nonce)
-                assert waiting is not None
-                for push in waiting:
-                    self.apply(self.writer.push((agent, lease), push, self.world.now))
-            case _:
-                self.apply(self.holder.received(agent, message, self.world.now))
-
-    def tick(self) -> None:
-        self.apply([*self.holder.tick(self.world.now), *self.writer.tick(self.world.now)])
-
-    def end_write(self, place: int, ok: bool) -> None:
-        key, push = self.posted.pop(place)
-        if ok:
-            self.world.moved.add((key[1], self.agent, key[0], push.local[0]))
-            assert key not in self.reads or not self.reads.wrong(key, push, [0])
-        self.apply(self.writer.ended(key, push, ok, self.world.now))
-
-    def send(self, agent: str, message: Any) -> None:
-        if agent in self.world.living:
-            self.world.living[agent].inbox.append((self.agent, message))
-        else:
-            self.apply([*self.holder.died(agent), *self.writer.died(agent)])
-
-    def apply(self, effects: Any) -> None:
-        for effect in effects:
-            match effect:
-                case sender.Post(key, push):
-                    assert key[1] not in self.world.back, "a rank writes, or reads, pages that were taken back"
-                    self.posted.append((key, push))
-                case sender.Announce((agent, lease), epoch, first, push, layers, nonce):
-                    span = layers.start, layers.stop
-                    written = notifications.Written(lease, epoch, first, span, [0] * len(push.local), nonce)
-                    self.send(agent, written)
-                case receiver.Verify(lease, agent, pages):
-                    self.holder.verified(lease, agent, len(pages))
-                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
-                    self.send(agent, message)
-                case _:
-                    if isinstance(effect, sender.Failed) or (
-                        isinstance(effect, sender.Done) and effect.push.complete is not None
-                    ):
-                        self.opened.close(effect.key)
-                        self.reads.close(effect.key)
-                    self.events.append(effect)
-
-
-class Others:
-    """What KVConnector knows of ranks 1 and up."""
-
-    def __init__(self, ranks: list[Rank]) -> None:
-        self.ranks = ranks
-        self.addresses = ranks[0].endpoint.others
-        self.stats = TransferStats()
-
-    def command(self, command: AnyCommand) -> None:
-        for rank in self.ranks:
-            rank.command(command)
-
-    def push(self, key: Any, push: Push) -> None:
-        for rank in self.ranks:
-            rank.push(key, push)
+    @property
+    def loan(self) -> bool:
+        return isinstance(self.lease, Loan)
 
 
 class Leases(RuleBasedStateMachine):
-    """A writer and a holder of some ranks each. The writer's ranks die together, and are seen to die one by one."""
+    """A prefill and a decode worker; a worker's ranks die together, and are seen to die one by one."""
 
-    @initialize(ranks=st.tuples(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2])))
-    def start(self, ranks: tuple[int, int]) -> None:
-        self.now, self.lives = 0.0, 0
-        self.living: dict[str, Rank] = {}
-        self.back: dict[int, str] = {}
-        self.over: dict[int, str] = {}  # leases by how they ended for the writer
-        self.moved: set[tuple[int, str, str, int]] = set()  # lease, who did it, with whom, page
-        self.granted: dict[int, Lease | Loan] = {}
-        self.opened: dict[int, int] = {}
-        self.sizes = ranks
-        self.decode, self.holders = self.worker("d", ranks[1])
-        self.prefill, self.writers = self.worker("p", ranks[0])
+    @initialize(
+        ranks=st.tuples(st.sampled_from([1, 1, 2, 4]), st.sampled_from([1, 1, 2])),
+        sizes=st.sampled_from([(4, 4), (4, 4), (4, 8), (8, 4)]),
+    )
+    def start(self, ranks: tuple[int, int], sizes: tuple[int, int] = (4, 4)) -> None:
+        self.wire, self.lives, self.clocks = Wire(), 0, [0.0, 0.0]
+        self.granted: dict[int, Granted] = {}
+        self.fillings = 1000
+        self.ranks_, self.sizes, self.unseen = ranks, sizes, list[str]()
+        self.prefill, self.decode = self.worker(0), self.worker(1)
 
-    def worker(self, name: str, size: int) -> tuple[list[Rank], KVConnector]:
+    def worker(self, side: int) -> SimulatedWorker:
         self.lives += 1
-        name += str(self.lives)
-        others = tuple(Address(f"{name}-{rank}", b"", REGION) for rank in range(1, size))
-        shape = msgspec.structs.replace(SHAPE, tensor_parallel=size)
-        endpoint = Endpoint(name, self.lives, b"", REGION, shape, others)
-        ranks = [Rank(self, endpoint, rank) for rank in range(size)]
-        self.living |= {rank.agent: rank for rank in ranks}
-        group = KVConnector(ranks[0], Others(ranks[1:]) if others else None)  # type: ignore[arg-type]
-        return ranks, group
+        worker = SimulatedWorker(
+            self.wire, self.lives, self.ranks_[side], self.sizes[side], lambda: self.clocks[side]
+        )
+        self.reuse(worker, worker.free)
+        return worker
 
-    def agents(self, ranks: list[Rank]) -> list[str]:
-        return [rank.agent for rank in ranks]
+    def reuse(self, worker: SimulatedWorker, pages: list[int]) -> None:
+        """The pages are its engine's again, which writes something else there at once."""
+        self.fillings += 1
+        worker.fill(pages, self.fillings, len(pages) * worker.size)
 
-    def posted(self, lease: int) -> bool:
-        return any(key[1] == lease for rank in self.prefill for key, _ in rank.posted)
+    @property
+    def ranks(self) -> list[Rank]:
+        return [*self.prefill.ranks, *self.decode.ranks]
+
+    def draw(self, data: st.DataObject, some: list[Any]) -> Any:
+        return data.draw(st.sampled_from(some))
 
     # -- the engines
 
     @rule(seconds=st.sampled_from([3.0, SECONDS]))
     def a_lease_is_granted(self, seconds: float) -> None:
-        to = self.prefill[0].endpoint
-        epoch = self.decode[0].endpoint.epoch
-        id = len(self.granted)
-        lease = Lease(id, epoch, [0, 1], 0, seconds, to.agent, to.epoch, nonce=nonce_of(id))
-        self.granted[lease.id] = lease
-        self.holders.grant(lease, self.prefill[0].endpoint, 0)
+        pages = self.decode.take(TOKENS)
+        if not pages:
+            return
+        id_, to = len(self.granted) + 1, self.prefill.endpoint
+        lease = Lease(id_, self.decode.epoch, pages, 0, seconds, to.agent, to.epoch, nonce=nonce_of(id_))
+        self.granted[id_] = Granted(lease, self.decode, pages, self.prefill)
+        self.decode.expose(pages)
+        self.decode.connector.grant(lease, to, TOKENS)
 
     @rule(seconds=st.sampled_from([3.0, SECONDS]))
     def pages_are_lent(self, seconds: float) -> None:
-        id = len(self.granted)
-        loan = Loan(id, self.decode[0].endpoint.epoch, [0, 1], 0, seconds, nonce_of(id))
-        self.granted[loan.id] = loan
-        self.holders.lend(loan, self.prefill[0].endpoint)
+        pages = self.decode.take(TOKENS)
+        if not pages:
+            return
+        id_ = len(self.granted) + 1
+        self.decode.fill(pages, id_, TOKENS)
+        loan = Loan(id_, self.decode.epoch, pages, 0, seconds, nonce_of(id_))
+        self.granted[id_] = Granted(loan, self.decode, pages, self.prefill)
+        self.decode.connector.lend(loan, self.prefill.endpoint)
 
-    @precondition(lambda self: self.granted.keys() - self.opened.keys())
-    @rule(data=st.data())
-    def a_prompt_reaches_the_writer(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(sorted(self.granted.keys() - self.opened.keys())))
-        self.opened[lease] = 0
-        granted, to = self.granted[lease], self.decode[0].endpoint
-        if isinstance(granted, Loan):
-            self.writers.read(to, granted)
-        else:
-            self.writers.open(to, granted)
+    def ready(self) -> list[int]:
+        """Those whose prompt has not come to the writer, which still lives."""
+        return [id_ for id_, each in self.granted.items() if each.pushed is None and each.writer is self.prefill]
 
-    @precondition(lambda self: any(pushed <= PAGES for pushed in self.opened.values()))
-    @rule(data=st.data())
-    def a_page_is_pushed(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from([each for each, pushed in self.opened.items() if pushed <= PAGES]))
-        page, key = self.opened[lease], (self.decode[0].agent, lease)
-        self.opened[lease] += 1
-        if page < PAGES:
-            self.writers.push(key, Push((page,), (page,)))
+    @precondition(lambda self: self.ready())
+    @rule(data=st.data(), guessed=st.sampled_from([False] * 4 + [True]))
+    def a_prompt_reaches_the_writer(self, data: st.DataObject, guessed: bool) -> None:
+        """`guessed`: with another nonce than the lease's."""
+        id_ = self.draw(data, self.ready())
+        granted = self.granted[id_]
+        if guessed:
+            granted.lease, granted.false = msgspec.structs.replace(granted.lease, nonce=9000), True
+        self.open(id_)
+
+    def open(self, id_: int) -> None:
+        granted = self.granted[id_]
+        local = self.prefill.take(TOKENS)
+        if not local:
+            return
+        granted.local, granted.pushed = local, 0
+        to = granted.holder.endpoint
+        if isinstance(granted.lease, Loan):
+            self.prefill.expose(local)
+            self.prefill.connector.read(to, granted.lease)
         else:
-            epoch, lent = self.granted[lease].epoch, isinstance(self.granted[lease], Loan)
-            nonce = nonce_of(lease)
-            complete = Complete(lease, epoch, PAGES * 16, PAGES, 5, nonce=nonce)
-            last = Stopped(lease, epoch, "read", nonce) if lent else complete
-            self.writers.push(key, Push(complete=last))
+            self.prefill.fill(local, id_, TOKENS)
+            self.prefill.connector.open(to, granted.lease)
+
+    @rule(data=st.data(), stolen=st.booleans())
+    def a_prompt_comes_with_a_lease_that_nobody_granted(self, data: st.DataObject, stolen: bool) -> None:
+        """`stolen`: with the pages, but not the nonce, of one that was."""
+        id_, to = len(self.granted) + 1, self.prefill.endpoint
+        others = [each.pages for each in self.granted.values() if each.holder is self.decode and each.pages]
+        pages = self.draw(data, others) if stolen and others else list(range(TOKENS // self.decode.size))
+        lease = Lease(id_, self.decode.epoch, pages, 0, 3.0, to.agent, to.epoch, nonce=9000)
+        self.granted[id_] = Granted(lease, self.decode, [], self.prefill, back="never granted", false=True)
+        self.open(id_)
+
+    def open_ones(self) -> list[int]:
+        return [
+            id_
+            for id_, each in self.granted.items()
+            if each.pushed is not None and each.pushed <= 2 and each.writer is self.prefill
+        ]
+
+    @precondition(lambda self: self.open_ones())
+    @rule(data=st.data(), by_layer=st.booleans())
+    def pages_are_pushed(self, data: st.DataObject, by_layer: bool) -> None:
+        self.push(self.draw(data, self.open_ones()), by_layer)
+
+    def push(self, id_: int, by_layer: bool = False) -> None:
+        """The next half of it; after both, the completion."""
+        granted, connector = self.granted[id_], self.prefill.connector
+        assert granted.pushed is not None
+        half, key = granted.pushed, (granted.holder.endpoint.agent, id_)
+        granted.pushed += 1
+        lease = granted.lease
+        if half == 2:
+            complete = Complete(id_, lease.epoch, TOKENS, TOKENS // self.block, 5, nonce=lease.nonce)
+            last = Stopped(id_, lease.epoch, "read", lease.nonce) if granted.loan else complete
+            connector.push(key, Push(complete=last))
+            return
+        local, remote = (
+            block_numbers(pages, worker.size // self.block, half * self.half, (half + 1) * self.half)
+            for pages, worker in [(granted.local, self.prefill), (lease.pages, granted.holder)]
+        )
+        if by_layer and not granted.loan:
+            last_layer = Push(local, remote, LAYERS - 1, final=half == 1)
+            on_layer = connector.push_layers([(key, last_layer)])
+            for layer in range(LAYERS):
+                on_layer(layer)
+        else:
+            connector.push(key, Push(local, remote, final=half == 1))
+
+    @property
+    def block(self) -> int:
+        return block_tokens(*self.sizes)
+
+    @property
+    def half(self) -> int:
+        return TOKENS // self.block // 2
 
     @precondition(lambda self: self.granted)
     @rule(data=st.data(), at_writer=st.booleans())
     def a_request_is_aborted(self, data: st.DataObject, at_writer: bool) -> None:
-        lease = data.draw(st.sampled_from(sorted(self.granted)))
-        if at_writer:
-            self.writers.withdraw((self.decode[0].agent, lease), "aborted")
-        else:
-            self.holders.revoke(lease)
+        id_ = self.draw(data, list(self.granted))
+        granted = self.granted[id_]
+        if not at_writer and granted.holder is self.decode and granted.pages:
+            self.decode.connector.revoke(id_)
+        elif at_writer and granted.writer is self.prefill and granted.pushed is not None:
+            self.prefill.connector.withdraw((granted.holder.endpoint.agent, id_), "aborted")
 
     # -- the ranks
 
-    @rule(data=st.data(), times=st.integers(1, 4))
+    @rule(data=st.data(), times=st.integers(1, 3))
     def a_rank_turns(self, data: st.DataObject, times: int) -> None:
-        rank = data.draw(st.sampled_from([*self.prefill, *self.decode]))
-        rank.obey()
+        rank: Rank = self.draw(data, self.ranks)
         for _ in range(times):
-            rank.hear()
+            rank.thread.step(0.0)
 
-    @precondition(lambda self: any(rank.posted for rank in self.prefill))
-    @rule(data=st.data(), ok=st.sampled_from([True, True, True, False]))
-    def a_write_ends(self, data: st.DataObject, ok: bool) -> None:
-        rank = data.draw(st.sampled_from([rank for rank in self.prefill if rank.posted]))
-        rank.end_write(data.draw(st.integers(0, len(rank.posted) - 1)), ok)
+    @rule(data=st.data(), late=st.booleans())
+    def commands_are_late(self, data: st.DataObject, late: bool) -> None:
+        self.draw(data, self.ranks).late = late
+
+    @precondition(lambda self: any(self.wire.waiting(rank.agent) for rank in self.ranks))
+    @rule(data=st.data(), many=st.booleans(), how=st.sampled_from(["", "", "", "", "", "twice", "lost"]))
+    def messages_arrive(self, data: st.DataObject, many: bool, how: str) -> None:
+        rank: Rank = self.draw(data, [rank for rank in self.ranks if self.wire.waiting(rank.agent)])
+        by = self.draw(data, self.wire.waiting(rank.agent))
+        if how == "lost":
+            self.wire.lose(rank.agent, by)
+        else:
+            self.wire.deliver(rank.agent, by, twice=how == "twice")
+            if many:
+                self.wire.deliver_all(rank.agent)
+        rank.thread.step(0.0)
+
+    @precondition(lambda self: self.wire.transfers)
+    @rule(
+        data=st.data(), ok=st.sampled_from([True, True, True, False]), spoiled=st.sampled_from([False] * 7 + [True])
+    )
+    def a_copy_ends(self, data: st.DataObject, ok: bool, spoiled: bool) -> None:
+        transfer: Transfer = self.draw(data, self.wire.transfers)
+        self.wire.end(transfer, ok)
+        if spoiled:
+            self.wire.spoil(transfer)
+        if data.draw(st.booleans()):
+            self.rank_of(transfer.by).thread.step(0.0)
+
+    def rank_of(self, agent: str) -> Rank:
+        (rank,) = [rank for rank in self.ranks if rank.agent == agent]
+        return rank
+
+    @rule(data=st.data(), calls=st.integers(1, 2))
+    def pages_are_digested(self, data: st.DataObject, calls: int) -> None:
+        rank: Rank = self.draw(data, self.ranks)
+        rank.thread.digesting.run(calls)
+        rank.thread.step(0.0)
 
     @rule(data=st.data())
-    def the_engines_learn(self, data: st.DataObject) -> None:
-        self.learn(data.draw(st.sampled_from([*self.prefill, *self.decode])))
+    def the_engine_learns(self, data: st.DataObject) -> None:
+        self.learn(self.draw(data, self.ranks))
 
     def learn(self, rank: Rank) -> None:
-        group = self.holders if rank in self.decode else self.writers
-        while rank.events:
-            for event in group.received(rank.rank, rank.events.popleft()):
-                self.note(event)
+        worker = self.prefill if rank in self.prefill.ranks else self.decode
+        for event in worker.events(rank):
+            self.note(event)
+
+    # -- what it is told
 
     def note(self, event: Any) -> None:
         match event:
-            case receiver.Settled(lease):
-                self.gets_back(lease, "settled")
-                assert not isinstance(self.granted[lease], Loan)
-                self.check_moved(lease)
-            case receiver.Reclaimed(lease, proof):
-                self.gets_back(lease, proof)
-            case sender.Failed((_, lease)):
-                self.ends(lease, "failed")
-            case sender.Done((_, lease), push) if push.complete is not None:
-                self.ends(lease, "done")
-                self.check_moved(lease)
+            case receiver.Settled(id_, complete):
+                granted = self.gets_back(id_, "settled")
+                assert not granted.loan
+                assert (complete.tokens, complete.token) == (TOKENS, 5)
+                assert granted.holder.holds(granted.pages, id_, TOKENS), "a wrong byte in a page that is settled"
+                granted.holder.know(granted.pages, id_, TOKENS)
+            case receiver.Reclaimed(id_, proof, reason):
+                assert not BROKE.match(reason), reason
+                granted = self.gets_back(id_, proof)
+                self.reuse(granted.holder, granted.pages)
+            case receiver.Rejected(_, _, why):
+                assert not BROKE.match(why), why
+            case sender.Failed((_, id_), reason):
+                assert not BROKE.match(reason), reason
+                self.ends(id_, reason)
+            case sender.Done((_, id_), push):
+                granted = self.granted[id_]
+                assert not granted.false or not push.local, "pages came, or went, under what nobody granted"
+                assert not granted.over, "something is done after the end"
+                if push.complete is not None:
+                    read = granted.loan and granted.pushed == 3
+                    assert not read or granted.writer.holds(granted.local, id_, TOKENS), "a wrong byte was read"
+                    self.ends(id_, "done")
 
-    def check_moved(self, lease: int) -> None:
-        """Settled leases were written, and ended loans read, by the prefill worker that lives: in every part."""
-        ours, theirs = self.prefill[0].endpoint.fingerprint, self.decode[0].endpoint.fingerprint
-        if isinstance(self.granted[lease], Loan):
-            parts = {(to, from_) for from_, to in pairs(theirs, ours)}
-        else:
-            parts = set(pairs(ours, theirs))
-        for by, with_ in parts:
-            for page in range(PAGES):
-                moved = (lease, self.prefill[by].agent, self.decode[with_].agent, page)
-                assert moved in self.moved, "it has ended, and a part was not moved"
+    def gets_back(self, id_: int, how: str) -> Granted:
+        granted = self.granted[id_]
+        assert not granted.back, "pages came back twice"
+        assert not granted.holder.touched() & set(granted.pages), "pages came back under a copy"
+        granted.back = how
+        granted.holder.free += granted.pages
+        return granted
 
-    def gets_back(self, lease: int, how: str) -> None:
-        assert lease not in self.back, "pages came back twice"
-        assert not self.posted(lease), "pages came back under a write"
-        self.back[lease] = how
+    def ends(self, id_: int, how: str) -> None:
+        granted = self.granted[id_]
+        assert not granted.over, "a lease ended twice for its writer"
+        assert not granted.writer.touched() & set(granted.local), "pages were let go of under a copy"
+        granted.over = how
+        self.reuse(granted.writer, granted.local)
+        granted.writer.free += granted.local
 
-    def ends(self, lease: int, how: str) -> None:
-        assert lease not in self.over, "a lease ended twice for its writer"
-        assert not self.posted(lease), "pages were let go of while a write reads them"
-        self.over[lease] = how
+    @invariant()
+    def nobody_writes_what_is_not_his(self) -> None:
+        if not hasattr(self, "prefill"):
+            return
+        self.prefill.check()
+        self.decode.check()
+        for transfer in self.wire.transfers:
+            ours = self.rank_of(transfer.by).pages_of(transfer.ours)
+            theirs = self.rank_of(transfer.peer).pages_of(transfer.theirs)
+            (granted,) = [
+                each for each in self.granted.values() if not each.over and ours <= set(each.local) and each.writer
+            ]
+            assert granted.loan or not granted.false, "pages are written under a lease that nobody granted"
+            assert granted.loan == (transfer.operation == "READ")
+            assert theirs <= set(granted.pages), "a copy of pages that are another's"
+            assert not granted.back, "a copy of pages that were taken back"
 
-    @rule(seconds=st.sampled_from([0.3, 2.5]))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-        for rank in (*self.prefill, *self.decode):
-            rank.tick()
+    # -- the world
 
-    @rule(data=st.data())
-    def the_writer_dies(self, data: st.DataObject) -> None:
-        for rank in self.decode:  # what it had sent has come
-            while rank.inbox or rank.events:
-                rank.hear()
+    @rule(seconds=st.sampled_from([0.3, 0.3, 2.5]), whose=st.sampled_from([(0,), (1,), (0, 1)]))
+    def time_passes(self, seconds: float, whose: tuple[int, ...]) -> None:
+        for side in whose:
+            self.clocks[side] += seconds
+
+    @rule(data=st.data(), shown=st.booleans(), heard=st.booleans())
+    def the_writer_dies(self, data: st.DataObject, shown: bool, heard: bool) -> None:
+        if heard:
+            self.hear_all(self.decode)
+        self.kill(data, self.prefill, shown)
+        for granted in self.granted.values():
+            if granted.writer is self.prefill:
+                granted.over = granted.over or "died"
+        self.prefill = self.worker(0)
+
+    @rule(data=st.data(), shown=st.booleans())
+    def the_holder_dies(self, data: st.DataObject, shown: bool) -> None:
+        self.kill(data, self.decode, shown)
+        for granted in self.granted.values():
+            if granted.holder is self.decode:
+                granted.back = granted.back or "died"
+        self.decode = self.worker(1)
+
+    def kill(self, data: st.DataObject, worker: SimulatedWorker, shown: bool) -> None:
+        for agent in data.draw(st.permutations(worker.agents)):
+            self.wire.kill(agent, shown)
+            self.unseen += [] if shown else [agent]
+
+    @precondition(lambda self: self.unseen)
+    @rule()
+    def a_death_shows(self) -> None:
+        self.wire.show(self.unseen.pop(0))
+
+    @rule(
+        data=st.data(),
+        epoch=st.sampled_from([0, 1]),
+        lease=st.integers(0, 9),
+        nonce=st.sampled_from([0, 1, 7777]),
+        stranger=st.booleans(),
+    )
+    def somebody_speaks_in_anothers_name(
+        self, data: st.DataObject, epoch: int, lease: int, nonce: int, stranger: bool
+    ) -> None:
+        """Who knows everything but the nonce."""
+        to, by = self.draw(data, [(self.prefill, self.decode), (self.decode, self.prefill)])
+        rank = self.draw(data, to.ranks)
+        life = self.decode.epoch - epoch
+        pages = TOKENS // self.block
+        message = self.draw(
+            data,
+            [
+                Stopped(lease, life, "forged", nonce),
+                Complete(lease, life, TOKENS, pages, 6, nonce=nonce),
+                notifications.Written(lease, life, 0, (0, LAYERS), [7] * pages, nonce),
+                notifications.Lent(lease, life, list(range(pages)), [7] * pages, nonce),
+                notifications.Ping(lease, life, nonce),
+                notifications.Pong(lease, life, nonce),
+                notifications.Release(lease, life, nonce=nonce),
+            ],
+        )
+        agent = "stranger" if stranger else self.draw(data, by.agents)
+        self.wire.agents[rank.agent].arrived.append((agent, notifications.encode(message)))
+        rank.thread.step(0.0)
+
+    def hear_all(self, *workers: SimulatedWorker) -> None:
+        for worker in workers:
+            for rank in worker.ranks:
+                self.wire.deliver_all(rank.agent)
+                rank.thread.turn()
                 self.learn(rank)
-        dead = self.agents(self.prefill)
-        for agent in dead:
-            del self.living[agent]
-        self.over |= {lease: "died" for lease in self.opened if lease not in self.over}
-        self.opened |= dict.fromkeys(self.granted, PAGES + 1)
-        self.prefill, self.writers = self.worker("p", self.sizes[0])
-        for agent in data.draw(st.permutations(dead)):
-            for rank in self.decode:
-                rank.apply(rank.holder.died(agent))
+
+    def go_on(self) -> None:
+        """All copies end, all messages arrive, and the engines learn."""
+        for rank in self.ranks:
+            rank.thread.turn()
+        for transfer in list(self.wire.transfers):
+            self.wire.end(transfer)
+        self.hear_all(self.prefill, self.decode)
+        self.nobody_writes_what_is_not_his()
 
     def teardown(self) -> None:
         """However it went, once all are aborted and all is delivered, every lease has ended on every rank."""
         if not hasattr(self, "decode"):
             return
-        for lease in self.granted:
-            self.holders.revoke(lease)
-        for _ in range(12):
-            self.time_passes(0.3)
-            for rank in (*self.prefill, *self.decode):
-                rank.obey()
-                while rank.inbox:
-                    rank.hear()
-                while rank.posted:
-                    rank.end_write(0, True)
-                self.learn(rank)
-        assert self.back.keys() == self.granted.keys()
-        assert self.opened.keys() - self.over.keys() <= {each for each in self.opened if self.opened[each] > PAGES}
-        assert not any(len(rank.holder) or len(rank.writer) for rank in (*self.prefill, *self.decode))
+        for agent in self.unseen:
+            self.wire.show(agent)
+        for rank in self.ranks:
+            rank.late = False
+        for id_, granted in self.granted.items():
+            if granted.holder is self.decode and granted.pages:
+                self.decode.connector.revoke(id_)
+        for seconds in [0.3] * ROUNDS + [SECONDS, *[0.3] * 4]:
+            self.clocks = [clock + seconds for clock in self.clocks]
+            self.go_on()
+        assert not [id_ for id_, each in self.granted.items() if not each.back], "a lease has not come back"
+        hang = [id_ for id_, each in self.granted.items() if each.pushed is not None and not each.over]
+        assert not hang, "a prompt hangs"
+        assert {rank.agent: rank.thread.kept for rank in self.ranks if not rank.thread.quiet} == {}
 
 
 TestLeases = Leases.TestCase
 TestLeases.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 
 
+@pytest.mark.soak
+class TestLeasesForLong(Leases.TestCase):  # type: ignore[misc, name-defined]
+    settings = settings(max_examples=3000, stateful_step_count=100, deadline=None)
+
+
+def world(ranks: tuple[int, int] = (1, 1), sizes: tuple[int, int] = (4, 4)) -> Leases:
+    state = Leases()
+    state.start(ranks, sizes)
+    return state
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 8), (8, 4)])
+@pytest.mark.parametrize("ranks", [(1, 1), (4, 1), (1, 2), (2, 2), (4, 2)])
+def test_an_undisturbed_lease_is_settled_and_a_loan_read(
+    ranks: tuple[int, int], sizes: tuple[int, int], by_layer: bool
+) -> None:
+    state = world(ranks, sizes)
+    state.a_lease_is_granted(SECONDS)
+    state.pages_are_lent(SECONDS)
+    for id_ in (1, 2):
+        state.open(id_)
+        for _ in range(3):
+            state.push(id_, by_layer)
+    for _ in range(ROUNDS):
+        state.go_on()
+    assert [each.back for each in state.granted.values()] == ["settled", "acknowledged"]
+    assert [each.over for each in state.granted.values()] == ["done", "done"]
+    assert all(rank.thread.quiet for rank in state.ranks)
+
+
 def test_a_loan_is_read_by_every_rank_that_lacks_it_and_a_lease_written_by_those_that_are_asked() -> None:
-    world = Leases()
-    world.start((4, 1))  # two heads: of two ranks of the writer that have one, one writes it
-    to = world.decode[0].endpoint
-    loan, lease = Loan(1, to.epoch, [0], 0, SECONDS), Lease(2, to.epoch, [0], 0, SECONDS, "w", 1)
-    for key, ranks in [(world.writers.read(to, loan), [0, 1, 2, 3]), (world.writers.open(to, lease), [0, 2])]:
-        failed = sender.Failed(key, "withdrawn")
-        ends = [world.writers.received(rank, failed) for rank in ranks]
-        assert ends[-1] == [failed]
-        assert all(failed not in each for each in ends[:-1])
+    state = world((4, 1))  # two heads: of two ranks of the writer that have one, one writes it
+    state.pages_are_lent(SECONDS)
+    state.a_lease_is_granted(SECONDS)
+    writers = []
+    for id_ in (1, 2):
+        state.open(id_)
+        state.push(id_)
+        for _ in range(4):
+            for rank in state.ranks:
+                state.wire.deliver_all(rank.agent)
+                rank.thread.turn()
+        writers.append(sorted({state.rank_of(each.by).rank for each in state.wire.transfers}))
+        state.go_on()
+    assert writers == [[0, 1, 2, 3], [0, 2]]

@@ -66,3 +66,14 @@ def test_a_lease_is_known_until_its_last_part_has_ended() -> None:
     assert opened.parts(PART) == []
     opened.computed(PART, 6.0)
     assert opened.parts(PART) == []
+
+
+def test_what_strangers_say_takes_no_place_of_what_a_workers_partner_said() -> None:
+    reads = LoanReads()
+    reads.lent(PART, {7: 70, 8: 80})
+    reads.lent(("new", 3), {7: 70}, known=False)
+    for loan in range(LOANS):
+        reads.lent(("forged", loan), {1: 1}, known=False)
+    for part, waits in ((PART, False), (("new", 3), True)):
+        reads.open(part)
+        assert reads.waits(part, PUSH) == waits

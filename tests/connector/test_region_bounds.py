@@ -98,7 +98,7 @@ def attack(holders: Mapping[str, str], writers: Mapping[str, str], where: Where,
     finally:
         for process in processes:
             process.kill()
-            process.join(10)
+            process.join(60)
 
 
 TCP, SHM = fabric_env("tcp", cuda=False), fabric_env("shm", cuda=False)

@@ -1,6 +1,7 @@
-"""Lets the tests here import `toy` and `simulation`."""
+"""Lets the tests here import `toy` and `simulation`, and what that takes from the connector's tests."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+for folder in (Path(__file__).parent, Path(__file__).parents[1] / "connector"):
+    sys.path.insert(0, str(folder))

@@ -65,9 +65,15 @@ class Pair:
         lease = self.lease(request, prompt, count)
         self.submit(request, prompt, lease, count)
         self.prefill.engine.step()
-        self.prefill.obey()
+        self.confirm()
         assert self.prefill.writes
         return lease
+
+    def confirm(self) -> None:
+        """Prefill asks decode whether it granted what it is to write under, and decode answers."""
+        self.prefill.obey()
+        self.decode.hear_all()
+        self.prefill.hear_all()
 
     def frames(self, worker: Worker, session: int = ROUTER) -> list[Delta | Leased]:
         frames = worker.engine.drain().get(session, [])
@@ -85,8 +91,7 @@ class Pair:
                 worker.obey()
                 while worker.writes:
                     worker.end_write()
-                while self.network.inbox(worker.endpoint.agent):
-                    worker.hear()
+                worker.hear_all()
                 worker.learn()
                 worker.check()
 
@@ -102,13 +107,7 @@ class Pair:
         """Both pools hold nothing but what is cached, and nothing is owed."""
         self.prefill.check()
         self.decode.check()
-        return all(
-            not worker.engine.owing
-            and worker.engine.cache.pool.available == worker.engine.cache.pool.size
-            and not len(worker.holder)
-            and not len(worker.writer)
-            for worker in (self.prefill, self.decode)
-        )
+        return self.prefill.quiet() and self.decode.quiet()
 
     def said(self, request: str) -> list[int]:
         return [token for _, token in sorted(self.tokens[request].items())]

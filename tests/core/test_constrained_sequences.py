@@ -5,15 +5,25 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pair import LIMITS, PROMPT, ROUTER, Pair
 from simulation import Network, Worker
-from toy import VOCAB, ToyRunner, following
+from toy import VOCAB, following
 from toy_grammar import END, Places, ToyMatcher, grammar_of, service
 
 from kvasir_engine.core.scheduler import Limits
-from kvasir_engine.protocol import Delta, Grammar, Leased, LogitsProcessors, Reserve, Sampling, Submit
+from kvasir_engine.protocol import (
+    Delta,
+    Grammar,
+    Leased,
+    LogitsProcessors,
+    Reserve,
+    Sampling,
+    Submit,
+    TokenLogprobs,
+)
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 from kvasir_engine.sampling.token_history import TokenHistory
 
@@ -34,8 +44,8 @@ cases = pytest.mark.parametrize("how", DRAWN.values(), ids=DRAWN)
 @pytest.fixture(autouse=True)
 def _rich_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy's logits name one token; here they are a row of the table for each."""
-    forward = ToyRunner.forward
-    monkeypatch.setattr(ToyRunner, "forward", lambda *args, **more: TABLE[forward(*args, **more).argmax(-1)])
+    plain = toy.one_hot
+    monkeypatch.setattr(toy, "one_hot", lambda sums: TABLE[plain(sums).argmax(-1)])
 
 
 class Filled:
@@ -72,13 +82,20 @@ class Run:
         self.tokens: dict[str, list[int]] = {}
         self.finished: dict[str, str] = {}
         self.failed: dict[str, str] = {}
+        self.scores: dict[str, list[TokenLogprobs]] = {}
+        self.prompts: dict[str, list[int]] = {}
+        """The places of prompts' tokens that were scored."""
 
     def take(self, delta: Delta) -> None:
         said = self.tokens.setdefault(delta.id, [])
         assert delta.failure or delta.index == len(said), "a token twice, or one left out"
         assert delta.id not in self.finished
         said += delta.tokens
+        if delta.prompt_logprobs is not None:
+            places = range(delta.prompt_index, delta.prompt_index + len(delta.prompt_logprobs))
+            self.prompts.setdefault(delta.id, []).extend(places)
         if delta.logprobs is not None:
+            self.scores.setdefault(delta.id, []).extend(delta.logprobs)
             assert len(delta.logprobs) == len(delta.tokens)
         if delta.finish is not None:
             self.finished[delta.id] = delta.finish
@@ -154,14 +171,66 @@ def test_a_stop_token_within_what_is_forced_ends_there(overlap: bool, jump: bool
         assert (run.tokens["a"], run.finished["a"]) == ([11, 12, 13, 14], "stop")
 
 
+def scores(tokens: list[int], prompt: list[int]) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Each token's log-probability and the two likeliest, by the model's own distribution before it."""
+    found = []
+    for at, token in enumerate(tokens):
+        row = TABLE[following([*prompt, *tokens[:at]])].log_softmax(-1)
+        top = row.topk(2)
+        found.append((float(row[token]), list(zip(top.indices.tolist(), top.values.tolist(), strict=True))))
+    return found
+
+
+def same_scores(run: Run, name: str, prompt: list[int]) -> bool:
+    flat = [
+        [each.logprob, *(value for _, value in each.top), *(token for token, _ in each.top)]
+        for each in run.scores[name]
+    ]
+    right = [
+        [logprob, *(value for _, value in top), *(token for token, _ in top)]
+        for logprob, top in scores(run.tokens[name], prompt)
+    ]
+    return len(flat) == len(right) and torch.allclose(torch.tensor(flat), torch.tensor(right), atol=1e-5)
+
+
 @overlaps
-def test_log_probabilities_are_told_of_each_token(overlap: bool) -> None:
+@jumps
+@cases
+def test_log_probabilities_are_told_of_each_token_forced_or_not(
+    how: dict[str, Any], jump: bool, overlap: bool
+) -> None:
+    with service(jump) as grammars:
+        for count in (40, 23, 22, 7, 3, 1):
+            sampling = asked(OBJECT, count, logprobs=2, **how)
+            worker = alone(grammars, overlap)
+            run = ran(worker, {"a": (PROMPT, sampling)})
+            assert (run.tokens["a"], run.finished["a"]) == expected(PROMPT, sampling, OBJECT)
+            assert same_scores(run, "a", PROMPT)
+            assert (worker.engine.stats.requests.forced > 0) == (jump and count > 1)
+
+
+@overlaps
+def test_log_probabilities_of_forced_tokens_outlive_preemption_small_chunks_and_cached_prefixes(
+    overlap: bool,
+) -> None:
+    places: Places = [([1, 2, 3], [1]), *FORCED, ([4, 5], [7, 8]), *FORCED, ([1], [2]), *FORCED, ([4], [5])]
+    requests = {
+        f"r{n}": ([n % 2, 1, 1, 1, 1, n % 2], asked(places, logprobs=2, temperature=0.5, seed=n)) for n in range(6)
+    }
+    prompted = {"p": ([1, 2, 3, 1, 2], asked(places, logprobs=2, prompt_logprobs=1))}
+    free = {f"f{n}": ([n, 2, n], Sampling(30, temperature=1.0, seed=n)) for n in range(4)}
+    preemptions = 0
     with service() as grammars:
-        sampling = asked(OBJECT, logprobs=2)
-        worker = alone(grammars, overlap)
-        run = ran(worker, {"a": (PROMPT, sampling)})
-        assert (run.tokens["a"], run.finished["a"]) == expected(PROMPT, sampling, OBJECT)
-        assert worker.engine.stats.requests.forced == 0
+        for tokens in (5, 9, 16):
+            worker = alone(grammars, overlap, 16, Limits(tokens, 6, 4))
+            run = ran(worker, {**requests, **prompted, **free})
+            preemptions += worker.engine.stats.preemptions
+            assert worker.engine.stats.requests.forced > 0
+            for name, (prompt, sampling) in (requests | prompted).items():
+                assert (run.tokens[name], run.finished[name]) == expected(prompt, sampling, places)
+                assert same_scores(run, name, prompt)
+            assert run.prompts["p"] == [1, 2, 3, 4]
+    assert preemptions > 0
 
 
 @overlaps

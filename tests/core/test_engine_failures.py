@@ -60,7 +60,7 @@ def test_a_step_that_raises_fails_its_requests_and_no_others(
 
 def test_a_dead_transfer_thread_makes_the_worker_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(Network(), "decode", "d", 12, LIMITS)
-    monkeypatch.setattr(worker, "is_alive", lambda: False, raising=False)
+    monkeypatch.setattr(worker.thread, "is_alive", lambda: False)
     thread = EngineThread(worker.engine)
     thread.start()
     try:
@@ -78,11 +78,11 @@ def test_a_lost_page_is_found_at_the_next_step_where_pages_are_checked(engine: E
         session = thread.attach(batches.put)
         thread.post(lambda engine: engine.cache.pool.hold(engine.cache.pool.take(1)))  # nobody's
         if checked:
-            thread.join(10)
+            thread.join(60)
             assert thread.unhealthy_reason() == "the engine's thread is gone"
         else:
             thread.post(lambda engine: engine.submit(session, Submit("r", [1, 2], Sampling(max_tokens=1))))
-            while not any(isinstance(frame, Step) and frame.deltas for frame in batches.get(timeout=10)):
+            while not any(isinstance(frame, Step) and frame.deltas for frame in batches.get(timeout=60)):
                 pass
             assert thread.unhealthy_reason() is None
     finally:

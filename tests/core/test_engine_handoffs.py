@@ -28,7 +28,7 @@ def test_pages_of_an_aborted_lease_are_nobodys_until_the_writer_has_stopped(pair
     assert pool.count(Owner.FREE) == pool.size - len(lease.pages)
     pair.decode.obey()
     pair.prefill.hear()  # the release reaches a writer whose write is under way: no answer yet
-    assert not pair.network.inbox(pair.decode.endpoint.agent)
+    assert not pair.decode.mail
     pair.decode.check()
     pair.deliver()
     pair.frames(pair.prefill)
@@ -91,8 +91,7 @@ def test_a_completion_that_crosses_the_abort_gives_all_pages_back(pair: Pair) ->
     pair.begin("r", PROMPT)
     while pair.prefill.writes:
         pair.prefill.end_write()
-    while pair.network.inbox(pair.decode.endpoint.agent):
-        pair.decode.hear()
+    pair.decode.hear_all()
     assert pair.decode.events  # settled, and the engine has not heard of it
     pair.decode.engine.abort(ROUTER, "r")
     pair.deliver()
@@ -103,10 +102,10 @@ def test_a_completion_of_another_prompts_length_is_an_error_and_no_page_is_lost(
     pair.begin("r", PROMPT)
     while pair.prefill.writes:
         pair.prefill.end_write()
-    inbox = pair.network.inbox(pair.decode.endpoint.agent)
-    sender, complete = inbox.pop()
+    sent = pair.network.wire.sent[pair.prefill.agent, pair.decode.agent]
+    complete = notifications.decode(sent.pop())
     assert isinstance(complete, notifications.Complete)
-    inbox.append((sender, msgspec.structs.replace(complete, tokens=complete.tokens - 1)))
+    sent.append(notifications.encode(msgspec.structs.replace(complete, tokens=complete.tokens - 1)))
     pair.run()
     assert pair.failures["r"] == ["handoff_failed"]
     assert pair.at_rest()
@@ -145,15 +144,16 @@ def test_no_page_is_pushed_before_it_is_full(pair: Pair) -> None:
     pushed = []
     for tokens in (12, 23):
         pair.prefill.engine.step()
-        pair.prefill.obey()
+        pair.confirm()
         while pair.prefill.writes:
-            _, push, layers = pair.prefill.writes[0]
-            pushed.append((tokens, layers, push.remote))
+            write = pair.prefill.writes[0]
+            pushed.append((tokens, write.layers, write.remote))
             pair.prefill.end_write()
     pages = tuple(lease.pages)
     first, rest = pages[:3], pages[3:]
     zero, one = range(1), range(1, 2)
-    assert pushed == [(12, zero, first), (12, one, first), (23, zero, rest), (23, one, rest)]
+    assert pushed[:4] == [(12, zero, first), (12, one, first), (23, zero, rest), (23, one, rest)]
+    assert {page for _, _, pages in pushed[4:] for page in pages} <= set(rest), "the link is measured with these"
 
 
 def test_what_a_lease_builds_on_stays_while_it_is_open(pair: Pair) -> None:
@@ -224,7 +224,7 @@ def test_what_prefill_has_cached_is_pushed_some_pages_at_a_time(
     pair.decode.engine.cache.tree.evict(12)
     monkeypatch.setattr(pushes, "PUSH_BLOCKS", 3)
     lease = pair.begin("second", prompt)
-    assert [push.remote for _, push, _ in pair.prefill.writes[:2]] == [tuple(lease.pages[:3]), (lease.pages[3],)]
+    assert [write.remote for write in pair.prefill.writes[:2]] == [tuple(lease.pages[:3]), (lease.pages[3],)]
     pair.run()
     assert pair.said("second") == reference(prompt, 3)
     assert pair.at_rest()

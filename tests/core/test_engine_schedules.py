@@ -222,12 +222,11 @@ class Schedules(RuleBasedStateMachine):
                 worker.tick()
                 while worker.writes:
                     worker.end_write()
-                while self.network.inbox(worker.endpoint.agent):
-                    worker.hear()
+                worker.hear_all()
                 worker.learn()
                 self.collect(worker)
             quiet = (self.prefill.runner.computed, self.decode.runner.computed) == before and not progressed
-            if quiet and not any(w.events or w.commands or w.writes for w in (self.prefill, self.decode)):
+            if quiet and not any(w.events or w.mail or w.writes for w in (self.prefill, self.decode)):
                 self.network.now += 0.3
                 if all(s.over for s in self.streams.values()) and not self.decode.engine.leases.fenced:
                     break

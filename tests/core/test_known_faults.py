@@ -41,7 +41,7 @@ def test_vllm_52234_kv_of_an_aborted_request_is_not_in_the_next_ones_answer() ->
     pair = Pair(decode_pages=6)
     aborted = pair.begin("aborted", PROMPT)
     pair.decode.engine.abort(ROUTER, "aborted")
-    late = list(pair.prefill.writes)
+    late = pair.prefill.writes
     lease = pair.lease("next", ANOTHER)
     assert not set(lease.pages) & set(aborted.pages)
     pair.submit("next", ANOTHER, lease)
@@ -53,8 +53,7 @@ def test_vllm_52234_kv_of_an_aborted_request_is_not_in_the_next_ones_answer() ->
 
 def test_sglang_24527_a_write_that_is_late_meets_no_reallocated_page(pair: Pair) -> None:
     expired = pair.begin("late", PROMPT)
-    pair.network.now += LEASE_SECONDS + 1
-    pair.decode.tick()
+    pair.network.wait(LEASE_SECONDS)
     pair.decode.learn()
     pool = pair.decode.engine.cache.pool
     assert {pool.owner(page) for page in expired.pages} == {Owner.FENCED}
@@ -78,7 +77,7 @@ def test_sglang_17259_and_22716_what_one_request_is_told_is_never_taken_by_anoth
         pair.submit("same", PROMPT, mine)
         pair.submit("same", ANOTHER, theirs, session=OTHER)
         pair.prefill.engine.step()
-        pair.prefill.obey()
+        pair.confirm()
         while pair.prefill.writes:
             pair.prefill.end_write(len(pair.prefill.writes) - 1)
     else:  # a slot is used again while a message for its first user is on its way
@@ -94,14 +93,12 @@ def test_sglang_22716_a_message_for_an_earlier_life_of_decode_is_refused_by_its_
     lease = pair.begin("r", PROMPT)
     while pair.prefill.writes:
         pair.prefill.end_write()
-    (complete,) = [
-        m for _, m in pair.network.inbox(pair.decode.endpoint.agent) if isinstance(m, notifications.Complete)
-    ]
+    (complete,) = [m for m in pair.network.messages(pair.decode) if isinstance(m, notifications.Complete)]
     reborn = Pair()
     again = reborn.lease("other", ANOTHER)
     assert again.id == lease.id
     stale = msgspec.structs.replace(complete, epoch=complete.epoch - 1)
-    reborn.network.inbox(reborn.decode.endpoint.agent).append((reborn.prefill.endpoint.agent, stale))
+    reborn.network.wire.forge(reborn.prefill.agent, reborn.decode.agent, notifications.encode(stale))
     reborn.decode.hear()
     reborn.decode.learn()
     assert reborn.decode.engine.stats.rejected_messages == 1
@@ -185,7 +182,7 @@ def test_mini_sglangs_schedule_an_abort_between_launch_and_result_leaves_no_page
     try:
         tokens: list[int] = []
         while len(tokens) < 6:
-            for step in frames.get(timeout=10):
+            for step in frames.get(timeout=60):
                 for delta in step.deltas if isinstance(step, Step) else []:
                     tokens += delta.tokens if delta.id == "other" else []
         assert tokens == reference([*PROMPT[:5], 2, 2], 6)

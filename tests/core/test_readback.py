@@ -5,7 +5,7 @@ import pytest
 from simulation import Network, Worker
 from toy import reference
 
-from kvasir_engine.connector import notifications
+from kvasir_engine.connector import notifications, receiver
 from kvasir_engine.connector.sender import PING_INTERVAL
 from kvasir_engine.core.loans import LOAN_SECONDS
 from kvasir_engine.core.scheduler import Limits
@@ -55,7 +55,7 @@ class Talk:
         self.submit("two", self.turn2, lease)
         self.decode.obey()
         self.prefill.obey()
-        self.prefill.hear()
+        self.prefill.hear_all()
         assert self.prefill.writes
         self.check()
         return lease
@@ -80,8 +80,7 @@ class Talk:
                 worker.obey()
                 while worker.writes:
                     worker.end_write()
-                while self.network.inbox(worker.endpoint.agent):
-                    worker.hear()
+                worker.hear_all()
                 worker.learn()
                 self.check()
                 self.frames(worker)
@@ -90,14 +89,7 @@ class Talk:
         return [token for _, token in sorted(self.out[request].items())]
 
     def at_rest(self) -> bool:
-        return all(
-            not worker.engine.owing
-            and worker.engine.cache.pool.available == worker.engine.cache.pool.size
-            and not len(worker.holder)
-            and not len(worker.writer)
-            and not worker.reads
-            for worker in self.network.workers.values()
-        )
+        return all(worker.quiet() for worker in self.network.workers.values())
 
 
 def abort(talk: Talk) -> None:
@@ -233,7 +225,7 @@ def test_a_lender_that_dies_before_it_says_what_it_lends_is_not_waited_for() -> 
 def test_a_read_that_ends_after_the_loan_counts_for_nothing() -> None:
     talk = Talk()
     talk.begin()
-    talk.network.now += LOAN_SECONDS
+    talk.network.wait(LOAN_SECONDS)
     while talk.prefill.writes:
         talk.prefill.end_write()
     talk.run()
@@ -261,10 +253,10 @@ def test_pages_that_are_not_what_was_lent_are_not_used() -> None:
     talk = Talk()
     lease = talk.begin()
     assert lease.loan is not None
-    (key,) = talk.prefill.lent
-    talk.prefill.lent[key] = {page: digest ^ 1 for page, digest in talk.prefill.lent[key].items()}
-    while talk.prefill.writes:
-        talk.prefill.end_write()
+    (read,) = talk.prefill.writes
+    talk.network.wire.end(read.transfer)
+    talk.prefill.runner.pool.tensor[read.local[-1], 1, 2] ^= 1 << 20  # a bit has changed on its way
+    talk.prefill.obey()
     talk.run()
     assert talk.prefill.engine.readback.stats.outcomes == {"failed": 1}
     assert talk.said("two") == reference(talk.turn2, 3)
@@ -278,7 +270,7 @@ def test_nothing_is_read_before_the_digests_have_come() -> None:
     talk.prefill.obey()
     assert not talk.prefill.writes
     talk.decode.obey()
-    talk.prefill.hear()
+    talk.prefill.hear_all()
     assert talk.prefill.writes
     talk.run()
     assert talk.said("two") == reference(talk.turn2, 3)
@@ -288,13 +280,17 @@ def test_a_reader_that_says_it_wrote_is_refused() -> None:
     talk = Talk()
     lease = talk.begin()
     assert lease.loan is not None
-    agent = talk.prefill.endpoint.agent
+    talk.decode.hear_all()
+    talk.decode.learn()
     for message in (
         notifications.Complete(lease.loan.id, lease.loan.epoch, 0, 0, 1, nonce=lease.loan.nonce),
-        notifications.Written(lease.loan.id, lease.loan.epoch, 0, (0, 2), [], lease.loan.nonce),
+        notifications.Written(lease.loan.id, lease.loan.epoch, 0, (0, 2), [5], lease.loan.nonce),
     ):
-        (effect,) = talk.decode.holder.received(agent, message, 0.0)
-        assert "to read, not to write" in effect.why  # type: ignore[union-attr]
+        talk.network.wire.forge(talk.prefill.agent, talk.decode.agent, notifications.encode(message))
+        talk.decode.hear_all()
+        event = talk.decode.events.popleft()
+        assert isinstance(event, receiver.Rejected)
+        assert "to read, not to write" in event.why
     talk.run()
     assert talk.at_rest()
 

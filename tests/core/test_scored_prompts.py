@@ -20,9 +20,10 @@ overlaps = pytest.mark.parametrize("overlap", [False, True])
 
 
 class Told:
-    """What a router hears of its requests. Each score comes once, in order, before the first token."""
+    """What a router hears of its requests. Each score comes once, in order from `first` on, before all tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 1) -> None:
+        self.first = first
         self.scores: dict[str, list[PromptLogprobs]] = {}
         self.tokens: dict[str, list[int]] = {}
         self.leases: dict[str, Leased] = {}
@@ -37,15 +38,15 @@ class Told:
                 assert not frame.tokens
                 assert frame.id not in self.tokens
                 known = self.scores.setdefault(frame.id, [])
-                assert frame.prompt_index == len(known) + 1
+                assert frame.prompt_index == len(known) + self.first
                 known += frame.prompt_logprobs
             if frame.tokens:
                 self.tokens.setdefault(frame.id, []).extend(frame.tokens)
 
 
-def right(prompt: list[int], scores: list[PromptLogprobs]) -> None:
-    assert len(scores) == len(prompt) - 1
-    for place, score in enumerate(scores, 1):
+def right(prompt: list[int], scores: list[PromptLogprobs], first: int = 1) -> None:
+    assert len(scores) == len(prompt) - first
+    for place, score in enumerate(scores, first):
         likeliest = following(prompt[:place])
         assert [token for token, _ in score.top] == [likeliest]
         assert score.top[0][1] == pytest.approx(LIKELY)
@@ -93,6 +94,79 @@ def test_what_is_cached_is_computed_again_and_cached_for_others(overlap: bool) -
     assert worker.engine.stats.requests.computed == 2 * len(LONG)
     ran(worker, {"after": (LONG, Sampling(1))})
     assert worker.engine.stats.requests.cached == len(LONG) - 1
+
+
+def starting(place: int, count: int = 3) -> Sampling:
+    return Sampling(count, prompt_logprobs=1, logprob_start=place)
+
+
+@overlaps
+@pytest.mark.parametrize("place", [0, 1, 2, 16, 17, 18, len(LONG) - 1, len(LONG), 1000])
+def test_from_a_place_on_what_is_before_it_is_taken_from_the_cache(overlap: bool, place: int) -> None:
+    worker, first = alone(overlap), min(max(1, place), len(LONG))
+    cold = ran(worker, {"cold": (LONG, starting(place))}, Told(first))
+    warm = ran(worker, {"warm": (LONG, starting(place))}, Told(first))
+    assert worker.engine.stats.requests.cached == first - 1
+    assert worker.engine.stats.requests.computed == 2 * len(LONG) - first + 1
+    for told, request in ((cold, "cold"), (warm, "warm")):
+        right(LONG, told.scores.get(request, []), first)
+        assert told.tokens[request] == reference(LONG, 3)
+
+
+@overlaps
+def test_two_that_begin_alike_compute_the_beginning_once(overlap: bool) -> None:
+    worker, told = alone(overlap), Told(20)
+    endings = {"a": [*LONG[:20], 3, 4], "b": [*LONG[:20], 5, 6, 7], "c": [*LONG[:20], 8]}
+    ran(worker, {name: (prompt, starting(20)) for name, prompt in endings.items()}, told)
+    for name, prompt in endings.items():
+        right(prompt, told.scores[name], 20)
+        assert told.tokens[name] == reference(prompt, 3)
+    assert worker.engine.stats.requests.cached >= 2 * 16  # whole pages of what is before them
+
+
+@overlaps
+def test_a_preempted_prompt_goes_on_behind_the_place(overlap: bool) -> None:
+    worker = alone(overlap, pages=14, limits=Limits(tokens=6, running=4, page_size=4))
+    told = Told(5)
+    requests = {f"r{n}": ([n, *LONG[:9]], starting(5, 16)) for n in range(4)}
+    ran(worker, requests, told)
+    assert worker.engine.stats.preemptions > 0
+    for request, (prompt, _) in requests.items():
+        right(prompt, told.scores[request], 5)
+        assert told.tokens[request] == reference(prompt, 16)
+
+
+@overlaps
+@pytest.mark.parametrize("place", [0, 6, len(LONG)])
+@pytest.mark.parametrize("warm", ["neither", "prefill", "decode"])
+def test_from_a_place_on_prefill_tells(overlap: bool, place: int, warm: str) -> None:
+    pair = Pair(prefill_pages=24, decode_pages=24, overlap=overlap)
+    if warm == "prefill":
+        pair.submit("before", LONG[:17], pair.lease("before", LONG[:17]))
+        for _ in range(30):
+            for worker in (pair.prefill, pair.decode):
+                worker.engine.step()
+                pair.deliver()
+                worker.engine.drain()
+        pair.decode.engine.cache.tree.evict(24)
+    if warm == "decode":
+        ran(pair.decode, {"before": (LONG[:17], Sampling(1))})
+    first = min(max(1, place), len(LONG))
+    told = {"p": Told(first), "d": Told(first)}
+    before = pair.prefill.engine.stats.requests.cached
+    lease = pair.lease("a", LONG, sampling=starting(place))
+    pair.submit("a", LONG, lease, sampling=starting(place))
+    for _ in range(60):
+        for key, worker in (("p", pair.prefill), ("d", pair.decode)):
+            worker.engine.step()
+            pair.deliver()
+            told[key].hear(worker.engine.drain().get(ROUTER, []))
+    right(LONG, told["p"].scores.get("a", []), first)
+    assert told["d"].scores == {}
+    assert told["d"].tokens["a"] == reference(LONG, 3)
+    if warm == "prefill":
+        assert pair.prefill.engine.stats.requests.cached - before == min(first - 1, 17)
+    assert pair.at_rest()
 
 
 @overlaps

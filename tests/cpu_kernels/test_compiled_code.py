@@ -1,9 +1,12 @@
 """Compiled kernels are pickles and machine code: a file that others could write is never loaded."""
 
+import json
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,18 +24,67 @@ class Payload:
         return os.mkdir, (str(self.mark),)
 
 
-def load(script: Path, **env: str) -> "subprocess.CompletedProcess[str]":
-    script.write_text(LOAD)
-    return subprocess.run(
-        [sys.executable, str(script)], env={**os.environ, **env}, capture_output=True, text=True, timeout=300
-    )
+# Runs scripts in forks, so that torch and numba are imported once. Nothing of Kvasir is, before a fork.
+FORKING = """
+import json, os, runpy, sys, traceback
+import numba, torch
+
+for line in sys.stdin:
+    script, environment, log = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, 1), os.dup2(file, 2)
+        os.environ.clear()
+        os.environ.update(environment)
+        code = 1
+        try:
+            runpy.run_path(script, run_name="__main__")
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@dataclass
+class Outcome:
+    """Of a script: its exit status, and all that it printed."""
+
+    returncode: int
+    stderr: str
+
+
+Load = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Load]:
+    """Compile a kernel in a process of its own, with these variables."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as forking:
+
+        def load(script: Path, **env: str) -> Outcome:
+            script.write_text(LOAD)
+            log = script.with_suffix(".log")
+            assert forking.stdin is not None
+            assert forking.stdout is not None
+            forking.stdin.write(json.dumps([str(script), {**os.environ, **env}, str(log)]) + "\n")
+            forking.stdin.flush()
+            return Outcome(int(forking.stdout.readline()), log.read_text())
+
+        yield load
 
 
 def indexes(folder: Path) -> list[Path]:
     return [*folder.rglob("*.nbi")]
 
 
-def test_a_pickle_in_the_shared_cache_is_not_read(tmp_path: Path) -> None:
+def test_a_pickle_in_the_shared_cache_is_not_read(load: Load, tmp_path: Path) -> None:
     shared, run, mark, script = (tmp_path / name for name in ("shared", "run", "ran", "one.py"))
     env = {"KVASIR_CACHE": str(shared), "KVASIR_RUN_DIR": str(run)}
     first = load(script, **env)
@@ -53,7 +105,9 @@ def test_a_pickle_in_the_shared_cache_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o750, 0o1777])
 @pytest.mark.parametrize("variable", ["KVASIR_RUN_DIR", "NUMBA_CACHE_DIR"])
-def test_a_folder_that_others_reach_is_refused_in_one_line(tmp_path: Path, mode: int, variable: str) -> None:
+def test_a_folder_that_others_reach_is_refused_in_one_line(
+    load: Load, tmp_path: Path, mode: int, variable: str
+) -> None:
     folder = tmp_path / "open"
     folder.mkdir()
     folder.chmod(mode)
@@ -63,7 +117,7 @@ def test_a_folder_that_others_reach_is_refused_in_one_line(tmp_path: Path, mode:
     assert indexes(tmp_path) == []
 
 
-def test_a_link_to_a_folder_of_others_is_refused(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_of_others_is_refused(load: Load, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "there")
     found = load(tmp_path / "one.py", KVASIR_RUN_DIR=str(tmp_path / "link"))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,19 @@ class Stack:
     def pods(self, role: str) -> list[Any]:
         return [pod for pod in self.status()["pods"] if pod["role"] == role]
 
+    @cached_property
+    def _serving(self) -> list[Any]:
+        """As they were when they were first asked for: a pod keeps its address when it is started again."""
+        return list(self.status()["pods"])
+
     def metric(self, role: str, name: str, **labels: str) -> float:
         """A metric's value, summed over the pods of `role`."""
-        return sum(metric(pod, name, **labels) for pod in self.pods(role))
+        return sum(metric(pod, name, **labels) for pod in self._serving if pod["role"] == role)
 
 
 def metric(pod: Any, name: str, **labels: str) -> float:
     """A metric's value in one pod."""
-    text = httpx.get(pod["url"] + "/metrics").raise_for_status().text
+    text = httpx.get(pod["url"] + "/metrics", timeout=60).raise_for_status().text
     return sum(
         sample.value
         for family in text_string_to_metric_families(text)
@@ -50,7 +56,7 @@ def metric(pod: Any, name: str, **labels: str) -> float:
 
 def kvasir(*args: str, env: dict[str, str], check: bool = True) -> str:
     """Run the command; its standard output."""
-    done = subprocess.run([KVASIR, *args], env=env, capture_output=True, text=True, timeout=180)
+    done = subprocess.run([KVASIR, *args], env=env, capture_output=True, text=True, timeout=400)
     assert not check or done.returncode == 0, done.stderr
     return done.stdout
 

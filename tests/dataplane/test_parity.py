@@ -81,7 +81,7 @@ LENGTHS = [
     511,
     512,
     513,
-    1500,
+    700,
 ]
 
 
@@ -130,7 +130,7 @@ def reference() -> Reference:
 
 @pytest.fixture
 def client(float32: Stack) -> Iterator[OpenAI]:
-    with OpenAI(base_url=float32.url + "/v1", api_key="none", max_retries=0, timeout=120) as client:
+    with OpenAI(base_url=float32.url + "/v1", api_key="none", max_retries=0, timeout=300) as client:
         yield client
 
 
@@ -165,11 +165,12 @@ def test_greedy_tokens_are_those_of_transformers(client: OpenAI, float32: Stack,
         choice = answer.choices[0]
         return prompt, choice.message.content or "", choice.finish_reason, answer.usage.completion_tokens
 
+    before = float32.metric("decode", "kvasir_kv_received_tokens_total")
     plain = [*random_prompts(tokenizer), *(tokenizer.encode(text) for text in TEXTS)]
     with ThreadPoolExecutor(4) as several:  # in batches, as in service
         answers = [*several.map(complete, plain), *several.map(chat, QUESTIONS)]
     assert len(answers) >= 50
-    moved = float32.metric("decode", "kvasir_kv_received_tokens_total")
+    moved = float32.metric("decode", "kvasir_kv_received_tokens_total") - before
     assert moved >= sum(LENGTHS) * 0.9, "the long prompts did not go through prefill"
     wrong = [(len(prompt), text) for prompt, text, *rest in answers if not reference.agrees(prompt, text, *rest)]
     assert not wrong

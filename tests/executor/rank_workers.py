@@ -1,6 +1,7 @@
 """Workers of several ranks as processes, driven through pipes by a test that is their router."""
 
 import contextlib
+import json
 import multiprocessing as mp
 import os
 import random
@@ -22,9 +23,10 @@ from kvasir_engine.faults import VARIABLE
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.kv.pages import Owner
 from kvasir_engine.logs import log_to_stderr
-from kvasir_engine.protocol import Abort, Delta, Endpoint, Leased, Reserve, Sampling, Step, Submit
+from kvasir_engine.protocol import Abort, Delta, Endpoint, Grammar, Leased, Reserve, Sampling, Step, Submit
 
 VOCAB, LONGEST = 96, 256
+END = VOCAB - 1
 SECONDS = 60.0
 
 
@@ -47,6 +49,20 @@ def make_model(folder: Path) -> None:
         eos_token_id=None,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    _make_tokenizer(folder)
+
+
+def _make_tokenizer(folder: Path) -> None:
+    """A token for each printable character of ASCII, and one that ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    names = [chr(code).replace(" ", "\u0120") for code in range(32, 127)]
+    tokenizer = Tokenizer(models.BPE({name: token for token, name in enumerate([*names, "<end>"])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
 
 
 class Greedy:
@@ -85,10 +101,8 @@ class Greedy:
 
 
 def forkserver() -> Any:
-    """Starts processes that have the engine imported. It knows no modules of tests: its path is not theirs."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["kvasir_engine.entrypoints.follower_node"])
-    return context
+    """Starts processes that have the engine imported (conftest.py)."""
+    return mp.get_context("forkserver")
 
 
 def engine_options(
@@ -146,6 +160,8 @@ def _work(
                 thread.post(lambda engine: pipe.send(_owned(engine)))
             case "received":
                 thread.post(lambda engine: pipe.send((engine.stats.requests.received, connector.stats)))
+            case "forced":
+                thread.post(lambda engine: pipe.send(engine.stats.requests.forced))
             case "read":
                 thread.post(lambda engine: pipe.send((engine.readback.stats, connector.stats.read_bytes)))
             case "stop":
@@ -294,6 +310,11 @@ class Request:
     failures: list[str] = field(default_factory=list)
     finished: bool = False
     cached: int = 0
+    grammar: Grammar | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.count, grammar=self.grammar, stop_token_ids=[END] if self.grammar else [])
 
     @property
     def output(self) -> list[int]:
@@ -317,14 +338,14 @@ class Router:
         self.requests[request.id] = request
         self._writers[request.id] = writer = prefill or self.prefill
         assert self.decode.endpoint
-        sampling = Sampling(request.count)
+        sampling = request.sampling
         self.decode.pipe.send(Reserve(request.id, request.prompt, sampling, writer.endpoint, lend_from=lend_from))
 
     def ask_decode(self, request: Request) -> None:
         """Begin a request that the decode worker does alone."""
         self.requests[request.id] = request
         self._writers[request.id] = self.prefill
-        sampling, threshold = Sampling(request.count), len(request.prompt) + 1
+        sampling, threshold = request.sampling, len(request.prompt) + 1
         assert self.decode.endpoint
         if self.prefill is self.decode:
             self.decode.pipe.send(Submit(request.id, request.prompt, sampling))
@@ -355,7 +376,7 @@ class Router:
         if isinstance(frame, Leased):
             request = self.requests.get(frame.id)
             if request is not None and frame.lease is not None and not request.over:
-                sampling, to = Sampling(request.count), self.decode.endpoint
+                sampling, to = request.sampling, self.decode.endpoint
                 request.cached = frame.lease.first
                 submit = Submit(request.id, request.prompt, sampling, lease=frame.lease, to=to)
                 _send(self._writers[request.id], submit)

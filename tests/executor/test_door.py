@@ -22,14 +22,14 @@ from kvasir_engine.executor.node_listener import JoinedRank, NodeListener
 from kvasir_engine.executor.node_protocol import (
     Closed,
     Ended,
-    Hello,
     Leave,
-    Loaded,
+    NodeHello,
     Nodes,
     NodeSettings,
     RankEnded,
     Refused,
     Welcome,
+    WorkerLoaded,
 )
 
 SIZE, COUNT = 4, 2
@@ -48,13 +48,13 @@ class Open:
         self.listener.open(self.ends.put)
         self.members: list[Member] = []
 
-    def say(self, hello: Hello) -> tuple[socket.socket, node_protocol.AnyFrame | None]:
+    def say(self, hello: NodeHello) -> tuple[socket.socket, node_protocol.AnyFrame | None]:
         sock = socket.create_connection((self.where.host, self.where.port), SECONDS)
         node_protocol.send(sock, hello)
         return sock, node_protocol.receive(sock)
 
-    def hello(self, rank: int = 2, channel: node_protocol.Channel = "node", epoch: int = 0) -> Hello:
-        return Hello(node_protocol.VERSION, self.group, 1, rank, channel, epoch)
+    def hello(self, rank: int = 2, channel: node_protocol.Channel = "node", epoch: int = 0) -> NodeHello:
+        return NodeHello(node_protocol.VERSION, self.group, 1, rank, channel, epoch)
 
     def join(self) -> "Member":
         """Node 1, which says hello as it should."""
@@ -101,10 +101,10 @@ def test_the_leader_waits_for_every_rank_of_every_node(listener: Open) -> None:
     assert frame == struct.pack("!i", 6) + b"a step"
 
 
-REFUSALS: dict[str, tuple[Callable[[Hello], Hello], str]] = {
+REFUSALS: dict[str, tuple[Callable[[NodeHello], NodeHello], str]] = {
     "version": (
         lambda hello: msgspec.structs.replace(hello, version=9),
-        "it speaks version 9 of the protocol between nodes, and the leader 2",
+        "it speaks version 9 of the protocol between nodes, and the leader 3",
     ),
     "weights": (
         lambda hello: changed(hello, weights="another"),
@@ -124,11 +124,11 @@ REFUSALS: dict[str, tuple[Callable[[Hello], Hello], str]] = {
 }
 
 
-def told(hello: Hello, **settings: object) -> Hello:
+def told(hello: NodeHello, **settings: object) -> NodeHello:
     return changed(hello, config=msgspec.structs.replace(hello.group.config, **settings))
 
 
-def changed(hello: Hello, **fields: object) -> Hello:
+def changed(hello: NodeHello, **fields: object) -> NodeHello:
     return msgspec.structs.replace(hello, group=msgspec.structs.replace(hello.group, **fields))
 
 
@@ -215,7 +215,7 @@ def followed(folder: Path, followers: list[Follower]) -> tuple[Open, Follower, J
 @pytest.mark.dataplane
 def test_a_node_ends_with_its_leader(folder: Path, followers: list[Follower]) -> None:
     listener, follower, joined = followed(folder, followers)
-    listener.listener.tell(Loaded())
+    listener.listener.tell(WorkerLoaded())
     while follower.status("/ready") != 200:
         assert follower.process.is_alive()
     joined.node.sock.shutdown(socket.SHUT_RDWR)
@@ -249,7 +249,7 @@ def test_a_rank_that_is_killed_is_told_to_the_leader(folder: Path, followers: li
 @pytest.mark.dataplane
 def test_a_node_that_the_leader_closes_ends_well(folder: Path, followers: list[Follower]) -> None:
     listener, follower, joined = followed(folder, followers)
-    listener.listener.tell(Loaded())
+    listener.listener.tell(WorkerLoaded())
     listener.listener.tell(Closed())
     joined.steps.close()
     listener.listener.see_off(SECONDS)

@@ -13,6 +13,7 @@ import torch
 from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector.commands import Grant, Open, Withdraw
 from kvasir_engine.connector.sender import Push
+from kvasir_engine.connector.transfer_thread import TransferThread
 from kvasir_engine.executor import rank_group, rank_process, rank_protocol
 from kvasir_engine.executor.rank_group import RankProcesses
 from kvasir_engine.executor.rank_protocol import Copied, Copies, PushFrame
@@ -65,7 +66,7 @@ def test_a_push_outside_a_step_comes_after_the_copies_before_it(processes: RankP
     processes.push(KEY, Push((6,), (3,)))
     copies, *pushes = sent()
     assert copies == Copies([(3, 5), (5, 6)], answer=False)
-    assert [push.local for push in pushes] == [(5,), (6,)]
+    assert [each.push.local for each in pushes] == [(5,), (6,)]
 
 
 def test_the_copies_before_a_push_are_not_the_answer_that_a_grant_waits_for(processes: RankProcesses) -> None:
@@ -97,12 +98,13 @@ def test_a_rank_answers_copies_only_when_it_is_asked(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(rank_process, "Rank", Recorder)
     ours, theirs = Pipe()
-    push = PushFrame.of(KEY, 1, 0, Push((5,), (2,)))
+    push = PushFrame(KEY, 0, Push((5,), (2,), number=1))
     setup = rank_protocol.Setup(1, "file:///nowhere", EngineConfig("file:///model", tensor_parallel=2))
     for frame in (setup, Copies([(3, 5)], False), push, Copies([(6, 7)], True), rank_protocol.Stop()):
         ours.send_bytes(rank_protocol.encode(frame))  # type: ignore[arg-type]
     rank_process.serve_rank(theirs, Recorder(), tmp_path)  # type: ignore[arg-type]
-    assert done == [[(3, 5)], "wait", push, [(6, 7)], "wait", Copied()]
+    done = [rank_protocol.encode(each) if isinstance(each, PushFrame) else each for each in done]
+    assert done == [[(3, 5)], "wait", rank_protocol.encode(push), [(6, 7)], "wait", Copied()]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -127,6 +129,8 @@ class FakeHandoff:
     def push(self, key: Any, push: Push) -> None:
         self.told.append(push.layer)
 
+    push_layers = TransferThread.push_layers
+
 
 class OneLayer:
     """A runner whose layer 0 is computed at once."""
@@ -139,8 +143,11 @@ def test_a_ranks_pushes_come_after_the_commands_before_them() -> None:
     one = rank_process.Rank.__new__(rank_process.Rank)
     one._runner = OneLayer()  # type: ignore[assignment]
     one._transfers = connector = FakeHandoff()  # type: ignore[assignment]
-    one.push(PushFrame.of(KEY, 1, 4, Push((1,), (2,))))
+    one.push(PushFrame(KEY, 4, Push((1,), (2,), number=1)))
     batch = ForwardBatch(torch.tensor([7]), torch.tensor([0]), [1], [1], torch.tensor([[0]]))
-    pushes = [PushFrame.of(KEY, 2, 5, Push((1,), (2,), 0)), PushFrame.of(("other", 3), 3, 6, Push((1,), (2,), 0))]
-    one.step(rank_protocol.Step.of(batch, [], pushes))
+    pushes = [
+        PushFrame(KEY, 5, Push((1,), (2,), 0, number=2)),
+        PushFrame(("other", 3), 6, Push((1,), (2,), 0, number=3)),
+    ]
+    one.step(rank_protocol.StepFrame.of(batch, [], pushes))
     assert connector.told == [4, None, 6, 0, 0]

@@ -2,9 +2,12 @@
 
 import itertools
 import random
+import re
 
 import pytest
-from rank_workers import Greedy, Request, Router, Workers
+from rank_workers import END, Greedy, Request, Router, Workers
+
+from kvasir_engine.protocol import Grammar
 
 pytestmark = pytest.mark.dataplane
 
@@ -56,6 +59,27 @@ def test_the_tokens_are_those_of_one_rank_in_every_pairing(
     workers: Workers, greedy: Greedy, prefill: tuple[int, int], decode: tuple[int, int]
 ) -> None:
     check(workers, greedy, prefill, decode)
+
+
+def test_what_a_grammar_forces_is_computed_by_all_ranks(workers: Workers) -> None:
+    """The text between two choices takes no step a token, and the ranks' KV of it is that of one rank."""
+    source = "[a-c](: all of this is certain, )[0-9](, and so is this: )(yes|no)(!!!)"
+    outputs = []
+    for prefill, decode in (((1, 32), (2, 16)), ((2, 16), (2, 16)), ((2, 16), (1, 32))):
+        router = Router(workers("prefill", *prefill), workers("decode", *decode))
+        before = router.decode.ask("forced")
+        request = Request(f"forced-{prefill}-{decode}", list(range(3, 43)), 80, grammar=Grammar("regex", source))
+        router.ask(request)
+        router.run()
+        assert not request.failures
+        assert request.output[-1] == END
+        text = "".join(chr(32 + token) for token in request.output[:-1])
+        assert re.fullmatch(source, text)
+        assert router.decode.ask("forced") - before > len(text) / 2
+        outputs.append(request.output)
+        for worker in (router.prefill, router.decode):
+            worker.wait_quiet()
+    assert outputs[1:] == outputs[:1] * 2
 
 
 def test_each_byte_goes_once_and_comes_once(workers: Workers, greedy: Greedy) -> None:

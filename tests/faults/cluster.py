@@ -59,7 +59,7 @@ class Member:
 
     def metrics(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         """Every sample by name and labels."""
-        text = httpx.get(self.url + "/metrics", timeout=5).raise_for_status().text
+        text = httpx.get(self.url + "/metrics", timeout=60).raise_for_status().text
         return {
             (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families(text)
@@ -147,7 +147,7 @@ class Cluster:
         assert member.state, f"{name} has ended: {self.log(name)}"
         path = "/health" if name[0] == "r" else "/ready"
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(member.url + path, timeout=5).status_code == 200
+            return httpx.get(member.url + path, timeout=60).status_code == 200
         return False
 
     def _connected(self, router: Member) -> bool:

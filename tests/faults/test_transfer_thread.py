@@ -84,9 +84,9 @@ def test_a_death_under_several_writes_fails_the_lease_once_and_not_the_thread(la
     connector.command(Open(endpoint("them"), Lease(1, 1, [4], 0, 60.0, "us", 1)))
     for layer in range(layers):
         connector.push(key, sender.Push((1,), (4,), layer))
-        assert agent.written.get(timeout=10) == layer
+        assert agent.written.get(timeout=60) == layer
     agent.dead = True
-    assert events.get(timeout=10) == sender.Failed(key, "the decode worker died")
+    assert events.get(timeout=60) == sender.Failed(key, "the decode worker died")
     connector.command(Withdraw(key, "nothing happens"))
     assert connector.is_alive()
     connector.stop()

@@ -1,7 +1,10 @@
 """What cannot be served is refused with the part that is wrong, or what takes too much, in bounded time."""
 
+import asyncio
 import dataclasses
 import json
+import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +13,7 @@ from vocabularies import vocabulary
 from walking import compiler
 
 from kvasir_engine.api.grammar_check import CheckLimits, GrammarCheck
-from kvasir_engine.grammar.base import GrammarError
+from kvasir_engine.grammar.base import GrammarBusy, GrammarError
 from kvasir_engine.protocol import Grammar
 
 
@@ -203,6 +206,33 @@ async def test_what_takes_too_much_memory_is_refused(checks: Callable[..., Gramm
     check = checks(CheckLimits(memory=1))
     with pytest.raises(GrammarError, match="memory"):
         await check.checked(SERVED["10,000 values"])
+
+
+def under_way(check: GrammarCheck) -> None:
+    """Wait until a process tries a grammar."""
+    until = time.monotonic() + 60
+    while not check._used:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+async def test_closing_ends_the_process_that_tries_a_grammar_and_the_one_that_waits(
+    checks: Callable[..., GrammarCheck],
+) -> None:
+    check = checks(CheckLimits(patience=600))
+    first = await asyncio.gather(*(check.checked(schema({"title": str(n)})) for n in range(8)))
+    assert first == [None] * 8
+    processes = [each for each in check._free.queue if each is not None]
+    for each in processes:
+        each._process.send_signal(signal.SIGSTOP)
+    asked = asyncio.ensure_future(check.checked(schema({"type": "object"})))
+    await asyncio.to_thread(under_way, check)
+    await asyncio.to_thread(check.close)
+    with pytest.raises(GrammarBusy):
+        await asked
+    assert [each._process.returncode for each in processes] == [-signal.SIGKILL] * len(processes)
+    with pytest.raises(GrammarBusy):
+        check.check(schema({"type": "array"}))
 
 
 async def test_a_model_without_an_end_takes_no_grammars() -> None:

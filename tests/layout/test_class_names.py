@@ -7,20 +7,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "engine" / "kvasir_engine", ROOT / "operator" / "kvasir_operator")
 
-# Frames keep their names, which are their tags on the wire: between routers and workers (`protocol.py`), between
-# the ranks of a worker (`rank_protocol.py`) and between its nodes (`node_protocol.py`).
-FRAMES = {"Hello", "Loaded", "Step"}
 # A type of the InferenceService's spec has the name of its field.
 SPEC = {"Drain", "Engine", "Placement"}
 ALLOWED: dict[str, str] = {
-    **dict.fromkeys(FRAMES, "frames of two protocols"),
     **dict.fromkeys(SPEC, "a type of the spec, by its field"),
     "Abort": "the frame, and what can be read of a bad one",
+    "Step": "the frame, and what can be read of a bad one",
     "Leased": "the frame, and what can be read of a bad one",
     "Reserve": "the frame, and what can be read of a bad one",
     "Submit": "the frame, and what can be read of a bad one",
-    "Failed": "tags: a lease that failed, a rank that failed (its frames have both), and an event of `up`",
-    "Ready": "tags: a frame of a rank, and an event of `up`",
+    "Failed": "tags: a lease that failed, and an event of `up`",
 }
 
 

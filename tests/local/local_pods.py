@@ -53,7 +53,7 @@ class Pod:
         self.events.append((reason, message))
         self._changed.set()
 
-    async def until(self, what: Callable[[], bool], seconds: float = 30) -> None:
+    async def until(self, what: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until `what` holds; looked at after each report."""
         async with asyncio.timeout(seconds):
             while not what():
@@ -75,12 +75,12 @@ def http_probe(path: str, **fields: Any) -> dict[str, Any]:
         "httpGet": {"path": path, "port": "http"},
         "periodSeconds": 0.1,
         "failureThreshold": 1,
-        "timeoutSeconds": 5,
+        "timeoutSeconds": 60,
         **fields,
     }
 
 
-def wait_gone(pid: int, seconds: float = 10) -> bool:
+def wait_gone(pid: int, seconds: float = 60) -> bool:
     """Whether the process ends in time; a zombie has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

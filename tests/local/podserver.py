@@ -3,7 +3,7 @@
 `/health` and `/ready` answer 200 unless the file `no-health` or `no-ready` is there; `/note/X` makes the file X.
 It prints `listening` once it serves. With `--fail TEXT` it prints TEXT and exits with 2; with `--ignore-term` it
 ignores SIGTERM; with `--child` it starts a grandchild in a session of its own and writes its pid to `child`.
-Every request is printed as `GET PATH`.
+Every request is printed as `GET PATH`, and its path a line of the file `asked`.
 """
 
 import argparse
@@ -20,6 +20,8 @@ CONTROL = Path(os.environ["CONTROL"])
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         print("GET", self.path, flush=True)
+        with (CONTROL / "asked").open("a") as file:  # before the answer; what is printed may be read after it
+            print(self.path, file=file)
         if self.path.startswith("/note/"):
             (CONTROL / self.path.removeprefix("/note/")).touch()
         denied = (CONTROL / f"no-{self.path.strip('/')}").exists()

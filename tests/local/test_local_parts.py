@@ -300,7 +300,7 @@ async def test_without_a_ready_router_the_answer_is_503_with_the_reason() -> Non
     proxy = Proxy(sock, lambda: ([], "llm-router-0 is loading"))
     await proxy.start()
     try:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             answer = await client.post(f"http://{host}:{port}/v1/chat/completions", json={"a": "b" * 100_000})
     finally:
         proxy.close()

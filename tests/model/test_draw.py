@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvasir_engine.protocol import Sampling
-from kvasir_engine.sampling.draw import LARGEST_VOCAB, UNIT_BITS, Draws, draw, masses_of, nucleus_cut, pick
+from kvasir_engine.sampling.draw import LARGEST_VOCAB, Draws, draw, nucleus_cut, pick
+from kvasir_engine.sampling.masses import UNIT_BITS, masses_of
 
 KINDS = [
     {},

@@ -193,7 +193,7 @@ def test_each_layer_is_told_of_in_order_once_the_device_has_come_to_it_and_befor
     layers = marks[2:]  # after the step's beginning and its end, which are made first
     assert len(layers) == runner.config.layers
     layers[0].reached.set()
-    assert first.wait(10)
+    assert first.wait(60)
     assert told == [0]
     for mark in marks:
         mark.reached.set()

@@ -20,7 +20,7 @@ from kvasir_engine.cpu_kernels import unavailable_reason
 from kvasir_engine.executor import gpu_launcher, rank_protocol
 from kvasir_engine.executor.gpu_launcher import GpuLauncher
 from kvasir_engine.executor.model_runner import ModelRunner
-from kvasir_engine.executor.rank_protocol import Step
+from kvasir_engine.executor.rank_protocol import StepFrame
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.protocol import Delta, PromptLogprobs, Sampling, Submit
@@ -157,13 +157,13 @@ def test_two_ranks_score_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def leader(on_gpu: bool) -> Any:
         made = runner(0, on_gpu)
-        steps.put(rank_protocol.encode(Step.of(scored_batch(), [], [], 0)))
+        steps.put(rank_protocol.encode(StepFrame.of(scored_batch(), [], [], 0)))
         return made.launch(scored_batch(), [], []).wait()
 
     def follower(on_gpu: bool) -> None:
         made = runner(1, on_gpu)
-        step = rank_protocol.decode_to_main(steps.get(timeout=30))
-        assert isinstance(step, Step)
+        step = rank_protocol.decode_to_main(steps.get(timeout=60))
+        assert isinstance(step, StepFrame)
         made.follow(step.batch(), step.sampled)
 
     for on_gpu in (False, True):

@@ -24,7 +24,7 @@ from kvasir_engine.errors import ModelError
 from kvasir_engine.executor import rank_protocol
 from kvasir_engine.executor.gpu_launcher import GpuLauncher
 from kvasir_engine.executor.model_runner import ModelRunner
-from kvasir_engine.executor.rank_protocol import Step
+from kvasir_engine.executor.rank_protocol import StepFrame
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.model import tensor_parallel
 from kvasir_engine.model.layers.basic import Head
@@ -195,13 +195,13 @@ class TwoThreads:
 
     def _exchange(self, x: torch.Tensor) -> list[torch.Tensor]:
         self._shared[self.rank] = x.clone()
-        self._barrier.wait(30)
+        self._barrier.wait(60)
         both = list(self._shared)
-        self._barrier.wait(30)
+        self._barrier.wait(60)
         return both
 
     def loaded(self) -> None:
-        self._barrier.wait(30)
+        self._barrier.wait(60)
 
     def all_reduce(self, x: torch.Tensor) -> None:
         x.copy_(sum(self._exchange(x)))
@@ -280,7 +280,7 @@ def test_steps_launched_ahead_on_two_ranks_read_on_each_what_rank_0_samples(
         made = runner(0)
 
         def launch(batch: ForwardBatch, places: list[int], requests: Any) -> Any:
-            steps.put(rank_protocol.encode(Step.of(batch, [], [], len(places))))
+            steps.put(rank_protocol.encode(StepFrame.of(batch, [], [], len(places))))
             return made.launch(batch, places, requests)
 
         tokens = generate(launch, ahead=True)
@@ -289,9 +289,9 @@ def test_steps_launched_ahead_on_two_ranks_read_on_each_what_rank_0_samples(
 
     def follower() -> int:
         made, count = runner(1), 0
-        while (data := steps.get(timeout=30)) is not None:
+        while (data := steps.get(timeout=60)) is not None:
             step = rank_protocol.decode_to_main(data)
-            assert isinstance(step, Step)
+            assert isinstance(step, StepFrame)
             count += len(step.awaited)
             made.follow(step.batch(), step.sampled)
         return count
@@ -317,7 +317,7 @@ def test_ranks_wait_for_one_another_to_load_longer_than_for_anything_else(monkey
             with pytest.raises(TimeoutError):
                 waiting.result(0.1)
             second.loaded()
-            waiting.result(30)
+            waiting.result(60)
 
 
 class Slow:

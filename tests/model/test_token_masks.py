@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kvasir_engine.protocol import Grammar, LogitsProcessors, Sampling
+from kvasir_engine.sampling import sampler as sampler_module
 from kvasir_engine.sampling.device_sampler import queue_sample
 from kvasir_engine.sampling.sampler import Sampled, SampleRequest, sample
 from kvasir_engine.sampling.token_history import TokenHistory
@@ -23,7 +24,14 @@ def queued(logits: torch.Tensor, requests: list[SampleRequest]) -> Sampled:
     return queue_sample(logits, requests).collect()
 
 
-samplers = pytest.mark.parametrize("sampler", [sample, queued])
+def plain(logits: torch.Tensor, requests: list[SampleRequest]) -> Sampled:
+    """As where no CPU kernels can run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler_module, "unavailable_reason", lambda: "a test")
+        return sample(logits, requests)
+
+
+samplers = pytest.mark.parametrize("sampler", [sample, plain, queued])
 Sampler = Callable[[torch.Tensor, list[SampleRequest]], Sampled]
 
 

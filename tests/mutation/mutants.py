@@ -28,8 +28,16 @@ HOLDER, WRITER, DIGEST = "connector/receiver.py", "connector/sender.py", "connec
 KEPT = "kv/digests.py"
 ENGINE, CACHE, GROUP = "core/engine.py", "core/kv_cache_manager.py", "connector/kv_connector.py"
 PARTS, LAYOUT = "connector/rank_parts.py", "connector/layout.py"
+EXECUTOR, THREAD = "connector/lease_executor.py", "connector/transfer_thread.py"
+UNCONFIRMED, OPEN, COPIES = (
+    "connector/unconfirmed_leases.py",
+    "connector/open_leases.py",
+    "connector/inflight_copies.py",
+)
+PENDING, EARLY, RANKS = "connector/pending_loans.py", "connector/early_messages.py", "connector/peer_ranks.py"
+AGENT = "connector/nixl_agent.py"
 LOANS, READBACK, READS, PROTOCOL = "core/loans.py", "core/readback.py", "connector/loan_reads.py", "protocol.py"
-PUSHES, LEASES, FLIGHT = "core/pushes.py", "core/leases.py", "core/inflight_steps.py"
+PUSHES, LEASES, INFLIGHT = "core/pushes.py", "core/leases.py", "core/inflight_steps.py"
 
 MUTANTS = [
     # -- who owns a page
@@ -186,8 +194,8 @@ MUTANTS = [
     Mutant(
         "the holder hears strangers",
         HOLDER,
-        "self._parts.get((lease, agent))",
-        "next((self._parts[k] for k in self._parts if k[0] == lease), None)",
+        "self._parts.get((lease, agent))\n        if part is None:",
+        "next((self._parts[k] for k in self._parts if k[0] == lease), None)\n        if part is None:",
     ),
     Mutant(
         "a late completion settles a fenced lease",
@@ -290,8 +298,14 @@ MUTANTS = [
     Mutant(
         "a release leaves no tombstone",
         WRITER,
-        '            self._remember((*key, message.epoch, message.nonce), "released by the decode worker")\n',
+        '            _remember(self._early, early, "released by the decode worker", EARLY)\n',
         "",
+    ),
+    Mutant(
+        "a stranger's releases take the tombstones' places",
+        WRITER,
+        '_remember(self._early, early, "released by the decode worker", EARLY)',
+        '_remember(self._ended, early, "released by the decode worker", TOMBSTONES)',
     ),
     Mutant(
         "a tombstone is not looked at",
@@ -314,8 +328,8 @@ MUTANTS = [
     Mutant(
         "layers that go together are not bounded",
         WRITER,
-        "and len(push.local) * (len(layers) + 1) <= PIECES",
-        "and len(push.local) > 0",
+        "min(there, max(wanted, PIECES // max(1, len(push.local))))",
+        "there",
     ),
     Mutant("a write that failed counts as written", WRITER, "        if not ok:\n", "        if ok is None:\n"),
     Mutant(
@@ -513,14 +527,14 @@ MUTANTS = [
     ),
     Mutant(
         "the tail page leaks",
-        FLIGHT,
-        "flight.held += self._cache.take_copying()",
+        INFLIGHT,
+        "launched.held += self._cache.take_copying()",
         "self._cache.take_copying()",
     ),
     Mutant(
         "the tail page goes before it is copied",
-        FLIGHT,
-        "        flight.held += self._cache.take_copying()\n",
+        INFLIGHT,
+        "        launched.held += self._cache.take_copying()\n",
         "        for pages in self._cache.take_copying():\n            self._cache.tree.release(pages)\n",
     ),
     Mutant(
@@ -538,25 +552,25 @@ MUTANTS = [
     # -- steps in flight
     Mutant(
         "pages go with their request though a step reads them",
-        FLIGHT,
-        "        self._hold(flight, before)\n        pages = ",
+        INFLIGHT,
+        "        self._hold(launched, before)\n        pages = ",
         "        pages = ",
     ),
     Mutant(
         "a page is given in exchange though a step reads it",
-        FLIGHT,
-        "        self._hold(flight, before)\n        self._cache.share",
+        INFLIGHT,
+        "        self._hold(launched, before)\n        self._cache.share",
         "        self._cache.share",
     ),
     Mutant(
         "what a step holds is not held from the prompt's beginning on",
-        FLIGHT,
+        INFLIGHT,
         "        if pages != before:\n",
         "        if pages is None:\n",
     ),
     Mutant(
         "a step that has ended holds its pages for ever",
-        FLIGHT,
+        INFLIGHT,
         "            self.ended()\n        for pages",
         "            self._steps.pop(0)\n        for pages",
     ),
@@ -802,5 +816,203 @@ MUTANTS = [
     Mutant("a preempted prompt is scored again", ENGINE, "                sequence.scored = places.stop\n", ""),
     Mutant(
         "decode scores what prefill has scored", LEASES, "        sequence.scored = sequence.prompt  #", "        #"
+    ),
+    # -- who carries it out
+    Mutant(
+        "a write does not wait for the holder's word",
+        EXECUTOR,
+        "if not self._reads.waits(part, push) and not self._unconfirmed.waits(part, push):",
+        "if not self._reads.waits(part, push):",
+    ),
+    Mutant(
+        "a read does not wait for the digests",
+        EXECUTOR,
+        "if not self._reads.waits(part, push) and not self._unconfirmed.waits(part, push):",
+        "if not self._unconfirmed.waits(part, push):",
+    ),
+    Mutant(
+        "a death is told of before what was decided earlier",
+        EXECUTOR,
+        "waiting.extend(self._carry_out(waiting.popleft()))",
+        "waiting.extendleft(reversed(list(self._carry_out(waiting.popleft()))))",
+    ),
+    Mutant(
+        "anybody may confirm a lease",
+        EXECUTOR,
+        "(nonce is not None and nonce != pong.nonce)",
+        "False",
+    ),
+    Mutant(
+        "a lease that was not granted is confirmed",
+        EXECUTOR,
+        "if not self._receiver.wants(ping.lease, agent):",
+        "if False:",
+    ),
+    Mutant(
+        "a lease is confirmed whatever the nonce",
+        EXECUTOR,
+        "if effects or not self._agent.knows(agent):",
+        "if not self._agent.knows(agent):",
+    ),
+    Mutant("what was read is right", EXECUTOR, "        return not wrong\n", "        return True\n"),
+    Mutant(
+        "what was written is right",
+        EXECUTOR,
+        "self._receiver.verified(lease, agent, len(right))",
+        "self._receiver.verified(lease, agent, total)",
+    ),
+    Mutant(
+        "a write's digests are those of nothing",
+        EXECUTOR,
+        "self._digested[ended.key, ended.push] = ended.digests.values",
+        "self._digested[ended.key, ended.push] = [0] * len(ended.digests.values)",
+    ),
+    Mutant("a part that ended waits for its word", EXECUTOR, "        self._unconfirmed.close(part)\n", ""),
+    Mutant("a part that ended is read under", EXECUTOR, "        self._reads.close(part)\n", ""),
+    Mutant("a part that ended is open", EXECUTOR, "        self._open_leases.close(part)\n", ""),
+    Mutant(
+        "a part that ended keeps its digests",
+        EXECUTOR,
+        "            del self._digested[each]\n",
+        "            pass\n",
+    ),
+    Mutant("copies outlive their peer", EXECUTOR, "        self._copies.died(agent)\n", ""),
+    Mutant(
+        "a death is no proof for the writer",
+        EXECUTOR,
+        "[*self._receiver.died(agent), *self._sender.died(agent)]",
+        "self._receiver.died(agent)",
+    ),
+    Mutant(
+        "a death is no proof for the holder",
+        EXECUTOR,
+        "[*self._receiver.died(agent), *self._sender.died(agent)]",
+        "self._sender.died(agent)",
+    ),
+    Mutant(
+        "a withdrawal is of one part",
+        EXECUTOR,
+        "                parts = self._open_leases.parts(key)\n",
+        "                parts = self._open_leases.parts(key)[:1]\n",
+    ),
+    Mutant(
+        "a writer forgets the nonce",
+        EXECUTOR,
+        "self._sender.open(part, lease.epoch, deadline, reading, lease.nonce)",
+        "self._sender.open(part, lease.epoch, deadline, reading)",
+    ),
+    Mutant(
+        "a lease for the dead is not given back",
+        EXECUTOR,
+        "blocks, now, lease.seconds, lease.nonce)\n            else:\n                effects.append(refused)",
+        "blocks, now, lease.seconds, lease.nonce)\n            else:\n                pass",
+    ),
+    Mutant(
+        "a loan for the dead is not given back",
+        EXECUTOR,
+        "blocks, self._agent.sent(agent))\n            else:\n                effects.append(refused)",
+        "blocks, self._agent.sent(agent))\n            else:\n                pass",
+    ),
+    Mutant(
+        "a writer's clock does not run",
+        EXECUTOR,
+        "[*self._receiver.tick(now), *self._sender.tick(now)]",
+        "self._receiver.tick(now)",
+    ),
+    Mutant(
+        "a holder's clock does not run",
+        EXECUTOR,
+        "[*self._receiver.tick(now), *self._sender.tick(now)]",
+        "self._sender.tick(now)",
+    ),
+    Mutant(
+        "who is asked to stop does not know whom to answer",
+        EXECUTOR,
+        "if sender is not None and sender.agent == agent:",
+        "if sender is None:",
+    ),
+    Mutant("a question that is lost is not asked again", UNCONFIRMED, "each.asked = now", "each.asked = now + 1e9"),
+    Mutant(
+        "what waited is pushed backwards",
+        UNCONFIRMED,
+        "[] if asked is None else asked.waiting",
+        "[] if asked is None else asked.waiting[::-1]",
+    ),
+    Mutant("a rank without a part of a lease has it open", OPEN, "        if parts:\n", "        if True:\n"),
+    Mutant(
+        "a lease is open without its parts",
+        OPEN,
+        "                del self._leases[key]\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a copy that failed went well",
+        COPIES,
+        "EndedCopy(key, push, copy.reads, copy.ok, self._digests.take(copy.digests))",
+        "EndedCopy(key, push, copy.reads, True, self._digests.take(copy.digests))",
+    ),
+    Mutant(
+        "a read is digested before it has ended",
+        COPIES,
+        "_Copy(transfer, None, reads=True)",
+        "_Copy(transfer, self._digests.arrived(post.push.local, post.layers, None), reads=True)",
+    ),
+    Mutant(
+        "what was to be copied is forgotten when any peer dies",
+        COPIES,
+        "deque(post for post in self._posts if post.key[0] != agent)",
+        "deque()",
+    ),
+    Mutant(
+        "all copies go with a peer that died",
+        COPIES,
+        "[each for each in self._copies if each[0][0] == agent]",
+        "list(self._copies)",
+    ),
+    Mutant(
+        "a loan is told again and again",
+        PENDING,
+        "        self._parts = [part for part in self._parts if part not in done]\n",
+        "",
+    ),
+    Mutant("no message is early", EARLY, "return lease > self._granted", "return False"),
+    Mutant(
+        "an early message is forgotten",
+        EARLY,
+        "        self._messages.append((lease, agent, data))\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "a rank has a part of everything",
+        RANKS,
+        "in pairs(ours, theirs) if from_ == self._rank",
+        "in pairs(ours, theirs)",
+    ),
+    Mutant(
+        "a push does not wait for what opens its lease",
+        THREAD,
+        "isinstance(first := self._held[0], _After) and first.commands > self._taken",
+        "isinstance(first := self._held[0], _After) and first.commands < 0",
+    ),
+    Mutant(
+        "messages are fetched after the commands",
+        THREAD,
+        "        arrived = self._agent.notifications()\n        if self._intake is None:\n"
+        "            self._held += self._waiting(0.0)\n        else:\n",
+        "        if self._intake is None:\n            self._held += self._waiting(0.0)\n"
+        "        arrived = self._agent.notifications()\n        if self._intake is not None:\n",
+    ),
+    Mutant(
+        "a copy under way has ended",
+        AGENT,
+        "                return None\n            if transfer.handle is not None:\n",
+        "                return True\n            if transfer.handle is not None:\n",
+    ),
+    Mutant("a copy that NIXL gave up went well", AGENT, 'transfer.state == "DONE")', 'transfer.state != "PROC")'),
+    Mutant(
+        "the layers of a page go to its first ones",
+        AGENT,
+        "np.arange(layers.start, layers.stop, layers.step, dtype=np.int32)",
+        "np.arange(len(layers), dtype=np.int32)",
     ),
 ]

@@ -4,6 +4,7 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvasir_operator.certificates import (
@@ -166,3 +167,26 @@ def test_for_two_years_all_pods_believe_each_other_whenever_their_files_came(ste
         now += step
     assert len({each.signed_by for _, each in shown}) >= 3
     assert LEAF_LIFETIME + step < AUTHORITY_MARGIN
+
+
+def test_a_clock_that_was_ahead_leaves_nothing_that_is_never_renewed() -> None:
+    ahead = NOW + timedelta(days=200)
+    early, wrong = new_authority(NOW), new_authority(ahead)
+    found = due(None, [early, wrong], ahead)
+    assert found is not None
+    issued = found[0]
+    assert issued.issued_at > "2026-07"
+    back = due(issued, [early, wrong], NOW + timedelta(hours=2))  # the clock is right again
+    assert back is not None
+    assert back[0].issued_at == "2026-01-01T02:00:00Z"
+    assert back[1].name == early.name, "what the other has signed nobody believes yet"
+    assert overdue([wrong], NOW)
+    assert not overdue([early, wrong], NOW)
+
+
+def test_what_has_ended_is_made_anew_whatever_else_the_status_says() -> None:
+    authority = new_authority(NOW)
+    first = due(None, [authority], NOW)
+    assert first is not None
+    forged = msgspec.structs.replace(first[0], expires_at="2025-12-31T00:00:00Z")
+    assert due(forged, [authority], NOW + timedelta(hours=1)) is not None

@@ -351,6 +351,16 @@ def test_images_are_built_from_what_they_copy_and_nothing_else() -> None:
         assert {name for names in copied for name in names} <= taken
 
 
+def test_the_operators_pods_start_by_the_images_entry_point(helm: Helm) -> None:
+    """A command would replace it, and with it the first process, which hands on signals."""
+    specs = [each["spec"] for each in rendered(helm) if each["kind"] == "Pod"]
+    specs += [each["spec"]["template"]["spec"] for each in rendered(helm) if each["kind"] == "Deployment"]
+    assert len(specs) == 2
+    assert all(
+        "command" not in container and container["args"] for spec in specs for container in spec["containers"]
+    )
+
+
 EVERYTHING = (
     "webhook.enabled=true",
     "monitoring.namespace=m",

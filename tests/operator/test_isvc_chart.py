@@ -241,7 +241,7 @@ def test_the_images_are_installed_by_the_steps_that_the_tests_ran() -> None:
 def test_images_run_their_program_as_an_ordinary_user(folder: str, program: str) -> None:
     lines = (ROOT / folder / "Dockerfile").read_text().splitlines()
     assert "USER 65532:65532" in lines
-    assert lines[-1] == f'ENTRYPOINT ["{program}"]'
+    assert lines[-1] == f'ENTRYPOINT ["tini", "--", "{program}"]'
     copied = [line.split()[1:-1] for line in lines if line.startswith("COPY") and "--from" not in line]
     for source in (name for names in copied for name in names):
         assert (ROOT / source).exists()

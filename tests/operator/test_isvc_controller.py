@@ -52,7 +52,7 @@ async def test_work_waits_until_this_replica_leads() -> None:
     assert leadership is not None
     leadership._lease = Lease()
     electing = asyncio.create_task(leadership.run(lambda: None))
-    assert await asyncio.wait_for(waiting, 5)
+    assert await asyncio.wait_for(waiting, 60)
     assert done == [KEY]
     electing.cancel()
 
@@ -76,7 +76,7 @@ async def test_a_watch_that_stays_silent_ends_the_process(monkeypatch: pytest.Mo
     controller = made(lease=False)
     controller._versions = lambda *_: {KEY: "5"}  # type: ignore[method-assign]
     with pytest.raises(WatchDied, match=r"watch of inferenceservices says nothing of 1, as \('default', 'llama'\)"):
-        await asyncio.wait_for(controller._watch_the_watches(), 5)
+        await asyncio.wait_for(controller._watch_the_watches(), 60)
 
 
 async def test_leader_worker_sets_are_watched_where_they_are_installed_and_when_they_are_installed_later(
@@ -88,7 +88,7 @@ async def test_leader_worker_sets_are_watched_where_they_are_installed_and_when_
     assert "leaderworkersets" not in watched(controller)
     controller._has_sets = lambda: True  # type: ignore[method-assign]
     with pytest.raises(WatchDied, match=r"leaderworkerset.x-k8s.io/v1 is served now, and not yet watched"):
-        await asyncio.wait_for(controller._watch_the_watches(), 5)
+        await asyncio.wait_for(controller._watch_the_watches(), 60)
     await controller._choose_watches()
     assert "leaderworkersets" in watched(controller)
     watching = asyncio.create_task(controller._watch_the_watches())
@@ -100,7 +100,7 @@ async def test_leader_worker_sets_are_watched_where_they_are_installed_and_when_
         return {}
 
     controller._versions = versions  # type: ignore[method-assign]
-    await asyncio.wait_for(enough.wait(), 5)
+    await asyncio.wait_for(enough.wait(), 60)
     assert not watching.done()
     watching.cancel()
 
@@ -136,7 +136,7 @@ async def test_an_api_server_that_is_away_proves_nothing_about_watches(monkeypat
 
     controller._versions = versions  # type: ignore[method-assign]
     watching = asyncio.create_task(controller._watch_the_watches())
-    await asyncio.wait_for(enough.wait(), 5)
+    await asyncio.wait_for(enough.wait(), 60)
     assert not watching.done()
     watching.cancel()
 

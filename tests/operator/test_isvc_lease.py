@@ -215,7 +215,7 @@ async def test_work_begins_when_the_lease_is_taken_and_everything_is_looked_at_a
     lease, told = Lease(), []
     leadership = Leadership(LeaseCandidate("a"), lease)
     running = asyncio.create_task(leadership.run(lambda: told.append("all")))
-    await asyncio.wait_for(leadership.wait(), 5)
+    await asyncio.wait_for(leadership.wait(), 60)
     assert told == ["all"]
     running.cancel()
     leadership.resign()
@@ -269,7 +269,7 @@ def api_server(hang: threading.Event) -> Iterator[tuple[str, list[str]]]:
         def do_GET(self) -> None:
             seen.append(self.command)
             if self.command != "GET":
-                hang.wait(10)
+                hang.wait(60)
             body = json.dumps({"items": []}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -294,7 +294,7 @@ def api_server(hang: threading.Event) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_the_fence_stops_writes_and_waits_for_none_beyond_it() -> None:
-    left = [0.05]
+    left = [2.0]
     hang = threading.Event()
     with api_server(hang) as (url, seen), urllib3.PoolManager() as pool:
         configuration = SimpleNamespace(host=url, auth_settings=dict)

@@ -15,7 +15,7 @@ from kvasir_operator.api import GROUP, PLURAL, parse
 from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
 from kvasir_operator.certificates import Authority, new_authority
 from kvasir_operator.cluster.authority_store import AuthorityStore
-from kvasir_operator.cluster.client import KINDS, Cluster
+from kvasir_operator.cluster.client import ISSUED, KINDS, Cluster
 from kvasir_operator.cluster.election import Leadership
 from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.cluster.lease_candidate import LeaseCandidate
@@ -26,7 +26,7 @@ from kvasir_operator.reconcile.certificates import CertificateKeeper
 from kvasir_operator.reconcile.ownership import OtherOperators
 from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.reconcile.reconciler import Reconciler
-from kvasir_operator.render import Options, render
+from kvasir_operator.render import Issuer, Options, render
 from kvasir_operator.render.names import CERTIFICATES, REVISION_LABEL, ROLE_LABEL, SERVICE_LABEL, Object
 
 RULES = Path(__file__).parents[2] / "charts/kvasir/templates/_rules.tpl"
@@ -36,6 +36,8 @@ PATH = re.compile(
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Verb = tuple[str, str, str]
+PLURALS = {**KINDS, **ISSUED}
+OWN = Options()
 LEASE = ("coordination.k8s.io", "leases")
 
 
@@ -138,11 +140,16 @@ class FakeServer:
 
     def _discovery(self, path: str) -> tuple[int, bytes]:
         version = path.removeprefix("/apis/").removeprefix("/api/")
-        kinds = [{"kind": kind} for api_version, kind in KINDS if api_version == version]
+        kinds = [{"kind": kind} for api_version, kind in PLURALS if api_version == version]
         return (200, json.dumps({"resources": kinds}).encode()) if kinds else (404, b"404 page not found")
 
 
-def shipped(template: str = "rules") -> set[Verb]:
+def allowed(certificates: str = "secretRules") -> set[Verb]:
+    """In the namespaces of services, with who signs certificates."""
+    return shipped("rules") | shipped(certificates)
+
+
+def shipped(template: str) -> set[Verb]:
     (found,) = re.findall(rf'define "kvasir.{template}" -\}}\}}(.*?)\{{\{{- end', RULES.read_text(), flags=re.S)
     text = re.sub(r"\{\{-?.*?-?\}\}", "x", found, flags=re.S)
     return {
@@ -154,11 +161,11 @@ def shipped(template: str = "rules") -> set[Verb]:
     }
 
 
-def reconcile(server: FakeServer) -> None:
-    cluster = Cluster(server)
+def reconcile(server: FakeServer, options: Options = OWN) -> None:
+    cluster = Cluster(server, by_cert_manager=options.issuer is not None)
     keeper = CertificateKeeper(cluster, server.authorities, lambda: NOW)
     owners = PodOwners(cluster)
-    operator = Reconciler(cluster, Options(), lambda model: None, lambda: NOW, certificates=keeper, owners=owners)
+    operator = Reconciler(cluster, options, lambda model: None, lambda: NOW, certificates=keeper, owners=owners)
     operator.reconcile("default", "llama")
 
 
@@ -172,7 +179,7 @@ def pod(kind: str) -> Object:
     }
 
 
-def used() -> set[Verb]:
+def used(options: Options) -> set[Verb]:
     """What the operator asks of an API server in the life of services of every kind of exposure."""
     found = document(
         router={"expose": {"type": "Ingress"}},
@@ -182,8 +189,8 @@ def used() -> set[Verb]:
     server = FakeServer(found)
     for kind in ("ReplicaSet", "StatefulSet"):
         server.objects[f"/api/v1/namespaces/default/pods/{kind}"] = pod(kind)
-    reconcile(server)
-    reconcile(server)  # InferenceRoles that are there are told their sizes
+    reconcile(server, options)
+    reconcile(server, options)  # InferenceRoles that are there are told their sizes
     stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
     stored["metadata"]["annotations"] = {CERTIFICATES: "2"}
     found["spec"]["scaling"] = {}
@@ -194,12 +201,12 @@ def used() -> set[Verb]:
     ):
         stored = server.objects[f"/apis/{GROUP}/v1alpha1/namespaces/default/{PLURAL}/llama"]
         stored["spec"]["router"] = {"expose": expose}
-        reconcile(server)
+        reconcile(server, options)
     stored["spec"]["prefill"] = {"replicas": -1}
-    reconcile(server)
+    reconcile(server, options)
     # Kinds that a service always has become surplus when an operator of another version named them otherwise.
-    for item in render(parse(document(model=found["spec"]["model"])), Options()):
-        plural = KINDS[item["apiVersion"], item["kind"]]
+    for item in render(parse(document(model=found["spec"]["model"])), options):
+        plural = PLURALS[item["apiVersion"], item["kind"]]
         root = "/api/v1" if item["apiVersion"] == "v1" else f"/apis/{item['apiVersion']}"
         name = f"{item['metadata']['name']}-older"
         older = {**item, "metadata": {**item["metadata"], "name": name, "uid": name}}
@@ -215,19 +222,24 @@ def used() -> set[Verb]:
                 item["status"] = {**counts, "observedGeneration": 1}
             elif "/jobs/" in path:
                 item["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
-        reconcile(server)
+        reconcile(server, options)
     assert not [path for path in server.objects if path.endswith("-older")]
     stored["spec"]["prefill"] = {"tensorParallel": 2, "nodes": 2, "replicas": 1}
-    reconcile(server)
+    reconcile(server, options)
     stored["spec"]["prefill"]["replicas"] = 0
-    reconcile(server)
+    reconcile(server, options)
     OtherOperators(lambda namespace, name: ClusterLease(server, namespace, name).read())("other/kvasir")
     watched = {(group, plural) for group, _, plural in (*WATCHED, WATCHED_IF_SERVED)} | {(GROUP, PLURAL)}
     return server.verbs | {(group, plural, verb) for group, plural in watched for verb in ("list", "watch")}
 
 
 def test_the_shipped_rules_are_the_calls_that_are_made() -> None:
-    assert shipped() == used()
+    assert allowed() == used(Options())
+
+
+def test_where_cert_manager_issues_certificates_no_secret_is_touched() -> None:
+    assert allowed("issuerRules") == used(Options(issuer=Issuer("internal")))
+    assert not [rule for rule in allowed("issuerRules") if rule[1].startswith("secrets")]
 
 
 def test_the_leases_rules_are_the_calls_that_are_made() -> None:
@@ -269,9 +281,9 @@ def test_the_authoritys_rules_are_the_calls_that_are_made_and_only_one_secret_is
     assert authorities.write([first], "")
     assert authorities.read() == ([first], "1")
     assert authorities.write([first, new_authority(NOW)], "1")
-    assert {rule for rule in shipped("leaseRules") if rule[1] == "secrets"} == {("", "secrets", v) for v in verbs}
+    assert shipped("authorityRules") == {("", "secrets", verb) for verb in verbs}
     text = RULES.read_text()
-    (own,) = re.findall(r'define "kvasir.leaseRules" -\}\}(.*?)\{\{- end', text, flags=re.S)
+    (own,) = re.findall(r'define "kvasir.authorityRules" -\}\}(.*?)\{\{- end', text, flags=re.S)
     named = [rule for rule in re.split(r"^- ", own, flags=re.M) if "secrets" in rule and "get" in rule]
     assert len(named) == 1
     assert 'resourceNames: [{{ include "kvasir.fullname" . }}-authority]' in named[0]
@@ -280,8 +292,8 @@ def test_the_authoritys_rules_are_the_calls_that_are_made_and_only_one_secret_is
 def test_no_secret_of_a_service_can_be_read_by_the_operators_token() -> None:
     """A patch would answer with the whole object, a list and a watch with all of them; a deletion that waits for
     dependants answers with the object too."""
-    assert {verb for _, resource, verb in shipped() if resource.startswith("secrets")} == {"create", "update"}
-    assert not {rule for rule in shipped() if "*" in rule}
+    assert {verb for _, resource, verb in allowed() if resource.startswith("secrets")} == {"create", "update"}
+    assert not {rule for rule in allowed() if "*" in rule}
 
 
 def test_the_operator_holds_what_it_grants_to_routers() -> None:
@@ -296,7 +308,7 @@ def test_the_operator_holds_what_it_grants_to_routers() -> None:
         for verb in rule["verbs"]
     }
     assert granted
-    assert granted <= shipped()
+    assert granted <= allowed()
 
 
 @pytest.mark.parametrize("name", ["theirs", "llama-router"])

@@ -146,7 +146,7 @@ def test_a_status_that_is_not_understood_remembers_nothing(scaling: object) -> N
 
 
 def test_many_pods_are_asked_at_once_and_none_is_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pod_reader, "ALL_SECONDS", 0.2)
+    monkeypatch.setattr(pod_reader, "ALL_SECONDS", 2.0)
 
     async def reply(request: httpx.Request) -> httpx.Response:
         if request.url.host == "10.0.0.3":

@@ -52,7 +52,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             try:
-                if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+                if httpx.get(f"{url}/ready", timeout=60).status_code == 200:
                     break
             except httpx.TransportError:
                 time.sleep(0.1)

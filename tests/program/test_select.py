@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from endpoint_stand import Reply, standing
-from toy_model import ANSWERS, ToyModel
+from toy_model import ANSWERS, START, ToyModel
 
 from kvasir.program import Endpoint, ProgramError, State, assistant, select, user
 from kvasir.program.likelihood import ScoredChoice, ScoredToken, descend, scores_of
@@ -76,6 +76,41 @@ def test_echo_is_one_request_for_all_choices() -> None:
     assert path == "completions"
     assert body["prompt"] == ["Answer: yes", "Answer: no"]
     assert (body["echo"], body["logprobs"], body["max_tokens"]) == (True, 1, 1)
+
+
+QUESTION = "This is a question of many words, and each of them is a token of its own. Answer:"
+
+
+@pytest.mark.parametrize("start", ["known", "ignored", "refused"])
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("bos", [False, True])
+def test_only_the_choices_are_scored_where_the_endpoint_knows_how(start: Any, chat: bool, bos: bool) -> None:
+    """The scores are the same as those of whole prompts, and a refusal is heard once."""
+    method, choices = "prompt_logprobs" if chat else "echo", [" yes", " no", " nothing"]
+
+    def scores(state: State) -> dict[str, float]:
+        state += user(QUESTION) + assistant(select("x", choices)) if chat else QUESTION + select("x", choices)
+        assert state.meta("x").method == method
+        return state.meta("x").scores
+
+    with standing(ToyModel(ALL - {"echo"} if chat else ALL, bos)) as stand, Endpoint(stand.url) as endpoint:
+        whole = scores(State(endpoint))
+    with standing(ToyModel(ALL - {"echo"} if chat else ALL, bos, start)) as stand, Endpoint(stand.url) as endpoint:
+        for _ in range(2):
+            assert scores(State(endpoint)) == pytest.approx(whole)
+    asked = [START in body for _, body in stand.calls]
+    each = len(choices) if chat else 1
+    assert asked == ([True, *[False] * 2 * each] if start == "refused" else [True] * 2 * each)
+
+
+@pytest.mark.parametrize("method", ["echo", "prompt_logprobs"])
+def test_where_tokens_before_the_last_count_the_whole_prompt_is_scored(method: str) -> None:
+    """Before one of the choices, the prompt's last token is longer than what is asked for."""
+    with standing(ToyModel(ALL, start="known")) as stand, Endpoint(stand.url) as endpoint:
+        state = State(endpoint)
+        state += "Answer: " + "y" * 40 + select("x", ["es", "ea"], method=method)  # type: ignore[arg-type]
+        assert state["x"] in ("es", "ea")
+    assert stand.calls
 
 
 def test_what_an_endpoint_does_not_know_is_not_tried_again() -> None:

@@ -251,10 +251,11 @@ class FakeWorker:
         """The prompt's log-probabilities, where they are asked for, in two parts."""
         if frame.sampling.prompt_logprobs is None:
             return
-        scores = prompt_logprobs(frame.tokens)[: self.scores]
+        first = frame.sampling.unscored(len(frame.tokens))
+        scores = prompt_logprobs(frame.tokens)[first - 1 :][: self.scores]
         for start, end in ((0, 3), (3, len(scores))):
             self.hook("scores", start)
-            delta = Delta(frame.id, prompt_index=start + 1, prompt_logprobs=scores[start:end])
+            delta = Delta(frame.id, prompt_index=first + start, prompt_logprobs=scores[start:end])
             await socket.send(encode(Step([delta], self.load)))
 
     async def _say(
@@ -317,7 +318,7 @@ class Cluster:
 
     async def until(self, what: Callable[[], bool]) -> None:
         """Return once `what` holds; the test's own timeout bounds it."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not what():  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 

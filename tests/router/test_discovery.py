@@ -141,7 +141,7 @@ class Followed:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def until(self, names: set[str]) -> dict[str, str]:
-        async with asyncio.timeout(10), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(lambda: bool(self.sets) and set(self.sets[-1].values()) == names)
             return self.sets[-1]
 
@@ -167,7 +167,7 @@ async def following(
 
 
 async def watching(server: FakeApiServer) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not server.watches:  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
@@ -209,7 +209,7 @@ async def test_a_watch_that_ends_goes_on_from_where_it_was_with_the_present_toke
             server.tell({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "77"}}})
             token.write_text("second")
             server.tell(None)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(server.queries) < 3 or not server.watches:  # noqa: ASYNC110
                     await asyncio.sleep(0.002)
             server.set(pod("b", "10.0.0.2"))

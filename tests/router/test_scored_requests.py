@@ -19,24 +19,26 @@ from fake_worker import (
 
 from kvasir_engine.engine_client import EngineError, Output
 from kvasir_engine.kv.hashing import page_hashes
-from kvasir_engine.protocol import PROMPT_LOGPROBS, Reserve, Submit
+from kvasir_engine.protocol import LOGPROB_START, PROMPT_LOGPROBS, Reserve, Submit
 
 PROMPT = list(range(100, 140))
 
 
 def worker(role: Any, name: str, fabric: Fabric, *, knows: bool = True, **how: Any) -> FakeWorker:
-    return FakeWorker(role, fabric, name, capabilities=(PROMPT_LOGPROBS,) if knows else (), **how)
+    capabilities = how.pop("capabilities", (PROMPT_LOGPROBS, LOGPROB_START)) if knows else ()
+    return FakeWorker(role, fabric, name, capabilities=capabilities, **how)
 
 
-async def outputs_of(running: Cluster, count: int = 6) -> list[Output]:
-    async with asyncio.timeout(20):
-        return [each async for each in running.client.generate(request(PROMPT, count, prompt_logprobs=0))]
+async def outputs_of(running: Cluster, count: int = 6, start: int = 0) -> list[Output]:
+    asked = request(PROMPT, count, prompt_logprobs=0, logprob_start=start)
+    async with asyncio.timeout(60):
+        return [each async for each in running.client.generate(asked)]
 
 
-def right(outputs: list[Output], count: int = 6) -> None:
+def right(outputs: list[Output], count: int = 6, start: int = 1) -> None:
     assert [token for output in outputs for token in output.tokens] == continuation(PROMPT, count)
     told = [output for output in outputs if output.prompt_logprobs is not None]
-    assert [output.prompt_logprobs for output in told] == [prompt_logprobs(PROMPT)]
+    assert [output.prompt_logprobs for output in told] == [prompt_logprobs(PROMPT)[start - 1 :]]
     assert told == [next(output for output in outputs if output.tokens)]
     assert outputs[-1].finish_reason == "length"
 
@@ -158,3 +160,41 @@ async def test_a_cached_prompt_is_placed_as_one_that_is_not() -> None:
     assert asked_of(prefill) == [0]
     reserve = next(frame for frame in decode.frames if isinstance(frame, Reserve))
     assert reserve.lend_from is None
+
+
+@pytest.mark.parametrize("start", [1, 2, 17, 36, 39, 40, 1000])
+@pytest.mark.parametrize("alone", [False, True])
+async def test_from_a_place_on_only_those_are_told(start: int, alone: bool) -> None:
+    fabric = Fabric()
+    workers = (
+        [worker("decode", "d", fabric)]
+        if alone
+        else [worker("prefill", "p", fabric), worker("decode", "d", fabric)]
+    )
+    async with cluster(*workers) as running:
+        right(await outputs_of(running, start=start), start=start)
+
+
+async def test_a_prompt_that_is_cached_up_to_the_place_is_placed_as_such() -> None:
+    """Decode has all but the few tokens that are scored."""
+    fabric = Fabric()
+    prefill, decode = worker("prefill", "p", fabric), worker("decode", "d", fabric, cached=PROMPT)
+    async with cluster(prefill, decode, threshold=20) as running:
+        pages = page_hashes(PROMPT, PAGE)
+        await running.until(lambda: any(each.prefixes.longest(pages) for each in running.pool.ready()))
+        right(await outputs_of(running, start=36), start=36)
+    assert asked_of(prefill) == []
+    assert asked_of(decode) == [0]
+
+
+async def test_the_place_is_asked_only_of_workers_that_know_it_and_once() -> None:
+    fabric = Fabric()
+    old = [worker("decode", f"old{n}", fabric, capabilities=(PROMPT_LOGPROBS,)) for n in range(3)]
+    decode = worker("decode", "d", fabric)
+    decode.hook = once("token", Die(), 2)
+    async with cluster(decode, *old) as running:
+        right(await outputs_of(running, start=30), start=30)
+        with pytest.raises(EngineError, match=r"no decode worker .* logprob_start_len"):
+            await outputs_of(running, start=30)
+    later = [frame.sampling for each in old for frame in each.frames if isinstance(frame, Submit | Reserve)]
+    assert [(each.prompt_logprobs, each.logprob_start) for each in later] == [(None, 0)]

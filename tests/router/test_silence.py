@@ -39,5 +39,5 @@ async def test_what_a_worker_accepts_is_probed() -> None:
         notice_silence(sock)
         async with await asyncio.start_server(made, sock=sock):
             _, writer = await asyncio.open_connection(*sock.getsockname())
-            assert await asyncio.wait_for(accepted.get(), 10) == (1, 1000 * SILENT_SECONDS)
+            assert await asyncio.wait_for(accepted.get(), 60) == (1, 1000 * SILENT_SECONDS)
             writer.close()

@@ -61,9 +61,7 @@ def _run(log: str, arguments: list[str]) -> None:
 
 
 def forkserver() -> Any:
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["kvasir_engine.entrypoints.build", "kvasir_engine.entrypoints.worker_server"])
-    return context
+    return mp.get_context("forkserver")
 
 
 class Process:

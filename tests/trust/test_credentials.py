@@ -2,11 +2,15 @@
 
 import contextlib
 import datetime
+import os
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from certificates import Authority, mount
+from cryptography.hazmat.primitives import serialization
 
 from kvasir_engine.tls import LOOK_SECONDS, CredentialError, Credentials, Identity, Untrusted, check_role
 
@@ -135,3 +139,70 @@ def test_a_process_refuses_a_certificate_of_another_role(tmp_path: Path) -> None
     check_role(credentials, "both")
     with pytest.raises(CredentialError, match="role decode, this is router"):
         check_role(credentials, "router")
+
+
+def test_a_new_set_of_somebody_elses_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clock, ca = Clock(), Authority()
+    folder = ca.folder(tmp_path / "decode", "decode")
+    decode = Credentials(folder, clock)
+    for role, service, namespace in (
+        ("router", "chat", "models"),
+        ("decode", "other", "models"),
+        ("decode", "chat", "x"),
+    ):
+        mount(folder, ca.pem, *ca.leaf(role, service, namespace))
+        clock.now += LOOK_SECONDS
+        assert decode.identity == Identity("models", "chat", "decode")
+        assert f"it is of {namespace}/{service} {role}, this is models/chat decode" in caplog.text
+    before = decode.server
+    mount(folder, ca.pem, *ca.leaf("decode"))
+    clock.now += LOOK_SECONDS
+    assert decode.server is not before
+
+
+def test_who_comes_back_has_to_show_its_certificate_again(tmp_path: Path) -> None:
+    ca = Authority()
+    decode = Credentials(ca.folder(tmp_path / "decode", "decode"))
+    router = Credentials(ca.folder(tmp_path / "router", "router")).client
+    ours, theirs = shake(router, decode.server)
+    theirs.write(b"hello")
+    assert ours.read(5) == b"hello"  # and what came before it: tickets
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    assert not (ours.session and ours.session.has_ticket)
+    again = router.wrap_bio(back, there, session=ours.session)
+    answers = decode.server.wrap_bio(there, back, server_side=True)
+    for _ in range(4):
+        for end in (again, answers):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    assert not again.session_reused
+    assert decode.peer(answers, "router").role == "router"
+
+
+ASKS = """
+import os, sys
+from pathlib import Path
+os.setsid()
+os.open(sys.argv[2], os.O_RDWR)  # the terminal that OpenSSL would ask
+from kvasir_engine.tls import CredentialError, Credentials
+try:
+    Credentials(Path(sys.argv[1]))
+except CredentialError as error:
+    print(error)
+"""
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    ca = Authority()
+    certificate, plain = ca.leaf("decode")
+    form = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    key = serialization.load_pem_private_key(plain, None).private_bytes(serialization.Encoding.PEM, *form)
+    mount(tmp_path / "decode", ca.pem, certificate, key)
+    there, terminal = os.openpty()
+    try:
+        asks = [sys.executable, "-c", ASKS, str(tmp_path / "decode"), os.ttyname(terminal)]
+        said = subprocess.run(asks, capture_output=True, text=True, timeout=120)
+        assert "tls.crt, tls.key: the key is encrypted" in said.stdout, said.stderr
+    finally:
+        os.close(there)
+        os.close(terminal)

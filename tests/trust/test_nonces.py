@@ -24,7 +24,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 
 
 async def until(true: Callable[[], Any], poll: Callable[[], Any] = lambda: None) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():
             poll()
             await asyncio.sleep(0.002)
@@ -33,7 +33,7 @@ async def until(true: Callable[[], Any], poll: Callable[[], Any] = lambda: None)
 async def deltas(socket: Any, request: str) -> list[Delta]:
     """Those of a request, until it ends."""
     found: list[Delta] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not found or (found[-1].finish is None and found[-1].failure is None):
             answer = await told(socket)
             if isinstance(answer, Step):
@@ -45,7 +45,7 @@ async def lease_of(it: Stand, socket: Any) -> Lease:
     """A lease that the decode worker grants the prefill worker."""
     reserve = Reserve("a", PROMPT, Sampling(max_tokens=3), it.prefill.endpoint, "mine", nonces=True)
     await socket.send(frame(reserve))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not isinstance(answer := await told(socket), Leased):
             pass
     assert answer.lease is not None

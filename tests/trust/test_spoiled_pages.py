@@ -41,7 +41,7 @@ async def overwrite(hello: Hello, pages: range) -> None:
         attacker.connect(endpoint)
         layers = range(endpoint.fingerprint.layers)
         transfer = attacker.write(endpoint.agent, tuple(pages), tuple(pages), layers)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while attacker.poll(endpoint.agent, transfer) is None:
                 attacker.notifications()
                 await asyncio.sleep(0.001)
@@ -50,7 +50,7 @@ async def overwrite(hello: Hello, pages: range) -> None:
 
 
 async def metric(worker: WorkerProcess, name: str) -> float:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         text = (await client.get(f"http://{worker.http}/metrics")).text
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 

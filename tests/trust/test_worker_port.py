@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,7 +29,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]
 async def hello(url: str, context: ssl.SSLContext | None, **more: str) -> bytes | str:
     """What a router's hello gets: the worker's, or how the connection has ended."""
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async with connect(
                 url + WORKER_PATH, ssl=context, proxy=None, additional_headers=more, compression=None
             ) as socket:
@@ -53,7 +54,7 @@ async def test_a_handoff_between_workers_with_certificates_gives_the_tokens_of_o
 ) -> None:
     async with service.router(*pair) as both, service.router(pair[1]) as alone:
         assert await both.generate(PROMPT, 8) == await alone.generate(PROMPT, 8, "alone")
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         metrics = (await client.get(f"http://{pair[1].http}/metrics")).text
     assert "kvasir_kv_received_bytes_total" in metrics
     assert "kvasir_kv_received_bytes_total 0.0" not in metrics
@@ -95,7 +96,7 @@ async def test_the_http_port_has_no_worker_path_any_more(pair: Pair) -> None:
         with pytest.raises(InvalidHandshake):
             async with connect(f"ws://{worker.http}{WORKER_PATH}", proxy=None):
                 pass
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             assert (await client.get(f"http://{worker.http}/ready")).status_code == 200
             assert (await client.get(f"http://{worker.http}/metrics")).status_code == 200
 
@@ -103,7 +104,7 @@ async def test_the_http_port_has_no_worker_path_any_more(pair: Pair) -> None:
 async def test_the_port_of_routers_has_nothing_but_the_worker_path(service: Service, pair: Pair) -> None:
     credentials = Credentials(service.tls("router"))
     url = pair[1].url.replace("wss:", "https:")
-    async with httpx.AsyncClient(verify=credentials.client) as client:
+    async with httpx.AsyncClient(verify=credentials.client, timeout=60) as client:
         for path in ("/metrics", "/status", "/health", "/docs"):
             assert (await client.get(url + path)).status_code == 404
     with pytest.raises(httpx.TransportError):
@@ -169,3 +170,15 @@ async def test_a_worker_with_the_wrong_files_ends_with_one_line(service: Service
     nothing = service.worker("decode", tls=tmp_path / "nowhere")
     assert nothing.ended() == 2
     assert "ca.crt" in nothing.log.read_text().splitlines()[-1]
+
+
+async def test_handshakes_that_do_not_end_keep_no_router_out(service: Service, pair: Pair, tmp_path: Path) -> None:
+    decode = pair[1]
+    port = int(decode.url.rpartition(":")[2])
+    with contextlib.ExitStack() as held:
+        for _ in range(300):
+            sock = socket.create_connection(("127.0.0.1", port), 30, source_address=("127.0.0.9", 0))
+            held.enter_context(sock)
+        decode.until(r"refused address=127\.0\.0\.9 reason='\d+ handshakes are under way, 64 its own'", 30)
+        answer = await hello(decode.url, context(service.ca.pem, service.ca.leaf("router"), tmp_path / "good"))
+        assert isinstance(answer, bytes), answer

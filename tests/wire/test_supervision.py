@@ -103,7 +103,7 @@ async def test_the_end_of_a_task_is_heard_and_logged(how: str, caplog: pytest.Lo
     if how == "cancelled":
         own.cancel()
         next(task for task in asyncio.all_tasks() if task.get_name() == "process").cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await tasks.over.wait()
     assert len(heard) == 1
     assert heard[0].startswith("own ")
@@ -129,7 +129,7 @@ def test_the_end_of_a_thread_is_heard() -> None:
 
     heard: list[str] = []
     for work in (fails, leaves, lambda: None):
-        start_thread(work, "t", heard.append).join(5)
+        start_thread(work, "t", heard.append).join(60)
     assert heard == ["t failed: ValueError: as asked", "t ended"]
 
 
@@ -145,7 +145,7 @@ async def test_each_task_of_a_connection_ends_it_and_it_comes_again(caplog: pyte
         for name in ("sender to decode", "watch of decode", "sender of session", "connection to decode"):
             task_named(name).cancel()
             await asyncio.sleep(0)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while len(it.client._pool.ready()) < 2:
                     await it.client._pool.change()
             await it.bystander(PROMPT)
@@ -166,12 +166,12 @@ async def test_nobody_waits_for_a_thread_that_is_gone(thread: str) -> None:
                 it.decode.thread.post(die)
                 await socket.send(encode(Submit("a", PROMPT, Sampling(max_tokens=4))))
                 with pytest.raises(ConnectionClosed):
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(60):
                         await all_told(socket)
             else:
                 it.decode.own.command(Killer())  # type: ignore[arg-type]
         worker: ToyWorker = it.decode
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not worker.ended:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert thread in worker.ended[0]
@@ -179,7 +179,7 @@ async def test_nobody_waits_for_a_thread_that_is_gone(thread: str) -> None:
         if thread == "engine":
             client = InProcessClient(worker.thread)
             with pytest.raises(EngineError, match="thread"):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await first(client)
 
 

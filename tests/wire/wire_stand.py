@@ -113,7 +113,7 @@ class Stand:
         """What a plain client gets, in bounded time."""
         got: list[int] = []
         request = GenerateRequest("b", prompt, Sampling(max_tokens=count), "bystander")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for output in self.client.generate(request):
                 got += output.tokens
         assert got == reference(prompt, count)
@@ -121,7 +121,7 @@ class Stand:
 
     async def at_rest(self) -> None:
         """Return once both pools balance; both workers are healthy."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not all(worker.balanced() for worker in self.workers):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
         for worker in self.workers:
@@ -144,7 +144,7 @@ async def served(prefill: ToyWorker, decode: ToyWorker, *more: ToyWorker) -> Asy
     client = PooledClient(pool, registry=CollectorRegistry(), remote_threshold=0)
     pool.set_workers({worker.url: worker.role for worker in workers})
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(pool.ready()) < len(workers):
                 await pool.change()
         yield Stand(prefill, decode, client)

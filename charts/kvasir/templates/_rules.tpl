@@ -54,10 +54,6 @@
 - apiGroups: [inference.networking.k8s.io]
   resources: [inferencepools]
   verbs: [get, list, create, patch, delete]
-# Certificates of services' pods. Neither verb shows a Secret: an update answers with what was sent.
-- apiGroups: [""]
-  resources: [secrets]
-  verbs: [create, update]
 # Whether another operator that has a service is still there.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
@@ -67,7 +63,25 @@
   verbs: [create]
 {{- end }}
 
-{{- /* In the operator's own namespace: the Lease, and the authority that signs pods' certificates. */ -}}
+{{- /* Certificates of services' pods. Neither verb shows a Secret: an update answers with what was sent. */ -}}
+{{- define "kvasir.secretRules" -}}
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create, update]
+{{- end }}
+
+{{- /* The same where cert-manager issues them: no Secret is written. */ -}}
+{{- define "kvasir.issuerRules" -}}
+- apiGroups: [cert-manager.io]
+  resources: [certificates]
+  verbs: [get, list, create, patch, delete]
+{{- end }}
+
+{{- define "kvasir.certificateRules" -}}
+{{ include (ternary "kvasir.issuerRules" "kvasir.secretRules" (not (empty .Values.certificates.issuerRef))) . }}
+{{- end }}
+
+{{- /* In the operator's own namespace: the Lease. */ -}}
 {{- define "kvasir.leaseRules" -}}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
@@ -76,6 +90,10 @@
   resources: [leases]
   resourceNames: [{{ include "kvasir.fullname" . }}]
   verbs: [get, update]
+{{- end }}
+
+{{- /* And the authority that signs pods' certificates, where cert-manager does not. */ -}}
+{{- define "kvasir.authorityRules" -}}
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create]

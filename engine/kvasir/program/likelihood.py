@@ -15,6 +15,13 @@ class Unscored(Exception):
     """The answer has not the log-probabilities that were asked for; the message says what lacks."""
 
 
+class PartlyScored(Unscored):
+    """Some of the tokens that count have log-probabilities, or none has."""
+
+    def __init__(self) -> None:
+        super().__init__("the prompt's tokens have no log-probabilities")
+
+
 @dataclass(frozen=True)
 class ScoredToken:
     """One token of a prompt: what tells it from others, and its log-probability (None: of the first)."""
@@ -57,11 +64,13 @@ PromptLogprobs = list[dict[str, PromptToken] | None]
 
 class PromptLogprobsChoice(msgspec.Struct, frozen=True):
     prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class PromptLogprobsAnswer(msgspec.Struct, frozen=True):
     choices: list[PromptLogprobsChoice]
     prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class ChatTop(msgspec.Struct, frozen=True):
@@ -113,7 +122,7 @@ def _echoed(answer: EchoChoice, prompt: str, choice: str) -> ScoredChoice:
     begin = next((place for place in range(last) if ends[place] > len(prompt)), last)
     tokens = [ScoredToken(*each) for each in zip(scores.tokens[:last], scores.token_logprobs[:last], strict=True)]
     if begin == last or begin == 0 or any(each.logprob is None for each in tokens[max(begin, 1) :]):
-        raise Unscored("the prompt's tokens have no log-probabilities")
+        raise PartlyScored
     return ScoredChoice(tuple(tokens), begin)
 
 
@@ -121,12 +130,15 @@ def of_prompt(body: bytes, choice: str) -> ScoredChoice:
     """Of an answer with vLLM's `prompt_logprobs` to a prompt that ends with the choice. Raises Unscored."""
     answer = _decoded(body, PromptLogprobsAnswer)
     found = answer.prompt_logprobs or (answer.choices[0].prompt_logprobs if answer.choices else None)
-    if not found or len(found) < 2 or any(not each for each in found[1:]):
+    if not found or len(found) < 2 or not any(found):
         raise Unscored("prompt_logprobs are not in the answer")
+    ids = answer.prompt_token_ids or (answer.choices[0].prompt_token_ids if answer.choices else None) or []
+    if any(not each for each in found[1:]) and len(ids) != len(found):
+        raise PartlyScored  # nothing tells the others apart
     tokens, texts = [], []
-    for each in found:
+    for place, each in enumerate(found):
         key, token = next(iter(each.items())) if each else ("", None)  # the prompt's own token is the first
-        tokens.append(ScoredToken(key, token.logprob if token else None))
+        tokens.append(ScoredToken(str(ids[place]) if ids else key, token.logprob if token else None))
         texts.append((token.decoded_token if token else None) or "")
     begin, tail = len(tokens), ""
     while begin > 1 and len(tail) < len(choice):
@@ -141,7 +153,8 @@ def scores_of(scored: Sequence[ScoredChoice], normalize: Normalize) -> list[floa
     """A number for each choice; the highest is the most likely.
 
     The tokens before the first that differs are the same for all, with the same probability, and count only where
-    they have some of a choice's text. A choice that begins another is one token shorter at least.
+    they have some of a choice's text. A choice that begins another is one token shorter at least. Raises Unscored
+    where a token that counts has no log-probability.
     """
     alike = 0
     shortest = min(len(each.tokens) for each in scored)
@@ -150,7 +163,9 @@ def scores_of(scored: Sequence[ScoredChoice], normalize: Normalize) -> list[floa
     begin = max(1, min(alike, *(each.begin for each in scored)))
     found = []
     for each in scored:
-        logprobs = [token.logprob or 0.0 for token in each.tokens[begin:]]
+        logprobs = [token.logprob for token in each.tokens[begin:] if token.logprob is not None]
+        if len(logprobs) < len(each.tokens) - begin:
+            raise PartlyScored
         total = sum(logprobs)
         found.append(total / len(logprobs) if normalize == "tokens" and logprobs else total)
     return found

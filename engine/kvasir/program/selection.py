@@ -9,7 +9,7 @@ import msgspec
 
 from kvasir.program.errors import ProgramError
 from kvasir.program.expressions import METHODS, Method, Select
-from kvasir.program.likelihood import Unscored, descend, echoed, next_tokens, of_prompt, scores_of
+from kvasir.program.likelihood import PartlyScored, Unscored, descend, echoed, next_tokens, of_prompt, scores_of
 from kvasir.program.transcript import Transcript, constraint
 from kvasir_engine.client.chunks import CallUsage
 from kvasir_engine.client.connection import CallError
@@ -21,6 +21,10 @@ REFUSALS = frozenset({400, 404, 405, 415, 422, 500, 501})
 """How endpoints say that they do not know a field. 500: some fail over it."""
 TOP_COMPLETIONS, TOP_CHAT = 5, 20
 _HALF = math.log(0.5)
+START = "logprob_start_len"
+"""SGLang's name for the place in a prompt from which on it is scored; from its end where it is negative."""
+MARGIN = 8
+"""Tokens before a choice that are scored too: a prompt may end in other tokens before one choice than another."""
 
 
 @dataclass
@@ -41,10 +45,11 @@ class Selector:
 
     def __init__(self) -> None:
         self._unknown: set[tuple[str, Method]] = set()
+        self._whole: set[str] = set()  # paths that score a whole prompt or nothing
 
     async def select(self, ask: Ask, transcript: Transcript, select: Select) -> Selected:
         """Raises ProgramError where no method can be used, CallError where the endpoint fails."""
-        path, counted = transcript.path, _Counted(ask)
+        path, counted = transcript.path, _Counted(ask, self._whole)
         transcript.body()  # what is wrong with the transcript is no method's fault
         methods = [select.method] if select.method != "auto" else [
             each for each in METHODS if (path, each) not in self._unknown
@@ -69,10 +74,11 @@ class Selector:
 
 
 class _Counted:
-    """Asks, and counts what it cost."""
+    """Asks, and counts what it cost. `whole` are the paths that score a whole prompt or nothing."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, whole: set[str]) -> None:
         self._ask = ask
+        self.whole = whole
         self.usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "calls": 0}
 
     async def __call__(self, path: str, body: dict[str, Any]) -> bytes:
@@ -95,26 +101,57 @@ class _OfUsage(msgspec.Struct, frozen=True):
 Found = tuple[str, dict[str, float]]
 
 
-async def _by_echo(ask: Ask, transcript: Transcript, select: Select) -> Found:
+_Way = Callable[[_Counted, Transcript, Select], Awaitable[Found]]
+_Scoring = Callable[[_Counted, Transcript, Select, dict[str, Any]], Awaitable[Found]]
+
+
+def _of_the_tail(scoring: _Scoring, field: str) -> _Way:
+    """`scoring` by `field` with a prompt's last tokens alone, so that those before come from a cache; and with all
+    of them where the endpoint does not know how, or others count."""
+
+    async def way(ask: _Counted, transcript: Transcript, select: Select) -> Found:
+        refused = False
+        if transcript.path not in ask.whole:
+            tail = max(len(choice.encode()) for choice in select.choices) + MARGIN  # a token is a byte at least
+            try:
+                return await scoring(ask, transcript, select, {START: -tail})
+            except PartlyScored:
+                pass
+            except CallError as error:
+                known = error.status in REFUSALS and field not in str(error)
+                if not known and START not in str(error):
+                    raise
+                refused = known
+        found = await scoring(ask, transcript, select, {})
+        if refused:
+            ask.whole.add(transcript.path)
+        return found
+
+    return way
+
+
+async def _by_echo(ask: _Counted, transcript: Transcript, select: Select, start: dict[str, Any]) -> Found:
     """One request for all choices: completions repeat each prompt with its log-probabilities."""
     if transcript.path != "completions":
         raise Unscored("only completions echo a prompt")
     prompts = [transcript.text + choice for choice in select.choices]
-    body = {"prompt": prompts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+    body = {"prompt": prompts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1, **start}
     scored = echoed(await ask("completions", body), transcript.text, select.choices)
     return _most_likely(select, scores_of(scored, select.normalize))
 
 
-async def _by_prompt_logprobs(ask: Ask, transcript: Transcript, select: Select) -> Found:
+async def _by_prompt_logprobs(
+    ask: _Counted, transcript: Transcript, select: Select, start: dict[str, Any]
+) -> Found:
     """A request a choice, with vLLM's field; in a chat the choice ends the assistant's turn."""
-    scored = []
+    scored, more = [], {**start, "return_token_ids": True} if start else {}
     for choice in select.choices:
-        body = {**transcript.add(choice).body(), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        body = {**transcript.add(choice).body(), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0, **more}
         scored.append(of_prompt(await ask(transcript.path, body), choice))
     return _most_likely(select, scores_of(scored, select.normalize))
 
 
-async def _by_greedy(ask: Ask, transcript: Transcript, select: Select) -> Found:
+async def _by_greedy(ask: _Counted, transcript: Transcript, select: Select) -> Found:
     """Token by token: the likeliest next token that fits a choice, until one is left."""
     chat = transcript.path != "completions"
     top: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_CHAT} if chat else {"logprobs": TOP_COMPLETIONS}
@@ -133,7 +170,7 @@ async def _by_greedy(ask: Ask, transcript: Transcript, select: Select) -> Found:
     return left[0], {}
 
 
-async def _by_grammar(ask: Ask, transcript: Transcript, select: Select) -> Found:
+async def _by_grammar(ask: _Counted, transcript: Transcript, select: Select) -> Found:
     """The endpoint's own structured output, greedy."""
     body = {**transcript.body(), "temperature": 0, "max_tokens": max(map(len, select.choices)) + 8}
     answer = await ask(transcript.path, {**body, **constraint(transcript.path, choices=select.choices)})
@@ -165,9 +202,9 @@ def _most_likely(select: Select, scores: list[float]) -> Found:
     return max(by_choice, key=by_choice.__getitem__), by_choice
 
 
-_WAYS: dict[Method, Callable[[Ask, Transcript, Select], Awaitable[Found]]] = {
-    "echo": _by_echo,
-    "prompt_logprobs": _by_prompt_logprobs,
+_WAYS: dict[Method, _Way] = {
+    "echo": _of_the_tail(_by_echo, "echo"),
+    "prompt_logprobs": _of_the_tail(_by_prompt_logprobs, "prompt_logprobs"),
     "greedy": _by_greedy,
     "structured": _by_grammar,
 }

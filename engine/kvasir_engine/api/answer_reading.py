@@ -95,7 +95,10 @@ def _of_json(format: OutputFormat, params: Params, tools: ToolUse) -> OutputForm
     if tools.forced or params.sampling.grammar is not None:
         return dataclasses.replace(format, tools="json")
     if tools.strict:
-        message = "Unsupported value: 'strict' with this model's form of calls, unless a call is required."
+        message = (
+            "Unsupported value: 'strict', or some of the tools allowed, with this model's form of calls, "
+            "unless a call is required."
+        )
         raise unsupported("tools", message)
     return format
 

@@ -43,6 +43,10 @@ class BoundedProcess:
             self.end()
             raise
 
+    def kill(self) -> None:
+        """Let it end. Whoever exchanges a message with it meanwhile, on another thread, finds it ended."""
+        self._process.kill()
+
     def end(self) -> None:
         """End the process and wait for it."""
         self._process.kill()

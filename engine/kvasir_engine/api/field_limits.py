@@ -66,6 +66,7 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
         "n": _number(1, MOST_CHOICES),
         "best_of": _number(1, MOST_CHOICES),
         "max_tokens": _COUNT,
+        "CompletionRequest.max_tokens": _number(0, INT32),
         "max_completion_tokens": _COUNT,
         "max_output_tokens": _COUNT,
         "budget_tokens": _number(LEAST_BUDGET, INT32),
@@ -77,6 +78,7 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
         "top_logprobs": _number(0, MOST_TOP_LOGPROBS),
         "logprobs": _number(0, MOST_COMPLETION_LOGPROBS),
         "prompt_logprobs": _number(0, min(MOST_PROMPT_LOGPROBS, vocab_size)),
+        "logprob_start_len": _number(-INT32, INT32),
         "user": _LABEL,
         "safety_identifier": _LABEL,
         "prompt_cache_key": _LABEL,
@@ -105,6 +107,14 @@ def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
         "tokens": {"array": {"items": token}},
     }
 
+
+WITHIN: Mapping[str, Schema] = {
+    "CompletionRequest": {
+        "if": {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+        "else": {"properties": {"max_tokens": {"minimum": 1}}},
+    },
+}
+"""By struct: what its fields are held to beside one another."""
 
 _CONVERSATION: Mapping[str, list[Any]] = {"speed": [None, "standard"]}
 
@@ -138,7 +148,8 @@ ONLY: Mapping[str, Mapping[str, list[Any]]] = {
     },
     "ResponseStreamOptions": {"include_obfuscation": [None, False]},
     "FlatTool": {"type": ["function"], "defer_loading": [None, False], "allowed_callers": [None, ["direct"]]},
-    "FlatToolChoice": {"type": ["function"]},
+    "FlatToolChoice": {"type": ["function", "allowed_tools"], "mode": [None, "auto", "required"]},
+    "FlatAllowedTool": {"type": ["function"]},
     "TextFormat": {"type": ["text", "json_object", "json_schema"]},
     "TextOptions": {"verbosity": [None, "medium"]},
     "ReasoningOptions": {"summary": [None]},
@@ -172,7 +183,9 @@ ONLY: Mapping[str, Mapping[str, list[Any]]] = {
         "completion_window": ["24h"],
     },
     "Tool": {"type": ["function"], "custom": [None]},
-    "NamedToolChoice": {"type": ["function"], "custom": [None], "allowed_tools": [None]},
+    "NamedToolChoice": {"type": ["function", "allowed_tools"], "custom": [None]},
+    "AllowedTools": {"mode": ["auto", "required"]},
+    "AllowedTool": {"type": ["function"], "custom": [None]},
     "MessageToolCall": {"type": ["function"]},
     "TurnMessage": {"role": ["user", "assistant"]},
     "CacheControl": {"type": ["ephemeral"], "ttl": [None, "5m", "1h"]},

@@ -45,6 +45,8 @@ class GrammarCheck:
         for _ in range(PROCESSES):
             self._free.put(None)
         self._threads = ThreadPoolExecutor(PROCESSES, "grammar-check")
+        self._used: set[BoundedProcess] = set()
+        self._closed = False
         self._waiting = 0
         self._lock = threading.Lock()
         self._known: OrderedDict[Grammar, GrammarError | None] = OrderedDict()
@@ -89,12 +91,15 @@ class GrammarCheck:
             raise error
 
     def _tried(self, grammar: Grammar) -> GrammarError | None:
-        process = self._free.get()
+        process = used = self._free.get()
         try:
             if process is None:
                 vocabulary = grammar_process.described(self._vocabulary())
-                process = BoundedProcess(grammar_process.__name__, str(self._limits.memory))
+                process = used = BoundedProcess(grammar_process.__name__, str(self._limits.memory))
+                self._use(process)
                 process.exchange(vocabulary, START_SECONDS)
+            else:
+                self._use(process)
             answer = process.exchange(msgspec.to_builtins(grammar), self._limits.patience)
         except UnfitVocabulary as error:
             return GrammarError("", f"this model takes no grammars: {error}")
@@ -103,19 +108,36 @@ class GrammarCheck:
             return GrammarError("", f"it is too complex: it takes more than {self._limits.patience:g} s")
         except ProcessEnded:
             process = None
+            if self._closed:
+                raise GrammarBusy("the server ends") from None
             return GrammarError("", "it is too complex: it takes too much memory")
         except BaseException:
             process = None
             raise
         finally:
+            with self._lock:
+                if used is not None:
+                    self._used.discard(used)
             self._free.put(process)
         return GrammarError(answer["part"], answer["reason"]) if answer else None
 
+    def _use(self, process: BoundedProcess) -> None:
+        """Whoever closes ends the process, unless it is closed already. Raises GrammarBusy then."""
+        with self._lock:
+            if not self._closed:
+                self._used.add(process)
+                return
+        process.end()
+        raise GrammarBusy("the server ends")
+
     def close(self) -> None:
-        """End the processes, which end by themselves with this one, and the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for _ in range(PROCESSES):
-            process = self._free.get()
+        """End the processes, those that try a grammar too, and the threads. Idempotent."""
+        with self._lock:
+            self._closed = True
+            for used in self._used:
+                used.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process in [self._free.get() for _ in range(PROCESSES)]:
             if process is not None:
                 process.end()
             self._free.put(None)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from kvasir_engine.api.errors import AnthropicErrorBody, ErrorBody
-from kvasir_engine.api.field_limits import ONLY, Schema, limits
+from kvasir_engine.api.field_limits import ONLY, WITHIN, Schema, limits
 
 Parameters = Mapping[str, tuple[str, Schema]]
 _REF = "#/components/schemas/{name}"
@@ -51,12 +51,10 @@ def _limited(name: str, component: Schema, by_field: Mapping[str, Mapping[str, S
     properties = {
         field: {"enum": ONLY[name][field]}
         if field in ONLY.get(name, {})
-        else _held(schema, by_field[field])
-        if field in by_field
-        else schema
+        else _held(schema, by_field.get(f"{name}.{field}", by_field.get(field, {})))
         for field, schema in component.get("properties", {}).items()
     }
-    return {**component, "properties": properties} if properties else component
+    return {**component, "properties": properties, **WITHIN.get(name, {})} if properties else component
 
 
 def _json(kind: type[msgspec.Struct]) -> Schema:

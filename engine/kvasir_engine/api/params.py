@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -38,8 +39,9 @@ class Params:
     `sampling.max_tokens` is set when the prompt's length is known. Of `candidates` for each prompt the `n` best are
     shown, with `logprobs` where they are asked for. `truncate`: how many of a prompt's last tokens count.
     `grammar_field`: the one that asked for the sampling's grammar. `prompt_logprobs`: how many alternatives of a
-    prompt's tokens are shown, `echo_logprobs`: how many of the echoed ones; None: nothing is. `silent`: nothing is
-    generated but a token that nobody sees."""
+    prompt's tokens are shown, `echo_logprobs`: how many of the echoed ones; None: nothing is; `logprob_start`: from
+    which place in the prompt on, from its end where it is negative. `silent`: nothing is generated but a token that
+    nobody sees."""
 
     sampling: Sampling
     stop: tuple[str, ...]
@@ -57,6 +59,7 @@ class Params:
     grammar_field: str = ""
     prompt_logprobs: int | None = None
     echo_logprobs: int | None = None
+    logprob_start: int = 0
     silent: bool = False
 
 
@@ -146,7 +149,7 @@ def _params(
         prompt_logprobs=request.prompt_logprobs,
     )
     sampling = with_processors(sampling, request, model)
-    asked = grammar_of(request)
+    asked = grammar_of(request, model.json_whitespace)
     if asked is not None:
         sampling = msgspec.structs.replace(sampling, grammar=asked[1])
     return Params(
@@ -200,7 +203,7 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
     only("function_call", request.function_call, "none", "auto")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    return _params(request, model, logprobs, max_tokens)
+    return _starting(_params(request, model, logprobs, max_tokens), request.logprob_start_len)
 
 
 def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
@@ -214,6 +217,7 @@ def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
         most = max(request.logprobs, params.prompt_logprobs or 0)
         sampling = msgspec.structs.replace(params.sampling, prompt_logprobs=most)
         params = dataclasses.replace(params, sampling=sampling, echo_logprobs=request.logprobs)
+    params = _starting(params, request.logprob_start_len)
     return params if request.best_of is None else _best_of(params, request.best_of)
 
 
@@ -228,9 +232,27 @@ def _best_of(params: Params, candidates: int) -> Params:
     return dataclasses.replace(params, candidates=candidates, sampling=sampling)
 
 
-def check_prompt_scores(params: Params, tokens: int) -> None:
-    """Raises ApiError where prompts of so many `tokens` have more log-probabilities than an answer may."""
+def _starting(params: Params, start: int | None) -> Params:
+    """`params` with log-probabilities of the prompt's tokens from `start` on."""
+    if start is None:
+        return params
+    within("logprob_start_len", start, -INT32, INT32)
+    if params.sampling.prompt_logprobs is None:
+        message = "'logprob_start_len' is only allowed with 'prompt_logprobs', or with 'echo' and 'logprobs'."
+        raise bad_request(message, "logprob_start_len")
+    return dataclasses.replace(params, logprob_start=start)
+
+
+def scored_from(params: Params, tokens: int) -> int:
+    """The place in a prompt of so many `tokens` from which on log-probabilities are asked for, or `tokens`."""
+    start = params.logprob_start
+    return min(tokens, start) if start >= 0 else max(0, tokens + start)
+
+
+def check_prompt_scores(params: Params, prompts: Iterable[int]) -> None:
+    """Raises ApiError where prompts of so many tokens have more log-probabilities than an answer may."""
     asked = params.sampling.prompt_logprobs
+    tokens = sum(each - scored_from(params, each) for each in prompts)
     if asked is None or (scores := tokens * params.candidates * (1 + asked)) <= MOST_PROMPT_SCORES:
         return
     name = "echo" if params.prompt_logprobs is None else "prompt_logprobs"

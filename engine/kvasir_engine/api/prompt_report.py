@@ -13,7 +13,7 @@ from kvasir_engine.protocol import PromptLogprobs
 
 @dataclass(frozen=True)
 class EchoedToken:
-    """A prompt's token; `offset` is where its text begins, in characters of the prompt. The first has no score."""
+    """A prompt's token; `offset` is where its text begins, in characters of the prompt. Not all have a score."""
 
     token: NamedToken
     logprob: float | None
@@ -22,12 +22,13 @@ class EchoedToken:
 
 
 class PromptReport:
-    """The tokens of one prompt with what the engine says of all but the first."""
+    """The tokens of one prompt with what the engine says of the last of them: all but the first, or fewer."""
 
     def __init__(self, vocabulary: TokenBytes, tokens: Sequence[int], scores: Sequence[PromptLogprobs]) -> None:
         self._vocabulary = vocabulary
         self._tokens = tokens
         self._scores = scores
+        self._first = len(tokens) - len(scores)
         self._names: dict[int, NamedToken] = {}
 
     def __len__(self) -> int:
@@ -35,8 +36,8 @@ class PromptReport:
 
     def shown(self, most: int) -> ShownLogprobs:
         """As `prompt_logprobs`, with the `most` likeliest."""
-        entries: ShownLogprobs = [None]
-        for token, score in zip(self._tokens[1:], self._scores, strict=True):
+        entries: ShownLogprobs = [None] * self._first
+        for token, score in zip(self._tokens[self._first :], self._scores, strict=True):
             entry = {str(token): PromptLogprob(score.logprob, score.rank, self._name(token).name)}
             for rank, (other, logprob) in enumerate(score.top[:most], 1):
                 entry.setdefault(str(other), PromptLogprob(logprob, rank, self._name(other).name))
@@ -45,9 +46,10 @@ class PromptReport:
 
     def echoed(self, text: str, most: int) -> list[EchoedToken]:
         """Each token of the prompt, which is echoed as `text`, with the `most` likeliest in its place."""
-        offsets = self._offsets(text)
-        found = [EchoedToken(self._name(self._tokens[0]), None, [], offsets[0])]
-        for token, score, offset in zip(self._tokens[1:], self._scores, offsets[1:], strict=True):
+        offsets, first = self._offsets(text), self._first
+        before = zip(self._tokens[:first], offsets[:first], strict=True)
+        found = [EchoedToken(self._name(token), None, [], offset) for token, offset in before]
+        for token, score, offset in zip(self._tokens[first:], self._scores, offsets[first:], strict=True):
             top = [(self._name(other), logprob) for other, logprob in score.top[:most]]
             found.append(EchoedToken(self._name(token), score.logprob, top, offset))
         return found

@@ -27,14 +27,32 @@ def template_variables(hf_tokenizer: Any) -> frozenset[str]:
     template = hf_tokenizer.chat_template
     if not isinstance(template, str):
         return frozenset()
-    from jinja2 import Environment, TemplateSyntaxError, meta
-
     try:
-        found = meta.find_undeclared_variables(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
-    except TemplateSyntaxError:  # of transformers' own extension, which marks what assistants said
+        found = _undeclared(template)
+    except (ValueError, RecursionError):  # the renderer says what is wrong
         return frozenset()
     parameters = inspect.signature(hf_tokenizer.apply_chat_template).parameters
     return frozenset(found) - _RESERVED - set(parameters) - set(hf_tokenizer.special_tokens_map)
+
+
+def _undeclared(template: str) -> set[str]:
+    """The names that a template takes from outside. Raises ValueError.
+
+    Nothing of it is computed: Jinja works out expressions of constants as it looks for names, such as one of some
+    GB, and this process has no bound. So there are no constants in what it looks at.
+    """
+    from jinja2 import Environment, TemplateError, meta, nodes
+    from jinja2.visitor import NodeTransformer
+
+    class WithoutConstants(NodeTransformer):
+        def visit_Const(self, node: nodes.Const) -> nodes.Node:
+            return nodes.ContextReference()
+
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return meta.find_undeclared_variables(WithoutConstants().visit(environment.parse(template)))
+    except TemplateError as error:  # also of transformers' own extension, which marks what assistants said
+        raise ValueError(str(error)) from None
 
 
 def template_text(hf_tokenizer: Any) -> str:

@@ -45,9 +45,18 @@ class FlatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed_callers: list[str] | None = None
 
 
-class FlatToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FlatAllowedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: str
     name: str | None = None
+
+
+class FlatToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A function by its `name`, or of allowed tools how (`mode`) and which (`tools`)."""
+
+    type: str
+    name: str | None = None
+    mode: str | None = None
+    tools: list[FlatAllowedTool] | None = None
 
 
 class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

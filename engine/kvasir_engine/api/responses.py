@@ -6,6 +6,8 @@ from kvasir_engine.api.renaming import Asked
 from kvasir_engine.api.response_items import turns_of
 from kvasir_engine.api.response_schemas import FlatTool, FlatToolChoice, ResponsesRequest, TextFormat
 from kvasir_engine.api.schemas import (
+    AllowedTool,
+    AllowedTools,
     ChatRequest,
     FunctionDefinition,
     JsonSchemaFormat,
@@ -22,6 +24,7 @@ _NAMES = {
     "response_format": "text.format",
     "response_format.json_schema": "text.format",
     "tool_choice.function": "tool_choice",
+    "tool_choice.allowed_tools": "tool_choice",
 }
 LOGPROBS = "message.output_text.logprobs"
 _STATE = "this server keeps no responses: send the whole conversation as 'input'"
@@ -108,12 +111,28 @@ def _tools(tools: list[FlatTool]) -> list[Tool]:
 def _choice(choice: str | FlatToolChoice | None) -> str | NamedToolChoice | None:
     if not isinstance(choice, FlatToolChoice):
         return choice
-    if choice.type != "function":
+    if choice.type not in ("function", "allowed_tools"):
         at = "tool_choice.type"
         raise unsupported(at, f"Unsupported value: '{at}' does not support '{choice.type[:100]}'.")
-    if choice.name is None:
-        raise missing("tool_choice.name")
-    return NamedToolChoice("function", NamedFunction(choice.name))
+    allows = choice.type == "allowed_tools"
+    for field, value, belongs in (
+        ("name", choice.name, not allows),
+        ("mode", choice.mode, allows),
+        ("tools", choice.tools, allows),
+    ):
+        if value is None and belongs:
+            raise missing(f"tool_choice.{field}")
+        if value is not None and not belongs:
+            field = f"tool_choice.{field}"
+            raise bad_request(f"Unknown parameter: '{field}'.", field, "unknown_parameter")
+    if not allows:
+        return NamedToolChoice("function", NamedFunction(choice.name or ""))
+    allowed = []
+    for place, tool in enumerate(choice.tools or []):
+        if tool.type == "function" and tool.name is None:
+            raise missing(f"tool_choice.tools[{place}].name")
+        allowed.append(AllowedTool(tool.type, NamedFunction(tool.name or "")))
+    return NamedToolChoice("allowed_tools", allowed_tools=AllowedTools(choice.mode or "", allowed))
 
 
 def _format(asked: TextFormat) -> ResponseFormat:

@@ -77,7 +77,7 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int | None = None
-    # not OpenAI's; the names that vLLM and SGLang use
+    # not OpenAI's; the names that vLLM and SGLang (`logprob_start_len`) use
     top_k: int | None = None
     min_p: float | None = None
     min_tokens: int | None = None
@@ -87,6 +87,7 @@ class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     truncate_prompt_tokens: int | None = None
     return_token_ids: bool | None = None
     prompt_logprobs: int | None = None
+    logprob_start_len: int | None = None
     cache_salt: str | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
@@ -130,7 +131,10 @@ class MessageToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From `refusal` to `annotations`: what a client sends back when it repeats an answer that had none of them."""
+    """From `refusal` to `annotations`: what a client sends back when it repeats an answer that had none of them.
+
+    `provider_specific_fields` is litellm's note of an answer, which it repeats with it, and changes nothing.
+    """
 
     role: str
     content: str | list[ContentPart] | None = None
@@ -139,6 +143,7 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audio: None = None
     function_call: None = None
     annotations: list[Json] | None = None
+    provider_specific_fields: dict[str, Json] | None = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
@@ -163,11 +168,22 @@ class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
 
 
+class AllowedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    function: NamedFunction | None = None
+    custom: Any = None
+
+
+class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mode: str
+    tools: list[AllowedTool]
+
+
 class NamedToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: str
     function: NamedFunction | None = None
     custom: Any = None
-    allowed_tools: Any = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):

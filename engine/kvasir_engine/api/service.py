@@ -23,7 +23,7 @@ from kvasir_engine.api.grammar_check import GrammarCheck
 from kvasir_engine.api.http_responses import while_client_stays
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.metrics import ApiMetrics
-from kvasir_engine.api.params import Params, check_prompt_scores, choice_seed
+from kvasir_engine.api.params import Params, check_prompt_scores, choice_seed, scored_from
 from kvasir_engine.api.prompts import characters_of, check_tokens, room, too_long
 from kvasir_engine.api.rendering import AS_USUAL, Rendering
 from kvasir_engine.api.request_body import most_body_bytes, read_body
@@ -184,15 +184,15 @@ class Service:
     ) -> list[Choice]:
         if caller.behind and params.priority < 0:
             raise bad_request("Invalid 'priority': a batch's requests cannot go before others.", "priority")
-        check_prompt_scores(params, sum(map(len, prompts)))
+        check_prompt_scores(params, map(len, prompts))
         choices: list[Choice] = []
         for place, tokens in enumerate(prompts):
             most = room(len(tokens), params.max_tokens, self.client.max_length, param)
+            start = 0 if params.sampling.prompt_logprobs is None else scored_from(params, len(tokens))
             for n in range(params.candidates):
                 index = len(choices)
-                sampling = msgspec.structs.replace(
-                    params.sampling, max_tokens=most, seed=choice_seed(params.sampling.seed, n)
-                )
+                seed = choice_seed(params.sampling.seed, n)
+                sampling = msgspec.structs.replace(params.sampling, max_tokens=most, seed=seed, logprob_start=start)
                 vocabulary = self.model.tokenizer if reading is None else reading.vocabulary
                 detokenizer = Detokenizer(vocabulary, params.stop, sampling.min_tokens)
                 tenant = narrowed(caller.salt, params.cache_salt)

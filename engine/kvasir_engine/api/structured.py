@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from kvasir_engine.api.errors import ApiError, bad_request, missing, unsupported
+from kvasir_engine.api.json_whitespace import COMPACT
 from kvasir_engine.api.ranges import short
 from kvasir_engine.api.schemas import CommonRequest, Json, ResponseFormat, StructuredOutputs, given
 from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS, MOST_WHITESPACE_CHARACTERS
@@ -13,12 +14,13 @@ from kvasir_engine.grammar.base import GrammarError
 from kvasir_engine.protocol import Grammar
 
 BACKENDS = ("auto", "guidance", "llguidance")
-COMPACT = ""
-"""The white space of JSON without any."""
+_OF_JSON = ("json_schema", "json_object", "structural_tag")
 
 
-def grammar_of(request: CommonRequest) -> tuple[str, Grammar] | None:
-    """The field that constrains the text, and the grammar. Raises ApiError, where there are two as well."""
+def grammar_of(request: CommonRequest, whitespace: str | None = None) -> tuple[str, Grammar] | None:
+    """The field that constrains the text, and the grammar; `whitespace` is that of JSON where the request says
+    nothing of it. Raises ApiError, where there are two as well.
+    """
     backend = request.guided_decoding_backend
     if backend is not None and backend not in BACKENDS:
         raise unsupported("guided_decoding_backend")
@@ -33,6 +35,10 @@ def grammar_of(request: CommonRequest) -> tuple[str, Grammar] | None:
         return None
     field, grammar = found[0]
     short(field, grammar.source, MOST_GRAMMAR_CHARACTERS)
+    asked = request.structured_outputs
+    says = asked is not None and asked.disable_any_whitespace is not None
+    if grammar.whitespace is None and grammar.kind in _OF_JSON and not says:
+        grammar = msgspec.structs.replace(grammar, whitespace=whitespace)
     return field, grammar
 
 

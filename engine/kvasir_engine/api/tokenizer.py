@@ -314,7 +314,8 @@ class ServedModel:
     """The one model that a front end serves.
 
     `vocab_size` bounds the token ids that a client may send; `eos` are the tokens that end an answer; `created` is
-    in seconds since 1970. `parsers` are what the command line names.
+    in seconds since 1970. `parsers` are what the command line names, `json_whitespace` is that of constrained JSON
+    where a request does not say, as Grammar.whitespace has it.
     """
 
     name: str
@@ -323,6 +324,7 @@ class ServedModel:
     eos: tuple[int, ...]
     created: int
     parsers: Parsers = AUTO
+    json_whitespace: str | None = None
 
     @cached_property
     def output(self) -> OutputFormat:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from kvasir_engine.api.errors import bad_request, unsupported
 from kvasir_engine.api.ranges import few, short
-from kvasir_engine.api.schemas import ChatRequest, FunctionDefinition, NamedToolChoice
+from kvasir_engine.api.schemas import AllowedTools, ChatRequest, FunctionDefinition, NamedToolChoice
 from kvasir_engine.api.tools.schema_check import count_of, fault_of_schema
 
 MOST_TOOLS = 128
@@ -47,7 +47,9 @@ class FunctionTool:
 
 @dataclass(frozen=True)
 class ToolUse:
-    """The tools of one request. `callable` are those that may be called, one alone where it is named."""
+    """The tools of one request. `callable` are those that may be called: one alone where it is named, some where
+    only these are allowed.
+    """
 
     tools: tuple[FunctionTool, ...]
     choice: Choice
@@ -61,8 +63,8 @@ class ToolUse:
 
     @property
     def strict(self) -> bool:
-        """Whether a tool's calls have to keep to its schema."""
-        return any(tool.strict for tool in self.callable)
+        """Whether what begins as a call has to be one: a tool is strict, or not all may be called."""
+        return len(self.callable) < len(self.tools) or any(tool.strict for tool in self.callable)
 
 
 def tool_use(request: ChatRequest) -> ToolUse | None:
@@ -70,9 +72,10 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
 
     With a `tool_choice` of none the model is not told of any: it could call them.
     """
-    choice, name = _choice(request.tool_choice)
+    choice, allowed = _choice(request.tool_choice)
     if not request.tools:
-        for field, neutral in (("tool_choice", choice in ("auto", "none")), ("parallel_tool_calls", True)):
+        unchosen = choice in ("auto", "none") and allowed is None
+        for field, neutral in (("tool_choice", unchosen), ("parallel_tool_calls", True)):
             if not neutral or (field == "parallel_tool_calls" and request.parallel_tool_calls is False):
                 raise bad_request(
                     f"Invalid value for '{field}': '{field}' is only allowed when 'tools' are specified.", field
@@ -105,38 +108,70 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
         )
     if size > MOST_TOOL_CHARACTERS:
         raise bad_request(f"Invalid 'tools': they have more than {MOST_TOOL_CHARACTERS} characters.", "tools")
-    callable = tuple(tool for tool in tools if choice != "named" or tool.name == name)
-    if not callable:
-        raise bad_request(
-            f"Invalid value for 'tool_choice': the function {name!r} is none of the 'tools'.", "tool_choice"
-        )
+    for name in allowed or ():
+        if name not in (tool.name for tool in tools):
+            raise bad_request(
+                f"Invalid value for 'tool_choice': the function {name!r} is none of the 'tools'.", "tool_choice"
+            )
+    callable = tuple(tool for tool in tools if allowed is None or tool.name in allowed)
     if choice == "none":
         return None
     return ToolUse(tuple(tools), choice, callable, request.parallel_tool_calls is not False)
 
 
-def _choice(asked: str | NamedToolChoice | None) -> tuple[Choice, str]:
+def _choice(asked: str | NamedToolChoice | None) -> tuple[Choice, Sequence[str] | None]:
+    """How a call is chosen, and the names of the functions that may be called; None: all."""
     if asked is None:
-        return "auto", ""
+        return "auto", None
     if isinstance(asked, str):
         for known in ("none", "auto", "required"):
             if asked == known:
-                return known, ""
+                return known, None
         raise bad_request(
             f"Invalid value for 'tool_choice': {asked[:100]!r} is not 'none', 'auto', 'required' or a function.",
             "tool_choice",
         )
-    if asked.type != "function":
+    if asked.type not in ("function", "allowed_tools"):
         at = "tool_choice.type"
         raise unsupported(at, f"Unsupported value: '{at}' does not support {asked.type[:100]!r}.")
-    if asked.custom is not None or asked.allowed_tools is not None:
-        field = "tool_choice.custom" if asked.custom is not None else "tool_choice.allowed_tools"
-        raise bad_request(f"Unknown parameter: '{field}'.", field, "unknown_parameter")
-    if asked.function is None:
-        field = "tool_choice.function"
-        raise bad_request(f"Missing required parameter: '{field}'.", field, "missing_required_parameter")
+    for name, value in (
+        ("function", asked.function),
+        ("custom", asked.custom),
+        ("allowed_tools", asked.allowed_tools),
+    ):
+        field = f"tool_choice.{name}"
+        if value is None and name == asked.type:
+            raise bad_request(f"Missing required parameter: '{field}'.", field, "missing_required_parameter")
+        if value is not None and name != asked.type:
+            raise bad_request(f"Unknown parameter: '{field}'.", field, "unknown_parameter")
+    if asked.allowed_tools is not None:
+        return _allowed(asked.allowed_tools)
+    assert asked.function is not None
     short("tool_choice.function.name", asked.function.name, 64)
-    return "named", asked.function.name
+    return "named", (asked.function.name,)
+
+
+def _allowed(asked: AllowedTools) -> tuple[Choice, Sequence[str]]:
+    at = "tool_choice.allowed_tools"
+    if asked.mode not in ("auto", "required"):
+        message = f"Invalid value for '{at}.mode': {asked.mode[:100]!r} is not 'auto' or 'required'."
+        raise bad_request(message, f"{at}.mode")
+    if not asked.tools:
+        raise bad_request(f"Invalid '{at}.tools': it cannot be empty.", f"{at}.tools")
+    few(f"{at}.tools", len(asked.tools), MOST_TOOLS)
+    names = []
+    for place, tool in enumerate(asked.tools):
+        field = f"{at}.tools[{place}]"
+        if tool.type != "function" or tool.custom is not None:
+            raise unsupported(
+                f"{field}.type", f"Unsupported value: '{field}.type' does not support {tool.type[:100]!r}."
+            )
+        if tool.function is None:
+            field = f"{field}.function"
+            raise bad_request(f"Missing required parameter: '{field}'.", field, "missing_required_parameter")
+        short(f"{field}.function.name", tool.function.name, 64)
+        names.append(tool.function.name)
+    return ("auto" if asked.mode == "auto" else "required"), names
 
 
 def _check(function: FunctionDefinition, at: str, before: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kvasir_engine.connector.digester import Digested, Digester
@@ -23,14 +23,20 @@ class DigestThread:
     """Calls `wake`, from the thread, when some digests are done. All are 0 where there is no `digest`.
 
     What was found in memory counts for later only when whoever asked for it says so with `keep`: the pages may have
-    become others' while it was computed.
+    become others' while it was computed. Without `thread` it makes one.
     """
 
-    def __init__(self, digest: Digester | None, stats: TransferStats, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        digest: Digester | None,
+        stats: TransferStats,
+        wake: Callable[[], None],
+        thread: Executor | None = None,
+    ) -> None:
         self._digest = digest
         self._stats = stats
         self._wake = wake
-        self._thread = ThreadPoolExecutor(1, "kvasir-digest")
+        self._thread = thread or ThreadPoolExecutor(1, "kvasir-digest")
 
     def written(self, blocks: Sequence[int], layers: range, cut: Cut | None) -> "Future[TimedDigests]":
         """The digests of what was written; `take` has the result. What is not known begins on the thread."""

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -57,13 +57,19 @@ class InflightCopies:
     """What one agent copies."""
 
     def __init__(
-        self, agent: NixlAgent, digests: DigestThread, stats: TransferStats, probes: LinkProbes | None = None
+        self,
+        agent: NixlAgent,
+        digests: DigestThread,
+        stats: TransferStats,
+        probes: LinkProbes | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`probes`: the link to a peer is measured with the first pages that are all written."""
         self._agent = agent
         self._probes = probes
         self._digests = digests
         self._stats = stats
+        self._clock = clock
         self._layers = agent.endpoint.fingerprint.layers
         self._posts: deque[sender.Post] = deque()  # decided and not begun
         self._copies: dict[tuple[Key, Push], _Copy] = {}
@@ -80,8 +86,8 @@ class InflightCopies:
 
     def advance(self) -> Iterator[EndedCopy | LostPeer]:
         """Begin the copies whose turn has come, and report those that have ended."""
-        until = time.monotonic() + POST_TIME
-        while self._posts and time.monotonic() < until:
+        until = self._clock() + POST_TIME
+        while self._posts and self._clock() < until:
             post = self._posts.popleft()
             try:
                 if post.reads:

@@ -6,6 +6,7 @@ that it has a part of the KV in common with; events name them.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -41,7 +42,7 @@ _Effects = Iterable[_Effect]
 
 
 class LeaseExecutor:
-    """The leases and loans of one rank, on both sides. `emit` gets the events."""
+    """The leases and loans of one rank, on both sides. `emit` gets the events; `clock` says the time."""
 
     def __init__(
         self,
@@ -52,8 +53,10 @@ class LeaseExecutor:
         stats: TransferStats,
         emit: Callable[[Event], None],
         fabric: FabricRate = ANY_FABRIC,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._agent = agent
+        self._clock = clock
         self._rank = rank
         self._digests = digests
         self._stats = stats
@@ -63,8 +66,8 @@ class LeaseExecutor:
         self._receiver = Receiver(agent.endpoint.epoch, layers, verifies)
         self._sender = Sender(layers)
         self._ranks = PeerRanks(agent, rank, lambda peer: self._receiver.knows(peer) or self._sender.knows(peer))
-        self.probes = LinkProbes(agent, fabric, self._sender.together)
-        self._copies = InflightCopies(agent, digests, stats, None if faults.ON else self.probes)
+        self.probes = LinkProbes(agent, fabric, self._sender.together, clock)
+        self._copies = InflightCopies(agent, digests, stats, None if faults.ON else self.probes, clock)
         self._open_leases = OpenLeases()
         self._reads = LoanReads()
         self._unconfirmed = UnconfirmedLeases()
@@ -80,7 +83,7 @@ class LeaseExecutor:
     def obey(self, command: AnyCommand) -> None:
         """Carry out a command."""
         try:
-            self._apply(self._obey(command, time.monotonic()))
+            self._apply(self._obey(command, self._clock()))
         except Exception as error:
             log.exception("a command broke")
             failed = _failed(command, f"{type(error).__name__}: {error}")
@@ -94,13 +97,13 @@ class LeaseExecutor:
             self._open_leases.computed(key, computed)
         for part in self._open_leases.parts(key):
             if not self._reads.waits(part, push) and not self._unconfirmed.waits(part, push):
-                self._apply(self._sender.push(part, push, time.monotonic()))
+                self._apply(self._sender.push(part, push, self._clock()))
 
     def turn(self, arrived: list[tuple[str, bytes]]) -> bool:
         """Take what has `arrived` from peers, begin copies, see what has ended. Whether there was anything."""
         for agent, data in [*self._early.granted(), *arrived]:
             try:
-                self._apply(self._receive(agent, data, time.monotonic()))
+                self._apply(self._receive(agent, data, self._clock()))
             except Exception as error:  # a peer's message is not to end what serves the others
                 log.exception("a notification broke agent=%s", agent)
                 self._emit(receiver.Rejected(agent[:256], 0, f"{type(error).__name__}: {error}"[:1024]))
@@ -113,7 +116,7 @@ class LeaseExecutor:
                 self._apply(self._ended(news))
         for lent in self._pending_loans.done():
             self._apply(self._lent(lent))
-        now = time.monotonic()
+        now = self._clock()
         for agent, ping in self._unconfirmed.due(now):
             self._apply(self._send(agent, ping))
         self._apply([*self._receiver.tick(now), *self._sender.tick(now)])
@@ -215,7 +218,7 @@ class LeaseExecutor:
             case Release(sender=sender):
                 if sender is not None and sender.agent == agent:
                     try:
-                        self._agent.meet(sender)
+                        self._agent.meet_stranger(sender)
                     except (PeerDied, PeerRefused) as error:
                         log.warning("cannot answer agent=%s reason=%s", agent, error)
                 return self._sender.released(agent, message, now)
@@ -224,7 +227,8 @@ class LeaseExecutor:
             case Pong():
                 return self._ponged(agent, message, now)
             case Lent(lease, _, blocks, digests):
-                waiting = self._reads.lent((agent, lease), dict(zip(blocks, digests, strict=True)), message.nonce)
+                lent = dict(zip(blocks, digests, strict=True))
+                waiting = self._reads.lent((agent, lease), lent, message.nonce, self._agent.named(agent))
                 if waiting is None:
                     return [receiver.Rejected(agent, lease, "wrong nonce: it is not from who lends")]
                 return [effect for push in waiting for effect in self._sender.push((agent, lease), push, now)]
@@ -237,7 +241,7 @@ class LeaseExecutor:
             effects = list(self._receiver.heard(agent, ping, now))
             if effects or not self._agent.knows(agent):
                 return effects or [receiver.Rejected(agent, ping.lease, "no lease was granted to it")]
-            if not self._receiver.has(ping.lease, agent):
+            if not self._receiver.wants(ping.lease, agent):
                 return self._send(agent, Release(ping.lease, ping.epoch, nonce=ping.nonce))
         elif self._sender.nonce_of((agent, ping.lease)) not in (None, ping.nonce):
             return [receiver.Rejected(agent, ping.lease, "wrong nonce: it is not from who granted the lease")]
@@ -279,7 +283,7 @@ class LeaseExecutor:
         else:
             self._digests.keep(ended.digests, ended.push.local)
             self._digested[ended.key, ended.push] = ended.digests.values
-        return self._sender.ended(ended.key, ended.push, ok, time.monotonic())
+        return self._sender.ended(ended.key, ended.push, ok, self._clock())
 
     def _was_read(self, read: EndedCopy) -> bool:
         """Whether a read brought what was lent."""
@@ -317,29 +321,38 @@ class LeaseExecutor:
     # -- what the machines decide
 
     def _apply(self, effects: _Effects) -> None:
-        for effect in effects:
-            match effect:
-                case sender.Post():
-                    self._copies.add(effect)
-                case sender.Announce((agent, lease) as key, epoch, first, push, layers, nonce):
-                    digests = self._digested.pop((key, push))
-                    written = Written(lease, epoch, first, (layers.start, layers.stop), digests, nonce)
-                    self._apply(self._send(agent, written))
-                case receiver.Verify():
-                    faults.hit("decode.written")
-                    self._verify(effect)
-                case sender.NotifyHolder(agent, Complete() as complete):
-                    faults.hit("prefill.completing")
-                    self._apply(self._send(agent, complete))
-                    faults.hit("prefill.completed")
-                case receiver.NotifyWriter(agent, Release() as release):
-                    address = self._endpoint.address(0)
-                    self._apply(self._send(agent, msgspec.structs.replace(release, sender=address)))
-                case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
-                    self._apply(self._send(agent, message))
-                case _:
-                    self._note(effect)
-                    self._emit(effect)
+        """Carry out effects in order, and what follows from them after all of them.
+
+        A death may show at the first of several messages. What was decided before it is told of before it.
+        """
+        waiting = deque(effects)
+        while waiting:
+            waiting.extend(self._carry_out(waiting.popleft()))
+
+    def _carry_out(self, effect: _Effect) -> _Effects:
+        """Do one thing that a machine decided. What follows from it."""
+        match effect:
+            case sender.Post():
+                self._copies.add(effect)
+            case sender.Announce((agent, lease) as key, epoch, first, push, layers, nonce):
+                digests = self._digested.pop((key, push))
+                return self._send(agent, Written(lease, epoch, first, (layers.start, layers.stop), digests, nonce))
+            case receiver.Verify():
+                faults.hit("decode.written")
+                self._verify(effect)
+            case sender.NotifyHolder(agent, Complete() as complete):
+                faults.hit("prefill.completing")
+                follows = self._send(agent, complete)
+                faults.hit("prefill.completed")
+                return follows
+            case receiver.NotifyWriter(agent, Release() as release):
+                return self._send(agent, msgspec.structs.replace(release, sender=self._endpoint.address(0)))
+            case receiver.NotifyWriter(agent, message) | sender.NotifyHolder(agent, message):
+                return self._send(agent, message)
+            case _:
+                self._note(effect)
+                self._emit(effect)
+        return []
 
     def _note(self, event: Event) -> None:
         match event:

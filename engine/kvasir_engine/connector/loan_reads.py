@@ -16,14 +16,35 @@ class _Read:
     waiting: list[Push] = field(default_factory=list)
 
 
+class _EarlyDigests:
+    """Digests of loans that nobody reads yet, by the nonce that came with them: another's is not the prompt's."""
+
+    def __init__(self) -> None:
+        self._lent: OrderedDict[tuple[Key, int], dict[int, int]] = OrderedDict()
+        self._blocks = 0
+
+    def put(self, part: Key, nonce: int, digests: dict[int, int]) -> None:
+        """Keep these; the oldest go where there are too many."""
+        self.take(part, nonce)
+        self._lent[part, nonce] = digests
+        self._blocks += len(digests)
+        while len(self._lent) > LOANS or self._blocks > BLOCKS:
+            self._blocks -= len(self._lent.popitem(last=False)[1])
+
+    def take(self, part: Key, nonce: int) -> dict[int, int] | None:
+        """Those of a loan, which are forgotten."""
+        digests = self._lent.pop((part, nonce), None)
+        self._blocks -= len(digests or ())
+        return digests
+
+
 class LoanReads:
     """Reads under loans. A read waits until its digests have arrived."""
 
     def __init__(self) -> None:
         self._reads: dict[Key, _Read] = {}
-        # Digests of loans that nobody reads yet, by the nonce that came with them: another's is not the prompt's.
-        self._lent: OrderedDict[tuple[Key, int], dict[int, int]] = OrderedDict()
-        self._blocks = 0  # of these
+        # What peers of this worker say, and apart from it what anybody says: the one never takes the other's place.
+        self._early = {True: _EarlyDigests(), False: _EarlyDigests()}
 
     def __contains__(self, part: Key) -> bool:
         return part in self._reads
@@ -32,20 +53,16 @@ class LoanReads:
         """Begin to read under `part`."""
         self._reads[part] = _Read(self._take(part, nonce), nonce)
 
-    def lent(self, part: Key, digests: dict[int, int], nonce: int = 0) -> list[Push] | None:
+    def lent(self, part: Key, digests: dict[int, int], nonce: int = 0, known: bool = True) -> list[Push] | None:
         """The digests of what is lent, by block of the lender's. Returns the pushes that waited for them.
 
-        None: the nonce is not the loan's.
+        None: the nonce is not the loan's. `known`: a router has named the lender.
         """
         read = self._reads.get(part)
         if read is not None and read.nonce != nonce:
             return None
         if read is None:
-            self._blocks -= len(self._lent.pop((part, nonce), ()))
-            self._lent[part, nonce] = digests
-            self._blocks += len(digests)
-            while len(self._lent) > LOANS or self._blocks > BLOCKS:
-                self._blocks -= len(self._lent.popitem(last=False)[1])
+            self._early[known].put(part, nonce, digests)
             return []
         read.digests, waiting = digests, read.waiting
         read.waiting = []
@@ -71,6 +88,5 @@ class LoanReads:
             self._take(part, read.nonce)
 
     def _take(self, part: Key, nonce: int) -> dict[int, int] | None:
-        digests = self._lent.pop((part, nonce), None)
-        self._blocks -= len(digests or ())
-        return digests
+        found = [early.take(part, nonce) for early in self._early.values()]
+        return next((digests for digests in found if digests is not None), None)

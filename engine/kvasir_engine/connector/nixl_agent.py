@@ -6,6 +6,8 @@ calls `notifications` often enough instead. Death of a peer shows as `PeerDied` 
 
 import contextlib
 import os
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +17,7 @@ from nixl_cu13._bindings import (
     nixlBackendError,
     nixlInvalidParamError,
     nixlMismatchError,
+    nixlNotAllowedError,
     nixlNotFoundError,
     nixlRemoteDisconnectError,
     nixlXferDList,
@@ -26,7 +29,16 @@ from kvasir_engine.connector.layout import Cut, Offsets, Route, routes, spec_of
 from kvasir_engine.errors import UserError
 from kvasir_engine.protocol import Address, Encryption, Endpoint, Fingerprint, Region
 
-_UNREACHABLE = (nixlInvalidParamError, nixlMismatchError, nixlBackendError, nixlNotFoundError, ValueError)
+MOST_STRANGERS = 64
+"""Whom no router has named, and who is known so that it can be answered."""
+_UNREACHABLE = (
+    nixlInvalidParamError,
+    nixlMismatchError,
+    nixlBackendError,
+    nixlNotAllowedError,  # another agent goes by this name already
+    nixlNotFoundError,
+    ValueError,
+)
 
 Pages = tuple[int, ...]
 """Of two pools whose pages have different sizes, blocks (`layout.py`)."""
@@ -72,11 +84,18 @@ def choose_fabric(fabric: Fabric, cuda: bool, encryption: Encryption = "auto") -
 class NixlAgent:
     """This rank's agent; its name carries the worker's epoch, so a restarted worker is another agent."""
 
-    def __init__(self, epoch: int, region: Region, fingerprint: Fingerprint, rank: int = 0) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        region: Region,
+        fingerprint: Fingerprint,
+        rank: int = 0,
+        make_nixl: Callable[[str, nixl_agent_config], nixl_agent] = nixl_agent,
+    ) -> None:
         self.name = f"kvasir-{epoch:016x}" + (f"-{rank}" if rank else "")
         self.rank = rank
         self._spec = spec_of(fingerprint, region.page_bytes)
-        self._nixl = nixl_agent(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
+        self._nixl = make_nixl(self.name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         size = region.pages * region.page_bytes
         self._registered = self._nixl.register_memory([(region.address, size, region.device, "")], region.memory)
         self.endpoint = Endpoint(self.name, epoch, self._nixl.get_agent_metadata(), region, fingerprint)
@@ -84,6 +103,7 @@ class NixlAgent:
         self._local = self._nixl.prep_xfer_dlist("NIXL_INIT_AGENT", self._table(region), region.memory)
         self._peers: dict[str, _Peer] = {}
         self._met: dict[str, bytes] = {}  # who can be told something, by which metadata
+        self._strangers: OrderedDict[str, None] = OrderedDict()
 
     def connect(self, endpoint: Endpoint, rank: int = 0) -> None:
         """Make a rank of the peer reachable; nothing if it is already. Raises PeerRefused, or PeerDied."""
@@ -122,6 +142,7 @@ class NixlAgent:
         except _UNREACHABLE as error:
             raise PeerRefused(f"NIXL cannot reach {peer.agent}: {error}") from error
         self._peers[peer.agent] = _Peer(region, endpoint.fingerprint, to, from_, layers)
+        self._strangers.pop(peer.agent, None)
 
     def differs(self, endpoint: Endpoint, rank: int) -> bool:
         """Whether a rank of the peer is known with another pool or agent, or another way to divide it."""
@@ -145,8 +166,18 @@ class NixlAgent:
         except _UNREACHABLE as error:
             raise PeerRefused(f"NIXL cannot reach {peer.agent}: {error}") from error
         if name != peer.agent:
+            self._nixl.remove_remote_agent(name)  # NIXL has not known it before: its owner is to be met by it
             raise PeerRefused(f"metadata is of agent {name!r}, not {peer.agent!r}")
         self._met[peer.agent] = peer.metadata
+
+    def meet_stranger(self, peer: Address) -> None:
+        """As `meet`, for who only says who it is. Of too many the first that nobody has named since goes."""
+        if peer.agent in self._met:
+            return
+        self.meet(peer)
+        self._strangers[peer.agent] = None
+        if len(self._strangers) > MOST_STRANGERS:
+            self.forget(next(iter(self._strangers)))
 
     def sent(self, agent: str) -> Cut | None:
         """What of our pages goes to the peer; `None` if it is not known any more."""
@@ -165,6 +196,7 @@ class NixlAgent:
 
     def forget(self, agent: str) -> None:
         """Drop a dead peer."""
+        self._strangers.pop(agent, None)
         peer = self._peers.pop(agent, None)
         if peer is not None and peer.layers is not None:
             peer.layers.release()
@@ -245,6 +277,10 @@ class NixlAgent:
     def knows(self, agent: str) -> bool:
         """Whether `notify` reaches the peer, as far as is known."""
         return agent in self._met
+
+    def named(self, agent: str) -> bool:
+        """Whether a router has named the peer, so that there is a way for KV."""
+        return agent in self._peers
 
     def notify(self, agent: str, message: bytes) -> None:
         """Send a notification of its own. Raises PeerDied."""

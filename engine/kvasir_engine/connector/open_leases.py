@@ -22,9 +22,10 @@ class OpenLeases:
         self._lease_of: dict[Key, Key] = {}
 
     def open(self, key: Key, parts: list[Key]) -> None:
-        """The lease `key` has these parts."""
-        self._leases.setdefault(key, _LeaseParts()).parts += parts
-        self._lease_of |= dict.fromkeys(parts, key)
+        """The lease `key` has these parts; on a rank that has none of it there is nothing to end."""
+        if parts:
+            self._leases.setdefault(key, _LeaseParts()).parts += parts
+            self._lease_of |= dict.fromkeys(parts, key)
 
     def parts(self, key: Key) -> list[Key]:
         """Those that have not ended; of a lease that is not known, none."""

@@ -151,6 +151,12 @@ class Receiver:
         """Whether the agent's part of a lease or loan has not ended."""
         return (lease, agent) in self._parts
 
+    def wants(self, lease: int, agent: str) -> bool:
+        """Whether the agent may go on, or begin. A writer that asks while it is fenced must not be told to begin:
+        what it said before, that it writes no more, may arrive after its question."""
+        part = self._parts.get((lease, agent))
+        return part is not None and not part.fenced
+
     def revoke(self, lease: int, now: float) -> Iterable[Effect]:
         """The request was aborted. Idempotent; a part that has ended is left alone."""
         open_ = [key for key, part in self._parts.items() if key[0] == lease and not part.fenced]

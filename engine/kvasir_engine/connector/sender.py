@@ -7,8 +7,9 @@
 A few writes of a lease may be under way at a time. Each is announced with `Written` once it and all writes before
 it have ended, so neither that nor `Complete` overtakes bytes. Layers that are computed faster than they are written
 go together: some layers of a page are one piece of memory, and cost less than a write each. A lease that ended
-leaves a tombstone: a `Release` that arrives before the prompt does refuses the prompt. Each input returns the
-effects that the caller must carry out, in order.
+leaves a tombstone. A `Release` that arrives before the prompt refuses the prompt, as long as it is remembered: who
+says it cannot be known, so it never takes a tombstone's place. Whom it does not refuse the holder refuses, who is
+asked before the first byte. Each input returns the effects that the caller must carry out, in order.
 """
 
 from collections import OrderedDict, deque
@@ -22,6 +23,9 @@ from kvasir_engine.connector.notifications import Complete, Ping, Release, Stopp
 from kvasir_engine.connector.receiver import Rejected
 
 TOMBSTONES = 65536
+"""Of leases that were open here."""
+EARLY = 4096
+"""Releases of leases that were not: anybody may have sent them."""
 PING_INTERVAL = 0.25
 WINDOW = 8
 """Most writes of a lease under way at once."""
@@ -29,10 +33,10 @@ PIECES = 256
 """Most layers of pages that go in one write where layers go together: it bounds how long a post can block."""
 
 Key = tuple[str, int]  # holder's agent, lease id
+_Tombstone = tuple[str, int, int, int]  # the same, epoch, nonce
 
 
-@dataclass(frozen=True, eq=False)
-class Push:
+class Push(msgspec.Struct, frozen=True, eq=False, weakref=True):
     """Pages to copy: ours to theirs, one to one, of one layer or (`layer` None) of all. Layers come in order.
 
     Pages are counted in the blocks of `layout.py`. `number` names the push between the ranks of a worker.
@@ -128,7 +132,8 @@ class Sender:
     def __init__(self, layers: int) -> None:
         self._layers = layers
         self._leases: dict[Key, _Lease] = {}
-        self._ended: OrderedDict[tuple[str, int, int, int], str] = OrderedDict()
+        self._ended: OrderedDict[_Tombstone, str] = OrderedDict()
+        self._early: OrderedDict[_Tombstone, str] = OrderedDict()
         self._pinged: dict[str, float] = {}
         self._together: dict[str, int] = {}
 
@@ -155,7 +160,8 @@ class Sender:
 
         What is pushed under a loan is read, from `remote` to `local`; nothing is announced.
         """
-        ended = self._ended.get((*key, epoch, nonce))
+        tombstone = (*key, epoch, nonce)
+        ended = self._ended.get(tombstone, self._early.get(tombstone))
         if key in self._leases or ended is not None:
             return [Failed(key, ended or "the lease is in use")]
         self._leases[key] = _Lease(epoch, deadline, nonce, reading=reading)
@@ -207,7 +213,8 @@ class Sender:
         key = (agent, message.lease)
         lease = self._leases.get(key)
         if lease is None or lease.epoch != message.epoch:
-            self._remember((*key, message.epoch, message.nonce), "released by the decode worker")
+            early = (*key, message.epoch, message.nonce)
+            _remember(self._early, early, "released by the decode worker", EARLY)
             said = Stopped(message.lease, message.epoch, "unknown or ended", message.nonce)
             return [NotifyHolder(agent, said)]
         if lease.nonce != message.nonce:
@@ -287,9 +294,10 @@ class Sender:
 
     def _bury(self, key: Key, lease: _Lease, reason: str) -> None:
         del self._leases[key]
-        self._remember((*key, lease.epoch, lease.nonce), reason)
+        _remember(self._ended, (*key, lease.epoch, lease.nonce), reason, TOMBSTONES)
 
-    def _remember(self, tombstone: tuple[str, int, int, int], reason: str) -> None:
-        self._ended[tombstone] = reason
-        if len(self._ended) > TOMBSTONES:
-            self._ended.popitem(last=False)
+
+def _remember(ended: OrderedDict[_Tombstone, str], tombstone: _Tombstone, reason: str, most: int) -> None:
+    ended[tombstone] = reason
+    if len(ended) > most:
+        ended.popitem(last=False)

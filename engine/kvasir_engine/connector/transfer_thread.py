@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from kvasir_engine.connector.commands import AnyCommand
@@ -59,9 +60,10 @@ _Command = AnyCommand | _Pushed | _After | _Wake
 class TransferThread(threading.Thread):
     """Runs until `stop`. `make_agent` is called on the thread, which then owns the agent.
 
-    `digest` computes the digests of pages of our pool, those of what is written beside the copy; None where digests
-    are off. `ended` hears of any end but by `stop`. `intake`, on ranks other than 0, returns rank 0's commands
-    that have arrived. `fabric`: what carries the KV, as far as known.
+    `digest` computes the digests of pages of our pool, those of what is written while it is copied; None where
+    digests are off. `ended` hears of any end but by `stop`. `intake`, on ranks other than 0, returns rank 0's
+    commands that have arrived. `fabric`: what carries the KV, as far as known. Without `start`, the caller of
+    `begin` and then `step` again and again is the thread; `clock` says the time, and `digest_thread` digests.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class TransferThread(threading.Thread):
         intake: Callable[[], list[AnyCommand]] | None = None,
         ended: Ended | None = None,
         fabric: FabricRate = ANY_FABRIC,
+        clock: Callable[[], float] = time.monotonic,
+        digest_thread: Executor | None = None,
     ) -> None:
         super().__init__(name="kvasir-transfer", daemon=True)
         self._make_agent = make_agent
@@ -80,14 +84,17 @@ class TransferThread(threading.Thread):
         self._rank = rank
         self._ended = ended
         self._intake = intake
+        self._clock = clock
         self._verifies = digest is not None
         self._taken = 0  # of rank 0's commands
         self._held: deque[_Command | None] = deque()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self.stats = TransferStats()
-        self._digests = DigestThread(digest, self.stats, lambda: self._commands.put(_Wake()))
+        self._digests = DigestThread(digest, self.stats, lambda: self._commands.put(_Wake()), digest_thread)
         self._ready = threading.Event()
         self._error: BaseException | None = None
+        self._agent: NixlAgent
+        self._executor: LeaseExecutor
         self.endpoint: Endpoint
         self._fabric = fabric
         self._probes: LinkProbes | None = None
@@ -142,12 +149,7 @@ class TransferThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            agent = self._make_agent()
-            self.endpoint = agent.endpoint
-            executor = LeaseExecutor(
-                agent, self._rank, self._digests, self._verifies, self.stats, self._emit, self._fabric
-            )
-            self._probes = executor.probes
+            self.begin()
         except BaseException as error:
             self._error = error
             return
@@ -155,44 +157,61 @@ class TransferThread(threading.Thread):
             self._ready.set()
         why = "the transfer thread ended"
         try:
-            self._carry(agent, executor)
+            self._carry()
         except BaseException as error:
             log.exception("the transfer thread ends; the worker is unhealthy from now on")
             why = f"the transfer thread failed: {type(error).__name__}: {error}"
         finally:
             try:
                 self._digests.close()
-                agent.close()
+                self._agent.close()
             finally:
                 if not self._stopping and self._ended is not None:
                     self._ended(why)
 
-    def _carry(self, agent: NixlAgent, executor: LeaseExecutor) -> None:
+    def begin(self) -> None:
+        """Make the agent, on the calling thread."""
+        self._agent = agent = self._make_agent()
+        self.endpoint = agent.endpoint
+        self._executor = LeaseExecutor(
+            agent, self._rank, self._digests, self._verifies, self.stats, self._emit, self._fabric, self._clock
+        )
+        self._probes = self._executor.probes
+
+    @property
+    def busy(self) -> bool:
+        """Whether a lease or a loan is open, or a command waits."""
+        return self._executor.busy or bool(self._held)
+
+    def step(self, wait: float) -> bool:
+        """Go round once; wait so many seconds for a command, if there is none. Whether there was anything to do."""
+        self._held += self._waiting(wait)
+        # What has arrived is fetched before the last commands, and looked at after them: a grant must be known
+        # before its writer's word, and a lease be open before its pushes, which come another way than commands.
+        arrived = self._agent.notifications()
+        if self._intake is None:
+            self._held += self._waiting(0.0)
+        else:
+            for ahead in self._intake():
+                self._taken += 1
+                self._executor.obey(ahead)
+        for command in self._due():
+            match command:
+                case None:
+                    self._stopping = True
+                    return False
+                case _Pushed(key, push, computed):
+                    self._executor.push(key, push, computed)
+                case _Wake() | _After():
+                    pass
+                case _:
+                    self._executor.obey(command)
+        return self._executor.turn(arrived)
+
+    def _carry(self) -> None:
         progressed = False
-        while True:
-            busy = executor.busy or self._held
-            self._held += self._waiting(0.0 if progressed else BUSY_WAIT if busy else IDLE_WAIT)
-            # What has arrived is fetched before the last commands, and looked at after them: a grant must be known
-            # before its writer's word, and a lease be open before its pushes, which come another way than commands.
-            arrived = agent.notifications()
-            if self._intake is None:
-                self._held += self._waiting(0.0)
-            else:
-                for ahead in self._intake():
-                    self._taken += 1
-                    executor.obey(ahead)
-            for command in self._due():
-                match command:
-                    case None:
-                        self._stopping = True
-                        return
-                    case _Pushed(key, push, computed):
-                        executor.push(key, push, computed)
-                    case _Wake() | _After():
-                        pass
-                    case _:
-                        executor.obey(command)
-            progressed = executor.turn(arrived)
+        while not self._stopping:
+            progressed = self.step(0.0 if progressed else BUSY_WAIT if self.busy else IDLE_WAIT)
 
     def _due(self) -> Iterator[_Command | None]:
         """What came, in order, up to what has to wait."""

@@ -21,7 +21,9 @@ def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int, rows: Callable[[
     for sequence, count in chunks:
         end, first = sequence.computed + count, len(tokens) - sequence.computed
         for place in sequence.to_score(count):
-            scored.append((first + place, sequence.tokens[place + 1], sequence.sampling.prompt_logprobs or 0))
+            sampling = sequence.sampling
+            most = sampling.prompt_logprobs if place < sequence.prompt - 1 else sampling.logprobs
+            scored.append((first + place, sequence.tokens[place + 1], most or 0))
         tokens += sequence.tokens[sequence.computed : end]
         for row in rows(sequence)[: end - len(sequence.tokens)] if end > len(sequence.tokens) else ():
             awaited.append((len(tokens), row))

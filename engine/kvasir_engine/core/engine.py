@@ -307,7 +307,7 @@ class Engine:
     def _admit(self, job: Job) -> None:
         sequence = job.sequence
         if sequence.remote and isinstance(job, DecodeJob):
-            found = 0 if sequence.unscored else self.cache.cost(sequence)[1]
+            found = min(self.cache.cost(sequence)[1], sequence.reusable)
             missing = len(sequence.tokens) - found
             if missing >= job.threshold:
                 lease = self.leases.grant(job)
@@ -375,47 +375,46 @@ class Engine:
         """Wait for the steps in flight but the newest `leave`, and account for them. How many."""
         count = 0
         while len(self.inflight) > leave:
-            flight = self.inflight.oldest
-            sampled = flight.step.wait()
+            launched = self.inflight.oldest
+            sampled = launched.step.wait()
             self.inflight.ended()
-            if flight.step.replayed:
+            if launched.step.replayed:
                 self.stats.replayed_steps += 1
             else:
                 self.stats.eager_steps += 1
-            if flight.idle is not None:
-                self.stats.idle_seconds += flight.idle if flight.step.gap is None else flight.step.gap
-            self._account(flight, sampled)
+            if launched.idle is not None:
+                self.stats.idle_seconds += launched.idle if launched.step.gap is None else launched.step.gap
+            self._account(launched, sampled)
             self._ended = self.requests.clock() if self.running and not len(self.inflight) else None
             count += 1
         return count
 
-    def _account(self, flight: InflightStep, sampled: Sampled) -> None:
+    def _account(self, launched: InflightStep, sampled: Sampled) -> None:
         """Account for what an ended step computed and sampled, but of sequences that have ended since."""
-        self.stats.computed_tokens += sum(count for _, count in flight.chunks)
-        lasting = [(sequence, count) for sequence, count in flight.chunks if self.requests.find(sequence)]
+        self.stats.computed_tokens += sum(count for _, count in launched.chunks)
+        lasting = [(sequence, count) for sequence, count in launched.chunks if self.requests.find(sequence)]
         for sequence, count in lasting:
             sequence.done += count
             self.stats.computed(self.requests.of(sequence))
-            if sequence not in flight.rows:
+            if sequence not in launched.rows:
                 self.inflight.share(sequence)  # others may wait for these pages
-        self._score(flight, sampled)
-        for sequence, rows in flight.rows.items():
+        self._score(launched, sampled)
+        for sequence, rows in launched.rows.items():
             job = self.requests.find(sequence)
             if job is not None:
                 sequence.awaited -= len(rows)
-                if sequence.told == 0:
+                if sequence.reported == 0:
                     self.inflight.share(sequence)
                 start, stop = rows.start, rows.stop
                 self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
 
-    def _score(self, flight: InflightStep, sampled: Sampled) -> None:
-        """Tell of the prompts' tokens that the step scored."""
+    def _score(self, launched: InflightStep, sampled: Sampled) -> None:
+        """Tell of the prompts' tokens that the step scored, and keep what forced ones did."""
         start = 0
-        for sequence, places in flight.scored.items():
+        for sequence, places in launched.scored.items():
             job = self.requests.find(sequence)
             if job is not None:
-                self.tokens.tell_scores(job, places.start + 1, sampled.prompts[start : start + len(places)])
-                sequence.scored = places.stop
+                self.tokens.take_scores(job, places.start, sampled.prompts[start : start + len(places)])
             start += len(places)
 
     def fail_all(self, code: str, message: str) -> None:

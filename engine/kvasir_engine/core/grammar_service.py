@@ -87,12 +87,12 @@ class GrammarService:
     def constraint(self, compiled: CompiledGrammar, sampling: Sampling) -> Constraint:
         """For a sequence at its beginning.
 
-        Nothing jumps where log-probabilities of each token are asked for, which a step computes, nor where other
-        processors may forbid what the grammar forces.
+        Nothing jumps where other processors may forbid what the grammar forces: which of its tokens that is, a step
+        finds out.
         """
         asked = sampling.processors
         barred = asked is not None and (bool(asked.bad_words) or asked.allowed_token_ids is not None)
-        jump = self._jump and sampling.logprobs is None and not barred
+        jump = self._jump and not barred
         return Constraint(compiled.matcher(), jump, self._vocab, sampling.stop_token_ids)
 
     def masks(self, constraints: Sequence[Constraint]) -> list[FilledMask]:

@@ -48,10 +48,10 @@ class InflightSteps:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def add(self, flight: InflightStep) -> None:
+    def add(self, launched: InflightStep) -> None:
         """It was launched. It holds what is copied on the device before it computes."""
-        flight.held += self._cache.take_copying()
-        self._steps.append(flight)
+        launched.held += self._cache.take_copying()
+        self._steps.append(launched)
 
     def rows(self, sequence: Sequence) -> range:
         """Where the newest step samples the tokens that `sequence` awaits."""
@@ -69,28 +69,28 @@ class InflightSteps:
 
     def share(self, sequence: Sequence) -> None:
         """As KVCacheManager.share, while steps may read the pages that are given in exchange."""
-        flight, before = self._newest(sequence), list(sequence.pages)
-        self._hold(flight, before)
+        launched, before = self._newest(sequence), list(sequence.pages)
+        self._hold(launched, before)
         self._cache.share(sequence)
         if sequence.pages != before:  # whoever holds a page holds all before it, and these are others now
-            self._hold(flight, sequence.pages)
+            self._hold(launched, sequence.pages)
 
     def part(self, sequence: Sequence, keep: bool) -> list[int]:
         """As KVCacheManager.part, while steps may read and write the pages."""
-        flight, before = self._newest(sequence), list(sequence.pages)
-        self._hold(flight, before)
+        launched, before = self._newest(sequence), list(sequence.pages)
+        self._hold(launched, before)
         pages = self._cache.part(sequence, keep)
         if pages != before:
-            self._hold(flight, pages)
+            self._hold(launched, pages)
         return pages
 
     def _newest(self, sequence: Sequence) -> InflightStep | None:
         return next((each for each in reversed(self._steps) if sequence in each), None)
 
-    def _hold(self, flight: InflightStep | None, pages: list[int]) -> None:
-        if flight is not None and pages:
+    def _hold(self, launched: InflightStep | None, pages: list[int]) -> None:
+        if launched is not None and pages:
             self._cache.pool.hold(pages)
-            flight.held.append(list(pages))
+            launched.held.append(list(pages))
 
     def drop(self) -> None:
         """Wait for all steps, whatever becomes of them, and let go of what they and copies hold."""
@@ -105,4 +105,4 @@ class InflightSteps:
 
     def holds(self) -> list[list[int]]:
         """The pages that steps and copies hold."""
-        return [*(pages for flight in self._steps for pages in flight.held), *self._cache.copying]
+        return [*(pages for launched in self._steps for pages in launched.held), *self._cache.copying]

@@ -71,12 +71,19 @@ class OutputProcessor:
             self._finisher.finish(job)
             self._finisher.forget(job)
 
-    def tell_scores(self, job: Job, first: int, scores: Seq[PromptLogprobs]) -> None:
-        """What the prompt's tokens from place `first` on score, for the router."""
-        for start in range(0, len(scores), MOST_SCORES):
-            some = list(scores[start : start + MOST_SCORES])
-            delta = Delta(job.sequence.id, prompt_index=first + start, prompt_logprobs=some)
+    def take_scores(self, job: Job, place: int, scores: Seq[PromptLogprobs]) -> None:
+        """What the tokens behind `place` and those after it score: the prompt's are told, those of forced tokens
+        kept until what comes behind them is told.
+        """
+        sequence = job.sequence
+        prompt = scores[: max(0, sequence.prompt - 1 - place)]
+        for start in range(0, len(prompt), MOST_SCORES):
+            some = list(prompt[start : start + MOST_SCORES])
+            delta = Delta(sequence.id, prompt_index=place + 1 + start, prompt_logprobs=some)
             self._requests.tell(job, delta)
+        if prompt:
+            sequence.scored = place + len(prompt)
+        sequence.forced_scores += [TokenLogprobs(each.logprob, each.top) for each in scores[len(prompt) :]]
 
     def _follow(self, job: Job, token: int) -> tuple[Finish | None, str | None]:
         """Let a sequence's grammar follow its newest token, and append what it forces. How the sequence ends by
@@ -86,7 +93,9 @@ class OutputProcessor:
         assert constraint is not None
         if not constraint.accept(token):
             return None, f"token {token} is not in the grammar's language"
-        ahead = constraint.forced(sequence.limit - len(sequence.tokens))
+        # A forced token is scored by the step that computes the one before it, so a step samples the last.
+        scored = sequence.sampling.logprobs is not None
+        ahead = constraint.forced(sequence.limit - len(sequence.tokens) - scored)
         sequence.tokens += ahead
         self._stats.tokens(job).forced += len(ahead)
         if len(sequence.tokens) >= sequence.limit:
@@ -96,7 +105,7 @@ class OutputProcessor:
         ends = constraint.ends()
         if not ahead and token in ends:
             return "stop", None
-        if not constraint.jump or not ends:
+        if not constraint.jump or not ends or scored:
             return None, None  # the next step samples the end
         sequence.tokens.append(ends[0])
         if sequence.generated < sequence.sampling.min_tokens and ends[0] in sequence.sampling.stop_token_ids:
@@ -127,13 +136,19 @@ class OutputProcessor:
         return None
 
     def _tell(self, job: Job, logprobs: Seq[TokenLogprobs | None], finish: Finish | None) -> None:
-        """Tell the router of the tokens that it does not know. `logprobs` are there where nothing is forced."""
+        """Tell the router of the tokens that it does not know; where log-probabilities are asked for, of those that
+        have them: the sampled ones have `logprobs`, and what was forced before them.
+        """
         sequence = job.sequence
-        index, tokens = sequence.told, sequence.tokens[sequence.prompt + sequence.told :]
+        index, tokens = sequence.reported, sequence.tokens[sequence.prompt + sequence.reported :]
+        scored: list[TokenLogprobs] | None = None
+        if logprobs[0] is not None:
+            scored = [*sequence.forced_scores, *(each for each in logprobs if each is not None)][: len(tokens)]
+            tokens = tokens[: len(scored)]
+            sequence.forced_scores.clear()
         if not tokens:
             return
-        scored = None if logprobs[0] is None else [each for each in logprobs[: len(tokens)] if each is not None]
-        sequence.told = index + len(tokens)
+        sequence.reported = index + len(tokens)
         self._requests.tell(job, Delta(sequence.id, index, tokens, scored, finish, cached=sequence.cached))
 
     def _finish(self, sequence: Sequence, token: int) -> Finish | None:

@@ -121,8 +121,7 @@ def schedule(
         if sequence.leader in leaders and sequence.leader.done < sequence.shared:
             continue
         cost, cached = pool.cost(sequence)
-        follows = not sequence.remote and not sequence.unscored
-        if follows and (found := _leader(sequence, cached, leaders, limits.page_size)) is not None:
+        if not sequence.remote and (found := _leader(sequence, cached, leaders, limits.page_size)) is not None:
             follow.append((sequence, *found))
             continue
         if cost + active > available:
@@ -144,7 +143,7 @@ def _leader(
     that they share."""
     end = (cached // page_size + 1) * page_size
     for leader in leaders:
-        last = min(len(sequence.tokens) - 1, len(leader.tokens))  # the last token is always computed
+        last = min(sequence.reusable, len(leader.tokens))  # what comes behind has to be computed
         if leader.done < end <= last and leader.salt == sequence.salt:
             shared = 0
             while (until := shared + page_size) <= last and (

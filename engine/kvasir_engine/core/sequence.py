@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from kvasir_engine.core.constraint import Constraint
-from kvasir_engine.protocol import Sampling
+from kvasir_engine.protocol import Sampling, TokenLogprobs
 from kvasir_engine.sampling.token_history import LogitsWork, TokenHistory
 
 
@@ -16,14 +16,16 @@ class Sequence:
     sequence is simply one whose `computed` went back to what the radix tree still has.
 
     A step that is launched counts in `computed` at once, and in `done` when it has ended: only then may others see
-    what it computed. `awaited` are the tokens that launched steps sample and that are not known yet (0, or as many
-    as the newest of them samples); the step after computes them all the same, as the device has them, but where a
-    `constraint` has to know them first. At `limit` tokens a sequence ends. Its router was told `told` tokens.
+    what it computed. `awaited` are the tokens that launched steps sample and that are not known yet (0, or as
+    many as the newest of them samples); the step after computes them all the same, as the device has them, but where
+    a `constraint` has to know them first. At `limit` tokens a sequence ends. `reported` tokens were sent to its router.
 
     Of the prompt, `cached` tokens had their KV here at the first admission; `read` of these had come from another
     worker for it.
 
-    Where the prompt's log-probabilities are asked for, those behind its first `scored` tokens are known.
+    Where the prompt's log-probabilities are asked for, those behind its first `scored` tokens are known, or nobody
+    asked for them. Where those of generated tokens are, forced ones are reported when a step has scored them:
+    `forced_scores` are of the first that are not reported.
 
     `remote`: another worker computes the prompt; admission leases pages instead of holding fresh ones.
     `arrival` orders all sequences: lower ones are served first and preempted last. While it waits, `leader` may be
@@ -48,11 +50,14 @@ class Sequence:
     shared: int = 0
     history: TokenHistory | None = None
     constraint: Constraint | None = None
-    told: int = 0
+    reported: int = 0
     scored: int = 0
+    forced_scores: list[TokenLogprobs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.prompt = len(self.tokens)
+        if self.sampling.prompt_logprobs is not None:
+            self.scored = self.sampling.unscored(self.prompt) - 1
         if self.sampling.processors is not None:
             self.history = TokenHistory(self.sampling.processors, self.own_prompt)
 
@@ -70,19 +75,40 @@ class Sequence:
 
     @property
     def unscored(self) -> bool:
-        """Whether log-probabilities of the prompt are still wanted."""
+        """Whether log-probabilities of tokens that are there are still wanted."""
+        return self._prompt_unscored or bool(self._forced_unscored)
+
+    @property
+    def _prompt_unscored(self) -> bool:
         return self.sampling.prompt_logprobs is not None and self.scored < self.prompt - 1
+
+    @property
+    def _forced_unscored(self) -> range:
+        """The places of tokens behind which a forced one has no score."""
+        if self.sampling.logprobs is None or self.constraint is None:
+            return range(0)
+        return range(self.prompt + self.reported + len(self.forced_scores) - 1, len(self.tokens) - 1)
 
     @property
     def reusable(self) -> int:
         """Tokens whose KV may come from a cache: what comes behind the others has to be computed."""
-        return self.scored if self.unscored else len(self.tokens) - 1
+        if self._prompt_unscored:
+            return self.scored
+        forced = self._forced_unscored
+        return forced.start if forced else len(self.tokens) - 1
 
     def to_score(self, count: int) -> range:
-        """The places, among the next `count` tokens to compute, behind which a score is wanted."""
-        if not self.unscored:
-            return range(0)
-        return range(max(self.computed, self.scored), min(self.computed + count, self.prompt - 1))
+        """The places, among the next `count` tokens to compute, behind which a score is wanted: below `prompt - 1`
+        of the prompt's next token, else of a forced one.
+        """
+        end, found = self.computed + count, range(0)
+        if self._prompt_unscored:
+            found = range(max(self.computed, self.scored), min(end, self.prompt - 1))
+        forced = self._forced_unscored
+        if forced:
+            behind = range(max(self.computed, forced.start), min(end, forced.stop))
+            found = range(found.start if found else behind.start, behind.stop) if behind else found
+        return found
 
     @property
     def length(self) -> int:

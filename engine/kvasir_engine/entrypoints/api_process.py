@@ -9,6 +9,8 @@ import logging
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,21 +23,23 @@ from prometheus_client import CollectorRegistry  # noqa: E402
 from kvasir_engine.api.app import create_app  # noqa: E402
 from kvasir_engine.api.auth import ApiKeys  # noqa: E402
 from kvasir_engine.api.batch.service import batches_of, working  # noqa: E402
+from kvasir_engine.api.grammar_check import GrammarCheck  # noqa: E402
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown  # noqa: E402
 from kvasir_engine.api.http.server import serve_until  # noqa: E402
 from kvasir_engine.api.joint_metrics import gathered, shown_at  # noqa: E402
 from kvasir_engine.api.lifecycle import Lifecycle  # noqa: E402
 from kvasir_engine.api.tokenizer import load_served_model  # noqa: E402
+from kvasir_engine.api.vocabulary import vocabulary_of  # noqa: E402
 from kvasir_engine.entrypoints.child_process import gone, run_child  # noqa: E402
 from kvasir_engine.entrypoints.process_channel import (  # noqa: E402
+    AcceptRequests,
     ApiSetup,
-    Channel,
-    Drain,
-    Ill,
+    BecomeUnready,
+    EndProcess,
+    EngineUnhealthy,
     Inflight,
-    Leave,
-    Open,
-    Ready,
+    ProcessChannel,
+    ProcessReady,
 )
 from kvasir_engine.model.loading.resolver import resolve  # noqa: E402
 from kvasir_engine.router.client import PooledClient  # noqa: E402
@@ -62,7 +66,7 @@ class LocalEngine(PooledClient):
         return self.ill or await super().wait_ready()
 
 
-async def run(channel: Channel, sock: socket.socket) -> None:
+async def run(channel: ProcessChannel, sock: socket.socket) -> None:
     """Load, and serve until told to leave."""
     setup = await channel.receive()
     assert isinstance(setup, ApiSetup)
@@ -82,10 +86,14 @@ async def run(channel: Channel, sock: socket.socket) -> None:
         model = await asyncio.to_thread(
             load_served_model, folder, options.name, options.parse_special_tokens, options.parsers
         )
+        model = replace(model, json_whitespace=options.json_whitespace)
         pool.set_workers({UNIX + setup.engine: "engine"})
         while pool.unready_reason() is not None:
             await pool.change()
-        with ThreadPoolExecutor(TOKENIZER_THREADS, "kvasir-tokenizer") as executor:
+        with (
+            ThreadPoolExecutor(TOKENIZER_THREADS, "kvasir-tokenizer") as executor,
+            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
+        ):
             app = create_app(
                 client,
                 model,
@@ -94,10 +102,11 @@ async def run(channel: Channel, sock: socket.socket) -> None:
                 executor=executor,
                 keys=keys,
                 batches=batches,
+                grammars=grammars,
                 all_metrics=partial(gathered, registry, [Path(each) for each in setup.others]),
             )
             async with shown_at(Path(setup.metrics), registry):
-                channel.send(Ready())
+                channel.send(ProcessReady())
                 await opened.wait()
                 async with working(batches, app, client, tasks):
                     await serve_until(app, sock, leaving, [leave])
@@ -108,7 +117,11 @@ async def run(channel: Channel, sock: socket.socket) -> None:
 
 
 async def _hear(
-    channel: Channel, client: LocalEngine, leaving: GracefulShutdown, opened: asyncio.Event, leave: asyncio.Event
+    channel: ProcessChannel,
+    client: LocalEngine,
+    leaving: GracefulShutdown,
+    opened: asyncio.Event,
+    leave: asyncio.Event,
 ) -> None:
     while True:
         try:
@@ -116,13 +129,13 @@ async def _hear(
         except EOFError:
             gone()
         match message:
-            case Open():
+            case AcceptRequests():
                 opened.set()
-            case Ill(reason):
+            case EngineUnhealthy(reason):
                 client.ill = reason
-            case Drain():
+            case BecomeUnready():
                 leaving.begin()
-            case Leave():
+            case EndProcess():
                 leaving.hurry()
                 leave.set()
 

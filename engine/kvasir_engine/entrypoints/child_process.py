@@ -7,13 +7,13 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 
-from kvasir_engine.entrypoints.process_channel import Channel, ToChild
+from kvasir_engine.entrypoints.process_channel import ProcessChannel, ToChild
 from kvasir_engine.errors import UserError
 from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.loading.uri import ModelURIError
 
 
-def run_child(prefix: str, descriptor: int, work: Callable[[Channel], Awaitable[None]]) -> None:
+def run_child(prefix: str, descriptor: int, work: Callable[[ProcessChannel], Awaitable[None]]) -> None:
     """Run `work`, and leave: 0 when it is done or the other process has gone, 2 for a user's error, else 1."""
     log_to_stderr(prefix=prefix)
     for number in (signal.SIGINT, signal.SIGTERM):  # what is said to the server is not for its parts to obey
@@ -34,8 +34,8 @@ def run_child(prefix: str, descriptor: int, work: Callable[[Channel], Awaitable[
         os._exit(status)  # threads that wait for a process that has gone would be waited for
 
 
-async def _over(descriptor: int, work: Callable[[Channel], Awaitable[None]]) -> None:
-    await work(await Channel.over(socket.socket(fileno=descriptor), ToChild))
+async def _over(descriptor: int, work: Callable[[ProcessChannel], Awaitable[None]]) -> None:
+    await work(await ProcessChannel.over(socket.socket(fileno=descriptor), ToChild))
 
 
 def gone() -> None:

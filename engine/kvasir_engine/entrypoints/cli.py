@@ -17,6 +17,7 @@ from kvasir_engine.entrypoints.serve import serve
 from kvasir_engine.entrypoints.worker import worker
 from kvasir_engine.environment import refuse_unknown
 from kvasir_engine.errors import UserError
+from kvasir_engine.extras import explain
 from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.loading.uri import ModelURIError
 from kvasir_operator.local.cli import register as register_local
@@ -79,6 +80,12 @@ def main() -> None:
         app()
     except (UserError, ModelURIError) as error:
         sys.stderr.write(f"kvasir: error: {error}\n")
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        missing = explain(error, "engine")
+        if missing is None:
+            raise
+        sys.stderr.write(f"kvasir: error: {missing}\n")
         sys.exit(2)
 
 

@@ -21,7 +21,13 @@ from kvasir_engine.core.engine_thread import EngineThread
 from kvasir_engine.core.metrics import EngineCollector
 from kvasir_engine.entrypoints.build import build
 from kvasir_engine.entrypoints.child_process import gone, run_child
-from kvasir_engine.entrypoints.process_channel import Channel, EngineSetup, Ill, Leave, Ready
+from kvasir_engine.entrypoints.process_channel import (
+    EndProcess,
+    EngineSetup,
+    EngineUnhealthy,
+    ProcessChannel,
+    ProcessReady,
+)
 from kvasir_engine.entrypoints.worker_server import WorkerServer, hello_of
 from kvasir_engine.executor.fingerprint import fingerprint_of
 from kvasir_engine.executor.rank_process import region_of
@@ -35,7 +41,7 @@ HEALTH_SECONDS = 1.0
 LEAVE_SECONDS = 5.0
 
 
-async def run(channel: Channel) -> None:
+async def run(channel: ProcessChannel) -> None:
     """Load, and serve until told to leave."""
     setup = await channel.receive()
     assert isinstance(setup, EngineSetup)
@@ -47,7 +53,7 @@ async def run(channel: Channel) -> None:
         await tasks.stop(hearing)
 
 
-async def _serve(setup: EngineSetup, channel: Channel, tasks: Supervisor, leave: asyncio.Event) -> None:
+async def _serve(setup: EngineSetup, channel: ProcessChannel, tasks: Supervisor, leave: asyncio.Event) -> None:
     thread, _ = await asyncio.to_thread(build, setup.config, False, ended=end_process)
     registry = CollectorRegistry()
     registry.register(EngineCollector(thread.engine))
@@ -59,7 +65,7 @@ async def _serve(setup: EngineSetup, channel: Channel, tasks: Supervisor, leave:
             sock.listen(BACKLOG)
             async with shown_at(Path(setup.metrics), registry):
                 running = tasks.start(_watch(thread, channel), "watch of the engine's thread")
-                channel.send(Ready())
+                channel.send(ProcessReady())
                 await serve_until(server.app, sock, GracefulShutdown(server, LEAVE_SECONDS), [leave])
                 await tasks.stop(running)
     finally:
@@ -75,21 +81,21 @@ def _endpoint(config: EngineConfig, thread: EngineThread) -> Endpoint:
     return Endpoint("local", engine.epoch, b"", region_of(engine.runner), fingerprint)
 
 
-async def _hear(channel: Channel, leave: asyncio.Event) -> None:
+async def _hear(channel: ProcessChannel, leave: asyncio.Event) -> None:
     while True:
         try:
-            if isinstance(await channel.receive(), Leave):
+            if isinstance(await channel.receive(), EndProcess):
                 leave.set()
         except EOFError:
             gone()
 
 
-async def _watch(thread: EngineThread, channel: Channel) -> None:
+async def _watch(thread: EngineThread, channel: ProcessChannel) -> None:
     told = ""
     while True:
         reason = thread.unhealthy_reason() or ""
         if reason != told:
-            channel.send(Ill(reason))
+            channel.send(EngineUnhealthy(reason))
             told = reason
         await asyncio.sleep(HEALTH_SECONDS)
 

@@ -31,12 +31,12 @@ from kvasir_engine.executor.node_protocol import (
     Channel,
     Closed,
     Ended,
-    Hello,
     Leave,
-    Loaded,
+    NodeHello,
     NodeSettings,
     RankEnded,
     Welcome,
+    WorkerLoaded,
 )
 from kvasir_engine.executor.rank_link import end, fate_of, spawn
 from kvasir_engine.model.loading.resolver import resolve
@@ -97,7 +97,7 @@ class Leader:
             node_protocol.watch(sock)
             stream = self._authenticated(sock)
             node_protocol.send(
-                stream, Hello(node_protocol.VERSION, self._group, self._where.rank, rank, channel, self.epoch)
+                stream, NodeHello(node_protocol.VERSION, self._group, self._where.rank, rank, channel, self.epoch)
             )
             sock.settimeout(seconds)  # a leader that still fetches its model listens, and answers later
             match node_protocol.receive(stream):
@@ -224,7 +224,7 @@ class Follower:
         try:
             while frame := node_protocol.receive(self._node):
                 match frame:
-                    case Loaded():
+                    case WorkerLoaded():
                         self._loaded.set()
                     case Closed():
                         self._close()

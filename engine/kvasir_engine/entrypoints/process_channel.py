@@ -21,6 +21,7 @@ class ServeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parsers: Parsers = AUTO
     api_keys_file: str = ""
     batch_dir: str = ""
+    json_whitespace: str | None = None
 
     @property
     def name(self) -> str:
@@ -48,25 +49,25 @@ class ApiSetup(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
     others: list[str]
 
 
-class Open(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class AcceptRequests(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """To an API process: accept connections."""
 
 
-class Drain(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class BecomeUnready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """To an API process: be unready."""
 
 
-class Leave(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class EndProcess(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """To either: end now."""
 
 
-class Ill(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class EngineUnhealthy(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Of the engine, to the API processes: why it serves nobody; empty where it does."""
 
     reason: str
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+class ProcessReady(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """From either: it has loaded what it needs."""
 
 
@@ -76,13 +77,13 @@ class Inflight(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
     requests: int
 
 
-ToChild = EngineSetup | ApiSetup | Open | Drain | Leave | Ill
-FromChild = Ready | Inflight | Ill
+ToChild = EngineSetup | ApiSetup | AcceptRequests | BecomeUnready | EndProcess | EngineUnhealthy
+FromChild = ProcessReady | Inflight | EngineUnhealthy
 
 _encode = msgspec.json.Encoder().encode
 
 
-class Channel:
+class ProcessChannel:
     """One end of the pair, which sends anything and receives messages of `kind`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind: Any) -> None:
@@ -91,7 +92,7 @@ class Channel:
         self._decode = msgspec.json.Decoder(kind).decode
 
     @classmethod
-    async def over(cls, sock: socket.socket, kind: Any) -> "Channel":
+    async def over(cls, sock: socket.socket, kind: Any) -> "ProcessChannel":
         """The channel of a connected socket, which is the channel's from now on."""
         return cls(*await asyncio.open_connection(sock=sock, limit=MOST_LINE), kind)
 

@@ -4,13 +4,16 @@ import asyncio
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvasir_engine.api.batch.folder import BATCH_HELP
+from kvasir_engine.api.json_whitespace import WHITESPACE_HELP, WHITESPACE_VARIABLE, json_whitespace
 from kvasir_engine.api.special_token_policy import PARSE_HELP, ParseSpecial, parse_special
 from kvasir_engine.api.tools.flags import (
     AUTO,
@@ -48,6 +51,7 @@ class RouterOptions:
     api_keys_file: str = ""
     batch_dir: str = ""
     parse_special_tokens: ParseSpecial = "prompts"
+    json_whitespace: str | None = None
     parsers: Parsers = AUTO
     remote_threshold: int = 32
     drain_seconds: float = 600.0
@@ -96,6 +100,9 @@ def router(
     ] = "prompts",
     tool_call_parser: Annotated[str, typer.Option(help=TOOL_HELP, envvar=TOOL_VARIABLE)] = "auto",
     reasoning_parser: Annotated[str, typer.Option(help=REASONING_HELP, envvar=REASONING_VARIABLE)] = "auto",
+    whitespace: Annotated[
+        str, typer.Option("--json-whitespace", help=WHITESPACE_HELP, envvar=WHITESPACE_VARIABLE)
+    ] = "any",
     remote_threshold: Annotated[
         int,
         typer.Option(
@@ -150,6 +157,7 @@ def router(
         batch_dir=batch_dir,
         parse_special_tokens=parse_special(parse_special_tokens),
         parsers=parsers(tool_call_parser, reasoning_parser),
+        json_whitespace=json_whitespace(whitespace),
         remote_threshold=remote_threshold,
         drain_seconds=drain_seconds,
         hold_seconds=hold_seconds,
@@ -168,10 +176,12 @@ async def run_router(options: RouterOptions) -> None:
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
     from kvasir_engine.api.batch.service import batches_of, working
+    from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen, serve
     from kvasir_engine.api.lifecycle import Lifecycle
     from kvasir_engine.api.tokenizer import load_served_model
+    from kvasir_engine.api.vocabulary import vocabulary_of
     from kvasir_engine.model.loading.resolver import resolve
     from kvasir_engine.router.canary import PairVerifier
     from kvasir_engine.router.client import PooledClient
@@ -209,6 +219,7 @@ async def run_router(options: RouterOptions) -> None:
     name = options.served_model_name or options.model
     folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
     model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens, options.parsers)
+    model = replace(model, json_whitespace=options.json_whitespace)
     tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     pool = WorkerPool(name, tasks, WorkerTrust(credentials, options.plain_workers))
@@ -226,7 +237,10 @@ async def run_router(options: RouterOptions) -> None:
     verifying = tasks.start(verifier.run(), "verifying of pairs")
     try:
         threads = max(2, min(8, os.cpu_count() or 1))
-        with ThreadPoolExecutor(threads, "kvasir-tokenizer") as executor:
+        with (
+            ThreadPoolExecutor(threads, "kvasir-tokenizer") as executor,
+            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
+        ):
             app = create_app(
                 client,
                 model,
@@ -237,6 +251,7 @@ async def run_router(options: RouterOptions) -> None:
                 keys=keys,
                 over=lambda: tasks.reason,
                 batches=batches,
+                grammars=grammars,
             )
             leaving = GracefulShutdown(lifecycle, options.drain_seconds)
             show_status(app, verifier, client, lifecycle)

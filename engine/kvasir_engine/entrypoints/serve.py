@@ -8,12 +8,17 @@ import inspect
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kvasir_engine.api.batch.folder import BATCH_HELP
+from kvasir_engine.api.json_whitespace import WHITESPACE_HELP, WHITESPACE_VARIABLE
+from kvasir_engine.api.json_whitespace import json_whitespace as whitespace_of
 from kvasir_engine.api.special_token_policy import PARSE_HELP, parse_special
 from kvasir_engine.api.tools.flags import (
     REASONING_HELP,
@@ -61,6 +66,7 @@ def _run_serve(
     parse_special_tokens: str,
     tool_call_parser: str,
     reasoning_parser: str,
+    json_whitespace: str,
     api_processes: str,
     **said: Any,
 ) -> None:
@@ -68,7 +74,14 @@ def _run_serve(
     gpu = let_threads_sleep(config.device)
     count = process_count(api_processes, gpu, batch_dir, len(os.sched_getaffinity(0)))
     readers = parsers(tool_call_parser, reasoning_parser)
-    options = ServeOptions(config, parse_special(parse_special_tokens), readers, api_keys_file, batch_dir)
+    options = ServeOptions(
+        config,
+        parse_special(parse_special_tokens),
+        readers,
+        api_keys_file,
+        batch_dir,
+        whitespace_of(json_whitespace),
+    )
     if count:
         from kvasir_engine.entrypoints.serve_processes import serve_processes
 
@@ -94,6 +107,10 @@ serve = command(
             Annotated[str, typer.Option(help=REASONING_HELP, envvar=REASONING_VARIABLE)],
             "auto",
         ),
+        "json_whitespace": (
+            Annotated[str, typer.Option(help=WHITESPACE_HELP, envvar=WHITESPACE_VARIABLE)],
+            "any",
+        ),
         "api_processes": (
             Annotated[str, typer.Option(help=PROCESSES_HELP, envvar="KVASIR_API_PROCESSES")],
             "auto",
@@ -110,11 +127,13 @@ async def _serve(options: ServeOptions) -> None:
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
     from kvasir_engine.api.batch.service import batches_of, working
+    from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen
     from kvasir_engine.api.http.server import serve as serve_app
     from kvasir_engine.api.lifecycle import Lifecycle
     from kvasir_engine.api.tokenizer import load_served_model
+    from kvasir_engine.api.vocabulary import vocabulary_of
     from kvasir_engine.core.inprocess_client import InProcessClient
     from kvasir_engine.core.metrics import EngineCollector
     from kvasir_engine.entrypoints.build import build
@@ -128,11 +147,15 @@ async def _serve(options: ServeOptions) -> None:
     thread, _ = await asyncio.to_thread(build, config, False, ended=end_process)
     folder = resolve(config.model, config.revision or None)
     model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens, options.parsers)
+    model = replace(model, json_whitespace=options.json_whitespace)
     registry = CollectorRegistry()
     registry.register(EngineCollector(thread.engine))
     keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
     try:
-        with ThreadPoolExecutor(2, "kvasir-tokenizer") as executor:
+        with (
+            ThreadPoolExecutor(2, "kvasir-tokenizer") as executor,
+            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
+        ):
             client = InProcessClient(thread)
             app = create_app(
                 client,
@@ -142,6 +165,7 @@ async def _serve(options: ServeOptions) -> None:
                 executor=executor,
                 keys=keys,
                 batches=batches,
+                grammars=grammars,
             )
             leaving = GracefulShutdown(lifecycle, config.drain_seconds)
             sock = listen(config.host, config.port)

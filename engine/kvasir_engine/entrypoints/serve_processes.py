@@ -21,16 +21,16 @@ from typing import NoReturn
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
 from kvasir_engine.api.http.server import BACKLOG, bind_shared, check_port, ended_by_signals
 from kvasir_engine.entrypoints.process_channel import (
+    AcceptRequests,
     ApiSetup,
-    Channel,
-    Drain,
+    BecomeUnready,
+    EndProcess,
     EngineSetup,
+    EngineUnhealthy,
     FromChild,
-    Ill,
     Inflight,
-    Leave,
-    Open,
-    Ready,
+    ProcessChannel,
+    ProcessReady,
     ServeOptions,
     ToChild,
 )
@@ -48,14 +48,14 @@ END_SECONDS = 15.0
 class _Child:
     name: str
     process: asyncio.subprocess.Process
-    channel: Channel
+    channel: ProcessChannel
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: bool = False
     inflight: int = 0
 
 
-class ProcessGroup:
+class ServeProcesses:
     """The processes, which live and die together: one that ends before it was told to ends this process.
 
     With status 2 where it is the user's to mend, which that process has said then, else 1.
@@ -82,7 +82,7 @@ class ProcessGroup:
                 pass_fds=descriptors,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        child = _Child(name, process, await Channel.over(ours, FromChild))
+        child = _Child(name, process, await ProcessChannel.over(ours, FromChild))
         self._children.append(child)
         if module == "api_process":
             self._apis.append(child)
@@ -99,7 +99,7 @@ class ProcessGroup:
         children = list(children)
         for each in children:
             each.leaving = True
-            each.channel.send(Leave())
+            each.channel.send(EndProcess())
         try:
             async with asyncio.timeout(END_SECONDS):
                 for each in children:
@@ -120,7 +120,7 @@ class ProcessGroup:
 
     def drain(self) -> None:
         """Have all be unready."""
-        self.tell(Drain())
+        self.tell(BecomeUnready())
 
     async def _follow(self, child: _Child) -> None:
         while True:
@@ -129,11 +129,11 @@ class ProcessGroup:
             except EOFError:
                 break
             match message:
-                case Ready():
+                case ProcessReady():
                     child.ready.set()
                 case Inflight(requests):
                     child.inflight = requests
-                case Ill():
+                case EngineUnhealthy():
                     self.tell(message)
         status = await child.process.wait()
         child.channel.close()
@@ -178,7 +178,7 @@ async def serve_processes(options: ServeOptions, count: int) -> None:
     check_port(config.host, config.port)
     socks = bind_shared(config.host, config.port, count)
     with _folder() as folder:
-        group = ProcessGroup(folder)
+        group = ServeProcesses(folder)
         leaving, loop = GracefulShutdown(group, config.drain_seconds), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):  # while models are loaded there is nothing to finish
             loop.add_signal_handler(number, group.give_up, 128 + number)
@@ -204,7 +204,7 @@ async def serve_processes(options: ServeOptions, count: int) -> None:
             async with leaving.heard_at(drain_socket(*address)):
                 for sock in socks:
                     sock.close()  # the API processes have them
-                group.tell(Open())
+                group.tell(AcceptRequests())
                 log.info("serving model=%r address=%s:%d api_processes=%d", options.name, *address, count)
                 await stop.wait()
                 if left := await leaving.done():

@@ -75,7 +75,8 @@ def launches(shape: KernelShape) -> Iterator[Launch]:
     from kvasir_engine.connector import triton_digests
     from kvasir_engine.gpu_kernels import gate, residual_norm, rotary_store, settle
     from kvasir_engine.model.layers.basic import Head
-    from kvasir_engine.sampling import draw, draw_triton, mask_triton
+    from kvasir_engine.sampling import draw_triton, mask_triton
+    from kvasir_engine.sampling.masses import UNIT_BITS
 
     own, single, wide = shape.dtype, torch.float32, torch.int64
     block, warps = residual_norm.shape_of(shape.hidden)
@@ -112,7 +113,7 @@ def launches(shape: KernelShape) -> Iterator[Launch]:
         yield (
             draw_triton._draw,
             (single, shape.vocab, shape.vocab, torch.float64, wide),
-            {"UNIT": float(1 << draw.UNIT_BITS), "BLOCK": draw_triton.BLOCK, "num_warps": draw_triton.WARPS},
+            {"UNIT": float(1 << UNIT_BITS), "BLOCK": draw_triton.BLOCK, "num_warps": draw_triton.WARPS},
         )
         yield (
             mask_triton._mask,

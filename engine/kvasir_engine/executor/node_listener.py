@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from kvasir_engine.errors import PortTaken
 from kvasir_engine.executor import node_protocol
 from kvasir_engine.executor.node_protocol import (
     AnyFrame,
-    Hello,
     Leave,
+    NodeHello,
     NodeSettings,
     RankEnded,
     Refused,
@@ -39,6 +40,12 @@ FATE_SECONDS = 0.5
 WAIT_SECONDS = 10.0
 """Between two lines that say for whom the leader waits."""
 GREETED_AT_ONCE = 32
+MOST_GREETINGS = 128
+"""Those that wait, too."""
+MOST_OF_ADDRESS = 16
+"""Of these: nobody keeps the others out by connections that say nothing."""
+GREETING_SECONDS = 30.0
+"""From a connection's beginning to its hello, however little comes at a time."""
 OVERRUN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED, errno.EINTR)
 """What passes: descriptors run out, or who came has gone."""
 OVERRUN_SECONDS = 0.1
@@ -117,6 +124,8 @@ class NodeListener:
         self._nodes: dict[int, JoinedNode] = {}
         self._taken: dict[tuple[int, node_protocol.Channel], _Taken] = {}
         self._changed = threading.Condition()
+        self._greeted: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._ended: Callable[[str], None]
         self.group: NodeSettings
 
@@ -174,15 +183,40 @@ class NodeListener:
                 log.warning("cannot let anybody in reason=%r", str(error))
                 time.sleep(OVERRUN_SECONDS)
                 continue
-            greeting.submit(self._greet, sock, _plain(address[0]))
+            who = _plain(address[0])
+            if self._may_be_greeted(who):
+                greeting.submit(self._greet, sock, who)
+            else:
+                log.warning("refused address=%s reason='too many connections say nothing'", who)
+                sock.close()
+
+    def _may_be_greeted(self, address: str) -> bool:
+        with self._counting:
+            if self._greeted.total() >= MOST_GREETINGS or self._greeted[address] >= MOST_OF_ADDRESS:
+                return False
+            self._greeted[address] += 1
+            return True
 
     def _greet(self, sock: socket.socket, address: str) -> None:
+        try:
+            self._hear(sock, address)
+        finally:
+            with self._counting:
+                self._greeted[address] -= 1
+                if not self._greeted[address]:
+                    del self._greeted[address]
+
+    def _hear(self, sock: socket.socket, address: str) -> None:
+        late = threading.Timer(GREETING_SECONDS, _shut, (sock,))
+        late.daemon = True
+        late.start()
         try:
             node_protocol.watch(sock)
             sock.settimeout(node_protocol.HELLO_SECONDS)
             came = _Taken(self._authenticated(sock), _plain(sock.getsockname()[0]))
             hello = node_protocol.receive(came.stream)
-            if not isinstance(hello, Hello):
+            late.cancel()
+            if not isinstance(hello, NodeHello):
                 raise ValueError("it does not say who it is")
             reason = self._let_in(hello, came, address)
             if reason is not None:
@@ -196,6 +230,8 @@ class NodeListener:
         except Exception as error:  # of whoever came, not of those who are there
             log.warning("refused address=%s reason=%r", address, f"{type(error).__name__}: {error}")
             sock.close()
+        finally:
+            late.cancel()
 
     def _authenticated(self, sock: socket.socket) -> Stream:
         """The connection, once it is known that another node of this worker's role has made it."""
@@ -205,7 +241,7 @@ class NodeListener:
         self._credentials.peer(stream.tls, self._credentials.identity.role)
         return stream
 
-    def _let_in(self, hello: Hello, came: "_Taken", address: str) -> str | None:
+    def _let_in(self, hello: NodeHello, came: "_Taken", address: str) -> str | None:
         """Answer who belongs here, and keep the connection; else why it does not."""
         with self._changed:
             reason = node_protocol.refusal(hello, self.group, self._epoch, self._taken)
@@ -239,6 +275,12 @@ class NodeListener:
         count = self._where.count
         self._ended(f"node {node.number} of {count} at {node.address} {node_protocol.loss(error)}")
         raise ExpectedEnd
+
+
+def _shut(sock: socket.socket) -> None:
+    """Wake who waits for this connection."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _listen(where: Nodes) -> socket.socket:

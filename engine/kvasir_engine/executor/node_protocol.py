@@ -20,7 +20,7 @@ from kvasir_engine.config import EngineConfig
 from kvasir_engine.nodes import Nodes
 from kvasir_engine.tls_stream import Stream
 
-VERSION = 2
+VERSION = 3
 HELLO_SECONDS = 10.0
 """In which a connection must have said who it is."""
 LONGEST = 64 << 10
@@ -52,7 +52,7 @@ class NodeFrame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
     """Base of what travels between nodes."""
 
 
-class Hello(NodeFrame, frozen=True):
+class NodeHello(NodeFrame, frozen=True, tag="hello"):
     """First on each connection. `epoch` is the leader's, as its welcome to the node said; 0 on the node's own.
 
     `rank` is that of the connection, on the node's own its first.
@@ -78,7 +78,7 @@ class Refused(NodeFrame, frozen=True):
     reason: str
 
 
-class Loaded(NodeFrame, frozen=True):
+class WorkerLoaded(NodeFrame, frozen=True, tag="loaded"):
     """Leader to nodes: every rank has its part of the model."""
 
 
@@ -103,13 +103,13 @@ class Leave(NodeFrame, frozen=True):
     """Node to leader: this node has to go. The worker may finish what it has first."""
 
 
-AnyFrame = Hello | Welcome | Refused | Loaded | Ended | Closed | RankEnded | Leave
+AnyFrame = NodeHello | Welcome | Refused | WorkerLoaded | Ended | Closed | RankEnded | Leave
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
 
 
-def refusal(hello: Hello, group: NodeSettings, epoch: int, taken: Iterable[tuple[int, Channel]]) -> str | None:
+def refusal(hello: NodeHello, group: NodeSettings, epoch: int, taken: Iterable[tuple[int, Channel]]) -> str | None:
     """Why a leader of `group` does not let a connection in; None when it does. `taken`: ranks that have theirs."""
     if hello.version != VERSION:
         return f"it speaks version {hello.version} of the protocol between nodes, and the leader {VERSION}"
@@ -129,7 +129,7 @@ def refusal(hello: Hello, group: NodeSettings, epoch: int, taken: Iterable[tuple
     return None
 
 
-def named(hello: Hello) -> str:
+def named(hello: NodeHello) -> str:
     """Who a connection says that it is."""
     return f"node {hello.node}" + ("" if hello.channel == "node" else f", rank {hello.rank}, {hello.channel}")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
+import msgspec
 import torch
 
 from kvasir_engine.config import EngineConfig
@@ -32,7 +33,7 @@ from kvasir_engine.executor import node_protocol, rank_protocol
 from kvasir_engine.executor.model_runner import ModelRunner
 from kvasir_engine.executor.node_listener import NodeListener
 from kvasir_engine.executor.rank_link import LOAD_GRACE, LocalRank, RankLink
-from kvasir_engine.executor.rank_protocol import Copies, PushFrame, Report, Serve, Setup, Step
+from kvasir_engine.executor.rank_protocol import Copies, PushFrame, Report, Serve, Setup, StepFrame
 from kvasir_engine.executor.step import LaunchedStep
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.model import tensor_parallel
@@ -108,7 +109,7 @@ class RankProcesses:
                 each.send(serve)
             for each in self._ranks:
                 each.ready.wait()
-        self._tell(node_protocol.Loaded())
+        self._tell(node_protocol.WorkerLoaded())
 
     def close(self) -> None:
         """End the processes, and let the other nodes go."""
@@ -146,7 +147,7 @@ class RankProcesses:
         pushes, self._layers = self._layers, []
         # By this each rank decides whether it replays a CUDA graph, and in a graph the ranks' exchanges are others.
         assert told == bool(pushes), "rank 0 pushes in another step than the others"
-        self._send(Step.of(batch, copies, pushes, sampled))
+        self._send(StepFrame.of(batch, copies, pushes, sampled))
 
     def _send(self, frame: rank_protocol.ToMain) -> None:
         for each in self._ranks:
@@ -193,7 +194,7 @@ class RankProcesses:
     def _numbered(self, key: Key, push: Push) -> PushFrame:
         number = next(self._numbers)
         self._pushes[number] = push
-        return PushFrame.of(key, number, self._commands, push)
+        return PushFrame(key, self._commands, msgspec.structs.replace(push, number=number))
 
     def _pending(self, answer: bool) -> Copies:
         copies, self._copies = self._copies, []

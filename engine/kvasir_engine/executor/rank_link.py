@@ -14,7 +14,7 @@ from typing import Protocol
 
 from kvasir_engine import faults
 from kvasir_engine.executor import rank_protocol
-from kvasir_engine.executor.rank_protocol import Copied, Failed, Loaded, Ready, Report
+from kvasir_engine.executor.rank_protocol import Copied, RankFailed, RankLoaded, RankReady, Report
 from kvasir_engine.protocol import Address
 from kvasir_engine.supervisor import ExpectedEnd, start_thread
 
@@ -104,15 +104,15 @@ class RankLink:
         try:
             while True:
                 match rank_protocol.decode_from_rank(self._reports.recv_bytes()):
-                    case Loaded(pages):
+                    case RankLoaded(pages):
                         self.pages = pages
                         self.loaded.set()
-                    case Ready(address):
+                    case RankReady(address):
                         self.address = address
                         self.ready.set()
                     case Copied():
                         self.copied.set()
-                    case Failed(reason):
+                    case RankFailed(reason):
                         pass
                     case Report() as report:
                         self._report(self.rank, report)

@@ -34,14 +34,14 @@ from kvasir_engine.executor.model_runner import ModelRunner, runner_options
 from kvasir_engine.executor.rank_protocol import (
     Copied,
     Copies,
-    Failed,
-    Loaded,
     Pushed,
     PushFrame,
-    Ready,
+    RankFailed,
+    RankLoaded,
+    RankReady,
     Report,
     Serve,
-    Step,
+    StepFrame,
 )
 from kvasir_engine.executor.threads import use_own_cores
 from kvasir_engine.logs import log_to_stderr
@@ -94,7 +94,7 @@ class Rank:
         group = Ranks(setup.rank, size, setup.address, device, nodes)
         self._runner = ModelRunner(folder, group=group, **runner_options(config))
         self._transfers: TransferThread | None = None
-        reports.send(Loaded(self._runner.pool.pages))
+        reports.send(RankLoaded(self._runner.pool.pages))
 
     def serve(self, serve: Serve) -> None:
         """Start the transfer thread."""
@@ -113,15 +113,15 @@ class Rank:
         )
         self._transfers.start()
         endpoint = self._transfers.endpoint
-        self._reports.send(Ready(Address(endpoint.agent, endpoint.metadata, endpoint.region)))
+        self._reports.send(RankReady(Address(endpoint.agent, endpoint.metadata, endpoint.region)))
 
-    def step(self, step: Step) -> None:
+    def step(self, step: StepFrame) -> None:
         """Compute."""
         self.copy(step.copies)
         on_layer = None
         if step.pushes and self._transfers is not None:
             self._transfers.after(step.pushes[-1].after)
-            on_layer = self._transfers.push_layers([(frame.key, frame.push()) for frame in step.pushes])
+            on_layer = self._transfers.push_layers([(frame.key, frame.push) for frame in step.pushes])
         self._runner.follow(step.batch(), step.sampled, on_layer)
 
     def copy(self, pages: list[tuple[int, int]]) -> None:
@@ -138,10 +138,10 @@ class Rank:
         """Push pages whose KV is there."""
         assert self._transfers is not None
         self._transfers.after(frame.after)
-        self._transfers.push(frame.key, frame.push())
+        self._transfers.push(frame.key, frame.push)
 
     def _lost_handoff(self, reason: str) -> None:
-        self._reports.send(Failed(f"has lost its transfer thread: {reason}"))
+        self._reports.send(RankFailed(f"has lost its transfer thread: {reason}"))
         os._exit(1)
 
     def _report(self, event: Event) -> None:
@@ -179,7 +179,7 @@ def serve_rank(steps: Connection, reports: Reports, folder: Path) -> None:
     rank = Rank(setup, folder, reports)
     while True:
         match _next(steps):
-            case Step() as step:
+            case StepFrame() as step:
                 rank.step(step)
             case PushFrame() as push:
                 rank.push(push)
@@ -225,10 +225,10 @@ def main() -> None:
     except EOFError:
         status = 0
     except UserError as error:
-        channel.send(Failed(f"cannot start: {error}"))
+        channel.send(RankFailed(f"cannot start: {error}"))
     except Exception as error:
         log.exception("the rank fails")
-        channel.send(Failed(f"failed: {error}"))
+        channel.send(RankFailed(f"failed: {error}"))
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -13,7 +13,6 @@ import torch
 from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.commands import AnyCommand
-from kvasir_engine.connector.notifications import Complete, Stopped
 from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.protocol import Address, Fingerprint
@@ -39,28 +38,14 @@ class Serve(RankFrame, frozen=True):
 
 
 class PushFrame(RankFrame, frozen=True):
-    """A `Push` under the lease `key`. `number` names it in the rank's report.
+    """A push under the lease `key`, whose `number` names it in the rank's report.
 
     It is for the transfer thread that has obeyed the first `after` commands, which come by another connection.
     """
 
     key: Key
-    number: int
     after: int
-    local: tuple[int, ...]
-    remote: tuple[int, ...]
-    layer: int | None
-    final: bool
-    complete: Complete | Stopped | None
-
-    @classmethod
-    def of(cls, key: Key, number: int, after: int, push: Push) -> "PushFrame":
-        """The frame of a push."""
-        return cls(key, number, after, push.local, push.remote, push.layer, push.final, push.complete)
-
-    def push(self) -> Push:
-        """The push of the frame."""
-        return Push(self.local, self.remote, self.layer, self.final, self.complete, self.number)
+    push: Push
 
 
 class Copies(RankFrame, frozen=True):
@@ -70,7 +55,7 @@ class Copies(RankFrame, frozen=True):
     answer: bool
 
 
-class Step(RankFrame, frozen=True):
+class StepFrame(RankFrame, frozen=True):
     """Copy pages, then compute a batch, and push the layers of some pages as they are computed.
 
     Positions follow from the lengths. `tokens` [T] and `page_table` [S, width] are int32, row after row. `awaited`
@@ -91,7 +76,7 @@ class Step(RankFrame, frozen=True):
     @classmethod
     def of(
         cls, batch: ForwardBatch, copies: list[tuple[int, int]], pushes: list[PushFrame], sampled: int = 0
-    ) -> "Step":
+    ) -> "StepFrame":
         """The frame of a batch."""
         tokens, table = (each.to(torch.int32).numpy().tobytes() for each in (batch.tokens, batch.page_table))
         lengths = batch.query_lens, batch.context_lens
@@ -117,19 +102,19 @@ class Stop(RankFrame, frozen=True):
     """End."""
 
 
-class Loaded(RankFrame, frozen=True):
+class RankLoaded(RankFrame, frozen=True):
     """The rank has its part of the model and a pool of `pages` pages."""
 
     pages: int
 
 
-class Failed(RankFrame, frozen=True):
+class RankFailed(RankFrame, frozen=True):
     """The rank cannot go on; it ends."""
 
     reason: str
 
 
-class Ready(RankFrame, frozen=True):
+class RankReady(RankFrame, frozen=True):
     """The rank's transfer thread runs."""
 
     address: Address
@@ -156,8 +141,8 @@ class Report(RankFrame, frozen=True):
     stats: dict[str, float]
 
 
-ToMain = Setup | Serve | Step | Copies | PushFrame | Stop
-FromRank = Loaded | Failed | Ready | Copied | Report
+ToMain = Setup | Serve | StepFrame | Copies | PushFrame | Stop
+FromRank = RankLoaded | RankFailed | RankReady | Copied | Report
 
 _encoder = msgspec.msgpack.Encoder()
 _to_main: msgspec.msgpack.Decoder[ToMain] = msgspec.msgpack.Decoder(ToMain)

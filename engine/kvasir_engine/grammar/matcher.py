@@ -1,5 +1,6 @@
 """A grammar compiled by llguidance, and where a sequence is in it."""
 
+import itertools
 import threading
 from collections.abc import Sequence
 
@@ -8,16 +9,23 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from kvasir_engine.grammar.base import GrammarError
+from kvasir_engine.grammar.known_places import Place
 from kvasir_engine.grammar.tokens import GrammarTokens
 
+MOST_TRIED = 16
+"""Tokens that are tried one by one before a whole mask is made."""
 MOST_FORCED_BYTES = 1024
 """Looked at in one step; what is certain beyond comes in the next."""
 
 
+_numbers = itertools.count()
+
+
 class GuidanceGrammar:
-    """As grammar/base.py has it."""
+    """As grammar/base.py has it. `number` is no other grammar's."""
 
     def __init__(self, begin: LLMatcher, tokens: GrammarTokens) -> None:
+        self.number = next(_numbers)
         self._begin = begin
         self._tokens = tokens
         self._lock = threading.Lock()
@@ -25,19 +33,30 @@ class GuidanceGrammar:
     def matcher(self) -> "GuidanceMatcher":
         """A matcher at the beginning."""
         with self._lock:
-            return GuidanceMatcher(self._begin.deep_copy(), self._tokens)
+            return GuidanceMatcher(self._begin.deep_copy(), self._tokens, self.number)
 
 
 class GuidanceMatcher:
-    """As grammar/base.py has it. The tokens that end a sequence are kept from llguidance: they are in no text."""
+    """As grammar/base.py has it. The tokens that end a sequence are kept from llguidance: they are in no text.
+
+    What is certain is looked for once: it stays certain while its tokens are accepted.
+    """
 
     def __init__(
-        self, inner: LLMatcher, tokens: GrammarTokens, accepted: Sequence[int] = (), ended: bool = False
+        self,
+        inner: LLMatcher,
+        tokens: GrammarTokens,
+        grammar: int,
+        accepted: Sequence[int] = (),
+        ended: bool = False,
     ) -> None:
         self._inner = inner
         self._tokens = tokens
+        self._grammar = grammar
         self._accepted = list(accepted)
         self._ended = ended
+        self._certain: list[int] | None = None
+        """The tokens that must come from here; None where nobody has looked."""
 
     def accept(self, token: int) -> bool:
         """Go on by `token`, if it may come. Raises GrammarError."""
@@ -52,6 +71,8 @@ class GuidanceMatcher:
         self._check()
         if taken:
             self._accepted.append(token)
+            follows = self._certain[1:] if self._certain and self._certain[0] == token else None
+            self._certain = follows or None
         return taken
 
     def fill_mask(self, words: NDArray[np.int32]) -> None:
@@ -63,19 +84,33 @@ class GuidanceMatcher:
             return
         forced = self.forced_tokens()
         if forced:
-            words |= self._tokens.mask_of(forced[0])
+            words.view(np.uint32)[forced[0] >> 5] = 1 << (forced[0] & 31)
             return
-        words |= self._mask(self._inner)
+        known = self._tokens.places.find(self._grammar, self._accepted)
+        if known is not None and known.mask is not None:
+            words[:] = known.mask
+            return
+        words[:] = self._mask(self._inner)
         self._check()
         if self._inner.is_accepting():
             words |= self._tokens.eos_mask
         if not words.any():
             raise GrammarError("", "no token continues the text within it")
+        self._tokens.places.keep(self._grammar, self._accepted, Place((), words.copy()))
 
     def forced_tokens(self) -> list[int]:
         """The tokens that must come from here and are certain. Raises GrammarError."""
         if self.stopped():
             return []
+        if self._certain is None:
+            known = self._tokens.places.find(self._grammar, self._accepted)
+            if known is None:
+                known = Place(tuple(self._look_ahead()))
+                self._tokens.places.keep(self._grammar, self._accepted, known)
+            self._certain = list(known.certain)
+        return self._certain
+
+    def _look_ahead(self) -> list[int]:
         forced = self._inner.compute_ff_bytes()
         self._check()
         if not forced:
@@ -97,6 +132,8 @@ class GuidanceMatcher:
         """Undo the last `tokens` that were accepted."""
         if not 0 <= tokens <= len(self._accepted) + self._ended:
             raise ValueError(f"tokens: {tokens} of {len(self._accepted) + self._ended}")
+        if tokens:
+            self._certain = None
         if tokens and self._ended:
             self._ended = False
             tokens -= 1
@@ -107,7 +144,7 @@ class GuidanceMatcher:
 
     def copy(self) -> "GuidanceMatcher":
         """Another matcher at the same place."""
-        return GuidanceMatcher(self._inner.deep_copy(), self._tokens, self._accepted, self._ended)
+        return GuidanceMatcher(self._inner.deep_copy(), self._tokens, self._grammar, self._accepted, self._ended)
 
     def _after(self, text: bytes) -> LLMatcher | None:
         """The place after `text`; None where it is none."""
@@ -125,6 +162,11 @@ class GuidanceMatcher:
         after = self._after(text)
         if after is None:
             return True
+        # One that may come is mostly among the first.
+        if any(after.validate_tokens([token]) for token in tokens[:MOST_TRIED]):
+            return True
+        if len(tokens) <= MOST_TRIED:
+            return after.is_error()
         mask = self._mask(after)
         chosen = np.array(tokens)
         return after.is_error() or bool(((mask[chosen >> 5] >> (chosen & 31)) & 1).any())
@@ -133,8 +175,8 @@ class GuidanceMatcher:
         """The library's row, for as many tokens as it knows and one more, as the model's."""
         row = np.zeros(self._tokens.words, np.int32)
         given = np.frombuffer(matcher.compute_bitmask(), np.int32)[: self._tokens.words]
-        row[: len(given)] = given
-        return row & self._tokens.text_mask
+        np.bitwise_and(given, self._tokens.text_mask[: len(given)], out=row[: len(given)])
+        return row
 
     def _check(self) -> None:
         if self._inner.is_error():

@@ -5,6 +5,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from kvasir_engine.grammar.forced import ForcedText
+from kvasir_engine.grammar.known_places import KnownPlaces
 from kvasir_engine.grammar.vocabulary import Vocabulary
 
 _SPECIAL = b"\xff"
@@ -46,10 +47,7 @@ class GrammarTokens:
         self.eos_mask = self._mask(vocabulary.eos)
         self.text_mask = self._mask(tuple(range(len(vocabulary.tokens)))) & ~self.eos_mask
         self.forced = ForcedText(vocabulary.tokens, vocabulary.encode)
-
-    def mask_of(self, token: int) -> NDArray[np.int32]:
-        """The row that allows one token."""
-        return self._mask((token,))
+        self.places = KnownPlaces()
 
     def spelled(self, text: bytes) -> list[int]:
         """Some tokens that spell a text."""

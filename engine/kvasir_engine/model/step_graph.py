@@ -14,13 +14,13 @@ import torch
 
 from kvasir_engine.attention.base import AttentionBackend
 from kvasir_engine.attention.cpu_backend import CpuBackend
+from kvasir_engine.model.block import Block
 from kvasir_engine.model.layers import cpu
 from kvasir_engine.model.layers.mlp import MLP
 
 if TYPE_CHECKING:
     from kvasir_engine.cpu_kernels.elementwise import Gate, Norm
     from kvasir_engine.cpu_kernels.team import Call
-    from kvasir_engine.model.decoder import Block
     from kvasir_engine.model.layers.basic import Rotary
     from kvasir_engine.model.layers.cpu import Packed
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from kvasir_engine.engine_client import EngineError, GenerateRequest, Output
 from kvasir_engine.kv.hashing import page_hashes
-from kvasir_engine.protocol import GRAMMAR, PROCESSORS, PROMPT_LOGPROBS, LogitsProcessors, Sampling
+from kvasir_engine.protocol import GRAMMAR, LOGPROB_START, PROCESSORS, PROMPT_LOGPROBS, LogitsProcessors, Sampling
 from kvasir_engine.router.attempt import Attempt, Target, WorkerFailed
 from kvasir_engine.router.connection import Peer, WorkerConnection
 from kvasir_engine.router.load_meter import LoadMeter, Stopwatch
@@ -229,9 +229,10 @@ class PooledClient:
         workers = [each for each in able if not any(each.peer is one.avoid for one in failed)]
         random.shuffle(workers)  # so that routers with the same view do not all take the first of equals
         sizes = {each.peer.endpoint.fingerprint.page_size for each in workers if each.peer}
-        # A prompt whose log-probabilities are asked for is computed whole, whatever is cached of it.
+        # What is scored of a prompt is computed, whatever is cached of it.
         scored = request.sampling.prompt_logprobs is not None and not sent
-        pages = {size: [] if scored else await _hashes(tokens, size, request.salt) for size in sizes}
+        usable = tokens[: request.sampling.unscored(len(tokens)) - 1] if scored else tokens
+        pages = {size: await _hashes(usable, size, request.salt) for size in sizes}
         targets: dict[str, Target] = {}
         candidates: list[Candidate] = []
         for worker in workers:
@@ -313,6 +314,8 @@ def _needed(sampling: Sampling) -> dict[str, list[str]]:
         needed[PROCESSORS] = sampling.processors.names()
     if sampling.prompt_logprobs is not None:
         needed[PROMPT_LOGPROBS] = ["prompt_logprobs"]
+    if sampling.logprob_start:
+        needed[LOGPROB_START] = ["logprob_start_len"]
     return needed
 
 
@@ -331,6 +334,7 @@ def _continued(sampling: Sampling, sent: int) -> Sampling:
         min_tokens=max(0, sampling.min_tokens - sent),
         processors=processors,
         prompt_logprobs=None,  # they were told with the first token
+        logprob_start=0,
     )
 
 

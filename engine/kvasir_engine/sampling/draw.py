@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from kvasir_engine.protocol import Sampling
+from kvasir_engine.sampling.masses import masses_of
 from kvasir_engine.sampling.uniform import uniforms
 
-UNIT_BITS = 44
 LARGEST_VOCAB = (1 << 19) - 1
 _LEVEL = 19
 """Bits of a weight below those that its first histogram is of."""
@@ -82,11 +82,6 @@ def _draw(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
             cut = nucleus_cut(weights[row], masses[row], float(top_p[row, 0]), bool(few))
             masses[row].masked_fill_(weights[row] < cut, 0)
     return pick(masses, uniform)
-
-
-def masses_of(weights: torch.Tensor) -> torch.Tensor:
-    """What `weights` come to in whole numbers, int64."""
-    return (weights * float(1 << UNIT_BITS)).long()
 
 
 def _last_of(weights: torch.Tensor, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

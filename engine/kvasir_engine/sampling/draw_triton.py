@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kvasir_engine.sampling.draw import UNIT_BITS
+from kvasir_engine.sampling.masses import UNIT_BITS
 
 BLOCK = 512
 WARPS = 8

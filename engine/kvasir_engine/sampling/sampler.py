@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kvasir_engine.cpu_kernels import unavailable_reason
 from kvasir_engine.protocol import PromptLogprobs, Sampling, TokenLogprobs
 from kvasir_engine.sampling.draw import Draws, draw
 from kvasir_engine.sampling.logits_processors import process
@@ -59,17 +60,25 @@ def sample(logits: torch.Tensor, requests: Sequence[SampleRequest], before: Sequ
     Log-probabilities are those of the model's own distribution, before all of this, as vLLM and OpenAI report them.
     """
     masked = _without_early_stops(processed(logits, requests, before), requests)
-    masked, restricted = restrict(masked, masks_of(requests))
-    tokens = masked.argmax(-1)
+    told = _chosen(masked, requests)
+    return Sampled(told.tolist(), _logprobs(logits, told.clamp(min=0), requests))
+
+
+def _chosen(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
+    """A token for each row of what processors left, NO_TOKEN where masks leave nothing."""
     drawn = [row for row, request in enumerate(requests) if request.sampling.temperature >= GREEDY_BELOW]
-    if drawn:
-        whole = len(drawn) == len(requests)
-        rows = masked if whole else masked[drawn]
-        chosen = [requests[row] for row in drawn]
-        how = Draws.of([each.sampling for each in chosen], [each.position for each in chosen], logits.shape[1])
-        tokens[drawn] = draw(rows, how)
-    logprobs = _logprobs(logits, tokens, requests)
-    return Sampled((tokens if restricted is None else restricted.without(tokens, masked)).tolist(), logprobs)
+    params, positions = [requests[row].sampling for row in drawn], [requests[row].position for row in drawn]
+    how = Draws.of(params, positions, logits.shape[1]) if drawn else None
+    masks = masks_of(requests)
+    if logits.device.type == "cpu" and unavailable_reason() is None:
+        from kvasir_engine.sampling.cpu_choice import choose
+
+        return choose(logits, dict(masks), drawn, how)
+    logits, restricted = restrict(logits, masks)
+    tokens = logits.argmax(-1)
+    if how is not None:
+        tokens[drawn] = draw(logits if len(drawn) == len(requests) else logits[drawn], how)
+    return tokens if restricted is None else restricted.without(tokens, logits)
 
 
 def masks_of(requests: Sequence[SampleRequest]) -> list[tuple[int, TokenMask]]:

@@ -5,7 +5,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from kvasir_operator.api.structural_schema import LIMIT, QUANTITY
+from kvasir_engine.quantity import QUANTITY
+from kvasir_operator.api.structural_schema import LIMIT
 
 _LABEL = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 # A DNS subdomain; the name of a label or resource, a domain before it or not; one with a domain.

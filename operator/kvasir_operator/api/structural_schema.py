@@ -11,13 +11,9 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from kvasir_engine.quantity import QUANTITY
+
 Schema = dict[str, Any]
-
-QUANTITY = (
-    r"^\+?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
-    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
-)
-
 
 # A limit of a rollout as it is written: a count, or a percentage up to 100.
 LIMIT = r"^([0-9]{1,4}|([0-9]|[1-9][0-9]|100)%)$"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from kvasir_operator.api.quantity import amount
+from kvasir_engine.quantity import amount
 from kvasir_operator.api.structural_schema import Invalid, join
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
+from kvasir_engine.config import Fabric
 from kvasir_operator.api.engine_settings import EngineSettings
 from kvasir_operator.api.fields import (
     OBJECT_NAME,
@@ -20,7 +21,6 @@ from kvasir_operator.api.fields import (
 _LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 Device = Literal["cuda", "cpu"]
-Fabric = Literal["auto", "rdma", "tcp", "shm"]
 Encryption = Literal["Auto", "Required", "Off"]
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from kvasir_operator.certificates.authority import LEAF_LIFETIME, Authority
+from kvasir_operator.certificates.authority import LEAF_LIFETIME, SKEW, Authority
 
 # Two thirds of a certificate's life are left for an operator that is away or refused.
 RENEW_AFTER = LEAF_LIFETIME / 3
@@ -37,8 +37,8 @@ class Issued(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 def overdue(authorities: Sequence[Authority], now: datetime) -> bool:
-    """Whether a new authority is to be made."""
-    return all(each.ends - now < AUTHORITY_MARGIN for each in authorities)
+    """Whether a new authority is to be made. One that a clock which was ahead has made is not believed yet."""
+    return all(each.ends - now < AUTHORITY_MARGIN or not _valid(each, now) for each in authorities)
 
 
 def due(
@@ -59,7 +59,8 @@ def due(
         and before.trusted == believed
         and before.signed_by == signer.name
         and before.asked == asked
-        and now - _time(before.issued_at) < RENEW_AFTER
+        and -SKEW <= now - _time(before.issued_at) < RENEW_AFTER
+        and now < _time(before.expires_at)
     ):
         return None
     ends = min(now + LEAF_LIFETIME, signer.ends)
@@ -68,10 +69,16 @@ def due(
 
 def _signer(trusted: Sequence[Authority], since: dict[str, str], now: datetime) -> Authority:
     """The newest that all pods believe for long enough; where that is not known, the newest that was there."""
-    spread = [each for each in trusted if each.name in since and now - _time(since[each.name]) >= SPREAD]
-    known = [each for each in trusted if each.name in since]
-    old = [each for each in trusted if now - each.begins >= SPREAD]
-    return next((found[-1] for found in (spread, known[:1], old) if found), trusted[-1])
+    valid = [each for each in trusted if _valid(each, now)] or trusted
+    spread = [each for each in valid if each.name in since and now - _time(since[each.name]) >= SPREAD]
+    known = [each for each in valid if each.name in since]
+    old = [each for each in valid if now - each.begins >= SPREAD]
+    return next((found[-1] for found in (spread, known[:1], old) if found), valid[-1])
+
+
+def _valid(authority: Authority, now: datetime) -> bool:
+    """Whether peers believe it by now."""
+    return authority.begins - SKEW <= now < authority.ends
 
 
 def stamp(time: datetime) -> str:

@@ -26,6 +26,7 @@ from kvasir_operator.api import (
 )
 from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.plan.observed import Reference, controller_of
+from kvasir_operator.render import issued
 from kvasir_operator.render.names import MANAGED_BY, SERVICE_LABEL, Object
 
 FIELD_MANAGER = "kvasir"
@@ -48,6 +49,9 @@ KINDS: dict[tuple[str, str], str] = {
     (API_VERSION, ROLE_KIND): ROLE_PLURAL,
     (SET_API_VERSION, SET_KIND): SET_PLURAL,
 }
+# And what it may own where cert-manager issues pods' certificates: the rules allow it only there.
+ISSUED: dict[tuple[str, str], str] = {(issued.API_VERSION, issued.KIND): "certificates"}
+_PLURALS = {**KINDS, **ISSUED}
 
 
 Key = tuple[str, str]
@@ -64,8 +68,10 @@ class RequestTransport(Protocol):
 class Cluster:
     """Reads and writes of one API server."""
 
-    def __init__(self, transport: RequestTransport) -> None:
+    def __init__(self, transport: RequestTransport, by_cert_manager: bool = False) -> None:
+        """`by_cert_manager`: it issues pods' certificates."""
         self._send = transport
+        self._kinds = _PLURALS if by_cert_manager else KINDS
         self._served: dict[str, frozenset[str]] = {}
         self._lock = threading.Lock()
 
@@ -76,7 +82,7 @@ class Cluster:
     def owned(self, namespace: str, name: str, uid: str) -> list[Object]:
         """All objects that carry the labels of an InferenceService and belong to the one with this uid."""
         found: list[Object] = []
-        for (api_version, kind), plural in KINDS.items():
+        for (api_version, kind), plural in self._kinds.items():
             if self.serves(api_version, kind):
                 found.extend(self._list(api_version, kind, plural, namespace, name))
         return [o for o in found if uid in _owners(o)]
@@ -103,7 +109,7 @@ class Cluster:
 
     def scale(self, namespace: str, target: Reference, replicas: int, version: str) -> None:
         """Set an object's replicas. Raises ClusterError 409 if its resourceVersion is not `version`."""
-        path = object_path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
+        path = object_path(target.api_version, _PLURALS[target.api_version, target.kind], namespace, target.name)
         # Not an apply: that would give up every other field that this field manager has set.
         body = {"metadata": {"resourceVersion": version}, "spec": {"replicas": replicas}}
         query = {"fieldManager": FIELD_MANAGER}
@@ -117,7 +123,7 @@ class Cluster:
             "metadata": {"name": target.name},
             "status": {"replicas": replicas},
         }
-        path = object_path(target.api_version, KINDS[target.api_version, target.kind], namespace, target.name)
+        path = object_path(target.api_version, _PLURALS[target.api_version, target.kind], namespace, target.name)
         self._write("PATCH", path + "/status", body, accept=(200, 201, 404))
 
     def controller_uid(self, namespace: str, target: Reference, uid: str) -> str:
@@ -149,7 +155,7 @@ class Cluster:
 
     def delete(self, namespace: str, target: Reference, uid: str = "") -> None:
         """Delete an object and what it owns; nothing if it is gone already, or if another has its name (`uid`)."""
-        plural = KINDS[target.api_version, target.kind]
+        plural = _PLURALS[target.api_version, target.kind]
         path = object_path(target.api_version, plural, namespace, target.name)
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid:
@@ -259,7 +265,7 @@ def object_path(api_version: str, plural: str, namespace: str, name: str = "") -
 
 
 def _path_of(item: Object) -> str:
-    plural = KINDS[item["apiVersion"], item["kind"]]
+    plural = _PLURALS[item["apiVersion"], item["kind"]]
     return object_path(item["apiVersion"], plural, item["metadata"]["namespace"], item["metadata"]["name"])
 
 

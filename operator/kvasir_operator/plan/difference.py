@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from kvasir_engine.quantity import amount
 from kvasir_operator.api import GROUP
-from kvasir_operator.api.quantity import amount
 from kvasir_operator.api.strategic_merge import LISTS_BY_KEY, identity
 from kvasir_operator.render.names import Object
 

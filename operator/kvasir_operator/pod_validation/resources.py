@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kvasir_operator.api.quantity import amount
+from kvasir_engine.quantity import amount
 from kvasir_operator.pod_validation.path import Path, Problem
 from kvasir_operator.pod_validation.tables import QUALIFIED
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from kvasir_operator.api.quantity import amount
+from kvasir_engine.quantity import amount
 from kvasir_operator.pod_validation.path import Path, Problem, shown
 from kvasir_operator.pod_validation.tables import (
     AT_MOST_ONE,

@@ -31,7 +31,7 @@ from kvasir_operator.reconcile.certificates import CertificateKeeper, Kept, issu
 from kvasir_operator.reconcile.executor import execute
 from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
 from kvasir_operator.reconcile.pod_owners import PodOwners
-from kvasir_operator.render import Object, Options, render, settled
+from kvasir_operator.render import Object, Options, issued, render, settled
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED, ROLES
 from kvasir_operator.render.network import url
@@ -42,6 +42,7 @@ from kvasir_operator.status import derive as statuses
 from kvasir_operator.status.evaluate import (
     VERIFIED,
     Leaving,
+    certificates_of,
     elastic,
     exposed,
     metrics_reachable,
@@ -182,10 +183,10 @@ class Reconciler:
         self._show_capacity((document["metadata"]["namespace"], document["metadata"]["name"]), None)
         previous, generation = document.get("status", {}), document["metadata"].get("generation", 0)
         # What runs goes on as it was, and its certificates with it.
-        issued = issued_before(document)
-        if issued and self._certificates:
-            issued = self._renewed(document, self._certificates.keep(document)).issued
-        self._publish(document, statuses.rejected(error.problems, generation, previous, self._now(), issued))
+        before = issued_before(document)
+        if before and self._certificates and not self._options.issuer:
+            before = self._renewed(document, self._certificates.keep(document)).issued
+        self._publish(document, statuses.rejected(error.problems, generation, previous, self._now(), before))
 
     def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
         """Say that the API server lets nothing be read or planned: `Ready` may not go on for a new spec."""
@@ -213,7 +214,7 @@ class Reconciler:
         desired = self._servable(document, rendered)
         unserved = exposed(service, rendered, desired)
         # Before any pod is made, which would wait for its Secret; also of a service that is paused.
-        kept = self._certify(document, service, observed)
+        kept = self._certify(document, service, observed, rendered)
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         self._intend(document, steps)
         failures = execute(self._cluster, service.namespace, service.name, steps, observed)
@@ -264,9 +265,20 @@ class Reconciler:
             self._again(service.namespace, service.name, seconds)
         return failures
 
-    def _certify(self, document: Object, service: InferenceService, observed: Observed) -> Kept | None:
-        """Issue the certificates that are due; `None` where there are to be none."""
-        if self._certificates is None or service.spec.transfer.encryption == "Off":
+    def _certify(
+        self, document: Object, service: InferenceService, observed: Observed, rendered: Sequence[Object]
+    ) -> Kept | None:
+        """Issue the certificates that are due, or say what cert-manager has; `None` where there are to be none."""
+        if service.spec.transfer.encryption == "Off":
+            return None
+        if issuer := self._options.issuer:
+            wanted = [each for each in rendered if each["kind"] == issued.KIND]
+            served = self._cluster.serves(issued.API_VERSION, issued.KIND)
+            verdict = certificates_of(str(issuer), wanted, observed, served)
+            if not verdict.true:
+                self._again(service.namespace, service.name, FAILED_SECONDS)  # no watch tells
+            return Kept(None, verdict)
+        if self._certificates is None:
             return None
         waiting = {pod.role for pod in observed.pods if pod.role in ROLES and not pod.ready}
         return self._renewed(document, self._certificates.keep(document, sorted(waiting)))

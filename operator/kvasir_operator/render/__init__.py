@@ -7,10 +7,11 @@ an environment, so the same service and options always give the same objects.
 from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole
 from kvasir_operator.render.groups import worker_sets
 from kvasir_operator.render.guards import accounts, budgets
+from kvasir_operator.render.issued import issued_certificates
 from kvasir_operator.render.monitoring import pod_monitor
 from kvasir_operator.render.names import Object
 from kvasir_operator.render.network import network
-from kvasir_operator.render.options import Discovery, Options, PodWatch, Static
+from kvasir_operator.render.options import Discovery, Issuer, Options, PodWatch, Static
 from kvasir_operator.render.policies import policies
 from kvasir_operator.render.preload import preload_job
 from kvasir_operator.render.router import router_deployment
@@ -18,7 +19,7 @@ from kvasir_operator.render.scale import inference_roles
 from kvasir_operator.render.settled import settled
 from kvasir_operator.render.workers import worker_deployment
 
-__all__ = ["Discovery", "Object", "Options", "PodWatch", "Static", "render", "settled"]
+__all__ = ["Discovery", "Issuer", "Object", "Options", "PodWatch", "Static", "render", "settled"]
 
 
 def render(service: InferenceService, options: Options) -> list[Object]:
@@ -42,6 +43,7 @@ def _around(service: InferenceService, options: Options) -> list[Object]:
     """What only a cluster knows: who pods are, whom they may talk to, how many may go at once, who watches them."""
     monitors = [pod_monitor(service)] if options.pod_monitors else []
     return [
+        *(issued_certificates(service, options.issuer) if options.issuer else ()),
         *accounts(service),
         *policies(service, options),
         *budgets(service),

@@ -6,8 +6,8 @@ node ends first what has more on its disk than it asked for, so the model is ask
 
 from collections.abc import Mapping
 
+from kvasir_engine.quantity import amount
 from kvasir_operator.api import InferenceService, Workers
-from kvasir_operator.api.quantity import amount
 from kvasir_operator.render.names import Object
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.storage import downloads

@@ -7,7 +7,7 @@ follows.
 
 from collections.abc import Mapping
 
-from kvasir_operator.api.quantity import amount
+from kvasir_engine.quantity import amount
 from kvasir_operator.api.strategic_merge import overlay
 from kvasir_operator.api.workers import PodOverlay
 from kvasir_operator.pod_validation.resources import extended

@@ -15,11 +15,24 @@ class Static(msgspec.Struct, frozen=True):
 
 Discovery = PodWatch | Static
 
+
+class Issuer(msgspec.Struct, frozen=True):
+    """Who signs pods' certificates by cert-manager: an Issuer of each service's namespace, or a ClusterIssuer."""
+
+    name: str
+    kind: str = "Issuer"
+    group: str = "cert-manager.io"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
 CERTIFICATES = 3
-DEFAULTS = CERTIFICATES
+ENTRYPOINT = 4
+DEFAULTS = ENTRYPOINT
 """What pods are given by default, as a number that grows with each change that would roll them: a service keeps the
 one that it was made with (`plan/release.py`). 2: limits of memory, requests of ephemeral storage. 3: certificates,
-and routers that follow pods to their InferenceService."""
+and routers that follow pods to their InferenceService. 4: the image's entry point, whose first process is tini."""
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -28,6 +41,7 @@ class Options(msgspec.Struct, frozen=True):
     `operator_namespace` and `metrics_namespace`: where the operator runs and where what scrapes metrics runs, which
     NetworkPolicies then let in. `pod_monitors`: whether PodMonitors are made beside the scrape annotations.
     `defaults`: which defaults pods have.
+    `issuer`: who signs pods' certificates; `None`: the operator itself.
     `operator_class`: of which services this operator is. `operator`: who it is, as NAMESPACE/LEASE; empty: nobody
     asks.
     """
@@ -38,6 +52,7 @@ class Options(msgspec.Struct, frozen=True):
     operator_namespace: str = ""
     metrics_namespace: str = ""
     pod_monitors: bool = True
+    issuer: Issuer | None = None
     operator_class: str = ""
     operator: str = ""
 

@@ -3,7 +3,7 @@
 from kvasir_operator.api import InferenceService
 from kvasir_operator.api.validation import CA_VARIABLES
 from kvasir_operator.render.names import Object, Role, role_name, tls_secret_name
-from kvasir_operator.render.options import Options
+from kvasir_operator.render.options import ENTRYPOINT, Options
 from kvasir_operator.render.placement import spread
 from kvasir_operator.render.storage import (
     CACHE_PATH,
@@ -31,12 +31,14 @@ QUIET_SECONDS = 3
 USER_ID = 65532
 
 
-def container(image: str, args: list[str], env: dict[str, str], resources: Object) -> Object:
-    """A kvasir container, without probes, that may do nothing but compute."""
-    return {
+def container(options: Options, args: list[str], env: dict[str, str], resources: Object) -> Object:
+    """A kvasir container, without probes, that may do nothing but compute.
+
+    A `command` would replace the image's entry point, and with it the process that hands on signals.
+    """
+    found: Object = {
         "name": CONTAINER,
-        "image": image,
-        "command": ["kvasir"],
+        "image": options.engine_image,
         "args": args,
         "env": [{"name": name, "value": value} for name, value in {"KVASIR_CACHE": CACHE_PATH, **env}.items()],
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
@@ -49,6 +51,9 @@ def container(image: str, args: list[str], env: dict[str, str], resources: Objec
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
+    if options.defaults < ENTRYPOINT:
+        found["command"] = ["kvasir"]
+    return found
 
 
 def probes(service: InferenceService) -> Object:

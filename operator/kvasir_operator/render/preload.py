@@ -35,5 +35,5 @@ def _pod(service: InferenceService, options: Options) -> Object:
     revision = ["--revision", model.revision] if model.revision else []
     args = ["fetch", model.uri, *revision, "--progress-port", str(PORT)]
     resources = said_over(preload_resources(options), model.cache.preload)
-    main = container(options.engine_image, args, {}, resources)
+    main = container(options, args, {}, resources)
     return {**pod_spec(service, main, token=True), "restartPolicy": "OnFailure"}

@@ -52,7 +52,7 @@ def _pod(service: InferenceService, options: Options) -> Object:
     args += drain_args(service)
     if holds := service.spec.scaling.holds:
         args += ["--hold-seconds", str(holds.hold_seconds), "--hold-requests", str(holds.hold_requests)]
-    main = container(options.engine_image, args, {}, said_over(router_resources(options), service.spec.router))
+    main = container(options, args, {}, said_over(router_resources(options), service.spec.router))
     spec = serving_pod(service, "router", main, options)
     if service.spec.router.image:
         main["image"] = service.spec.router.image

@@ -2,8 +2,8 @@
 
 from kvasir_engine.model.loading.uri import ClaimURI, HubURI, PackageURI
 from kvasir_engine.model.loading.uri import parse as parse_uri
+from kvasir_engine.quantity import amount
 from kvasir_operator.api import InferenceService, Model
-from kvasir_operator.api.quantity import amount
 from kvasir_operator.render.names import Object
 
 CACHE_PATH = "/var/cache/kvasir"

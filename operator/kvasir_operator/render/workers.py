@@ -91,7 +91,7 @@ def rendered_template(
         *flags_of(service.spec, role),
     ]
     main = container(
-        options.engine_image,
+        options,
         args,
         fabric_env(transfer.fabric, workers.device == "cuda"),
         _resources(service, workers, options),

@@ -7,7 +7,7 @@ import msgspec
 
 from kvasir_engine.status_reports import RouterStatus
 from kvasir_operator.api import InferenceService
-from kvasir_operator.plan.observed import CLAIM_MISSING, Observed, PodProblem
+from kvasir_operator.plan.observed import CLAIM_MISSING, MESSAGE_LENGTH, Observed, PodProblem, reference
 from kvasir_operator.plan.preload import Loading
 from kvasir_operator.plan.wanted import wanted as wanted_of
 from kvasir_operator.render.names import Object, Role
@@ -188,15 +188,33 @@ def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list
     return [ConditionState("MetricsReachable", True, "NamespaceAllowed", message)]
 
 
-def certificates_ready(authority: str, expires: str) -> ConditionState:
+def certificates_ready(signer: str, expires: str, what: str = "authority ") -> ConditionState:
     """Pods have certificates, by which they know each other."""
-    message = f"pods have certificates of authority {authority}, valid until {expires}"
+    message = f"pods have certificates of {what}{signer}, valid until {expires}"
     return ConditionState("CertificatesReady", True, "Issued", message)
 
 
 def no_certificates(reason: str, message: str) -> ConditionState:
     """Certificates cannot be issued. Pods that are there go on with those that they have; new ones do not start."""
     return ConditionState("CertificatesReady", False, reason, message, trouble=True)
+
+
+def certificates_of(issuer: str, wanted: Sequence[Object], observed: Observed, served: bool) -> ConditionState:
+    """What cert-manager says of the Certificates `wanted`, which `issuer` is to sign."""
+    if not served:
+        message = (
+            f"{issuer} is to sign pods' certificates, and the cluster does not serve cert-manager.io/v1 Certificate"
+        )
+        return no_certificates("CertManagerMissing", message)
+    ends = []
+    for each in wanted:
+        status = observed.objects.get(reference(each), {}).get("status", {})
+        ready = next((c for c in status.get("conditions", ()) if c.get("type") == "Ready"), {})
+        if ready.get("status") != "True":
+            name, said = each["metadata"]["name"], ready.get("message") or "cert-manager has not said anything yet"
+            return no_certificates("NotIssued", f"Certificate {name} of {issuer}: {said}"[:MESSAGE_LENGTH])
+        ends.append(str(status.get("notAfter", "")))
+    return certificates_ready(issuer, min(ends, default=""), "")
 
 
 def transfer_encrypted(service: InferenceService, kept_off: bool = False) -> list[ConditionState]:

@@ -28,7 +28,7 @@ from kvasir_operator.plan.observed import Observed
 from kvasir_operator.scaling import autoscaler
 from kvasir_operator.status import derive
 
-CHUNK = 20
+CHUNK = 10
 CHUNKS = 3
 SOAK = 10_000
 SEARCHED = 300

@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from kvasir_engine.tls import HANDSHAKE_SECONDS, Credentials, why_failed
@@ -18,6 +19,7 @@ BATCH = 64  # connections that are accepted at once, before others of the loop's
 PAUSE_SECONDS = 0.5
 TELL_SECONDS = 10.0
 MOST_HANDSHAKES = 256  # at once: each holds memory, and has an end
+MOST_OF_ADDRESS = 64  # of these: nobody keeps the others out by handshakes that do not end
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -43,6 +45,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._spare: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes: Counter[str] = Counter()  # by address
         self._again: asyncio.TimerHandle | None = None
         self._shed = 0
         self._told = -TELL_SECONDS
@@ -72,17 +75,31 @@ class Acceptor:
                     self._pause()
                     return
                 continue
-            if self._credentials is not None and len(self._tasks) >= MOST_HANDSHAKES:
-                log.warning("refused address=%s reason='%d handshakes are under way'", address[0], MOST_HANDSHAKES)
+            peer = str(address[0]) if address else "this machine"  # a Unix socket's other end has no address
+            if self._credentials is not None and not self._may_begin(peer):
                 conn.close()
                 continue
             conn.setblocking(False)
-            task = self._loop.create_task(self._connect(conn))
+            task = self._loop.create_task(self._connect(conn, peer))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, conn: socket.socket) -> None:
-        credentials, address = self._credentials, _peer(conn)
+    def _may_begin(self, address: str) -> bool:
+        """Whether the address may begin a handshake; it is counted."""
+        own, others = self._handshakes[address], self._handshakes.total()
+        if others >= MOST_HANDSHAKES or own >= MOST_OF_ADDRESS:
+            log.warning("refused address=%s reason='%d handshakes are under way, %d its own'", address, others, own)
+            return False
+        self._handshakes[address] += 1
+        return True
+
+    def _ended(self, address: str) -> None:
+        self._handshakes[address] -= 1
+        if not self._handshakes[address]:
+            del self._handshakes[address]
+
+    async def _connect(self, conn: socket.socket, address: str) -> None:
+        credentials = self._credentials
         try:
             if credentials is None:
                 await self._loop.connect_accepted_socket(self._make, conn)
@@ -102,6 +119,9 @@ class Acceptor:
         except Exception:
             log.exception("a connection was not served")
             conn.close()
+        finally:
+            if credentials is not None:
+                self._ended(address)
 
     def _refuse_one(self, error: OSError) -> bool:
         """Take one connection by the spare descriptor and close it. False: it cannot be."""
@@ -134,9 +154,3 @@ class Acceptor:
     def _pause(self) -> None:
         self._loop.remove_reader(self._sock.fileno())
         self._again = self._loop.call_later(PAUSE_SECONDS, self._loop.add_reader, self._sock.fileno(), self._accept)
-
-
-def _peer(conn: socket.socket) -> str:
-    with contextlib.suppress(OSError):
-        return "this machine" if conn.family == socket.AF_UNIX else str(conn.getpeername()[0])
-    return "gone"
