@@ -376,3 +376,33 @@ def test_a_writer_of_a_fenced_lease_is_wanted_no_more() -> None:
     list(machine.revoke(1, 0.0))
     assert machine.has(1, P)
     assert not machine.wants(1, P)
+
+
+def test_a_word_about_another_life_of_the_holder_is_refused() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(2), 0.0, 9.0)
+    for message in (Stopped(1, EPOCH - 1, "done"), Complete(1, EPOCH + 1, 32, 2, 5)):
+        (effect,) = machine.received(P, message, 0.0)
+        assert isinstance(effect, receiver.Rejected)
+        assert "stale epoch" in effect.why
+    assert len(machine) == 1
+
+
+def test_a_lease_is_fenced_when_it_has_expired_though_its_writer_speaks() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(2), 0.0, 1.0)
+    assert not [e for e in machine.tick(0.9) if isinstance(e, receiver.Fenced)]
+    machine.heard(P, Pong(1, EPOCH), 0.9)
+    assert [e for e in machine.tick(1.0) if isinstance(e, receiver.Fenced)] == [
+        receiver.Fenced(1, "lease_expired", P)
+    ]
+
+
+def test_a_page_is_written_when_all_its_layers_are() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(2), 0.0, 9.0)
+    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [7, 8]), 0.0))
+    machine.verified(1, P, 2)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5), 0.0)
+    assert isinstance(effect, receiver.Reclaimed)
+    assert "0 pages of 2" in effect.reason
