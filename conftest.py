@@ -2,6 +2,7 @@
 
 With `-n 3`, as `make test` runs them, one process has the control plane's tests, which mostly wait. Two, which
 yield the cores to it, have all others, a file at a time, those with real workers first; who is done first helps.
+Of tests/dataplane one process has all: each of its stacks of workers takes 5 GB.
 Tests marked `cuda` are skipped where there is no GPU, and the summary's last line says how many.
 """
 
@@ -55,11 +56,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         os.nice(5)
 
 
+_PIECES = ("e2e/", "tests/dataplane/")
+
+
 class _ControlPlaneApart(LoadScopeScheduling):  # type: ignore[misc]
     """Work is given out by file, but the control plane's tests, which share a cluster, are one piece."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "e2e" if _is_e2e(nodeid) else nodeid.partition("::")[0]
+        return next((piece for piece in _PIECES if nodeid.startswith(piece)), nodeid.partition("::")[0])
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from e2e import kvasir
-from e2e.controlplane.cluster import Cluster
+from e2e.controlplane.binaries import Binaries
+from e2e.controlplane.cluster import Cluster, version
 from kvasir_operator.api import API_VERSION, KIND, parse
 from kvasir_operator.cluster.client import KINDS
 from kvasir_operator.render import Options, render
@@ -76,21 +77,14 @@ def users() -> dict[str, list[Object]]:
     return found
 
 
-def test_every_object_of_what_users_write_is_taken(nodes: Cluster) -> None:
-    """All at once, those that are alike once; where the server refuses, case by case, for the case's name."""
-    known = served(nodes)
-    cases = {name: [o for o in objects if o["apiVersion"] in known] for name, objects in users().items()}
+def test_every_object_of_what_users_write_is_taken(nodes: Cluster, programs: Binaries) -> None:
+    """All at once, those that are alike once; the server's error names the object that it refuses."""
+    if version(programs.apiserver) < (1, 30):
+        pytest.skip("what users write has fields that this API server does not know yet, as claims of devices")
+    known, cases = served(nodes), users()
     assert len(cases) >= 60
-    alike = {json.dumps(item, sort_keys=True): item for objects in cases.values() for item in objects}
-    try:
-        accepted(nodes, list(alike.values()))
-    except Exception:
-        for name, objects in cases.items():
-            try:
-                accepted(nodes, objects)
-            except Exception as error:
-                raise AssertionError(f"refused: {name}") from error
-        raise
+    items = [item for objects in cases.values() for item in objects if item["apiVersion"] in known]
+    accepted(nodes, list({json.dumps(item, sort_keys=True): item for item in items}.values()))
 
 
 def test_the_chart_with_everything_is_taken(nodes: Cluster) -> None:
