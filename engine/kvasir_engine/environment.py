@@ -34,6 +34,7 @@ ROUTER = frozenset(
         "HOLD_REQUESTS",
         "TLS_DIR",
         "PLAIN_WORKERS",
+        "JSON_WHITESPACE",
     )
 )
 """Flags of `kvasir router`; some are those of `kvasir serve` too."""

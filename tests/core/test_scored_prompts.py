@@ -116,9 +116,9 @@ def test_from_a_place_on_what_is_before_it_is_taken_from_the_cache(overlap: bool
 @overlaps
 def test_two_that_begin_alike_compute_the_beginning_once(overlap: bool) -> None:
     worker, told = alone(overlap), Told(20)
-    endings = {"a": [*LONG[:20], 3, 4], "b": [*LONG[:20], 5, 6, 7], "c": [*LONG[:20], 8]}
-    ran(worker, {name: (prompt, starting(20)) for name, prompt in endings.items()}, told)
-    for name, prompt in endings.items():
+    finisher = {"a": [*LONG[:20], 3, 4], "b": [*LONG[:20], 5, 6, 7], "c": [*LONG[:20], 8]}
+    ran(worker, {name: (prompt, starting(20)) for name, prompt in finisher.items()}, told)
+    for name, prompt in finisher.items():
         right(prompt, told.scores[name], 20)
         assert told.tokens[name] == reference(prompt, 3)
     assert worker.engine.stats.requests.cached >= 2 * 16  # whole pages of what is before them

@@ -20,6 +20,13 @@ from kvasir_engine.grammar.pointers import at as value_at
 from kvasir_engine.grammar.pointers import pointer
 from kvasir_engine.grammar.regexes import check_repeats
 
+_YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+FORMATS_AS_CHECKED = {
+    "time": "^[0-9]{2}:[0-9]{2}:[0-5]",
+    "date": f"^{_YEAR}-",
+    "date-time": f"^{_YEAR}-[^:]*:[0-9]{{2}}:[0-5]",
+}
+"""What a format has to be besides, as validators of JSON schemas check it: no second 60, and no year 0."""
 TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 FORMATS = frozenset({
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
@@ -107,7 +114,13 @@ class _Checker:
         if not isinstance(schema, dict):
             raise GrammarError(path, "a schema has to be an object or a boolean")
         self._check_least(schema, path)
-        return dict(self._kept(schema, path))
+        kept = dict(self._kept(schema, path))
+        stricter = FORMATS_AS_CHECKED.get(kept.get("format", ""))
+        if stricter is not None and "pattern" in kept:
+            kept["allOf"] = [*kept.get("allOf", ()), {"pattern": stricter}]
+        elif stricter is not None:
+            kept["pattern"] = stricter
+        return kept
 
     def _kept(self, schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
         for key, value in schema.items():
