@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -58,12 +59,11 @@ class OpenConsole:
     def ask(self, path: str, asked: dict[str, Any]) -> str:
         """Write the answer as it comes; all that came of it, also where Ctrl-C stopped it. Raises CallError."""
         pieces: list[str] = []
-        try:
-            self._runner.run(self._stream(path, {"model": self.model, **self._fields, **asked}, pieces))
-        except KeyboardInterrupt:
-            self._out.write(" [stopped]" if self._bare else "")
+        body = {"model": self.model, **self._fields, **asked}
+        if not self._runner.run(_unless_stopped(self._stream(path, body, pieces))):
             if not self._bare:
-                raise
+                raise KeyboardInterrupt
+            self._out.write(" [stopped]")
         return "".join(pieces)
 
     async def _stream(self, path: str, body: dict[str, Any], pieces: list[str]) -> None:
@@ -83,6 +83,24 @@ class OpenConsole:
                     self._out.flush()
         if thinking:
             self._out.write(PLAIN)
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, None]) -> bool:
+    """Whether `work` ended before Ctrl-C.
+
+    By the loop's own handler: that of `asyncio.Runner` is called only when the loop awakes, and a signal that comes
+    just before the loop sleeps does not wake it.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        await asyncio.wait({task})
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+    if task.cancelled():
+        return False
+    task.result()
+    return True
 
 
 async def _first_model(connection: EndpointConnection) -> str:
