@@ -26,7 +26,7 @@ class Demand:
 
     def __init__(self, server: Server, chance: random.Random) -> None:
         self._server = server
-        self._chance = chance
+        self._salt = chance.random()
         self.arrivals: dict[str, float] = {}
         self.since: dict[str, float] = {}
         self.silent = 0.1  # the chance that a pod does not answer
@@ -47,7 +47,11 @@ class Demand:
 
     def _answer(self, ip: str, tell: Callable[[Object], Any]) -> Any:
         pod = next((pod for _, pod in self._server.items("pods") if pod["metadata"]["name"] == ip), None)
-        return None if pod is None or self._chance.random() < self.silent else tell(pod)
+        return None if pod is None or self._dice(ip) < self.silent else tell(pod)
+
+    def _dice(self, ip: str) -> float:
+        """Of a pod at a moment, whoever asks and however often: what more is asked changes nothing else."""
+        return random.Random(f"{self._salt} {ip} {self._server.time()}").random()
 
     def _ready(self, service: str, role: str) -> int:
         return sum(
