@@ -1,4 +1,4 @@
-"""What every body and chunk of one answer says about it."""
+"""What all bodies and chunks of one answer share."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from kvasir_engine.api.prompt_report import EchoedToken
 from kvasir_engine.api.schemas import CompletionTokensDetails, PromptLogprobs, PromptTokensDetails, Usage
 
 MOST_AT_ONCE = 2048
-"""Tokens whose scores are put into words on the event loop."""
+"""The event loop formats the log-probabilities of at most so many tokens; a thread formats more."""
 
 T = TypeVar("T")
 
 
-async def _beside(tokens: int, work: Callable[[], T]) -> T:
-    """What `work` on so many tokens gives; much of it is done beside the event loop."""
+async def _off_loop(tokens: int, work: Callable[[], T]) -> T:
+    """The result of `work` on so many tokens; a thread does it where they are many."""
     return work() if tokens <= MOST_AT_ONCE else await asyncio.to_thread(work)
 
 
@@ -29,7 +29,7 @@ class Answer:
     """`created` is in seconds since 1970; `choices` is how many there will be.
 
     `include_usage` and `continuous_usage` are of streams. `prompts` are the prompts' tokens, if they are asked for,
-    and `echo` their texts. `reasons`: reasoning is told from the answers. `prompt_logprobs` and `echo_logprobs`:
+    and `echo` their texts. `reasons`: reasoning is separated from the answer's text. `prompt_logprobs` and `echo_logprobs`:
     how many alternatives are shown of the prompts' tokens, and of the echoed ones.
     """
 
@@ -66,14 +66,14 @@ class Answer:
         scores = next((piece.prompt for piece in pieces if piece.prompt is not None), None)
         if self.prompt_logprobs is None or scores is None:
             return UNSET
-        return await _beside(len(scores), partial(scores.shown, self.prompt_logprobs))
+        return await _off_loop(len(scores), partial(scores.shown, self.prompt_logprobs))
 
     async def echoed(self, pieces: Sequence[Piece], text: str) -> list[EchoedToken]:
         """The tokens of an answer's prompt, whose `text` it begins with, if they are to be shown."""
         scores = next((piece.prompt for piece in pieces if piece.prompt is not None), None)
         if self.echo_logprobs is None or scores is None:
             return []
-        return await _beside(len(scores), partial(scores.echoed, text, self.echo_logprobs))
+        return await _off_loop(len(scores), partial(scores.echoed, text, self.echo_logprobs))
 
     def usage(self) -> Usage:
         """Tokens so far: the whole usage once all choices have ended."""

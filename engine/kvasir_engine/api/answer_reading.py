@@ -146,7 +146,7 @@ def for_template(
 ) -> tuple[list[dict[str, Any]], Rendering]:
     """The messages and the tools as the model's chat template takes them."""
     described = () if tools is None else tuple(tool.described() for tool in tools.tools)
-    if format.told:
+    if format.tools_in_system_message:
         return with_tools(messages, described), how
     if format.tools == "mistral":
         messages = [_with_short_ids(message) for message in messages]

@@ -7,7 +7,7 @@ import msgspec
 from pydantic_core import from_json
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import Called, Part, PartClosed, Reasoned, parts_of
+from kvasir_engine.api.answer_parts import Part, PartClosed, ReasoningPart, ToolCallPart, parts_of
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.message_schemas import (
     AnsweredBlock,
@@ -38,15 +38,15 @@ def stop_reason(last: Piece, called: bool) -> str:
 
 def any_called(parts: Sequence[PartClosed]) -> bool:
     """Whether there is a call."""
-    return any(isinstance(each.part, Called) for each in parts)
+    return any(isinstance(each.part, ToolCallPart) for each in parts)
 
 
 def block_of(part: Part, cut: bool = False) -> AnsweredBlock:
     """The block that shows a part; `cut`: of a call's arguments there is a part only."""
-    if isinstance(part, Called):
+    if isinstance(part, ToolCallPart):
         id = "toolu_" + part.id.removeprefix("call_")
         return ToolUseBlock(id, part.name, _input(part.text, cut))
-    return ThinkingBlock(part.text) if isinstance(part, Reasoned) else ShownBlock(part.text)
+    return ThinkingBlock(part.text) if isinstance(part, ReasoningPart) else ShownBlock(part.text)
 
 
 def _input(arguments: str, cut: bool) -> dict[str, msgspec.Raw]:

@@ -16,7 +16,7 @@ from kvasir_engine.api.message_schemas import (
 from kvasir_engine.api.message_turns import check_cache, turns_of
 from kvasir_engine.api.params import only
 from kvasir_engine.api.ranges import within
-from kvasir_engine.api.renaming import Asked
+from kvasir_engine.api.renaming import RenamedRequest
 from kvasir_engine.api.schemas import (
     ChatRequest,
     FunctionDefinition,
@@ -50,7 +50,7 @@ def check_version(version: str | None) -> None:
         raise bad_request(f"anthropic-version: {version[:40]!r} is not supported, only {OLDEST} and later.")
 
 
-def conversation(body: ConversationRequest, model: ServedModel) -> Asked:
+def conversation(body: ConversationRequest, model: ServedModel) -> RenamedRequest:
     """The conversation alone. Raises ApiError for what cannot be honoured."""
     only("speed", body.speed, "standard")
     check_cache(body.cache_control, "cache_control")
@@ -75,10 +75,10 @@ def conversation(body: ConversationRequest, model: ServedModel) -> Asked:
     for place in range(len(tools)):
         names[f"tools[{place}].function"] = f"tools[{place}]"
         names[f"tools[{place}].function.parameters"] = f"tools[{place}].input_schema"
-    return Asked(_with_variable(request, body.thinking, model), {**names, **turns.names})
+    return RenamedRequest(_with_variable(request, body.thinking, model), {**names, **turns.names})
 
 
-def chat_request(body: MessagesRequest, model: ServedModel) -> Asked:
+def chat_request(body: MessagesRequest, model: ServedModel) -> RenamedRequest:
     """The conversation and its parameters. Raises ApiError for what cannot be honoured."""
     only("service_tier", body.service_tier, "auto", "standard_only")
     only("mcp_servers", body.mcp_servers, [])
@@ -102,7 +102,7 @@ def chat_request(body: MessagesRequest, model: ServedModel) -> Asked:
         cache_salt=body.cache_salt,
         chat_template_kwargs=variables or None,
     )
-    return Asked(request, names)
+    return RenamedRequest(request, names)
 
 
 def _thinking(asked: ThinkingOptions | None, model: ServedModel) -> bool:

@@ -35,13 +35,13 @@ def load_plain_model(folder: Path) -> ServedModel:
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
 
-    told = read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     try:
         backend = Backend.from_file(str(folder / "tokenizer.json"))
-        for each in (told.get("added_tokens_decoder") or {}).values():
+        for each in (settings.get("added_tokens_decoder") or {}).values():
             if each.get("special") and backend.token_to_id(each["content"]) is not None:
                 backend.add_special_tokens([AddedToken(each["content"], special=True)])
-        eos = told.get("eos_token")
+        eos = settings.get("eos_token")
         name = eos.get("content") if isinstance(eos, dict) else eos
         found = backend.token_to_id(name) if isinstance(name, str) else None
         return served_by(Tokenizer(_PlainTokenizer(backend, found)), folder, "")

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import Called, Part, PartClosed, Reasoned, Said, parts_of
+from kvasir_engine.api.answer_parts import Part, PartClosed, ReasoningPart, TextPart, ToolCallPart, parts_of
 from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.response_schemas import (
     IncompleteDetails,
@@ -65,9 +65,9 @@ def _shown_format(format: TextFormat) -> ShownFormat:
     return ShownFormat(format.type, format.name or UNSET, format.schema, format.description, format.strict)
 
 
-def content_of(part: Reasoned | Said) -> OutputPart:
+def content_of(part: ReasoningPart | TextPart) -> OutputPart:
     """What the item of a text or of reasoning has in it."""
-    if isinstance(part, Reasoned):
+    if isinstance(part, ReasoningPart):
         return ReasoningText(part.text)
     return OutputText(part.text, logprobs=text_logprobs(part.scored))
 
@@ -76,9 +76,9 @@ def item_of(answer: Answer, index: int, part: Part, status: str) -> OutputItem:
     """The item that shows a part; one in progress has nothing in it."""
     id = f"{answer.id.removeprefix('resp_')}_{index}"
     begun = status == "in_progress"
-    if isinstance(part, Called):
+    if isinstance(part, ToolCallPart):
         return OutputCall(f"fc_{id}", part.id, part.name, part.text, status)
-    if isinstance(part, Reasoned):
+    if isinstance(part, ReasoningPart):
         return OutputReasoning(f"rs_{id}", [] if begun else [ReasoningText(part.text)], status)
     text = OutputText(part.text, logprobs=text_logprobs(part.scored))
     return OutputMessage(f"msg_{id}", [] if begun else [text], status)

@@ -2,7 +2,7 @@
 
 from kvasir_engine.api.errors import bad_request, missing, unsupported
 from kvasir_engine.api.params import only
-from kvasir_engine.api.renaming import Asked
+from kvasir_engine.api.renaming import RenamedRequest
 from kvasir_engine.api.response_items import turns_of
 from kvasir_engine.api.response_schemas import FlatTool, FlatToolChoice, ResponsesRequest, TextFormat
 from kvasir_engine.api.schemas import (
@@ -30,7 +30,7 @@ LOGPROBS = "message.output_text.logprobs"
 _STATE = "this server keeps no responses: send the whole conversation as 'input'"
 
 
-def chat_request(body: ResponsesRequest) -> Asked:
+def chat_request(body: ResponsesRequest) -> RenamedRequest:
     """The conversation and its parameters. Raises ApiError for what cannot be honoured."""
     _refuse(body)
     include = body.include or []
@@ -69,7 +69,7 @@ def chat_request(body: ResponsesRequest) -> Asked:
         chat_template_kwargs=body.chat_template_kwargs,
     )
     flat = {f"tools[{place}].function": f"tools[{place}]" for place in range(len(tools))}
-    return Asked(request, {**_NAMES, **turns.names, **flat})
+    return RenamedRequest(request, {**_NAMES, **turns.names, **flat})
 
 
 def _refuse(body: ResponsesRequest) -> None:

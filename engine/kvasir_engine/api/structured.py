@@ -24,7 +24,7 @@ def grammar_of(request: CommonRequest, whitespace: str | None = None) -> tuple[s
     backend = request.guided_decoding_backend
     if backend is not None and backend not in BACKENDS:
         raise unsupported("guided_decoding_backend")
-    found = list(_asked(request))
+    found = list(_grammars(request))
     if len(found) > 1:
         (first, _), (second, _) = found[:2]
         raise bad_request(f"Only one of '{first}' and '{second}' may constrain the text.", second)
@@ -52,7 +52,8 @@ def refused(field: str, error: GrammarError) -> ApiError:
     return bad_request(f"Invalid '{where}'{inside}: {error.reason}.", where, "invalid_grammar")
 
 
-def _asked(request: CommonRequest) -> Iterator[tuple[str, Grammar]]:
+def _grammars(request: CommonRequest) -> Iterator[tuple[str, Grammar]]:
+    """Each field of the request that has a grammar, and the grammar."""
     if request.response_format is not None:
         formatted = _response_format(request.response_format)
         if formatted is not None:

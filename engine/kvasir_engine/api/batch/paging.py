@@ -15,8 +15,8 @@ class HasId(Protocol):
 T = TypeVar("T", bound=HasId)
 
 
-def asked_limit(query: Mapping[str, str], usual: int, most: int) -> int:
-    """Raises ApiError."""
+def page_limit(query: Mapping[str, str], usual: int, most: int) -> int:
+    """The query's `limit`, `usual` where it has none, `most` at most. Raises ApiError."""
     text = query.get("limit", str(usual))
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise bad_request("Invalid value for 'limit': expected a number.", "limit")

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from kvasir_engine.api.batch.file_store import FileStore
 from kvasir_engine.api.batch.folder import BatchFolder, BatchLimits
-from kvasir_engine.api.batch.in_process import Answered, ask
+from kvasir_engine.api.batch.in_process import HttpAnswer, ask
 from kvasir_engine.api.batch.input_lines import answered, check, decoded, input_lines
 from kvasir_engine.api.batch.job_store import JobStore
 from kvasir_engine.api.batch.line_writer import LineWriter
@@ -220,12 +220,12 @@ class BatchRunner:
         line = OutputLine(f"batch_req_{secrets.token_hex(12)}", request.custom_id, answer, None)
         writer.put(line, failed=got.status != 200)
 
-    async def _patiently(self, app: ASGIApp, caller: Caller, request: InputLine) -> Answered:
+    async def _patiently(self, app: ASGIApp, caller: Caller, request: InputLine) -> HttpAnswer:
         """The answer; what fails for want of a worker is asked again, until the batch expires."""
         body = bytes(request.body)
         if _streams(body):
             error = bad_request("'stream' is not supported in a batch.", "stream", "unsupported_value")
-            return Answered(error.status, error.body)
+            return HttpAnswer(error.status, error.body)
         wait, tries = self._wait, 0
         while True:
             got = await ask(app, request.url, body, caller)

@@ -17,7 +17,7 @@ log = logging.getLogger("api")
 
 BATCH = 64  # connections that are accepted at once, before others of the loop's work
 PAUSE_SECONDS = 0.5
-TELL_SECONDS = 10.0
+LOG_SECONDS = 10.0
 MOST_HANDSHAKES = 256  # at once: each holds memory, and has an end
 MOST_OF_ADDRESS = 64  # of these: nobody keeps the others out by handshakes that do not end
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -48,7 +48,7 @@ class Acceptor:
         self._handshakes: Counter[str] = Counter()  # by address
         self._again: asyncio.TimerHandle | None = None
         self._shed = 0
-        self._told = -TELL_SECONDS
+        self._logged_at = -LOG_SECONDS
         self._reopen()
         self._loop.add_reader(sock.fileno(), self._accept)
 
@@ -125,7 +125,7 @@ class Acceptor:
 
     def _refuse_one(self, error: OSError) -> bool:
         """Take one connection by the spare descriptor and close it. False: it cannot be."""
-        self._tell(error)
+        self._log_failure(error)
         if self._spare is None:
             self._reopen()
         if self._spare is None:
@@ -145,10 +145,10 @@ class Acceptor:
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def _tell(self, error: OSError) -> None:
+    def _log_failure(self, error: OSError) -> None:
         now = time.monotonic()
-        if now - self._told >= TELL_SECONDS:
-            self._told = now
+        if now - self._logged_at >= LOG_SECONDS:
+            self._logged_at = now
             log.error("connections cannot be taken reason=%r closed=%d", error.strerror, self._shed)
 
     def _pause(self) -> None:

@@ -12,7 +12,7 @@ from kvasir_engine.api.message_answer import message
 from kvasir_engine.api.message_events import STYLE, message_events
 from kvasir_engine.api.message_schemas import CountTokensRequest, MessagesRequest, TokensCount
 from kvasir_engine.api.messages import chat_request, check_version, conversation
-from kvasir_engine.api.renaming import speaking
+from kvasir_engine.api.renaming import renaming_fields
 from kvasir_engine.api.service import Service
 
 
@@ -28,7 +28,7 @@ def add(app: FastAPI, service: Service) -> None:
         clock = service.clock(caller)
         body = await service.read(request, MessagesRequest)
         asked, names = chat_request(body, service.model)
-        with speaking(names):
+        with renaming_fields(names):
             generation = await begin_chat(service, request, caller, asked, clock, "msg_")
         answer = generation.answer
         if generation.params.stream:
@@ -46,7 +46,7 @@ def add(app: FastAPI, service: Service) -> None:
         body = await service.read(request, CountTokensRequest)
         service.check_model(body.model)
         asked, names = conversation(body, service.model)
-        with speaking(names):
+        with renaming_fields(names):
             tools = await checked_tools(service, request, asked)
             tokens = await chat_tokens(service, request, asked, None, tools)
         return json_response(TokensCount(len(tokens)))
