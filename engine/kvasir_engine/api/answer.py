@@ -29,8 +29,8 @@ class Answer:
     """`created` is in seconds since 1970; `choices` is how many there will be.
 
     `include_usage` and `continuous_usage` are of streams. `prompts` are the prompts' tokens, if they are asked for,
-    and `echo` their texts. `reasons`: reasoning is separated from the answer's text. `prompt_logprobs` and `echo_logprobs`:
-    how many alternatives are shown of the prompts' tokens, and of the echoed ones.
+    and `echo` their texts. `reasons`: reasoning is separated from the answer's text. `prompt_logprobs` and
+    `echo_logprobs`: how many alternatives are shown of the prompts' tokens, and of the echoed ones.
     """
 
     id: str

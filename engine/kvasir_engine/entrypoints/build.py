@@ -62,7 +62,7 @@ def build(
         return _build(config, moves_kv, listener, ended)
     except UserError as error:
         if listener is not None:
-            listener.tell(Ended(f"node 0 cannot start: {error}"))
+            listener.broadcast(Ended(f"node 0 cannot start: {error}"))
         raise
 
 

@@ -38,7 +38,7 @@ from kvasir_engine.executor.node_protocol import (
     Welcome,
     WorkerLoaded,
 )
-from kvasir_engine.executor.rank_link import end, fate_of, spawn
+from kvasir_engine.executor.rank_link import end, exit_reason_of, spawn
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
 from kvasir_engine.model.models.registry import load_config
@@ -244,11 +244,11 @@ class Follower:
 
     def _watch(self, rank: int) -> None:
         """A rank that ends takes the worker with it, and the leader says why."""
-        fate = fate_of(self._processes[rank].wait())
+        exit_reason = exit_reason_of(self._processes[rank].wait())
         if not self._closing.is_set():
-            self._tell(RankEnded(rank, fate))
+            self._tell(RankEnded(rank, exit_reason))
             if not self._closing.wait(REASON_SECONDS):
-                self._end(f"rank {rank} of {self._size} {fate}; the worker ends with it")
+                self._end(f"rank {rank} of {self._size} {exit_reason}; the worker ends with it")
         raise ExpectedEnd
 
     def _tell(self, frame: AnyFrame) -> None:

@@ -34,7 +34,7 @@ from kvasir_engine.entrypoints.process_channel import (
     ServeOptions,
     ToChild,
 )
-from kvasir_engine.executor.rank_link import fate_of
+from kvasir_engine.executor.rank_link import exit_reason_of
 from kvasir_engine.private_folders import drain_socket, run_folder
 from kvasir_engine.supervisor import Supervisor
 
@@ -89,13 +89,13 @@ class ServeProcesses:
         self._tasks.start(self._follow(child), f"watch of {name}")
         return child
 
-    def tell(self, message: ToChild) -> None:
-        """All API processes."""
+    def send_to_apis(self, message: ToChild) -> None:
+        """Send a message to all API processes."""
         for each in self._apis:
             each.channel.send(message)
 
     async def leave(self, children: Iterable[_Child]) -> None:
-        """Tell these to end, and wait until they have; who does not is killed."""
+        """Tell these to end, and wait until they have; those that do not are killed."""
         children = list(children)
         for each in children:
             each.leaving = True
@@ -120,7 +120,7 @@ class ServeProcesses:
 
     def drain(self) -> None:
         """Have all be unready."""
-        self.tell(BecomeUnready())
+        self.send_to_apis(BecomeUnready())
 
     async def _follow(self, child: _Child) -> None:
         while True:
@@ -134,14 +134,14 @@ class ServeProcesses:
                 case Inflight(requests):
                     child.inflight = requests
                 case EngineUnhealthy():
-                    self.tell(message)
+                    self.send_to_apis(message)
         status = await child.process.wait()
         child.channel.close()
         child.ended.set()
         if not child.leaving:
             loading = not all(each.ready.is_set() for each in self._children)
             its_user = loading and status == 2
-            self._end(f"{child.name} {fate_of(status)}; the server ends with it", 2 if its_user else 1)
+            self._end(f"{child.name} {exit_reason_of(status)}; the server ends with it", 2 if its_user else 1)
         self._tasks.forget(asyncio.current_task())
 
     def _end(self, reason: str, status: int = 1) -> NoReturn:
@@ -204,7 +204,7 @@ async def serve_processes(options: ServeOptions, count: int) -> None:
             async with leaving.heard_at(drain_socket(*address)):
                 for sock in socks:
                     sock.close()  # the API processes have them
-                group.tell(AcceptRequests())
+                group.send_to_apis(AcceptRequests())
                 log.info("serving model=%r address=%s:%d api_processes=%d", options.name, *address, count)
                 await stop.wait()
                 if left := await leaving.done():

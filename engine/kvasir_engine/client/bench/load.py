@@ -36,16 +36,21 @@ class LoadOptions:
 
 
 class LoadRun:
-    """Runs a load once. `told` hears of each request that has ended."""
+    """Runs a load once. `on_record_end` hears of each request that has ended."""
 
     def __init__(
         self,
         connection: EndpointConnection,
         options: LoadOptions,
         count: Count | None = None,
-        told: Callable[[RequestRecord], None] = lambda record: None,
+        on_record_end: Callable[[RequestRecord], None] = lambda record: None,
     ) -> None:
-        self._connection, self._options, self._count, self._told = connection, options, count, told
+        self._connection, self._options, self._count, self._on_record_end = (
+            connection,
+            options,
+            count,
+            on_record_end,
+        )
         self.records: list[RequestRecord] = []
         self._failed_in_a_row = self._slow_in_a_row = self._now = self._most = self._skipped = 0
         at_once = 2 * (options.concurrency or 0)
@@ -102,7 +107,7 @@ class LoadRun:
                 self._failed_in_a_row = self._failed_in_a_row + 1 if record.error else 0
                 slow = record.error in ("idle", "timeout")
                 self._slow_in_a_row = self._slow_in_a_row + slow if record.error else 0
-                self._told(record)
+                self._on_record_end(record)
                 if record.error:
                     self._skipped += len(conversation.turns) - place - 1
                     break

@@ -55,9 +55,9 @@ def bench(run: BenchRun) -> list[Point]:
 
 
 async def _bench(run: BenchRun) -> list[Point]:
-    asked = conversations(run.dataset, run.count)
-    if run.dataset.dataset == "sharegpt" and len(asked) < run.dataset.number:
-        _say(f"the file has {len(asked)} conversations of a length that is taken, not {run.dataset.number}")
+    workload = conversations(run.dataset, run.count)
+    if run.dataset.dataset == "sharegpt" and len(workload) < run.dataset.number:
+        _say(f"the file has {len(workload)} conversations of a length that is taken, not {run.dataset.number}")
     points: list[Point] = []
     async with EndpointConnection(run.address, run.timeouts, run.headers) as connection:
         load = replace(run.load, model=run.load.model or await _first_model(connection))
@@ -68,8 +68,8 @@ async def _bench(run: BenchRun) -> list[Point]:
                 raise BenchFailed(f"{run.address.base} failed at the warm-up: {failed.error}: {failed.message}")
         for each in run.points:
             options = replace(load, request_rate=each.request_rate, concurrency=each.concurrency)
-            with _Progress(sum(len(one.turns) for one in asked)) as progress:
-                point = await LoadRun(connection, options, run.count, progress.told).run(asked)
+            with _Progress(sum(len(one.turns) for one in workload)) as progress:
+                point = await LoadRun(connection, options, run.count, progress.request_ended).run(workload)
             points.append(point)
             print("\n".join(table(point)), flush=True)  # noqa: T201
             _write(run, load.model, points)
@@ -123,7 +123,7 @@ class _Progress:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
 
-    def told(self, record: RequestRecord) -> None:
+    def request_ended(self, record: RequestRecord) -> None:
         """One more request has ended."""
         self._done += 1
         self._failed += bool(record.error)
