@@ -108,23 +108,23 @@ def constrained(params: Params, tools: ToolUse | None, reading: AnswerReading) -
 
     Any other grammar begins behind the reasoning, and calls may come in its place. Raises ApiError.
     """
-    asked = params.sampling.grammar
-    grammar = asked
-    if tools is not None and (asked is not None or tools.forced or tools.strict):
-        grammar = _calls_grammar(asked, tools, reading)
-    elif asked is not None:
-        grammar = grammar_after_reasoning(asked, reading.format, reading.begun)
-    if grammar is None and asked is not None:
+    requested = params.sampling.grammar
+    grammar = requested
+    if tools is not None and (requested is not None or tools.forced or tools.strict):
+        grammar = _calls_grammar(requested, tools, reading)
+    elif requested is not None:
+        grammar = grammar_after_reasoning(requested, reading.format, reading.begun)
+    if grammar is None and requested is not None:
         name = params.grammar_field
         raise unsupported(name, f"Unsupported value: '{name}' with reasoning, or with tools that may be called.")
-    if grammar is asked:
+    if grammar is requested:
         return params
-    field = params.grammar_field if asked is not None and not (tools is not None and tools.forced) else "tools"
+    field = params.grammar_field if requested is not None and not (tools is not None and tools.forced) else "tools"
     sampling = msgspec.structs.replace(params.sampling, grammar=grammar)
     return dataclasses.replace(params, sampling=sampling, grammar_field=field)
 
 
-def _calls_grammar(asked: Grammar | None, tools: ToolUse, reading: AnswerReading) -> Grammar | None:
+def _calls_grammar(requested: Grammar | None, tools: ToolUse, reading: AnswerReading) -> Grammar | None:
     calls = [
         CallSchema(tool.name, tool.schema if tools.forced or tool.strict else {"type": "object"})
         for tool in tools.callable
@@ -132,8 +132,8 @@ def _calls_grammar(asked: Grammar | None, tools: ToolUse, reading: AnswerReading
     many, begun = tools.parallel and tools.choice != "named", reading.begun
     if tools.forced:
         grammar: Grammar | None = forced_calls(calls, reading.format, many, begun)
-    elif asked is not None:
-        grammar = calls_or(asked, calls, reading.format, many, begun)
+    elif requested is not None:
+        grammar = calls_or(requested, calls, reading.format, many, begun)
     else:
         grammar = triggered_calls(calls, reading.format, many, begun)
     if grammar is not None and len(grammar.source) > MOST_GRAMMAR_CHARACTERS:

@@ -65,15 +65,15 @@ async def _client_left(receive: Receive) -> None:
 async def _unless_client_leaves(scope: Scope, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` to its end, or cancel it, and wait for it to clean up, as soon as the client is gone."""
     working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_client_left(receive))
+    disconnect = asyncio.create_task(_client_left(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             scope[CODE] = CLIENT_LEFT
     finally:
-        leaving.cancel()
+        disconnect.cancel()
         working.cancel()
-        results = await asyncio.gather(working, leaving, return_exceptions=True)
+        results = await asyncio.gather(working, disconnect, return_exceptions=True)
     if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
         raise results[0]
 
@@ -84,16 +84,16 @@ async def while_client_stays(request: Request, work: Coroutine[Any, Any, R]) -> 
     To be called when the request's body was read.
     """
     working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_client_left(request.receive))
+    disconnect = asyncio.create_task(_client_left(request.receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise client_left()
         return working.result()
     finally:
-        leaving.cancel()
+        disconnect.cancel()
         working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
 async def _send_whole(

@@ -149,9 +149,9 @@ def _params(
         prompt_logprobs=request.prompt_logprobs,
     )
     sampling = with_processors(sampling, request, model)
-    asked = grammar_of(request, model.json_whitespace)
-    if asked is not None:
-        sampling = msgspec.structs.replace(sampling, grammar=asked[1])
+    requested = grammar_of(request, model.json_whitespace)
+    if requested is not None:
+        sampling = msgspec.structs.replace(sampling, grammar=requested[1])
     return Params(
         sampling=sampling,
         stop=stops,
@@ -166,7 +166,7 @@ def _params(
         truncate=truncate,
         token_ids=bool(request.return_token_ids),
         cache_salt=request.cache_salt or "",
-        grammar_field="" if asked is None else asked[0],
+        grammar_field="" if requested is None else requested[0],
         prompt_logprobs=request.prompt_logprobs,
         silent=silent,
     )
@@ -251,14 +251,14 @@ def scored_from(params: Params, tokens: int) -> int:
 
 def check_prompt_scores(params: Params, prompts: Iterable[int]) -> None:
     """Raises ApiError where prompts of so many tokens have more log-probabilities than an answer may."""
-    asked = params.sampling.prompt_logprobs
+    requested = params.sampling.prompt_logprobs
     tokens = sum(each - scored_from(params, each) for each in prompts)
-    if asked is None or (scores := tokens * params.candidates * (1 + asked)) <= MOST_PROMPT_SCORES:
+    if requested is None or (scores := tokens * params.candidates * (1 + requested)) <= MOST_PROMPT_SCORES:
         return
     name = "echo" if params.prompt_logprobs is None else "prompt_logprobs"
     message = (
         f"Invalid '{name}': an answer has at most {MOST_PROMPT_SCORES} log-probabilities of prompts; "
-        f"{tokens} tokens with {asked} alternatives each, {params.candidates} times, are {scores}."
+        f"{tokens} tokens with {requested} alternatives each, {params.candidates} times, are {scores}."
     )
     raise bad_request(message, name, "integer_above_max_value")
 

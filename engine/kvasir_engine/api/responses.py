@@ -135,17 +135,17 @@ def _choice(choice: str | FlatToolChoice | None) -> str | NamedToolChoice | None
     return NamedToolChoice("allowed_tools", allowed_tools=AllowedTools(choice.mode or "", allowed))
 
 
-def _format(asked: TextFormat) -> ResponseFormat:
-    if asked.type not in ("text", "json_object", "json_schema"):
+def _format(format: TextFormat) -> ResponseFormat:
+    if format.type not in ("text", "json_object", "json_schema"):
         at = "text.format.type"
-        raise unsupported(at, f"Unsupported value: '{at}' does not support '{asked.type[:100]}'.")
-    if asked.type == "json_schema":
-        if asked.name is None:
+        raise unsupported(at, f"Unsupported value: '{at}' does not support '{format.type[:100]}'.")
+    if format.type == "json_schema":
+        if format.name is None:
             raise missing("text.format.name")
-        schema = JsonSchemaFormat(asked.name, asked.schema, asked.description, asked.strict)
+        schema = JsonSchemaFormat(format.name, format.schema, format.description, format.strict)
         return ResponseFormat("json_schema", schema)
     for field in ("name", "schema", "description", "strict"):
-        if given(getattr(asked, field)):
+        if given(getattr(format, field)):
             at = f"text.format.{field}"
             raise bad_request(f"'{at}' is only allowed where the type is 'json_schema'.", at)
-    return ResponseFormat(asked.type)
+    return ResponseFormat(format.type)

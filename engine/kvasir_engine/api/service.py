@@ -167,10 +167,10 @@ class Service:
         check_tokens(tokens, self.model.vocab_size, self.most)
         return tokens
 
-    def text(self, asked: str | list[int], tokens: list[int], truncate: int | None) -> str:
+    def text(self, prompt: str | list[int], tokens: list[int], truncate: int | None) -> str:
         """A prompt as it is echoed: what was asked, or the text of the tokens that count."""
-        if isinstance(asked, str) and truncate is None:
-            return asked
+        if isinstance(prompt, str) and truncate is None:
+            return prompt
         return b"".join(map(self.model.tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
 
     def choices(

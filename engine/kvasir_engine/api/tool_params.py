@@ -119,48 +119,48 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
     return ToolUse(tuple(tools), choice, callable, request.parallel_tool_calls is not False)
 
 
-def _choice(asked: str | NamedToolChoice | None) -> tuple[Choice, Sequence[str] | None]:
+def _choice(choice: str | NamedToolChoice | None) -> tuple[Choice, Sequence[str] | None]:
     """How a call is chosen, and the names of the functions that may be called; None: all."""
-    if asked is None:
+    if choice is None:
         return "auto", None
-    if isinstance(asked, str):
+    if isinstance(choice, str):
         for known in ("none", "auto", "required"):
-            if asked == known:
+            if choice == known:
                 return known, None
         raise bad_request(
-            f"Invalid value for 'tool_choice': {asked[:100]!r} is not 'none', 'auto', 'required' or a function.",
+            f"Invalid value for 'tool_choice': {choice[:100]!r} is not 'none', 'auto', 'required' or a function.",
             "tool_choice",
         )
-    if asked.type not in ("function", "allowed_tools"):
+    if choice.type not in ("function", "allowed_tools"):
         at = "tool_choice.type"
-        raise unsupported(at, f"Unsupported value: '{at}' does not support {asked.type[:100]!r}.")
+        raise unsupported(at, f"Unsupported value: '{at}' does not support {choice.type[:100]!r}.")
     for name, value in (
-        ("function", asked.function),
-        ("custom", asked.custom),
-        ("allowed_tools", asked.allowed_tools),
+        ("function", choice.function),
+        ("custom", choice.custom),
+        ("allowed_tools", choice.allowed_tools),
     ):
         field = f"tool_choice.{name}"
-        if value is None and name == asked.type:
+        if value is None and name == choice.type:
             raise bad_request(f"Missing required parameter: '{field}'.", field, "missing_required_parameter")
-        if value is not None and name != asked.type:
+        if value is not None and name != choice.type:
             raise bad_request(f"Unknown parameter: '{field}'.", field, "unknown_parameter")
-    if asked.allowed_tools is not None:
-        return _allowed(asked.allowed_tools)
-    assert asked.function is not None
-    short("tool_choice.function.name", asked.function.name, 64)
-    return "named", (asked.function.name,)
+    if choice.allowed_tools is not None:
+        return _allowed(choice.allowed_tools)
+    assert choice.function is not None
+    short("tool_choice.function.name", choice.function.name, 64)
+    return "named", (choice.function.name,)
 
 
-def _allowed(asked: AllowedTools) -> tuple[Choice, Sequence[str]]:
+def _allowed(choice: AllowedTools) -> tuple[Choice, Sequence[str]]:
     at = "tool_choice.allowed_tools"
-    if asked.mode not in ("auto", "required"):
-        message = f"Invalid value for '{at}.mode': {asked.mode[:100]!r} is not 'auto' or 'required'."
+    if choice.mode not in ("auto", "required"):
+        message = f"Invalid value for '{at}.mode': {choice.mode[:100]!r} is not 'auto' or 'required'."
         raise bad_request(message, f"{at}.mode")
-    if not asked.tools:
+    if not choice.tools:
         raise bad_request(f"Invalid '{at}.tools': it cannot be empty.", f"{at}.tools")
-    few(f"{at}.tools", len(asked.tools), MOST_TOOLS)
+    few(f"{at}.tools", len(choice.tools), MOST_TOOLS)
     names = []
-    for place, tool in enumerate(asked.tools):
+    for place, tool in enumerate(choice.tools):
         field = f"{at}.tools[{place}]"
         if tool.type != "function" or tool.custom is not None:
             raise unsupported(
@@ -171,7 +171,7 @@ def _allowed(asked: AllowedTools) -> tuple[Choice, Sequence[str]]:
             raise bad_request(f"Missing required parameter: '{field}'.", field, "missing_required_parameter")
         short(f"{field}.function.name", tool.function.name, 64)
         names.append(tool.function.name)
-    return ("auto" if asked.mode == "auto" else "required"), names
+    return ("auto" if choice.mode == "auto" else "required"), names
 
 
 def _check(function: FunctionDefinition, at: str, before: Sequence[str]) -> int:

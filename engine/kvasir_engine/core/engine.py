@@ -349,21 +349,21 @@ class Engine:
                 rows[sequence] = range(row, row + 1)
                 places.append(place)
         masks = self.grammars.masks(rows)
-        asked = []
+        requests = []
         for sequence in rows:
             awaited, work = sequence.awaited, None
             if sequence.history is not None:
                 work = sequence.logits_work(self.inflight.rows(sequence)[-1] if awaited else None)
             mask = masks.get(sequence) if masks else None
             length = len(sequence.tokens) + awaited
-            asked.append(SampleRequest(sequence.sampling, length, length - sequence.prompt, work, mask))
+            requests.append(SampleRequest(sequence.sampling, length, length - sequence.prompt, work, mask))
         on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
         batch = batch_of(chunks, self.limits.page_size, self.inflight.rows)
         idle = 0.0 if len(self.inflight) else None
         if self._ended is not None:
             idle = self.requests.clock() - self._ended
         scored = {sequence: asks for sequence, count in chunks if (asks := sequence.to_score(count))}
-        step = self.runner.launch(batch, places, asked, on_layer)
+        step = self.runner.launch(batch, places, requests, on_layer)
         for sequence, count in chunks:
             sequence.computed += count
         for sequence, sampled in rows.items():

@@ -73,12 +73,12 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
     options, config = setup.options, setup.options.config
     tasks, registry = Supervisor(end_process), CollectorRegistry()
     lifecycle = Lifecycle(lambda inflight: channel.send(Inflight(inflight)))
-    leaving = GracefulShutdown(lifecycle, config.drain_seconds)
+    shutdown = GracefulShutdown(lifecycle, config.drain_seconds)
     opened, leave = asyncio.Event(), asyncio.Event()
     pool = WorkerPool(options.name, tasks)
     # What a router measures of its workers says nothing of one that is the server's own.
     client = LocalEngine(pool, registry=CollectorRegistry(), remote_threshold=0)
-    hearing = tasks.start(_hear(channel, client, leaving, opened, leave), "the channel to the server")
+    hearing = tasks.start(_hear(channel, client, shutdown, opened, leave), "the channel to the server")
     try:
         batches = batches_of(options.batch_dir, lifecycle)
         keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
@@ -109,7 +109,7 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
                 channel.send(ProcessReady())
                 await opened.wait()
                 async with working(batches, app, client, tasks):
-                    await serve_until(app, sock, leaving, [leave])
+                    await serve_until(app, sock, shutdown, [leave])
     finally:
         await client.close()
         await pool.close()
@@ -119,7 +119,7 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
 async def _hear(
     channel: ProcessChannel,
     client: LocalEngine,
-    leaving: GracefulShutdown,
+    shutdown: GracefulShutdown,
     opened: asyncio.Event,
     leave: asyncio.Event,
 ) -> None:
@@ -134,9 +134,9 @@ async def _hear(
             case EngineUnhealthy(reason):
                 client.ill = reason
             case BecomeUnready():
-                leaving.begin()
+                shutdown.begin()
             case EndProcess():
-                leaving.hurry()
+                shutdown.hurry()
                 leave.set()
 
 

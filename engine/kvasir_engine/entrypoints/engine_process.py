@@ -91,12 +91,12 @@ async def _hear(channel: ProcessChannel, leave: asyncio.Event) -> None:
 
 
 async def _watch(thread: EngineThread, channel: ProcessChannel) -> None:
-    told = ""
+    last_reason = ""
     while True:
         reason = thread.unhealthy_reason() or ""
-        if reason != told:
+        if reason != last_reason:
             channel.send(EngineUnhealthy(reason))
-            told = reason
+            last_reason = reason
         await asyncio.sleep(HEALTH_SECONDS)
 
 

@@ -204,10 +204,10 @@ class Follower:
         async def ready() -> Response:
             return JSONResponse({"reason": "draining"}, 503) if self.draining else JSONResponse({"status": "ok"})
 
-        leaving = GracefulShutdown(self, drain)
+        shutdown = GracefulShutdown(self, drain)
         sock = listen(host, port)
         log.info("serving probes address=%s:%d", *sock.getsockname()[:2])
-        await serve(app, sock, leaving, self._closed)
+        await serve(app, sock, shutdown, self._closed)
 
     def close(self) -> None:
         """End with the ranks, once the leader has closed; or, if it does not, with status 1."""

@@ -253,12 +253,12 @@ async def run_router(options: RouterOptions) -> None:
                 batches=batches,
                 grammars=grammars,
             )
-            leaving = GracefulShutdown(lifecycle, options.drain_seconds)
+            shutdown = GracefulShutdown(lifecycle, options.drain_seconds)
             show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
             async with working(batches, app, client, tasks):
-                await serve(app, sock, leaving, tasks.over)
+                await serve(app, sock, shutdown, tasks.over)
     finally:
         await client.close()
         await tasks.stop(following, verifying)

@@ -167,11 +167,11 @@ async def _serve(options: ServeOptions) -> None:
                 batches=batches,
                 grammars=grammars,
             )
-            leaving = GracefulShutdown(lifecycle, config.drain_seconds)
+            shutdown = GracefulShutdown(lifecycle, config.drain_seconds)
             sock = listen(config.host, config.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
             async with working(batches, app, client, tasks):
-                await serve_app(app, sock, leaving)
+                await serve_app(app, sock, shutdown)
     finally:
         thread.stop()
         thread.engine.runner.close()

@@ -179,7 +179,7 @@ async def serve_processes(options: ServeOptions, count: int) -> None:
     socks = bind_shared(config.host, config.port, count)
     with _folder() as folder:
         group = ServeProcesses(folder)
-        leaving, loop = GracefulShutdown(group, config.drain_seconds), asyncio.get_running_loop()
+        shutdown, loop = GracefulShutdown(group, config.drain_seconds), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):  # while models are loaded there is nothing to finish
             loop.add_signal_handler(number, group.give_up, 128 + number)
         shown = [folder / f"{name}.metrics" for name in ("engine", *(f"api{number}" for number in range(count)))]
@@ -200,14 +200,14 @@ async def serve_processes(options: ServeOptions, count: int) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.listen(BACKLOG)
         address = socks[0].getsockname()[:2]
-        with ended_by_signals(leaving) as stop:
-            async with leaving.heard_at(drain_socket(*address)):
+        with ended_by_signals(shutdown) as stop:
+            async with shutdown.heard_at(drain_socket(*address)):
                 for sock in socks:
                     sock.close()  # the API processes have them
                 group.send_to_apis(AcceptRequests())
                 log.info("serving model=%r address=%s:%d api_processes=%d", options.name, *address, count)
                 await stop.wait()
-                if left := await leaving.done():
+                if left := await shutdown.done():
                     log.warning("cutting off requests inflight=%d", left)
                 await group.leave(apis)
                 await group.leave([engine])

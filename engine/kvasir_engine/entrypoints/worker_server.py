@@ -97,13 +97,13 @@ class WorkerServer:
         async def router(socket: WebSocket) -> None:
             await self._session(socket)
 
-    def show_status(self, leaving: GracefulShutdown) -> None:
+    def show_status(self, shutdown: GracefulShutdown) -> None:
         """Add `GET /status`: what a worker that leaves still waits for."""
 
         @self.app.get("/status")
         async def status() -> Response:
             engine = self._thread.engine
-            left = leaving.seconds_left
+            left = shutdown.seconds_left
             links = () if engine.connector is None else tuple(engine.connector.links.values())
             leases = engine.load().leases
             shown = WorkerStatus(self.draining, len(engine.jobs), leases, left, self._load(), links)

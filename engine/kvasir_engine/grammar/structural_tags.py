@@ -20,33 +20,33 @@ _FREE = "/(.|\\n)*/"
 def structural_tag(source: str, whitespace: str | None, special: Mapping[str, int]) -> str:
     """The grammar of `{"type": "structural_tag", ...}`, of the form with `structures` or with `format`."""
     try:
-        asked = json.loads(source)
+        tag = json.loads(source)
     except (ValueError, RecursionError):
         raise GrammarError("", "it is not JSON") from None
-    _fields(asked, "", {"type"}, {"structures", "triggers", "format"})
-    if "format" in asked:
-        _fields(asked, "", {"type", "format"}, set())
-        wanted, path = asked["format"], "/format"
+    _fields(tag, "", {"type"}, {"structures", "triggers", "format"})
+    if "format" in tag:
+        _fields(tag, "", {"type", "format"}, set())
+        wanted, path = tag["format"], "/format"
     else:
-        _fields(asked, "", {"type", "structures", "triggers"}, set())
-        wanted, path = _of_structures(asked), ""
-    if asked["type"] != "structural_tag":
+        _fields(tag, "", {"type", "structures", "triggers"}, set())
+        wanted, path = _of_structures(tag), ""
+    if tag["type"] != "structural_tag":
         raise GrammarError("/type", "it has to be 'structural_tag'")
     writer = _Writer(whitespace, special)
     body = writer.format(wanted, path, 0)
     return "\n".join([f"start: {body}", *writer.rules])
 
 
-def _of_structures(asked: dict[str, Any]) -> dict[str, Any]:
+def _of_structures(tag: dict[str, Any]) -> dict[str, Any]:
     tags = []
-    structures = asked["structures"]
+    structures = tag["structures"]
     if not isinstance(structures, list):
         raise GrammarError("/structures", "it has to be a list")
     for place, each in enumerate(structures):
         _fields(each, f"/structures/{place}", {"begin", "end"}, {"schema"})
         content = {"type": "json_schema", "json_schema": each.get("schema", True)}
         tags.append({"type": "tag", "begin": each["begin"], "content": content, "end": each["end"]})
-    return {"type": "triggered_tags", "triggers": asked["triggers"], "tags": tags}
+    return {"type": "triggered_tags", "triggers": tag["triggers"], "tags": tags}
 
 
 def _fields(value: Any, path: str, needed: set[str], optional: set[str]) -> None:

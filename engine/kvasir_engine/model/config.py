@@ -90,11 +90,11 @@ class ModelConfig:
             said.append("windows=" + ",".join(f"{window}*{count}" for window, count in runs))
         return " ".join(said)
 
-    def max_length(self, asked: int = 0) -> int:
+    def max_length(self, max_length: int = 0) -> int:
         """Most tokens a sequence may have, given the user's limit (0: the model's own). Raises ModelError."""
-        if asked > self.max_positions:
-            raise ModelError(f"maximum length {asked} is more than the model's {self.max_positions} positions")
-        return asked or self.max_positions
+        if max_length > self.max_positions:
+            raise ModelError(f"maximum length {max_length} is more than the model's {self.max_positions} positions")
+        return max_length or self.max_positions
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -39,9 +39,9 @@ class QueuedSample:
         """What was sampled. Only when the device has ended what was queued."""
         entries: list[TokenLogprobs | None] = [None] * len(self._host)
         if self._logprobs is not None:
-            asked = self._logprobs
-            columns = (asked.chosen.tolist(), asked.ids.tolist(), asked.values.tolist())
-            for row, count, logprob, ids, values in zip(asked.rows, asked.counts, *columns, strict=True):
+            requested = self._logprobs
+            columns = (requested.chosen.tolist(), requested.ids.tolist(), requested.values.tolist())
+            for row, count, logprob, ids, values in zip(requested.rows, requested.counts, *columns, strict=True):
                 entries[row] = TokenLogprobs(logprob, list(zip(ids[:count], values[:count], strict=True)))
         return Sampled(self._host.tolist(), entries)
 
@@ -64,8 +64,8 @@ def queue_sample(
         chosen = draw(masked.index_select(0, rows), Draws.of(params, positions, logits.shape[1]))
         tokens.index_copy_(0, rows, chosen)
     # The device's own stay tokens of the vocabulary, whatever the next step reads of them.
-    told = tokens if restricted is None else restricted.without(tokens, masked)
-    return QueuedSample(tokens, fetched(told), _logprobs(logits, tokens, requests))
+    shown = tokens if restricted is None else restricted.without(tokens, masked)
+    return QueuedSample(tokens, fetched(shown), _logprobs(logits, tokens, requests))
 
 
 def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
@@ -83,11 +83,13 @@ def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]
 
 
 def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, requests: Sequence[SampleRequest]) -> _Logprobs | None:
-    asked = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
-    if not asked:
+    counts = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
+    if not counts:
         return None
-    rows = staged(torch.tensor(list(asked)), logits.device)
+    rows = staged(torch.tensor(list(counts)), logits.device)
     scores = logits.index_select(0, rows).log_softmax(-1)
     chosen = scores.gather(1, tokens.index_select(0, rows).unsqueeze(1)).squeeze(1)
-    top = scores.topk(min(max(asked.values()), scores.shape[1]), -1)
-    return _Logprobs(list(asked), list(asked.values()), fetched(chosen), fetched(top.indices), fetched(top.values))
+    top = scores.topk(min(max(counts.values()), scores.shape[1]), -1)
+    return _Logprobs(
+        list(counts), list(counts.values()), fetched(chosen), fetched(top.indices), fetched(top.values)
+    )

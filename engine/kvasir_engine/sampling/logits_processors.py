@@ -79,8 +79,8 @@ def _penalize(flat: torch.Tensor, rows: Rows, vocab: int, sampled: torch.Tensor 
     sizes = [len(work.ids) for _, work in rows]
     places = _on(_places([(row, work.ids) for row, work in rows], vocab), flat)
     counts = _on(np.concatenate([work.counts for _, work in rows]), flat)
-    asked = np.array([[work.repetition, work.frequency, work.presence] for _, work in rows], np.float32)
-    how = np.repeat(asked, sizes, 0)
+    factors = np.array([[work.repetition, work.frequency, work.presence] for _, work in rows], np.float32)
+    how = np.repeat(factors, sizes, 0)
     waiting = [index for index, (_, work) in enumerate(rows) if work.awaited is not None]
     if waiting:
         # The awaited token is one more entry; where it is among the known ones, both come to the same logit.
@@ -95,7 +95,7 @@ def _penalize(flat: torch.Tensor, rows: Rows, vocab: int, sampled: torch.Tensor 
         before.index_add_(0, owners.clamp(min=0), torch.where(same, counts, 0))
         counts = torch.cat([counts + same.to(counts.dtype), before + 1])
         places = torch.cat([places, last])
-        how = np.concatenate([how, asked[waiting]])
+        how = np.concatenate([how, factors[waiting]])
     repetition, frequency, presence = _on(np.ascontiguousarray(how.T), flat)
     values = flat.index_select(0, places)
     values = torch.where(values > 0, values / repetition, values * repetition)

@@ -60,8 +60,8 @@ def sample(logits: torch.Tensor, requests: Sequence[SampleRequest], before: Sequ
     Log-probabilities are those of the model's own distribution, before all of this, as vLLM and OpenAI report them.
     """
     masked = _without_early_stops(processed(logits, requests, before), requests)
-    told = _chosen(masked, requests)
-    return Sampled(told.tolist(), _logprobs(logits, told.clamp(min=0), requests))
+    chosen = _chosen(masked, requests)
+    return Sampled(chosen.tolist(), _logprobs(logits, chosen.clamp(min=0), requests))
 
 
 def _chosen(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
@@ -113,14 +113,14 @@ def _logprobs(
     logits: torch.Tensor, tokens: torch.Tensor, requests: Sequence[SampleRequest]
 ) -> list[TokenLogprobs | None]:
     entries: list[TokenLogprobs | None] = [None] * len(requests)
-    asked = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
-    if not asked:
+    counts = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
+    if not counts:
         return entries
-    rows = list(asked)
+    rows = list(counts)
     scores = logits[rows].log_softmax(-1)
     chosen = scores.gather(1, tokens[rows].unsqueeze(1)).squeeze(1).tolist()
-    top = scores.topk(min(max(asked.values()), scores.shape[1]), -1)
+    top = scores.topk(min(max(counts.values()), scores.shape[1]), -1)
     for row, logprob, ids, values in zip(rows, chosen, top.indices.tolist(), top.values.tolist(), strict=True):
-        count = asked[row]
+        count = counts[row]
         entries[row] = TokenLogprobs(logprob, list(zip(ids[:count], values[:count], strict=True)))
     return entries

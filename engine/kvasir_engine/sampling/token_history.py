@@ -83,16 +83,16 @@ def _ends(tokens: Sequence[int], end: Sequence[int]) -> bool:
 class TokenHistory:
     """Of one sequence, whose first `prompt` tokens are its prompt's own."""
 
-    def __init__(self, asked: LogitsProcessors, prompt: int) -> None:
+    def __init__(self, processors: LogitsProcessors, prompt: int) -> None:
         self._prompt = prompt
-        self._presence, self._frequency = asked.presence_penalty, asked.frequency_penalty
-        self._repetition = asked.repetition_penalty
-        self._bias_ids = np.array([token for token, _ in asked.logit_bias], np.int64)
-        self._biases = np.array([bias for _, bias in asked.logit_bias], np.float32)
-        allowed = asked.allowed_token_ids
+        self._presence, self._frequency = processors.presence_penalty, processors.frequency_penalty
+        self._repetition = processors.repetition_penalty
+        self._bias_ids = np.array([token for token, _ in processors.logit_bias], np.int64)
+        self._biases = np.array([bias for _, bias in processors.logit_bias], np.float32)
+        allowed = processors.allowed_token_ids
         self._allowed = None if allowed is None else np.unique(np.array(allowed, np.int64))
-        self._words = _BadWords(asked.bad_words) if asked.bad_words else None
-        self._longest = max(map(len, asked.bad_words), default=1)
+        self._words = _BadWords(processors.bad_words) if processors.bad_words else None
+        self._longest = max(map(len, processors.bad_words), default=1)
         self._counted = (self._presence, self._frequency, self._repetition) != (0.0, 0.0, 1.0)
         self._seen = 0
         self._places: dict[int, int] = {}

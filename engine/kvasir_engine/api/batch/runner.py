@@ -86,19 +86,19 @@ class BatchRunner:
         """Let another process have the folder."""
         self._folder.close()
 
-    def create(self, owner: str, asked: BatchRequest) -> Batch:
+    def create(self, owner: str, request: BatchRequest) -> Batch:
         """A new batch. Raises ApiError, OSError."""
-        self.files.get(owner, asked.input_file_id)
+        self.files.get(owner, request.input_file_id)
         self.jobs.check_room(owner)
         now = int(time.time())
         batch = Batch(
             id=f"batch_{secrets.token_hex(12)}",
-            endpoint=asked.endpoint,
-            input_file_id=asked.input_file_id,
+            endpoint=request.endpoint,
+            input_file_id=request.input_file_id,
             status="validating",
             created_at=now,
             expires_at=now + self.limits.seconds,
-            metadata=asked.metadata,
+            metadata=request.metadata,
         )
         self.jobs.save(owner, batch)
         self._news.set()

@@ -102,13 +102,13 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         limits: HttpLimits,
-        leaving: GracefulShutdown,
+        shutdown: GracefulShutdown,
         secured: "Secured | None" = None,
     ) -> None:
         super().__init__(config)
         self._secured = secured
         self._gate = ConnectionGate(limits)
-        self._leaving = leaving
+        self._shutdown = shutdown
         self._hurry: float | None = None
         self._acceptors: list[Acceptor] = []
 
@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_TICKS == 0:
-            if self._hurry is None and self._leaving.seconds_left is not None:
+            if self._hurry is None and self._shutdown.seconds_left is not None:
                 self._hurry = time.monotonic()
             self._gate.sweep(self._hurry)
         return await super().on_tick(counter)
@@ -180,29 +180,29 @@ class Secured:
 async def serve(
     app: Any,
     sock: socket.socket,
-    leaving: GracefulShutdown,
+    shutdown: GracefulShutdown,
     until: asyncio.Event | None = None,
     limits: HttpLimits | None = None,
     secured: Secured | None = None,
 ) -> None:
     """Serve the ASGI `app` until SIGTERM, SIGINT or `until`; then be unready, finish what is in flight, and return.
 
-    What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
+    What still runs at the deadline of `shutdown` is cut off, as it is by a second signal.
     """
-    with ended_by_signals(leaving) as stop:
-        async with leaving.heard_at(drain_socket(*sock.getsockname()[:2])):
+    with ended_by_signals(shutdown) as stop:
+        async with shutdown.heard_at(drain_socket(*sock.getsockname()[:2])):
             stops = [each for each in (stop, until) if each is not None]
-            await serve_until(app, sock, leaving, stops, limits, secured)
+            await serve_until(app, sock, shutdown, stops, limits, secured)
 
 
 @contextlib.contextmanager
-def ended_by_signals(leaving: GracefulShutdown) -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set; at the second of them `leaving` waits for nothing any more."""
+def ended_by_signals(shutdown: GracefulShutdown) -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; at the second of them `shutdown` waits for nothing any more."""
     stop = asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
-            leaving.hurry()
+            shutdown.hurry()
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -218,7 +218,7 @@ def ended_by_signals(leaving: GracefulShutdown) -> Iterator[asyncio.Event]:
 async def serve_until(
     app: Any,
     sock: socket.socket,
-    leaving: GracefulShutdown,
+    shutdown: GracefulShutdown,
     stops: Sequence[asyncio.Event],
     limits: HttpLimits | None = None,
     secured: Secured | None = None,
@@ -237,12 +237,12 @@ async def serve_until(
         timeout_keep_alive=int(limits.idle_seconds),
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config, limits, leaving, secured)
+    server = _Server(config, limits, shutdown, secured)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     stopping = [asyncio.create_task(each.wait()) for each in stops]
     try:
         await asyncio.wait({serving, *stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done() and (left := await leaving.done()):
+        if not serving.done() and (left := await shutdown.done()):
             log.warning("cutting off requests inflight=%d", left)
         server.should_exit = True
         await serving

@@ -27,9 +27,9 @@ def add(app: FastAPI, service: Service) -> None:
         caller = caller_of(request)
         clock = service.clock(caller)
         body = await service.read(request, MessagesRequest)
-        asked, names = chat_request(body, service.model)
+        chat, names = chat_request(body, service.model)
         with renaming_fields(names):
-            generation = await begin_chat(service, request, caller, asked, clock, "msg_")
+            generation = await begin_chat(service, request, caller, chat, clock, "msg_")
         answer = generation.answer
         if generation.params.stream:
             return EventResponse(lambda: message_events(answer, generation.pieces()), STYLE)
@@ -45,8 +45,8 @@ def add(app: FastAPI, service: Service) -> None:
         caller_of(request)
         body = await service.read(request, CountTokensRequest)
         service.check_model(body.model)
-        asked, names = conversation(body, service.model)
+        chat, names = conversation(body, service.model)
         with renaming_fields(names):
-            tools = await checked_tools(service, request, asked)
-            tokens = await chat_tokens(service, request, asked, None, tools)
+            tools = await checked_tools(service, request, chat)
+            tokens = await chat_tokens(service, request, chat, None, tools)
         return json_response(TokensCount(len(tokens)))

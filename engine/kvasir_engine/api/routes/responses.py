@@ -21,9 +21,9 @@ def add(app: FastAPI, service: Service) -> None:
         caller = service.caller(request)
         clock = service.clock(caller)
         body = await service.read(request, ResponsesRequest)
-        asked, names = chat_request(body)
+        chat, names = chat_request(body)
         with renaming_fields(names):
-            generation = await begin_chat(service, request, caller, asked, clock, "resp_")
+            generation = await begin_chat(service, request, caller, chat, clock, "resp_")
         answer = generation.answer
         shown = begun(body, answer)
         if generation.params.stream:

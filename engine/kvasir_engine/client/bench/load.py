@@ -36,7 +36,7 @@ class LoadOptions:
 
 
 class LoadRun:
-    """Runs a load once. `on_record_end` hears of each request that has ended."""
+    """Runs a load once. `on_record_end` is called with the record of each request that has ended."""
 
     def __init__(
         self,
