@@ -1,7 +1,7 @@
-"""An API process of a `kvasir serve`: the router's front end over the one engine of this server.
+"""An API process of `kvasir serve`: the router's front end over the server's one engine.
 
-Started as `python -m kvasir_engine.entrypoints.api_process NUMBER CHANNEL SOCKET`, the last two descriptors: SOCKET
-is bound to the server's port, which the kernel divides among all API processes.
+Started as `python -m kvasir_engine.entrypoints.api_process NUMBER CHANNEL SOCKET`; the last two are descriptors.
+SOCKET is bound to the server's port; the kernel distributes connections among all API processes.
 """
 
 import asyncio
@@ -53,21 +53,21 @@ TOKENIZER_THREADS = 2
 
 
 class LocalEngine(PooledClient):
-    """The one engine as a pool of one worker. `ill`: why it serves nobody, as its process says."""
+    """The one engine as a pool of one worker. `ill`: why it cannot serve, as its process reports."""
 
     ill = ""
 
     def unready_reason(self) -> str | None:
-        """As EngineClient has it."""
+        """See EngineClient."""
         return self.ill or super().unready_reason()
 
     async def wait_ready(self) -> str | None:
-        """As EngineClient has it; an engine that is ill does not recover soon."""
+        """See EngineClient; does not wait for an unhealthy engine."""
         return self.ill or await super().wait_ready()
 
 
 async def run(channel: ProcessChannel, sock: socket.socket) -> None:
-    """Load, and serve until told to leave."""
+    """Load, and serve until told to end."""
     setup = await channel.receive()
     assert isinstance(setup, ApiSetup)
     options, config = setup.options, setup.options.config

@@ -1,6 +1,6 @@
-"""A node other than 0 of a worker: its ranks' processes, their connections to the leader, and probes.
+"""A node of a worker other than node 0: its ranks' processes, their connections to the leader, and probes.
 
-It lives as long as the worker does. What its ranks are asked, and when they may end, is the leader's to say.
+It lives as long as the worker. The leader decides what its ranks do, and when they end.
 """
 
 import asyncio
@@ -52,20 +52,22 @@ log = logging.getLogger("nodes")
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
-"""In which the leader, which has let the node in, lets in a rank of it."""
+"""Seconds that the leader, after it accepted the node, may take to accept one of its ranks."""
 RETRY_SECONDS = 0.5
 SAY_SECONDS = 10.0
-"""Between two lines that say that the leader does not answer."""
+"""Seconds between two log lines that the leader does not answer."""
 REASON_SECONDS = 3.0
-"""In which the leader says why the worker ends, when a rank here has ended."""
+"""Seconds that the leader has to say why the worker ends, after a rank here has ended."""
 STOP_SECONDS = 10.0
-"""For ranks to end that the leader has closed."""
+"""Seconds for the ranks to end after the leader has closed."""
 LEADER_SECONDS = 10.0
-"""Beyond the leader's drain deadline, which begins a moment after ours."""
+"""Seconds beyond the leader's drain deadline, which begins a moment after ours."""
 
 
 class Leader:
-    """Connections to the leader. Each is said hello on; `epoch` is the leader's once it has welcomed the node."""
+    """Makes connections to the leader, each with a hello. `epoch` is the leader's, once it has
+    welcomed the node.
+    """
 
     def __init__(self, where: Nodes, group: NodeSettings, credentials: Credentials | None = None) -> None:
         self._where = where
@@ -75,7 +77,7 @@ class Leader:
         self.name = f"the leader at {where.host}:{where.port}"
 
     def join(self) -> Stream:
-        """The node's own connection, as soon as there is a leader that answers. Raises UserError when refused."""
+        """The node's own connection; waits until a leader answers. Raises UserError when the leader refuses."""
         began = said = time.monotonic()
         log.info("joins node=%d of=%d leader=%s:%d", *self._about())
         while True:
@@ -91,7 +93,7 @@ class Leader:
         return self._where.rank, self._where.count, self._where.host, self._where.port
 
     def connect(self, rank: int, channel: Channel, seconds: float | None) -> Stream:
-        """A connection that the leader has welcomed within so many seconds. Raises UserError, or OSError."""
+        """A connection that the leader accepts within so many seconds. Raises UserError, or OSError."""
         sock = socket.create_connection((self._where.host, self._where.port), CONNECT_SECONDS)
         try:
             node_protocol.watch(sock)
@@ -122,7 +124,7 @@ class Leader:
             raise
 
     def _authenticated(self, sock: socket.socket) -> Stream:
-        """The connection, once it is known that a leader of this node's role answers."""
+        """The connection, after the leader's certificate proved its role."""
         if self._credentials is None:
             return sock
         sock.settimeout(HANDSHAKE_SECONDS)
@@ -132,10 +134,10 @@ class Leader:
 
 
 class Follower:
-    """This node's ranks, from the leader's welcome to its closing.
+    """This node's ranks, from the leader's welcome until it closes.
 
-    `start` returns when every rank of the worker has loaded. Whatever else ends the worker ends this process, with
-    one line that says why: exit status 2 before that, 1 after it.
+    `start` returns when all ranks of the worker have loaded. If anything else ends the worker, this process ends
+    with one line that says why: with exit status 2 before that, 1 after it.
     """
 
     def __init__(
@@ -170,7 +172,7 @@ class Follower:
         self._loaded.wait()
 
     def _channel(self, rank: int, channel: Channel) -> socket.socket:
-        """A socket to the leader for the process of a rank, which knows no TLS."""
+        """A socket to the leader for a rank's process; this process does the TLS."""
         stream = self._leader.connect(rank, channel, ANSWER_SECONDS)
         if isinstance(stream, socket.socket):
             return stream
@@ -181,16 +183,16 @@ class Follower:
 
     @property
     def inflight(self) -> int:
-        """1 until the leader has closed: what is in flight is the leader's to know."""
+        """1 until the leader has closed: only the leader knows what is in flight."""
         return 0 if self._closing.is_set() else 1
 
     def drain(self) -> None:
-        """Be unready, and ask the leader to drain. The ranks go on until it closes."""
+        """Become unready, and ask the leader to drain. The ranks run until it closes."""
         self.draining = True
         self._tell(Leave())
 
     async def serve(self, host: str, port: int, drain: float) -> None:
-        """Answer probes until the leader closes, or this node was told to leave so many seconds ago."""
+        """Answer probes until the leader closes, or the drain deadline has passed."""
         self._loop = asyncio.get_running_loop()
         if self._closing.is_set():
             self._closed.set()
@@ -210,7 +212,7 @@ class Follower:
         await serve(app, sock, shutdown, self._closed)
 
     def close(self) -> None:
-        """End with the ranks, once the leader has closed; or, if it does not, with status 1."""
+        """End with the ranks once the leader has closed; if it does not, with status 1."""
         if not self._closing.is_set():
             self._end(f"{self._leader.name} has not closed, and this node has to leave")
         for process in self._processes.values():
@@ -243,7 +245,7 @@ class Follower:
                 self._loop.call_soon_threadsafe(self._closed.set)
 
     def _watch(self, rank: int) -> None:
-        """A rank that ends takes the worker with it, and the leader says why."""
+        """Report a rank that ends to the leader, which ends the worker and says why."""
         exit_reason = exit_reason_of(self._processes[rank].wait())
         if not self._closing.is_set():
             self._tell(RankEnded(rank, exit_reason))

@@ -268,6 +268,6 @@ async def run_router(options: RouterOptions) -> None:
 
 
 async def _follow(pool: "WorkerPool", discovery: "AsyncIterator[Mapping[str, str]]") -> None:
-    """As the pool has it. A discovery that has said all it will say (fixed URLs) is not over."""
+    """As WorkerPool.follow, but never returns: a discovery of fixed URLs ends, the pool does not."""
     await pool.follow(discovery)
     await asyncio.Event().wait()

@@ -37,7 +37,7 @@ log = logging.getLogger("worker")
 
 MOST_PROCESSES = 64
 CORES_A_PROCESS = 4
-"""On a GPU host, where nobody says how many API processes there are to be."""
+"""The default number of API processes on a GPU host."""
 MOST_AUTO = 4
 PROCESSES_HELP = (
     "processes of the API beside one of the engine, which share the port; 0: API and engine are one process; "
@@ -46,9 +46,9 @@ PROCESSES_HELP = (
 
 
 def process_count(said: str, gpu: bool, batch_dir: str, cores: int) -> int:
-    """How many API processes `--api-processes` asks for; 0 for none. Raises UserError.
+    """The number of API processes for `--api-processes`; 0 for none. Raises UserError.
 
-    A folder of batches is one process's own.
+    A folder of batches can be used by one process only.
     """
     if said == "auto":
         most = 1 if batch_dir else MOST_AUTO

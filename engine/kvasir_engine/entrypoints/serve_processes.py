@@ -1,7 +1,7 @@
-"""`kvasir serve` as several processes: one of the engine, and some of the API that share a port and the engine.
+"""`kvasir serve` as several processes: one for the engine, and several API processes that share a port.
 
-The process that was started loads nothing. It starts the others, hears signals and `kvasir drain`, and ends all as
-soon as one of them ends: what is left would serve nobody, or in part.
+The parent loads nothing. It starts the others, handles signals and `kvasir drain`, and ends all as soon as one
+ends: the remaining ones could not serve, or only partly.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from kvasir_engine.supervisor import Supervisor
 log = logging.getLogger("serve")
 
 END_SECONDS = 15.0
-"""That a process has to end in, once it was told to."""
+"""Seconds that a process has to end, once it was told to."""
 
 
 @dataclass(eq=False)
@@ -56,9 +56,9 @@ class _Child:
 
 
 class ServeProcesses:
-    """The processes, which live and die together: one that ends before it was told to ends this process.
+    """The processes. One that ends before it was told to ends all of them, and this process.
 
-    With status 2 where it is the user's to mend, which that process has said then, else 1.
+    The exit status is 2 for an error of the user's, which the process has then reported, else 1.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -115,11 +115,11 @@ class ServeProcesses:
 
     @property
     def inflight(self) -> int:
-        """Requests of all API processes, as they last said."""
+        """Requests in flight in all API processes, as last reported."""
         return sum(each.inflight for each in self._apis)
 
     def drain(self) -> None:
-        """Have all be unready."""
+        """Make all API processes unready."""
         self.send_to_apis(BecomeUnready())
 
     async def _follow(self, child: _Child) -> None:

@@ -1,7 +1,7 @@
-"""Free text with constrained parts: structural tags as xgrammar and vLLM write them, in Lark's syntax.
+"""Translates structural tags as xgrammar and vLLM write them, free text with constrained parts, to Lark's syntax.
 
-A text is free until one of the triggers comes, or where a format says what comes, constrained. The names of special
-tokens in `begin`, `end` and triggers are these tokens.
+A text is free until a trigger occurs, or until the format begins, and then constrained. The names of special tokens
+in `begin`, `end` and triggers stand for these tokens.
 """
 
 import json
@@ -78,7 +78,7 @@ def _flag(value: dict[str, Any], key: str, path: str) -> bool:
 
 
 class _Writer:
-    """Bodies of rules, and the rules that they need."""
+    """Writes the bodies of rules, and the rules that they need."""
 
     def __init__(self, whitespace: str | None, special: Mapping[str, int]) -> None:
         self.rules: list[str] = []
@@ -113,7 +113,7 @@ class _Writer:
         return name
 
     def text(self, text: str) -> str:
-        """A text in which the names of special tokens are these tokens."""
+        """A text in which the names of special tokens stand for these tokens."""
         parts: list[str | int] = []
         at = 0
         for found in self._names.finditer(text) if self._names else ():
@@ -169,7 +169,7 @@ class _Writer:
         return self._rule(" | ".join(parts))
 
     def _tag(self, value: dict[str, Any], path: str, depth: int, after: str = "") -> str:
-        """A tag, without `after`, which its `begin` begins with."""
+        """A tag without `after`, the beginning of its `begin`."""
         _fields(value, path, {"type", "begin", "content", "end"}, set())
         begin = self.text(_text(value["begin"], f"{path}/begin").removeprefix(after))
         end = _text(value["end"], f"{path}/end")

@@ -218,7 +218,9 @@ class Attempt:
             raise WorkerFailed(source.worker, avoid.peer, code, message)
 
     def _at_fault(self, source: Target) -> Target:
-        """The worker to blame for a failure that `source` reports: while decode waits for KV, it reports prefill's."""
+        """The worker to blame for a failure that `source` reports. Decode reports prefill's while
+        it waits for KV.
+        """
         waiting = self._leased and not self._decoding
         return self._prefill if source is self._decode and waiting and self._prefill is not None else source
 

@@ -1,6 +1,6 @@
-"""Sampling that waits for nothing: work for a device's queue, and results when the queue has come so far.
+"""Sampling without waiting: the work goes into the device's queue, and the results are read later.
 
-The tokens are those of `sampler.sample`: what is drawn is a function of the row's logits, its seed and the token's
+The tokens are those of `sampler.sample`: a drawn token is a function of the row's logits, its seed and its
 position.
 """
 
@@ -18,7 +18,7 @@ from kvasir_engine.sampling.token_masks import restrict
 
 @dataclass(frozen=True)
 class _Logprobs:
-    """Of the rows that asked for them. On the host, once the queue has come so far."""
+    """The log-probabilities of the rows that want them. On the host, once the queue has reached them."""
 
     rows: list[int]
     counts: list[int]
@@ -29,14 +29,16 @@ class _Logprobs:
 
 @dataclass(frozen=True)
 class QueuedSample:
-    """`tokens` int64 [S] are on the device, for the next step; the host has its copy when the queue has ended."""
+    """`tokens`, int64 [S], are on the device, for the next step; the host has a copy when the queue
+    has finished.
+    """
 
     tokens: torch.Tensor
     _host: torch.Tensor
     _logprobs: _Logprobs | None
 
     def collect(self) -> Sampled:
-        """What was sampled. Only when the device has ended what was queued."""
+        """The sampled tokens. Call it only when the device has finished what was queued."""
         entries: list[TokenLogprobs | None] = [None] * len(self._host)
         if self._logprobs is not None:
             requested = self._logprobs
@@ -50,9 +52,9 @@ class QueuedSample:
 def queue_sample(
     logits: torch.Tensor, requests: Sequence[SampleRequest], before: torch.Tensor | None = None
 ) -> QueuedSample:
-    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged; `before` is on their device too.
+    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged; `before` is on the same device.
 
-    Masks are waited for, while the device computes what was queued before.
+    Waits for the masks, while the device computes what was queued earlier.
     """
     masked = _without_early_stops(processed(logits, requests, before), requests)
     masked, restricted = restrict(masked, masks_of(requests))

@@ -1,4 +1,4 @@
-"""Whether what a request asks of the logits fits the model, and leaves a token to choose. Pure."""
+"""Checks that a request's logits processors fit the model and leave a token to choose. Pure."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from kvasir_engine.protocol import Sampling
 
 
 def fault_of_processors(sampling: Sampling, vocab: int) -> tuple[str, str] | None:
-    """The field of `sampling.processors` that does not fit a model of `vocab` tokens, and why."""
+    """The field of `sampling.processors` that does not fit a model of `vocab` tokens, and the reason; or None."""
     processors = sampling.processors
     if processors is None:
         return None

@@ -13,16 +13,15 @@ from kvasir_engine.sampling.token_history import LogitsWork
 from kvasir_engine.sampling.token_masks import TokenMask, restrict
 
 GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: dividing by them leaves one token anyway, or overflows."""
+"""Temperatures below this are greedy: dividing by them leaves one token, or overflows."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """How the next token of one sequence is chosen.
+    """The parameters of one sequence's next token.
 
-    `position` is the place that the token will have in its sequence, prompt included, from 0; `generated` is how
-    many tokens were generated before it. `work` is there where the sampling has processors, `mask` where it has a
-    grammar.
+    `position` is the token's place in its sequence, prompt included, from 0; `generated` is the number of tokens
+    generated before it. `work` is set where the sampling has processors, `mask` where it has a grammar.
     """
 
     sampling: Sampling
@@ -40,8 +39,8 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A token for each row, NO_TOKEN where a row's request allows none, and its log-probabilities where they were
-    asked for. `prompts` are those of the batch's `scored` rows.
+    """A token for each row, NO_TOKEN where a row's request allows none, and its log-probabilities where they are
+    wanted. `prompts` are those of the batch's `scored` rows.
     """
 
     tokens: list[int]
@@ -65,7 +64,7 @@ def sample(logits: torch.Tensor, requests: Sequence[SampleRequest], before: Sequ
 
 
 def _chosen(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
-    """A token for each row of what processors left, NO_TOKEN where masks leave nothing."""
+    """A token for each row of processed logits, NO_TOKEN where a mask leaves nothing."""
     drawn = [row for row, request in enumerate(requests) if request.sampling.temperature >= GREEDY_BELOW]
     params, positions = [requests[row].sampling for row in drawn], [requests[row].position for row in drawn]
     how = Draws.of(params, positions, logits.shape[1]) if drawn else None
@@ -82,7 +81,7 @@ def _chosen(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Te
 
 
 def masks_of(requests: Sequence[SampleRequest]) -> list[tuple[int, TokenMask]]:
-    """The masks of the rows that have one, by number."""
+    """The masks by row number, of the rows that have one."""
     return [(row, request.mask) for row, request in enumerate(requests) if request.mask is not None]
 
 
@@ -99,7 +98,7 @@ def processed(
 
 
 def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
-    """`logits`, or a changed copy where a stop token could come before `min_tokens`."""
+    """`logits`, or a copy without stop tokens in the rows that have not generated `min_tokens`."""
     masked = logits
     for row, request in enumerate(requests):
         if request.generated < request.sampling.min_tokens and request.sampling.stop_token_ids:
