@@ -1,11 +1,11 @@
-"""Whether this process takes requests, and how many it has."""
+"""Whether this process is draining, and how many requests it has."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Lifecycle:
-    """Serving, then draining: not ready any more, while what is in flight is finished.
+    """Serving, then draining: unready, while requests in flight are finished.
 
     `on_change` is called with the number of requests in flight whenever that changes.
     """
@@ -16,7 +16,7 @@ class Lifecycle:
         self._on_change = on_change
 
     def drain(self) -> None:
-        """Be unready from now on. Requests that still come are served: the caller may not know yet."""
+        """Become unready. Requests that still come are served: the caller may not know yet."""
         self.draining = True
 
     @contextmanager

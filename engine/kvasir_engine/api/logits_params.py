@@ -1,4 +1,4 @@
-"""Penalties, biases, and words and tokens that may or may not be: from a request's body to the wire. Pure."""
+"""Penalties, biases, and allowed and banned words and tokens: from a request's body to the wire. Pure."""
 
 import re
 
@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def with_processors(sampling: Sampling, request: CommonRequest, model: ServedModel) -> Sampling:
-    """`sampling` with the processors that the request asks for. Raises ApiError."""
+    """`sampling` with the logits processors of the request. Raises ApiError."""
     presence, frequency = request.presence_penalty or 0.0, request.frequency_penalty or 0.0
     repetition = 1.0 if request.repetition_penalty is None else request.repetition_penalty
     within("presence_penalty", presence, -MOST_PENALTY, MOST_PENALTY)
@@ -69,7 +69,7 @@ def _biases(logit_bias: dict[str, float], model: ServedModel) -> list[tuple[int,
 
 
 def _bad_words(words: list[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Their tokens: of each word as it is, and as it is in a sentence, behind a space."""
+    """Token sequences of the words: of each as it is, and with a space before it, as in a sentence."""
     few("bad_words", len(words), MOST_BAD_WORDS)
     found: dict[tuple[int, ...], None] = {}
     for word in words:

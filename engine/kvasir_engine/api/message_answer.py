@@ -1,4 +1,4 @@
-"""An answer in the words of Anthropic's Messages API. Pure."""
+"""An answer in the form of Anthropic's Messages API. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from kvasir_engine.api.message_schemas import (
 )
 
 INVALID = "INVALID_JSON"
-"""What Anthropic's documentation of tool streaming wraps a model's malformed arguments in."""
+"""Anthropic's documentation of tool streaming wraps malformed arguments in an object with this key."""
 
 
 def usage(answer: Answer) -> MessageUsage:
@@ -28,7 +28,7 @@ def usage(answer: Answer) -> MessageUsage:
 
 
 def stop_reason(last: Piece, called: bool) -> str:
-    """Why it ended; `called`: with a call, or behind one."""
+    """Why the answer ended; `called`: it has a call."""
     if last.stop is not None:
         return "stop_sequence"
     if last.finish_reason == "length":
@@ -37,12 +37,12 @@ def stop_reason(last: Piece, called: bool) -> str:
 
 
 def any_called(parts: Sequence[PartClosed]) -> bool:
-    """Whether there is a call."""
+    """Whether the answer has a tool call."""
     return any(isinstance(each.part, ToolCallPart) for each in parts)
 
 
 def block_of(part: Part, cut: bool = False) -> AnsweredBlock:
-    """The block that shows a part; `cut`: of a call's arguments there is a part only."""
+    """The content block of a part; `cut`: a call's arguments are incomplete."""
     if isinstance(part, ToolCallPart):
         id = "toolu_" + part.id.removeprefix("call_")
         return ToolUseBlock(id, part.name, _input(part.text, cut))
@@ -59,7 +59,7 @@ def _input(arguments: str, cut: bool) -> dict[str, msgspec.Raw]:
 
 
 def message(answer: Answer, pieces: Sequence[Piece]) -> ModelMessage:
-    """The answer so far: without a stop reason until its last piece is there."""
+    """The answer so far; it has no stop reason before its last piece."""
     last = pieces[-1] if pieces else None
     parts = parts_of(pieces)
     return ModelMessage(

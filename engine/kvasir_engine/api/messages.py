@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: from its body to a chat request. Pure."""
+"""Converts a body of Anthropic's Messages API to a chat request. Pure."""
 
 import re
 
@@ -30,7 +30,7 @@ from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.bounds import INT32
 
 OLDEST = "2023-06-01"
-"""The first version with named events. What is asked and answered here is in all that came after it."""
+"""The first version with named events. Later versions only add to what is served here."""
 _VERSION = re.compile(r"20\d\d-\d\d-\d\d")
 LEAST_BUDGET = 1024
 _NAMES = {
@@ -45,13 +45,13 @@ _NAMES = {
 
 
 def check_version(version: str | None) -> None:
-    """The `anthropic-version` header, where there is one. Raises ApiError."""
+    """Check the `anthropic-version` header, if there is one. Raises ApiError."""
     if version is not None and not (_VERSION.fullmatch(version) and version >= OLDEST):
         raise bad_request(f"anthropic-version: {version[:40]!r} is not supported, only {OLDEST} and later.")
 
 
 def conversation(body: ConversationRequest, model: ServedModel) -> RenamedRequest:
-    """The conversation alone. Raises ApiError for what cannot be honoured."""
+    """The conversation without parameters. Raises ApiError for what cannot be honoured."""
     only("speed", body.speed, "standard")
     check_cache(body.cache_control, "cache_control")
     turns = turns_of(body)
@@ -128,7 +128,7 @@ def _thinking(thinking: ThinkingOptions | None, model: ServedModel) -> bool:
 
 
 def _with_variable(request: ChatRequest, thinking: ThinkingOptions | None, model: ServedModel) -> ChatRequest:
-    """Where the chat template can be told whether to think, it is."""
+    """Set the chat template's variable for thinking, if it has one."""
     name = "enable_thinking"
     if thinking is None or thinking.type == "adaptive" or name not in model.tokenizer.template_variables:
         return request
@@ -150,7 +150,7 @@ def _tool(tool: InputTool, at: str) -> Tool:
 
 
 def _choice(choice: InputToolChoice | None) -> tuple[str | NamedToolChoice | None, bool | None]:
-    """The choice, and whether there may be several calls."""
+    """The tool choice, and whether several calls are allowed."""
     if choice is None:
         return None, None
     parallel = False if choice.disable_parallel_tool_use else None

@@ -1,6 +1,6 @@
-"""A model's tokens without its chat template: what a worker needs for grammars, in a second.
+"""A model's tokenizer without its chat template: what a worker needs for grammars, loaded in a second.
 
-transformers takes many to be imported, and does nothing here that `tokenizer.json` does not say by itself.
+Importing transformers takes many seconds, and here it would add nothing to `tokenizer.json`.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from kvasir_engine.api.tokenizer import (
 
 @dataclass(frozen=True)
 class _PlainTokenizer:
-    """What `Tokenizer` reads of a tokenizer of transformers."""
+    """The attributes of a transformers tokenizer that `Tokenizer` reads."""
 
     backend_tokenizer: Any
     eos_token_id: int | None
@@ -27,7 +27,7 @@ class _PlainTokenizer:
 
 
 def load_plain_model(folder: Path) -> ServedModel:
-    """A resolved model folder whose chat template nobody asks for. Raises TokenizerError."""
+    """The model of a resolved folder, without a chat template. Raises TokenizerError."""
     if not (folder / "tokenizer.json").is_file():
         if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
             raise TokenizerError(f"there is no tokenizer in {folder}")

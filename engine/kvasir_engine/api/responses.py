@@ -1,4 +1,4 @@
-"""OpenAI's Responses API: from its body to a chat request. Pure."""
+"""Converts a body of OpenAI's Responses API to a chat request. Pure."""
 
 from kvasir_engine.api.errors import bad_request, missing, unsupported
 from kvasir_engine.api.params import only

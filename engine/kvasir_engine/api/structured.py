@@ -1,4 +1,4 @@
-"""What a request wants its text to be: from the fields of OpenAI's API and vLLM's to one grammar. Pure."""
+"""Turns the fields of OpenAI's API and vLLM's that constrain the text into one grammar. Pure."""
 
 import json
 from collections.abc import Iterator
@@ -18,8 +18,10 @@ _OF_JSON = ("json_schema", "json_object", "structural_tag")
 
 
 def grammar_of(request: CommonRequest, whitespace: str | None = None) -> tuple[str, Grammar] | None:
-    """The field that constrains the text, and the grammar; `whitespace` is that of JSON where the request says
-    nothing of it. Raises ApiError, where there are two as well.
+    """The field that constrains the text, and its grammar; `whitespace` is JSON's where the request does not set
+    it.
+
+    Raises ApiError, also where two fields constrain the text.
     """
     backend = request.guided_decoding_backend
     if backend is not None and backend not in BACKENDS:
@@ -43,7 +45,7 @@ def grammar_of(request: CommonRequest, whitespace: str | None = None) -> tuple[s
 
 
 def refused(field: str, error: GrammarError) -> ApiError:
-    """The answer to a grammar that cannot be served; `field` is the request's."""
+    """The error for a grammar that cannot be served; `field` is the request's."""
     where = field
     if error.part == "whitespace":
         prefix = "guided_" if field.startswith("guided_") else "structured_outputs."
@@ -141,7 +143,7 @@ def _fields(options: StructuredOutputs, whitespace: str | None) -> Iterator[tupl
 
 
 def _schema(value: Json) -> str:
-    """A schema, which may be JSON in a text."""
+    """A schema, given as JSON or as a string of JSON."""
     text = _json(value)
     if text.lstrip().startswith('"'):
         inner: str = msgspec.json.decode(text, type=str)

@@ -1,4 +1,4 @@
-"""A request of this process to its own application: the same checks, parameters and answers as from outside."""
+"""Sends a request to this process's own application: with the checks and answers of a request from outside."""
 
 import asyncio
 from dataclasses import dataclass

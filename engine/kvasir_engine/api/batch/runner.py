@@ -1,4 +1,4 @@
-"""Works on batches, behind all other traffic, and goes on after a restart where it was."""
+"""Runs batches at lower priority than all other traffic, and resumes them after a restart."""
 
 import asyncio
 import logging
@@ -35,7 +35,7 @@ from kvasir_engine.api.lifecycle import Lifecycle
 log = logging.getLogger("api")
 
 BEHIND = 100
-"""Levels of priority after other requests."""
+"""Batches' requests come so many levels of priority after others."""
 _TRIES = 3  # of a request that fails for no fault of its own
 _FIRST_WAIT, _MOST_WAIT = 0.5, 30.0  # while there is no room for a request, or no worker
 _AGAIN = 30.0  # after the disk failed
@@ -46,7 +46,7 @@ class _Streams(msgspec.Struct, frozen=True):
 
 
 class BatchRunner:
-    """The files and batches of one folder. `begin` them with the application that answers their requests."""
+    """The files and batches of one folder. Start it with the application that answers their requests."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class BatchRunner:
         self._running: set[str] = set()
 
     async def run(self, app: ASGIApp, most_bytes: Callable[[], int]) -> None:
-        """Work on all batches there are and will be. `most_bytes`: of a request."""
+        """Run all present and future batches. `most_bytes`: the limit of a request."""
         async with asyncio.TaskGroup() as group:
             while True:
                 self._news.clear()
@@ -83,7 +83,7 @@ class BatchRunner:
                         await self._news.wait()
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder for other processes."""
         self._folder.close()
 
     def create(self, owner: str, request: BatchRequest) -> Batch:
@@ -105,7 +105,7 @@ class BatchRunner:
         return batch
 
     def cancel(self, owner: str, id: str) -> Batch:
-        """End a batch early: what has been answered is kept. Raises ApiError, OSError."""
+        """End a batch early, and keep the answers so far. Raises ApiError, OSError."""
         batch = self.jobs.get(owner, id)
         if batch.status == "cancelling":
             return batch
@@ -173,7 +173,9 @@ class BatchRunner:
         return True
 
     async def _until_over(self, app: ASGIApp, owner: str, batch: Batch) -> bool:
-        """Ask until all is answered, or the batch is cancelled or expires. True: the process leaves before that."""
+        """Send requests until all are answered, or the batch is cancelled or expires. True: the process ends before
+        that.
+        """
         asking = asyncio.create_task(self._ask_all(app, owner, batch))
         cancelled = asyncio.create_task(self._event(batch.id).wait())
         try:
@@ -221,7 +223,7 @@ class BatchRunner:
         writer.put(line, failed=got.status != 200)
 
     async def _patiently(self, app: ASGIApp, caller: Caller, request: InputLine) -> HttpAnswer:
-        """The answer; what fails for want of a worker is asked again, until the batch expires."""
+        """The answer to one request; retries until the batch expires while no worker is available."""
         body = bytes(request.body)
         if _streams(body):
             error = bad_request("'stream' is not supported in a batch.", "stream", "unsupported_value")
@@ -247,7 +249,7 @@ class BatchRunner:
         self._note(owner, id, counts.completed + completed, counts.failed + failed)
 
     async def _finish(self, owner: str, batch: Batch) -> None:
-        """Say of each request that was not asked why, and make the files. It may be done again after a crash."""
+        """Write an error line for each unsent request, and create the output files. Idempotent after a crash."""
         if batch.status != "finalizing":
             why = None
             if batch.cancelling_at is not None:
@@ -302,7 +304,7 @@ def _streams(body: bytes) -> bool:
 
 
 def refuse_endpoint(endpoint: str, served: frozenset[str]) -> None:
-    """Raise ApiError for an endpoint that batches cannot ask."""
+    """Raise ApiError for an endpoint that batches cannot use."""
     if endpoint not in served:
         shown = ", ".join(sorted(served))
         raise ApiError(

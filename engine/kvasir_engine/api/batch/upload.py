@@ -17,7 +17,7 @@ MOST_HEADERS = 4096
 
 @dataclass
 class Form:
-    """The fields, and the name and size of the one file."""
+    """The fields, and the name and size of the only file."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
@@ -25,7 +25,7 @@ class Form:
 
 
 class _Parts:
-    """What the parser tells of. Raises ApiError."""
+    """The parser's callbacks. Raises ApiError."""
 
     def __init__(self, out: BinaryIO, most: int) -> None:
         self.form = Form()

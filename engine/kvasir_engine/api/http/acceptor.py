@@ -24,11 +24,11 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Acceptor:
-    """Gives each connection a protocol of `make`.
+    """Gives each connection a protocol made by `make`.
 
-    asyncio's own loop, out of descriptors, tries as often as the backlog is long, logs each try with a traceback,
-    and schedules as many for the next second. This one has a spare descriptor: with it a connection that cannot be
-    served is taken and closed, so its client learns of it. Where not even that is possible it pauses.
+    Without descriptors, asyncio's own loop retries as often as the backlog is long, logs each try with a traceback,
+    and schedules as many for the next second. This acceptor keeps a spare descriptor, to accept and close a
+    connection that cannot be served, so that its client learns of it. Where not even that is possible it pauses.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Acceptor:
         make: Callable[[], asyncio.Protocol],
         credentials: Credentials | None = None,
     ) -> None:
-        """With `credentials` a connection has no protocol before its TLS handshake has ended well."""
+        """With `credentials` a connection gets its protocol only after a successful TLS handshake."""
         self._credentials = credentials
         sock.setblocking(False)
         self._sock = sock
@@ -53,7 +53,7 @@ class Acceptor:
         self._loop.add_reader(sock.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept nothing more. Idempotent; the socket stays the caller's."""
+        """Stop accepting. Idempotent; the caller closes the socket."""
         if self._again is not None:
             self._again.cancel()
         if self._sock.fileno() >= 0:
@@ -85,7 +85,7 @@ class Acceptor:
             task.add_done_callback(self._tasks.discard)
 
     def _may_begin(self, address: str) -> bool:
-        """Whether the address may begin a handshake; it is counted."""
+        """Whether the address may begin a handshake; counts it."""
         own, others = self._handshakes[address], self._handshakes.total()
         if others >= MOST_HANDSHAKES or own >= MOST_OF_ADDRESS:
             log.warning("refused address=%s reason='%d handshakes are under way, %d its own'", address, others, own)
@@ -124,7 +124,7 @@ class Acceptor:
                 self._ended(address)
 
     def _refuse_one(self, error: OSError) -> bool:
-        """Take one connection by the spare descriptor and close it. False: it cannot be."""
+        """Accept one connection with the spare descriptor and close it. False if that fails."""
         self._log_failure(error)
         if self._spare is None:
             self._reopen()

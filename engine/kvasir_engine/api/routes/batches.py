@@ -1,4 +1,4 @@
-"""`/v1/batches`: many requests from a file, answered behind all others."""
+"""`/v1/batches`: many requests from a file, at lower priority than all others."""
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`, without memory."""
+"""`POST /v1/responses`; nothing is stored."""
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response

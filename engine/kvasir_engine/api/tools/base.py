@@ -1,4 +1,4 @@
-"""What all formats share: text that waits, markers that may be cut anywhere, and the deltas that come of it."""
+"""What all formats share: pending text, markers that may be cut anywhere, and the resulting deltas."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ def held_back(text: str, markers: Sequence[str]) -> int:
 
 
 def first_of(text: str, markers: Sequence[str]) -> tuple[int, str] | None:
-    """Where the first of the markers in `text` begins, and which it is. None of them begins another."""
+    """The place of the first marker in `text`, and the marker. No marker is the beginning of another."""
     return min(((at, marker) for marker in markers if (at := text.find(marker)) >= 0), default=None)
 
 
@@ -80,10 +80,10 @@ class Writer:
 
 
 class FormatParser:
-    """A state machine over the text that waits in `_text`.
+    """A state machine over the pending text in `_text`.
 
-    A state takes what it can of it, and says whether it changed anything: then the state that is set is run again.
-    `completed` counts the calls whose arguments have ended.
+    A state consumes what it can, and returns whether it changed anything; then the machine runs the current state
+    again. `completed` counts the calls whose arguments have ended.
     """
 
     def __init__(self, new_id: NewId) -> None:

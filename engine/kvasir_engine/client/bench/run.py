@@ -1,4 +1,4 @@
-"""Runs `kvasir bench`: warm-up, each load of the sweep, and what is printed and written of them."""
+"""Runs `kvasir bench`: the warm-up, each load of the sweep, and the output."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from kvasir_engine.errors import UserError
 
 @dataclass(frozen=True)
 class BenchRun:
-    """All that a run is told. `load` has what every load of the sweep has; no model: the first that is served."""
+    """The settings of a run. `load` is common to the sweep; without a model the first served one is used."""
 
     address: EndpointAddress
     dataset: DatasetOptions
@@ -39,7 +39,7 @@ class BenchRun:
 
 
 class BenchFailed(Exception):
-    """No measurement could be made; the message is one line."""
+    """The endpoint could not be measured; the message is one line."""
 
 
 def bench(run: BenchRun) -> list[Point]:
@@ -81,7 +81,7 @@ async def _bench(run: BenchRun) -> list[Point]:
 
 
 def _write(run: BenchRun, model: str, points: list[Point]) -> None:
-    """After each point anew, so that a sweep that is ended has what it has measured."""
+    """Write the output after each point, so that an interrupted sweep keeps its results."""
     if run.output is not None:
         found: dict[str, Any] = {
             "base_url": run.address.base,
@@ -109,7 +109,7 @@ async def _first_model(connection: EndpointConnection) -> str:
 
 
 class _Progress:
-    """A line on a terminal that says how far it is."""
+    """A line on a terminal with the progress."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._failed = total, 0, 0
@@ -124,7 +124,7 @@ class _Progress:
             sys.stderr.flush()
 
     def request_ended(self, record: RequestRecord) -> None:
-        """One more request has ended."""
+        """Count a request that has ended."""
         self._done += 1
         self._failed += bool(record.error)
         if self._shown:
@@ -137,7 +137,7 @@ def _say(text: str) -> None:
 
 
 def _allow_many_connections() -> None:
-    """A request at once is a connection: as many as the system allows this process."""
+    """Raise the limit of open files: each concurrent request needs a connection."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
