@@ -18,7 +18,7 @@ def tenant_salt(key: str) -> str:
     return blake2b(key.encode(), digest_size=16, person=b"kvasir-tenant").hexdigest()
 
 
-def narrowed(salt: str, cache_salt: str) -> str:
+def salt_within(salt: str, cache_salt: str) -> str:
     """The salt of a tenant's requests that share a `cache_salt`; no other tenant can have it."""
     if not cache_salt:
         return salt

@@ -117,7 +117,9 @@ def _thinking(thinking: ThinkingOptions | None, model: ServedModel) -> bool:
             raise missing("thinking.budget_tokens")
         within("thinking.budget_tokens", thinking.budget_tokens, LEAST_BUDGET, INT32)
         if model.output.reasoning == "none":
-            message = "Unsupported value: 'thinking': the server tells no reasoning of this model from its answers."
+            message = (
+                "Unsupported value: 'thinking': the server cannot separate this model's reasoning from its answers."
+            )
             raise unsupported("thinking", message)
     else:
         only("thinking.budget_tokens", thinking.budget_tokens)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.answer_reading import AnswerReading
-from kvasir_engine.api.auth import ApiKeys, narrowed
+from kvasir_engine.api.auth import ApiKeys, salt_within
 from kvasir_engine.api.caller import CALLER, Caller
 from kvasir_engine.api.chat_template import TemplateError
 from kvasir_engine.api.detokenizer import Detokenizer
@@ -195,7 +195,7 @@ class Service:
                 sampling = msgspec.structs.replace(params.sampling, max_tokens=most, seed=seed, logprob_start=start)
                 vocabulary = self.model.tokenizer if reading is None else reading.vocabulary
                 detokenizer = Detokenizer(vocabulary, params.stop, sampling.min_tokens)
-                tenant = narrowed(caller.salt, params.cache_salt)
+                tenant = salt_within(caller.salt, params.cache_salt)
                 priority = min(params.priority + caller.behind, MOST_PRIORITY)
                 request = GenerateRequest(f"{id}-{index}", tokens, sampling, tenant, priority)
                 parser = None if reading is None else reading.parser()

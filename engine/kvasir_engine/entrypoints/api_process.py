@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry  # noqa: E402
 
 from kvasir_engine.api.app import create_app  # noqa: E402
 from kvasir_engine.api.auth import ApiKeys  # noqa: E402
-from kvasir_engine.api.batch.service import batches_of, working  # noqa: E402
+from kvasir_engine.api.batch.service import batches_of, running_batches  # noqa: E402
 from kvasir_engine.api.grammar_check import GrammarCheck  # noqa: E402
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown  # noqa: E402
 from kvasir_engine.api.http.server import serve_until  # noqa: E402
@@ -108,7 +108,7 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
             async with shown_at(Path(setup.metrics), registry):
                 channel.send(ProcessReady())
                 await opened.wait()
-                async with working(batches, app, client, tasks):
+                async with running_batches(batches, app, client, tasks):
                     await serve_until(app, sock, shutdown, [leave])
     finally:
         await client.close()

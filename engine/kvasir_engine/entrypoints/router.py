@@ -175,7 +175,7 @@ async def run_router(options: RouterOptions) -> None:
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
-    from kvasir_engine.api.batch.service import batches_of, working
+    from kvasir_engine.api.batch.service import batches_of, running_batches
     from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen, serve
@@ -257,7 +257,7 @@ async def run_router(options: RouterOptions) -> None:
             show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            async with working(batches, app, client, tasks):
+            async with running_batches(batches, app, client, tasks):
                 await serve(app, sock, shutdown, tasks.over)
     finally:
         await client.close()

@@ -126,7 +126,7 @@ async def _serve(options: ServeOptions) -> None:
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
-    from kvasir_engine.api.batch.service import batches_of, working
+    from kvasir_engine.api.batch.service import batches_of, running_batches
     from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen
@@ -170,7 +170,7 @@ async def _serve(options: ServeOptions) -> None:
             shutdown = GracefulShutdown(lifecycle, config.drain_seconds)
             sock = listen(config.host, config.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            async with working(batches, app, client, tasks):
+            async with running_batches(batches, app, client, tasks):
                 await serve_app(app, sock, shutdown)
     finally:
         thread.stop()

@@ -201,7 +201,7 @@ async def serve_processes(options: ServeOptions, count: int) -> None:
             sock.listen(BACKLOG)
         address = socks[0].getsockname()[:2]
         with ended_by_signals(shutdown) as stop:
-            async with shutdown.heard_at(drain_socket(*address)):
+            async with shutdown.listening_at(drain_socket(*address)):
                 for sock in socks:
                     sock.close()  # the API processes have them
                 group.send_to_apis(AcceptRequests())

@@ -150,7 +150,9 @@ class _Checker:
         least = schema.get("minProperties", 0)
         needed = schema["required"] if isinstance(schema.get("required"), list) else ()
         if isinstance(least, int | float) and least > max(1, len(needed)):
-            raise GrammarError(pointer(path, "minProperties"), "it may be 1, or what is required, and no more")
+            raise GrammarError(
+                pointer(path, "minProperties"), "it may be at most 1, or the number of required properties"
+            )
 
     def _check(self, key: str, value: Any, at: str) -> None:
         if key == "$ref":

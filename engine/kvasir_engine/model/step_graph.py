@@ -28,7 +28,7 @@ LEAST = 64
 """A graph has room for at least so many tokens; a larger one is built when needed."""
 
 STORE, DECODE, CHUNKS, CALLS = 3, 4, 5, 11
-"""The indices of attention's calls among a layer's calls, and their number."""
+"""The indices of attention's calls among a layer's calls, and how many calls a layer has."""
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 

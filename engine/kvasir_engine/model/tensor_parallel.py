@@ -19,7 +19,7 @@ from kvasir_engine.model.rendezvous import connect, use_interface
 CONNECT_SECONDS = 120.0
 """Seconds that ranks wait for one another to connect, and in each exchange."""
 LOAD_DAYS = 7
-"""Seconds that ranks wait for one another to load. A rank that ends meanwhile ends the worker, so nobody waits in
+"""Days that ranks wait for one another to load. A rank that ends meanwhile ends the worker, so nobody waits in
 vain.
 """
 

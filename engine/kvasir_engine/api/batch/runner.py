@@ -215,14 +215,14 @@ class BatchRunner:
 
     async def _ask_one(self, app: ASGIApp, caller: Caller, request: InputLine, writer: LineWriter) -> None:
         try:
-            got = await self._patiently(app, caller, request)
+            got = await self._ask_with_retries(app, caller, request)
         finally:
             self._slots.release()
         answer = LineAnswer(got.status, f"req_{secrets.token_hex(12)}", msgspec.Raw(got.body))
         line = OutputLine(f"batch_req_{secrets.token_hex(12)}", request.custom_id, answer, None)
         writer.put(line, failed=got.status != 200)
 
-    async def _patiently(self, app: ASGIApp, caller: Caller, request: InputLine) -> HttpAnswer:
+    async def _ask_with_retries(self, app: ASGIApp, caller: Caller, request: InputLine) -> HttpAnswer:
         """The answer to one request; retries until the batch expires while no worker is available."""
         body = bytes(request.body)
         if _streams(body):

@@ -25,7 +25,7 @@ def batches_of(folder: str, lifecycle: Lifecycle) -> BatchRunner | None:
 
 
 @asynccontextmanager
-async def working(
+async def running_batches(
     batches: BatchRunner | None, app: ASGIApp, client: EngineClient, tasks: Supervisor
 ) -> AsyncIterator[None]:
     """Run batches within this context; the next start resumes unfinished ones."""

@@ -78,7 +78,7 @@ class GracefulShutdown:
         return self._service.inflight
 
     @contextlib.asynccontextmanager
-    async def heard_at(self, path: Path) -> AsyncIterator[None]:
+    async def listening_at(self, path: Path) -> AsyncIterator[None]:
         """Serve `kvasir drain` at the Unix socket `path`, which only this user may open. Raises OSError."""
         _remove(path)
         with socket.socket(socket.AF_UNIX) as sock:

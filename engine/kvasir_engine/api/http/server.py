@@ -191,7 +191,7 @@ async def serve(
     The deadline of `shutdown`, or a second signal, aborts what still runs.
     """
     with ended_by_signals(shutdown) as stop:
-        async with shutdown.heard_at(drain_socket(*sock.getsockname()[:2])):
+        async with shutdown.listening_at(drain_socket(*sock.getsockname()[:2])):
             stops = [each for each in (stop, until) if each is not None]
             await serve_until(app, sock, shutdown, stops, limits, secured)
 

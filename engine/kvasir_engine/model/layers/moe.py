@@ -86,15 +86,15 @@ class MixtureOfExperts:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to the same."""
-        weights, chosen = self._likelihoods(x).softmax(-1).topk(self._config.chosen)
+        weights, chosen = self._router_logits(x).softmax(-1).topk(self._config.chosen)
         if self._config.normalized:
             weights /= weights.sum(-1, keepdim=True)
         summed = self._weighted(weights.to(x.dtype), self._experts(x, chosen))
         self._group.all_reduce(summed)
         return summed
 
-    def _likelihoods(self, x: torch.Tensor) -> torch.Tensor:
-        """The router's probabilities [T, experts], float32, of [T, hidden]."""
+    def _router_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The router's logits [T, experts], float32, for [T, hidden]."""
         if self._packed is None:
             return F.linear(x.float(), self._router)
         return self._packed.multiply(x, torch.empty(len(x), self._packed.rows))
