@@ -137,7 +137,7 @@ def _calls_grammar(requested: Grammar | None, tools: ToolUse, reading: AnswerRea
     else:
         grammar = triggered_calls(calls, reading.format, many, begun)
     if grammar is not None and len(grammar.source) > MOST_GRAMMAR_CHARACTERS:
-        raise bad_request("Invalid 'tools': their schemas are too long to hold an answer to.", "tools")
+        raise bad_request("Invalid 'tools': their schemas are too long to constrain an answer.", "tools")
     return grammar
 
 

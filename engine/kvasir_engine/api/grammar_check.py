@@ -109,7 +109,7 @@ class GrammarCheck:
         except ProcessEnded:
             process = None
             if self._closed:
-                raise GrammarBusy("the server ends") from None
+                raise GrammarBusy("the server is shutting down") from None
             return GrammarError("", "it is too complex: it takes too much memory")
         except BaseException:
             process = None
@@ -128,7 +128,7 @@ class GrammarCheck:
                 self._used.add(process)
                 return
         process.end()
-        raise GrammarBusy("the server ends")
+        raise GrammarBusy("the server is shutting down")
 
     def close(self) -> None:
         """End the processes, those that try a grammar too, and the threads. Idempotent."""

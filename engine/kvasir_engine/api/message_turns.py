@@ -40,7 +40,7 @@ def turns_of(body: ConversationRequest) -> Turns:
     last = turns.last
     if last is not None and last.calls:
         at = f"messages[{len(body.messages) - 1}]"
-        raise bad_request(f"Invalid '{at}': the last message has tool_use, and nothing answers it.", at)
+        raise bad_request(f"Invalid '{at}': the last message has a tool_use without a tool_result.", at)
     return turns
 
 

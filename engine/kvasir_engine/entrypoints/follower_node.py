@@ -110,14 +110,14 @@ class Leader:
                 case node_protocol.Refused(reason):
                     raise UserError(f"{self.name} refuses node {self._where.rank}: {reason}")
                 case _:
-                    raise ConnectionError("it closes the connection")
+                    raise ConnectionError("it closed the connection")
         except (ssl.SSLError, Untrusted) as error:
             sock.close()
             why = str(error) if isinstance(error, Untrusted) else why_failed(error)
             raise UserError(f"no TLS with {self.name}: {why}") from None
         except ValueError as error:
             raise UserError(
-                f"what answers at {self._where.host}:{self._where.port} is no leader: {error}"
+                f"what answers at {self._where.host}:{self._where.port} is not a leader: {error}"
             ) from None
         except BaseException:
             sock.close()

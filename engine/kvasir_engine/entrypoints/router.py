@@ -211,7 +211,7 @@ async def run_router(options: RouterOptions) -> None:
         ports = worker_ports(bool(options.tls_dir), options.plain_workers)
         discovery = watched_pods(access, options.watch_pods, options.watch_owner, ports)
     elif options.watch_owner:
-        raise DiscoveryError("--watch-owner is for --watch-pods: workers that are named are nobody's")
+        raise DiscoveryError("--watch-owner is for --watch-pods: workers given by URL have no owner")
     else:
         discovery = static_workers([worker_url(url) for url in options.workers])
     check_port(options.host, options.port)

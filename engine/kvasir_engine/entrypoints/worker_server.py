@@ -246,7 +246,7 @@ class WorkerServer:
             case Resync():
                 self._thread.resync(session)
             case Hello():
-                raise BadFrame("hello was said already")
+                raise BadFrame("a second hello")
 
     @staticmethod
     async def _send(socket: WebSocket, outbox: asyncio.Queue[ToRouter]) -> None:

@@ -32,9 +32,9 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         if self.work is None and self.sampling.processors is not None:
-            raise ValueError("the sampling has processors, and nobody says what they have to do")
+            raise ValueError("the sampling has processors, but the request has no work for them")
         if self.mask is None and self.sampling.grammar is not None:
-            raise ValueError("the sampling has a grammar, and nobody says what it allows")
+            raise ValueError("the sampling has a grammar, but the request has no mask")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,9 +55,9 @@ class FileStore:
         """Raise ApiError where the tenant has reached its limit of files."""
         mine = self.of(owner)
         if len(mine) >= self._limits.files:
-            raise bad_request(f"You have {self._limits.files} files, the most there may be: delete some.", "file")
+            raise bad_request(f"You have {self._limits.files} files, which is the limit: delete some.", "file")
         if sum(file.bytes for file in mine) >= self._limits.tenant_bytes:
-            raise bad_request("Your files take all the room that they may: delete some.", "file")
+            raise bad_request("Your files have reached the limit of their total size: delete some.", "file")
 
     def add(self, owner: str, written: Path, filename: str, purpose: str, id: str = "") -> FileObject:
         """Add a written file, which is in this folder or its neighbour. Idempotent for one `id`. Raises OSError."""

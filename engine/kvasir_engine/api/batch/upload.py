@@ -121,5 +121,5 @@ async def read_upload(request: Request, path: Path, most: int) -> Form:
         except FormParserError as error:
             raise bad_request(f"We could not parse the form of your request: {error}.", code=None) from None
     if not parts.ended:
-        raise bad_request("The form of your request ends in the middle.", code=None)
+        raise bad_request("The form of your request is incomplete.", code=None)
     return parts.form

@@ -138,5 +138,5 @@ def _sharegpt(options: DatasetOptions, count: Count, chance: random.Random) -> l
             if SHORTEST <= prompt <= LONGEST_PROMPT and output >= SHORTEST and prompt + output <= LONGEST:
                 found.append(Conversation((Turn(question, output),)))
     if not found:
-        raise UserError(f"--dataset-path {path}: no conversation in it is of a length that is taken")
+        raise UserError(f"--dataset-path {path}: no conversation in it has a suitable length")
     return found

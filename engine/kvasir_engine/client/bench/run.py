@@ -57,7 +57,7 @@ def bench(run: BenchRun) -> list[Point]:
 async def _bench(run: BenchRun) -> list[Point]:
     workload = conversations(run.dataset, run.count)
     if run.dataset.dataset == "sharegpt" and len(workload) < run.dataset.number:
-        _say(f"the file has {len(workload)} conversations of a length that is taken, not {run.dataset.number}")
+        _say(f"the file has {len(workload)} conversations of a suitable length, not {run.dataset.number}")
     points: list[Point] = []
     async with EndpointConnection(run.address, run.timeouts, run.headers) as connection:
         load = replace(run.load, model=run.load.model or await _first_model(connection))
@@ -102,7 +102,7 @@ async def _first_model(connection: EndpointConnection) -> str:
     try:
         names = await connection.models()
     except CallError as error:
-        raise BenchFailed(f"{connection.address.base} does not say its models: {error.kind}: {error}") from None
+        raise BenchFailed(f"{connection.address.base} does not list its models: {error.kind}: {error}") from None
     if not names:
         raise BenchFailed(f"{connection.address.base} serves no model")
     return names[0]

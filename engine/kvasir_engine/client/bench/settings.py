@@ -102,7 +102,7 @@ def extra_body(text: str) -> dict[str, Any]:
         raise UserError("--extra-body: has to be a JSON object")
     for name in found:
         if name in OWN_FIELDS:
-            raise UserError(f"--extra-body: {name} is the benchmark's own to say")
+            raise UserError(f"--extra-body: the benchmark sets {name} itself")
     return found
 
 
