@@ -204,15 +204,15 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
     def _check_graphs(self) -> None:
-        asked = self.cuda_graph_max_bs
-        if asked and self.enforce_eager:
+        largest = self.cuda_graph_max_bs
+        if largest and self.enforce_eager:
             raise ModelError(
-                f"cuda-graph-max-bs {asked} and enforce-eager: there are CUDA graphs or there are none"
+                f"cuda-graph-max-bs {largest} and enforce-eager: there are CUDA graphs or there are none"
             )
-        if asked > self.max_running and not self.node_rank:  # the leader alone is told max-running
-            raise ModelError(f"cuda-graph-max-bs {asked} is more than max-running {self.max_running}")
-        if asked and self.role == "prefill":
-            raise ModelError(f"cuda-graph-max-bs {asked}: a prefill worker's steps are no CUDA graphs")
+        if largest > self.max_running and not self.node_rank:  # the leader alone is told max-running
+            raise ModelError(f"cuda-graph-max-bs {largest} is more than max-running {self.max_running}")
+        if largest and self.role == "prefill":
+            raise ModelError(f"cuda-graph-max-bs {largest}: a prefill worker's steps are no CUDA graphs")
 
     @property
     def nodes(self) -> Nodes | None:

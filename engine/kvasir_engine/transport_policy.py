@@ -37,5 +37,5 @@ def place_here() -> str:
     """A name that is the same for processes that share a machine and its loopback, and for no others."""
     machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     network = os.stat("/proc/self/ns/net")
-    told = f"{machine}/{network.st_dev}/{network.st_ino}"
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    identity = f"{machine}/{network.st_dev}/{network.st_ino}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]

@@ -19,7 +19,7 @@ from kvasir_engine.api.app import create_app
 from kvasir_engine.api.auth import ApiKeys
 from kvasir_engine.api.batch.folder import BatchFolder, BatchLimits
 from kvasir_engine.api.batch.runner import BatchRunner
-from kvasir_engine.api.batch.service import working
+from kvasir_engine.api.batch.service import running_batches
 from kvasir_engine.api.http.connections import ConnectionGate
 from kvasir_engine.api.http.limits import HttpLimits
 from kvasir_engine.api.http.protocols import GuardedHttp
@@ -183,7 +183,7 @@ async def running(
         server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         try:
-            async with working(batches, app, engine, tasks):
+            async with running_batches(batches, app, engine, tasks):
                 yield Api(f"http://127.0.0.1:{sock.getsockname()[1]}", engine, registry, lifecycle)
         finally:
             server.should_exit = True

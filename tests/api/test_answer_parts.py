@@ -7,14 +7,14 @@ from conversations import Conversation, conversations, reasoned
 
 from kvasir_engine.api.answer_parts import (
     AnswerParts,
-    Called,
     Change,
     Part,
     PartClosed,
     PartGrown,
     PartOpened,
-    Reasoned,
-    Said,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
     deltas_of,
     parts_of,
 )
@@ -76,9 +76,9 @@ def test_parts_are_the_message_that_a_chat_has(format: str, step: int) -> None:
         pieces = list(pieces_of(conversation.text, how, step))
         message = joined(delta for piece in pieces for delta in deltas_of(piece))
         parts = parts_of(pieces)
-        calls = [each.part for each in parts if isinstance(each.part, Called)]
-        assert texts(parts, Said) == message.content
-        assert texts(parts, Reasoned) == message.reasoning
+        calls = [each.part for each in parts if isinstance(each.part, ToolCallPart)]
+        assert texts(parts, TextPart) == message.content
+        assert texts(parts, ReasoningPart) == message.reasoning
         assert [(each.id, each.name, each.text) for each in calls] == [
             (each.id, each.name, each.arguments) for each in message.tool_calls
         ]
@@ -90,7 +90,7 @@ def test_parts_are_the_message_that_a_chat_has(format: str, step: int) -> None:
 def test_an_answer_of_nothing_is_nothing_or_an_empty_text() -> None:
     nothing = [Piece("", 1, finish_reason="stop")]
     assert parts_of(nothing) == []
-    assert parts_of(nothing, never_empty=True) == [PartClosed(0, Said(), False)]
+    assert parts_of(nothing, never_empty=True) == [PartClosed(0, TextPart(), False)]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,6 @@ def test_tokens_are_of_the_text_that_came_with_them_or_next() -> None:
         Piece("", 1, [], "stop", deltas=()),
     ]
     reasoning, said = (each.part for each in parts_of(pieces))
-    assert isinstance(reasoning, Reasoned)
-    assert isinstance(said, Said)
+    assert isinstance(reasoning, ReasoningPart)
+    assert isinstance(said, TextPart)
     assert [each.token.name for each in said.scored] == ["a", "b"]

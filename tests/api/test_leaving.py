@@ -53,7 +53,7 @@ async def serving(leaving: GracefulShutdown) -> AsyncIterator[int]:
     """The port whose process hears of `leaving`."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         host, port = sock.getsockname()
-        async with leaving.heard_at(drain_socket(host, port)):
+        async with leaving.listening_at(drain_socket(host, port)):
             yield port
 
 

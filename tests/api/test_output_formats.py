@@ -37,12 +37,12 @@ PUBLISHED = {
         ("Llama-3.2", OutputFormat("llama3_json", "none", newer=True)),
         ("Mistral-v3", OutputFormat("mistral", "none")),
         ("Magistral", OutputFormat("mistral", "mistral", newer=True)),
-        ("DeepSeek-R1", OutputFormat("hermes", "qwen3", told=True)),
+        ("DeepSeek-R1", OutputFormat("hermes", "qwen3", tools_in_system_message=True)),
         ("DeepSeek-V3", OutputFormat("deepseek_v3", "none")),
         ("DeepSeek-V3.1", OutputFormat("deepseek_v3", "qwen3", newer=True)),
         ("gpt-oss", OutputFormat("openai", "openai", newer=True)),
-        ("SmolLM2", OutputFormat("hermes", "none", told=True, newer=True)),
-        ("none", OutputFormat("hermes", "none", told=True, newer=True)),
+        ("SmolLM2", OutputFormat("hermes", "none", tools_in_system_message=True, newer=True)),
+        ("none", OutputFormat("hermes", "none", tools_in_system_message=True, newer=True)),
     ],
 )
 def test_published_templates_are_told_apart(model: str, expected: OutputFormat) -> None:
@@ -71,9 +71,9 @@ def test_the_stand_ins_are_told_apart() -> None:
 def test_flags_name_parsers() -> None:
     assert parsers("hermes", "none") == Parsers("hermes", "none")
     assert output_format(PUBLISHED["Qwen3"], "mistral", "none") == OutputFormat("mistral", "none")
-    assert output_format("", "none").told is False
+    assert output_format("", "none").tools_in_system_message is False
     # the message that tells of tools is in the form of hermes
-    assert output_format(PUBLISHED["SmolLM2"], "hermes").told is True
+    assert output_format(PUBLISHED["SmolLM2"], "hermes").tools_in_system_message is True
     assert output_format(PUBLISHED["SmolLM2"], "mistral") == output_format(PUBLISHED["SmolLM2"], "none")
     for tools, reasoning in (("hermse", "auto"), ("auto", "r1"), ("", "auto")):
         with pytest.raises(UserError, match="parser is one of"):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from api_support import EOS, ScriptedEngine, running, saying, tiny_tokenizer
 
-from kvasir_engine.api.auth import narrowed, tenant_salt
+from kvasir_engine.api.auth import salt_within, tenant_salt
 from kvasir_engine.api.tokenizer import ServedModel, Tokenizer
 from kvasir_engine.engine_client import GenerateRequest, Output
 from kvasir_engine.protocol import LogitsProcessors, Submit, TokenLogprobs, decode_to_worker, encode
@@ -195,7 +195,8 @@ async def test_a_cache_salt_narrows_the_tenants_own(model: ServedModel) -> None:
     assert first == again
     assert len({first, second, none}) == 3
     one, two = tenant_salt("key-one"), tenant_salt("key-two")
-    assert len({one, two, narrowed(one, "a"), narrowed(two, "a"), narrowed("", "a"), narrowed(one, two)}) == 6
+    within = {salt_within(one, "a"), salt_within(two, "a"), salt_within("", "a"), salt_within(one, two)}
+    assert len({one, two, *within}) == 6
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -207,7 +207,7 @@ def test_a_warm_up_that_fails_is_the_error() -> None:
     refused, message = Reply(status=404, error="no such model"), "at the warm-up: http_404: no such model"
     with standing(lambda path, body: refused) as stand, pytest.raises(BenchFailed, match=message):
         measured(stand.url, DatasetOptions(number=5))
-    with pytest.raises(BenchFailed, match="does not say its models: connect: "):
+    with pytest.raises(BenchFailed, match="does not list its models: connect: "):
         measured("http://127.0.0.1:9", DatasetOptions(number=5))
 
 
@@ -279,7 +279,7 @@ def command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_a_failed_run_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["bench", "http://127.0.0.1:9"], monkeypatch) == 1
-    assert capsys.readouterr().err.startswith("kvasir: error: http://127.0.0.1:9 does not say its models")
+    assert capsys.readouterr().err.startswith("kvasir: error: http://127.0.0.1:9 does not list its models")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[Grammar, str, str]] = {
     "names of properties": (schema({"propertyNames": {"pattern": "a"}}), "/propertyNames", "not supported"),
     "the library's own options": (schema({"x-guidance": {"lenient": True}}), "/x-guidance", "not supported"),
     "draft 4's bounds": (schema({"exclusiveMinimum": True}), "/exclusiveMinimum", "a number"),
-    "many names that may be one": (schema({"minProperties": 2}), "/minProperties", "no more"),
+    "many names that may be one": (schema({"minProperties": 2}), "/minProperties", "number of required properties"),
     "a negative length": (schema({"minLength": -1}), "/minLength", "0 or more"),
     "half a length": (schema({"minLength": 1.5}), "/minLength", "0 or more"),
     "a keyword of odd characters": (schema({"a~/b": 1}), "/a~0~1b", "not supported"),

@@ -803,7 +803,7 @@ MUTANTS = [
     Mutant(
         "one of the copies of a head is always the one written",
         LAYOUT,
-        "having[asked[head] % len(having)]",
+        "having[readers[head] % len(having)]",
         "having[0]",
     ),
     # -- a prompt's log-probabilities
@@ -936,12 +936,14 @@ MUTANTS = [
         "if sender is not None and sender.agent == agent:",
         "if sender is None:",
     ),
-    Mutant("a question that is lost is not asked again", UNCONFIRMED, "each.asked = now", "each.asked = now + 1e9"),
+    Mutant(
+        "a question that is lost is not asked again", UNCONFIRMED, "each.pinged = now", "each.pinged = now + 1e9"
+    ),
     Mutant(
         "what waited is pushed backwards",
         UNCONFIRMED,
-        "[] if asked is None else asked.waiting",
-        "[] if asked is None else asked.waiting[::-1]",
+        "[] if found is None else found.waiting",
+        "[] if found is None else found.waiting[::-1]",
     ),
     Mutant("a rank without a part of a lease has it open", OPEN, "        if parts:\n", "        if True:\n"),
     Mutant(

@@ -83,7 +83,7 @@ def test_messages_of_a_rank_go_both_ways_through_tls(group: Group) -> None:
     steps.close()
     with pytest.raises(EOFError):
         rank.steps.recv_bytes()
-    group.listener.tell(node_protocol.Closed())
+    group.listener.broadcast(node_protocol.Closed())
     assert node_protocol.receive(node) == node_protocol.Closed()
     node.close()
     assert "node 1 of 2" in group.ends.get(timeout=SECONDS)

@@ -1,4 +1,4 @@
-"""An answer as the parts that it is shown in, one after another: reasoning, text and calls. Pure."""
+"""Splits an answer into consecutive parts: reasoning, text and tool calls. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,30 +8,30 @@ from kvasir_engine.api.tools.types import ArgumentsDelta, ContentDelta, Delta, R
 
 
 @dataclass(frozen=True)
-class Reasoned:
-    """What the model thought."""
+class ReasoningPart:
+    """The model's reasoning."""
 
     text: str = ""
 
 
 @dataclass(frozen=True)
-class Said:
-    """A text of the answer itself, and its tokens where they have log-probabilities."""
+class TextPart:
+    """Text of the answer, and its tokens where they have log-probabilities."""
 
     text: str = ""
     scored: Sequence[ScoredToken] = ()
 
 
 @dataclass(frozen=True)
-class Called:
-    """A call; `text` is its arguments, JSON as the model wrote it."""
+class ToolCallPart:
+    """A tool call; `text` is its arguments, JSON as the model wrote it."""
 
     text: str
     id: str
     name: str
 
 
-Part = Reasoned | Said | Called
+Part = ReasoningPart | TextPart | ToolCallPart
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ Change = PartOpened | PartGrown | PartClosed
 
 
 def deltas_of(piece: Piece) -> Sequence[Delta]:
-    """What a piece adds, where nothing takes its text apart too."""
+    """A piece's deltas; where no parser made any, its text is one."""
     if piece.deltas is not None:
         return piece.deltas
     return (ContentDelta(piece.text),) if piece.text or piece.scored else ()
 
 
 class AnswerParts:
-    """Puts the pieces of one choice into parts, and tells what changes.
+    """Collects the pieces of one choice into parts, and returns what changes.
 
     Tokens with log-probabilities are those of the text that came with them, or next; those of reasoning and calls
     are dropped. `never_empty`: an answer of nothing is a text of nothing.
@@ -95,21 +95,21 @@ class AnswerParts:
         for delta in deltas:
             match delta:
                 case ContentDelta(text):
-                    if not isinstance(self._open, Said):
-                        changes += self._begin(Said())
+                    if not isinstance(self._open, TextPart):
+                        changes += self._begin(TextPart())
                     changes.append(self._grow(text, scored))
                     scored = []
                 case ReasoningDelta(text):
-                    if not isinstance(self._open, Reasoned):
-                        changes += self._begin(Reasoned())
+                    if not isinstance(self._open, ReasoningPart):
+                        changes += self._begin(ReasoningPart())
                     changes.append(self._grow(text))
                 case ToolCallBegin(_, id, name):
-                    changes += self._begin(Called("", id, name))
+                    changes += self._begin(ToolCallPart("", id, name))
                 case ArgumentsDelta(_, text):
                     changes.append(self._grow(text))
         if piece.finish_reason is not None:
             if self._open is None and self._never_empty:
-                changes += self._begin(Said())
+                changes += self._begin(TextPart())
             changes += self._close(piece.finish_reason == "length" or piece.stop is not None)
         return changes
 
@@ -128,7 +128,7 @@ class AnswerParts:
         if self._open is None:
             return []
         part = replace(self._open, text="".join(self._texts))
-        if isinstance(part, Said):
+        if isinstance(part, TextPart):
             part = replace(part, scored=tuple(self._scored))
         closed = PartClosed(len(self.closed), part, cut)
         self.closed.append(closed)

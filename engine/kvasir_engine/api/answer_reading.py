@@ -1,4 +1,4 @@
-"""How one chat's tools reach the chat template, and how its answers are read. Pure."""
+"""Passes a chat's tools to the chat template, and chooses the parser of its answers. Pure."""
 
 import dataclasses
 import hashlib
@@ -31,16 +31,16 @@ from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS
 from kvasir_engine.protocol import Grammar
 
 TAIL = 32
-"""Tokens of a prompt's end that are looked at: a marker has fewer, and whitespace behind it."""
+"""The number of last tokens of a prompt that are searched: a marker and the whitespace after it are shorter."""
 _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
 class AnswerReading:
-    """What reads the answers of one chat. `names` are the tools' that may be called; None: calls are text.
+    """How the answers of one chat are parsed. `names` are the callable tools'; None: calls stay text.
 
-    `begun`: whether the prompt ends within the reasoning or behind it, if either.
+    `begun`: whether the prompt ends within the reasoning (True) or behind it (False); None: neither.
     """
 
     format: OutputFormat
@@ -51,7 +51,7 @@ class AnswerReading:
     shows_reasoning: bool
 
     def parser(self) -> ChoiceParser | None:
-        """A parser of one choice; None where all is content."""
+        """A parser for one choice; None where all text is content."""
         parser = self.format.parser(new_call_id, self.names, self.begun)
         if isinstance(parser, PlainText):
             return None
@@ -61,7 +61,7 @@ class AnswerReading:
 def answer_reading(
     request: ChatRequest, params: Params, model: ServedModel, tools: ToolUse | None, tokens: Sequence[int]
 ) -> AnswerReading:
-    """How the answers to a prompt of these `tokens` are read. Raises ApiError."""
+    """How the answers to a prompt of these `tokens` are parsed. Raises ApiError."""
     format, tokenizer = model.output, model.tokenizer
     thinking = format.thinking
     begun = begun_by(tokenizer.decode(tokens[-TAIL:]), thinking)
@@ -91,7 +91,7 @@ def answer_reading(
 
 
 def _of_json(format: OutputFormat, params: Params, tools: ToolUse) -> OutputFormat:
-    """What is read where Python's calls cannot be constrained by a schema, which is of JSON."""
+    """The format with JSON calls in place of Python's, which a JSON schema cannot constrain."""
     if tools.forced or params.sampling.grammar is not None:
         return dataclasses.replace(format, tools="json")
     if tools.strict:
@@ -104,27 +104,27 @@ def _of_json(format: OutputFormat, params: Params, tools: ToolUse) -> OutputForm
 
 
 def constrained(params: Params, tools: ToolUse | None, reading: AnswerReading) -> Params:
-    """The parameters with the grammar that makes calls certain, where there must be one or one has to be strict.
+    """The parameters with a grammar for tool calls, where a call is required or a tool is strict.
 
-    Any other grammar begins behind the reasoning, and calls may come in its place. Raises ApiError.
+    Any other grammar begins after the reasoning; calls may take its place. Raises ApiError.
     """
-    asked = params.sampling.grammar
-    grammar = asked
-    if tools is not None and (asked is not None or tools.forced or tools.strict):
-        grammar = _calls_grammar(asked, tools, reading)
-    elif asked is not None:
-        grammar = grammar_after_reasoning(asked, reading.format, reading.begun)
-    if grammar is None and asked is not None:
+    requested = params.sampling.grammar
+    grammar = requested
+    if tools is not None and (requested is not None or tools.forced or tools.strict):
+        grammar = _calls_grammar(requested, tools, reading)
+    elif requested is not None:
+        grammar = grammar_after_reasoning(requested, reading.format, reading.begun)
+    if grammar is None and requested is not None:
         name = params.grammar_field
         raise unsupported(name, f"Unsupported value: '{name}' with reasoning, or with tools that may be called.")
-    if grammar is asked:
+    if grammar is requested:
         return params
-    field = params.grammar_field if asked is not None and not (tools is not None and tools.forced) else "tools"
+    field = params.grammar_field if requested is not None and not (tools is not None and tools.forced) else "tools"
     sampling = msgspec.structs.replace(params.sampling, grammar=grammar)
     return dataclasses.replace(params, sampling=sampling, grammar_field=field)
 
 
-def _calls_grammar(asked: Grammar | None, tools: ToolUse, reading: AnswerReading) -> Grammar | None:
+def _calls_grammar(requested: Grammar | None, tools: ToolUse, reading: AnswerReading) -> Grammar | None:
     calls = [
         CallSchema(tool.name, tool.schema if tools.forced or tool.strict else {"type": "object"})
         for tool in tools.callable
@@ -132,12 +132,12 @@ def _calls_grammar(asked: Grammar | None, tools: ToolUse, reading: AnswerReading
     many, begun = tools.parallel and tools.choice != "named", reading.begun
     if tools.forced:
         grammar: Grammar | None = forced_calls(calls, reading.format, many, begun)
-    elif asked is not None:
-        grammar = calls_or(asked, calls, reading.format, many, begun)
+    elif requested is not None:
+        grammar = calls_or(requested, calls, reading.format, many, begun)
     else:
         grammar = triggered_calls(calls, reading.format, many, begun)
     if grammar is not None and len(grammar.source) > MOST_GRAMMAR_CHARACTERS:
-        raise bad_request("Invalid 'tools': their schemas are too long to hold an answer to.", "tools")
+        raise bad_request("Invalid 'tools': their schemas are too long to constrain an answer.", "tools")
     return grammar
 
 
@@ -146,7 +146,7 @@ def for_template(
 ) -> tuple[list[dict[str, Any]], Rendering]:
     """The messages and the tools as the model's chat template takes them."""
     described = () if tools is None else tuple(tool.described() for tool in tools.tools)
-    if format.told:
+    if format.tools_in_system_message:
         return with_tools(messages, described), how
     if format.tools == "mistral":
         messages = [_with_short_ids(message) for message in messages]
@@ -154,7 +154,7 @@ def for_template(
 
 
 def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
-    """Mistral's templates take ids of nine letters and digits only."""
+    """The messages with call ids of nine letters and digits, as Mistral's templates require."""
     if "tool_call_id" in message:
         message = {**message, "tool_call_id": _short(message["tool_call_id"])}
     if "tool_calls" in message:
@@ -172,7 +172,7 @@ def _short(id: str) -> str:
 
 
 def no_tools(model: str) -> ApiError:
-    """Calls of this model cannot be read."""
+    """The refusal: this model's calls cannot be parsed."""
     return unsupported(
         "tools",
         f"Unsupported parameter: 'tools'. The server reads no tool calls of the model '{model[:200]}': "

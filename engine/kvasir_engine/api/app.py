@@ -1,4 +1,4 @@
-"""The HTTP application over an EngineClient: OpenAI's API, and what else clients of models speak."""
+"""The HTTP application over an EngineClient: OpenAI's API, Anthropic's Messages API, and vLLM's extras."""
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor

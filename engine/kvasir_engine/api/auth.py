@@ -1,4 +1,4 @@
-"""API keys, and the cache tenant that follows from a key."""
+"""API keys, and the cache tenant of each key."""
 
 import logging
 import time
@@ -14,12 +14,12 @@ _REREAD_SECONDS = 2.0
 
 
 def tenant_salt(key: str) -> str:
-    """What keeps one key's cached KV from another's requests; it tells nothing about the key itself."""
+    """A salt that separates a key's cached KV from other keys'; it reveals nothing about the key."""
     return blake2b(key.encode(), digest_size=16, person=b"kvasir-tenant").hexdigest()
 
 
-def narrowed(salt: str, cache_salt: str) -> str:
-    """The salt of those requests of a tenant that share a `cache_salt`: nobody else's, whatever it is."""
+def salt_within(salt: str, cache_salt: str) -> str:
+    """The salt of a tenant's requests that share a `cache_salt`; no other tenant can have it."""
     if not cache_salt:
         return salt
     return blake2b(f"{salt}/{cache_salt}".encode(), digest_size=16, person=b"kvasir-salt").hexdigest()
@@ -38,10 +38,10 @@ def read_keys(path: Path) -> frozenset[str]:
 
 
 class ApiKeys:
-    """The keys that may use the API, read again while running, so that a rotated Secret needs no restart.
+    """The valid API keys. The file is read again while running, so that a rotated Secret needs no restart.
 
-    Raises UserError when `path` cannot be read at the start. If it cannot be read later, or is empty, nobody
-    gets in.
+    Raises UserError when `path` cannot be read at the start. If it cannot be read later, or is empty, all requests
+    are refused.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The bodies of all requests together have a limit: what many send at once must not end the process."""
+"""Limits the bodies of all requests together, so that many at once do not exhaust memory."""
 
 import logging
 
@@ -16,8 +16,8 @@ FILES = "/v1/files"
 class BodyBudget:
     """ASGI middleware: counts a request's body from its first byte until its answer begins, or it ends.
 
-    Until then it is held as bytes, as text or as tokens. A request beyond `most` is answered with 503. Files are
-    not counted: they go to disk as they come.
+    Until then the body is held as bytes, text or tokens. A request beyond `most` gets a 503. Files are not counted:
+    they are streamed to disk.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
@@ -69,4 +69,4 @@ class BodyBudget:
 
 
 class _Full(BaseException):
-    """No error of the application's: none of its handlers is to answer it."""
+    """The budget is exhausted. Not an error of the application, so none of its handlers sees it."""

@@ -1,4 +1,4 @@
-"""A process that does what others wrote, a question at a time, and can be ended: the server must not end by it."""
+"""A process for untrusted work, one question at a time, that can be killed without ending the server."""
 
 import json
 import os
@@ -16,7 +16,7 @@ class ProcessEnded(Exception):
 
 
 class BoundedProcess:
-    """A Python module that reads and writes messages as template_process.py does. What fails ends it."""
+    """A Python module that exchanges messages as template_process.py does. Any failure ends the process."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
@@ -24,7 +24,7 @@ class BoundedProcess:
         )
 
     def exchange(self, message: Any, patience: float) -> Any:
-        """The answer. Raises TimeoutError after `patience` seconds, and ProcessEnded; the process is over then."""
+        """The answer. Raises TimeoutError after `patience` seconds, and ProcessEnded; either ends the process."""
         assert self._process.stdin is not None
         data = json.dumps(message).encode()
         ends = time.monotonic() + patience
@@ -44,7 +44,7 @@ class BoundedProcess:
             raise
 
     def kill(self) -> None:
-        """Let it end. Whoever exchanges a message with it meanwhile, on another thread, finds it ended."""
+        """Kill it. A thread that exchanges a message with it meanwhile gets ProcessEnded."""
         self._process.kill()
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Who asks for something."""
+"""The origin of a request."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ CALLER = "kvasir.caller"  # scope key: who asks, where this process does so itse
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is. `salt` is the tenant's; `behind`: so many levels of priority after others' requests.
+    """The origin of a request. `salt` is the tenant's; `behind`: levels of priority after other requests.
 
-    What is asked `in_background` is not timed: nobody waits for its first token.
+    Requests `in_background` are not timed: nobody waits for their first token.
     """
 
     salt: str

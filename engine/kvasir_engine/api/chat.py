@@ -134,7 +134,7 @@ async def chat_events(
         )
 
     begun: set[int] = set()
-    told = False  # of the prompt, which all choices have
+    scores_sent = False  # of the prompt, which all choices have
     plain = not logprobs and answer.prompts is None and not answer.continuous_usage
     text_only = TextEvents(lambda index: chat_chunk(answer, index))
     async for choice, piece in pieces:
@@ -143,8 +143,8 @@ async def chat_events(
             yield text_only.event(index, piece.text)
             continue
         if index not in begun:
-            scores = UNSET if told else await answer.prompt_scores([piece])
-            told = told or scores is not UNSET
+            scores = UNSET if scores_sent else await answer.prompt_scores([piece])
+            scores_sent = scores_sent or scores is not UNSET
             yield chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content="")), scores)
             begun.add(index)
         ids = answer.ids([piece])

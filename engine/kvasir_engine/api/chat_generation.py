@@ -1,4 +1,4 @@
-"""From messages to the pieces of an answer: what all endpoints of conversations share."""
+"""From messages to the pieces of an answer, for all endpoints with conversations."""
 
 import secrets
 from collections.abc import AsyncGenerator, Callable
@@ -23,7 +23,7 @@ from kvasir_engine.api.tool_params import ToolUse, tool_use
 
 @dataclass(frozen=True)
 class Generation:
-    """An answer that can begin: `pieces` asks the engine."""
+    """An answer that is ready to run: iterating `pieces` starts it."""
 
     answer: Answer
     params: Params
@@ -46,7 +46,7 @@ async def chat_tokens(
 
 
 async def checked_tools(service: Service, request: Request, body: ChatRequest) -> ToolUse | None:
-    """The tools of a chat, checked beside the event loop: schemas take long. Raises ApiError."""
+    """The tools of a chat, checked on a thread, since schemas take long. Raises ApiError."""
     if not body.tools:
         return tool_use(body)
     use = await while_client_stays(request, service.off_loop.run_long(partial(tool_use, body)))
@@ -58,7 +58,7 @@ async def checked_tools(service: Service, request: Request, body: ChatRequest) -
 async def begin_chat(
     service: Service, request: Request, caller: Caller, body: ChatRequest, clock: TokenClock, prefix: str
 ) -> Generation:
-    """What a conversation is answered with; its id begins with `prefix`. Raises ApiError."""
+    """The answer to a conversation, ready to run; its id begins with `prefix`. Raises ApiError."""
     service.check_model(body.model)
     params = chat_params(body, service.model)
     tools = await checked_tools(service, request, body)

@@ -1,4 +1,4 @@
-"""Chat templates, rendered in processes that can be ended: a loop or a string in one must not end the server."""
+"""Renders chat templates in processes that can be killed: a template's loop must not end the server."""
 
 import queue
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from kvasir_engine.api.rendering import AS_USUAL, Rendering
 
 
 class TemplateError(Exception):
-    """The chat template refuses these messages; the message is its own reason."""
+    """The chat template refuses these messages, with its own message."""
 
 
 class TemplateCost(TemplateError):
-    """The template takes more time, memory or text than it may."""
+    """The template exceeds its limit of time, memory or text."""
 
 
 @dataclass(frozen=True)
 class TemplateLimits:
-    """What one rendering may take. `seconds` are of the processor; after `patience` the process is ended."""
+    """The limits of one rendering. `seconds` are of CPU time; after `patience` seconds the process is killed."""
 
     seconds: float = 2.0
     patience: float = 15.0
@@ -34,15 +34,15 @@ START_SECONDS = 120.0
 
 
 class _Renderer:
-    """One process of template_process.py. What fails ends it."""
+    """One process of template_process.py. Any failure ends it."""
 
     def __init__(self, memory: int) -> None:
         self._process = BoundedProcess(template_process.__name__, str(memory))
         self._warm = False
 
     def ask(self, request: dict[str, Any], patience: float) -> dict[str, str]:
-        """Raises TemplateCost, with the process ended, where no answer comes in time. What the process itself takes
-        to start is not the template's.
+        """The answer. Raises TemplateCost, and ends the process, where it comes too late. The process's own start
+        does not count.
         """
         if not self._warm:
             self._exchange({**request, "template": "", "messages": []}, START_SECONDS)
@@ -64,7 +64,7 @@ class _Renderer:
 
 
 class Renderers:
-    """At most `PROCESSES` of them, started when they are first needed; for use in threads."""
+    """At most `PROCESSES` of them, started on demand. Thread-safe."""
 
     def __init__(self, limits: TemplateLimits = LIMITS) -> None:
         self._limits = limits
@@ -79,7 +79,8 @@ class Renderers:
         tokens: Mapping[str, Any],
         how: Rendering = AS_USUAL,
     ) -> str:
-        """`messages` in `template`, up to where the assistant begins or goes on. `tokens`: special tokens by name.
+        """`messages` in `template`, up to the point where the assistant begins or continues. `tokens`: special
+        tokens by name.
 
         Raises TemplateError.
         """
@@ -113,7 +114,7 @@ class Renderers:
         raise TemplateError(answer["refused"])
 
     def close(self) -> None:
-        """End the processes. They end by themselves with this one."""
+        """End the processes. They also end with this one."""
         for _ in range(PROCESSES):
             renderer = self._free.get()
             if renderer is not None:
@@ -122,4 +123,4 @@ class Renderers:
 
 
 renderers = Renderers()
-"""Those that every tokenizer of this process uses."""
+"""The renderers that all tokenizers of this process share."""

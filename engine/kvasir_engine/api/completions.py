@@ -16,8 +16,9 @@ from kvasir_engine.api.text_events import PLACE, TextEvents
 
 
 def _top(scored: ScoredToken | EchoedToken) -> dict[str, float] | None:
-    """By name, the sampled token too. A second token of one name, as some vocabularies have, is named by its id.
-    A prompt's first token has nothing."""
+    """The likeliest tokens by name, and the sampled one. A second token with the same name, as some vocabularies
+    have, is named by its id. A prompt's first token has none.
+    """
     if scored.logprob is None:
         return None
     names: dict[str, int] = {}
@@ -31,7 +32,7 @@ def _top(scored: ScoredToken | EchoedToken) -> dict[str, float] | None:
 def _logprobs(
     scored: Sequence[ScoredToken], top: int, before: Sequence[EchoedToken], text: str
 ) -> CompletionLogprobs:
-    """`top` 0 asks for the tokens' log-probabilities alone. `before` is the echoed prompt, whose text is `text`."""
+    """With `top` 0 only the tokens' own log-probabilities. `before` is the echoed prompt, whose text is `text`."""
     every: list[ScoredToken | EchoedToken] = [*before, *scored]
     return CompletionLogprobs(
         tokens=[each.token.name for each in every],
@@ -60,7 +61,7 @@ async def completion_body(
 async def _choice(
     answer: Answer, index: int, prompt: int, pieces: Sequence[Piece], logprobs: int | None, first: bool = True
 ) -> CompletionChoice:
-    """A choice of its pieces: all, or some of a stream, the `first` of them or not."""
+    """A choice from its pieces: from all, or from some of a stream; `first`: they are the first."""
     echo, scored = _echo(answer, prompt), [token for piece in pieces for token in piece.scored]
     before = await answer.echoed(pieces, echo)
     return CompletionChoice(
@@ -76,7 +77,7 @@ async def _choice(
 
 
 def _likelihood(pieces: Sequence[Piece]) -> float:
-    """The mean log-probability of a choice's tokens; one that failed is the least likely."""
+    """The mean log-probability of a choice's tokens; a failed choice is the least likely."""
     logprobs = [token.logprob for piece in pieces for token in piece.scored]
     if pieces[-1].failure is not None:
         return -math.inf

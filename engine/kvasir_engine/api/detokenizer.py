@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, and no part of a stop string. Pure."""
+"""Detokenizes a stream: complete characters only, and no part of a stop string. Pure."""
 
 import codecs
 from collections import deque
@@ -46,7 +46,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class ShownTokens:
-    """A vocabulary in which some special tokens add their names to the text: what reads the text needs them."""
+    """A vocabulary in which some special tokens add their names to the text, for the parser of the text."""
 
     def __init__(self, vocabulary: TokenBytes, shown: Mapping[int, bytes]) -> None:
         self._vocabulary = vocabulary
@@ -57,7 +57,7 @@ class ShownTokens:
         return self._shown.get(token) or self._vocabulary.token_bytes(token)
 
     def token_name(self, token: int) -> str | None:
-        """What a token is called that adds no bytes."""
+        """The name of a token that adds no bytes."""
         return self._vocabulary.token_name(token)
 
 
@@ -87,7 +87,7 @@ class Detokenizer:
         self._waiting: deque[_Waiting] = deque()
 
     def push(self, output: Output) -> Piece:
-        """Take the engine's next tokens. After a piece with a finish reason there is nothing to take."""
+        """Add the engine's next tokens. After a piece with a finish reason no more may come."""
         shown = len(output.tokens) - (output.finish_reason == "stop")
         if not self._stop and output.logprobs is None:
             return self._plain(output, shown)
@@ -122,14 +122,14 @@ class Detokenizer:
         return Piece("".join(released), len(output.tokens), scored, output.finish_reason, stop=by)
 
     def _plain(self, output: Output, shown: int) -> Piece:
-        """The same where nothing is looked for in the text, and nothing said of its tokens."""
+        """The same without stop strings and log-probabilities."""
         text = self._utf8.decode(b"".join(map(self.vocabulary.token_bytes, output.tokens[:shown])))
         self._tokens += shown
         self._decoded += len(text)
         return Piece(text, len(output.tokens), [], output.finish_reason)
 
     def _stop_token(self, output: Output) -> str | None:
-        """The one of `stop` that is the name of the special token that the engine stopped at."""
+        """The one of `stop` that names the special token at which the engine stopped."""
         name = self.vocabulary.token_name(output.tokens[-1]) if output.tokens else None
         return name if name in self._stop else None
 
@@ -138,7 +138,7 @@ class Detokenizer:
         return ScoredToken(named(self.vocabulary, token), logprobs.logprob, top, start)
 
     def _find_stop(self) -> tuple[int, str] | None:
-        """Where the answer ends, and by which of `stop`."""
+        """The place where a stop string ends the answer, and that stop string."""
         if self._tokens <= self._min_tokens:
             return None
         found = [(at + len(stop), at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]

@@ -1,4 +1,4 @@
-"""A text on its way to tokens: in bounded pieces, off the event loop, and no longer than its client stays."""
+"""Tokenizes a text off the event loop, in bounded pieces, and only as long as its client stays."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 class Encoding:
-    """The tokens of `segments`, which `step` makes more of. `divisible`: their texts may be cut."""
+    """The tokens of `segments`; each `step` adds more. `divisible`: the texts may be cut."""
 
     def __init__(self, segments: Sequence[Segment], encode: Callable[[str], list[int]], divisible: bool) -> None:
         self.tokens: list[int] = []
@@ -23,11 +23,11 @@ class Encoding:
 
     @property
     def done(self) -> bool:
-        """Whether `tokens` are all there are."""
+        """Whether `tokens` is complete."""
         return not self._segments
 
     def step(self) -> None:
-        """Encode the next piece, of `pieces.MOST_PIECE` characters at most where texts may be cut."""
+        """Encode the next piece, of at most `text_splitting.MOST_PIECE` characters where texts may be cut."""
         characters = 0
         while self._segments and characters < PIECE:
             segment = self._segments[-1]
@@ -53,7 +53,7 @@ class Encoding:
 
 
 class TooLong(Exception):
-    """A text has more tokens than may be, `tokens` at least."""
+    """A text has more tokens than the limit: at least `tokens`."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__(tokens)
@@ -61,7 +61,9 @@ class TooLong(Exception):
 
 
 class OffLoop:
-    """Runs work on `executor`, of long texts `long_ones` pieces at once at most, so that short ones get through."""
+    """Runs work on `executor`; at most `long_ones` pieces of long texts at once, so that short
+    texts do not wait.
+    """
 
     def __init__(self, executor: Executor, long_ones: int = 1) -> None:
         self._executor = executor

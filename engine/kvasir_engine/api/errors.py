@@ -1,4 +1,4 @@
-"""Errors as OpenAI's API gives them: an HTTP status and `{"error": {message, type, param, code}}`."""
+"""Errors in OpenAI's form: an HTTP status and `{"error": {message, type, param, code}}`."""
 
 import re
 
@@ -26,7 +26,7 @@ def _short(text: str) -> str:
 
 
 class ApiError(Exception):
-    """A request that is answered with an error. `detail` is the body, `status` the HTTP status."""
+    """A request's error. `detail` is the body, `status` the HTTP status."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ _ANTHROPIC_TYPES = {
 
 
 def anthropic_body(error: ApiError) -> bytes:
-    """The same as Anthropic's API has it: the message alone names the field."""
+    """The same in Anthropic's form, in which only the message names the field."""
     usual = "invalid_request_error" if error.status < 500 else "api_error"
     kind = _ANTHROPIC_TYPES.get(error.status, usual)
     message, param = error.detail.message, error.detail.param
@@ -81,17 +81,17 @@ def bad_request(message: str, param: str | None = None, code: str | None = "inva
 
 
 def missing(param: str) -> ApiError:
-    """A field that is needed and is not there."""
+    """A required field is missing."""
     return bad_request(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
 
 
 def unsupported(param: str, message: str | None = None) -> ApiError:
-    """A value that would change the answer and that this server cannot honour."""
+    """The server cannot honour a value that would change the answer."""
     return bad_request(message or f"Unsupported value: '{param}' is not supported.", param, "unsupported_value")
 
 
 def client_left() -> ApiError:
-    """Nobody hears the answer; the status is what the metrics count."""
+    """The client has disconnected; only the metrics see this status."""
     return ApiError(499, "The client has left.")
 
 
@@ -110,7 +110,7 @@ _FIELD = re.compile(r"field `([^`]+)`")
 
 
 def from_validation(error: msgspec.DecodeError) -> ApiError:
-    """What msgspec found wrong with a body, in OpenAI's words, with the path of the field as `param`."""
+    """msgspec's validation error in OpenAI's words, with the path of the field as `param`."""
     if not isinstance(error, msgspec.ValidationError):
         return bad_request(f"We could not parse the JSON body of your request: {error}.", code=None)
     text = str(error)

@@ -1,6 +1,6 @@
-"""What `params.py` and `prompts.py` take of each field of a body, as JSON Schema: for /openapi.json.
+"""The limits of `params.py` and `prompts.py` for each field of a body, as JSON Schema, for /openapi.json.
 
-msgspec's own schemas say types and names only: ranges are checked later, with OpenAI's words for what is wrong.
+msgspec's own schemas have only types and names: ranges are checked later, with OpenAI's error messages.
 """
 
 import math
@@ -53,7 +53,7 @@ _METADATA = {
 
 
 def limits(model: str, vocab_size: int) -> Mapping[str, Mapping[str, Schema]]:
-    """By field, or by struct and field, what its values of each JSON type are held to."""
+    """By field, or by struct and field: the constraints on its values of each JSON type."""
     token = {"type": "integer", "minimum": 0, "maximum": vocab_size - 1}
     return {
         "model": {"string": {"enum": [model]}},
@@ -114,7 +114,7 @@ WITHIN: Mapping[str, Schema] = {
         "else": {"properties": {"max_tokens": {"minimum": 1}}},
     },
 }
-"""By struct: what its fields are held to beside one another."""
+"""By struct: the constraints between its fields."""
 
 _CONVERSATION: Mapping[str, list[Any]] = {"speed": [None, "standard"]}
 

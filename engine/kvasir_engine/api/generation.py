@@ -17,8 +17,9 @@ from kvasir_engine.engine_client import EngineClient, EngineError, GenerateReque
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the answers asked for. `prompt` says which of the request's prompts it continues; where it `shows_ids`
-    its pieces have their tokens' ids. One that is `silent` ends with its first token, which is not its own."""
+    """One of a request's answers. `prompt` is the index of the prompt that it continues; with `shows_ids` its
+    pieces have token ids. A `silent` choice ends with its first token, which is not shown.
+    """
 
     index: int
     prompt: int
@@ -38,7 +39,9 @@ class Tally:
         self._cached = [0] * prompts
 
     def cached(self, prompt: int, tokens: int) -> None:
-        """`tokens` of a prompt came from a cache. Of several choices of one prompt, the best counts."""
+        """Note that `tokens` of a prompt came from a cache. Of several choices of one prompt, the
+        largest counts.
+        """
         self._cached[prompt] = max(self._cached[prompt], tokens)
 
     @property
@@ -47,7 +50,7 @@ class Tally:
 
 
 class TokenClock:
-    """Times the tokens of one request from its arrival, for the metrics where there are any."""
+    """Times the tokens of one request from its arrival, for the metrics if there are any."""
 
     def __init__(self, metrics: ApiMetrics | None) -> None:
         self._metrics = metrics
@@ -61,7 +64,7 @@ class TokenClock:
                 self._metrics.ttft.observe(time.perf_counter() - self._arrival)
 
     def next(self, since: float, tokens: int) -> None:
-        """`tokens` came together, `since` after the ones before them."""
+        """Note that `tokens` came together, `since` after the previous ones."""
         if self._metrics is None:
             return
         self._metrics.itl.observe(since / tokens, tokens)
@@ -115,7 +118,7 @@ async def run_choice(
 
 
 def _parts(output: Output, parser: ChoiceParser) -> Sequence[Output]:
-    """An output for each token where it has to be known which of them are reasoning."""
+    """The engine's outputs, split into one for each token where reasoning tokens must be counted."""
     if len(output.tokens) < 2 or not parser.may_reason:
         return (output,)
     last = len(output.tokens) - 1
@@ -131,7 +134,7 @@ def _parts(output: Output, parser: ChoiceParser) -> Sequence[Output]:
 
 
 class _Siblings:
-    """The choices of one request, of which some wait until another has ended."""
+    """The choices of one request; some of them wait until another has ended."""
 
     def __init__(self, running: int) -> None:
         self._running = running
@@ -139,14 +142,14 @@ class _Siblings:
         self._change = asyncio.Condition()
 
     async def end(self) -> None:
-        """One that ran has ended."""
+        """Note that a running choice has ended."""
         async with self._change:
             self._running -= 1
             self._ended += 1
             self._change.notify_all()
 
     async def wait(self) -> bool:
-        """One that ran waits until another has ended, and runs again; False if there is none to wait for."""
+        """Wait until another choice has ended, and run again; False if there is none to wait for."""
         async with self._change:
             if self._running == 1:
                 return False
@@ -164,8 +167,8 @@ def run_choices(
 ) -> AsyncGenerator[tuple[Choice, Piece], None]:
     """The pieces of all choices as they come, in order within one.
 
-    One that fails ends with a piece that says so; when all have failed, the first one's error is raised. Those that
-    the workers have no room for are asked for again when another has ended.
+    A failed choice ends with a piece that has the error; when all have failed, the first error is raised. Choices
+    that the workers refuse for want of room are retried when another has ended.
     """
     if len(choices) == 1:
         return run_choice(client, choices[0], tally, clock)
@@ -208,7 +211,9 @@ async def _run_several(
 async def _failures_last(
     merged: asyncio.Queue[tuple[Choice, Piece]], running: int
 ) -> AsyncGenerator[tuple[Choice, Piece], None]:
-    """What comes, until all have ended. A failure waits for another's piece: it may be everyone's."""
+    """The pieces of all choices until all have ended. A failure waits for a piece of another choice, since all may
+    fail.
+    """
     failed: list[tuple[Choice, Piece]] = []
     choices, failures, begun = running, 0, False
     first: Exception | None = None

@@ -1,4 +1,4 @@
-"""Whether a request's grammar can be served, asked of processes that can be ended."""
+"""Checks in separate processes, which can be killed, whether a request's grammar can be served."""
 
 import asyncio
 import queue
@@ -19,7 +19,7 @@ from kvasir_engine.protocol import Grammar
 
 @dataclass(frozen=True)
 class CheckLimits:
-    """What trying one grammar may take: seconds of the clock, and bytes."""
+    """The limits of one check: seconds of wall-clock time, and bytes."""
 
     patience: float = 10.0
     memory: int = 1024 * 2**20
@@ -33,9 +33,9 @@ MOST_KNOWN_CHARACTERS = 8 * 2**20
 
 
 class GrammarCheck:
-    """At most `PROCESSES` of grammar_process.py, started when they are first needed, and as many threads.
+    """At most `PROCESSES` of grammar_process.py, started on demand, and as many threads.
 
-    `vocabulary` is called once, when the first grammar comes: it takes a fraction of a second.
+    `vocabulary` is called once, at the first grammar: it takes a fraction of a second.
     """
 
     def __init__(self, vocabulary: Callable[[], Vocabulary], limits: CheckLimits | None = None) -> None:
@@ -53,7 +53,7 @@ class GrammarCheck:
         self._characters = 0
 
     async def checked(self, grammar: Grammar) -> None:
-        """Returns when the grammar is known to be served. Raises GrammarError, and GrammarBusy."""
+        """Return when the grammar is known to work. Raises GrammarError, and GrammarBusy."""
         if self.known(grammar):
             return
         if self._waiting >= MOST_WAITING:
@@ -65,7 +65,7 @@ class GrammarCheck:
             self._waiting -= 1
 
     def known(self, grammar: Grammar) -> bool:
-        """Whether the answer is known already. Raises GrammarError where it is that it cannot be served."""
+        """Whether the result is cached. Raises GrammarError where the cached result is an error."""
         with self._lock:
             if grammar not in self._known:
                 return False
@@ -76,7 +76,7 @@ class GrammarCheck:
         return True
 
     def check(self, grammar: Grammar) -> None:
-        """Takes `patience` at most, or what those before take besides. Raises GrammarError."""
+        """Check the grammar in at most `patience` seconds, besides those of earlier checks. Raises GrammarError."""
         if self.known(grammar):
             return
         error = self._tried(grammar)
@@ -109,7 +109,7 @@ class GrammarCheck:
         except ProcessEnded:
             process = None
             if self._closed:
-                raise GrammarBusy("the server ends") from None
+                raise GrammarBusy("the server is shutting down") from None
             return GrammarError("", "it is too complex: it takes too much memory")
         except BaseException:
             process = None
@@ -122,13 +122,13 @@ class GrammarCheck:
         return GrammarError(answer["part"], answer["reason"]) if answer else None
 
     def _use(self, process: BoundedProcess) -> None:
-        """Whoever closes ends the process, unless it is closed already. Raises GrammarBusy then."""
+        """Take a process for use, or end it if the check is closed. Raises GrammarBusy then."""
         with self._lock:
             if not self._closed:
                 self._used.add(process)
                 return
         process.end()
-        raise GrammarBusy("the server ends")
+        raise GrammarBusy("the server is shutting down")
 
     def close(self) -> None:
         """End the processes, those that try a grammar too, and the threads. Idempotent."""

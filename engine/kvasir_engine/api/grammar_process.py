@@ -1,7 +1,8 @@
-"""The process that tries a grammar before a worker is asked: a client wrote it, so it gets little time and memory.
+"""The process that tries a grammar before a worker compiles it, with little time and memory: clients write
+grammars.
 
-Speaks as template_process.py does. The first message is the vocabulary, each further one a grammar, which is
-compiled and walked through for a moment.
+Its protocol is that of template_process.py. The first message is the vocabulary, each further one a grammar, which
+it compiles and walks through briefly.
 """
 
 import os
@@ -24,7 +25,7 @@ from kvasir_engine.protocol import Grammar
 WALK_TOKENS = 64
 WALK_SECONDS = 0.25
 MOST_STEP_SECONDS = 0.5
-"""Of the processor, for a token's mask."""
+"""CPU seconds for a token's mask."""
 
 
 def described(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def described(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _vocabulary(message: dict[str, Any]) -> Vocabulary:
-    """Texts are encoded a byte at a time: what a tokenizer would give is of no matter here."""
+    """The vocabulary. Its texts are encoded byte by byte: the tokenizer's encoding does not matter here."""
     tokens = tuple(token.encode("latin-1") for token in message["tokens"])
     of_byte = {token[0]: place for place, token in enumerate(tokens) if len(token) == 1}
     return Vocabulary(
@@ -51,7 +52,7 @@ def _vocabulary(message: dict[str, Any]) -> Vocabulary:
 
 
 def _walk(matcher: GuidanceMatcher, words: int) -> None:
-    """Go some way, by random tokens. Raises GrammarError where a step takes too long."""
+    """Advance some way by random tokens. Raises GrammarError where a step takes too long."""
     random, row = np.random.default_rng(0), np.zeros(words, np.int32)
     ends = time.process_time() + WALK_SECONDS
     for _ in range(WALK_TOKENS):

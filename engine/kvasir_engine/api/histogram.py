@@ -1,4 +1,4 @@
-"""A histogram that costs little to observe: one event loop fills it, so it needs no lock."""
+"""A histogram that is cheap to observe: only one event loop fills it, so it has no lock."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from prometheus_client.utils import floatToGoString
 
 
 class LoopHistogram(Collector):
-    """As prometheus_client's, for what is observed on one thread, a token at a time."""
+    """As prometheus_client's, for observations on one thread, one a token."""
 
     def __init__(
         self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry
@@ -27,7 +27,7 @@ class LoopHistogram(Collector):
         self._sum += value * times
 
     def collect(self) -> Iterator[Metric]:
-        """As Prometheus has it: each bucket counts those below it too."""
+        """The metric in Prometheus's form: each bucket counts the smaller ones too."""
         total = 0
         buckets: list[tuple[str, float]] = []
         for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):

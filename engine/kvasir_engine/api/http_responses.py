@@ -1,4 +1,4 @@
-"""Answers whose generation ends when the client leaves: one JSON body, or server-sent events."""
+"""Answers whose generation stops when the client disconnects: one JSON body, or server-sent events."""
 
 import asyncio
 import logging
@@ -53,7 +53,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def failure_of(piece: Piece) -> ErrorDetail | UnsetType:
-    """The error that a choice ended with beside others."""
+    """The error of one choice that failed while others did not."""
     return UNSET if piece.failure is None else as_api_error(piece.failure).detail
 
 
@@ -63,37 +63,37 @@ async def _client_left(receive: Receive) -> None:
 
 
 async def _unless_client_leaves(scope: Scope, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end, or cancel it, and wait for it to clean up, as soon as the client is gone."""
+    """Run `work` to its end; if the client disconnects, cancel it and wait until it has cleaned up."""
     working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_client_left(receive))
+    disconnect = asyncio.create_task(_client_left(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             scope[CODE] = CLIENT_LEFT
     finally:
-        leaving.cancel()
+        disconnect.cancel()
         working.cancel()
-        results = await asyncio.gather(working, leaving, return_exceptions=True)
+        results = await asyncio.gather(working, disconnect, return_exceptions=True)
     if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
         raise results[0]
 
 
 async def while_client_stays(request: Request, work: Coroutine[Any, Any, R]) -> R:
-    """What `work` returns. Raises ApiError, with `work` cancelled, as soon as the client is gone.
+    """The result of `work`. If the client disconnects, cancels `work` and raises ApiError.
 
-    To be called when the request's body was read.
+    Call it after the request's body was read.
     """
     working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_client_left(request.receive))
+    disconnect = asyncio.create_task(_client_left(request.receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise client_left()
         return working.result()
     finally:
-        leaving.cancel()
+        disconnect.cancel()
         working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
 async def _send_whole(
@@ -106,12 +106,12 @@ async def _send_whole(
 
 
 def error_headers(error: ApiError) -> dict[str, str]:
-    """What is said beside an error's body: how to ask, or when again."""
+    """The headers of an error: how to authenticate, or when to retry."""
     return {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(error.status, {})
 
 
 def body_of(error: ApiError, path: str) -> bytes:
-    """An error's body, as the API that `path` is of has it."""
+    """An error's body in the form of the API that `path` belongs to."""
     return anthropic_body(error) if path.startswith(ANTHROPIC_PATH) else error.body
 
 
@@ -121,7 +121,7 @@ async def send_error(scope: Scope, send: Send, error: ApiError) -> None:
 
 
 class JsonResponse(Response):
-    """The JSON bytes that `produce` makes, or the error that it raises."""
+    """A response with the JSON bytes that `produce` makes, or the error that it raises."""
 
     def __init__(self, produce: Callable[[], Awaitable[bytes]]) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class JsonResponse(Response):
 
 @dataclass(frozen=True)
 class EventStyle:
-    """How events are written, what follows the last one, and what the event of an error is."""
+    """How events and errors are written, and what ends the stream."""
 
     written: Callable[[bytes], bytes]
     last: bytes
@@ -156,9 +156,9 @@ UNNAMED = EventStyle(event, DONE, _failed)
 
 
 class EventResponse(Response):
-    """The events that `produce` makes, each a JSON value, or written as another `style` has it; then `[DONE]`.
+    """A response with the events that `produce` makes: JSON values, or another `style`; then `[DONE]`.
 
-    An error before the first event is an HTTP status; a later one is an event, and the stream ends there.
+    An error before the first event is an HTTP status; a later one is an event, and ends the stream.
     """
 
     def __init__(self, produce: Callable[[], AsyncGenerator[bytes, None]], style: EventStyle = UNNAMED) -> None:

@@ -1,4 +1,4 @@
-"""One /metrics for several processes: each shows its own to the others, and whoever is asked adds them up."""
+"""One /metrics for several processes: each serves its own to the others, and the scraped one adds them up."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ MOST_BYTES = 16 << 20
 
 
 class MetricsUnknown(Exception):
-    """Another process did not show its metrics; the message says which and why."""
+    """Another process's metrics are missing; the message says which and why."""
 
 
 @contextlib.asynccontextmanager
 async def shown_at(path: Path, registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Write `registry` to whoever connects to the Unix socket `path`, in a folder that is this user's alone."""
+    """Serve `registry` at the Unix socket `path`, in a folder that only this user can open."""
 
     async def show(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError):
@@ -39,7 +39,7 @@ async def shown_at(path: Path, registry: CollectorRegistry) -> AsyncIterator[Non
 
 
 async def gathered(own: CollectorRegistry, others: Sequence[Path], seconds: float = SECONDS) -> bytes:
-    """This process's metrics and those that the others show, as one. Raises MetricsUnknown."""
+    """The sum of this process's metrics and the others'. Raises MetricsUnknown."""
     texts = await asyncio.gather(*(_ask(path, seconds) for path in others))
     return added(generate_latest(own).decode(), *texts)
 
@@ -67,7 +67,7 @@ async def _all(reader: asyncio.StreamReader) -> bytes:
 
 
 class _Families:
-    """What `generate_latest` asks of a registry."""
+    """The interface that `generate_latest` needs of a registry."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = list(families)
@@ -77,7 +77,7 @@ class _Families:
 
 
 def added(*expositions: str) -> bytes:
-    """Samples of one name and the same labels are one sample: their sum, and of `_created` the earliest."""
+    """Adds up samples with equal name and labels; of `_created` it keeps the earliest."""
     families: dict[str, Metric] = {}
     for text in expositions:
         for family in text_string_to_metric_families(text):

@@ -1,22 +1,22 @@
-"""Whether this process takes requests, and how many it has."""
+"""Whether this process is draining, and how many requests it has."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Lifecycle:
-    """Serving, then draining: not ready any more, while what is in flight is finished.
+    """Serving, then draining: unready, while requests in flight are finished.
 
-    `told` hears at each change how many requests are in flight.
+    `on_change` is called with the number of requests in flight whenever that changes.
     """
 
-    def __init__(self, told: Callable[[int], None] = lambda inflight: None) -> None:
+    def __init__(self, on_change: Callable[[int], None] = lambda inflight: None) -> None:
         self.draining = False
         self.inflight = 0
-        self._told = told
+        self._on_change = on_change
 
     def drain(self) -> None:
-        """Be unready from now on. Requests that still come are served: the caller may not know yet."""
+        """Become unready. Requests that still come are served: the caller may not know yet."""
         self.draining = True
 
     @contextmanager
@@ -29,4 +29,4 @@ class Lifecycle:
 
     def _count(self, change: int) -> None:
         self.inflight += change
-        self._told(self.inflight)
+        self._on_change(self.inflight)

@@ -1,4 +1,4 @@
-"""Penalties, biases, and words and tokens that may or may not be: from a request's body to the wire. Pure."""
+"""Penalties, biases, and allowed and banned words and tokens: from a request's body to the wire. Pure."""
 
 import re
 
@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def with_processors(sampling: Sampling, request: CommonRequest, model: ServedModel) -> Sampling:
-    """`sampling` with the processors that the request asks for. Raises ApiError."""
+    """`sampling` with the logits processors of the request. Raises ApiError."""
     presence, frequency = request.presence_penalty or 0.0, request.frequency_penalty or 0.0
     repetition = 1.0 if request.repetition_penalty is None else request.repetition_penalty
     within("presence_penalty", presence, -MOST_PENALTY, MOST_PENALTY)
@@ -33,7 +33,7 @@ def with_processors(sampling: Sampling, request: CommonRequest, model: ServedMod
             )
         for token in allowed:
             _known("allowed_token_ids", token, model)
-    asked = LogitsProcessors(
+    processors = LogitsProcessors(
         presence_penalty=presence,
         frequency_penalty=frequency,
         repetition_penalty=repetition,
@@ -41,9 +41,9 @@ def with_processors(sampling: Sampling, request: CommonRequest, model: ServedMod
         bad_words=_bad_words(request.bad_words or [], model.tokenizer),
         allowed_token_ids=allowed if allowed is None else sorted(set(allowed)),
     )
-    if asked == LogitsProcessors():
+    if processors == LogitsProcessors():
         return sampling
-    sampling = msgspec.structs.replace(sampling, processors=asked)
+    sampling = msgspec.structs.replace(sampling, processors=processors)
     fault = fault_of_processors(sampling, model.vocab_size)
     if fault is not None:
         raise bad_request(f"Invalid '{fault[0]}': {fault[1]}.", fault[0])
@@ -55,10 +55,10 @@ def _known(field: str, token: int, model: ServedModel) -> None:
         raise bad_request(f"Invalid '{field}': {shown_number(token)} is not a token of this model.", field)
 
 
-def _biases(asked: dict[str, float], model: ServedModel) -> list[tuple[int, float]]:
-    few("logit_bias", len(asked), MOST_BIASES)
+def _biases(logit_bias: dict[str, float], model: ServedModel) -> list[tuple[int, float]]:
+    few("logit_bias", len(logit_bias), MOST_BIASES)
     biases = []
-    for key, bias in asked.items():
+    for key, bias in logit_bias.items():
         if not _TOKEN.fullmatch(key):
             shown = key if len(key) <= 40 else key[:40] + "..."
             raise bad_request(f"Invalid 'logit_bias': the key {shown!r} is not a token id.", "logit_bias")
@@ -69,7 +69,7 @@ def _biases(asked: dict[str, float], model: ServedModel) -> list[tuple[int, floa
 
 
 def _bad_words(words: list[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """Their tokens: of each word as it is, and as it is in a sentence, behind a space."""
+    """Token sequences of the words: of each as it is, and with a space before it, as in a sentence."""
     few("bad_words", len(words), MOST_BAD_WORDS)
     found: dict[tuple[int, ...], None] = {}
     for word in words:

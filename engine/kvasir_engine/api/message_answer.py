@@ -1,4 +1,4 @@
-"""An answer in the words of Anthropic's Messages API. Pure."""
+"""An answer in the form of Anthropic's Messages API. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import msgspec
 from pydantic_core import from_json
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import Called, Part, PartClosed, Reasoned, parts_of
+from kvasir_engine.api.answer_parts import Part, PartClosed, ReasoningPart, ToolCallPart, parts_of
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.message_schemas import (
     AnsweredBlock,
@@ -19,7 +19,7 @@ from kvasir_engine.api.message_schemas import (
 )
 
 INVALID = "INVALID_JSON"
-"""What Anthropic's documentation of tool streaming wraps a model's malformed arguments in."""
+"""Anthropic's documentation of tool streaming wraps malformed arguments in an object with this key."""
 
 
 def usage(answer: Answer) -> MessageUsage:
@@ -28,7 +28,7 @@ def usage(answer: Answer) -> MessageUsage:
 
 
 def stop_reason(last: Piece, called: bool) -> str:
-    """Why it ended; `called`: with a call, or behind one."""
+    """Why the answer ended; `called`: it has a call."""
     if last.stop is not None:
         return "stop_sequence"
     if last.finish_reason == "length":
@@ -37,16 +37,16 @@ def stop_reason(last: Piece, called: bool) -> str:
 
 
 def any_called(parts: Sequence[PartClosed]) -> bool:
-    """Whether there is a call."""
-    return any(isinstance(each.part, Called) for each in parts)
+    """Whether the answer has a tool call."""
+    return any(isinstance(each.part, ToolCallPart) for each in parts)
 
 
 def block_of(part: Part, cut: bool = False) -> AnsweredBlock:
-    """The block that shows a part; `cut`: of a call's arguments there is a part only."""
-    if isinstance(part, Called):
+    """The content block of a part; `cut`: a call's arguments are incomplete."""
+    if isinstance(part, ToolCallPart):
         id = "toolu_" + part.id.removeprefix("call_")
         return ToolUseBlock(id, part.name, _input(part.text, cut))
-    return ThinkingBlock(part.text) if isinstance(part, Reasoned) else ShownBlock(part.text)
+    return ThinkingBlock(part.text) if isinstance(part, ReasoningPart) else ShownBlock(part.text)
 
 
 def _input(arguments: str, cut: bool) -> dict[str, msgspec.Raw]:
@@ -59,7 +59,7 @@ def _input(arguments: str, cut: bool) -> dict[str, msgspec.Raw]:
 
 
 def message(answer: Answer, pieces: Sequence[Piece]) -> ModelMessage:
-    """The answer so far: without a stop reason until its last piece is there."""
+    """The answer so far; it has no stop reason before its last piece."""
     last = pieces[-1] if pieces else None
     parts = parts_of(pieces)
     return ModelMessage(

@@ -5,7 +5,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import msgspec
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import AnswerParts, Called, Change, PartClosed, PartGrown, PartOpened, Reasoned
+from kvasir_engine.api.answer_parts import (
+    AnswerParts,
+    Change,
+    PartClosed,
+    PartGrown,
+    PartOpened,
+    ReasoningPart,
+    ToolCallPart,
+)
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.errors import ApiError, anthropic_body
 from kvasir_engine.api.generation import Choice
@@ -56,8 +64,8 @@ def _changed(change: Change) -> bytes:
 
 
 def _delta(grown: PartGrown) -> BlockDelta:
-    if isinstance(grown.part, Called):
+    if isinstance(grown.part, ToolCallPart):
         return BlockDelta(type="input_json_delta", partial_json=grown.text)
-    if isinstance(grown.part, Reasoned):
+    if isinstance(grown.part, ReasoningPart):
         return BlockDelta(type="thinking_delta", thinking=grown.text)
     return BlockDelta(type="text_delta", text=grown.text)

@@ -1,4 +1,4 @@
-"""The turns of Anthropic's Messages API as a chat's messages: those of one role in a row are one. Pure."""
+"""Converts the turns of Anthropic's Messages API to chat messages; consecutive ones of a role are joined. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from kvasir_engine.api.params import only
 from kvasir_engine.api.turns import Turns
 
 ERROR = "Error: "
-"""What the result of a tool that failed begins with: chat templates have no other way to say so."""
+"""The prefix of a failed tool's result: chat templates have no other way to say so."""
 
 
 def check_cache(control: CacheControl | None, at: str) -> None:
@@ -20,7 +20,7 @@ def check_cache(control: CacheControl | None, at: str) -> None:
 
 
 def turns_of(body: ConversationRequest) -> Turns:
-    """The whole conversation; templates want roles in turns. Raises ApiError."""
+    """The whole conversation with alternating roles, as templates require. Raises ApiError."""
     if not body.messages:
         raise bad_request("messages: at least one message is required", "messages", "empty_array")
     turns = Turns("messages")
@@ -40,7 +40,7 @@ def turns_of(body: ConversationRequest) -> Turns:
     last = turns.last
     if last is not None and last.calls:
         at = f"messages[{len(body.messages) - 1}]"
-        raise bad_request(f"Invalid '{at}': the last message has tool_use, and nothing answers it.", at)
+        raise bad_request(f"Invalid '{at}': the last message has a tool_use without a tool_result.", at)
     return turns
 
 

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: from its body to a chat request. Pure."""
+"""Converts a body of Anthropic's Messages API to a chat request. Pure."""
 
 import re
 
@@ -16,7 +16,7 @@ from kvasir_engine.api.message_schemas import (
 from kvasir_engine.api.message_turns import check_cache, turns_of
 from kvasir_engine.api.params import only
 from kvasir_engine.api.ranges import within
-from kvasir_engine.api.renaming import Asked
+from kvasir_engine.api.renaming import RenamedRequest
 from kvasir_engine.api.schemas import (
     ChatRequest,
     FunctionDefinition,
@@ -30,7 +30,7 @@ from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.bounds import INT32
 
 OLDEST = "2023-06-01"
-"""The first version with named events. What is asked and answered here is in all that came after it."""
+"""The first version with named events. Later versions only add to what is served here."""
 _VERSION = re.compile(r"20\d\d-\d\d-\d\d")
 LEAST_BUDGET = 1024
 _NAMES = {
@@ -45,13 +45,13 @@ _NAMES = {
 
 
 def check_version(version: str | None) -> None:
-    """The `anthropic-version` header, where there is one. Raises ApiError."""
+    """Check the `anthropic-version` header, if there is one. Raises ApiError."""
     if version is not None and not (_VERSION.fullmatch(version) and version >= OLDEST):
         raise bad_request(f"anthropic-version: {version[:40]!r} is not supported, only {OLDEST} and later.")
 
 
-def conversation(body: ConversationRequest, model: ServedModel) -> Asked:
-    """The conversation alone. Raises ApiError for what cannot be honoured."""
+def conversation(body: ConversationRequest, model: ServedModel) -> RenamedRequest:
+    """The conversation without parameters. Raises ApiError for what cannot be honoured."""
     only("speed", body.speed, "standard")
     check_cache(body.cache_control, "cache_control")
     turns = turns_of(body)
@@ -75,19 +75,19 @@ def conversation(body: ConversationRequest, model: ServedModel) -> Asked:
     for place in range(len(tools)):
         names[f"tools[{place}].function"] = f"tools[{place}]"
         names[f"tools[{place}].function.parameters"] = f"tools[{place}].input_schema"
-    return Asked(_with_variable(request, body.thinking, model), {**names, **turns.names})
+    return RenamedRequest(_with_variable(request, body.thinking, model), {**names, **turns.names})
 
 
-def chat_request(body: MessagesRequest, model: ServedModel) -> Asked:
+def chat_request(body: MessagesRequest, model: ServedModel) -> RenamedRequest:
     """The conversation and its parameters. Raises ApiError for what cannot be honoured."""
     only("service_tier", body.service_tier, "auto", "standard_only")
     only("mcp_servers", body.mcp_servers, [])
-    asked, names = conversation(body, model)
+    request, names = conversation(body, model)
     if body.thinking is not None and body.thinking.budget_tokens is not None:
         within("thinking.budget_tokens", body.thinking.budget_tokens, LEAST_BUDGET, body.max_tokens - 1)
-    variables = {**(asked.chat_template_kwargs or {}), **(body.chat_template_kwargs or {})}
+    variables = {**(request.chat_template_kwargs or {}), **(body.chat_template_kwargs or {})}
     request = msgspec.structs.replace(
-        asked,
+        request,
         max_tokens=body.max_tokens,
         stop=body.stop_sequences,
         temperature=body.temperature,
@@ -102,37 +102,39 @@ def chat_request(body: MessagesRequest, model: ServedModel) -> Asked:
         cache_salt=body.cache_salt,
         chat_template_kwargs=variables or None,
     )
-    return Asked(request, names)
+    return RenamedRequest(request, names)
 
 
-def _thinking(asked: ThinkingOptions | None, model: ServedModel) -> bool:
+def _thinking(thinking: ThinkingOptions | None, model: ServedModel) -> bool:
     """Whether reasoning is shown."""
-    if asked is None:
+    if thinking is None:
         return False
-    if asked.type not in ("enabled", "disabled", "adaptive"):
+    if thinking.type not in ("enabled", "disabled", "adaptive"):
         at = "thinking.type"
-        raise unsupported(at, f"Unsupported value: '{at}' does not support '{asked.type[:100]}'.")
-    if asked.type == "enabled":
-        if asked.budget_tokens is None:
+        raise unsupported(at, f"Unsupported value: '{at}' does not support '{thinking.type[:100]}'.")
+    if thinking.type == "enabled":
+        if thinking.budget_tokens is None:
             raise missing("thinking.budget_tokens")
-        within("thinking.budget_tokens", asked.budget_tokens, LEAST_BUDGET, INT32)
+        within("thinking.budget_tokens", thinking.budget_tokens, LEAST_BUDGET, INT32)
         if model.output.reasoning == "none":
-            message = "Unsupported value: 'thinking': the server tells no reasoning of this model from its answers."
+            message = (
+                "Unsupported value: 'thinking': the server cannot separate this model's reasoning from its answers."
+            )
             raise unsupported("thinking", message)
     else:
-        only("thinking.budget_tokens", asked.budget_tokens)
-    if asked.type == "disabled":
-        only("thinking.display", asked.display)
-    only("thinking.display", asked.display, "summarized", "omitted")
-    return asked.type != "disabled" and asked.display != "omitted"
+        only("thinking.budget_tokens", thinking.budget_tokens)
+    if thinking.type == "disabled":
+        only("thinking.display", thinking.display)
+    only("thinking.display", thinking.display, "summarized", "omitted")
+    return thinking.type != "disabled" and thinking.display != "omitted"
 
 
-def _with_variable(request: ChatRequest, asked: ThinkingOptions | None, model: ServedModel) -> ChatRequest:
-    """Where the chat template can be told whether to think, it is."""
+def _with_variable(request: ChatRequest, thinking: ThinkingOptions | None, model: ServedModel) -> ChatRequest:
+    """Set the chat template's variable for thinking, if it has one."""
     name = "enable_thinking"
-    if asked is None or asked.type == "adaptive" or name not in model.tokenizer.template_variables:
+    if thinking is None or thinking.type == "adaptive" or name not in model.tokenizer.template_variables:
         return request
-    return msgspec.structs.replace(request, chat_template_kwargs={name: asked.type == "enabled"})
+    return msgspec.structs.replace(request, chat_template_kwargs={name: thinking.type == "enabled"})
 
 
 def _tool(tool: InputTool, at: str) -> Tool:
@@ -149,27 +151,27 @@ def _tool(tool: InputTool, at: str) -> Tool:
     return Tool("function", function)
 
 
-def _choice(asked: InputToolChoice | None) -> tuple[str | NamedToolChoice | None, bool | None]:
-    """The choice, and whether there may be several calls."""
-    if asked is None:
+def _choice(choice: InputToolChoice | None) -> tuple[str | NamedToolChoice | None, bool | None]:
+    """The tool choice, and whether several calls are allowed."""
+    if choice is None:
         return None, None
-    parallel = False if asked.disable_parallel_tool_use else None
-    if asked.type != "tool":
-        only("tool_choice.name", asked.name)
-    match asked.type:
+    parallel = False if choice.disable_parallel_tool_use else None
+    if choice.type != "tool":
+        only("tool_choice.name", choice.name)
+    match choice.type:
         case "auto":
             return "auto", parallel
         case "any":
             return "required", parallel
         case "none":
-            only("tool_choice.disable_parallel_tool_use", asked.disable_parallel_tool_use, False)
+            only("tool_choice.disable_parallel_tool_use", choice.disable_parallel_tool_use, False)
             return "none", None
         case "tool":
-            if asked.name is None:
+            if choice.name is None:
                 raise missing("tool_choice.name")
-            return NamedToolChoice("function", NamedFunction(asked.name)), parallel
+            return NamedToolChoice("function", NamedFunction(choice.name)), parallel
     at = "tool_choice.type"
-    raise unsupported(at, f"Unsupported value: '{at}' does not support '{asked.type[:100]}'.")
+    raise unsupported(at, f"Unsupported value: '{at}' does not support '{choice.type[:100]}'.")
 
 
 def _format(config: OutputConfig) -> ResponseFormat | None:

@@ -1,4 +1,4 @@
-"""What the front end measures of its requests."""
+"""Metrics of the front end's requests."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 

@@ -1,4 +1,4 @@
-"""Tokens by the names that clients read. Pure."""
+"""The names of tokens in answers. Pure."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from kvasir_engine.api.tokenizer import TokenBytes
 
 @dataclass(frozen=True)
 class NamedToken:
-    """A token as clients read of it. `raw` is None where it adds no text: a special token has a name only."""
+    """A token as answers show it. `raw` is None where it adds no text: a special token has only a name."""
 
     id: int
     name: str
@@ -15,7 +15,7 @@ class NamedToken:
 
 
 def named(vocabulary: TokenBytes, token: int) -> NamedToken:
-    """A token's name is its text; that of a part of a character its bytes, `bytes:\\xf0\\x9f`, as OpenAI has it."""
+    """A token's name: its text, or for a part of a character its bytes, `bytes:\\xf0\\x9f`, as OpenAI writes it."""
     raw = vocabulary.token_bytes(token)
     if not raw:
         return NamedToken(token, vocabulary.token_name(token) or f"token_id:{token}", None)

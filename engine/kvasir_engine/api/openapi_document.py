@@ -1,4 +1,4 @@
-"""The OpenAPI document of what is served, made of the structs that bodies are decoded to. Pure."""
+"""The OpenAPI document of the served endpoints, from the structs that bodies are decoded to. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def _structs(operations: Sequence[Operation]) -> list[type[msgspec.Struct]]:
 
 
 def _held(schema: Schema, by_type: Mapping[str, Schema]) -> Schema:
-    """`schema` with what its values of each type are held to."""
+    """`schema` with the constraints on its values of each type."""
     if "anyOf" in schema:
         return {**schema, "anyOf": [_held(each, by_type) for each in schema["anyOf"]]}
     kind = schema.get("type")
@@ -91,7 +91,7 @@ def _described(operation: Operation) -> Schema:
 def document(
     operations: Sequence[Operation], requests: Sequence[str], version: str, model: str, vocab_size: int
 ) -> dict[str, Any]:
-    """The whole document. Limits are shown of the structs named in `requests`."""
+    """The whole document. The structs named in `requests` show their limits."""
     _, components = msgspec.json.schema_components(_structs(operations), ref_template=_REF)
     by_field = limits(model, vocab_size)
     schemas = {

@@ -1,4 +1,4 @@
-"""From a request's body to what the engine is asked. Pure. Refuses what cannot be honoured."""
+"""Converts a request's body to sampling parameters. Pure. Refuses what cannot be honoured."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ MOST_CHOICES = 128
 MOST_TOP_LOGPROBS = 20
 MOST_COMPLETION_LOGPROBS = 5
 MOST_PROMPT_SCORES = 1 << 17
-"""Log-probabilities of prompts in one answer, those of alternatives too."""
+"""Most log-probabilities of prompts in one answer, including those of alternatives."""
 COMPLETION_MAX_TOKENS = 16
 _SEEDS = 2**63
 _INT64 = (-(2**63), 2**63 - 1)
@@ -64,7 +64,7 @@ class Params:
 
 
 def only(name: str, value: object, *neutral: object) -> None:
-    """Accept an unsupported field's null and its `neutral` values, and refuse all others."""
+    """Accept null and the `neutral` values of an unsupported field, and refuse all others."""
     if value is not None and value not in neutral:
         raise unsupported(name)
 
@@ -149,9 +149,9 @@ def _params(
         prompt_logprobs=request.prompt_logprobs,
     )
     sampling = with_processors(sampling, request, model)
-    asked = grammar_of(request, model.json_whitespace)
-    if asked is not None:
-        sampling = msgspec.structs.replace(sampling, grammar=asked[1])
+    requested = grammar_of(request, model.json_whitespace)
+    if requested is not None:
+        sampling = msgspec.structs.replace(sampling, grammar=requested[1])
     return Params(
         sampling=sampling,
         stop=stops,
@@ -166,14 +166,14 @@ def _params(
         truncate=truncate,
         token_ids=bool(request.return_token_ids),
         cache_salt=request.cache_salt or "",
-        grammar_field="" if asked is None else asked[0],
+        grammar_field="" if requested is None else requested[0],
         prompt_logprobs=request.prompt_logprobs,
         silent=silent,
     )
 
 
 def check_metadata(metadata: dict[str, str] | None) -> None:
-    """Raises ApiError where there are too many labels, or one is too long."""
+    """Raise ApiError where there are too many labels, or one is too long."""
     few("metadata", len(metadata or {}), MOST_METADATA)
     for key, value in (metadata or {}).items():
         short("metadata", key, MOST_LABEL)
@@ -181,7 +181,7 @@ def check_metadata(metadata: dict[str, str] | None) -> None:
 
 
 def chat_params(request: ChatRequest, model: ServedModel) -> Params:
-    """Raises ApiError for what is out of range or not supported."""
+    """The parameters of a chat. Raises ApiError for what is out of range or not supported."""
     short("safety_identifier", request.safety_identifier, MOST_LABEL)
     short("prompt_cache_key", request.prompt_cache_key, MOST_LABEL)
     check_metadata(request.metadata)
@@ -207,7 +207,7 @@ def chat_params(request: ChatRequest, model: ServedModel) -> Params:
 
 
 def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
-    """Raises ApiError for what is out of range or not supported."""
+    """The parameters of a completion. Raises ApiError for what is out of range or not supported."""
     if request.logprobs is not None:
         within("logprobs", request.logprobs, 0, MOST_COMPLETION_LOGPROBS)
     only("suffix", request.suffix, "")
@@ -222,7 +222,7 @@ def completion_params(request: CompletionRequest, model: ServedModel) -> Params:
 
 
 def _best_of(params: Params, candidates: int) -> Params:
-    """`params` with so many candidates, whose logprobs say which are best."""
+    """`params` with so many candidates; their logprobs decide which are best."""
     within("best_of", candidates, params.n, MOST_CHOICES)
     if candidates == params.n:
         return params
@@ -233,7 +233,7 @@ def _best_of(params: Params, candidates: int) -> Params:
 
 
 def _starting(params: Params, start: int | None) -> Params:
-    """`params` with log-probabilities of the prompt's tokens from `start` on."""
+    """`params` with log-probabilities of the prompt's tokens from the place `start`."""
     if start is None:
         return params
     within("logprob_start_len", start, -INT32, INT32)
@@ -244,27 +244,27 @@ def _starting(params: Params, start: int | None) -> Params:
 
 
 def scored_from(params: Params, tokens: int) -> int:
-    """The place in a prompt of so many `tokens` from which on log-probabilities are asked for, or `tokens`."""
+    """The place in a prompt of so many `tokens` where its log-probabilities begin; at most `tokens`."""
     start = params.logprob_start
     return min(tokens, start) if start >= 0 else max(0, tokens + start)
 
 
 def check_prompt_scores(params: Params, prompts: Iterable[int]) -> None:
-    """Raises ApiError where prompts of so many tokens have more log-probabilities than an answer may."""
-    asked = params.sampling.prompt_logprobs
+    """Raise ApiError where prompts of these lengths have more log-probabilities than an answer may."""
+    requested = params.sampling.prompt_logprobs
     tokens = sum(each - scored_from(params, each) for each in prompts)
-    if asked is None or (scores := tokens * params.candidates * (1 + asked)) <= MOST_PROMPT_SCORES:
+    if requested is None or (scores := tokens * params.candidates * (1 + requested)) <= MOST_PROMPT_SCORES:
         return
     name = "echo" if params.prompt_logprobs is None else "prompt_logprobs"
     message = (
         f"Invalid '{name}': an answer has at most {MOST_PROMPT_SCORES} log-probabilities of prompts; "
-        f"{tokens} tokens with {asked} alternatives each, {params.candidates} times, are {scores}."
+        f"{tokens} tokens with {requested} alternatives each, {params.candidates} times, are {scores}."
     )
     raise bad_request(message, name, "integer_above_max_value")
 
 
 def choice_seed(seed: int, choice: int) -> int:
-    """The seed of one of `n` choices. The first has the request's own, so that n=1 and n=2 agree on it."""
+    """The seed of one of `n` choices. The first has the request's own, so n=1 and n=2 agree on it."""
     if choice == 0:
         return seed
     digest = blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()

@@ -1,6 +1,6 @@
-"""A model's tokens without its chat template: what a worker needs for grammars, in a second.
+"""A model's tokenizer without its chat template: what a worker needs for grammars, loaded in a second.
 
-transformers takes many to be imported, and does nothing here that `tokenizer.json` does not say by itself.
+Importing transformers takes many seconds, and here it would add nothing to `tokenizer.json`.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from kvasir_engine.api.tokenizer import (
 
 @dataclass(frozen=True)
 class _PlainTokenizer:
-    """What `Tokenizer` reads of a tokenizer of transformers."""
+    """The attributes of a transformers tokenizer that `Tokenizer` reads."""
 
     backend_tokenizer: Any
     eos_token_id: int | None
@@ -27,7 +27,7 @@ class _PlainTokenizer:
 
 
 def load_plain_model(folder: Path) -> ServedModel:
-    """A resolved model folder whose chat template nobody asks for. Raises TokenizerError."""
+    """The model of a resolved folder, without a chat template. Raises TokenizerError."""
     if not (folder / "tokenizer.json").is_file():
         if not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
             raise TokenizerError(f"there is no tokenizer in {folder}")
@@ -35,13 +35,13 @@ def load_plain_model(folder: Path) -> ServedModel:
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
 
-    told = read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     try:
         backend = Backend.from_file(str(folder / "tokenizer.json"))
-        for each in (told.get("added_tokens_decoder") or {}).values():
+        for each in (settings.get("added_tokens_decoder") or {}).values():
             if each.get("special") and backend.token_to_id(each["content"]) is not None:
                 backend.add_special_tokens([AddedToken(each["content"], special=True)])
-        eos = told.get("eos_token")
+        eos = settings.get("eos_token")
         name = eos.get("content") if isinstance(eos, dict) else eos
         found = backend.token_to_id(name) if isinstance(name, str) else None
         return served_by(Tokenizer(_PlainTokenizer(backend, found)), folder, "")

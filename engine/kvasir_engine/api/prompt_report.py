@@ -1,4 +1,4 @@
-"""A prompt's log-probabilities as clients read of them: `prompt_logprobs`, and the echo of completions. Pure."""
+"""A prompt's log-probabilities in answers: `prompt_logprobs`, and the echo of completions. Pure."""
 
 import codecs
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from kvasir_engine.protocol import PromptLogprobs
 
 @dataclass(frozen=True)
 class EchoedToken:
-    """A prompt's token; `offset` is where its text begins, in characters of the prompt. Not all have a score."""
+    """A prompt's token; `offset` is where its text begins, in characters of the prompt. `logprob` None: unknown."""
 
     token: NamedToken
     logprob: float | None
@@ -22,7 +22,7 @@ class EchoedToken:
 
 
 class PromptReport:
-    """The tokens of one prompt with what the engine says of the last of them: all but the first, or fewer."""
+    """The tokens of one prompt, and the scores of the last of them: all but the first, or fewer."""
 
     def __init__(self, vocabulary: TokenBytes, tokens: Sequence[int], scores: Sequence[PromptLogprobs]) -> None:
         self._vocabulary = vocabulary
@@ -35,7 +35,7 @@ class PromptReport:
         return len(self._tokens)
 
     def shown(self, most: int) -> ShownLogprobs:
-        """As `prompt_logprobs`, with the `most` likeliest."""
+        """The value of `prompt_logprobs`, with the `most` likeliest."""
         entries: ShownLogprobs = [None] * self._first
         for token, score in zip(self._tokens[self._first :], self._scores, strict=True):
             entry = {str(token): PromptLogprob(score.logprob, score.rank, self._name(token).name)}
@@ -45,7 +45,7 @@ class PromptReport:
         return entries
 
     def echoed(self, text: str, most: int) -> list[EchoedToken]:
-        """Each token of the prompt, which is echoed as `text`, with the `most` likeliest in its place."""
+        """Each token of the prompt, which is echoed as `text`, with the `most` likeliest at its place."""
         offsets, first = self._offsets(text), self._first
         before = zip(self._tokens[:first], offsets[:first], strict=True)
         found = [EchoedToken(self._name(token), None, [], offset) for token, offset in before]

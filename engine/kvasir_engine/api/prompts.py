@@ -1,4 +1,4 @@
-"""What a request asks to be continued: messages or prompts, and whether they fit. Pure."""
+"""The messages or prompts of a request, and whether they fit. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,12 +27,12 @@ def _text(content: str | list[ContentPart] | None, param: str) -> str:
 
 
 def characters_of(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Of all texts together."""
+    """The characters of all texts."""
     return sum(len(text) for message in messages for text in message.values() if isinstance(text, str))
 
 
 def rendering(request: ChatRequest, known: frozenset[str]) -> Rendering:
-    """How the template is to be used, which has the `known` variables. Raises ApiError."""
+    """How to render the template, which has the `known` variables. Raises ApiError."""
     continues = bool(request.continue_final_message)
     if continues and request.add_generation_prompt:
         raise bad_request(
@@ -55,7 +55,7 @@ def rendering(request: ChatRequest, known: frozenset[str]) -> Rendering:
 
 
 def chat_messages(request: ChatRequest, most: int) -> list[dict[str, Any]]:
-    """The messages, `most` at most, as chat templates take them. OpenAI's `developer` is their `system`."""
+    """The messages, `most` at most, in the form of chat templates. OpenAI's `developer` becomes `system`."""
     if not request.messages:
         raise bad_request(
             "Invalid 'messages': empty array. Expected at least one message.", "messages", "empty_array"
@@ -86,7 +86,7 @@ def chat_messages(request: ChatRequest, most: int) -> list[dict[str, Any]]:
 
 
 def completion_prompts(request: CompletionRequest, most: int) -> list[str | list[int]]:
-    """The prompts, each a text or token ids to be checked: one of `most` tokens, or each of a list."""
+    """The prompts: one of at most `most` tokens, or several. Each is a text, or token ids to check."""
     prompt = request.prompt
     if isinstance(prompt, str):
         return [prompt]
@@ -111,7 +111,7 @@ def completion_prompts(request: CompletionRequest, most: int) -> list[str | list
 
 
 def check_tokens(tokens: list[int], vocab_size: int, most: int, param: str = "prompt") -> None:
-    """Raise ApiError unless these are `most` tokens of the model at most."""
+    """Raise ApiError unless these are token ids of the model, at most `most`."""
     if len(tokens) > most:
         raise too_long(len(tokens), most, param)
     for token in (min(tokens), max(tokens)) if tokens else ():
@@ -132,7 +132,7 @@ def room(prompt_tokens: int, max_tokens: int | None, max_length: int, param: str
 
 
 def too_long(tokens: int, max_length: int, param: str) -> ApiError:
-    """A prompt of `tokens` tokens at least, which were not all counted."""
+    """The error for a prompt of at least `tokens` tokens."""
     what = "messages" if param == "messages" else "prompt"
     text = (
         f"This model's maximum context length is {max_length} tokens. However, your {what} resulted in {tokens} "

@@ -1,10 +1,10 @@
-"""Ranges and lengths of parameters; each refusal names the field, in OpenAI's words."""
+"""Checks ranges and lengths of parameters; each error names the field, in OpenAI's words."""
 
 from kvasir_engine.api.errors import bad_request
 
 
 def shown_number(value: float) -> str:
-    """A number as a message has it; of one with hundreds of digits the first."""
+    """A number for a message; of a number with hundreds of digits, the first ones."""
     if isinstance(value, int):
         return str(value) if abs(value) < 10**30 else f"a number of about {value.bit_length() * 0.30103:.0f} digits"
     return f"{value:g}"

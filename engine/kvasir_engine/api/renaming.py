@@ -1,4 +1,4 @@
-"""Errors in the words of the API that was spoken: bodies of other APIs become chat requests and are checked so."""
+"""Other APIs' bodies become chat requests; errors of those name the fields as the client's API does."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,15 +12,15 @@ _QUOTED = re.compile(r"'([a-z][a-z0-9_.\[\]]*)'")
 _JOINT = re.compile(r"[.\[]")
 
 
-class Asked(NamedTuple):
-    """A body as a chat request, and what the body calls the fields of one."""
+class RenamedRequest(NamedTuple):
+    """A body as a chat request, and the body's name of each of the chat request's fields."""
 
     request: ChatRequest
     names: Mapping[str, str]
 
 
 def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
-    """The same error with the fields' other names."""
+    """The error, with the fields named by `names`."""
     detail = error.detail
     message = _QUOTED.sub(lambda found: f"'{_name(found[1], names)}'", detail.message)
     param = None if detail.param is None else _name(detail.param, names)
@@ -28,7 +28,7 @@ def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
 
 
 def _name(name: str, names: Mapping[str, str]) -> str:
-    """By the longest of `names` that it is, or is a part of."""
+    """`name` renamed by the longest of `names` that it equals or begins with."""
     for cut in [len(name), *(found.start() for found in reversed(list(_JOINT.finditer(name))))]:
         other = names.get(name[:cut])
         if other is not None:
@@ -37,8 +37,8 @@ def _name(name: str, names: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def speaking(names: Mapping[str, str]) -> Iterator[None]:
-    """What is raised within names fields as `names` has it."""
+def renaming_fields(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors that are raised within name the fields by `names`."""
     try:
         yield
     except ApiError as error:

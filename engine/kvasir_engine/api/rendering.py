@@ -1,4 +1,4 @@
-"""What a caller may say about the chat template of its request."""
+"""The chat template's options of a request."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ _RESERVED = frozenset({"messages", "tools", "documents", "raise_exception", "str
 
 @dataclass(frozen=True)
 class Rendering:
-    """How the chat template is used. `variables` are the caller's own, of those that it knows."""
+    """How the chat template is rendered. `variables` are the caller's, among those that the template uses."""
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -36,10 +36,10 @@ def template_variables(hf_tokenizer: Any) -> frozenset[str]:
 
 
 def _undeclared(template: str) -> set[str]:
-    """The names that a template takes from outside. Raises ValueError.
+    """The variables that a template takes from outside. Raises ValueError.
 
-    Nothing of it is computed: Jinja works out expressions of constants as it looks for names, such as one of some
-    GB, and this process has no bound. So there are no constants in what it looks at.
+    Evaluates nothing: Jinja folds constant expressions while it looks for names, and one may make some GB, without
+    a bound in this process. So the constants are replaced first.
     """
     from jinja2 import Environment, TemplateError, meta, nodes
     from jinja2.visitor import NodeTransformer
@@ -56,7 +56,7 @@ def _undeclared(template: str) -> set[str]:
 
 
 def template_text(hf_tokenizer: Any) -> str:
-    """A tokenizer's chat template, or all of them where it has several."""
+    """A tokenizer's chat template, or all of them joined where it has several."""
     template = hf_tokenizer.chat_template
     if isinstance(template, Mapping):
         return "\n".join(str(each) for each in template.values())

@@ -1,4 +1,4 @@
-"""A request's body: bytes, bounded, that become one of `schemas`. Whatever is wrong with them is a 400."""
+"""Reads a request's body, within a limit, and decodes it to one of `schemas`. Any error is a 400."""
 
 from typing import TypeVar
 
@@ -20,12 +20,12 @@ B = TypeVar("B", bound=msgspec.Struct)
 
 
 def most_body_bytes(max_length: int) -> int:
-    """The longest body that is read where a sequence has `max_length` tokens at most (0: not known)."""
+    """The limit of a body where sequences have at most `max_length` tokens (0: unknown)."""
     return min(MOST_BODY_BYTES, _SPARE_BYTES + _BYTES_A_TOKEN * max_length) if max_length else MOST_BODY_BYTES
 
 
 async def read_body(request: Request, kind: type[B], most: int, off_loop: OffLoop) -> B:
-    """The request's body of `most` bytes at most. Raises ApiError."""
+    """The request's body, of at most `most` bytes. Raises ApiError."""
     _check_headers(request, most)
     body = bytearray()
     try:
@@ -70,7 +70,7 @@ def _shown(value: str) -> str:
 
 
 def decode(body: bytes, kind: type[B]) -> B:
-    """The value of a JSON text. Raises ApiError."""
+    """Decode a JSON text. Raises ApiError."""
     if not body:
         raise bad_request("The request has no body: expected a JSON object.", code=None)
     try:

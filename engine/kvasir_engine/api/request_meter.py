@@ -1,4 +1,4 @@
-"""Counts and times the API's requests, and knows how many are in flight."""
+"""Counts and times the API's requests, and those in flight."""
 
 import time
 
@@ -13,7 +13,7 @@ _METERED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
 class RequestMeter:
-    """ASGI middleware, for what comes from outside. Starlette's own base would hide a client's leaving."""
+    """ASGI middleware for requests from outside. Starlette's own base class would hide a client's disconnect."""
 
     def __init__(self, app: ASGIApp, metrics: ApiMetrics, lifecycle: Lifecycle) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""An answer in the words of OpenAI's Responses API. Pure."""
+"""An answer in the form of OpenAI's Responses API. Pure."""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import Called, Part, PartClosed, Reasoned, Said, parts_of
+from kvasir_engine.api.answer_parts import Part, PartClosed, ReasoningPart, TextPart, ToolCallPart, parts_of
 from kvasir_engine.api.detokenizer import Piece, ScoredToken
 from kvasir_engine.api.response_schemas import (
     IncompleteDetails,
@@ -34,7 +34,7 @@ from kvasir_engine.api.response_schemas import (
 
 
 def begun(body: ResponsesRequest, answer: Answer) -> ModelResponse:
-    """The answer as it is before its first token."""
+    """The answer before its first token."""
     return ModelResponse(
         id=answer.id,
         created_at=answer.created,
@@ -65,27 +65,27 @@ def _shown_format(format: TextFormat) -> ShownFormat:
     return ShownFormat(format.type, format.name or UNSET, format.schema, format.description, format.strict)
 
 
-def content_of(part: Reasoned | Said) -> OutputPart:
-    """What the item of a text or of reasoning has in it."""
-    if isinstance(part, Reasoned):
+def content_of(part: ReasoningPart | TextPart) -> OutputPart:
+    """The content of an item for text or reasoning."""
+    if isinstance(part, ReasoningPart):
         return ReasoningText(part.text)
     return OutputText(part.text, logprobs=text_logprobs(part.scored))
 
 
 def item_of(answer: Answer, index: int, part: Part, status: str) -> OutputItem:
-    """The item that shows a part; one in progress has nothing in it."""
+    """The item of a part; one in progress is empty."""
     id = f"{answer.id.removeprefix('resp_')}_{index}"
     begun = status == "in_progress"
-    if isinstance(part, Called):
+    if isinstance(part, ToolCallPart):
         return OutputCall(f"fc_{id}", part.id, part.name, part.text, status)
-    if isinstance(part, Reasoned):
+    if isinstance(part, ReasoningPart):
         return OutputReasoning(f"rs_{id}", [] if begun else [ReasoningText(part.text)], status)
     text = OutputText(part.text, logprobs=text_logprobs(part.scored))
     return OutputMessage(f"msg_{id}", [] if begun else [text], status)
 
 
 def whole_item(answer: Answer, closed: PartClosed) -> OutputItem:
-    """The item of a part that is whole, or was cut off."""
+    """The item of a part that is complete, or was cut off."""
     return item_of(answer, closed.index, closed.part, "incomplete" if closed.cut else "completed")
 
 
@@ -102,7 +102,7 @@ def text_logprobs(scored: Sequence[ScoredToken]) -> list[TextLogprob]:
 
 
 def ended(response: ModelResponse, answer: Answer, items: Sequence[OutputItem], finish: str) -> ModelResponse:
-    """The whole answer. One that was cut off is incomplete."""
+    """The complete answer. One that was cut off is incomplete."""
     cut = finish == "length"
     tokens = answer.tally.completion_tokens
     usage = ResponseUsage(

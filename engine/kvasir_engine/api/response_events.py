@@ -6,7 +6,15 @@ from typing import Any
 import msgspec
 
 from kvasir_engine.api.answer import Answer
-from kvasir_engine.api.answer_parts import AnswerParts, Called, Change, PartClosed, PartGrown, PartOpened, Reasoned
+from kvasir_engine.api.answer_parts import (
+    AnswerParts,
+    Change,
+    PartClosed,
+    PartGrown,
+    PartOpened,
+    ReasoningPart,
+    ToolCallPart,
+)
 from kvasir_engine.api.detokenizer import Piece
 from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.generation import Choice
@@ -68,16 +76,16 @@ class ResponseEvents:
         item = item_of(self._answer, opened.index, opened.part, "in_progress")
         self._item = item.id
         written = [self._event("response.output_item.added", output_index=opened.index, item=item)]
-        if not isinstance(opened.part, Called):
+        if not isinstance(opened.part, ToolCallPart):
             part = content_of(opened.part)
             written.append(self._of_item("response.content_part.added", opened.index, content_index=0, part=part))
         return written
 
     def _grown(self, grown: PartGrown) -> bytes:
         index, text = grown.index, grown.text
-        if isinstance(grown.part, Called):
+        if isinstance(grown.part, ToolCallPart):
             return self._of_item("response.function_call_arguments.delta", index, delta=text)
-        if isinstance(grown.part, Reasoned):
+        if isinstance(grown.part, ReasoningPart):
             return self._of_item("response.reasoning_text.delta", index, content_index=0, delta=text)
         logprobs = text_logprobs(grown.scored)
         return self._of_item("response.output_text.delta", index, content_index=0, delta=text, logprobs=logprobs)
@@ -87,9 +95,9 @@ class ResponseEvents:
         item = whole_item(self._answer, closed)
         self._items.append(item)
         written: list[bytes] = []
-        if isinstance(part, Called):
+        if isinstance(part, ToolCallPart):
             written.append(self._of_item("response.function_call_arguments.done", index, arguments=part.text))
-        elif isinstance(part, Reasoned):
+        elif isinstance(part, ReasoningPart):
             written.append(self._of_item("response.reasoning_text.done", index, content_index=0, text=part.text))
         else:
             logprobs = text_logprobs(part.scored)
@@ -98,7 +106,7 @@ class ResponseEvents:
                     "response.output_text.done", index, content_index=0, text=part.text, logprobs=logprobs
                 )
             )
-        if not isinstance(part, Called):
+        if not isinstance(part, ToolCallPart):
             content = content_of(part)
             written.append(self._of_item("response.content_part.done", index, content_index=0, part=content))
         written.append(self._event("response.output_item.done", output_index=index, item=item))

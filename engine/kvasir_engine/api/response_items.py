@@ -1,4 +1,6 @@
-"""The items of OpenAI's Responses API as a chat's messages: an answer's items in a row are one message. Pure."""
+"""Converts items of OpenAI's Responses API to chat messages; consecutive items of an answer are one
+message. Pure.
+"""
 
 from collections.abc import Sequence
 

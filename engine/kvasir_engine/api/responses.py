@@ -1,8 +1,8 @@
-"""OpenAI's Responses API: from its body to a chat request. Pure."""
+"""Converts a body of OpenAI's Responses API to a chat request. Pure."""
 
 from kvasir_engine.api.errors import bad_request, missing, unsupported
 from kvasir_engine.api.params import only
-from kvasir_engine.api.renaming import Asked
+from kvasir_engine.api.renaming import RenamedRequest
 from kvasir_engine.api.response_items import turns_of
 from kvasir_engine.api.response_schemas import FlatTool, FlatToolChoice, ResponsesRequest, TextFormat
 from kvasir_engine.api.schemas import (
@@ -30,7 +30,7 @@ LOGPROBS = "message.output_text.logprobs"
 _STATE = "this server keeps no responses: send the whole conversation as 'input'"
 
 
-def chat_request(body: ResponsesRequest) -> Asked:
+def chat_request(body: ResponsesRequest) -> RenamedRequest:
     """The conversation and its parameters. Raises ApiError for what cannot be honoured."""
     _refuse(body)
     include = body.include or []
@@ -69,7 +69,7 @@ def chat_request(body: ResponsesRequest) -> Asked:
         chat_template_kwargs=body.chat_template_kwargs,
     )
     flat = {f"tools[{place}].function": f"tools[{place}]" for place in range(len(tools))}
-    return Asked(request, {**_NAMES, **turns.names, **flat})
+    return RenamedRequest(request, {**_NAMES, **turns.names, **flat})
 
 
 def _refuse(body: ResponsesRequest) -> None:
@@ -135,17 +135,17 @@ def _choice(choice: str | FlatToolChoice | None) -> str | NamedToolChoice | None
     return NamedToolChoice("allowed_tools", allowed_tools=AllowedTools(choice.mode or "", allowed))
 
 
-def _format(asked: TextFormat) -> ResponseFormat:
-    if asked.type not in ("text", "json_object", "json_schema"):
+def _format(format: TextFormat) -> ResponseFormat:
+    if format.type not in ("text", "json_object", "json_schema"):
         at = "text.format.type"
-        raise unsupported(at, f"Unsupported value: '{at}' does not support '{asked.type[:100]}'.")
-    if asked.type == "json_schema":
-        if asked.name is None:
+        raise unsupported(at, f"Unsupported value: '{at}' does not support '{format.type[:100]}'.")
+    if format.type == "json_schema":
+        if format.name is None:
             raise missing("text.format.name")
-        schema = JsonSchemaFormat(asked.name, asked.schema, asked.description, asked.strict)
+        schema = JsonSchemaFormat(format.name, format.schema, format.description, format.strict)
         return ResponseFormat("json_schema", schema)
     for field in ("name", "schema", "description", "strict"):
-        if given(getattr(asked, field)):
+        if given(getattr(format, field)):
             at = f"text.format.{field}"
             raise bad_request(f"'{at}' is only allowed where the type is 'json_schema'.", at)
-    return ResponseFormat(asked.type)
+    return ResponseFormat(format.type)

@@ -1,4 +1,4 @@
-"""What the endpoints share: from a request's bytes to what the engine is asked."""
+"""What the endpoints share: from a request's bytes to the engine's request."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.answer_reading import AnswerReading
-from kvasir_engine.api.auth import ApiKeys, narrowed
+from kvasir_engine.api.auth import ApiKeys, salt_within
 from kvasir_engine.api.caller import CALLER, Caller
 from kvasir_engine.api.chat_template import TemplateError
 from kvasir_engine.api.detokenizer import Detokenizer
@@ -56,19 +56,19 @@ class Service:
 
     @property
     def most(self) -> int:
-        """Most tokens of a prompt, as far as known."""
+        """The maximum number of tokens of a prompt, as far as known."""
         return self.client.max_length or MOST_LENGTH
 
     @property
     def most_bytes(self) -> int:
-        """Of a request's body."""
+        """The maximum size of a request's body, in bytes."""
         return most_body_bytes(self.client.max_length)
 
     async def read(self, request: Request, kind: type[B]) -> B:
         return await read_body(request, kind, self.most_bytes, self.off_loop)
 
     def caller(self, request: Request, key_header: str | None = None) -> Caller:
-        """Who asks, by the `Authorization` header, or the header that holds the bare key. Raises ApiError."""
+        """The caller by the `Authorization` header, or the header with the bare key. Raises ApiError."""
         known = request.scope.get(CALLER)
         if isinstance(known, Caller):
             return known
@@ -93,7 +93,7 @@ class Service:
             )
 
     async def check_ready(self, request: Request) -> None:
-        """Refuse a request that no engine will take soon. Until one does, the client may leave."""
+        """Wait until an engine is ready, as long as the client stays. Raises ApiError when none will be soon."""
         reason = await while_client_stays(request, self.client.wait_ready())
         if reason is not None:
             message = f"The model is not ready to serve: {reason}."
@@ -108,10 +108,10 @@ class Service:
         how: Rendering = AS_USUAL,
         around: bool | None = None,
     ) -> list[int]:
-        """The tokens of a prompt, the last ones of `truncate`, unless it is too long or the client leaves.
+        """The tokens of a prompt, cut to the last ones by `truncate`. Raises ApiError for one that is too long.
 
-        `around`: with what the model puts around every text; by default around prompts, not around messages.
-        Raises ApiError.
+        `around`: with what the model puts around every text; by default around prompts, not around messages. Raises
+        ApiError when the client disconnects, too.
         """
         longest, most = self.model.tokenizer.longest, self.most
         characters = len(text) if isinstance(text, str) else characters_of(text)
@@ -141,7 +141,7 @@ class Service:
             raise ApiError(400, message, code="invalid_value", param=param) from None
 
     async def check_grammar(self, request: Request, params: Params) -> None:
-        """Refuse a grammar that cannot be compiled. Raises ApiError."""
+        """Raise ApiError for a grammar that cannot be compiled."""
         grammar = params.sampling.grammar
         if grammar is None:
             return
@@ -155,7 +155,7 @@ class Service:
             ) from None
 
     def last(self, tokens: list[int], count: int) -> list[int]:
-        """The last `count` of them; -1: as many as leave room for one more."""
+        """The last `count` tokens; -1: as many as leave room for one more."""
         return tokens[-(count if count > 0 else self.most - 1) :]
 
     async def prompt(self, request: Request, prompt: str | list[int], truncate: int | None) -> list[int]:
@@ -167,10 +167,10 @@ class Service:
         check_tokens(tokens, self.model.vocab_size, self.most)
         return tokens
 
-    def text(self, asked: str | list[int], tokens: list[int], truncate: int | None) -> str:
-        """A prompt as it is echoed: what was asked, or the text of the tokens that count."""
-        if isinstance(asked, str) and truncate is None:
-            return asked
+    def text(self, prompt: str | list[int], tokens: list[int], truncate: int | None) -> str:
+        """A prompt as it is echoed: as it was sent, or the text of its truncated tokens."""
+        if isinstance(prompt, str) and truncate is None:
+            return prompt
         return b"".join(map(self.model.tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
 
     def choices(
@@ -195,7 +195,7 @@ class Service:
                 sampling = msgspec.structs.replace(params.sampling, max_tokens=most, seed=seed, logprob_start=start)
                 vocabulary = self.model.tokenizer if reading is None else reading.vocabulary
                 detokenizer = Detokenizer(vocabulary, params.stop, sampling.min_tokens)
-                tenant = narrowed(caller.salt, params.cache_salt)
+                tenant = salt_within(caller.salt, params.cache_salt)
                 priority = min(params.priority + caller.behind, MOST_PRIORITY)
                 request = GenerateRequest(f"{id}-{index}", tokens, sampling, tenant, priority)
                 parser = None if reading is None else reading.parser()

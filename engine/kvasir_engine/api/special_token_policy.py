@@ -1,12 +1,13 @@
-"""Where clients' texts may hold special tokens, as the command line says it."""
+"""The flag for special tokens in clients' texts."""
 
 from typing import Literal, get_args
 
 from kvasir_engine.errors import UserError
 
 ParseSpecial = Literal["none", "prompts", "all"]
-"""Where the name of a special token in a client's text is that token: nowhere, in the prompts of completions (as
-those who write their own templates need it), or in messages too."""
+"""Where the name of a special token in a client's text is that token: nowhere, in the prompts of completions (for
+clients that write their own templates), or in messages too.
+"""
 
 PARSE_HELP = (
     "where special tokens in clients' texts are tokens: none, prompts (of completions) or all (messages too)"

@@ -1,8 +1,8 @@
-"""Special tokens in what users write, told apart from the markers that a chat template writes. Pure.
+"""Separates special tokens in users' text from the markers that a chat template writes. Pure.
 
-A user's `<|im_end|>` gets a character behind its first that no text has and that survives what templates do with
-text (strip, split, join). It is taken out when the rendered text has been split at the markers that are left: the
-template's own.
+A user's `<|im_end|>` gets a character inserted after its first one; no text has that character, and it survives
+what templates do with text (strip, split, join). It is removed after the rendered text was split at the remaining
+markers, which are the template's own.
 """
 
 import re
@@ -14,11 +14,11 @@ from typing import Any
 _NONCHARACTERS = [chr(each) for each in range(0xFDD0, 0xFDF0)]
 
 Segment = str | int
-"""A text to be encoded as text, or a token."""
+"""A text to encode, or a token."""
 
 
 class Unmarkable(Exception):
-    """The texts use every noncharacter that there is."""
+    """The texts use all noncharacters."""
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -51,16 +51,16 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Strips:
-    """The markers that take the whitespace before or after them with them."""
+    """The markers that absorb the whitespace before or after them."""
 
     before: frozenset[str] = frozenset()
     after: frozenset[str] = frozenset()
 
 
 class Markers:
-    """The tokens that mean something by their names: `special` ones, and `others` in brackets such as `<think>`.
+    """The tokens whose names have a meaning: `special` ones, and `others` in brackets such as `<think>`.
 
-    What assistants said may hold the others: the model wrote them, and templates look for them.
+    Assistants' messages may have the others: the model wrote them, and templates look for them.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class Markers:
         self._all = {**others, **self._special}
 
     def escape(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
-        """The messages with the markers in them broken up, and by which character; None if there are none.
+        """The messages with their markers broken up, and the character used; None if there are none.
 
-        Keys and values at any depth are texts. Raises Unmarkable.
+        Keys and values at any depth are escaped. Raises Unmarkable.
         """
         texts = [text for message in messages for text in _texts(message)]
         whole = "\n".join(texts)
@@ -95,7 +95,7 @@ class Markers:
         return [name for name in names if any(name in text for text in texts)]
 
     def split(self, rendered: str, mark: str) -> list[Segment]:
-        """The template's markers as tokens, and the text between them as it was before `escape`."""
+        """The template's markers as tokens, and the unescaped text between them."""
         segments: list[Segment] = []
         at, last = 0, ""
         present = [name for name in self._all if name in rendered]

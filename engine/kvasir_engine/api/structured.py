@@ -1,4 +1,4 @@
-"""What a request wants its text to be: from the fields of OpenAI's API and vLLM's to one grammar. Pure."""
+"""Turns the fields of OpenAI's API and vLLM's that constrain the text into one grammar. Pure."""
 
 import json
 from collections.abc import Iterator
@@ -18,13 +18,15 @@ _OF_JSON = ("json_schema", "json_object", "structural_tag")
 
 
 def grammar_of(request: CommonRequest, whitespace: str | None = None) -> tuple[str, Grammar] | None:
-    """The field that constrains the text, and the grammar; `whitespace` is that of JSON where the request says
-    nothing of it. Raises ApiError, where there are two as well.
+    """The field that constrains the text, and its grammar; `whitespace` is JSON's where the request does not set
+    it.
+
+    Raises ApiError, also where two fields constrain the text.
     """
     backend = request.guided_decoding_backend
     if backend is not None and backend not in BACKENDS:
         raise unsupported("guided_decoding_backend")
-    found = list(_asked(request))
+    found = list(_grammars(request))
     if len(found) > 1:
         (first, _), (second, _) = found[:2]
         raise bad_request(f"Only one of '{first}' and '{second}' may constrain the text.", second)
@@ -35,15 +37,15 @@ def grammar_of(request: CommonRequest, whitespace: str | None = None) -> tuple[s
         return None
     field, grammar = found[0]
     short(field, grammar.source, MOST_GRAMMAR_CHARACTERS)
-    asked = request.structured_outputs
-    says = asked is not None and asked.disable_any_whitespace is not None
+    options = request.structured_outputs
+    says = options is not None and options.disable_any_whitespace is not None
     if grammar.whitespace is None and grammar.kind in _OF_JSON and not says:
         grammar = msgspec.structs.replace(grammar, whitespace=whitespace)
     return field, grammar
 
 
 def refused(field: str, error: GrammarError) -> ApiError:
-    """The answer to a grammar that cannot be served; `field` is the request's."""
+    """The error for a grammar that cannot be served; `field` is the request's."""
     where = field
     if error.part == "whitespace":
         prefix = "guided_" if field.startswith("guided_") else "structured_outputs."
@@ -52,7 +54,8 @@ def refused(field: str, error: GrammarError) -> ApiError:
     return bad_request(f"Invalid '{where}'{inside}: {error.reason}.", where, "invalid_grammar")
 
 
-def _asked(request: CommonRequest) -> Iterator[tuple[str, Grammar]]:
+def _grammars(request: CommonRequest) -> Iterator[tuple[str, Grammar]]:
+    """Each field of the request that has a grammar, and the grammar."""
     if request.response_format is not None:
         formatted = _response_format(request.response_format)
         if formatted is not None:
@@ -73,46 +76,48 @@ def _asked(request: CommonRequest) -> Iterator[tuple[str, Grammar]]:
         yield f"guided_{field}", grammar
 
 
-def _response_format(asked: ResponseFormat) -> tuple[str, Grammar] | None:
+def _response_format(format: ResponseFormat) -> tuple[str, Grammar] | None:
     name = "response_format"
-    tags = {key: getattr(asked, key) for key in ("structures", "triggers", "format") if given(getattr(asked, key))}
-    for key in [*tags, *(["json_schema"] if asked.json_schema is not None else [])]:
+    tags = {
+        key: getattr(format, key) for key in ("structures", "triggers", "format") if given(getattr(format, key))
+    }
+    for key in [*tags, *(["json_schema"] if format.json_schema is not None else [])]:
         kind = "json_schema" if key == "json_schema" else "structural_tag"
-        if asked.type != kind:
+        if format.type != kind:
             raise bad_request(f"'{name}.{key}' is only allowed where the type is '{kind}'.", f"{name}.{key}")
-    match asked.type:
+    match format.type:
         case "text":
             return None
         case "json_object":
             return name, Grammar("json_object")
         case "json_schema":
-            if asked.json_schema is None:
+            if format.json_schema is None:
                 raise missing(f"{name}.json_schema")
-            if not given(asked.json_schema.schema):
+            if not given(format.json_schema.schema):
                 raise missing(f"{name}.json_schema.schema")
-            return f"{name}.json_schema.schema", Grammar("json_schema", _json(asked.json_schema.schema))
+            return f"{name}.json_schema.schema", Grammar("json_schema", _json(format.json_schema.schema))
         case "structural_tag":
-            return name, Grammar("structural_tag", _json(msgspec.json.encode({"type": asked.type, **tags})))
+            return name, Grammar("structural_tag", _json(msgspec.json.encode({"type": format.type, **tags})))
     raise unsupported(f"{name}.type")
 
 
-def _structured_outputs(asked: StructuredOutputs) -> tuple[str, Grammar]:
+def _structured_outputs(options: StructuredOutputs) -> tuple[str, Grammar]:
     name = "structured_outputs"
-    if asked.disable_additional_properties:
+    if options.disable_additional_properties:
         raise unsupported(f"{name}.disable_additional_properties")
-    whitespace = _pattern(f"{name}.", asked.whitespace_pattern)
-    if asked.disable_any_whitespace:
+    whitespace = _pattern(f"{name}.", options.whitespace_pattern)
+    if options.disable_any_whitespace:
         if whitespace is not None:
             field = f"{name}.whitespace_pattern"
             raise bad_request(f"'{field}' is not allowed with 'disable_any_whitespace'.", field)
         whitespace = COMPACT
-    found = list(_fields(asked, whitespace))
+    found = list(_fields(options, whitespace))
     if len(found) != 1:
         fields = "json, regex, choice, grammar, json_object, structural_tag"
         raise bad_request(f"'{name}' needs exactly one of {fields}.", name)
     field, grammar = found[0]
     if whitespace is not None and grammar.whitespace is None:
-        field = "whitespace_pattern" if asked.whitespace_pattern is not None else "disable_any_whitespace"
+        field = "whitespace_pattern" if options.whitespace_pattern is not None else "disable_any_whitespace"
         raise bad_request(f"'{name}.{field}' is only allowed with JSON.", f"{name}.{field}")
     return f"{name}.{field}", grammar
 
@@ -122,23 +127,23 @@ def _pattern(prefix: str, pattern: str | None) -> str | None:
     return pattern
 
 
-def _fields(asked: StructuredOutputs, whitespace: str | None) -> Iterator[tuple[str, Grammar]]:
-    if given(asked.json):
-        yield "json", Grammar("json_schema", _schema(asked.json), whitespace)
-    if asked.regex is not None:
-        yield "regex", Grammar("regex", asked.regex)
-    if asked.choice is not None:
-        yield "choice", Grammar("choice", json.dumps(asked.choice, ensure_ascii=False))
-    if asked.grammar is not None:
-        yield "grammar", Grammar("ebnf", asked.grammar)
-    if asked.json_object:
+def _fields(options: StructuredOutputs, whitespace: str | None) -> Iterator[tuple[str, Grammar]]:
+    if given(options.json):
+        yield "json", Grammar("json_schema", _schema(options.json), whitespace)
+    if options.regex is not None:
+        yield "regex", Grammar("regex", options.regex)
+    if options.choice is not None:
+        yield "choice", Grammar("choice", json.dumps(options.choice, ensure_ascii=False))
+    if options.grammar is not None:
+        yield "grammar", Grammar("ebnf", options.grammar)
+    if options.json_object:
         yield "json_object", Grammar("json_object", "", whitespace)
-    if given(asked.structural_tag):
-        yield "structural_tag", Grammar("structural_tag", _schema(asked.structural_tag), whitespace)
+    if given(options.structural_tag):
+        yield "structural_tag", Grammar("structural_tag", _schema(options.structural_tag), whitespace)
 
 
 def _schema(value: Json) -> str:
-    """A schema, which may be JSON in a text."""
+    """A schema, given as JSON or as a string of JSON."""
     text = _json(value)
     if text.lstrip().startswith('"'):
         inner: str = msgspec.json.decode(text, type=str)

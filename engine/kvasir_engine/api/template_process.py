@@ -1,7 +1,7 @@
-"""The process that renders chat templates: a model's author wrote them, so they get little time and memory.
+"""The process that renders chat templates, with little time and memory: a model's author wrote them.
 
-Reads requests from stdin and answers on stdout, each a length of four bytes and as much JSON. It ends with
-its stdin.
+Reads requests from stdin and answers on stdout, each a length of four bytes and as much JSON. It ends at the end of
+stdin.
 """
 
 import json
@@ -62,7 +62,7 @@ def _render(request: dict[str, Any]) -> dict[str, str]:
 
 
 def allow_memory(more: int) -> None:
-    """From now on the process's address space grows by `more` bytes at most."""
+    """Limit the growth of the process's address space to `more` bytes from now on."""
     with open("/proc/self/statm") as stream:
         size = int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))

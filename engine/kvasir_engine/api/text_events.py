@@ -1,24 +1,24 @@
-"""Events that differ from one another in a text alone: all else is encoded once."""
+"""Encodes events that differ only in a text: everything else is encoded once."""
 
 from collections.abc import Callable
 
 import msgspec
 
 PLACE = "\x00kvasir\x00"
-"""Stands for the text. No model's name or id has it: they are encoded with it, and hold no zero byte."""
+"""A placeholder for the text. No model's name or id has it: they are encoded too, without zero bytes."""
 _ENCODED = msgspec.json.encode(PLACE)
 _encode = msgspec.json.Encoder().encode
 
 
 class TextEvents:
-    """The chunks of one answer. `chunk` is that of a choice, with `PLACE` for its text."""
+    """The chunks of one answer. `chunk` is a choice's chunk with `PLACE` for its text."""
 
     def __init__(self, chunk: Callable[[int], msgspec.Struct]) -> None:
         self._chunk = chunk
         self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def event(self, index: int, text: str) -> bytes:
-        """The same bytes as those of the whole chunk, encoded."""
+        """The bytes of the whole chunk, encoded."""
         around = self._around.get(index)
         if around is None:
             before, _, after = msgspec.json.encode(self._chunk(index)).rpartition(_ENCODED)

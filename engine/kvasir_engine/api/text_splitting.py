@@ -1,10 +1,10 @@
-"""Where a long text may be cut so that its parts' tokens are the whole's. Pure."""
+"""Finds places where a long text can be cut without changing its tokens. Pure."""
 
 import re
 from collections.abc import Callable, Sequence
 
 PIECE = 32_768
-"""Characters that are encoded at once, where the text has a place to cut it at."""
+"""Characters that are encoded at once, where the text has a safe place for a cut."""
 MOST_PIECE = 4 * PIECE
 _LOOK_BACK = 4096
 _MOST_TRIED = 16
@@ -18,21 +18,21 @@ Encode = Callable[[str], Sequence[int]]
 
 
 def _apart(text: str, at: int, encode: Encode) -> bool:
-    """Whether the tokens around `at` are the same when the text is cut there."""
+    """Whether a cut at `at` leaves the tokens around it unchanged."""
     left, right = text[max(0, at - _WINDOW) : at], text[at : at + _WINDOW]
     return [*encode(left), *encode(right)] == list(encode(left + right))
 
 
 def divisible(encode: Encode) -> bool:
-    """Whether texts can be cut: not where the tokenizer puts something before every text."""
+    """Whether texts can be cut: not where the tokenizer adds a prefix to every text."""
     return all(_apart(_PROBE, match.end(), encode) for match in _PLACES.finditer(_PROBE))
 
 
 def end_of_piece(text: str, start: int, encode: Encode) -> int:
-    """Where to cut `text` next, `MOST_PIECE` characters after `start` at most.
+    """Where to cut `text` next, at most `MOST_PIECE` characters after `start`.
 
-    A run of that many characters without a place to cut it at, a number or one word, is cut all the same: its
-    tokens still make up the text, though another one or two may.
+    A run of that many characters without a safe place, a number or one word, is cut all the same: its tokens still
+    make up the text, though one or two may differ.
     """
     for length in range(PIECE, MOST_PIECE + 1, PIECE):
         end = start + length

@@ -1,7 +1,7 @@
-"""Text to tokens and back, for one model folder.
+"""Tokenizes and detokenizes text for one model folder.
 
-Everything here may be called from several threads at once: encoding goes to the Rust tokenizer, which holds no
-state, and not through transformers' call path, which changes truncation and padding settings on the way.
+All functions are thread-safe: encoding uses the stateless Rust tokenizer, and not transformers' call path, which
+changes truncation and padding settings.
 """
 
 import json
@@ -24,11 +24,11 @@ from kvasir_engine.errors import UserError
 
 
 class TokenizerError(UserError):
-    """The model folder has no tokenizer that can be served from; the message is one sentence for the user."""
+    """The model folder has no usable tokenizer; the message is one sentence for the user."""
 
 
 class UnusedName(Exception):
-    """The chat template does not show the name of the message at `place`."""
+    """The chat template ignores the name of the message at `place`."""
 
     def __init__(self, place: int) -> None:
         super().__init__(place)
@@ -36,7 +36,7 @@ class UnusedName(Exception):
 
 
 class TokenBytes(Protocol):
-    """What turning tokens into text needs."""
+    """The interface for detokenizing."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that `token` adds to the text; none for a special token or one outside the vocabulary."""
@@ -70,7 +70,7 @@ def _in_brackets(name: str) -> bool:
 
 
 def _without_markers(described: Mapping[str, Any], markers: Mapping[str, int]) -> Any:
-    """The tokenizer to which special tokens and `markers` are text like any other."""
+    """The tokenizer with special tokens and `markers` as plain text."""
     from tokenizers import Tokenizer as Backend
 
     added = [
@@ -82,7 +82,7 @@ def _without_markers(described: Mapping[str, Any], markers: Mapping[str, int]) -
 
 
 def _continuing(part: Any) -> Any:
-    """A tokenizer's part that puts nothing before a text: it goes on from another."""
+    """A part of a tokenizer, changed to add no prefix: the text continues another."""
     if isinstance(part, list):
         return [kept for kept in map(_continuing, part) if kept is not None]
     if not isinstance(part, dict):
@@ -100,8 +100,8 @@ def _continuing(part: Any) -> Any:
 class Tokenizer:
     """A byte-level (GPT-2, Llama 3, Qwen, SmolLM) or SentencePiece-like (Llama 2, Mistral) tokenizer.
 
-    Takes a transformers tokenizer backed by a `tokenizer.json`. Raises TokenizerError for any other kind: their
-    tokens have no bytes of their own, so text could not be streamed exactly.
+    Takes a transformers tokenizer with a `tokenizer.json`. Raises TokenizerError for any other kind: their tokens
+    have no bytes of their own, so text could not be streamed exactly.
     """
 
     def __init__(self, hf_tokenizer: Any, parse_special: ParseSpecial = "prompts") -> None:
@@ -146,7 +146,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, parse_special: ParseSpecial = "prompts") -> "Tokenizer":
-        """The tokenizer of a Hugging Face folder. The first in a process takes seconds: transformers' imports."""
+        """The tokenizer of a Hugging Face folder. The first call takes seconds: it imports transformers."""
         from transformers import AutoTokenizer
 
         try:
@@ -161,7 +161,7 @@ class Tokenizer:
             raise TokenizerError(f"cannot load a tokenizer from {folder}: {first}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a plain prompt, with what the model puts before every text (a BOS token, or nothing)."""
+        """Tokens of a plain prompt, with the model's prefix for every text (a BOS token, or nothing)."""
         return self.plain(text).run()
 
     def chat(self, messages: Sequence[Mapping[str, Any]], how: Rendering = AS_USUAL) -> list[int]:
@@ -169,11 +169,13 @@ class Tokenizer:
         return self.rendered(messages, how).run()
 
     def bare(self, text: str) -> list[int]:
-        """Tokens of a short text alone: nothing is put around it, and no name in it is a special token."""
+        """Tokens of a short text alone: without prefix and suffix, and with names of special tokens
+        as plain text.
+        """
         return self._ids(self._as_text, text)
 
     def plain(self, text: str, around: bool = True) -> Encoding:
-        """The encoding of a plain prompt, not begun; without `around` nothing is put before and after it."""
+        """The encoding of a plain prompt, not started; without `around` it has no prefix and suffix."""
         before, after = self._around if around else ([], [])
         backend = self._as_text if self._parse_special == "none" else self._backend
         return self._encoding(backend, [*before, text, *after])
@@ -203,7 +205,7 @@ class Tokenizer:
         return self._encoding(self._as_text, [*before, *self._markers.split(text, mark), *after])
 
     def check_template(self) -> None:
-        """Raise TokenizerError when the chat template takes more than it may of a short message."""
+        """Raise TokenizerError when the chat template exceeds its limits for a short message."""
         try:
             if self.has_chat_template:
                 self._render([{"role": "user", "content": "Hello"}], AS_USUAL)
@@ -240,8 +242,8 @@ class Tokenizer:
                 raise UnusedName(place)
 
     def continuation(self) -> Callable[[str], list[int]]:
-        """What gives the tokens of a text that goes on from another: nothing is put before it, no name in it is a
-        special token, and the other added tokens are what they are in any text.
+        """A function that tokenizes a text that continues another: without prefix, with names of special tokens as
+        plain text, and with the other added tokens as in any text.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -271,7 +273,7 @@ class Tokenizer:
         return ids
 
     def _put_around(self) -> tuple[list[int], list[int]]:
-        """What the model puts before and after every text."""
+        """The model's prefix and suffix of every text."""
         bare = self._ids(self._backend, "a")
         whole: list[int] = self._backend.encode("a").ids
         for at in range(len(whole) if bare else 0):
@@ -280,7 +282,7 @@ class Tokenizer:
         return whole, []
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, with special ones by their names; what is no whole character is replaced."""
+        """The text of tokens, special ones by name; incomplete characters are replaced."""
         parts = [self.token_bytes(each) or self._special_name(each) for each in tokens]
         return b"".join(parts).decode("utf-8", "replace")
 
@@ -328,12 +330,12 @@ class ServedModel:
 
     @cached_property
     def output(self) -> OutputFormat:
-        """How its answers are to be read."""
+        """The format of the model's answers."""
         return output_format(self.tokenizer.template, self.parsers.tools, self.parsers.reasoning)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder; empty where there is none. Raises TokenizerError."""
+    """A JSON object of a model folder; empty if the file is missing. Raises TokenizerError."""
     try:
         loaded = json.loads(path.read_text())
     except FileNotFoundError:
@@ -356,7 +358,7 @@ def _ids(value: object) -> list[int]:
 def load_served_model(
     folder: Path, name: str, parse_special: ParseSpecial = "prompts", parsers: Parsers = AUTO
 ) -> ServedModel:
-    """What the front end needs of a resolved model folder. Raises TokenizerError."""
+    """The front end's view of a resolved model folder. Raises TokenizerError."""
     tokenizer = Tokenizer.load(folder, parse_special)
     tokenizer.check_template()
     return served_by(tokenizer, folder, name, parsers)

@@ -1,4 +1,4 @@
-"""The tool calls and answers in a conversation, checked, as chat templates take them. Pure."""
+"""Checks the tool calls and results in a conversation, and converts them for chat templates. Pure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ MOST_NAME = 256
 
 
 class ToolHistory:
-    """Reads messages in order, and knows which calls an answer may be to."""
+    """Reads messages in order, and knows which calls still need a result."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}  # of the functions called, by the call's id
 
     def more(self, message: ChatMessage, at: str) -> dict[str, Any]:
-        """What a message has beside role and content. Raises ApiError."""
+        """A message's fields other than role and content. Raises ApiError."""
         if message.tool_calls and message.role != "assistant":
             field = f"{at}.tool_calls"
             raise bad_request(f"Invalid '{field}': only assistants' messages have any.", field)

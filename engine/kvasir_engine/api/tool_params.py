@@ -1,4 +1,4 @@
-"""The tools of a request: what is wrong with them, and how the model may use them. Pure."""
+"""Checks the tools of a request, and how the model may use them. Pure."""
 
 import json
 import re
@@ -16,7 +16,7 @@ MOST_DESCRIPTION = 16_384
 MOST_PARAMETERS = 65_536
 MOST_TOOL_CHARACTERS = 1 << 20
 MOST_NODES = 4096
-"""Objects and arrays in all schemas of a request: checking one takes a fraction of a millisecond."""
+"""Most objects and arrays in all schemas of a request: checking one takes a fraction of a millisecond."""
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 Choice = Literal["none", "auto", "required", "named"]
@@ -24,7 +24,7 @@ Choice = Literal["none", "auto", "required", "named"]
 
 @dataclass(frozen=True)
 class FunctionTool:
-    """A function that the model may call; `parameters` is a JSON schema, `strict` whether it has to be kept to."""
+    """A function that the model may call; `parameters` is a JSON schema, `strict` whether it is enforced."""
 
     name: str
     description: str | None
@@ -32,7 +32,7 @@ class FunctionTool:
     strict: bool
 
     def described(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """The tool in the form of chat templates."""
         function: dict[str, Any] = {"name": self.name}
         if self.description is not None:
             function["description"] = self.description
@@ -41,14 +41,14 @@ class FunctionTool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Of the arguments: a function without parameters has none."""
+        """The schema of the arguments; a function without parameters takes none."""
         return {"type": "object", "properties": {}} if self.parameters is None else self.parameters
 
 
 @dataclass(frozen=True)
 class ToolUse:
-    """The tools of one request. `callable` are those that may be called: one alone where it is named, some where
-    only these are allowed.
+    """The tools of one request. `callable` are those that may be called: one if it is named, several if only these
+    are allowed.
     """
 
     tools: tuple[FunctionTool, ...]
@@ -58,19 +58,19 @@ class ToolUse:
 
     @property
     def forced(self) -> bool:
-        """Whether there has to be a call."""
+        """Whether a call is required."""
         return self.choice in ("required", "named")
 
     @property
     def strict(self) -> bool:
-        """Whether what begins as a call has to be one: a tool is strict, or not all may be called."""
+        """Whether the beginning of a call must become a call: a tool is strict, or not all may be called."""
         return len(self.callable) < len(self.tools) or any(tool.strict for tool in self.callable)
 
 
 def tool_use(request: ChatRequest) -> ToolUse | None:
-    """The tools that the model is told of; None if there are none, or none may be called. Raises ApiError.
+    """The tools that the template shows; None if there are none, or none may be called. Raises ApiError.
 
-    With a `tool_choice` of none the model is not told of any: it could call them.
+    A `tool_choice` of none shows no tools: the model could call them.
     """
     choice, allowed = _choice(request.tool_choice)
     if not request.tools:
@@ -119,48 +119,48 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
     return ToolUse(tuple(tools), choice, callable, request.parallel_tool_calls is not False)
 
 
-def _choice(asked: str | NamedToolChoice | None) -> tuple[Choice, Sequence[str] | None]:
-    """How a call is chosen, and the names of the functions that may be called; None: all."""
-    if asked is None:
+def _choice(choice: str | NamedToolChoice | None) -> tuple[Choice, Sequence[str] | None]:
+    """The kind of choice, and the names of the callable functions; None: all."""
+    if choice is None:
         return "auto", None
-    if isinstance(asked, str):
+    if isinstance(choice, str):
         for known in ("none", "auto", "required"):
-            if asked == known:
+            if choice == known:
                 return known, None
         raise bad_request(
-            f"Invalid value for 'tool_choice': {asked[:100]!r} is not 'none', 'auto', 'required' or a function.",
+            f"Invalid value for 'tool_choice': {choice[:100]!r} is not 'none', 'auto', 'required' or a function.",
             "tool_choice",
         )
-    if asked.type not in ("function", "allowed_tools"):
+    if choice.type not in ("function", "allowed_tools"):
         at = "tool_choice.type"
-        raise unsupported(at, f"Unsupported value: '{at}' does not support {asked.type[:100]!r}.")
+        raise unsupported(at, f"Unsupported value: '{at}' does not support {choice.type[:100]!r}.")
     for name, value in (
-        ("function", asked.function),
-        ("custom", asked.custom),
-        ("allowed_tools", asked.allowed_tools),
+        ("function", choice.function),
+        ("custom", choice.custom),
+        ("allowed_tools", choice.allowed_tools),
     ):
         field = f"tool_choice.{name}"
-        if value is None and name == asked.type:
+        if value is None and name == choice.type:
             raise bad_request(f"Missing required parameter: '{field}'.", field, "missing_required_parameter")
-        if value is not None and name != asked.type:
+        if value is not None and name != choice.type:
             raise bad_request(f"Unknown parameter: '{field}'.", field, "unknown_parameter")
-    if asked.allowed_tools is not None:
-        return _allowed(asked.allowed_tools)
-    assert asked.function is not None
-    short("tool_choice.function.name", asked.function.name, 64)
-    return "named", (asked.function.name,)
+    if choice.allowed_tools is not None:
+        return _allowed(choice.allowed_tools)
+    assert choice.function is not None
+    short("tool_choice.function.name", choice.function.name, 64)
+    return "named", (choice.function.name,)
 
 
-def _allowed(asked: AllowedTools) -> tuple[Choice, Sequence[str]]:
+def _allowed(choice: AllowedTools) -> tuple[Choice, Sequence[str]]:
     at = "tool_choice.allowed_tools"
-    if asked.mode not in ("auto", "required"):
-        message = f"Invalid value for '{at}.mode': {asked.mode[:100]!r} is not 'auto' or 'required'."
+    if choice.mode not in ("auto", "required"):
+        message = f"Invalid value for '{at}.mode': {choice.mode[:100]!r} is not 'auto' or 'required'."
         raise bad_request(message, f"{at}.mode")
-    if not asked.tools:
+    if not choice.tools:
         raise bad_request(f"Invalid '{at}.tools': it cannot be empty.", f"{at}.tools")
-    few(f"{at}.tools", len(asked.tools), MOST_TOOLS)
+    few(f"{at}.tools", len(choice.tools), MOST_TOOLS)
     names = []
-    for place, tool in enumerate(asked.tools):
+    for place, tool in enumerate(choice.tools):
         field = f"{at}.tools[{place}]"
         if tool.type != "function" or tool.custom is not None:
             raise unsupported(
@@ -171,11 +171,11 @@ def _allowed(asked: AllowedTools) -> tuple[Choice, Sequence[str]]:
             raise bad_request(f"Missing required parameter: '{field}'.", field, "missing_required_parameter")
         short(f"{field}.function.name", tool.function.name, 64)
         names.append(tool.function.name)
-    return ("auto" if asked.mode == "auto" else "required"), names
+    return ("auto" if choice.mode == "auto" else "required"), names
 
 
 def _check(function: FunctionDefinition, at: str, before: Sequence[str]) -> int:
-    """Refuse a function that cannot be offered. Its size in characters."""
+    """Refuse a bad function. Returns its size in characters."""
     if not _NAME.fullmatch(function.name):
         shown = function.name if len(function.name) <= 80 else function.name[:80] + "..."
         raise bad_request(

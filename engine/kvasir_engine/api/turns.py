@@ -1,4 +1,4 @@
-"""A conversation of another API as a chat's messages, and what the chat's fields are called there. Pure."""
+"""Converts a conversation of another API to chat messages, and maps the names of fields. Pure."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from kvasir_engine.api.schemas import CalledFunction, ChatMessage, MessageToolCa
 
 @dataclass
 class OpenTurn:
-    """One message, while its parts come."""
+    """One message while its parts are added."""
 
     role: str
     tool_call_id: str | None = None
@@ -16,7 +16,7 @@ class OpenTurn:
     calls: list[MessageToolCall] = field(default_factory=list)
 
     def message(self) -> ChatMessage:
-        """What a chat would have been asked with."""
+        """The chat message."""
         return ChatMessage(
             self.role,
             "\n".join(self.texts) if self.texts or not self.calls else None,
@@ -27,7 +27,7 @@ class OpenTurn:
 
 
 class Turns:
-    """Gathers messages in order. `names` has the other API's name of each message and call."""
+    """Collects messages in order. `names` has the other API's name of each message and call."""
 
     def __init__(self, field: str) -> None:
         self.names: dict[str, str] = {"messages": field}
@@ -36,22 +36,22 @@ class Turns:
 
     @property
     def last(self) -> OpenTurn | None:
-        """The one that the next part may belong to."""
+        """The message to which the next part may belong."""
         return self._turns[-1] if self._turns else None
 
     def begin(self, role: str, at: str, tool_call_id: str | None = None) -> OpenTurn:
-        """The next message; `at` is where its first part is."""
+        """Begin the next message; `at` is the name of its first part."""
         self.names[f"messages[{len(self._turns)}]"] = at
         self._turns.append(OpenTurn(role, tool_call_id))
         return self._turns[-1]
 
     def of(self, role: str, at: str) -> OpenTurn:
-        """The last message if it is of this role, or the next."""
+        """The last message if it has this role, or a new one."""
         last = self.last
         return last if last is not None and last.role == role else self.begin(role, at)
 
     def call(self, at: str, id: str, name: str, arguments: str) -> str:
-        """The assistant calls a function. The call's own name in a chat."""
+        """Add a call of a function by the assistant. Returns the call's name in the chat."""
         turn = self.of("assistant", at)
         message = f"messages[{len(self._turns) - 1}]"
         call = f"{message}.tool_calls[{len(turn.calls)}]"
@@ -60,10 +60,10 @@ class Turns:
         return call
 
     def result(self, at: str, id: str, text: str) -> str:
-        """What a call gave. The message's own name in a chat."""
+        """Add a call's result. Returns the message's name in the chat."""
         self.begin("tool", at, id).texts.append(text)
         return f"messages[{len(self._turns) - 1}]"
 
     def messages(self) -> list[ChatMessage]:
-        """All of them."""
+        """All messages."""
         return [turn.message() for turn in self._turns]

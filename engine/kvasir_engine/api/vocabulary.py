@@ -1,11 +1,11 @@
-"""A served model's tokens as grammars see them."""
+"""A served model's tokens for grammars."""
 
 from kvasir_engine.api.tokenizer import ServedModel
 from kvasir_engine.grammar.vocabulary import Vocabulary
 
 
 def vocabulary_of(model: ServedModel) -> Vocabulary:
-    """Takes a fraction of a second. Raises UnfitVocabulary for a model without a token that ends an answer."""
+    """The vocabulary; takes a fraction of a second. Raises UnfitVocabulary for a model without an end token."""
     tokenizer = model.tokenizer
     return Vocabulary(
         tokens=tuple(map(tokenizer.token_bytes, range(min(tokenizer.size, model.vocab_size)))),

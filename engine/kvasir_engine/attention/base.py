@@ -1,4 +1,4 @@
-"""What the model asks of attention: plan once a step, then run each layer."""
+"""The interface between the model and attention: plan once a step, then run each layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from kvasir_engine.kv.pool import KVPool
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What a backend has to know of a model, as far as a rank holds it; the pool's shape says the rest.
+    """The properties of a model that a backend needs, for one rank; the pool's shape has the rest.
 
-    `windows` gives for each layer how many tokens a query attends to, its own included; None: all before it. (A
-    window of W is FlashInfer's `window_left` W - 1, and None its -1.) Few values occur, so plan once for each.
+    `windows` has one entry a layer: the number of tokens that a query attends to, its own included; None: all
+    before it. (A window of W is FlashInfer's `window_left` W - 1, and None its -1.) The values are few, so plan
+    once for each.
     """
 
     heads: int
@@ -29,7 +30,7 @@ class AttentionBackend(Protocol):
     pool: KVPool
 
     def plan(self, batch: ForwardBatch) -> None:
-        """Compute all that the layers of this step share. The batch's pages must be in the pool."""
+        """Compute what the layers of this step share. The batch's pages must be in the pool."""
         ...
 
     def run(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -43,7 +44,7 @@ class AttentionBackend(Protocol):
 
 @runtime_checkable
 class SeparateStore(AttentionBackend, Protocol):
-    """One that can leave the store of new KV to whoever makes it: `run` is that store and `attend`."""
+    """A backend that lets another kernel store the new KV: `run` is that store followed by `attend`."""
 
     def new_rows(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the planned batch's new KV of `layer` goes: the pool as rows of head_dim elements, and of each new
@@ -54,22 +55,22 @@ class SeparateStore(AttentionBackend, Protocol):
         ...
 
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        """As `run`, the new KV being in the pool."""
+        """As `run`, but the new KV is already in the pool."""
         ...
 
 
 @runtime_checkable
 class GraphedAttention(AttentionBackend, Protocol):
-    """One whose `run` may be captured in CUDA graphs: it queues kernels only, with shapes that the host knows.
+    """A backend whose `run` can be captured in CUDA graphs: it only queues kernels, with shapes known on the host.
 
-    After `plan_graph`, `run` reads and writes the pool, its arguments and memory that the backend keeps for graphs,
-    and nothing else, so what was captured once is right after any later `plan_graph` of the same size.
+    After `plan_graph`, `run` reads and writes only the pool, its arguments and memory that the backend keeps for
+    graphs, so a captured graph stays valid after any later `plan_graph` of the same size.
     """
 
     def prepare_graphs(self, sizes: Sequence[int], longest: int) -> None:
-        """Take the memory for batches of `sizes` sequences with at most `longest` pages each."""
+        """Allocate the memory for batches of `sizes` sequences with at most `longest` pages each."""
         ...
 
     def plan_graph(self, batch: ForwardBatch) -> None:
-        """As `plan` for one of these sizes, of one new token a sequence."""
+        """As `plan`, for a batch of one of these sizes with one new token a sequence."""
         ...

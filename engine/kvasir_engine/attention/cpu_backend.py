@@ -1,4 +1,4 @@
-"""Attention on CPUs whose kernels read all sequences' pages in place."""
+"""Attention on CPUs with kernels that read the sequences' pages in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def usable(pool: KVPool, spec: AttentionSpec) -> bool:
-    """Whether CpuBackend can have this pool."""
+    """Whether CpuBackend supports this pool."""
     shape = pool.shape
     if pool.tensor.device.type != "cpu" or shape.dtype != torch.bfloat16 or unavailable_reason() is not None:
         return False
@@ -43,7 +43,7 @@ class CpuBackend:
         self._decoding = self._prefilling = False
 
     def keep(self, digests: KeptDigests) -> None:
-        """Digest what is stored from now on, before the first step."""
+        """Compute digests of all KV that is stored from now on. Call it before the first step."""
         from kvasir_engine.cpu_kernels.elementwise import KVStore
 
         self._store = KVStore(self.pool.tensor, digests)
@@ -70,14 +70,14 @@ class CpuBackend:
     def calls(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
     ) -> tuple[Call, Call, Call]:
-        """What `run` may run, as it is planned now: storing, decoding sequences, chunks."""
+        """The kernel calls of `run` by the present plan: storing, decoding sequences, chunks."""
         window = self._windows[layer] or 0
         chunks = self._prefill.call(layer, q, out, window)
         return self._store.call(layer, k, v), self._decode.call(layer, q, out, window), chunks
 
     @property
     def planned(self) -> tuple[Arguments, Arguments | None, Arguments | None]:
-        """What these begin with, for all layers alike; None for those that are not needed."""
+        """The arguments that these calls share in all layers; None for calls that are not needed."""
         decoding = self._decode.planned if self._decoding else None
         return self._store.planned, decoding, self._prefill.planned if self._prefilling else None
 

@@ -34,7 +34,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 
 def missing() -> str | None:
-    """Why FlashInfer cannot be used on this machine at all, or None."""
+    """Why this machine cannot use FlashInfer at all, or None."""
     if not torch.cuda.is_available():
         return "CUDA is not available"
     if importlib.util.find_spec("flashinfer") is None:
@@ -150,7 +150,7 @@ class FlashInferBackend:
         self._wrappers = {window: _Wrappers(decode, None) for window, decode in decodes.items()}
 
     def _first_rows(self, batch: ForwardBatch) -> torch.Tensor:
-        """Of each new token its row in `_rows` of the first layer and head, int64, on the host."""
+        """For each new token its row in `_rows` of the first layer and head, int64, on the host."""
         size = self.pool.page_size
         where = slots(batch, size)
         return where // size * self._page_rows + where % size

@@ -1,7 +1,7 @@
-"""Which of FlashInfer's kernels attend, by the GPU and the shape. Pure.
+"""Chooses FlashInfer's kernels by the GPU and the shape. Pure.
 
-What is chosen has to be compiled in: a pod has no compiler, and what an image lacks would fail at the first prompt.
-The choice is made when the model is loaded, so plans and graphs stay what they are.
+The choice must be compiled in: a pod has no compiler, so a kernel that the image lacks would fail at the first
+prompt. The choice is made when the model is loaded and does not change, so plans and graphs stay valid.
 """
 
 from typing import Literal

@@ -114,7 +114,7 @@ def plan(
     window: int | None,
     **more: bool,
 ) -> None:
-    """Tell a wrapper of FlashInfer's what to attend to: `rows` as its `plan` takes them, `more` beside them."""
+    """Plan one of FlashInfer's wrappers for `rows`; `more` are further arguments of its `plan`."""
     wrapper.plan(
         *rows,
         spec.heads,
@@ -130,5 +130,5 @@ def plan(
 
 
 def window_left(window: int | None) -> int:
-    """FlashInfer's count of a window: the tokens before a query's own; -1 for all."""
+    """FlashInfer's form of a window: the number of tokens before the query's own; -1 for all."""
     return -1 if window is None else window - 1

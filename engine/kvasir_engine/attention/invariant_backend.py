@@ -1,4 +1,6 @@
-"""Attention that has the same bits for a token in any batch and however its prompt was divided into chunks."""
+"""Attention with bitwise the same result for a token in any batch and for any division of its
+prompt into chunks.
+"""
 
 import torch
 
@@ -7,9 +9,10 @@ from kvasir_engine.forward_batch import ForwardBatch
 
 
 class InvariantBackend(CpuBackend):
-    """CpuBackend with every token of a chunk attended as if it were decoded.
+    """A CpuBackend that computes each token of a chunk as if it were decoded.
 
-    That kernel divides a token's context at fixed places and joins the parts in their order, whatever is beside it.
+    The decode kernel splits a token's context at fixed places and joins the parts in order, whatever else is in the
+    batch.
     """
 
     def plan(self, batch: ForwardBatch) -> None:

@@ -1,4 +1,4 @@
-"""Which attention backend a pool gets."""
+"""Chooses the attention backend of a pool."""
 
 from kvasir_engine.attention import flashinfer_backend
 from kvasir_engine.attention.base import AttentionBackend, AttentionSpec
@@ -11,7 +11,7 @@ from kvasir_engine.kv.pool import KVPool
 
 
 def refuse_missing(name: BackendName) -> None:
-    """Raise ModelError when this machine has not what the backend needs; before anything is loaded."""
+    """Raise ModelError when this machine lacks what the backend needs; call it before anything is loaded."""
     why = flashinfer_backend.missing() if name == "flashinfer" else None
     if why is not None:
         raise ModelError(f"no attention backend flashinfer: {why}")
@@ -20,9 +20,9 @@ def refuse_missing(name: BackendName) -> None:
 def choose_backend(
     name: BackendName, pool: KVPool, spec: AttentionSpec, deterministic: bool = False
 ) -> AttentionBackend:
-    """The backend called so, over `pool`; `torch` uses this package's kernels on CPUs that have them.
+    """The backend of this name for `pool`; `torch` uses this package's kernels on CPUs that have them.
 
-    `auto` is FlashInfer where it can be had, else torch. `deterministic`: see ModelRunner. Raises ModelError.
+    `auto` is FlashInfer where it is available, else torch. `deterministic`: see ModelRunner. Raises ModelError.
     """
     why = flashinfer_backend.missing() or flashinfer_backend.unsupported(pool, spec)
     if name == "flashinfer" and why is not None:

@@ -1,4 +1,4 @@
-"""What an endpoint answers, as far as clients here read it, and a stream's events. Pure.
+"""The fields of an endpoint's answers that the clients read, and the parser of event streams. Pure.
 
 Unknown fields are skipped: each server has its own.
 """
@@ -15,7 +15,7 @@ class CachedTokens(msgspec.Struct, frozen=True):
 
 
 class CallUsage(msgspec.Struct, frozen=True):
-    """What a call cost. `cached` is 0 where the server does not tell."""
+    """A call's token counts. `cached` is 0 where the server does not report it."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
@@ -47,22 +47,22 @@ class StreamChoice(msgspec.Struct, frozen=True):
 
     @property
     def content(self) -> str:
-        """The text that is the answer's."""
+        """The text of the answer."""
         return self.text or (self.delta.content if self.delta else None) or ""
 
     @property
     def thought(self) -> str:
-        """The text before the answer."""
+        """The text of the reasoning."""
         return (self.delta.reasoning_content or self.delta.reasoning or "") if self.delta else ""
 
     @property
     def generated(self) -> bool:
-        """Whether a token is in it: not so in the event that only names the role, or only the end."""
+        """Whether the event has a token: not if it has only the role, or only the end."""
         return bool(self.content or self.thought or (self.delta and self.delta.tool_calls))
 
 
 class AnswerEvent(msgspec.Struct, frozen=True):
-    """An event of a stream. `error`: OpenAI's, sent in the place of the rest."""
+    """An event of a stream. `error` is OpenAI's, sent instead of the rest."""
 
     choices: list[StreamChoice] = []
     usage: CallUsage | None = None
@@ -78,7 +78,7 @@ class ModelListing(msgspec.Struct, frozen=True):
 
 
 class EventSplitter:
-    """Bytes in, the data of whole events out. Raises ValueError for an event that is too long."""
+    """Splits bytes into the data of whole events. Raises ValueError for an event that is too long."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -86,7 +86,7 @@ class EventSplitter:
         """`[DONE]` was read."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The events that are whole now; comments and other fields of server-sent events are skipped."""
+        """The events that are complete now; comments and other fields of server-sent events are skipped."""
         self._rest += data
         if b"\r" in self._rest:
             # a pair may be cut in two, so that its first half waits
@@ -110,7 +110,7 @@ class EventSplitter:
 
 
 def error_text(body: bytes) -> str:
-    """What an error's body says, on one line: OpenAI's message where it is one."""
+    """An error body's text in one line: OpenAI's message if it has one."""
     try:
         found = msgspec.json.decode(body)
         inner = found.get("error", found) if isinstance(found, dict) else found

@@ -1,4 +1,4 @@
-"""Calls of an endpoint over aiohttp: one event loop, kept-alive connections, and errors by kind."""
+"""Calls an endpoint over aiohttp: one event loop, kept-alive connections, and errors by kind."""
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -16,10 +16,10 @@ _events = msgspec.json.Decoder(AnswerEvent)
 
 
 class CallError(Exception):
-    """A call that has no whole answer.
+    """A call without a complete answer.
 
-    `kind`: `connect`, `closed` (the connection ended midway), `idle` (no byte for that long), `timeout` (of the
-    whole call), `http_503` (any status), `error_event` (in a stream) or `protocol` (not what an endpoint sends).
+    `kind`: `connect`, `closed` (the connection ended early), `idle` (no byte for too long), `timeout` (of the whole
+    call), `http_503` (any status), `error_event` (in a stream) or `protocol` (not an endpoint's answer).
     """
 
     def __init__(self, kind: str, message: str, status: int = 0, retry_after: float = 0.0) -> None:
@@ -30,7 +30,7 @@ class CallError(Exception):
 
 
 class EndpointConnection:
-    """A client of one endpoint, to be entered in the event loop that uses it."""
+    """A client of one endpoint; enter it in the event loop that uses it."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class EndpointConnection:
         await self._session.close()
 
     async def models(self) -> list[str]:
-        """The names of `/v1/models`. Raises CallError."""
+        """The model names in `/v1/models`. Raises CallError."""
         async with self._answer("GET", "models", None) as response:
             body = await _whole(response)
         try:
@@ -66,7 +66,7 @@ class EndpointConnection:
             raise CallError("protocol", f"/v1/models answered no list of models: {error}") from None
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> bytes:
-        """A whole answer. Raises CallError."""
+        """A complete answer. Raises CallError."""
         async with self._answer("POST", path, msgspec.json.encode(body)) as response:
             return await _whole(response)
 

@@ -1,4 +1,4 @@
-"""Where an endpoint is, and how long its answers are waited for. Pure."""
+"""An endpoint's address, and the timeouts of its calls. Pure."""
 
 import os
 from collections.abc import Mapping
@@ -32,12 +32,12 @@ class EndpointAddress:
     key: str = ""
 
     def url(self, path: str) -> str:
-        """Of a path below `/v1/`."""
+        """The URL of a path below `/v1/`."""
         return f"{self.base}/v1/{path}"
 
 
 def address_of(url: str, key: str | None = None, environment: Mapping[str, str] = os.environ) -> EndpointAddress:
-    """The endpoint at `url`, with or without its `/v1`. A key that is not said is taken from the environment.
+    """The endpoint at `url`, with or without its `/v1`. Without a given key, the environment's is used.
 
     Raises UserError.
     """

@@ -194,13 +194,13 @@ def routes(writer: KVSpec, holder: KVSpec) -> tuple[Route, ...]:
     tokens = block_tokens(writer.page_size, holder.page_size)
     chosen: dict[tuple[int, int], list[list[int]]] = {}  # by (writer, holder): of each layer, the heads that go
     for layer, kind in enumerate(writer.layers):
-        asked = [0] * kind.heads
+        readers = [0] * kind.heads
         for to in range(holder.ranks):
             for head in holder.heads(layer, to):
                 having = [rank for rank in range(writer.ranks) if head in writer.heads(layer, rank)]
-                pair = having[asked[head] % len(having)], to
+                pair = having[readers[head] % len(having)], to
                 chosen.setdefault(pair, [[] for _ in writer.layers])[layer].append(head)
-                asked[head] += 1
+                readers[head] += 1
     return tuple(
         Route(rank, to, _cut(writer, tokens, rank, heads), _cut(holder, tokens, to, heads))
         for (rank, to), heads in sorted(chosen.items(), key=lambda item: item[0][::-1])

@@ -12,9 +12,11 @@ from kvasir_engine.connector.sender import PING_INTERVAL, Key, Push
 
 
 @dataclass
-class _Asked:
+class _Unconfirmed:
+    """A part whose holder has not answered; `pinged` is when it was last asked, in seconds."""
+
     ping: Ping
-    asked: float = float("-inf")
+    pinged: float = float("-inf")
     waiting: list[Push] = field(default_factory=list)
 
 
@@ -22,30 +24,30 @@ class UnconfirmedLeases:
     """The parts that wait for the holder's `Pong`, and what is to be pushed under them."""
 
     def __init__(self) -> None:
-        self._parts: dict[Key, _Asked] = {}
+        self._parts: dict[Key, _Unconfirmed] = {}
 
     def open(self, part: Key, ping: Ping) -> None:
         """Begin to ask the holder."""
-        self._parts[part] = _Asked(ping)
+        self._parts[part] = _Unconfirmed(ping)
 
     def due(self, now: float) -> list[tuple[str, Ping]]:
         """The holders to ask now, with what: each at once, and again until it answers or is found dead."""
-        asked = [(key, each) for key, each in self._parts.items() if now >= each.asked + PING_INTERVAL]
-        for _, each in asked:
-            each.asked = now
-        return [(agent, each.ping) for (agent, _), each in asked]
+        due = [(key, each) for key, each in self._parts.items() if now >= each.pinged + PING_INTERVAL]
+        for _, each in due:
+            each.pinged = now
+        return [(agent, each.ping) for (agent, _), each in due]
 
     def waits(self, part: Key, push: Push) -> bool:
         """Whether `push` has to wait; `confirm` returns it then."""
-        asked = self._parts.get(part)
-        if asked is not None:
-            asked.waiting.append(push)
-        return asked is not None
+        found = self._parts.get(part)
+        if found is not None:
+            found.waiting.append(push)
+        return found is not None
 
     def confirm(self, part: Key) -> list[Push]:
         """The holder knows the lease. Returns what waited, in order; of a part that did not wait, nothing."""
-        asked = self._parts.pop(part, None)
-        return [] if asked is None else asked.waiting
+        found = self._parts.pop(part, None)
+        return [] if found is None else found.waiting
 
     def close(self, part: Key) -> None:
         """Forget a part that has ended. Idempotent."""

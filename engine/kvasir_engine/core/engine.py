@@ -178,7 +178,7 @@ class Engine:
         """The router is gone: so are its requests."""
         for job in [job for job in self.jobs.values() if job.session == session]:
             self.finisher.end(job, "the router is gone")
-        self.requests.silence(session)
+        self.requests.drop_session(session)
 
     # -- the handoff's events
 
@@ -199,7 +199,7 @@ class Engine:
                 self._read(self.readback.failed(key, reason))
             case sender.Done(key, push):
                 if (pushed := self.pushes.ended(key, push)) is not None:
-                    self.requests.tell(pushed, Delta(pushed.sequence.id, index=1, finish="handoff"))
+                    self.requests.send(pushed, Delta(pushed.sequence.id, index=1, finish="handoff"))
                     self.finisher.forget(pushed)
             case sender.Failed(key, reason):
                 if (pushing := self.pushes.failed(key)) is not None:
@@ -312,12 +312,12 @@ class Engine:
             if missing >= job.threshold:
                 lease = self.leases.grant(job)
                 job.admitted = True
-                self.requests.tell(job, Leased(sequence.id, lease))
+                self.requests.send(job, Leased(sequence.id, lease))
                 faults.hit("decode.leased")
                 return
             # Computed here after all. It was planned as a handoff, with other pages and no chunk: so plan again.
             sequence.remote = False
-            self.requests.tell(job, Leased(sequence.id))
+            self.requests.send(job, Leased(sequence.id))
             self.waiting.add(sequence)
             return
         self.cache.admit(sequence)
@@ -349,21 +349,21 @@ class Engine:
                 rows[sequence] = range(row, row + 1)
                 places.append(place)
         masks = self.grammars.masks(rows)
-        asked = []
+        requests = []
         for sequence in rows:
             awaited, work = sequence.awaited, None
             if sequence.history is not None:
                 work = sequence.logits_work(self.inflight.rows(sequence)[-1] if awaited else None)
             mask = masks.get(sequence) if masks else None
             length = len(sequence.tokens) + awaited
-            asked.append(SampleRequest(sequence.sampling, length, length - sequence.prompt, work, mask))
+            requests.append(SampleRequest(sequence.sampling, length, length - sequence.prompt, work, mask))
         on_layer = self.pushes.of_chunks([(self.requests.of(sequence), count) for sequence, count in chunks])
         batch = batch_of(chunks, self.limits.page_size, self.inflight.rows)
         idle = 0.0 if len(self.inflight) else None
         if self._ended is not None:
             idle = self.requests.clock() - self._ended
         scored = {sequence: asks for sequence, count in chunks if (asks := sequence.to_score(count))}
-        step = self.runner.launch(batch, places, asked, on_layer)
+        step = self.runner.launch(batch, places, requests, on_layer)
         for sequence, count in chunks:
             sequence.computed += count
         for sequence, sampled in rows.items():

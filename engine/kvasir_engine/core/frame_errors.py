@@ -13,31 +13,31 @@ log = logging.getLogger("worker")
 _NO_LOAD = Load()
 
 
-class _Asking(msgspec.Struct, tag_field="t", tag=str.lower):
+class _RequestFrame(msgspec.Struct, tag_field="t", tag=str.lower):
     """What all frames have that ask for a request: its id."""
 
     id: Name
 
 
-class Submit(_Asking):
+class Submit(_RequestFrame):
     """Of the frame of this name only the id."""
 
 
-class Reserve(_Asking):
+class Reserve(_RequestFrame):
     """Of the frame of this name only the id."""
 
 
-class Abort(_Asking):
+class Abort(_RequestFrame):
     """Of the frame of this name only the id."""
 
 
-_asking: msgspec.msgpack.Decoder[Submit | Reserve | Abort] = msgspec.msgpack.Decoder(Submit | Reserve | Abort)
+_decoder: msgspec.msgpack.Decoder[Submit | Reserve | Abort] = msgspec.msgpack.Decoder(Submit | Reserve | Abort)
 
 
 def request_of(data: bytes) -> str | None:
     """The id of the request that a bad frame asks for, if it can be told."""
     try:
-        return _asking.decode(data).id
+        return _decoder.decode(data).id
     except (msgspec.MsgspecError, ValueError):
         return None
 

@@ -90,8 +90,8 @@ class GrammarService:
         Nothing jumps where other processors may forbid what the grammar forces: which of its tokens that is, a step
         finds out.
         """
-        asked = sampling.processors
-        barred = asked is not None and (bool(asked.bad_words) or asked.allowed_token_ids is not None)
+        processors = sampling.processors
+        barred = processors is not None and (bool(processors.bad_words) or processors.allowed_token_ids is not None)
         jump = self._jump and not barred
         return Constraint(compiled.matcher(), jump, self._vocab, sampling.stop_token_ids)
 

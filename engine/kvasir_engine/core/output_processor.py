@@ -80,7 +80,7 @@ class OutputProcessor:
         for start in range(0, len(prompt), MOST_SCORES):
             some = list(prompt[start : start + MOST_SCORES])
             delta = Delta(sequence.id, prompt_index=place + 1 + start, prompt_logprobs=some)
-            self._requests.tell(job, delta)
+            self._requests.send(job, delta)
         if prompt:
             sequence.scored = place + len(prompt)
         sequence.forced_scores += [TokenLogprobs(each.logprob, each.top) for each in scores[len(prompt) :]]
@@ -149,7 +149,7 @@ class OutputProcessor:
         if not tokens:
             return
         sequence.reported = index + len(tokens)
-        self._requests.tell(job, Delta(sequence.id, index, tokens, scored, finish, cached=sequence.cached))
+        self._requests.send(job, Delta(sequence.id, index, tokens, scored, finish, cached=sequence.cached))
 
     def _finish(self, sequence: Sequence, token: int) -> Finish | None:
         sampling, generated = sequence.sampling, len(sequence.tokens) - sequence.prompt

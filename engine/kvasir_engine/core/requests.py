@@ -14,7 +14,7 @@ from kvasir_engine.protocol import Delta, Failure, Leased, Reserve, Submit
 class Requests:
     """All requests that have not ended. `vocab` and `max_length` bound a prompt, `queue` those that wait.
 
-    `grammars`: whether there is who compiles them.
+    `grammars`: whether this worker compiles grammars.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Requests:
 
     # -- what goes out
 
-    def tell(self, job: Job, frame: Delta | Leased) -> None:
+    def send(self, job: Job, frame: Delta | Leased) -> None:
         """Queue a frame for the job's router."""
         self._out.setdefault(job.session, []).append(frame)
 
@@ -107,7 +107,7 @@ class Requests:
         self._stats.failures[code] = self._stats.failures.get(code, 0) + 1
         self._out.setdefault(session, []).append(Delta(request, failure=Failure(code, message)))
 
-    def silence(self, session: int) -> None:
+    def drop_session(self, session: int) -> None:
         """Drop the frames of a session that is gone."""
         self._out.pop(session, None)
 

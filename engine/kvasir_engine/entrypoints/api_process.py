@@ -1,7 +1,7 @@
-"""An API process of a `kvasir serve`: the router's front end over the one engine of this server.
+"""An API process of `kvasir serve`: the router's front end over the server's one engine.
 
-Started as `python -m kvasir_engine.entrypoints.api_process NUMBER CHANNEL SOCKET`, the last two descriptors: SOCKET
-is bound to the server's port, which the kernel divides among all API processes.
+Started as `python -m kvasir_engine.entrypoints.api_process NUMBER CHANNEL SOCKET`; the last two are descriptors.
+SOCKET is bound to the server's port; the kernel distributes connections among all API processes.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry  # noqa: E402
 
 from kvasir_engine.api.app import create_app  # noqa: E402
 from kvasir_engine.api.auth import ApiKeys  # noqa: E402
-from kvasir_engine.api.batch.service import batches_of, working  # noqa: E402
+from kvasir_engine.api.batch.service import batches_of, running_batches  # noqa: E402
 from kvasir_engine.api.grammar_check import GrammarCheck  # noqa: E402
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown  # noqa: E402
 from kvasir_engine.api.http.server import serve_until  # noqa: E402
@@ -53,32 +53,32 @@ TOKENIZER_THREADS = 2
 
 
 class LocalEngine(PooledClient):
-    """The one engine as a pool of one worker. `ill`: why it serves nobody, as its process says."""
+    """The one engine as a pool of one worker. `ill`: why it cannot serve, as its process reports."""
 
     ill = ""
 
     def unready_reason(self) -> str | None:
-        """As EngineClient has it."""
+        """See EngineClient."""
         return self.ill or super().unready_reason()
 
     async def wait_ready(self) -> str | None:
-        """As EngineClient has it; an engine that is ill does not recover soon."""
+        """See EngineClient; does not wait for an unhealthy engine."""
         return self.ill or await super().wait_ready()
 
 
 async def run(channel: ProcessChannel, sock: socket.socket) -> None:
-    """Load, and serve until told to leave."""
+    """Load, and serve until told to end."""
     setup = await channel.receive()
     assert isinstance(setup, ApiSetup)
     options, config = setup.options, setup.options.config
     tasks, registry = Supervisor(end_process), CollectorRegistry()
     lifecycle = Lifecycle(lambda inflight: channel.send(Inflight(inflight)))
-    leaving = GracefulShutdown(lifecycle, config.drain_seconds)
+    shutdown = GracefulShutdown(lifecycle, config.drain_seconds)
     opened, leave = asyncio.Event(), asyncio.Event()
     pool = WorkerPool(options.name, tasks)
     # What a router measures of its workers says nothing of one that is the server's own.
     client = LocalEngine(pool, registry=CollectorRegistry(), remote_threshold=0)
-    hearing = tasks.start(_hear(channel, client, leaving, opened, leave), "the channel to the server")
+    hearing = tasks.start(_hear(channel, client, shutdown, opened, leave), "the channel to the server")
     try:
         batches = batches_of(options.batch_dir, lifecycle)
         keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
@@ -108,8 +108,8 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
             async with shown_at(Path(setup.metrics), registry):
                 channel.send(ProcessReady())
                 await opened.wait()
-                async with working(batches, app, client, tasks):
-                    await serve_until(app, sock, leaving, [leave])
+                async with running_batches(batches, app, client, tasks):
+                    await serve_until(app, sock, shutdown, [leave])
     finally:
         await client.close()
         await pool.close()
@@ -119,7 +119,7 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
 async def _hear(
     channel: ProcessChannel,
     client: LocalEngine,
-    leaving: GracefulShutdown,
+    shutdown: GracefulShutdown,
     opened: asyncio.Event,
     leave: asyncio.Event,
 ) -> None:
@@ -134,9 +134,9 @@ async def _hear(
             case EngineUnhealthy(reason):
                 client.ill = reason
             case BecomeUnready():
-                leaving.begin()
+                shutdown.begin()
             case EndProcess():
-                leaving.hurry()
+                shutdown.hurry()
                 leave.set()
 
 

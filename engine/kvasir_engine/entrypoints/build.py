@@ -1,4 +1,4 @@
-"""Builds an engine from what the command line says: model, pool, limits, handoff."""
+"""Builds an engine from the configuration: model, pool, limits, handoff."""
 
 import logging
 import os
@@ -53,8 +53,8 @@ def build(
 ) -> tuple[EngineThread, KVConnector | None]:
     """Load the model, with the other nodes if there are any, and start the threads.
 
-    `leave` hears that another node has to go, `ended` that a thread has ended. Raises UserError for what
-    the user can mend.
+    `leave` is called when another node must end, `ended` when a thread has ended. Raises UserError for what the
+    user can mend.
     """
     check(config)
     listener = None if config.nodes is None else NodeListener(config.nodes, leave, credentials)
@@ -62,7 +62,7 @@ def build(
         return _build(config, moves_kv, listener, ended)
     except UserError as error:
         if listener is not None:
-            listener.tell(Ended(f"node 0 cannot start: {error}"))
+            listener.broadcast(Ended(f"node 0 cannot start: {error}"))
         raise
 
 
@@ -149,7 +149,7 @@ def _build(
 
 
 def check(config: EngineConfig) -> None:
-    """Raise ModelError for what this machine lacks, or has no use for: before anything is downloaded."""
+    """Raise ModelError for a setting that this machine cannot have or does not need, before any download."""
     refuse_missing(config.attention_backend)
     asked = config.cuda_graph_max_bs
     if asked or config.enforce_eager:
@@ -162,7 +162,7 @@ def check(config: EngineConfig) -> None:
 def _checks(
     config: EngineConfig, runner: ModelRunner, fingerprint: Fingerprint, moves_kv: bool
 ) -> CachedPageChecks | None:
-    """What looks at cached pages before they are used again. Raises ModelError where nothing can."""
+    """The checker of cached pages before reuse. Raises ModelError where the pool cannot be checked."""
     mode, pool = config.verify_cached_pages, runner.pool
     if runner.device.type != "cpu":
         if mode in ("all", "sampled"):

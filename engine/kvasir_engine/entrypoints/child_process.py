@@ -1,4 +1,4 @@
-"""The frame of a process of `kvasir serve`: it starts with a channel, and ends with the process that started it."""
+"""The frame of a child process of `kvasir serve`: it starts with a channel, and ends with its parent."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from kvasir_engine.model.loading.uri import ModelURIError
 
 
 def run_child(prefix: str, descriptor: int, work: Callable[[ProcessChannel], Awaitable[None]]) -> None:
-    """Run `work`, and leave: 0 when it is done or the other process has gone, 2 for a user's error, else 1."""
+    """Run `work`, and exit: with 0 when it is done or the parent is gone, 2 for a user's error, else 1."""
     log_to_stderr(prefix=prefix)
     for number in (signal.SIGINT, signal.SIGTERM):  # what is said to the server is not for its parts to obey
         signal.signal(number, signal.SIG_IGN)
@@ -39,5 +39,5 @@ async def _over(descriptor: int, work: Callable[[ProcessChannel], Awaitable[None
 
 
 def gone() -> None:
-    """The process that started this one has gone, and with it the reason to be."""
+    """End, because the parent is gone."""
     os._exit(0)

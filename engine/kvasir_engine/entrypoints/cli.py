@@ -54,15 +54,15 @@ def fetch(
     from kvasir_engine.model.loading.progress import ProgressServer
     from kvasir_engine.model.loading.resolver import resolve
 
-    told: tuple[str, int] | None = None
+    last_step: tuple[str, int] | None = None
 
     def progress(stage: str, done: int, total: int) -> None:
-        nonlocal told
+        nonlocal last_step
         if server:
             server.report(stage, done, total)
         step = (stage, done * 100 // total if total else 0)
-        if step != told:  # at most a hundred lines a stage
-            told = step
+        if step != last_step:  # at most a hundred lines a stage
+            last_step = step
             typer.echo(f"{stage} {done}/{total}" if total else stage, err=True)
 
     with ProgressServer(host, progress_port) if progress_port else nullcontext() as server:

@@ -1,7 +1,7 @@
-"""`kvasir drain`: asks the process of this pod to leave, and returns when it may be ended.
+"""`kvasir drain`: asks this pod's process to drain, and returns when it may be ended.
 
-What a pod's preStop hook runs, so it imports nothing heavy. It speaks to a Unix socket in a folder that is this
-user's alone: neither a page in a browser, nor a mesh's sidecar, nor another pod can be on the other side of one.
+A pod's preStop hook runs this, so it imports nothing heavy. It uses a Unix socket in a folder that only this user
+can open: no browser page, mesh sidecar or other pod can connect to it.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""The engine of a `kvasir serve` with API processes, in a process of its own.
+"""The engine process of a `kvasir serve` with API processes.
 
-Started as `python -m kvasir_engine.entrypoints.engine_process CHANNEL`, a descriptor. It serves the API processes
-as a worker serves routers, over a Unix socket.
+Started as `python -m kvasir_engine.entrypoints.engine_process CHANNEL`; CHANNEL is a descriptor. It serves the API
+processes as a worker serves routers, over a Unix socket.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ LEAVE_SECONDS = 5.0
 
 
 async def run(channel: ProcessChannel) -> None:
-    """Load, and serve until told to leave."""
+    """Load, and serve until told to end."""
     setup = await channel.receive()
     assert isinstance(setup, EngineSetup)
     tasks, leave = Supervisor(end_process), asyncio.Event()
@@ -74,7 +74,7 @@ async def _serve(setup: EngineSetup, channel: ProcessChannel, tasks: Supervisor,
 
 
 def _endpoint(config: EngineConfig, thread: EngineThread) -> Endpoint:
-    """As a worker's: no other worker is told of it, so no agent is behind it."""
+    """The endpoint, without a NIXL agent: no other worker connects to this engine."""
     engine = thread.engine
     folder = resolve(config.model, config.revision or None)
     fingerprint = fingerprint_of(config, folder, engine.runner.config, engine.runner.dtype)
@@ -91,12 +91,12 @@ async def _hear(channel: ProcessChannel, leave: asyncio.Event) -> None:
 
 
 async def _watch(thread: EngineThread, channel: ProcessChannel) -> None:
-    told = ""
+    last_reason = ""
     while True:
         reason = thread.unhealthy_reason() or ""
-        if reason != told:
+        if reason != last_reason:
             channel.send(EngineUnhealthy(reason))
-            told = reason
+            last_reason = reason
         await asyncio.sleep(HEALTH_SECONDS)
 
 

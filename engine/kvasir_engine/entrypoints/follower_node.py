@@ -1,6 +1,6 @@
-"""A node other than 0 of a worker: its ranks' processes, their connections to the leader, and probes.
+"""A node of a worker other than node 0: its ranks' processes, their connections to the leader, and probes.
 
-It lives as long as the worker does. What its ranks are asked, and when they may end, is the leader's to say.
+It lives as long as the worker. The leader decides what its ranks do, and when they end.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from kvasir_engine.executor.node_protocol import (
     Welcome,
     WorkerLoaded,
 )
-from kvasir_engine.executor.rank_link import end, fate_of, spawn
+from kvasir_engine.executor.rank_link import end, exit_reason_of, spawn
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
 from kvasir_engine.model.models.registry import load_config
@@ -52,20 +52,22 @@ log = logging.getLogger("nodes")
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
-"""In which the leader, which has let the node in, lets in a rank of it."""
+"""Seconds that the leader, after it accepted the node, may take to accept one of its ranks."""
 RETRY_SECONDS = 0.5
 SAY_SECONDS = 10.0
-"""Between two lines that say that the leader does not answer."""
+"""Seconds between two log lines that the leader does not answer."""
 REASON_SECONDS = 3.0
-"""In which the leader says why the worker ends, when a rank here has ended."""
+"""Seconds that the leader has to say why the worker ends, after a rank here has ended."""
 STOP_SECONDS = 10.0
-"""For ranks to end that the leader has closed."""
+"""Seconds for the ranks to end after the leader has closed."""
 LEADER_SECONDS = 10.0
-"""Beyond the leader's drain deadline, which begins a moment after ours."""
+"""Seconds beyond the leader's drain deadline, which begins a moment after ours."""
 
 
 class Leader:
-    """Connections to the leader. Each is said hello on; `epoch` is the leader's once it has welcomed the node."""
+    """Makes connections to the leader, each with a hello. `epoch` is the leader's, once it has
+    welcomed the node.
+    """
 
     def __init__(self, where: Nodes, group: NodeSettings, credentials: Credentials | None = None) -> None:
         self._where = where
@@ -75,7 +77,7 @@ class Leader:
         self.name = f"the leader at {where.host}:{where.port}"
 
     def join(self) -> Stream:
-        """The node's own connection, as soon as there is a leader that answers. Raises UserError when refused."""
+        """The node's own connection; waits until a leader answers. Raises UserError when the leader refuses."""
         began = said = time.monotonic()
         log.info("joins node=%d of=%d leader=%s:%d", *self._about())
         while True:
@@ -91,7 +93,7 @@ class Leader:
         return self._where.rank, self._where.count, self._where.host, self._where.port
 
     def connect(self, rank: int, channel: Channel, seconds: float | None) -> Stream:
-        """A connection that the leader has welcomed within so many seconds. Raises UserError, or OSError."""
+        """A connection that the leader accepts within so many seconds. Raises UserError, or OSError."""
         sock = socket.create_connection((self._where.host, self._where.port), CONNECT_SECONDS)
         try:
             node_protocol.watch(sock)
@@ -108,21 +110,21 @@ class Leader:
                 case node_protocol.Refused(reason):
                     raise UserError(f"{self.name} refuses node {self._where.rank}: {reason}")
                 case _:
-                    raise ConnectionError("it closes the connection")
+                    raise ConnectionError("it closed the connection")
         except (ssl.SSLError, Untrusted) as error:
             sock.close()
             why = str(error) if isinstance(error, Untrusted) else why_failed(error)
             raise UserError(f"no TLS with {self.name}: {why}") from None
         except ValueError as error:
             raise UserError(
-                f"what answers at {self._where.host}:{self._where.port} is no leader: {error}"
+                f"what answers at {self._where.host}:{self._where.port} is not a leader: {error}"
             ) from None
         except BaseException:
             sock.close()
             raise
 
     def _authenticated(self, sock: socket.socket) -> Stream:
-        """The connection, once it is known that a leader of this node's role answers."""
+        """The connection, after the leader's certificate proved its role."""
         if self._credentials is None:
             return sock
         sock.settimeout(HANDSHAKE_SECONDS)
@@ -132,10 +134,10 @@ class Leader:
 
 
 class Follower:
-    """This node's ranks, from the leader's welcome to its closing.
+    """This node's ranks, from the leader's welcome until it closes.
 
-    `start` returns when every rank of the worker has loaded. Whatever else ends the worker ends this process, with
-    one line that says why: exit status 2 before that, 1 after it.
+    `start` returns when all ranks of the worker have loaded. If anything else ends the worker, this process ends
+    with one line that says why: with exit status 2 before that, 1 after it.
     """
 
     def __init__(
@@ -170,7 +172,7 @@ class Follower:
         self._loaded.wait()
 
     def _channel(self, rank: int, channel: Channel) -> socket.socket:
-        """A socket to the leader for the process of a rank, which knows no TLS."""
+        """A socket to the leader for a rank's process; this process does the TLS."""
         stream = self._leader.connect(rank, channel, ANSWER_SECONDS)
         if isinstance(stream, socket.socket):
             return stream
@@ -181,16 +183,16 @@ class Follower:
 
     @property
     def inflight(self) -> int:
-        """1 until the leader has closed: what is in flight is the leader's to know."""
+        """1 until the leader has closed: only the leader knows what is in flight."""
         return 0 if self._closing.is_set() else 1
 
     def drain(self) -> None:
-        """Be unready, and ask the leader to drain. The ranks go on until it closes."""
+        """Become unready, and ask the leader to drain. The ranks run until it closes."""
         self.draining = True
         self._tell(Leave())
 
     async def serve(self, host: str, port: int, drain: float) -> None:
-        """Answer probes until the leader closes, or this node was told to leave so many seconds ago."""
+        """Answer probes until the leader closes, or the drain deadline has passed."""
         self._loop = asyncio.get_running_loop()
         if self._closing.is_set():
             self._closed.set()
@@ -204,13 +206,13 @@ class Follower:
         async def ready() -> Response:
             return JSONResponse({"reason": "draining"}, 503) if self.draining else JSONResponse({"status": "ok"})
 
-        leaving = GracefulShutdown(self, drain)
+        shutdown = GracefulShutdown(self, drain)
         sock = listen(host, port)
         log.info("serving probes address=%s:%d", *sock.getsockname()[:2])
-        await serve(app, sock, leaving, self._closed)
+        await serve(app, sock, shutdown, self._closed)
 
     def close(self) -> None:
-        """End with the ranks, once the leader has closed; or, if it does not, with status 1."""
+        """End with the ranks once the leader has closed; if it does not, with status 1."""
         if not self._closing.is_set():
             self._end(f"{self._leader.name} has not closed, and this node has to leave")
         for process in self._processes.values():
@@ -243,12 +245,12 @@ class Follower:
                 self._loop.call_soon_threadsafe(self._closed.set)
 
     def _watch(self, rank: int) -> None:
-        """A rank that ends takes the worker with it, and the leader says why."""
-        fate = fate_of(self._processes[rank].wait())
+        """Report a rank that ends to the leader, which ends the worker and says why."""
+        exit_reason = exit_reason_of(self._processes[rank].wait())
         if not self._closing.is_set():
-            self._tell(RankEnded(rank, fate))
+            self._tell(RankEnded(rank, exit_reason))
             if not self._closing.wait(REASON_SECONDS):
-                self._end(f"rank {rank} of {self._size} {fate}; the worker ends with it")
+                self._end(f"rank {rank} of {self._size} {exit_reason}; the worker ends with it")
         raise ExpectedEnd
 
     def _tell(self, frame: AnyFrame) -> None:

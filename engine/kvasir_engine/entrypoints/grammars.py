@@ -1,4 +1,4 @@
-"""What compiles a worker's grammars, made from its model's folder."""
+"""Makes the grammar service of a worker from its model's folder."""
 
 import logging
 from dataclasses import replace
@@ -11,7 +11,7 @@ log = logging.getLogger("worker")
 
 
 def grammar_service(folder: Path, vocab: int, jump: bool) -> GrammarService | None:
-    """For a model with so many columns of logits; None, with a line that says why, where its tokens do not do."""
+    """The service for a model with so many columns of logits; None, and a log line, if its tokens are unfit."""
     from kvasir_engine.api.plain_tokenizer import load_plain_model
     from kvasir_engine.api.vocabulary import vocabulary_of
     from kvasir_engine.grammar.compiler import GuidanceCompiler

@@ -5,11 +5,11 @@ import signal
 
 
 def main() -> None:
-    """Run the command line (`cli.py`), as one that can be stopped from its beginning on.
+    """Run the command line (`cli.py`), with SIGTERM handled from the start.
 
-    The kernel spares a container's first process a signal that it has no handler for: a pod deleted while its
-    worker imports or loads would be there until the end of its grace period. That happens to a group of pods of
-    which one ended: its containers are started again right before its pods are deleted.
+    The kernel does not deliver a signal without a handler to a container's first process: a pod deleted while its
+    worker imports or loads would stay until its grace period ends. That happens to a group of pods of which one
+    ended: its containers are restarted right before its pods are deleted.
     """
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))

@@ -1,4 +1,4 @@
-"""The command line of `EngineConfig`: an option for each field, with its variable."""
+"""The command line of `EngineConfig`: an option, and its environment variable, for each field."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -34,10 +34,10 @@ def command(
     worker: bool = True,
     defaults: Mapping[str, Any] | None = None,
 ) -> Callable[..., None]:
-    """A command of Typer's, by the name `called_as`, that calls `run` with a value for each option, by name.
+    """A Typer command named `called_as` that calls `run` with each option's value by name.
 
-    `more`: further parameters, annotation and default of each; one called as a field takes its place. `required`:
-    fields that have to be said. `worker`: with the settings that only `kvasir worker` has.
+    `more`: further parameters, with annotation and default; one with a field's name replaces it. `required`: fields
+    without a default. `worker`: include the settings that only `kvasir worker` has.
     """
     said = {**{name: field.default for name, field in FIELDS.items()}, **(defaults or {})}
     parameters, annotations = [], {}

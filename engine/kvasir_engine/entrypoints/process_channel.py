@@ -1,4 +1,4 @@
-"""What the processes of one `kvasir serve` say to each other, and how: a message a line, over a socket pair."""
+"""Messages between the processes of one `kvasir serve`: one a line, over a socket pair."""
 
 import asyncio
 import socket
@@ -25,12 +25,12 @@ class ServeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def name(self) -> str:
-        """The model's in the API."""
+        """The model's name in the API."""
         return self.config.served_model_name or self.config.model
 
 
 class EngineSetup(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """To the engine's process: load, and listen at the Unix socket `path`. Metrics are shown at `metrics`."""
+    """To the engine process: load, and listen at the Unix socket `path`; serve metrics at `metrics`."""
 
     config: EngineConfig
     path: str
@@ -40,7 +40,7 @@ class EngineSetup(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=T
 class ApiSetup(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """To an API process: load the tokenizer, and connect to the engine at the Unix socket `engine`.
 
-    Its metrics are shown at `metrics`; the `others` show theirs.
+    It serves its metrics at `metrics`; `others` are those of the other processes.
     """
 
     options: ServeOptions
@@ -62,7 +62,7 @@ class EndProcess(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tr
 
 
 class EngineUnhealthy(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Of the engine, to the API processes: why it serves nobody; empty where it does."""
+    """From the engine process, for the API processes: why it cannot serve; empty if it can."""
 
     reason: str
 
@@ -72,7 +72,7 @@ class ProcessReady(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=
 
 
 class Inflight(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """From an API process, at each change: so many requests have not ended."""
+    """From an API process, at each change: the number of requests that have not ended."""
 
     requests: int
 
@@ -84,7 +84,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ProcessChannel:
-    """One end of the pair, which sends anything and receives messages of `kind`."""
+    """One end of the pair: sends any message, and receives messages of `kind`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kind: Any) -> None:
         self._reader = reader
@@ -93,16 +93,16 @@ class ProcessChannel:
 
     @classmethod
     async def over(cls, sock: socket.socket, kind: Any) -> "ProcessChannel":
-        """The channel of a connected socket, which is the channel's from now on."""
+        """A channel that takes over a connected socket."""
         return cls(*await asyncio.open_connection(sock=sock, limit=MOST_LINE), kind)
 
     def send(self, message: ToChild | FromChild) -> None:
-        """In order. To a process that has gone nothing is sent."""
+        """Send in order. Messages to an ended process are dropped."""
         if not self._writer.is_closing():
             self._writer.write(_encode(message) + b"\n")
 
     async def receive(self) -> Any:
-        """The next message. Raises EOFError when the other process has gone."""
+        """The next message. Raises EOFError when the other process has ended."""
         try:
             line = await self._reader.readline()
         except ConnectionError:

@@ -175,7 +175,7 @@ async def run_router(options: RouterOptions) -> None:
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
-    from kvasir_engine.api.batch.service import batches_of, working
+    from kvasir_engine.api.batch.service import batches_of, running_batches
     from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen, serve
@@ -211,7 +211,7 @@ async def run_router(options: RouterOptions) -> None:
         ports = worker_ports(bool(options.tls_dir), options.plain_workers)
         discovery = watched_pods(access, options.watch_pods, options.watch_owner, ports)
     elif options.watch_owner:
-        raise DiscoveryError("--watch-owner is for --watch-pods: workers that are named are nobody's")
+        raise DiscoveryError("--watch-owner is for --watch-pods: workers given by URL have no owner")
     else:
         discovery = static_workers([worker_url(url) for url in options.workers])
     check_port(options.host, options.port)
@@ -253,12 +253,12 @@ async def run_router(options: RouterOptions) -> None:
                 batches=batches,
                 grammars=grammars,
             )
-            leaving = GracefulShutdown(lifecycle, options.drain_seconds)
+            shutdown = GracefulShutdown(lifecycle, options.drain_seconds)
             show_status(app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            async with working(batches, app, client, tasks):
-                await serve(app, sock, leaving, tasks.over)
+            async with running_batches(batches, app, client, tasks):
+                await serve(app, sock, shutdown, tasks.over)
     finally:
         await client.close()
         await tasks.stop(following, verifying)
@@ -268,6 +268,6 @@ async def run_router(options: RouterOptions) -> None:
 
 
 async def _follow(pool: "WorkerPool", discovery: "AsyncIterator[Mapping[str, str]]") -> None:
-    """As the pool has it. A discovery that has said all it will say (fixed URLs) is not over."""
+    """As WorkerPool.follow, but never returns: a discovery of fixed URLs ends, the pool does not."""
     await pool.follow(discovery)
     await asyncio.Event().wait()

@@ -37,7 +37,7 @@ log = logging.getLogger("worker")
 
 MOST_PROCESSES = 64
 CORES_A_PROCESS = 4
-"""On a GPU host, where nobody says how many API processes there are to be."""
+"""The default number of API processes on a GPU host."""
 MOST_AUTO = 4
 PROCESSES_HELP = (
     "processes of the API beside one of the engine, which share the port; 0: API and engine are one process; "
@@ -46,9 +46,9 @@ PROCESSES_HELP = (
 
 
 def process_count(said: str, gpu: bool, batch_dir: str, cores: int) -> int:
-    """How many API processes `--api-processes` asks for; 0 for none. Raises UserError.
+    """The number of API processes for `--api-processes`; 0 for none. Raises UserError.
 
-    A folder of batches is one process's own.
+    A folder of batches can be used by one process only.
     """
     if said == "auto":
         most = 1 if batch_dir else MOST_AUTO
@@ -126,7 +126,7 @@ async def _serve(options: ServeOptions) -> None:
 
     from kvasir_engine.api.app import create_app
     from kvasir_engine.api.auth import ApiKeys
-    from kvasir_engine.api.batch.service import batches_of, working
+    from kvasir_engine.api.batch.service import batches_of, running_batches
     from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen
@@ -167,11 +167,11 @@ async def _serve(options: ServeOptions) -> None:
                 batches=batches,
                 grammars=grammars,
             )
-            leaving = GracefulShutdown(lifecycle, config.drain_seconds)
+            shutdown = GracefulShutdown(lifecycle, config.drain_seconds)
             sock = listen(config.host, config.port)
             log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            async with working(batches, app, client, tasks):
-                await serve_app(app, sock, leaving)
+            async with running_batches(batches, app, client, tasks):
+                await serve_app(app, sock, shutdown)
     finally:
         thread.stop()
         thread.engine.runner.close()

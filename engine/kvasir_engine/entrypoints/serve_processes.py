@@ -1,7 +1,7 @@
-"""`kvasir serve` as several processes: one of the engine, and some of the API that share a port and the engine.
+"""`kvasir serve` as several processes: one for the engine, and several API processes that share a port.
 
-The process that was started loads nothing. It starts the others, hears signals and `kvasir drain`, and ends all as
-soon as one of them ends: what is left would serve nobody, or in part.
+The parent loads nothing. It starts the others, handles signals and `kvasir drain`, and ends all as soon as one
+ends: the remaining ones could not serve, or only partly.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ from kvasir_engine.entrypoints.process_channel import (
     ServeOptions,
     ToChild,
 )
-from kvasir_engine.executor.rank_link import fate_of
+from kvasir_engine.executor.rank_link import exit_reason_of
 from kvasir_engine.private_folders import drain_socket, run_folder
 from kvasir_engine.supervisor import Supervisor
 
 log = logging.getLogger("serve")
 
 END_SECONDS = 15.0
-"""That a process has to end in, once it was told to."""
+"""Seconds that a process has to end, once it was told to."""
 
 
 @dataclass(eq=False)
@@ -56,9 +56,9 @@ class _Child:
 
 
 class ServeProcesses:
-    """The processes, which live and die together: one that ends before it was told to ends this process.
+    """The processes. One that ends before it was told to ends all of them, and this process.
 
-    With status 2 where it is the user's to mend, which that process has said then, else 1.
+    The exit status is 2 for an error of the user's, which the process has then reported, else 1.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,13 +89,13 @@ class ServeProcesses:
         self._tasks.start(self._follow(child), f"watch of {name}")
         return child
 
-    def tell(self, message: ToChild) -> None:
-        """All API processes."""
+    def send_to_apis(self, message: ToChild) -> None:
+        """Send a message to all API processes."""
         for each in self._apis:
             each.channel.send(message)
 
     async def leave(self, children: Iterable[_Child]) -> None:
-        """Tell these to end, and wait until they have; who does not is killed."""
+        """Tell these to end, and wait until they have; those that do not are killed."""
         children = list(children)
         for each in children:
             each.leaving = True
@@ -115,12 +115,12 @@ class ServeProcesses:
 
     @property
     def inflight(self) -> int:
-        """Requests of all API processes, as they last said."""
+        """Requests in flight in all API processes, as last reported."""
         return sum(each.inflight for each in self._apis)
 
     def drain(self) -> None:
-        """Have all be unready."""
-        self.tell(BecomeUnready())
+        """Make all API processes unready."""
+        self.send_to_apis(BecomeUnready())
 
     async def _follow(self, child: _Child) -> None:
         while True:
@@ -134,14 +134,14 @@ class ServeProcesses:
                 case Inflight(requests):
                     child.inflight = requests
                 case EngineUnhealthy():
-                    self.tell(message)
+                    self.send_to_apis(message)
         status = await child.process.wait()
         child.channel.close()
         child.ended.set()
         if not child.leaving:
             loading = not all(each.ready.is_set() for each in self._children)
             its_user = loading and status == 2
-            self._end(f"{child.name} {fate_of(status)}; the server ends with it", 2 if its_user else 1)
+            self._end(f"{child.name} {exit_reason_of(status)}; the server ends with it", 2 if its_user else 1)
         self._tasks.forget(asyncio.current_task())
 
     def _end(self, reason: str, status: int = 1) -> NoReturn:
@@ -179,7 +179,7 @@ async def serve_processes(options: ServeOptions, count: int) -> None:
     socks = bind_shared(config.host, config.port, count)
     with _folder() as folder:
         group = ServeProcesses(folder)
-        leaving, loop = GracefulShutdown(group, config.drain_seconds), asyncio.get_running_loop()
+        shutdown, loop = GracefulShutdown(group, config.drain_seconds), asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):  # while models are loaded there is nothing to finish
             loop.add_signal_handler(number, group.give_up, 128 + number)
         shown = [folder / f"{name}.metrics" for name in ("engine", *(f"api{number}" for number in range(count)))]
@@ -200,14 +200,14 @@ async def serve_processes(options: ServeOptions, count: int) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.listen(BACKLOG)
         address = socks[0].getsockname()[:2]
-        with ended_by_signals(leaving) as stop:
-            async with leaving.heard_at(drain_socket(*address)):
+        with ended_by_signals(shutdown) as stop:
+            async with shutdown.listening_at(drain_socket(*address)):
                 for sock in socks:
                     sock.close()  # the API processes have them
-                group.tell(AcceptRequests())
+                group.send_to_apis(AcceptRequests())
                 log.info("serving model=%r address=%s:%d api_processes=%d", options.name, *address, count)
                 await stop.wait()
-                if left := await leaving.done():
+                if left := await shutdown.done():
                     log.warning("cutting off requests inflight=%d", left)
                 await group.leave(apis)
                 await group.leave([engine])

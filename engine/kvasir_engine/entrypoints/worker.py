@@ -57,8 +57,8 @@ async def _worker(config: EngineConfig) -> None:
     thread, handoff = await asyncio.to_thread(build, config, True, another_leaves, end_process, credentials)
     assert handoff is not None
     server = WorkerServer(thread, hello_of(config, thread, handoff.endpoint), apart=credentials is not None)
-    leaving = GracefulShutdown(server, config.drain_seconds)
-    server.show_status(leaving)
+    shutdown = GracefulShutdown(server, config.drain_seconds)
+    server.show_status(shutdown)
     try:
         sock = listen(config.host, config.port)
         notice_silence(sock)  # requests of a router whose machine is lost are aborted
@@ -69,7 +69,7 @@ async def _worker(config: EngineConfig) -> None:
             secured = Secured(server.router_app, routers, credentials, ("router",))
             log.info("serving routers identity=%s port=%d", credentials.identity, routers.getsockname()[1])
         log.info("serving role=%s address=%s:%d", config.role, *sock.getsockname()[:2])
-        await serve(server.app, sock, leaving, leave, secured=secured)
+        await serve(server.app, sock, shutdown, leave, secured=secured)
     finally:
         thread.stop()
         handoff.stop()

@@ -44,11 +44,11 @@ PROTOCOL_ERROR = 1002
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 HELLO_SECONDS = 10.0
-"""In which a router has to say who it is."""
+"""Seconds that a router has to send its hello."""
 
 
 def hello_of(config: EngineConfig, thread: EngineThread, endpoint: Endpoint) -> Hello:
-    """What the worker says first to each router."""
+    """The worker's first frame to each router."""
     engine = thread.engine
     return Hello(
         VERSION,
@@ -66,10 +66,10 @@ def hello_of(config: EngineConfig, thread: EngineThread, endpoint: Endpoint) -> 
 
 
 class WorkerServer:
-    """Routers' sessions on one engine thread."""
+    """The sessions of routers on one engine thread."""
 
     def __init__(self, thread: EngineThread, hello: Hello, apart: bool = False) -> None:
-        """`apart`: routers come to `router_app`, which is served on a port of its own, and nobody to `app`."""
+        """`apart`: routers connect to `router_app`, which has a port of its own, and none to `app`."""
         self._thread = thread
         self._hello = hello
         self._outboxes: set[asyncio.Queue[ToRouter]] = set()
@@ -97,13 +97,13 @@ class WorkerServer:
         async def router(socket: WebSocket) -> None:
             await self._session(socket)
 
-    def show_status(self, leaving: GracefulShutdown) -> None:
-        """Add `GET /status`: what a worker that leaves still waits for."""
+    def show_status(self, shutdown: GracefulShutdown) -> None:
+        """Add `GET /status`: what a draining worker still waits for."""
 
         @self.app.get("/status")
         async def status() -> Response:
             engine = self._thread.engine
-            left = leaving.seconds_left
+            left = shutdown.seconds_left
             links = () if engine.connector is None else tuple(engine.connector.links.values())
             leases = engine.load().leases
             shown = WorkerStatus(self.draining, len(engine.jobs), leases, left, self._load(), links)
@@ -128,7 +128,7 @@ class WorkerServer:
         return self._thread.engine.owing
 
     def drain(self) -> None:
-        """Tell the routers to send nothing new; what runs goes on."""
+        """Tell the routers to send nothing new; running requests continue."""
         if self.draining:
             return
         self.draining = True
@@ -159,7 +159,7 @@ class WorkerServer:
         why = ""
 
         def cut(reason: str) -> None:
-            """The session has lost a part of it: the router is to notice, and to go elsewhere."""
+            """A task of the session has ended: close the connection, so that the router uses another worker."""
             nonlocal why
             why = reason
             if receiving is not None:
@@ -205,7 +205,7 @@ class WorkerServer:
             await socket.close(code, reason.encode(errors="replace")[:120].decode(errors="ignore"))
 
     async def _greet(self, socket: WebSocket) -> Hello | None:
-        """The router's hello; versions that we do not speak are refused by name."""
+        """The router's hello. Refuses unsupported versions by name."""
         theirs = "no hello"
         try:
             async with asyncio.timeout(HELLO_SECONDS):
@@ -222,7 +222,7 @@ class WorkerServer:
         return None
 
     def _take(self, session: int, outbox: asyncio.Queue[ToRouter], data: bytes) -> None:
-        """A frame; one that is wrong fails its own request, where it can be told. Raises BadFrame."""
+        """A frame. A bad one fails its own request, if its id is readable. Raises BadFrame."""
         try:
             frame = protocol.decode_to_worker(data)
         except BadFrame as error:
@@ -246,7 +246,7 @@ class WorkerServer:
             case Resync():
                 self._thread.resync(session)
             case Hello():
-                raise BadFrame("hello was said already")
+                raise BadFrame("a second hello")
 
     @staticmethod
     async def _send(socket: WebSocket, outbox: asyncio.Queue[ToRouter]) -> None:
@@ -256,7 +256,7 @@ class WorkerServer:
 
 
 def _state(reason: str | None) -> Response:
-    """What a probe gets: 200, or 503 with the reason."""
+    """The answer to a probe: 200, or 503 with the reason."""
     if reason is None:
         return JSONResponse({"status": "ok"})
     return JSONResponse({"reason": reason}, 503)

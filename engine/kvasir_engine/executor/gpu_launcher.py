@@ -61,20 +61,20 @@ class LayerWatch:
         self._marks: queue.SimpleQueue[tuple[StreamEvent, Callable[[], None]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def mark(self, told: Callable[[], None]) -> None:
-        """Call `told` when the device has done what is queued now. In order."""
+    def mark(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the device has done what is queued now. In order."""
         if self._thread is None:
             self._thread = start_thread(self._run, "kvasir-layers", end_process)
         mark = self._event()
         mark.record()
-        self._marks.put((mark, told))
+        self._marks.put((mark, callback))
 
     def _run(self) -> None:
         while True:
-            mark, told = self._marks.get()
+            mark, callback = self._marks.get()
             try:
                 mark.synchronize()
-                told()
+                callback()
             except Exception:  # the step's own wait fails too, where it is the device that failed
                 log.exception("a layer was not told of")
 
@@ -90,7 +90,7 @@ class GpuStep:
         before: StreamEvent | None,
         began: StreamEvent,
         ended: StreamEvent,
-        told: threading.Event | None,
+        layers_reported: threading.Event | None,
     ) -> None:
         self.sample = sample
         self._scores = scores
@@ -98,14 +98,14 @@ class GpuStep:
         self.ended = ended
         self._before = before
         self._began = began
-        self._told = told
+        self._layers_reported = layers_reported
         self._gap: float | None = None
 
     def wait(self) -> Sampled:
         """See LaunchedStep."""
         self.ended.synchronize()
-        if self._told is not None:
-            self._told.wait()
+        if self._layers_reported is not None:
+            self._layers_reported.wait()
         if self._before is not None:
             self._gap = max(0.0, self._before.elapsed_time(self._began) / 1e3)
             self._before = None
@@ -174,9 +174,9 @@ class GpuLauncher:
         """See ModelRunner."""
         last = self._last
         began, ended = self._event(), self._event()
-        told = None if on_layer is None else threading.Event()
+        layers_reported = None if on_layer is None else threading.Event()
         scores = PromptScores(batch.scored, self._device) if batch.scored else None
-        prepared = self.prepare(batch, self._hook(on_layer, told), scores)
+        prepared = self.prepare(batch, self._hook(on_layer, layers_reported), scores)
         began.record()
         logits = prepared.compute()
         if len(places) < len(batch.query_lens):
@@ -187,7 +187,7 @@ class GpuLauncher:
             scores.finish()
         ended.record()
         before = None if last is None else last.ended
-        self._last = GpuStep(sample, scores, prepared.replayed, before, began, ended, told)
+        self._last = GpuStep(sample, scores, prepared.replayed, before, began, ended, layers_reported)
         return self._last
 
     @torch.inference_mode()
@@ -226,19 +226,19 @@ class GpuLauncher:
         return Prepared(forward, replayed=False)
 
     def _hook(
-        self, on_layer: Callable[[int], None] | None, told: threading.Event | None
+        self, on_layer: Callable[[int], None] | None, layers_reported: threading.Event | None
     ) -> Callable[[int], None] | None:
-        if on_layer is None or told is None:
+        if on_layer is None or layers_reported is None:
             return None
 
         def mark(layer: int) -> None:
-            def tell() -> None:
+            def report() -> None:
                 try:
                     on_layer(layer)
                 finally:
                     if layer == self._layers - 1:
-                        told.set()
+                        layers_reported.set()
 
-            self._watch.mark(tell)
+            self._watch.mark(report)
 
         return mark

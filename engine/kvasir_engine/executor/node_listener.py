@@ -35,7 +35,7 @@ from kvasir_engine.tls_stream import Stream, StreamConnection, TlsStream
 
 log = logging.getLogger("nodes")
 
-FATE_SECONDS = 0.5
+EXIT_REASON_SECONDS = 0.5
 """In which a node says how its rank ended, after the rank's connection has."""
 WAIT_SECONDS = 10.0
 """Between two log lines that name the nodes that have not joined."""
@@ -53,39 +53,43 @@ BACKLOG = 128
 
 
 class JoinedNode:
-    """One that has joined, as the leader sees it."""
+    """A node that has joined, as the leader sees it."""
 
     def __init__(self, number: int, sock: Stream, address: str) -> None:
         self.number = number
         self.address = address
         self.sock = sock
-        self._fates: dict[int, str] = {}
+        self._exit_reasons: dict[int, str] = {}
         self._lock = threading.Lock()
         self._news = threading.Condition()
         self.gone = threading.Event()
 
-    def tell(self, frame: AnyFrame) -> None:
+    def send(self, frame: AnyFrame) -> None:
         """Send a frame, if the node is still there."""
         with self._lock, contextlib.suppress(OSError):
             node_protocol.send(self.sock, frame)
 
-    def heard(self, rank: int, fate: str) -> None:
-        """A rank of the node has ended so."""
+    def rank_ended(self, rank: int, exit_reason: str) -> None:
+        """Note how a rank of the node ended."""
         with self._news:
-            self._fates[rank] = fate
+            self._exit_reasons[rank] = exit_reason
             self._news.notify_all()
 
-    def left(self) -> None:
-        """The node itself has gone."""
+    def disconnected(self) -> None:
+        """Note that the node's connection is gone."""
         with self._news:
             self.gone.set()
             self._news.notify_all()
 
-    def fate(self, rank: int) -> str | None:
-        """How a rank that is gone has ended; None when its node has gone with it."""
+    def exit_reason(self, rank: int) -> str | None:
+        """How a rank that is gone ended; None when its node is gone too."""
         with self._news:
-            self._news.wait_for(lambda: rank in self._fates or self.gone.is_set(), FATE_SECONDS)
-            return None if self.gone.is_set() and rank not in self._fates else self._fates.get(rank, "ended")
+            self._news.wait_for(lambda: rank in self._exit_reasons or self.gone.is_set(), EXIT_REASON_SECONDS)
+            return (
+                None
+                if self.gone.is_set() and rank not in self._exit_reasons
+                else self._exit_reasons.get(rank, "ended")
+            )
 
 
 @dataclass(frozen=True)
@@ -158,13 +162,13 @@ class NodeListener:
             if any((rank, each) not in self._taken for rank in self._where.ranks(size, node) for each in channels)
         ]
 
-    def tell(self, frame: AnyFrame) -> None:
+    def broadcast(self, frame: AnyFrame) -> None:
         """Send a frame to all nodes."""
         for node in list(self._nodes.values()):
-            node.tell(frame)
+            node.send(frame)
 
-    def see_off(self, seconds: float) -> None:
-        """Wait until the nodes have gone, at most so long."""
+    def wait_closed(self, seconds: float) -> None:
+        """Wait until the nodes have closed, at most so long."""
         deadline = time.monotonic() + seconds
         for node in self._nodes.values():
             if not node.gone.wait(max(0.0, deadline - time.monotonic())):
@@ -264,14 +268,14 @@ class NodeListener:
         try:
             while frame := node_protocol.receive(node.sock):
                 match frame:
-                    case RankEnded(rank, fate):
-                        node.heard(rank, fate)
+                    case RankEnded(rank, exit_reason):
+                        node.rank_ended(rank, exit_reason)
                     case Leave():
                         log.info("a node has to leave node=%d address=%s", node.number, node.address)
                         self._leave()
         except (OSError, ValueError) as lost:
             error = lost
-        node.left()
+        node.disconnected()
         count = self._where.count
         self._ended(f"node {node.number} of {count} at {node.address} {node_protocol.loss(error)}")
         raise ExpectedEnd

@@ -87,8 +87,8 @@ class RankProcesses:
             listener.open(self._node_ended)
             for each in listener.wait():
                 node, rank = each.node, each.rank
-                fate = partial(node.fate, rank)
-                self._ranks.append(RankLink(rank, each.steps, each.reports, fate, self._ended, self._report))
+                exit_reason = partial(node.exit_reason, rank)
+                self._ranks.append(RankLink(rank, each.steps, each.reports, exit_reason, self._ended, self._report))
                 host = f"[{each.leader}]" if ":" in each.leader else each.leader
                 leader[rank] = self._address = f"tcp://{host}:{port}"
         for link in self._ranks:
@@ -120,11 +120,11 @@ class RankProcesses:
         for local in self._local:
             local.end(STOP_SECONDS)
         if self._listener is not None:
-            self._listener.see_off(STOP_SECONDS)
+            self._listener.wait_closed(STOP_SECONDS)
 
     def _tell(self, frame: node_protocol.AnyFrame) -> None:
         if self._listener is not None:
-            self._listener.tell(frame)
+            self._listener.broadcast(frame)
 
     # -- steps
 

@@ -45,7 +45,7 @@ def spawn(rank: int, folder: Path, steps: int, reports: int) -> "subprocess.Pope
     )
 
 
-def fate_of(status: int) -> str:
+def exit_reason_of(status: int) -> str:
     """Describe how a process with this exit status ended."""
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
@@ -58,7 +58,7 @@ class Channel(Protocol):
 
 
 class RankLink:
-    """One rank. `fate` says how it ended, once its connections have; None when its node reports why.
+    """One rank. `exit_reason` says how it ended, once its connections have; None when its node reports why.
 
     `ended` hears the reason, `report` what the transfer thread there reports.
     """
@@ -68,7 +68,7 @@ class RankLink:
         rank: int,
         steps: Channel,
         reports: Channel,
-        fate: Callable[[], str | None],
+        exit_reason: Callable[[], str | None],
         ended: Callable[[int, str], None],
         report: Callable[[int, Report], None],
     ) -> None:
@@ -76,7 +76,7 @@ class RankLink:
         self.loaded, self.ready, self.copied = threading.Event(), threading.Event(), threading.Event()
         self.pages = 0
         self.address: Address
-        self._fate = fate
+        self._exit_reason = exit_reason
         self._ended = ended
         self._report = report
         self._lock = threading.Lock()
@@ -117,9 +117,9 @@ class RankLink:
                     case Report() as report:
                         self._report(self.rank, report)
         except (EOFError, OSError):
-            fate = reason or self._fate()
-            if fate is not None:
-                self._ended(self.rank, fate)
+            exit_reason = reason or self._exit_reason()
+            if exit_reason is not None:
+                self._ended(self.rank, exit_reason)
             raise ExpectedEnd from None
 
 
@@ -132,7 +132,7 @@ class LocalRank(RankLink):
         (steps, their_steps), (reports, their_reports) = (_pair() for _ in range(2))
         with their_steps, their_reports:
             self.process = spawn(rank, folder, their_steps.fileno(), their_reports.fileno())
-        super().__init__(rank, steps, reports, lambda: fate_of(self.process.wait()), ended, report)
+        super().__init__(rank, steps, reports, lambda: exit_reason_of(self.process.wait()), ended, report)
 
     def end(self, seconds: float) -> None:
         """Wait for its end, which it has been asked for; after so many seconds it is killed."""

@@ -1,4 +1,4 @@
-"""What the engine needs of a grammar: compiled once for a tokenizer, matched token by token for each sequence."""
+"""The grammar interface of the engine: compiled once for a tokenizer, matched token by token in each sequence."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from kvasir_engine.protocol import Grammar
 
 
 class GrammarError(Exception):
-    """A grammar that cannot be served: `part` is the place in its source ("" for the whole), `reason` why.
+    """A grammar that cannot be served: `part` is the place in its source ("" for the whole), `reason` the cause.
 
     The reason is one sentence for the client, without a full stop.
     """
@@ -21,31 +21,33 @@ class GrammarError(Exception):
 
 
 class GrammarBusy(Exception):
-    """Too many grammars are being compiled; the request may come again."""
+    """Too many grammars are being compiled; the client may retry."""
 
 
 class GrammarMatcher(Protocol):
-    """Where one sequence is in the language. Not for use by two threads at once; two matchers may be.
+    """A sequence's position in the language. Not thread-safe, but two matchers may run at once.
 
-    What takes more than one step may raises GrammarError; the sequence cannot go on then.
+    A step that exceeds the limits raises GrammarError; the sequence cannot continue then.
     """
 
     def accept(self, token: int) -> bool:
-        """Go on by `token`. False: it is not in the language here, and nothing has changed."""
+        """Advance by `token`. Returns False, and changes nothing, if the language does not have it here."""
         ...
 
     def fill_mask(self, words: NDArray[np.int32]) -> None:
-        """Set one row, `ceil(vocabulary / 32)` words: bit `token % 32` of word `token // 32` is whether `token` may
-        come next. The vocabulary is the model's; what pads it beyond the tokenizer's is never allowed. Where tokens
-        are forced, only the first of them is, though others that spell the same text would be accepted: so whoever
-        appends `forced_tokens` gets what whoever follows the masks gets.
+        """Set one row, `ceil(vocabulary / 32)` words: bit `token % 32` of word `token // 32` says whether `token`
+        may come next.
+
+        The vocabulary is the model's; its padding beyond the tokenizer's is never allowed. Where tokens are forced,
+        only the first of them is set, though others that spell the same text would be accepted: so appending
+        `forced_tokens` and sampling by the masks give the same tokens.
         """
         ...
 
     def forced_tokens(self) -> list[int]:
-        """The tokens that the tokenizer would give for the text that must come from here.
+        """The tokens that the tokenizer gives for the text that must come from here; empty if none.
 
-        Without the last of them whose text could still be one token with what comes after; empty if none.
+        Leaves out the last ones, whose text could still join with what follows into another token.
         """
         ...
 
@@ -54,16 +56,16 @@ class GrammarMatcher(Protocol):
         ...
 
     def rollback(self, tokens: int) -> None:
-        """Undo the last `tokens` that were accepted."""
+        """Undo the last `tokens` accepted tokens."""
         ...
 
     def copy(self) -> "GrammarMatcher":
-        """Another matcher at the same place."""
+        """Another matcher at the same position."""
         ...
 
 
 class CompiledGrammar(Protocol):
-    """A grammar in a tokenizer's tokens. For use in threads."""
+    """A grammar in a tokenizer's tokens. Thread-safe."""
 
     def matcher(self) -> GrammarMatcher:
         """A matcher at the beginning."""
@@ -71,8 +73,8 @@ class CompiledGrammar(Protocol):
 
 
 class GrammarCompiler(Protocol):
-    """Compiles for one tokenizer, and keeps what it compiled within a bound. For use in threads."""
+    """Compiles for one tokenizer, and caches compiled grammars within a bound. Thread-safe."""
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Blocks for as long as compiling may take, never longer. Raises GrammarError and GrammarBusy."""
+        """Compile the grammar; takes a bounded time. Raises GrammarError and GrammarBusy."""
         ...

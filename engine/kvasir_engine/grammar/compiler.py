@@ -1,4 +1,4 @@
-"""Grammars compiled for one vocabulary, by llguidance, and kept."""
+"""Compiles grammars for one vocabulary with llguidance, and caches them."""
 
 import json
 import threading
@@ -20,15 +20,15 @@ from kvasir_engine.protocol import Grammar
 
 MOST_KEPT = 256
 MOST_KEPT_CHARACTERS = 8 * 2**20
-"""Of the sources of what is kept: what is compiled is some ten times as large."""
+"""The bound on the sources of cached grammars; a compiled grammar is some ten times as large."""
 AT_ONCE = 2
 PATIENCE_SECONDS = 30.0
 
 
 class GuidanceCompiler:
-    """As grammar/base.py has it. The least recently used are dropped; one grammar is compiled once at a time.
+    """See GrammarCompiler. Drops the least recently used grammars; compiles each grammar once at a time.
 
-    llguidance lets other threads run while it compiles. `patience`: how long one waits for its turn, in seconds.
+    llguidance releases the GIL while it compiles. `patience`: seconds that a caller waits for its turn.
     """
 
     def __init__(

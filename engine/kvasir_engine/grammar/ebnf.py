@@ -1,7 +1,7 @@
-"""EBNF as llama.cpp's GBNF and xgrammar have it, to Lark's syntax.
+"""Translates EBNF as llama.cpp's GBNF and xgrammar write it to Lark's syntax.
 
-llguidance's own translation does the work. It wants each rule on one line and knows no `\\u` escapes, so rules are
-put on one line, comments dropped and escapes written as their characters first.
+llguidance translates it. It needs each rule on one line and knows no `\\u` escapes, so this module first joins
+lines, drops comments and replaces escapes by their characters.
 """
 
 import re
@@ -25,7 +25,7 @@ _SHOWN = {"\n": r"\n", "\r": r"\r", "\t": r"\t", "\\": r"\\"}
 
 
 def ebnf_to_lark(source: str) -> str:
-    """The grammar in Lark's syntax, as which a source is returned that has it already. Raises GrammarError."""
+    """The grammar in Lark's syntax; a source that is Lark already is returned. Raises GrammarError."""
     if is_lark_syntax(source):
         return source
     lines: list[str] = []
@@ -57,7 +57,7 @@ def ebnf_to_lark(source: str) -> str:
 
 
 def _characters(text: str, quoted: str, in_set: bool = False) -> str:
-    """`text` with its escapes as characters, but for those that the library and Lark need."""
+    """`text` with its escapes replaced, except those that the library and Lark need."""
     out, at = [], 0
     while at < len(text):
         escape = _ESCAPE.match(text, at)

@@ -1,4 +1,4 @@
-"""Which part of a grammar the library's error is about."""
+"""Finds the part of a grammar that a library error is about."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _PLACE = re.compile(r"^(?:at )?(\d+)\((\d+)\): ")
 
 
 def fault(error: str, grammar: Grammar, schema: Any) -> GrammarError:
-    """The library's error in one line, with the part that it is about. `schema`: the one that was compiled."""
+    """The library's error in one line, and the part that it is about. `schema`: the compiled schema."""
     lines = [line.strip() for line in error.strip().splitlines()]
     named = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
     first = (lines or ["it cannot be compiled"])[0]
@@ -37,7 +37,7 @@ def _fails(schema: Any) -> bool:
 
 
 def _innermost(schema: Any, path: str, most: int) -> Iterator[tuple[str, Any]]:
-    """Some schemas within a schema that stand on their own, the innermost first."""
+    """Schemas within a schema that can be compiled alone, the innermost first."""
     found: list[tuple[str, Any]] = []
     left = [(path, schema)]
     while left and len(found) < most:

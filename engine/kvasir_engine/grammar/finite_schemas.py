@@ -1,4 +1,4 @@
-"""Whether a schema's values can end: `{"$ref": "#"}` in a required property has no finite value. Pure."""
+"""Checks that a schema has finite values: `{"$ref": "#"}` in a required property has none. Pure."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,9 +10,10 @@ _Holds = Callable[[str], bool]
 
 
 def check_finite(root: Any) -> None:
-    """Raises GrammarError with the path of the first schema that only endless values satisfy.
+    """Raises GrammarError with the path of the first schema whose values are all infinite.
 
-    A least fixpoint (which schemas have a value of some depth) against a greatest one (which are not `false`).
+    Compares a least fixpoint (schemas that have a value of some depth) with a greatest one (schemas that are not
+    `false`).
     """
     schemas = _reached(root)
     least = _fixpoint(schemas, False)
@@ -23,7 +24,7 @@ def check_finite(root: Any) -> None:
 
 
 def _reached(root: Any) -> dict[str, Any]:
-    """The schemas that a value may have to satisfy, by their pointer."""
+    """The schemas that a value may have to satisfy, by pointer."""
     found: dict[str, Any] = {}
     left = [""]
     while left:
@@ -50,7 +51,7 @@ def _children(schema: dict[str, Any], path: str) -> Iterator[str]:
 
 
 def _fixpoint(schemas: dict[str, Any], begin: bool) -> dict[str, bool]:
-    """Which have a value, each schema looked at again when what it is made of has changed."""
+    """The schemas that have a value; a schema is evaluated again when one of its parts has changed."""
     holds = dict.fromkeys(schemas, begin)
     users: dict[str, list[str]] = {path: [] for path in schemas}
     for path, schema in schemas.items():
@@ -66,7 +67,7 @@ def _fixpoint(schemas: dict[str, Any], begin: bool) -> dict[str, bool]:
 
 
 def _has_value(schema: Any, path: str, holds: _Holds) -> bool:
-    """Whether `schema` may have a value, given which of the schemas in it have."""
+    """Whether `schema` may have a value, given the schemas in it that have one."""
     if isinstance(schema, bool):
         return schema
     if "$ref" in schema and not holds(schema["$ref"].removeprefix("#")):

@@ -1,9 +1,9 @@
-"""Which tokens are certain of a text that has to come: those that no continuation would cut otherwise. Pure.
+"""Finds the certain tokens of a forced text: those that no continuation would tokenize differently. Pure.
 
-For an encoding whose every prefix of tokens is the encoding of its own text, as BPE's and unigrams' are, a text's
-continuation changes its tokens only by one token that lies across its end. So the tokens are certain that come
-before any such token of the vocabulary. Splitters of words look one character ahead in white space, so white space
-at the end is not certain either. Whole words that follow are what tests compare this with.
+In encodings where every prefix of the tokens is the encoding of its own text, as in BPE and unigram models, a
+continuation changes tokens only by one token across the end of the text. So the tokens before any such token of the
+vocabulary are certain. Pre-tokenizers look one character ahead in white space, so white space at the end is not
+certain either. The tests compare this with whole words that follow.
 """
 
 from bisect import bisect_left
@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 _TAIL = 8
-"""Tokens before the forced text that may have a part in how it is encoded."""
+"""The number of tokens before the forced text that may affect its encoding."""
 
 
 class Extensions:
-    """The tokens of a vocabulary by their bytes: which are longer than some text and begin with it."""
+    """The tokens of a vocabulary, sorted by bytes, to find those that begin with a text and are longer."""
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         pairs = sorted((text, token) for token, text in enumerate(tokens) if text)
@@ -24,7 +24,7 @@ class Extensions:
         self.longest = max(map(len, self._texts), default=0)
 
     def of(self, text: bytes) -> list[int]:
-        """The tokens that begin with `text` and go on."""
+        """The tokens that begin with `text` and are longer."""
         first = bisect_left(self._texts, text)
         while first < len(self._texts) and self._texts[first] == text:
             first += 1
@@ -32,13 +32,13 @@ class Extensions:
 
 
 def _after(text: bytes) -> bytes:
-    """The least bytes beyond all that begin with `text`."""
+    """The smallest bytes greater than all that begin with `text`."""
     kept = text.rstrip(b"\xff")
     return kept[:-1] + bytes([kept[-1] + 1]) if kept else b"\xff" * (len(text) + 256)
 
 
 class ForcedText:
-    """Turns text that has to come into the tokens that are certain. For use in threads."""
+    """Turns forced text into its certain tokens. Thread-safe."""
 
     def __init__(self, tokens: Sequence[bytes], encode: Callable[[str], list[int]]) -> None:
         self._tokens = tokens
@@ -48,9 +48,9 @@ class ForcedText:
     def tokens(
         self, before: Sequence[int], forced: bytes, ends: bool, allowed: Callable[[bytes, list[int]], bool]
     ) -> list[int]:
-        """The certain tokens of `forced`, which comes after the tokens `before`; with `ends` nothing follows it.
+        """The certain tokens of `forced`, which follows the tokens `before`; with `ends` nothing follows it.
 
-        `allowed(text, tokens)`: whether one of `tokens` may come after `text`, which `forced` begins with.
+        `allowed(text, tokens)`: whether one of `tokens` may follow `text`, a beginning of `forced`.
         """
         whole = _characters(forced)
         if not whole:
@@ -82,7 +82,7 @@ class ForcedText:
     def _common(
         self, found: tuple[int, ...], context: str, tail: tuple[int, ...], shorter: bytes
     ) -> tuple[int, ...]:
-        """What `found` has in common with the tokens of a shorter text."""
+        """The common beginning of `found` and the tokens of a shorter text."""
         encoded = self._encode(context + _characters(shorter).decode())
         if encoded[: len(tail)] != tail:
             return ()
@@ -94,7 +94,9 @@ class ForcedText:
         return found[:same]
 
     def _context(self, before: Sequence[int]) -> tuple[str | None, tuple[int, ...]]:
-        """The text of the last tokens, in whole characters, and these tokens; None where it ends within one."""
+        """The text of the last tokens, in complete characters, and these tokens; None where it ends within a
+        character.
+        """
         for first in range(max(0, len(before) - _TAIL), len(before)):
             text = b"".join(self._tokens[token] for token in before[first:])
             try:
@@ -106,7 +108,7 @@ class ForcedText:
 
 
 def _characters(text: bytes) -> bytes:
-    """The whole characters that `text` begins with."""
+    """The complete characters at the beginning of `text`."""
     try:
         text.decode()
         return text

@@ -1,4 +1,4 @@
-"""Which JSON schemas are served: every keyword is enforced or refused, with its path. Pure."""
+"""Checks JSON schemas: every keyword is enforced, or refused with its path. Pure."""
 
 import json
 import math
@@ -47,13 +47,13 @@ LABELS = frozenset({
     "title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly", "$comment",
     "$schema", "discriminator", "contentEncoding", "contentMediaType",
 })  # fmt: skip
-"""What says something of a value and does not restrict it."""
+"""Annotations: keywords that describe a value and do not restrict it."""
 NEUTRAL = {"uniqueItems": False, "unevaluatedProperties": True, "unevaluatedItems": True, "nullable": False}
-"""Keywords that are not enforced, with the value that restricts nothing."""
+"""Keywords that are not enforced, each with the value that restricts nothing."""
 
 
 def checked_schema(source: str) -> str:
-    """The schema as JSON without its labels, property order kept. Raises GrammarError."""
+    """The schema as JSON without annotations, property order kept. Raises GrammarError."""
     try:
         schema = json.loads(source)
     except RecursionError:
@@ -81,7 +81,7 @@ def _check_size(value: Any) -> None:
 
 
 def _unsupported_values(value: Any) -> None:
-    """Raise GrammarError for what JSON text may hold and no answer can: half of a character, endless numbers."""
+    """Raise GrammarError for values that no answer can have: unpaired surrogates, infinite numbers."""
     left = [value]
     while left:
         each = left.pop()
@@ -108,7 +108,7 @@ class _Checker:
         self._root = root
 
     def schema(self, schema: Any, path: str) -> Any:
-        """`schema` without what restricts nothing."""
+        """`schema` without keywords that restrict nothing."""
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
@@ -159,11 +159,13 @@ class _Checker:
 
     @staticmethod
     def _check_least(schema: Mapping[str, Any], path: str) -> None:
-        """A name may come twice in a text, and counts once."""
+        """Refuse a `minProperties` that cannot be enforced: in a text a name may be repeated, and counts once."""
         least = schema.get("minProperties", 0)
         needed = schema["required"] if isinstance(schema.get("required"), list) else ()
         if isinstance(least, int | float) and least > max(1, len(needed)):
-            raise GrammarError(pointer(path, "minProperties"), "it may be 1, or what is required, and no more")
+            raise GrammarError(
+                pointer(path, "minProperties"), "it may be at most 1, or the number of required properties"
+            )
 
     def _check(self, key: str, value: Any, at: str) -> None:
         if key == "$ref":

@@ -1,5 +1,6 @@
-"""What was found out about places in grammars, for sequences that come by the same ones: choices of one prompt, and
-all that begin alike."""
+"""Caches what is known of places in grammars, for sequences that pass the same ones: choices of one prompt, and
+sequences with the same beginning.
+"""
 
 import threading
 from collections import OrderedDict
@@ -20,14 +21,14 @@ Key = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """What must come from there, and the row of what may; None where nobody has asked."""
+    """The forced text from here, and the mask row of the allowed tokens; None where not computed yet."""
 
     certain: tuple[int, ...]
     mask: NDArray[np.int32] | None = None
 
 
 class KnownPlaces:
-    """Of all grammars of a vocabulary, the least recently used dropped. For use in threads."""
+    """The cache for all grammars of a vocabulary; drops the least recently used. Thread-safe."""
 
     def __init__(self, most: int = MOST_BYTES) -> None:
         self._most = most
@@ -47,7 +48,7 @@ class KnownPlaces:
             return found
 
     def keep(self, grammar: int, accepted: Sequence[int], place: Place) -> None:
-        """Keep what is known of it, in place of what was."""
+        """Store what is known of a place, instead of what was stored."""
         if len(accepted) > MOST_TOKENS:
             return
         key = grammar, tuple(accepted)

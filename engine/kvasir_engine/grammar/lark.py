@@ -1,4 +1,4 @@
-"""From what a request asks for to Lark's syntax as llguidance has it."""
+"""Translates a request's grammar to llguidance's form of Lark's syntax."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from kvasir_engine.grammar.structural_tags import structural_tag
 from kvasir_engine.protocol import Grammar
 
 HEAD = '%llguidance {"no_forcing": true}\n'
-"""Masks are of all tokens that may come; which of them is certain is forced.py's to say."""
+"""Masks have all tokens that may come; forced.py finds the certain ones."""
 _OPTIONS = re.compile(r"(?m)^[ \t]*%llguidance\b[ \t]*(.*)$")
 _ATTRIBUTE = re.compile(r"\[[^\]\n]*\b(temperature|max_tokens)[ \t]*=")
 
@@ -62,7 +62,7 @@ def _choices(source: str) -> list[str]:
 
 
 def _own(source: str) -> str:
-    """A user's grammar, whose options are ours."""
+    """A user's grammar, with its options replaced by ours."""
     for options in _OPTIONS.finditer(source):
         if options[1].strip() not in ("", "{}"):
             raise GrammarError("%llguidance", "options of the library are not supported")

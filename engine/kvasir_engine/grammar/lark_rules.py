@@ -1,4 +1,4 @@
-"""Pieces of a grammar in Lark's syntax as llguidance has it: JSON by a schema, regexes, texts."""
+"""Parts of a grammar in llguidance's form of Lark's syntax: JSON by a schema, regexes, texts."""
 
 import json
 import re
@@ -8,12 +8,12 @@ from kvasir_engine.grammar.json_schema import checked_schema
 from kvasir_engine.grammar.regexes import check_repeats
 
 FLEXIBLE = r"[ \t\n\r]{1,64}"
-"""As much as indents JSON, and an end: a model that likes white space would go on with it."""
+"""Enough to indent JSON, but bounded: a model that likes white space would go on with it."""
 _WHITESPACE = re.compile(r"(?:[ \t\n\r()\[\]|*+?]|\\[tnrs]|\\x20|\\x0[9aAdD]|\{\d{1,3}(?:,\d{0,3})?\})*")
 
 
 def json_rule(schema: str, whitespace: str | None) -> str:
-    """A rule's body for JSON by a schema."""
+    """The body of a rule for JSON that matches a schema."""
     kept = json.loads(checked_schema(schema))
     options: dict[str, object] = {"whitespace_pattern": FLEXIBLE}
     if whitespace == "":

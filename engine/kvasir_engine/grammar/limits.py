@@ -1,4 +1,4 @@
-"""What a grammar may take. Numbers of llguidance are steps of its own work, a few thousand of which are 1 ms."""
+"""Limits of grammars. llguidance counts steps of its own work, of which a few thousand take 1 ms."""
 
 from llguidance import LLParserLimits
 
@@ -15,14 +15,14 @@ MOST_LENGTH = 1_000_000
 MOST_FACTOR = 10_000
 """`multipleOf`, counted in its last decimal."""
 MOST_REPEATS = 10_000
-"""What a regex repeats, repetitions of repetitions multiplied."""
+"""Copies that a regex's counted repetitions make, nested ones multiplied."""
 MOST_CHOICES = 10_000
 MOST_TAGS = 128
 MOST_TAG_NESTING = 16
 
 
 def parser_limits() -> LLParserLimits:
-    """Below the library's own: a step that takes longer would hold up a batch."""
+    """Lower than the library's own: a longer step would delay the batch."""
     return LLParserLimits(
         max_items_in_row=1000,
         initial_lexer_fuel=500_000,

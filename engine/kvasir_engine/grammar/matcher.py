@@ -1,4 +1,4 @@
-"""A grammar compiled by llguidance, and where a sequence is in it."""
+"""A grammar compiled by llguidance, and a sequence's position in it."""
 
 import itertools
 import threading
@@ -13,7 +13,7 @@ from kvasir_engine.grammar.known_places import Place
 from kvasir_engine.grammar.tokens import GrammarTokens
 
 MOST_TRIED = 16
-"""Tokens that are tried one by one before a whole mask is made."""
+"""The number of tokens that are tried singly before a whole mask is computed."""
 MOST_FORCED_BYTES = 1024
 """Looked at in one step; what is certain beyond comes in the next."""
 
@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 
 class GuidanceGrammar:
-    """As grammar/base.py has it. `number` is no other grammar's."""
+    """See CompiledGrammar. `number` is unique."""
 
     def __init__(self, begin: LLMatcher, tokens: GrammarTokens) -> None:
         self.number = next(_numbers)
@@ -37,9 +37,9 @@ class GuidanceGrammar:
 
 
 class GuidanceMatcher:
-    """As grammar/base.py has it. The tokens that end a sequence are kept from llguidance: they are in no text.
+    """See GrammarMatcher. llguidance does not see the tokens that end a sequence: they are in no text.
 
-    What is certain is looked for once: it stays certain while its tokens are accepted.
+    Certain tokens are computed once: they stay certain while they are accepted.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class GuidanceMatcher:
         """The tokens that must come from here; None where nobody has looked."""
 
     def accept(self, token: int) -> bool:
-        """Go on by `token`, if it may come. Raises GrammarError."""
+        """Advance by `token`, if it may come. Raises GrammarError."""
         if self._ended or not 0 <= token < self._tokens.known:
             return False
         if token in self._tokens.eos:
@@ -76,7 +76,7 @@ class GuidanceMatcher:
         return taken
 
     def fill_mask(self, words: NDArray[np.int32]) -> None:
-        """Set the row of tokens that may come. Raises GrammarError."""
+        """Set the mask row of the tokens that may come. Raises GrammarError."""
         assert words.shape == (self._tokens.words,)
         words[:] = 0
         if self.stopped():
@@ -147,18 +147,18 @@ class GuidanceMatcher:
         return GuidanceMatcher(self._inner.deep_copy(), self._tokens, self._grammar, self._accepted, self._ended)
 
     def _after(self, text: bytes) -> LLMatcher | None:
-        """The place after `text`; None where it is none."""
+        """The position after `text`; None where the language does not have it."""
         after = self._inner.deep_copy()
         spelled = self._tokens.spelled(text)
         return after if after.try_consume_tokens(spelled) == len(spelled) else None
 
     def _ends(self, text: bytes) -> bool:
-        """Whether nothing may come after `text`."""
+        """Whether nothing may follow `text`."""
         after = self._after(text)
         return after is not None and after.is_stopped() and not after.is_error()
 
     def _may_come(self, text: bytes, tokens: list[int]) -> bool:
-        """Whether one of `tokens` may come after `text`; yes, where that cannot be told."""
+        """Whether one of `tokens` may follow `text`; True where that is unknown."""
         after = self._after(text)
         if after is None:
             return True
@@ -172,7 +172,7 @@ class GuidanceMatcher:
         return after.is_error() or bool(((mask[chosen >> 5] >> (chosen & 31)) & 1).any())
 
     def _mask(self, matcher: LLMatcher) -> NDArray[np.int32]:
-        """The library's row, for as many tokens as it knows and one more, as the model's."""
+        """The model's row from the library's, which has the tokens that the library knows and one more."""
         row = np.zeros(self._tokens.words, np.int32)
         given = np.frombuffer(matcher.compute_bitmask(), np.int32)[: self._tokens.words]
         np.bitwise_and(given, self._tokens.text_mask[: len(given)], out=row[: len(given)])

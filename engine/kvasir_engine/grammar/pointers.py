@@ -9,7 +9,7 @@ def pointer(path: str, key: str | int) -> str:
 
 
 def at(root: Any, path: str) -> Any:
-    """What `path` points to. Raises KeyError."""
+    """The value at `path`. Raises KeyError."""
     found = root
     for part in path.split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")

@@ -1,4 +1,4 @@
-"""What a regex costs before it is compiled."""
+"""Estimates what a regex costs before it is compiled."""
 
 import re
 
@@ -9,7 +9,7 @@ _COUNT = re.compile(r"\{(\d+)(?:(,)(\d*))?\}")
 
 
 def check_repeats(regex: str, part: str) -> None:
-    """Raises GrammarError where counted repetitions make more than `MOST_REPEATS` copies of something."""
+    """Raises GrammarError where counted repetitions make more than `MOST_REPEATS` copies of a part."""
     heaviest = [1]  # of what the open groups hold so far
     last = 1  # the weight of the piece that a count would repeat
     at = 0
@@ -38,7 +38,7 @@ def check_repeats(regex: str, part: str) -> None:
 
 
 def _end_of_class(regex: str, at: int) -> int:
-    """Where the class that begins at `at` has its closing bracket."""
+    """The index of the bracket that closes the class that begins at `at`."""
     depth, at = 1, at + 1
     at += regex[at : at + 1] == "^"
     at += regex[at : at + 1] == "]"

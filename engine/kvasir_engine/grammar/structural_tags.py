@@ -1,7 +1,7 @@
-"""Free text with constrained parts: structural tags as xgrammar and vLLM write them, in Lark's syntax.
+"""Translates structural tags as xgrammar and vLLM write them, free text with constrained parts, to Lark's syntax.
 
-A text is free until one of the triggers comes, or where a format says what comes, constrained. The names of special
-tokens in `begin`, `end` and triggers are these tokens.
+A text is free until a trigger occurs, or until the format begins, and then constrained. The names of special tokens
+in `begin`, `end` and triggers stand for these tokens.
 """
 
 import json
@@ -20,33 +20,33 @@ _FREE = "/(.|\\n)*/"
 def structural_tag(source: str, whitespace: str | None, special: Mapping[str, int]) -> str:
     """The grammar of `{"type": "structural_tag", ...}`, of the form with `structures` or with `format`."""
     try:
-        asked = json.loads(source)
+        tag = json.loads(source)
     except (ValueError, RecursionError):
         raise GrammarError("", "it is not JSON") from None
-    _fields(asked, "", {"type"}, {"structures", "triggers", "format"})
-    if "format" in asked:
-        _fields(asked, "", {"type", "format"}, set())
-        wanted, path = asked["format"], "/format"
+    _fields(tag, "", {"type"}, {"structures", "triggers", "format"})
+    if "format" in tag:
+        _fields(tag, "", {"type", "format"}, set())
+        wanted, path = tag["format"], "/format"
     else:
-        _fields(asked, "", {"type", "structures", "triggers"}, set())
-        wanted, path = _of_structures(asked), ""
-    if asked["type"] != "structural_tag":
+        _fields(tag, "", {"type", "structures", "triggers"}, set())
+        wanted, path = _of_structures(tag), ""
+    if tag["type"] != "structural_tag":
         raise GrammarError("/type", "it has to be 'structural_tag'")
     writer = _Writer(whitespace, special)
     body = writer.format(wanted, path, 0)
     return "\n".join([f"start: {body}", *writer.rules])
 
 
-def _of_structures(asked: dict[str, Any]) -> dict[str, Any]:
+def _of_structures(tag: dict[str, Any]) -> dict[str, Any]:
     tags = []
-    structures = asked["structures"]
+    structures = tag["structures"]
     if not isinstance(structures, list):
         raise GrammarError("/structures", "it has to be a list")
     for place, each in enumerate(structures):
         _fields(each, f"/structures/{place}", {"begin", "end"}, {"schema"})
         content = {"type": "json_schema", "json_schema": each.get("schema", True)}
         tags.append({"type": "tag", "begin": each["begin"], "content": content, "end": each["end"]})
-    return {"type": "triggered_tags", "triggers": asked["triggers"], "tags": tags}
+    return {"type": "triggered_tags", "triggers": tag["triggers"], "tags": tags}
 
 
 def _fields(value: Any, path: str, needed: set[str], optional: set[str]) -> None:
@@ -78,7 +78,7 @@ def _flag(value: dict[str, Any], key: str, path: str) -> bool:
 
 
 class _Writer:
-    """Bodies of rules, and the rules that they need."""
+    """Writes the bodies of rules, and the rules that they need."""
 
     def __init__(self, whitespace: str | None, special: Mapping[str, int]) -> None:
         self.rules: list[str] = []
@@ -113,7 +113,7 @@ class _Writer:
         return name
 
     def text(self, text: str) -> str:
-        """A text in which the names of special tokens are these tokens."""
+        """A text in which the names of special tokens stand for these tokens."""
         parts: list[str | int] = []
         at = 0
         for found in self._names.finditer(text) if self._names else ():
@@ -169,7 +169,7 @@ class _Writer:
         return self._rule(" | ".join(parts))
 
     def _tag(self, value: dict[str, Any], path: str, depth: int, after: str = "") -> str:
-        """A tag, without `after`, which its `begin` begins with."""
+        """A tag without `after`, the beginning of its `begin`."""
         _fields(value, path, {"type", "begin", "content", "end"}, set())
         begin = self.text(_text(value["begin"], f"{path}/begin").removeprefix(after))
         end = _text(value["end"], f"{path}/end")

@@ -1,4 +1,4 @@
-"""A vocabulary made ready for all grammars: llguidance's tokenizer, masks, the certain tokens of a text."""
+"""What all grammars of a vocabulary share: llguidance's tokenizer, masks, and the certain tokens of a text."""
 
 import numpy as np
 from llguidance import LLTokenizer, TokenizerWrapper
@@ -9,7 +9,7 @@ from kvasir_engine.grammar.known_places import KnownPlaces
 from kvasir_engine.grammar.vocabulary import Vocabulary
 
 _SPECIAL = b"\xff"
-"""What llguidance marks a token with that no text holds."""
+"""llguidance's prefix of tokens that are in no text."""
 
 
 class _AsLibrary:
@@ -34,7 +34,7 @@ class _AsLibrary:
 
 
 class GrammarTokens:
-    """What the grammars of one vocabulary share. For use in threads."""
+    """The shared state of a vocabulary's grammars. Thread-safe."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.known = len(vocabulary.tokens)
@@ -50,7 +50,7 @@ class GrammarTokens:
         self.places = KnownPlaces()
 
     def spelled(self, text: bytes) -> list[int]:
-        """Some tokens that spell a text."""
+        """Tokens that spell a text; not necessarily the tokenizer's."""
         return self.library.greedy_tokenize(text.decode()) if text.isascii() else self.library.tokenize_bytes(text)
 
     def _mask(self, tokens: tuple[int, ...]) -> NDArray[np.int32]:

@@ -1,20 +1,20 @@
-"""The tokens of a model as a grammar sees them."""
+"""A model's tokens as grammars use them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
 class UnfitVocabulary(ValueError):
-    """No grammar can be made of these tokens."""
+    """Grammars cannot use these tokens."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`tokens[i]` is what token i adds to the text: nothing where it is special or unused.
+    """`tokens[i]` are the bytes that token i adds to the text: none if it is special or unused.
 
-    `special` are the special tokens by name, `eos` those that end a sequence, `size` is the model's own vocabulary,
-    which may be larger than the tokenizer's. `encode` gives the tokens of a text that goes on from another: nothing
-    is put before it, and no name in it is a special token.
+    `special` are the special tokens by name, `eos` the tokens that end a sequence, `size` is the model's vocabulary
+    size, which may exceed the tokenizer's. `encode` tokenizes a text that continues another: it adds no prefix, and
+    names of special tokens are plain text.
     """
 
     tokens: tuple[bytes, ...]

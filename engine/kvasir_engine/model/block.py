@@ -1,4 +1,4 @@
-"""One layer of a decoder, as the parts that its forward pass calls."""
+"""One layer of a decoder: the parts that its forward pass calls."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,9 @@ from kvasir_engine.model.layers.moe import MixtureOfExperts
 
 @dataclass(frozen=True)
 class Block:
-    """One layer. Q, K and V are one matrix. Not all models norm the heads, or what attention and MLP add."""
+    """One layer. Q, K and V are one matrix. Some models have no norms of the heads, or of the outputs of attention
+    and MLP.
+    """
 
     attention_norm: RMSNorm
     qkv: Linear

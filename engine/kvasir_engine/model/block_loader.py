@@ -1,4 +1,4 @@
-"""The layers of a decoder from the weights of a checkpoint: the part that one rank holds."""
+"""Loads a rank's part of a decoder's layers from a checkpoint."""
 
 import torch
 
@@ -12,7 +12,7 @@ from kvasir_engine.model.tensor_parallel import ProcessGroup, Shard
 
 
 class BlockLoader:
-    """Makes the blocks of what a rank holds of the weights."""
+    """Makes blocks from a rank's part of the weights."""
 
     def __init__(self, config: ModelConfig, weights: Weights, shard: Shard, group: ProcessGroup) -> None:
         self._config = config
@@ -23,7 +23,7 @@ class BlockLoader:
         self._q, self._kv = (range(heads.start * dim, heads.stop * dim) for heads in kept)
 
     def load(self) -> tuple[list[Block], list[Rotary]]:
-        """All blocks, and the rotary embeddings that they turn by. Raises ModelError."""
+        """All blocks, and their rotary embeddings. Raises ModelError."""
         config, weights = self._config, self._weights
         ropes = [
             config.rope if config.local_rope is None or not window else config.local_rope

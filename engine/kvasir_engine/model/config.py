@@ -34,9 +34,9 @@ class Rope:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts in the MLP's place in `layers`: `chosen` of `count` work on a token.
+    """A mixture of experts instead of the MLP in `layers`: `chosen` of `count` experts process each token.
 
-    `normalized`: the weights of those chosen add up to one.
+    `normalized`: the weights of the chosen ones sum to one.
     """
 
     count: int
@@ -48,10 +48,10 @@ class Experts:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The numbers that a decoder's code needs. `dtype` is the one the weights were published in.
+    """The sizes of a decoder. `dtype` is the one that the weights were published in.
 
-    `windows` has for each layer how many tokens a query attends to, its own included; None: all before it. Layers
-    with a window turn by `local_rope` where there is one.
+    `windows` has one entry a layer: the number of tokens that a query attends to, its own included; None: all
+    before it. Layers with a window use `local_rope` if it is set.
     """
 
     architecture: str
@@ -81,7 +81,7 @@ class ModelConfig:
 
     @property
     def positions(self) -> str:
-        """How positions enter the KV, for its fingerprint: KV of models that differ here is not exchangeable."""
+        """How positions affect the KV, for its fingerprint: models that differ here cannot exchange KV."""
         said = [str(self.rope), f"dim={self.head_dim}"]
         if self.local_rope is not None:
             said.append(f"local {self.local_rope}")
@@ -90,11 +90,13 @@ class ModelConfig:
             said.append("windows=" + ",".join(f"{window}*{count}" for window, count in runs))
         return " ".join(said)
 
-    def max_length(self, asked: int = 0) -> int:
-        """Most tokens a sequence may have, given the user's limit (0: the model's own). Raises ModelError."""
-        if asked > self.max_positions:
-            raise ModelError(f"maximum length {asked} is more than the model's {self.max_positions} positions")
-        return asked or self.max_positions
+    def max_length(self, max_length: int = 0) -> int:
+        """The maximum number of tokens of a sequence, given the user's limit (0: the model's own). Raises
+        ModelError.
+        """
+        if max_length > self.max_positions:
+            raise ModelError(f"maximum length {max_length} is more than the model's {self.max_positions} positions")
+        return max_length or self.max_positions
 
 
 def read_json(path: Path) -> dict[str, Any]:

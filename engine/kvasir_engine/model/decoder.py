@@ -1,6 +1,6 @@
-"""The decoder that all supported architectures are: grouped-query attention with rotary positions, gated MLPs.
+"""The decoder of all supported architectures: grouped-query attention with rotary positions, gated MLPs.
 
-What an architecture has of its own is in its ModelConfig (`models/`): biases, norms, windows, experts.
+What differs between architectures is in ModelConfig (`models/`): biases, norms, windows, experts.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,9 @@ from kvasir_engine.model.tensor_parallel import ProcessGroup, Shard
 
 @dataclass(frozen=True)
 class OtherRows:
-    """Places [R] among a step's tokens, and who takes the logits [at most `most`, vocab] behind them, in order."""
+    """Places [R] among a step's tokens, and a callback that takes their logits [at most `most`,
+    vocab], in order.
+    """
 
     places: torch.Tensor
     most: int
@@ -32,7 +34,7 @@ class OtherRows:
 
 
 Attending = Callable[[int, Block, torch.Tensor], torch.Tensor]
-"""From a layer's number, its block and its product of Q, K and V to what it attended to [T, heads * head_dim]."""
+"""Maps a layer's number, its block and its product of Q, K and V to its attention output [T, heads * head_dim]."""
 
 
 class Decoder:
@@ -56,7 +58,7 @@ class Decoder:
 
     @property
     def waits(self) -> bool:
-        """Whether a layer waits for what the device has computed."""
+        """Whether a layer waits for results of the device."""
         return any(isinstance(block.mlp, MixtureOfExperts) and block.mlp.waits for block in self._blocks)
 
     def forward(
@@ -97,7 +99,7 @@ class Decoder:
     def _logits(
         self, states: torch.Tensor, count: int, out: torch.Tensor | None, others: OtherRows | None
     ) -> torch.Tensor:
-        """The logits of the first `count` of the `states`; the others' are given away."""
+        """The logits of the first `count` of the `states`; the others' go to their callback."""
         if others is None:
             return self._head(states, out)
         for start in range(count, len(states), others.most):
@@ -105,7 +107,9 @@ class Decoder:
         return self._head(states[:count], out)
 
     def _attending(self, positions: torch.Tensor, attention: AttentionBackend) -> Attending:
-        """What makes Q, K and V of a layer's product, stores the new KV and attends, for tokens at `positions`."""
+        """The function that splits a layer's product into Q, K and V, stores the new KV and attends, for tokens at
+        `positions`.
+        """
         heads, kv_heads = len(self._shard.heads), len(self._shard.kv_heads)
         sizes = -1, heads + 2 * kv_heads, self._head_dim
         if gpu_kernels.takes(positions) and isinstance(attention, SeparateStore):

@@ -1,7 +1,7 @@
-"""All layers of a step as one list of kernel calls, where this package's kernels can do all of a layer.
+"""All layers of a step as one list of kernel calls, where this package's kernels cover all of a layer.
 
-Without it every kernel is a launch of its own, with its arguments put together in Python: a fifth of a decode step.
-The kernels and their arguments are the same, so are the bits.
+Without it each kernel is launched by itself, with arguments prepared in Python, which takes a fifth of a decode
+step. Kernels and arguments are the same, so the results are bitwise the same.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from kvasir_engine.model.layers.cpu import Packed
 
 LEAST = 64
-"""Tokens that a graph is made for at least; one for more is made when they come."""
+"""A graph has room for at least so many tokens; a larger one is built when needed."""
 
 STORE, DECODE, CHUNKS, CALLS = 3, 4, 5, 11
-"""Places of attention's calls among those of a layer, and how many these are."""
+"""The indices of attention's calls among a layer's calls, and how many calls a layer has."""
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A block of which every part is a kernel."""
+    """A block that consists of kernels only."""
 
     attention_norm: Norm
     qkv: Packed
@@ -48,7 +48,7 @@ class Layer:
 
 
 def layer_of(block: Block) -> Layer | None:
-    """The block's kernels, or None where torch computes a part of it, or other ranks have one."""
+    """The block's kernels, or None where torch or other ranks compute a part of it."""
     if block.head_norm or block.after_attention or block.after_mlp or not isinstance(block.mlp, MLP):
         return None
     mlp = block.mlp
@@ -60,7 +60,7 @@ def layer_of(block: Block) -> Layer | None:
 
 
 class StepGraph:
-    """The layers over one attention backend, for any step of at most `tokens` tokens."""
+    """The layers with one attention backend, for any step of at most `tokens` tokens."""
 
     def __init__(self, layers: Sequence[Layer], heads: int, backend: CpuBackend, tokens: int) -> None:
         from kvasir_engine.cpu_kernels.elementwise import rotation
@@ -102,7 +102,7 @@ class StepGraph:
     def run(
         self, x: torch.Tensor, factors: dict[Rotary, Factors], on_layer: Callable[[int], None] | None
     ) -> torch.Tensor:
-        """x [T, hidden] after all layers, float32; another step writes over it. The backend is planned."""
+        """x [T, hidden] after all layers, float32; the next step overwrites it. The backend must be planned."""
         tokens = len(x)
         self._x[:tokens] = x
         for rotary, own in self._factors.items():
@@ -125,7 +125,7 @@ class StepGraph:
 
 
 class Graphs:
-    """Makes the graph of a decoder when it is first needed, and again for more tokens than it was made for."""
+    """Builds a decoder's graph when it is first needed, and again when more tokens come than it has room for."""
 
     def __init__(self, blocks: Sequence[Block], heads: int) -> None:
         layers = [layer_of(block) for block in blocks]
@@ -135,7 +135,7 @@ class Graphs:
         self._graph: StepGraph | None = None
 
     def graph(self, attention: AttentionBackend, tokens: int) -> StepGraph | None:
-        """One that takes `tokens` tokens, or None where there can be none."""
+        """A graph for `tokens` tokens, or None where there can be none."""
         if not self._whole or not isinstance(attention, CpuBackend):
             return None
         graph = self._graph

@@ -1,7 +1,8 @@
-"""Tensor parallelism: how a model is divided among ranks, and how the ranks add up and join their parts.
+"""Tensor parallelism: divides a model among ranks, and adds up and joins their results.
 
-The division is Megatron-LM's (Shoeybi et al. 2019): matrices that widen are cut by columns (Q, K and V by heads,
-gate and up by the intermediate dimension), those that narrow again by rows, and their partial products are added.
+The division is Megatron-LM's (Shoeybi et al. 2019): the first matrices of attention and MLP are cut by columns (Q,
+K and V by heads, gate and up by the intermediate dimension), the second ones by rows, and their partial products
+are added.
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from kvasir_engine.model.config import ModelConfig
 from kvasir_engine.model.rendezvous import connect, use_interface
 
 CONNECT_SECONDS = 120.0
-"""How long ranks wait for one another to connect, and for one another in each exchange."""
+"""Seconds that ranks wait for one another to connect, and in each exchange."""
 LOAD_DAYS = 7
-"""How long ranks wait for one another to load. Whoever ends meanwhile ends the worker, so nobody waits in vain."""
+"""Days that ranks wait for one another to load. A rank that ends meanwhile ends the worker, so nobody waits in
+vain.
+"""
 
 
 class ProcessGroup(Protocol):
@@ -141,7 +144,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Shard:
-    """What one rank holds of a model: query heads, KV heads, columns of the MLP, logits of the vocabulary.
+    """One rank's part of a model: query heads, KV heads, columns of the MLP, logits of the vocabulary.
 
     `experts` are the columns of every expert: each rank has a part of all of them.
     """
@@ -154,10 +157,10 @@ class Shard:
 
 
 def shard(config: ModelConfig, rank: int = 0, size: int = 1) -> Shard:
-    """What `rank` of `size` holds.
+    """The part of `rank` of `size`.
 
     With more ranks than KV heads, each rank has a copy of the one KV head that its query heads use. Raises
-    ModelError when the model cannot be divided so.
+    ModelError when the model cannot be divided like this.
     """
     kv_heads = config.kv_heads
     if size <= kv_heads:

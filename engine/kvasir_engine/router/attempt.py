@@ -1,4 +1,4 @@
-"""One try at a request on one decode worker, with or without a prefill worker: the router's side of the handoff."""
+"""One attempt of a request on a decode worker, with or without a prefill worker: the router's side of a handoff."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ _POINTS = {0: "router.first_token", 4: "router.streaming"}  # by the index of a 
 
 
 class WorkerFailed(Exception):
-    """`worker` ended the attempt. `code` is a stable snake_case word; later attempts avoid `avoid`."""
+    """`worker` ended the attempt. `code` is a stable snake_case word; later attempts avoid the worker `avoid`."""
 
     def __init__(self, worker: WorkerConnection, avoid: Peer, code: str, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class WorkerFailed(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """A worker as it was when the attempt was placed. `expected_tokens`: prompt tokens it would have to compute."""
+    """A worker at the time of placement. `expected_tokens`: the prompt tokens that it would have to compute."""
 
     worker: WorkerConnection
     peer: Peer
@@ -45,22 +45,22 @@ class Target:
 
     @property
     def counts(self) -> bool:
-        """Whether the worker counts canaries apart."""
+        """Whether the worker counts canaries apart from requests."""
         return COUNTS in self.peer.capabilities
 
     @property
     def nonces(self) -> bool:
-        """Whether the worker speaks a version in which leases have nonces."""
+        """Whether the worker's protocol version has nonces in leases."""
         return self.peer.version >= NONCES
 
     def available(self) -> bool:
-        """Whether the worker is still this peer and takes requests."""
+        """Whether the worker is still the same peer and takes requests."""
         return self.worker.peer is self.peer and self.worker.state == "ready"
 
 
 @dataclass(frozen=True)
 class OutputPart:
-    """New tokens of the attempt's output; none where only `cached` is new, which is as in `Delta`."""
+    """New tokens of the attempt's output; none where only `cached` is new. `cached` is that of `Delta`."""
 
     tokens: list[int]
     logprobs: list[TokenLogprobs] | None
@@ -72,10 +72,11 @@ class OutputPart:
 class Attempt:
     """Runs `tokens` on `decode`, with the prompt's KV from `prefill` when there is one.
 
-    D is asked to reserve; its lease goes to P with the prompt; P sends the first token, D repeats it and goes on.
-    When D grants no lease, or there is no P, D does it all. With `lend_from`, P has so many of the tokens, and D is
-    to lend it what it has beyond them. Where the prompt's log-probabilities are asked for, no token is given out
-    before them, though D's may come earlier than P's last word of them.
+    Decode reserves pages; its lease goes to prefill with the prompt; prefill sends the first token, decode repeats
+    it and goes on. When decode grants no lease, or there is no prefill worker, decode computes everything. With
+    `lend_from`, prefill already has that many tokens, and reads from decode what decode has beyond them. Where the
+    prompt's log-probabilities are wanted, no token is yielded before them, though decode's tokens may arrive before
+    prefill's last frame.
     """
 
     def __init__(
@@ -110,9 +111,10 @@ class Attempt:
         self._decoding = False  # D has sent a token: P's work is done, whatever P says
 
     async def run(self) -> AsyncGenerator[OutputPart, None]:
-        """The output's parts, in order, up to one with a finish. Raises WorkerFailed, EngineError for a bad stream.
+        """The output's parts, in order, up to one with a finish. Raises WorkerFailed, or EngineError for a bad
+        stream.
 
-        Ending it early, in any way, aborts the request on both workers.
+        Closing the iterator early aborts the request on both workers.
         """
         ended = False
         self._start()
@@ -145,7 +147,9 @@ class Attempt:
                 self._prefill.worker.close(self._id, abort=not self._decoding)
 
     def _released(self) -> list[OutputPart]:
-        """The parts that need not wait for the prompt's log-probabilities, the first with them."""
+        """The held parts, once the prompt's log-probabilities are complete; the first part with tokens carries
+        them.
+        """
         if not self._held or not self._prompt.complete:
             return []
         parts, self._held = self._held, []
@@ -214,7 +218,9 @@ class Attempt:
             raise WorkerFailed(source.worker, avoid.peer, code, message)
 
     def _at_fault(self, source: Target) -> Target:
-        """The worker to blame for a failure that `source` reports. While D waits for KV it reports what P did."""
+        """The worker to blame for a failure that `source` reports. Decode reports prefill's while
+        it waits for KV.
+        """
         waiting = self._leased and not self._decoding
         return self._prefill if source is self._decode and waiting and self._prefill is not None else source
 
@@ -242,7 +248,7 @@ class Attempt:
         return OutputPart(fresh, logprobs, finish, delta.cached)
 
     def _fresh(self, source: Target, delta: Delta) -> list[int]:
-        """The delta's tokens that were not known; the others must be what is known."""
+        """The delta's tokens that are new; the others must repeat what is known."""
         known = self._output[delta.index : delta.index + len(delta.tokens)]
         if delta.index > len(self._output):
             gap = f"worker {source.worker.name} sent token {delta.index} after token {len(self._output) - 1}"

@@ -1,7 +1,7 @@
-"""One canary through each new pair of workers: whether KV really moves is known before a request depends on it.
+"""Sends one canary through each new pair of workers, to find a pair that cannot move KV before a request does.
 
-A prefill worker and a decode worker that can pair get a prompt that no tree has, as a pair in quarantine does. What
-became of it is in `GET /status` and in a metric: the operator's condition KVTransferVerified comes from there.
+A prefill and a decode worker that can pair get a prompt that is in no radix tree, as quarantined pairs do. The
+results are in `GET /status` and in a metric; the operator derives its condition KVTransferVerified from them.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ MOST_SECONDS = 60.0
 
 
 class PairVerifier(Collector):
-    """Verifies the pairs of `pool` while `run` runs. One that fails goes into `quarantine`, which tries again."""
+    """Verifies the pairs of `pool` while `run` runs. A pair that fails goes to `quarantine`, which retries it."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class PairVerifier(Collector):
             self._quarantine.suspect(prefill, decode)
 
     def report(self) -> PairReport:
-        """What is known of the pairs that there are now."""
+        """What is known of the present pairs."""
         verified, pending = 0, 0
         failed: list[str] = []
         for prefill, decode in self._pairs():
@@ -88,7 +88,7 @@ class PairVerifier(Collector):
         return PairReport(verified, pending, len(failed), tuple(failed[:MOST_SHOWN]), tuple(apart[:MOST_SHOWN]))
 
     def collect(self) -> list[GaugeMetricFamily]:
-        """`kvasir_router_pairs{state}` as it is at the scrape."""
+        """The present values of `kvasir_router_pairs{state}`."""
         report = self.report()
         family = GaugeMetricFamily("kvasir_router_pairs", "Pairs of workers by canary.", labels=["state"])
         family.add_metric(["verified"], report.verified)
@@ -97,7 +97,7 @@ class PairVerifier(Collector):
         return [family]
 
     def _pairs(self) -> list[tuple[Target, Target]]:
-        """The pairs that could move KV: prefill and decode are ready, and their fingerprints fit."""
+        """The pairs that could move KV: both are ready, and their fingerprints match."""
         targets = [Target(each, each.peer, 0) for each in self._pool.ready() if each.peer]
         return [
             (writer, holder)

@@ -1,4 +1,4 @@
-"""The pool of workers as one EngineClient: placement, retries, and streams that outlive their workers."""
+"""The pool of workers as one EngineClient: placement, retries, and streams that survive the failure of a worker."""
 
 import asyncio
 import dataclasses
@@ -37,10 +37,10 @@ HASH_OFF_LOOP = 2048
 class PooledClient:
     """Implements EngineClient over a WorkerPool.
 
-    `remote_threshold`: a prompt that a decode worker lacks fewer tokens of is prefilled there. `max_length` bounds
-    the workers' own (0: it does not). A request that lost its worker, or finds none ready but one expected,
-    waits up to `resume_seconds` for one. Where workers are started for requests that wait, up to
-    `hold_requests` are held for `hold_seconds` (0: none are) though no worker is known, and the router is ready.
+    `remote_threshold`: a prompt is prefilled on the decode worker when that lacks fewer tokens of it. `max_length`
+    is an upper bound on the workers' own (0: none). A request that lost its worker, or finds no ready worker while
+    one is expected, waits up to `resume_seconds`. Where workers are started on demand, up to `hold_requests`
+    requests wait `hold_seconds` (0: none wait) though no worker is known, and the router counts as ready.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PooledClient:
         ).set_function(lambda: self.load.held)
 
     async def close(self) -> None:
-        """End what runs in the background."""
+        """Stop the background tasks."""
         await self.quarantine.close()
 
     @property
@@ -90,15 +90,15 @@ class PooledClient:
         return min((length for length in (self._max_length, self._pool.max_length) if length), default=0)
 
     def unready_reason(self) -> str | None:
-        """As EngineClient has it; a router that holds requests takes them at any time."""
+        """See EngineClient. A router that holds requests takes them at any time."""
         return None if self._hold_seconds else self._pool.unready_reason()
 
     def unready_workers(self) -> str:
-        """The same for the operator, with the workers' names; empty where there is no reason."""
+        """The same for the operator, with the workers' names; empty if there is no reason."""
         return "" if self._hold_seconds else self._pool.unready_workers()
 
     async def wait_ready(self) -> str | None:
-        """As EngineClient has it: a worker that is expected may come within `resume_seconds`, or a hold's time."""
+        """See EngineClient. Waits up to `resume_seconds`, or `hold_seconds`, for an expected worker."""
         if self._pool.unready_reason() is None:
             return None
         if not self._may_hold():
@@ -112,7 +112,9 @@ class PooledClient:
         return self._hold_seconds > 0 and self.load.held < self._hold_requests
 
     async def _wait_for_worker(self, seconds: float) -> str | None:
-        """Until a worker decodes, for `seconds`, or while one is expected; why there is none then."""
+        """Wait until a worker can decode: for `seconds`, or while one is expected. Returns the
+        reason if none can.
+        """
         begun = asyncio.get_running_loop().time()
         while (reason := self._pool.unready_reason()) is not None:
             patience = self._resume_seconds if self._pool.expecting() else 0.0
@@ -124,7 +126,7 @@ class PooledClient:
         return reason
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
-        """As EngineClient has it. A worker's failure is not seen here while another can go on."""
+        """See EngineClient. A worker's failure is not visible here while another worker can go on."""
         with self.load.sequence() as watch:
             async with aclosing(self._attempts(request, watch)) as outputs:
                 async for output in outputs:
@@ -167,7 +169,7 @@ class PooledClient:
                 return
 
     def _note(self, request: str, failure: WorkerFailed, failed: list[WorkerFailed]) -> None:
-        """Take a failure to be retried. Raises EngineError for one that is not."""
+        """Record a failure that allows a retry. Raises EngineError for one that does not."""
         if failure.code in REQUEST_FAULTS:
             raise EngineError(failure.code, failure.message, 400)
         failed.append(failure)
@@ -206,7 +208,7 @@ class PooledClient:
         return placed
 
     def _able(self, sampling: Sampling) -> list[WorkerConnection]:
-        """The ready workers that know all of `sampling`."""
+        """The ready workers that support all of `sampling`."""
         needed = _needed(sampling)
         ready = self._pool.ready()
         if not needed:
@@ -214,7 +216,7 @@ class PooledClient:
         return [each for each in ready if each.peer and needed.keys() <= set(each.peer.capabilities)]
 
     def _unable_reason(self, sampling: Sampling) -> str | None:
-        """Why nobody of those that are ready can decode by `sampling`: all are of an older version."""
+        """Why no ready worker supports `sampling`: all are of an older version."""
         needed = _needed(sampling)
         if not needed or any(each.peer and each.peer.role != "prefill" for each in self._able(sampling)):
             return None
@@ -252,7 +254,7 @@ class PooledClient:
         return decode, prefill, placement.lend_from
 
     def _refused(self, decode: Candidate, targets: dict[str, Target]) -> frozenset[str]:
-        """Names of those that may not write to `decode`."""
+        """Names of the workers that may not write to `decode`."""
         holder = targets[decode.name].peer
         return frozenset(
             name
@@ -262,9 +264,9 @@ class PooledClient:
         )
 
     async def canary(self, prefill: Target, decode: Target) -> str | None:
-        """A prompt that no tree has goes from one to the other, and a token is decoded from its KV.
+        """Prefill a prompt that is in no radix tree on one worker, and decode a token from its KV on the other.
 
-        Returns why not, or None when it did.
+        Returns the reason of a failure, or None.
         """
         prompt = [random.randrange(CANARY_VOCABULARY) for _ in range(CANARY_TOKENS)]
         salt = f"canary-{random.getrandbits(64):x}"
@@ -320,7 +322,7 @@ def _needed(sampling: Sampling) -> dict[str, list[str]]:
 
 
 def _continued(sampling: Sampling, sent: int) -> Sampling:
-    """The sampling of what is left after `sent` tokens."""
+    """The sampling for the rest of a sequence of which `sent` tokens were sent."""
     if sent == 0:
         return sampling
     processors = sampling.processors

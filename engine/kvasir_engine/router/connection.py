@@ -1,4 +1,4 @@
-"""One WebSocket to one worker: hello, reconnecting, and frames dispatched to the streams they belong to."""
+"""One WebSocket to one worker: the hello, reconnects, and the dispatch of frames to their streams."""
 
 import asyncio
 import logging
@@ -61,17 +61,17 @@ MOST_BACKOFF = 0.5  # a worker serves as soon as it is ready: the one that it re
 REFUSED_BACKOFF = 2.0
 MOST_FRAME_BYTES = 256 << 20
 SILENT_SECONDS = 90.0
-"""A worker with requests of ours that says nothing for so long, though it says that it is alive, is hung."""
+"""A worker that sends nothing about our requests for so many seconds, though it sends keepalives, is hung."""
 UNIX = "ws+unix:"
-"""Begins the URL of a worker on this machine: the path of its Unix socket follows."""
+"""Prefix of the URL of a worker on this machine; the path of its Unix socket follows."""
 ANY_WORKER = WorkerTrust()
 MISSED = 3
-"""In so many words of a worker in a row a request was missing: it was lost there."""
+"""A request that is missing from so many consecutive reports of a worker was lost there."""
 
 
 @dataclass(frozen=True)
 class ConnectionLost:
-    """The socket to a worker closed, and with it every stream on it."""
+    """The socket to a worker closed, and all streams on it ended."""
 
     reason: str
 
@@ -81,7 +81,7 @@ Event = Leased | Delta | ConnectionLost
 
 @dataclass(frozen=True)
 class Peer:
-    """A worker as its hello described it."""
+    """A worker as its hello describes it."""
 
     epoch: int
     role: Role
@@ -93,22 +93,22 @@ class Peer:
     transport: TransportPolicy = ANY_TRANSPORT
 
     def cannot_write_to(self, holder: "Peer") -> str | None:
-        """Why its KV cannot, or may not, be the holder's."""
+        """Why this worker's KV cannot, or may not, be written to `holder`; None where it may."""
         refusal = self.transport.refusal(holder.transport)
         return refusal or self.endpoint.fingerprint.mismatch(holder.endpoint.fingerprint)
 
 
 class WorkerRefused(Exception):
-    """This worker cannot be used; the message says why."""
+    """The router cannot use this worker; the message says why."""
 
 
 def router_hello(epoch: int) -> Hello:
-    """What a router says first."""
+    """The router's first frame."""
     return Hello(VERSION, epoch, latest=LATEST, capabilities=CAPABILITIES)
 
 
 def check_hello(frame: ToRouter, model: str) -> Peer:
-    """The worker's hello as a Peer. Raises WorkerRefused for one that this router cannot serve with."""
+    """The worker's hello as a Peer. Raises WorkerRefused for a worker that this router cannot use."""
     if not isinstance(frame, Hello):
         raise WorkerRefused(f"first frame is {type(frame).__name__}, not Hello")
     ours = router_hello(0)
@@ -170,22 +170,22 @@ class WorkerConnection:
 
     @property
     def requests(self) -> int:
-        """Requests on the worker: what it last reported, or what this router has there if that is more."""
+        """Requests on the worker: what it last reported, or the number of this router's if that is larger."""
         return max(self.load.running + self.load.waiting, len(self._streams))
 
     @property
     def queued_tokens(self) -> int:
-        """Prompt tokens that wait to be computed there, by the same rule."""
+        """Prompt tokens that wait there to be computed: what it last reported, or this router's if that is more."""
         return max(self.load.queued_tokens, sum(self._expected.values()))
 
     async def unused(self) -> None:
-        """Return once no stream is open here."""
+        """Wait until no stream is open here."""
         await self._unused.wait()
 
     def open(self, frame: Submit | Reserve, sink: Callable[[Event], None], expected_tokens: int) -> None:
-        """Send `frame` and give everything that comes for its id to `sink`, until `close`.
+        """Send `frame`, and pass each frame with its id to `sink` until `close`.
 
-        `expected_tokens` of work count as queued here until the stream's first event with tokens. A frame that
+        `expected_tokens` count as queued on the worker until the stream's first event with tokens. A frame that
         cannot be sent ends its own stream at once.
         """
         self._streams[frame.id] = sink
@@ -200,7 +200,7 @@ class WorkerConnection:
             self._give(frame.id, Delta(frame.id, failure=Failure("bad_request", str(error))))
 
     def close(self, id: str, abort: bool) -> None:
-        """Expect nothing more for `id`; with `abort`, tell the worker to stop it. Idempotent."""
+        """Ignore further frames for `id`; with `abort`, tell the worker to stop it. Idempotent."""
         self._expected.pop(id, None)
         self._missed.pop(id, None)
         if self._streams.pop(id, None) is not None and abort:
@@ -209,7 +209,7 @@ class WorkerConnection:
             self._unused.set()
 
     def abandon(self, reason: str) -> None:
-        """Nobody runs the connection: its streams are lost."""
+        """Fail all streams, because the connection's task has ended."""
         self._lose(reason)
         self._become("connecting", reason)
 
@@ -217,7 +217,7 @@ class WorkerConnection:
         self._outbound.put_nowait((frame, encode(frame)))
 
     async def run(self) -> None:
-        """Connect, and connect again with backoff, until cancelled."""
+        """Connect, and reconnect with backoff, until cancelled."""
         backoff = FIRST_BACKOFF
         while True:
             reason = "not connected"
@@ -274,7 +274,7 @@ class WorkerConnection:
         self._cut = None
 
         def cut(reason: str) -> None:
-            """A part of the connection is gone: so is the connection."""
+            """A task of the connection has ended: close the connection."""
             self._cut = reason
             socket.transport.abort()
 
@@ -302,7 +302,7 @@ class WorkerConnection:
                 faults.hit("router.submitted")
 
     async def _watch(self, cut: Callable[[str], None]) -> None:
-        """A worker that has requests of ours says so regularly."""
+        """Close the connection when a worker with requests of ours stays silent; a healthy one reports often."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SILENT_SECONDS / 10)

@@ -1,6 +1,6 @@
-"""Where the workers are: fixed URLs, or the pods that a label selector matches.
+"""Finds the workers: fixed URLs, or the pods that a label selector matches.
 
-A discovery yields the whole set each time it changes: a worker's name by its URL (ws://host:port).
+A discovery yields the whole set each time it changes, as the workers' names by URL (ws://host:port).
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MOST_BACKOFF = 10.0
 
 
 class DiscoveryError(UserError):
-    """Workers cannot be looked for as asked; the message is one sentence for the user."""
+    """The discovery cannot be set up as configured; the message is one sentence for the user."""
 
 
 def worker_url(url: str) -> str:
@@ -58,7 +58,7 @@ class ClusterAccess:
 
     @classmethod
     def in_cluster(cls, namespace: str | None, account: Path = SERVICE_ACCOUNT) -> "ClusterAccess":
-        """From what Kubernetes puts into a pod. Raises DiscoveryError outside of one."""
+        """The access that Kubernetes gives to a pod. Raises DiscoveryError outside of one."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not host:
             raise DiscoveryError("--watch-pods works in a pod only: KUBERNETES_SERVICE_HOST is not set")
@@ -86,18 +86,18 @@ PLAIN_PORT, TLS_PORT = "http", "worker"
 
 
 def worker_ports(secure: bool, plain: bool) -> tuple[str, ...]:
-    """The names of the ports at which a router speaks to workers, the preferred one first.
+    """The names of the ports on which workers accept routers, the preferred one first.
 
-    `secure`: it has a certificate, and asks for theirs. A pod that has no port for that is no worker then, unless
-    `plain` ones are taken too: else who has no certificate would only have to leave the port out.
+    `secure`: the router has a certificate and requires the workers'. A pod without the TLS port is then no worker,
+    unless `plain` workers are accepted too: otherwise a pod without a certificate could just omit the port.
     """
     return (TLS_PORT, *((PLAIN_PORT,) if plain else ())) if secure else (PLAIN_PORT,)
 
 
 def pod_worker(pod: Mapping[str, Any], ports: Sequence[str] = (PLAIN_PORT,)) -> tuple[str, str] | None:
-    """A pod's (URL, name) if it is a worker to connect to: it has an IP, is not over and not being deleted.
+    """A pod's (URL, name) if it is a worker to connect to: it has an IP, has not finished and is not being deleted.
 
-    `ports`: as `worker_ports` gives them.
+    `ports`: from `worker_ports`.
     """
     metadata, status = pod.get("metadata", {}), pod.get("status", {})
     ip = status.get("podIP")
@@ -118,10 +118,10 @@ def pod_worker(pod: Mapping[str, Any], ports: Sequence[str] = (PLAIN_PORT,)) -> 
 async def watched_pods(
     access: ClusterAccess, selector: str, owner: str = "", ports: Sequence[str] = (PLAIN_PORT,)
 ) -> AsyncIterator[Mapping[str, str]]:
-    """The workers among the pods that `selector` matches, followed by list and watch for as long as it is iterated.
+    """The workers among the pods that `selector` matches, by list and watch, until the iterator is closed.
 
-    `owner`: the uid of the InferenceService whose pods they have to be; empty: anybody's. `ports`: those of
-    `worker_ports`. While the API server cannot be reached the last known set stands.
+    `owner`: the uid of the InferenceService that must own the pods; empty: any owner. `ports`: from `worker_ports`.
+    While the API server cannot be reached, the last known set stays valid.
     """
     owners = Owners(owner) if owner else None
     path = f"/api/v1/namespaces/{access.namespace}/pods"
@@ -177,7 +177,7 @@ async def _owned(
 async def _list(
     client: httpx.AsyncClient, access: ClusterAccess, path: str, selector: str
 ) -> tuple[dict[str, Mapping[str, Any]], str]:
-    """Pods by uid, and the resource version to watch from."""
+    """Pods by uid, and the resource version at which to start a watch."""
     response = await client.get(path, params={"labelSelector": selector}, headers=access.headers())
     response.raise_for_status()
     found = msgspec.json.decode(response.content)
@@ -187,7 +187,7 @@ async def _list(
 async def _watch(
     client: httpx.AsyncClient, access: ClusterAccess, path: str, selector: str, version: str
 ) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
-    """The events of one watch, until the server ends it. Raises _Expired."""
+    """The events of one watch, until the server closes it. Raises _Expired."""
     params: dict[str, str | int] = {
         "labelSelector": selector,
         "watch": "true",

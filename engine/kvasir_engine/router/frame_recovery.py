@@ -1,4 +1,4 @@
-"""What can be read of a frame that cannot be read as it is: so that of several streams only the wrong one ends."""
+"""Decodes what is readable of a bad frame of several streams, so that only the bad stream ends."""
 
 import logging
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ log = logging.getLogger("router")
 
 
 class Step(msgspec.Struct, tag_field="t", tag=str.lower):
-    """The frame of this name, with each delta as it came."""
+    """The frame of this name, with undecoded deltas."""
 
     deltas: list[msgspec.Raw]
     load: Load = Load()
 
 
 class Leased(msgspec.Struct, tag_field="t", tag=str.lower):
-    """Of the frame of this name only the id."""
+    """The frame of this name, with its id only."""
 
     id: Name
 
@@ -35,7 +35,7 @@ _named: msgspec.msgpack.Decoder[_Named] = msgspec.msgpack.Decoder(_Named)
 
 
 def readable(data: bytes) -> Iterator[ToRouter]:
-    """The frame. One that is wrong for some streams only says so to these. Raises BadFrame."""
+    """The frame; deltas that cannot be read become failures of their streams. Raises BadFrame."""
     try:
         yield decode_to_router(data)
         return

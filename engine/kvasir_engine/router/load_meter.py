@@ -1,4 +1,4 @@
-"""What a router measures of its sequences, for the operator's scaling planner. The clock is given."""
+"""Measures a router's sequences for the operator's scaling planner. The clock is an argument."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from kvasir_engine.status_reports import COST_SECONDS, LOAD_SECONDS, RouterLoad
 
 
 class LoadMeter:
-    """Of one router. To be used from one thread."""
+    """The measurements of one router. Not thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -29,7 +29,7 @@ class LoadMeter:
 
     @contextmanager
     def hold(self) -> Iterator["HeldRequest"]:
-        """A request is held. It arrives now and not when it is let go, with all that waited beside it."""
+        """Count a held request. It counts as arrived now, not when it and the others are released."""
         self._arrivals.add()
         self._held += 1
         hold = HeldRequest()
@@ -42,7 +42,7 @@ class LoadMeter:
 
     @contextmanager
     def sequence(self) -> Iterator["Stopwatch"]:
-        """A sequence is generated."""
+        """Measure a sequence while it is generated."""
         if self._released:
             self._released -= 1  # it was counted when it came
         else:
@@ -58,7 +58,7 @@ class LoadMeter:
                 self._decode.add(watch.decoded)
 
     def report(self) -> RouterLoad:
-        """As of now."""
+        """The load at this moment."""
         return RouterLoad(
             seconds=self._arrivals.covers,
             arrivals=self._arrivals.sum().count,
@@ -74,7 +74,7 @@ class LoadMeter:
 
 
 class HeldRequest:
-    """What became of a request that was held: `released` to a worker, or not."""
+    """A request that is held; `released` says whether it went to a worker."""
 
     released = False
 
@@ -91,7 +91,7 @@ class Stopwatch:
         self._last = 0.0
 
     def tokens(self, count: int) -> None:
-        """So many tokens came together."""
+        """Note that so many tokens arrived together."""
         if not count:
             return
         now = self._clock()

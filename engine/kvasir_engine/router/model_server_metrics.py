@@ -1,8 +1,8 @@
-"""What endpoint pickers of the Gateway API Inference Extension read of a model server, of a router and its workers.
+"""Metrics of a router and its workers for endpoint pickers of the Gateway API Inference Extension.
 
-The names are vLLM's, which pickers read where nobody tells them others (model server protocol of
-kubernetes-sigs/gateway-api-inference-extension, docs/proposals/003-model-server-protocol). A router is the endpoint
-that a picker chooses, so each tells of all workers that it may place on.
+The names are vLLM's, which pickers read by default (model server protocol of
+kubernetes-sigs/gateway-api-inference-extension, docs/proposals/003-model-server-protocol). A picker chooses among
+routers, so each router reports all workers on which it may place requests.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ CACHE = "vllm:cache_config_info"
 
 
 class ModelServerCollector(Collector):
-    """Reads the pool at the scrape. `held`: how many requests wait at the router itself."""
+    """Reads the pool when scraped. `held`: the number of requests that wait at the router itself."""
 
     def __init__(self, pool: WorkerPool, held: Callable[[], int], registry: CollectorRegistry) -> None:
         self._pool = pool
@@ -28,7 +28,7 @@ class ModelServerCollector(Collector):
         registry.register(self)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """The metrics as of now."""
+        """The present metrics."""
         workers = [(each.load, each.peer) for each in self._pool.ready() if each.peer is not None]
         # A request ends in a decode worker's pages, however it came there.
         caches = [(load, peer.endpoint) for load, peer in workers if peer.role != "prefill"]

@@ -1,7 +1,7 @@
-"""Whose a pod is: its controllers, followed at the API server from one to the next up to an InferenceService.
+"""Finds a pod's InferenceService: follows its controllers at the API server, one after another.
 
-A label is anybody's to set. An owner reference names an object by its uid, and the garbage collector takes away
-what names one that is not there; who a worker really is, its certificate says (`docs/security.md`).
+Anybody can set a label. An owner reference names an object by uid, and the garbage collector deletes objects whose
+owner does not exist. A worker's certificate proves its identity (`docs/security.md`).
 """
 
 import re
@@ -26,7 +26,7 @@ _MOST_STEPS = 3  # pod, ReplicaSet, Deployment, InferenceService
 
 
 class Owners:
-    """Tells the pods of the InferenceService with the uid `service` from others."""
+    """Decides which pods belong to the InferenceService with the uid `service`."""
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -34,7 +34,9 @@ class Owners:
         self._judged: dict[str, tuple[str, bool]] = {}
 
     async def owns(self, client: httpx.AsyncClient, headers: Mapping[str, str], pod: Mapping[str, Any]) -> bool:
-        """Whether a pod is its own. Asks once for each pod and controller. Raises httpx.HTTPError."""
+        """Whether the pod belongs to the service. Asks the API server once for each pod and controller. Raises
+        httpx.HTTPError.
+        """
         metadata = pod["metadata"]
         owner = _controller(pod)
         by, verdict = self._judged.get(metadata["uid"], ("", False))
@@ -44,7 +46,7 @@ class Owners:
         return verdict
 
     def forget(self, uid: str) -> None:
-        """A pod is gone."""
+        """Forget a deleted pod."""
         self._judged.pop(uid, None)
 
     async def _follow(

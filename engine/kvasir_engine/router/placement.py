@@ -1,4 +1,4 @@
-"""Which workers a prompt goes to: least work, longest known prefix. Pure."""
+"""Chooses the workers for a prompt: least work, longest known prefix. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,12 @@ FIRST_READ_RATE = 1e9
 
 @dataclass(frozen=True)
 class Candidate:
-    """A worker that could take the prompt: its load in tokens and requests, and how much of the prompt it has.
+    """A worker that could take the prompt: its load in tokens and requests, and the tokens of the prompt that it
+    has cached.
 
     `refuses`: names of the prefill workers that may not write to it now. `prefill_rate` in tokens a second and
-    `read_rate` in bytes a second are as measured, or 0; `token_bytes`: KV of a token. These two are of one rank.
+    `read_rate` in bytes a second are measured, 0 if unknown; `token_bytes`: bytes of KV a token. The last two are
+    for one rank.
     """
 
     name: str
@@ -38,7 +40,7 @@ class Candidate:
 class Placement:
     """`decode` generates; `prefill`, when there is one, computes the prompt's KV for it.
 
-    With `lend_from`, `prefill` has so many tokens and is to read from `decode` what that has beyond them.
+    With `lend_from`, `prefill` has that many tokens, and reads from `decode` what that has beyond them.
     """
 
     decode: Candidate
@@ -51,9 +53,9 @@ def _busy(candidate: Candidate) -> float:
 
 
 def readable(writer: Candidate, decode: Candidate) -> int:
-    """Tokens that `decode` has beyond `writer`'s and that are estimated cheaper to read there than to compute.
+    """Tokens that `decode` has beyond `writer`'s and that `writer` probably reads faster than it computes them.
 
-    `decode` lends whole pages, and `writer` reads whole ones of its own.
+    `decode` lends whole pages, and `writer` reads whole pages of its own.
     """
     size, theirs = writer.fingerprint.page_size, decode.fingerprint.page_size
     lent = decode.cached_tokens // theirs * theirs
@@ -66,10 +68,10 @@ def readable(writer: Candidate, decode: Candidate) -> int:
 
 
 def place(prompt_tokens: int, candidates: Sequence[Candidate], threshold: int) -> Placement | None:
-    """The placement with the least estimated work before the first token; `None` when nothing can decode.
+    """The placement with the least estimated work before the first token; `None` when no worker can decode.
 
-    A decode worker that lacks fewer than `threshold` tokens, or that no prefill worker can pair with, takes the
-    prompt alone. Of equals the first in `candidates` wins.
+    The prompt stays on the decode worker when that lacks fewer than `threshold` tokens, or when no prefill worker
+    can pair with it. Of equal placements the first in `candidates` wins.
     """
     best: tuple[float, Placement] | None = None
     prefills = [each for each in candidates if each.role == "prefill"]

@@ -1,4 +1,4 @@
-"""The workers that the router knows, by state."""
+"""The workers that the router knows, and their states."""
 
 import asyncio
 import logging
@@ -18,9 +18,10 @@ log = logging.getLogger("router")
 
 
 class WorkerPool:
-    """Connections to every worker that discovery names. Use inside one event loop; `close` it at the end.
+    """Connections to all workers that discovery names. Use it in one event loop, and `close` it at the end.
 
-    `model` is what the workers' hellos must name; empty to take any. A connection's task that ends starts again.
+    `model`: the model that the workers' hellos must name; empty: any. A connection's task is restarted when it
+    ends.
     """
 
     def __init__(self, model: str = "", tasks: Supervisor | None = None, trust: WorkerTrust = ANY_WORKER) -> None:
@@ -40,12 +41,12 @@ class WorkerPool:
     _closed = False
 
     async def follow(self, discovery: AsyncIterator[Mapping[str, str]]) -> None:
-        """Keep the pool as `discovery` says, until it ends or this is cancelled."""
+        """Apply the sets of `discovery` to the pool, until it ends or this is cancelled."""
         async for workers in discovery:
             self.set_workers(workers)
 
     def set_workers(self, workers: Mapping[str, str]) -> None:
-        """Connect to `workers`, a name by URL, and leave all others once their streams have ended."""
+        """Connect to `workers` (name by URL), and disconnect from all others once their streams have ended."""
         for url in self._workers.keys() - workers.keys():
             log.info("worker gone worker=%s url=%s", self._workers[url].name, url)
             worker = self._workers.pop(url)
@@ -90,7 +91,7 @@ class WorkerPool:
         self._report_unpaired()
 
     async def change(self) -> None:
-        """Return at the next change of any worker's state."""
+        """Wait for the next change of any worker's state."""
         self._changed.clear()
         await self._changed.wait()
 
@@ -99,11 +100,11 @@ class WorkerPool:
         return [each for each in self._workers.values() if each.state == "ready" and each.peer is not None]
 
     def expecting(self) -> bool:
-        """Whether a worker that is known may soon be ready."""
+        """Whether a known worker may become ready soon."""
         return any(each.state == "connecting" for each in self._workers.values())
 
     def unready_reason(self) -> str | None:
-        """Why nobody can decode, in words for clients: no names or addresses."""
+        """Why no worker can decode, for clients: without names and addresses."""
         if any(each.peer and each.peer.role != "prefill" for each in self.ready()):
             return None
         if not self._workers:
@@ -114,7 +115,7 @@ class WorkerPool:
         return "no worker is ready: " + ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
 
     def unready_workers(self) -> str:
-        """`unready_reason` with the workers' names and reasons: for the operator, not for clients."""
+        """`unready_reason` with the workers' names and reasons, for the operator."""
         reason = self.unready_reason()
         if reason is None or self.ready() or not self._workers:
             return reason or ""
@@ -122,7 +123,7 @@ class WorkerPool:
         return "no worker is ready: " + ", ".join(states)
 
     def unpaired(self) -> list[tuple[str, str, str]]:
-        """The ready prefill and decode workers that cannot pair, by name, and why."""
+        """The ready prefill and decode workers that cannot pair, by name, each with the reason."""
         peers = [(each.name, each.peer) for each in self.ready() if each.peer]
         found = [
             (prefill, decode, writer.cannot_write_to(reader))
@@ -133,7 +134,7 @@ class WorkerPool:
         return [(prefill, decode, why) for prefill, decode, why in found if why is not None]
 
     def _report_unpaired(self) -> None:
-        """Log those that cannot pair, each once."""
+        """Log each pair that cannot pair, once."""
         for each in self.unpaired():
             if each not in self._unpaired:
                 self._unpaired.add(each)
@@ -146,7 +147,7 @@ class WorkerPool:
 
 
 class PoolCollector(Collector):
-    """Shows `kvasir_router_workers{role,state}` as it is at the scrape."""
+    """The present values of `kvasir_router_workers{role,state}`."""
 
     def __init__(self, pool: WorkerPool, registry: CollectorRegistry) -> None:
         self._pool = pool

@@ -1,4 +1,4 @@
-"""What each worker's radix tree holds, as far as its cache events tell: an exact index by page hash. Pure."""
+"""Each worker's radix tree as its cache events describe it: an exact index by page hash. Pure."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from kvasir_engine.protocol import CacheEvents
 
 
 class PrefixIndex:
-    """One worker's cached prefixes. A page's hash covers all tokens before it, so hashes stand for prefixes.
+    """One worker's cached prefixes. A page's hash covers all tokens before it, so a hash identifies a prefix.
 
-    Until the first snapshot, and after a gap in the sequence, the index is `degraded`: it must be asked for again
-    (`Resync`), and what it knew before is kept as the best guess.
+    The index is `degraded` until the first snapshot, and after a gap in the sequence: the router must request a
+    snapshot (`Resync`), and keeps the old entries as the best guess until then.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class PrefixIndex:
         return len(self._pages)
 
     def apply(self, frame: CacheEvents) -> bool:
-        """Take a frame of events. True when this frame opened a gap, so that a snapshot has to be asked for."""
+        """Apply a frame of events. Returns True when a gap begins with it, so that a snapshot must be requested."""
         gap = False
         if frame.snapshot:
             self._pages.clear()
@@ -36,7 +36,7 @@ class PrefixIndex:
         return gap
 
     def longest(self, pages: Sequence[int]) -> int:
-        """How many pages of a prompt, from its beginning, this worker has. `pages` are the prompt's page hashes."""
+        """The number of leading pages of a prompt that this worker has. `pages` are the prompt's page hashes."""
         known = self._pages
         for place, page in enumerate(pages):
             if page not in known:

@@ -1,8 +1,8 @@
-"""Pairs of workers between which a page came wrong: no request goes through them until a canary does.
+"""Pairs of workers that transferred a wrong page: they get no request until a canary passes.
 
-A digest that differs is found before anything is decoded from the page, so the request goes on elsewhere. But the
-road between the two is bad: a device, a driver, a stale mapping. Now and then a short prompt that no tree can have
-is sent along it; when its KV comes right, requests follow.
+Digests are compared before anything is decoded from a page, so the request continues on other workers. But the path
+between the two may be broken: a device, a driver, a stale mapping. So a short prompt that is in no radix tree is
+sent along it from time to time; once its KV arrives intact, the pair gets requests again.
 """
 
 import asyncio
@@ -23,7 +23,9 @@ Canary = Callable[[Target, Target], Awaitable[bool]]
 
 
 class Quarantine:
-    """The bad pairs. `canary` sends a prompt from a prefill target to a decode target: did all of it come right?"""
+    """The quarantined pairs. `canary` sends a prompt from a prefill to a decode target; its result says whether all
+    of it arrived intact.
+    """
 
     def __init__(self, canary: Canary, interval: float = CANARY_SECONDS) -> None:
         self._canary = canary
@@ -35,11 +37,11 @@ class Quarantine:
         return len(self._probes)
 
     def refuses(self, writer: str, holder: str) -> bool:
-        """Whether no request may move KV from agent `writer` to agent `holder` now."""
+        """Whether the pair is quarantined: no request may move KV from agent `writer` to agent `holder`."""
         return (writer, holder) in self._probes
 
     def suspect(self, prefill: Target, decode: Target) -> None:
-        """A page came wrong between the two."""
+        """Quarantine the pair: a page between the two was wrong."""
         pair = prefill.peer.endpoint.agent, decode.peer.endpoint.agent
         if pair not in self._probes:
             log.error("pair quarantined prefill=%s decode=%s", prefill.worker.name, decode.worker.name)

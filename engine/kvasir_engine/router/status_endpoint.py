@@ -1,4 +1,4 @@
-"""`GET /status` of a router: what the operator asks it."""
+"""A router's `GET /status`, which the operator reads."""
 
 import msgspec
 from fastapi import FastAPI, Response

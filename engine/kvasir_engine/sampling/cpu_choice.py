@@ -1,4 +1,4 @@
-"""Tokens out of rows of logits by the CPU kernels: one pass over a greedy row, whatever it is restricted to."""
+"""Chooses tokens from rows of logits with the CPU kernels: one pass over a greedy row, with or without a mask."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,8 +12,8 @@ from kvasir_engine.sampling.token_masks import MINUS_INFINITY, NO_TOKEN, TokenMa
 def choose(
     logits: torch.Tensor, masks: Mapping[int, TokenMask], drawn: Sequence[int], how: Draws | None
 ) -> torch.Tensor:
-    """int64 [S] for `logits` [S, vocab], float32, left unchanged: the likeliest, but of the rows `drawn` as `how`
-    says. `masks` by row; NO_TOKEN where one leaves nothing. Masks are waited for.
+    """Tokens, int64 [S], for `logits` [S, vocab], float32, left unchanged: the likeliest, or in the rows `drawn`
+    one drawn by `how`. `masks` are by row; NO_TOKEN where a mask leaves nothing. Waits for the masks.
     """
     logits = logits.contiguous()
     tokens = torch.empty(len(logits), dtype=torch.int64)

@@ -1,6 +1,6 @@
-"""Sampling that waits for nothing: work for a device's queue, and results when the queue has come so far.
+"""Sampling without waiting: the work goes into the device's queue, and the results are read later.
 
-The tokens are those of `sampler.sample`: what is drawn is a function of the row's logits, its seed and the token's
+The tokens are those of `sampler.sample`: a drawn token is a function of the row's logits, its seed and its
 position.
 """
 
@@ -18,7 +18,7 @@ from kvasir_engine.sampling.token_masks import restrict
 
 @dataclass(frozen=True)
 class _Logprobs:
-    """Of the rows that asked for them. On the host, once the queue has come so far."""
+    """The log-probabilities of the rows that want them. On the host, once the queue has reached them."""
 
     rows: list[int]
     counts: list[int]
@@ -29,19 +29,21 @@ class _Logprobs:
 
 @dataclass(frozen=True)
 class QueuedSample:
-    """`tokens` int64 [S] are on the device, for the next step; the host has its copy when the queue has ended."""
+    """`tokens`, int64 [S], are on the device, for the next step; the host has a copy when the queue
+    has finished.
+    """
 
     tokens: torch.Tensor
     _host: torch.Tensor
     _logprobs: _Logprobs | None
 
     def collect(self) -> Sampled:
-        """What was sampled. Only when the device has ended what was queued."""
+        """The sampled tokens. Call it only when the device has finished what was queued."""
         entries: list[TokenLogprobs | None] = [None] * len(self._host)
         if self._logprobs is not None:
-            asked = self._logprobs
-            columns = (asked.chosen.tolist(), asked.ids.tolist(), asked.values.tolist())
-            for row, count, logprob, ids, values in zip(asked.rows, asked.counts, *columns, strict=True):
+            requested = self._logprobs
+            columns = (requested.chosen.tolist(), requested.ids.tolist(), requested.values.tolist())
+            for row, count, logprob, ids, values in zip(requested.rows, requested.counts, *columns, strict=True):
                 entries[row] = TokenLogprobs(logprob, list(zip(ids[:count], values[:count], strict=True)))
         return Sampled(self._host.tolist(), entries)
 
@@ -50,9 +52,9 @@ class QueuedSample:
 def queue_sample(
     logits: torch.Tensor, requests: Sequence[SampleRequest], before: torch.Tensor | None = None
 ) -> QueuedSample:
-    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged; `before` is on their device too.
+    """As `sampler.sample` for `logits` [S, vocab], float32, left unchanged; `before` is on the same device.
 
-    Masks are waited for, while the device computes what was queued before.
+    Waits for the masks, while the device computes what was queued earlier.
     """
     masked = _without_early_stops(processed(logits, requests, before), requests)
     masked, restricted = restrict(masked, masks_of(requests))
@@ -64,8 +66,8 @@ def queue_sample(
         chosen = draw(masked.index_select(0, rows), Draws.of(params, positions, logits.shape[1]))
         tokens.index_copy_(0, rows, chosen)
     # The device's own stay tokens of the vocabulary, whatever the next step reads of them.
-    told = tokens if restricted is None else restricted.without(tokens, masked)
-    return QueuedSample(tokens, fetched(told), _logprobs(logits, tokens, requests))
+    shown = tokens if restricted is None else restricted.without(tokens, masked)
+    return QueuedSample(tokens, fetched(shown), _logprobs(logits, tokens, requests))
 
 
 def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
@@ -83,11 +85,13 @@ def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]
 
 
 def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, requests: Sequence[SampleRequest]) -> _Logprobs | None:
-    asked = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
-    if not asked:
+    counts = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
+    if not counts:
         return None
-    rows = staged(torch.tensor(list(asked)), logits.device)
+    rows = staged(torch.tensor(list(counts)), logits.device)
     scores = logits.index_select(0, rows).log_softmax(-1)
     chosen = scores.gather(1, tokens.index_select(0, rows).unsqueeze(1)).squeeze(1)
-    top = scores.topk(min(max(asked.values()), scores.shape[1]), -1)
-    return _Logprobs(list(asked), list(asked.values()), fetched(chosen), fetched(top.indices), fetched(top.values))
+    top = scores.topk(min(max(counts.values()), scores.shape[1]), -1)
+    return _Logprobs(
+        list(counts), list(counts.values()), fetched(chosen), fetched(top.indices), fetched(top.values)
+    )

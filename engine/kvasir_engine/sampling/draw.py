@@ -1,10 +1,10 @@
-"""A token out of each row's distribution, in whole numbers: the same in any order of summing, on any device.
+"""Draws a token from each row's distribution in integers: the same for any order of sums, on any device.
 
-A token weighs exp((logit - the row's largest) / temperature), in float32, the likeliest thus 1; its *mass* is the
-weight in units of 2^-44, a whole number. `min_p`, `top_k` and `top_p` each keep a part of what the one before kept,
-in vLLM's order, with tokens as likely as the last one kept; the request's uniform goes through the inverse of the
-distribution function of what is left, over token ids. Sums of masses are exact (below 2^63 for less than 2^19
-tokens), so a token is a function of its row, seed and position, however a device cuts up its work.
+A token's weight is exp((logit - the row's largest) / temperature), in float32, so the likeliest has 1; its *mass*
+is the weight in units of 2^-44, an integer. `min_p`, `top_k` and `top_p` each keep a part of what the one before
+kept, in vLLM's order; ties with the last kept token are kept. The request's uniform number goes through the inverse
+of the cumulative distribution of the rest, over token ids. Sums of masses are exact (below 2^63 for fewer than 2^19
+tokens), so a token is a function of its row, seed and position, however a device divides its work.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from kvasir_engine.sampling.uniform import uniforms
 
 LARGEST_VOCAB = (1 << 19) - 1
 _LEVEL = 19
-"""Bits of a weight below those that its first histogram is of."""
+"""The first histogram of weights ignores this many low bits."""
 _BINS = (0x3F80_0000 >> _LEVEL) + 1
 _FEW = 2048
 _BLOCK = 512
-"""Masses that are summed before their sums are, to find where the uniform falls."""
+"""Masses are summed in blocks of this size to find where the uniform number falls."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """How each of some rows is drawn. `table` is float64 [R, 5] on the host: temperature, min_p, top_k (0: all),
+    """The parameters of drawn rows. `table` is float64 [R, 5] on the host: temperature, min_p, top_k (0: all),
     top_p, uniform.
     """
 
@@ -49,7 +49,7 @@ class Draws:
 
 
 def draw(logits: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Tokens int64 [R] for `logits` [R, vocab], float32, on their device; on a GPU nothing waits for it."""
+    """Tokens, int64 [R], for `logits` [R, vocab], float32, on their device; does not wait for a GPU."""
     if logits.shape[1] > LARGEST_VOCAB:
         raise ValueError(f"a vocabulary of {logits.shape[1]} tokens; at most {LARGEST_VOCAB} can be sampled from")
     if logits.device.type == "cuda":
@@ -90,7 +90,7 @@ def _last_of(weights: torch.Tensor, rows: torch.Tensor, counts: torch.Tensor) ->
 
 
 def _keep(weights: torch.Tensor, rows: torch.Tensor, least: torch.Tensor) -> None:
-    """Nothing of what is below `least` of `rows`."""
+    """Set all weights of `rows` below `least` to 0."""
     if len(rows) == len(weights):
         weights.masked_fill_(weights < least, 0.0)
     else:
@@ -99,14 +99,14 @@ def _keep(weights: torch.Tensor, rows: torch.Tensor, least: torch.Tensor) -> Non
 
 
 def wanted_of(total: int, share: float) -> int:
-    """The mass that is at least `share` of `total`, one at least if there is any."""
+    """The mass that is at least `share` of `total`; at least one if there is any."""
     return min(max(int(np.ceil(float(total) * share)), 1), total)
 
 
 def nucleus_cut(weights: torch.Tensor, masses: torch.Tensor, share: float, few: bool = False) -> float:
-    """The least of the fewest likeliest of `weights` [vocab] whose masses are `share` of all.
+    """The smallest weight in the nucleus: the fewest likeliest of `weights` [vocab] with `share` of all masses.
 
-    `few`: most of them are 0, and the rest are put in order at once.
+    `few`: most weights are 0, so the others are sorted at once.
     """
     wanted = wanted_of(int(masses.sum()), share)
     if not wanted:

@@ -1,8 +1,7 @@
-"""`draw.draw` as one kernel, a program a row: nothing of the row's size is written, and nothing waits.
+"""`draw.draw` as one kernel, one program a row: it writes nothing of a row's size and waits for nothing.
 
-What is cut off is found in the order of the weights' bits, four bits at a pass over the row, which stays in the
-cache: how much lies above each of 15 thresholds. Masses are whole numbers, so the order of their sums
-changes nothing.
+It finds each cut in the order of the weights' bits, four bits a pass over the row, which stays in the cache: a pass
+sums what lies above each of 15 thresholds. Masses are integers, so the order of their sums does not matter.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -19,7 +18,7 @@ WARPS = 8
 
 @triton.jit
 def _weights(row, at, vocab, top, temperature, min_p):
-    """The weights of the tokens `at`, and their bits; beyond the vocabulary and for what is no number 0."""
+    """The weights of the tokens `at`, and their bits; 0 beyond the vocabulary and for NaN."""
     logit = tl.load(row + at, mask=at < vocab, other=float("-inf"))
     weight = tl.exp((logit - top) / temperature)
     weight = tl.where((weight >= min_p) & (weight > 0) & (at < vocab), weight, 0.0)
@@ -105,7 +104,7 @@ def _draw(logits, stride, vocab, table, out, UNIT: tl.constexpr, BLOCK: tl.const
 
 
 def draw_rows(logits: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """As `draw.draw`, `table` on the device of `logits`."""
+    """As `draw.draw`, with `table` on the device of `logits`."""
     rows, vocab = logits.shape
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if logits.stride(1) != 1:

@@ -1,8 +1,8 @@
-"""Penalties, biases and what may be chosen at all, done to the rows of logits that ask for it, on their device.
+"""Penalties, biases and bans on the rows of logits that want them, on the logits' device.
 
-In vLLM's order: `allowed_token_ids`, `bad_words`, `logit_bias`, then the penalties, repetition (Keskar et al.,
-CTRL, 2019) before frequency and presence. Only the logits that change are read and written, each row's by itself,
-so a row's result does not depend on its batch.
+The order is vLLM's: `allowed_token_ids`, `bad_words`, `logit_bias`, then the penalties, repetition (Keskar et al.,
+CTRL, 2019) before frequency and presence. Only the logits that change are read and written, row by row, so a row's
+result does not depend on its batch.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ Rows = Sequence[tuple[int, LogitsWork]]
 
 
 def process(logits: torch.Tensor, rows: Rows, sampled: torch.Tensor | None) -> torch.Tensor:
-    """A copy of `logits` [S, vocab], float32, in which the work of each of `rows`, by number, is done.
+    """A copy of `logits` [S, vocab], float32, with the work of each of `rows`, by row number, applied.
 
-    `sampled` int64 are the tokens of the step before, which may be unknown to the host. Nothing waits for them.
+    `sampled`, int64, are the tokens of the previous step, which the host may not know yet. Waits for nothing.
     """
     vocab = logits.shape[1]
     flat = logits.flatten().clone()
@@ -43,7 +43,7 @@ def _on(numbers: np.ndarray, like: torch.Tensor) -> torch.Tensor:
 
 
 def _places(ids: Sequence[tuple[int, np.ndarray]], vocab: int) -> np.ndarray:
-    """Where the tokens of rows are in the flattened logits."""
+    """The places of the rows' tokens in the flattened logits."""
     return np.concatenate([row * vocab + some for row, some in ids])
 
 
@@ -79,8 +79,8 @@ def _penalize(flat: torch.Tensor, rows: Rows, vocab: int, sampled: torch.Tensor 
     sizes = [len(work.ids) for _, work in rows]
     places = _on(_places([(row, work.ids) for row, work in rows], vocab), flat)
     counts = _on(np.concatenate([work.counts for _, work in rows]), flat)
-    asked = np.array([[work.repetition, work.frequency, work.presence] for _, work in rows], np.float32)
-    how = np.repeat(asked, sizes, 0)
+    factors = np.array([[work.repetition, work.frequency, work.presence] for _, work in rows], np.float32)
+    how = np.repeat(factors, sizes, 0)
     waiting = [index for index, (_, work) in enumerate(rows) if work.awaited is not None]
     if waiting:
         # The awaited token is one more entry; where it is among the known ones, both come to the same logit.
@@ -95,7 +95,7 @@ def _penalize(flat: torch.Tensor, rows: Rows, vocab: int, sampled: torch.Tensor 
         before.index_add_(0, owners.clamp(min=0), torch.where(same, counts, 0))
         counts = torch.cat([counts + same.to(counts.dtype), before + 1])
         places = torch.cat([places, last])
-        how = np.concatenate([how, asked[waiting]])
+        how = np.concatenate([how, factors[waiting]])
     repetition, frequency, presence = _on(np.ascontiguousarray(how.T), flat)
     values = flat.index_select(0, places)
     values = torch.where(values > 0, values / repetition, values * repetition)

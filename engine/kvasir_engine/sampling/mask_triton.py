@@ -1,6 +1,6 @@
-"""Grammars' masks on all rows of logits in one kernel: bits in, a masked copy out, and nothing large between.
+"""Applies grammar masks to all rows of logits in one kernel: bits in, a masked copy out, no large intermediate.
 
-The plain form reads a table by bytes, adds it to the masked rows and puts those beside the others: five kernels.
+The plain form looks bytes up in a table, adds the result to the masked rows and joins all rows: five kernels.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False

@@ -1,4 +1,4 @@
-"""Weights of tokens as whole numbers, whose sums are the same in any order."""
+"""Weights of tokens as integers, whose sums are the same in any order."""
 
 import torch
 
@@ -7,5 +7,5 @@ UNIT_BITS = 44
 
 
 def masses_of(weights: torch.Tensor) -> torch.Tensor:
-    """What `weights` come to in whole numbers, int64."""
+    """The integer masses of `weights`, int64."""
     return (weights * float(1 << UNIT_BITS)).long()

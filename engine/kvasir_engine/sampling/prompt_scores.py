@@ -1,6 +1,6 @@
-"""Log-probabilities of prompts' tokens, from the logits behind the tokens before them.
+"""Log-probabilities of prompt tokens, from the logits of the tokens before them.
 
-The logits of a long prompt are never there at once: they come in slices, and of each only the scores are kept.
+A long prompt's logits are never all in memory: they come in slices, and only the scores of each are kept.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from kvasir_engine.pinned_memory import fetched, staged
 from kvasir_engine.protocol import PromptLogprobs
 
 SLICE = 128
-"""Most rows of logits at once."""
+"""The largest number of rows of logits in a slice."""
 
 
 class PromptScores:
-    """The scores of one step's `scored` rows, as `ForwardBatch` has them, on the logits' device until `finish`."""
+    """The scores of one step's `scored` rows (see `ForwardBatch`), on the logits' device until `finish`."""
 
     def __init__(self, scored: Sequence[tuple[int, int, int]], device: torch.device) -> None:
         self._counts = [count for _, _, count in scored]
@@ -25,7 +25,7 @@ class PromptScores:
         self._done: list[torch.Tensor] = []
 
     def take(self, logits: torch.Tensor) -> None:
-        """Score the next rows by their `logits` [at most SLICE, vocab], float32; on a GPU nothing waits for it."""
+        """Score the next rows by their `logits` [at most SLICE, vocab], float32; does not wait for a GPU."""
         targets = self._targets[self._taken : self._taken + len(logits)].unsqueeze(1)
         self._taken += len(logits)
         chosen = logits.gather(1, targets)
@@ -35,13 +35,13 @@ class PromptScores:
         self._parts.append(((chosen - whole).squeeze(1), ranks, top.indices, top.values - whole))
 
     def finish(self) -> None:
-        """All rows were taken: send the scores to the host."""
+        """Send the scores to the host, after all rows were taken."""
         joined = [torch.cat(parts) for parts in zip(*self._parts, strict=True)]
         self._parts.clear()
         self._done = [fetched(each) for each in joined]
 
     def collect(self) -> list[PromptLogprobs]:
-        """The scores, row after row. Only when the device has ended what was queued."""
+        """The scores, row after row. Call it only when the device has finished what was queued."""
         columns = (each.tolist() for each in self._done)
         return [
             PromptLogprobs(logprob, rank, list(zip(ids[:count], values[:count], strict=True)))

@@ -13,16 +13,15 @@ from kvasir_engine.sampling.token_history import LogitsWork
 from kvasir_engine.sampling.token_masks import TokenMask, restrict
 
 GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: dividing by them leaves one token anyway, or overflows."""
+"""Temperatures below this are greedy: dividing by them leaves one token, or overflows."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """How the next token of one sequence is chosen.
+    """The parameters of one sequence's next token.
 
-    `position` is the place that the token will have in its sequence, prompt included, from 0; `generated` is how
-    many tokens were generated before it. `work` is there where the sampling has processors, `mask` where it has a
-    grammar.
+    `position` is the token's place in its sequence, prompt included, from 0; `generated` is the number of tokens
+    generated before it. `work` is set where the sampling has processors, `mask` where it has a grammar.
     """
 
     sampling: Sampling
@@ -33,15 +32,15 @@ class SampleRequest:
 
     def __post_init__(self) -> None:
         if self.work is None and self.sampling.processors is not None:
-            raise ValueError("the sampling has processors, and nobody says what they have to do")
+            raise ValueError("the sampling has processors, but the request has no work for them")
         if self.mask is None and self.sampling.grammar is not None:
-            raise ValueError("the sampling has a grammar, and nobody says what it allows")
+            raise ValueError("the sampling has a grammar, but the request has no mask")
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A token for each row, NO_TOKEN where a row's request allows none, and its log-probabilities where they were
-    asked for. `prompts` are those of the batch's `scored` rows.
+    """A token for each row, NO_TOKEN where a row's request allows none, and its log-probabilities where they are
+    wanted. `prompts` are those of the batch's `scored` rows.
     """
 
     tokens: list[int]
@@ -60,12 +59,12 @@ def sample(logits: torch.Tensor, requests: Sequence[SampleRequest], before: Sequ
     Log-probabilities are those of the model's own distribution, before all of this, as vLLM and OpenAI report them.
     """
     masked = _without_early_stops(processed(logits, requests, before), requests)
-    told = _chosen(masked, requests)
-    return Sampled(told.tolist(), _logprobs(logits, told.clamp(min=0), requests))
+    chosen = _chosen(masked, requests)
+    return Sampled(chosen.tolist(), _logprobs(logits, chosen.clamp(min=0), requests))
 
 
 def _chosen(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
-    """A token for each row of what processors left, NO_TOKEN where masks leave nothing."""
+    """A token for each row of processed logits, NO_TOKEN where a mask leaves nothing."""
     drawn = [row for row, request in enumerate(requests) if request.sampling.temperature >= GREEDY_BELOW]
     params, positions = [requests[row].sampling for row in drawn], [requests[row].position for row in drawn]
     how = Draws.of(params, positions, logits.shape[1]) if drawn else None
@@ -82,7 +81,7 @@ def _chosen(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Te
 
 
 def masks_of(requests: Sequence[SampleRequest]) -> list[tuple[int, TokenMask]]:
-    """The masks of the rows that have one, by number."""
+    """The masks by row number, of the rows that have one."""
     return [(row, request.mask) for row, request in enumerate(requests) if request.mask is not None]
 
 
@@ -99,7 +98,7 @@ def processed(
 
 
 def _without_early_stops(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
-    """`logits`, or a changed copy where a stop token could come before `min_tokens`."""
+    """`logits`, or a copy without stop tokens in the rows that have not generated `min_tokens`."""
     masked = logits
     for row, request in enumerate(requests):
         if request.generated < request.sampling.min_tokens and request.sampling.stop_token_ids:
@@ -113,14 +112,14 @@ def _logprobs(
     logits: torch.Tensor, tokens: torch.Tensor, requests: Sequence[SampleRequest]
 ) -> list[TokenLogprobs | None]:
     entries: list[TokenLogprobs | None] = [None] * len(requests)
-    asked = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
-    if not asked:
+    counts = {row: n for row, request in enumerate(requests) if (n := request.sampling.logprobs) is not None}
+    if not counts:
         return entries
-    rows = list(asked)
+    rows = list(counts)
     scores = logits[rows].log_softmax(-1)
     chosen = scores.gather(1, tokens[rows].unsqueeze(1)).squeeze(1).tolist()
-    top = scores.topk(min(max(asked.values()), scores.shape[1]), -1)
+    top = scores.topk(min(max(counts.values()), scores.shape[1]), -1)
     for row, logprob, ids, values in zip(rows, chosen, top.indices.tolist(), top.values.tolist(), strict=True):
-        count = asked[row]
+        count = counts[row]
         entries[row] = TokenLogprobs(logprob, list(zip(ids[:count], values[:count], strict=True)))
     return entries

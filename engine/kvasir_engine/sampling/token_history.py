@@ -1,7 +1,7 @@
-"""What a sequence's tokens so far mean for its next one's logits: kept on the host, one step at a time.
+"""A sequence's tokens so far, and their effect on the next token's logits; on the host, updated once a step.
 
-A step may be launched before the token of the one before it is known. What depends on that token is then left to
-whoever knows it (`logits_processors.py`): nothing here waits.
+A step may be launched before the previous step's token is known. Work that depends on that token is left to
+`logits_processors.py`, on the device: nothing here waits.
 """
 
 from collections import defaultdict
@@ -21,11 +21,11 @@ NO_COUNTS: NDArray[np.int32] = np.zeros(0, np.int32)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitsWork:
-    """What is to be done to one row of logits. Nothing in it changes any more.
+    """The work on one row of logits. Immutable.
 
-    `ids` are tokens of the sequence, each once, that were generated `counts` times (0: in the prompt alone).
-    `banned` are impossible, and `then[1][i]` is so if the awaited token is `then[0][i]`. `awaited` is the row
-    of the step before that samples the token between these and the next, None where there is none.
+    `ids` are tokens of the sequence, each once, that were generated `counts` times (0: in the prompt only).
+    `banned` tokens are impossible, and `then[1][i]` is too if the awaited token is `then[0][i]`. `awaited` is the
+    row of the previous step that samples the token before the next one; None if that token is known.
     """
 
     ids: Ids
@@ -42,12 +42,12 @@ class LogitsWork:
 
     @property
     def penalizes(self) -> bool:
-        """Whether what was generated matters."""
+        """Whether generated tokens have an effect."""
         return (self.presence, self.frequency, self.repetition) != (0.0, 0.0, 1.0)
 
 
 class _BadWords:
-    """Sequences of tokens, by the one after which their last would complete them."""
+    """Banned token sequences, by the token before their last."""
 
     def __init__(self, words: Sequence[Sequence[int]]) -> None:
         self._always = np.array(sorted({word[0] for word in words if len(word) == 1}), np.int64)
@@ -61,14 +61,14 @@ class _BadWords:
                 self._before[word[-3]].append(word)
 
     def banned(self, generated: Sequence[int]) -> Ids:
-        """What must not follow, of `generated` the last tokens that matter."""
+        """The tokens that must not follow `generated`, the last relevant tokens."""
         if not generated:
             return self._always
         ends = [word[-1] for word in self._after.get(generated[-1], ()) if _ends(generated, word[:-1])]
         return np.concatenate([self._always, np.array(ends, np.int64)]) if ends else self._always
 
     def then(self, generated: Sequence[int]) -> tuple[Ids, Ids]:
-        """The same for the token after the next: what must not follow which."""
+        """The same for the token after the next: pairs of a next token and one that must not follow it."""
         words = self._pairs
         if generated:
             longer = [word for word in self._before.get(generated[-1], ()) if _ends(generated, word[:-2])]
@@ -81,25 +81,25 @@ def _ends(tokens: Sequence[int], end: Sequence[int]) -> bool:
 
 
 class TokenHistory:
-    """Of one sequence, whose first `prompt` tokens are its prompt's own."""
+    """The history of one sequence, whose first `prompt` tokens are its prompt's own."""
 
-    def __init__(self, asked: LogitsProcessors, prompt: int) -> None:
+    def __init__(self, processors: LogitsProcessors, prompt: int) -> None:
         self._prompt = prompt
-        self._presence, self._frequency = asked.presence_penalty, asked.frequency_penalty
-        self._repetition = asked.repetition_penalty
-        self._bias_ids = np.array([token for token, _ in asked.logit_bias], np.int64)
-        self._biases = np.array([bias for _, bias in asked.logit_bias], np.float32)
-        allowed = asked.allowed_token_ids
+        self._presence, self._frequency = processors.presence_penalty, processors.frequency_penalty
+        self._repetition = processors.repetition_penalty
+        self._bias_ids = np.array([token for token, _ in processors.logit_bias], np.int64)
+        self._biases = np.array([bias for _, bias in processors.logit_bias], np.float32)
+        allowed = processors.allowed_token_ids
         self._allowed = None if allowed is None else np.unique(np.array(allowed, np.int64))
-        self._words = _BadWords(asked.bad_words) if asked.bad_words else None
-        self._longest = max(map(len, asked.bad_words), default=1)
+        self._words = _BadWords(processors.bad_words) if processors.bad_words else None
+        self._longest = max(map(len, processors.bad_words), default=1)
         self._counted = (self._presence, self._frequency, self._repetition) != (0.0, 0.0, 1.0)
         self._seen = 0
         self._places: dict[int, int] = {}
         self._ids, self._counts = NO_IDS, NO_COUNTS
 
     def work(self, tokens: Sequence[int], awaited: int | None) -> LogitsWork:
-        """What `tokens`, the sequence's so far, mean for the next, or for the one after the one that is awaited."""
+        """The work on the logits of the token after `tokens`, or after the awaited token."""
         if self._counted:
             self._count(tokens)
         used = len(self._places)

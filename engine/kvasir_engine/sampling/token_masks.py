@@ -1,7 +1,7 @@
-"""Rows of logits of which a grammar lets some tokens come: the others become impossible, on the logits' device.
+"""Grammar masks on rows of logits: tokens that the grammar does not allow become impossible, on the device.
 
-A mask is bits, 32 tokens a word, filled by another thread while the device computes. It comes after all other
-processors, so that what is left is what all of them allow; where that is nothing, the row's token is `NO_TOKEN`.
+A mask has 32 tokens a word; another thread fills it while the device computes. It is applied after all other
+processors, so what is left is allowed by all; a row with nothing left gets `NO_TOKEN`.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from kvasir_engine import gpu_kernels
 from kvasir_engine.pinned_memory import staged
 
 NO_TOKEN = -1
-"""What is sampled where nothing is allowed."""
+"""The sampled value where no token is allowed."""
 MINUS_INFINITY = float("-inf")
 
 
 class TokenMask(Protocol):
-    """Which tokens may come next in one row."""
+    """The tokens that may come next in one row."""
 
     def words(self) -> NDArray[np.int32]:
-        """`ceil(vocab / 32)` words: bit `token % 32` of word `token // 32`. Waits until they are there."""
+        """`ceil(vocab / 32)` words: bit `token % 32` of word `token // 32`. Waits until they are filled."""
         ...
 
 
@@ -36,9 +36,10 @@ class MaskedRows:
     rows: torch.Tensor
 
     def without(self, tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """`tokens` [S], chosen of the masked `logits`, with NO_TOKEN where those are impossible too, as a copy.
+        """A copy of `tokens` [S], chosen from the masked `logits`, with NO_TOKEN where the chosen token is
+        impossible.
 
-        Whoever finds nothing that is possible chooses something that is not.
+        A choice from a row with nothing possible is an impossible token.
         """
         chosen = tokens.index_select(0, self.rows)
         left = logits.flatten().index_select(0, self.rows * logits.shape[1] + chosen)
@@ -48,7 +49,7 @@ class MaskedRows:
 def restrict(
     logits: torch.Tensor, masks: Sequence[tuple[int, TokenMask]]
 ) -> tuple[torch.Tensor, MaskedRows | None]:
-    """`logits` [S, vocab], float32, or a copy with the masks of some rows, by number, where there are any."""
+    """`logits` [S, vocab], float32, or a copy with the masks of some rows, by row number, applied."""
     if not masks:
         return logits, None
     words = torch.from_numpy(np.stack([mask.words() for _, mask in masks]))
@@ -64,9 +65,9 @@ def restrict(
 
 
 def penalties(words: torch.Tensor, vocab: int) -> torch.Tensor:
-    """Float32 [R, vocab] of int32 [R, ceil(vocab / 32)]: 0 where a token is allowed, else minus infinity.
+    """Float32 [R, vocab] from int32 [R, ceil(vocab / 32)]: 0 where a token is allowed, else minus infinity.
 
-    By whole bytes, from a table: nothing is decided a token, which costs a CPU more than the rest of sampling.
+    A table of bytes makes this without a branch a token, which costs a CPU more than the rest of sampling.
     """
     bytes_ = words.view(torch.uint8)
     found = _of_bytes(words.device).index_select(0, bytes_.flatten().int()).view(len(words), -1)
@@ -75,6 +76,6 @@ def penalties(words: torch.Tensor, vocab: int) -> torch.Tensor:
 
 @cache
 def _of_bytes(device: torch.device) -> torch.Tensor:
-    """[256, 8]: what a byte of a mask adds to the logits of its tokens."""
+    """[256, 8]: what each value of a mask's byte adds to the logits of its 8 tokens."""
     bits = torch.arange(256).unsqueeze(1).bitwise_right_shift(torch.arange(8)).bitwise_and(1)
     return torch.zeros(256, 8).masked_fill(bits == 0, MINUS_INFINITY).to(device)

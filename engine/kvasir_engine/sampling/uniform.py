@@ -1,8 +1,8 @@
-"""One uniform number for each (seed, position): noise that needs no generator state.
+"""One uniform number for each (seed, position), without generator state.
 
-The hash is SplitMix64's output function (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
-OOPSLA 2014; constants as in Vigna's splitmix64.c), applied to the seed and then, with the position added as the
-counter, once more.
+The hash is SplitMix64's output function (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA
+2014; constants as in Vigna's splitmix64.c), applied to the seed, and once more to the result plus the position,
+which is the counter.
 """
 
 import numpy as np

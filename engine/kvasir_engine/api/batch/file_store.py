@@ -1,4 +1,4 @@
-"""Clients' files, and batches' output, on disk."""
+"""Files of clients, and output of batches, on disk."""
 
 import logging
 import secrets
@@ -15,7 +15,7 @@ log = logging.getLogger("api")
 
 
 class FileStore:
-    """A file is its content, `ID.data`, and then `ID.json`: without the second there is no file."""
+    """A file is its content, `ID.data`, and then `ID.json`; without the second the file does not exist."""
 
     def __init__(self, folder: BatchFolder, limits: BatchLimits) -> None:
         self._path = folder.files
@@ -45,25 +45,22 @@ class FileStore:
         return sorted(mine, key=lambda file: (file.created_at, file.id))
 
     def get(self, owner: str, id: str) -> FileObject:
-        """Raises ApiError, 404, for others' files too."""
+        """One file. Raises ApiError, 404, for files of other tenants too."""
         owned = self._files.get(id)
         if owned is None or owned.owner != owner:
             raise ApiError(404, f"No such File object: {id[:100]}", param="id", code="not_found")
         return owned.file
 
     def check_room(self, owner: str) -> None:
-        """Raise ApiError where a tenant may have no more files."""
+        """Raise ApiError where the tenant has reached its limit of files."""
         mine = self.of(owner)
         if len(mine) >= self._limits.files:
-            raise bad_request(f"You have {self._limits.files} files, the most there may be: delete some.", "file")
+            raise bad_request(f"You have {self._limits.files} files, which is the limit: delete some.", "file")
         if sum(file.bytes for file in mine) >= self._limits.tenant_bytes:
-            raise bad_request("Your files take all the room that they may: delete some.", "file")
+            raise bad_request("Your files have reached the limit of their total size: delete some.", "file")
 
     def add(self, owner: str, written: Path, filename: str, purpose: str, id: str = "") -> FileObject:
-        """Take a file that is written, in this folder or its neighbour. The same `id` again changes nothing.
-
-        Raises OSError.
-        """
+        """Add a written file, which is in this folder or its neighbour. Idempotent for one `id`. Raises OSError."""
         id = id or f"file-{secrets.token_hex(12)}"
         if written.exists():
             move_whole(written, self.data(id))

@@ -1,4 +1,4 @@
-"""A folder whose files are there whole or not at all, after a crash too; of one process at a time."""
+"""A folder in which files exist whole or not at all, after a crash too; used by one process at a time."""
 
 import fcntl
 import os
@@ -15,8 +15,9 @@ PARTIAL = ".partial-"
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What one server takes. Bytes and counts of files are a tenant's; `lines`: of one batch; `concurrency`:
-    requests of all batches that are asked at once; `running`: batches that are worked on at once."""
+    """Limits of one server. Bytes and counts of files are for each tenant; `lines`: of one batch; `concurrency`:
+    requests of all batches in flight at once; `running`: batches at once.
+    """
 
     file_bytes: int = 200 * 2**20
     tenant_bytes: int = 10 * 2**30
@@ -56,17 +57,17 @@ class BatchFolder:
         return self.path / "batches"
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder for other processes."""
         os.close(self._lock)
 
 
 def partial(folder: Path) -> Path:
-    """The name of a file that is being written: what a crash leaves of it is removed at the next start."""
+    """The temporary name of a file that is being written; the next start removes it after a crash."""
     return folder / f"{PARTIAL}{secrets.token_hex(8)}"
 
 
 def synced(path: Path) -> None:
-    """Have what the file or folder holds on disk."""
+    """Flush a file or folder to disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -75,21 +76,21 @@ def synced(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace the file's content at once. Raises OSError."""
+    """Replace the file's content atomically. Raises OSError."""
     new = partial(path.parent)
     new.write_bytes(data)
     move_whole(new, path)
 
 
 def move_whole(new: Path, path: Path) -> None:
-    """Put a file that is written in its place, for good."""
+    """Move a written file to its place, durably."""
     synced(new)
     new.rename(path)
     synced(path.parent)
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """The whole lines of a file, without their ends; none if there is no file."""
+    """The complete lines of a file, without their line ends; none if there is no file."""
     try:
         with path.open("rb") as file:
             for line in file:
@@ -100,7 +101,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def drop_half_line(path: Path) -> None:
-    """Cut off what a crash left of a line that was being written."""
+    """Truncate an incomplete last line, which a crash leaves."""
     if not path.exists():
         return
     whole = sum(len(line) + 1 for line in lines_of(path))

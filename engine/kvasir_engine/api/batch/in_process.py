@@ -1,4 +1,4 @@
-"""A request of this process to its own application: the same checks, parameters and answers as from outside."""
+"""Sends a request to this process's own application: with the checks and answers of a request from outside."""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,13 +9,15 @@ from kvasir_engine.api.caller import CALLER, Caller
 
 
 @dataclass(frozen=True)
-class Answered:
+class HttpAnswer:
+    """An HTTP status and a whole body."""
+
     status: int
     body: bytes
 
 
-async def ask(app: ASGIApp, path: str, body: bytes, caller: Caller) -> Answered:
-    """The answer to a POST of JSON. Cancelling this is the client's leaving."""
+async def ask(app: ASGIApp, path: str, body: bytes, caller: Caller) -> HttpAnswer:
+    """The answer to a POST of JSON. Cancelling it counts as the client's disconnect."""
     status, parts = 500, bytearray()
     sent = False
 
@@ -52,4 +54,4 @@ async def ask(app: ASGIApp, path: str, body: bytes, caller: Caller) -> Answered:
     except Exception:  # it has been answered with a 500, and logged
         if not parts:
             raise
-    return Answered(status, bytes(parts))
+    return HttpAnswer(status, bytes(parts))

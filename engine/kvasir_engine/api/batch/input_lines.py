@@ -1,4 +1,4 @@
-"""The lines of a batch's input: what is wrong with them, and which were answered."""
+"""The lines of a batch's input file: validation, and which requests were answered."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def decoded(line: bytes) -> InputLine:
 
 
 def check(path: Path, endpoint: str, most_lines: int, most_bytes: int) -> tuple[int, list[LineError]]:
-    """How many requests there are, and the first things that are wrong."""
+    """The number of requests, and the first errors."""
     seen: set[str] = set()
     errors: list[LineError] = []
     count = 0

@@ -41,24 +41,24 @@ class JobStore:
         return sorted(mine, key=lambda batch: (batch.created_at, batch.id), reverse=True)
 
     def get(self, owner: str, id: str) -> Batch:
-        """Raises ApiError, 404, for others' batches too."""
+        """One batch. Raises ApiError, 404, for batches of other tenants too."""
         owned = self._jobs.get(id)
         if owned is None or owned.owner != owner:
             raise ApiError(404, f"No batch found with id '{id[:100]}'.", param="id", code="not_found")
         return owned.batch
 
     def unfinished(self) -> list[OwnedBatch]:
-        """The oldest first."""
+        """The batches that have not ended, the oldest first."""
         left = [each for each in self._jobs.values() if each.batch.status not in ENDED]
         return sorted(left, key=lambda each: (each.batch.created_at, each.batch.id))
 
     def using(self, file_id: str) -> Batch | None:
-        """A batch that still reads this file."""
+        """A batch that still reads this file, or None."""
         found = (each.batch for each in self.unfinished() if each.batch.input_file_id == file_id)
         return next(found, None)
 
     def check_room(self, owner: str) -> None:
-        """Forget a tenant's oldest batch that has ended where it has many. Raises ApiError where none has."""
+        """At a tenant's limit, forget its oldest ended batch. Raises ApiError where none has ended."""
         mine = self.of(owner)
         if len(mine) < self._limits.batches:
             return
@@ -69,11 +69,11 @@ class JobStore:
         self._jobs.pop(ended[-1].id, None)
 
     def save(self, owner: str, batch: Batch) -> None:
-        """Raises OSError."""
+        """Write a batch's state. Raises OSError."""
         owned = OwnedBatch(owner, batch)
         write_whole(self._path / f"{batch.id}.json", msgspec.json.encode(owned))
         self._jobs[batch.id] = owned
 
     def note(self, owner: str, batch: Batch) -> None:
-        """Show it so, without writing it: what is new is in the lines that are written."""
+        """Update a batch's state in memory only: the lines on disk have what is new."""
         self._jobs[batch.id] = OwnedBatch(owner, batch)

@@ -1,4 +1,4 @@
-"""Answers on their way to disk, in the order in which they come."""
+"""Writes answers to disk in the order of their arrival."""
 
 import asyncio
 import os
@@ -11,10 +11,10 @@ from kvasir_engine.api.batch.schemas import OutputLine
 
 
 class LineWriter:
-    """Adds lines to a batch's files. What was put is written though the asking has been cancelled meanwhile."""
+    """Appends lines to a batch's files. Lines that were put are written even if their requests are cancelled."""
 
     def __init__(self, output: Path, errors: Path, wrote: Callable[[int, int], None]) -> None:
-        """`wrote` hears how many lines are on disk now, those of answers and those of failures."""
+        """`wrote` is called with the numbers of lines on disk: answers and failures."""
         self._paths = (output, errors)
         self._wrote = wrote
         self._waiting: asyncio.Queue[tuple[OutputLine, bool] | None] = asyncio.Queue()
@@ -23,11 +23,11 @@ class LineWriter:
         self._waiting.put_nowait((line, failed))
 
     def close(self) -> None:
-        """No more lines come: `run` returns when all are written."""
+        """Accept no more lines; `run` returns when all are written."""
         self._waiting.put_nowait(None)
 
     async def run(self) -> None:
-        """Raises OSError."""
+        """Write until closed. Raises OSError."""
         over = False
         while not over:
             items = [await self._waiting.get()]

@@ -15,8 +15,8 @@ class HasId(Protocol):
 T = TypeVar("T", bound=HasId)
 
 
-def asked_limit(query: Mapping[str, str], usual: int, most: int) -> int:
-    """Raises ApiError."""
+def page_limit(query: Mapping[str, str], usual: int, most: int) -> int:
+    """The query's `limit`, `usual` where it has none, `most` at most. Raises ApiError."""
     text = query.get("limit", str(usual))
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise bad_request("Invalid value for 'limit': expected a number.", "limit")
@@ -25,14 +25,14 @@ def asked_limit(query: Mapping[str, str], usual: int, most: int) -> int:
 
 
 def check_query(query: Mapping[str, str], known: Sequence[str]) -> None:
-    """Raise ApiError for what is not known."""
+    """Raise ApiError for an unknown parameter."""
     for name in query:
         if name not in known:
             raise bad_request(f"Unknown parameter: '{name[:100]}'.", name, "unknown_parameter")
 
 
 def page(items: Sequence[T], after: str | None, limit: int) -> tuple[list[T], bool]:
-    """The next ones, and whether there are more. Raises ApiError."""
+    """The next items, and whether there are more. Raises ApiError."""
     start = 0
     if after is not None:
         places = [place for place, each in enumerate(items) if each.id == after]

@@ -1,4 +1,4 @@
-"""Works on batches, behind all other traffic, and goes on after a restart where it was."""
+"""Runs batches at lower priority than all other traffic, and resumes them after a restart."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from kvasir_engine.api.batch.file_store import FileStore
 from kvasir_engine.api.batch.folder import BatchFolder, BatchLimits
-from kvasir_engine.api.batch.in_process import Answered, ask
+from kvasir_engine.api.batch.in_process import HttpAnswer, ask
 from kvasir_engine.api.batch.input_lines import answered, check, decoded, input_lines
 from kvasir_engine.api.batch.job_store import JobStore
 from kvasir_engine.api.batch.line_writer import LineWriter
@@ -35,7 +35,7 @@ from kvasir_engine.api.lifecycle import Lifecycle
 log = logging.getLogger("api")
 
 BEHIND = 100
-"""Levels of priority after other requests."""
+"""Batches' requests come so many levels of priority after others."""
 _TRIES = 3  # of a request that fails for no fault of its own
 _FIRST_WAIT, _MOST_WAIT = 0.5, 30.0  # while there is no room for a request, or no worker
 _AGAIN = 30.0  # after the disk failed
@@ -46,7 +46,7 @@ class _Streams(msgspec.Struct, frozen=True):
 
 
 class BatchRunner:
-    """The files and batches of one folder. `begin` them with the application that answers their requests."""
+    """The files and batches of one folder. Start it with the application that answers their requests."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class BatchRunner:
         self._running: set[str] = set()
 
     async def run(self, app: ASGIApp, most_bytes: Callable[[], int]) -> None:
-        """Work on all batches there are and will be. `most_bytes`: of a request."""
+        """Run all present and future batches. `most_bytes`: the limit of a request."""
         async with asyncio.TaskGroup() as group:
             while True:
                 self._news.clear()
@@ -83,29 +83,29 @@ class BatchRunner:
                         await self._news.wait()
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder for other processes."""
         self._folder.close()
 
-    def create(self, owner: str, asked: BatchRequest) -> Batch:
+    def create(self, owner: str, request: BatchRequest) -> Batch:
         """A new batch. Raises ApiError, OSError."""
-        self.files.get(owner, asked.input_file_id)
+        self.files.get(owner, request.input_file_id)
         self.jobs.check_room(owner)
         now = int(time.time())
         batch = Batch(
             id=f"batch_{secrets.token_hex(12)}",
-            endpoint=asked.endpoint,
-            input_file_id=asked.input_file_id,
+            endpoint=request.endpoint,
+            input_file_id=request.input_file_id,
             status="validating",
             created_at=now,
             expires_at=now + self.limits.seconds,
-            metadata=asked.metadata,
+            metadata=request.metadata,
         )
         self.jobs.save(owner, batch)
         self._news.set()
         return batch
 
     def cancel(self, owner: str, id: str) -> Batch:
-        """End a batch early: what has been answered is kept. Raises ApiError, OSError."""
+        """End a batch early, and keep the answers so far. Raises ApiError, OSError."""
         batch = self.jobs.get(owner, id)
         if batch.status == "cancelling":
             return batch
@@ -173,7 +173,9 @@ class BatchRunner:
         return True
 
     async def _until_over(self, app: ASGIApp, owner: str, batch: Batch) -> bool:
-        """Ask until all is answered, or the batch is cancelled or expires. True: the process leaves before that."""
+        """Send requests until all are answered, or the batch is cancelled or expires. True: the process ends before
+        that.
+        """
         asking = asyncio.create_task(self._ask_all(app, owner, batch))
         cancelled = asyncio.create_task(self._event(batch.id).wait())
         try:
@@ -213,19 +215,19 @@ class BatchRunner:
 
     async def _ask_one(self, app: ASGIApp, caller: Caller, request: InputLine, writer: LineWriter) -> None:
         try:
-            got = await self._patiently(app, caller, request)
+            got = await self._ask_with_retries(app, caller, request)
         finally:
             self._slots.release()
         answer = LineAnswer(got.status, f"req_{secrets.token_hex(12)}", msgspec.Raw(got.body))
         line = OutputLine(f"batch_req_{secrets.token_hex(12)}", request.custom_id, answer, None)
         writer.put(line, failed=got.status != 200)
 
-    async def _patiently(self, app: ASGIApp, caller: Caller, request: InputLine) -> Answered:
-        """The answer; what fails for want of a worker is asked again, until the batch expires."""
+    async def _ask_with_retries(self, app: ASGIApp, caller: Caller, request: InputLine) -> HttpAnswer:
+        """The answer to one request; retries until the batch expires while no worker is available."""
         body = bytes(request.body)
         if _streams(body):
             error = bad_request("'stream' is not supported in a batch.", "stream", "unsupported_value")
-            return Answered(error.status, error.body)
+            return HttpAnswer(error.status, error.body)
         wait, tries = self._wait, 0
         while True:
             got = await ask(app, request.url, body, caller)
@@ -247,7 +249,7 @@ class BatchRunner:
         self._note(owner, id, counts.completed + completed, counts.failed + failed)
 
     async def _finish(self, owner: str, batch: Batch) -> None:
-        """Say of each request that was not asked why, and make the files. It may be done again after a crash."""
+        """Write an error line for each unsent request, and create the output files. Idempotent after a crash."""
         if batch.status != "finalizing":
             why = None
             if batch.cancelling_at is not None:
@@ -302,7 +304,7 @@ def _streams(body: bytes) -> bool:
 
 
 def refuse_endpoint(endpoint: str, served: frozenset[str]) -> None:
-    """Raise ApiError for an endpoint that batches cannot ask."""
+    """Raise ApiError for an endpoint that batches cannot use."""
     if endpoint not in served:
         shown = ", ".join(sorted(served))
         raise ApiError(

@@ -1,4 +1,4 @@
-"""Batches within a process that serves: from the flag to the task that works on them."""
+"""Batches in a serving process: from the flag to the task that runs them."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ from kvasir_engine.supervisor import Supervisor
 
 
 def batches_of(folder: str, lifecycle: Lifecycle) -> BatchRunner | None:
-    """What --batch-dir asks for; None without it. Raises UserError."""
+    """The runner for --batch-dir; None without it. Raises UserError."""
     if "://" in folder:
         raise UserError(
             f"batch-dir {folder}: it has to be a folder of this machine; object stores are not supported"
@@ -25,10 +25,10 @@ def batches_of(folder: str, lifecycle: Lifecycle) -> BatchRunner | None:
 
 
 @asynccontextmanager
-async def working(
+async def running_batches(
     batches: BatchRunner | None, app: ASGIApp, client: EngineClient, tasks: Supervisor
 ) -> AsyncIterator[None]:
-    """Work on batches meanwhile; what is unfinished at the end goes on at the next start."""
+    """Run batches within this context; the next start resumes unfinished ones."""
     if batches is None:
         yield
         return

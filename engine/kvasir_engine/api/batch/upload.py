@@ -17,7 +17,7 @@ MOST_HEADERS = 4096
 
 @dataclass
 class Form:
-    """The fields, and the name and size of the one file."""
+    """The fields, and the name and size of the only file."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
@@ -25,7 +25,7 @@ class Form:
 
 
 class _Parts:
-    """What the parser tells of. Raises ApiError."""
+    """The parser's callbacks. Raises ApiError."""
 
     def __init__(self, out: BinaryIO, most: int) -> None:
         self.form = Form()
@@ -121,5 +121,5 @@ async def read_upload(request: Request, path: Path, most: int) -> Form:
         except FormParserError as error:
             raise bad_request(f"We could not parse the form of your request: {error}.", code=None) from None
     if not parts.ended:
-        raise bad_request("The form of your request ends in the middle.", code=None)
+        raise bad_request("The form of your request is incomplete.", code=None)
     return parts.form

@@ -17,18 +17,18 @@ log = logging.getLogger("api")
 
 BATCH = 64  # connections that are accepted at once, before others of the loop's work
 PAUSE_SECONDS = 0.5
-TELL_SECONDS = 10.0
+LOG_SECONDS = 10.0
 MOST_HANDSHAKES = 256  # at once: each holds memory, and has an end
 MOST_OF_ADDRESS = 64  # of these: nobody keeps the others out by handshakes that do not end
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Acceptor:
-    """Gives each connection a protocol of `make`.
+    """Gives each connection a protocol made by `make`.
 
-    asyncio's own loop, out of descriptors, tries as often as the backlog is long, logs each try with a traceback,
-    and schedules as many for the next second. This one has a spare descriptor: with it a connection that cannot be
-    served is taken and closed, so its client learns of it. Where not even that is possible it pauses.
+    Without descriptors, asyncio's own loop retries as often as the backlog is long, logs each try with a traceback,
+    and schedules as many for the next second. This acceptor keeps a spare descriptor, to accept and close a
+    connection that cannot be served, so that its client learns of it. Where not even that is possible it pauses.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Acceptor:
         make: Callable[[], asyncio.Protocol],
         credentials: Credentials | None = None,
     ) -> None:
-        """With `credentials` a connection has no protocol before its TLS handshake has ended well."""
+        """With `credentials` a connection gets its protocol only after a successful TLS handshake."""
         self._credentials = credentials
         sock.setblocking(False)
         self._sock = sock
@@ -48,12 +48,12 @@ class Acceptor:
         self._handshakes: Counter[str] = Counter()  # by address
         self._again: asyncio.TimerHandle | None = None
         self._shed = 0
-        self._told = -TELL_SECONDS
+        self._logged_at = -LOG_SECONDS
         self._reopen()
         self._loop.add_reader(sock.fileno(), self._accept)
 
     def close(self) -> None:
-        """Accept nothing more. Idempotent; the socket stays the caller's."""
+        """Stop accepting. Idempotent; the caller closes the socket."""
         if self._again is not None:
             self._again.cancel()
         if self._sock.fileno() >= 0:
@@ -85,7 +85,7 @@ class Acceptor:
             task.add_done_callback(self._tasks.discard)
 
     def _may_begin(self, address: str) -> bool:
-        """Whether the address may begin a handshake; it is counted."""
+        """Whether the address may begin a handshake; counts it."""
         own, others = self._handshakes[address], self._handshakes.total()
         if others >= MOST_HANDSHAKES or own >= MOST_OF_ADDRESS:
             log.warning("refused address=%s reason='%d handshakes are under way, %d its own'", address, others, own)
@@ -124,8 +124,8 @@ class Acceptor:
                 self._ended(address)
 
     def _refuse_one(self, error: OSError) -> bool:
-        """Take one connection by the spare descriptor and close it. False: it cannot be."""
-        self._tell(error)
+        """Accept one connection with the spare descriptor and close it. False if that fails."""
+        self._log_failure(error)
         if self._spare is None:
             self._reopen()
         if self._spare is None:
@@ -145,10 +145,10 @@ class Acceptor:
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def _tell(self, error: OSError) -> None:
+    def _log_failure(self, error: OSError) -> None:
         now = time.monotonic()
-        if now - self._told >= TELL_SECONDS:
-            self._told = now
+        if now - self._logged_at >= LOG_SECONDS:
+            self._logged_at = now
             log.error("connections cannot be taken reason=%r closed=%d", error.strerror, self._shed)
 
     def _pause(self) -> None:

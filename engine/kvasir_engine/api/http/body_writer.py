@@ -1,7 +1,7 @@
-"""Writes the parts of a streamed body as HTTP/1.1 chunks, past all that a part does not need.
+"""Writes the parts of a streamed body as HTTP/1.1 chunks, without the work that a part does not need.
 
-An ASGI message a part goes through every middleware, and through h11, which only frames it. A stream of tokens has
-a thousand parts and more, so those after the first are framed here. Heads and ends stay h11's.
+An ASGI message for each part passes every middleware and h11, which only frames it. A stream of tokens has a
+thousand parts or more, so the parts after the first are framed here. h11 still writes heads and ends.
 """
 
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
@@ -11,13 +11,13 @@ WRITE = "kvasir.write"
 
 
 class BodyWriter:
-    """Of one request's answer, whose length was not said."""
+    """Writes the body of one answer of unknown length."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
 
     async def write(self, part: bytes) -> None:
-        """Write it once the client has read enough of what was written; nothing when it has left."""
+        """Write a part once the client has read enough of the earlier ones; nothing if it has disconnected."""
         cycle = self._cycle
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()

@@ -1,4 +1,4 @@
-"""The connections of one server: who is let in, who makes room, and who has taken too long."""
+"""A server's connections: admission, eviction, and timeouts."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ log = logging.getLogger("api")
 
 
 class Entry(Enum):
-    """How a connection was let in."""
+    """How a connection was admitted."""
 
     FULL = "full"
     PROBES = "probes"  # all places are taken: it may only ask how the process is
@@ -21,7 +21,7 @@ class Entry(Enum):
 
 
 class Transport(Protocol):
-    """What of an asyncio.Transport is needed here."""
+    """The methods of asyncio.Transport that are used here."""
 
     def is_closing(self) -> bool: ...
     def abort(self) -> None: ...
@@ -33,10 +33,10 @@ class Watched(Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it waits for a request, or `None` while it has one."""
+        """Since when the connection waits for a request; `None` while it has one."""
 
     def overdue(self, now: float, hurry: float | None) -> str | None:
-        """What took too long, or `None`. `hurry`: since when the process leaves."""
+        """The timeout that has passed, or `None`. `hurry`: since when the process shuts down."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Place:
 
 
 class ConnectionGate:
-    """Counts connections by address. The one that waits longest for a request makes room for a new one."""
+    """Counts connections by address. A new one may evict the one that waits longest for a request."""
 
     def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
@@ -60,7 +60,7 @@ class ConnectionGate:
         return len(self._places)
 
     def enter(self, transport: Transport, watched: Watched, address: str) -> Entry:
-        """A new connection. One that is refused has been aborted."""
+        """Admit a new connection. A refused one has been aborted."""
         entry = Entry.FULL
         if self._count[entry] >= self.limits.connections:
             self._make_room(entry, None)
@@ -79,12 +79,12 @@ class ConnectionGate:
         return entry
 
     def take_over(self, transport: Transport, watched: Watched) -> None:
-        """The connection goes on in another protocol."""
+        """The connection continues in another protocol."""
         if transport in self._places:
             self._places[transport].watched = watched
 
     def leave(self, transport: Transport) -> None:
-        """The connection is gone. Idempotent."""
+        """The connection is closed. Idempotent."""
         place = self._places.pop(transport, None)
         if place is not None:
             self._count[place.entry] -= 1
@@ -93,7 +93,9 @@ class ConnectionGate:
                 del self._of[place.address]
 
     def sweep(self, hurry: float | None) -> None:
-        """Abort what has taken too long. `hurry`: since when the process leaves, by time.monotonic."""
+        """Abort connections whose timeout has passed. `hurry`: since when the process shuts down, by
+        time.monotonic.
+        """
         now = time.monotonic()
         aborted: Counter[str] = Counter()
         for transport, place in list(self._places.items()):
@@ -105,7 +107,7 @@ class ConnectionGate:
             log.warning("slow connections closed %s", " ".join(f"{k}={n}" for k, n in sorted(aborted.items())))
 
     def _unwritten(self, transport: Transport, place: _Place, now: float) -> str | None:
-        """A transport that was closed writes first what it has: to a peer that does not read, for ever."""
+        """Whether a closed transport has had unsent data for too long ("write"): its peer may never read it."""
         if not transport.is_closing():
             return None
         if place.closing is None:

@@ -25,13 +25,13 @@ _POLL_SECONDS = 0.05
 
 
 class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `kvasir drain` says, in one line of JSON."""
+    """The request of `kvasir drain`, one line of JSON."""
 
     quiet: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class Drainable(Protocol):
-    """What is served: it can stop taking work, and knows how much it has."""
+    """A service that can stop taking work, and knows how much it has."""
 
     @property
     def inflight(self) -> int: ...
@@ -40,7 +40,7 @@ class Drainable(Protocol):
 
 
 class GracefulShutdown:
-    """The departure of `service`, which has `seconds` from its beginning to finish what is in flight."""
+    """The shutdown of `service`, which has `seconds` from its beginning to finish what is in flight."""
 
     def __init__(self, service: Drainable, seconds: float) -> None:
         self._service = service
@@ -49,14 +49,14 @@ class GracefulShutdown:
         self._hurry = asyncio.Event()
 
     def begin(self) -> None:
-        """Be unready from now on. The deadline counts from the first call."""
+        """Become unready. The deadline counts from the first call."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self._seconds
             log.info("draining inflight=%d", self._service.inflight)
             self._service.drain()
 
     def hurry(self) -> None:
-        """Wait for nothing any more."""
+        """Stop waiting at once."""
         self._hurry.set()
 
     @property
@@ -65,7 +65,7 @@ class GracefulShutdown:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     async def done(self, quiet: float = 0.0) -> int:
-        """Return what is in flight: nothing, and so for `quiet` seconds, or what is left at the deadline."""
+        """Wait until nothing is in flight for `quiet` seconds, or the deadline; returns what is left."""
         self.begin()
         busy = time.monotonic()
         while not self._hurry.is_set() and self.seconds_left:
@@ -78,8 +78,8 @@ class GracefulShutdown:
         return self._service.inflight
 
     @contextlib.asynccontextmanager
-    async def heard_at(self, path: Path) -> AsyncIterator[None]:
-        """Hear `kvasir drain` at the Unix socket `path`, which this user alone may connect to. Raises OSError."""
+    async def listening_at(self, path: Path) -> AsyncIterator[None]:
+        """Serve `kvasir drain` at the Unix socket `path`, which only this user may open. Raises OSError."""
         _remove(path)
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(path))

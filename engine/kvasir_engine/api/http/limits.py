@@ -1,4 +1,4 @@
-"""What one HTTP server gives to whoever connects: times, sizes and counts. Every wait has an end."""
+"""Limits of one HTTP server for its clients: times, sizes and counts. Every wait is bounded."""
 
 import resource
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class HttpLimits:
 
 
 def fitted(limits: HttpLimits) -> HttpLimits:
-    """`limits` with no more connections than this process may have files. Raises the soft limit of files first."""
+    """`limits` with no more connections than the process may have open files; raises the soft limit first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = PLENTY_OF_FILES if hard == resource.RLIM_INFINITY else min(hard, PLENTY_OF_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:

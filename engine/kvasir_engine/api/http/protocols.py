@@ -1,4 +1,4 @@
-"""uvicorn's protocols within limits: HTTP/1.1 by h11, and WebSockets."""
+"""uvicorn's protocols with limits: HTTP/1.1 by h11, and WebSockets."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ PROBES = frozenset({"/health", "/ready"})
 
 
 class _Writing:
-    """How long a peer has not read what waits for it."""
+    """For how long a peer has not read pending data."""
 
     def __init__(self) -> None:
         self._paused: tuple[float, int] | None = None
@@ -45,10 +45,9 @@ class _Writing:
 
 
 class GuardedHttp(H11Protocol):
-    """A connection's requests. h11, because it can be held to limits that httptools does not have.
+    """The requests of a connection. It uses h11, which can be limited where httptools cannot.
 
-    What kind of wait it is in is known after each batch of events: for a head, for a body, or for nothing of the
-    client's.
+    After each batch of events it knows what the connection waits for: a head, a body, or nothing from the client.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class GuardedHttp(H11Protocol):
         app_state: dict[str, Any],
         refusal: Callable[[Any], str | None] | None = None,
     ) -> None:
-        """`refusal` says of a transport why its peer gets no answer to anything."""
+        """`refusal` gives the reason not to answer a transport's peer, or None."""
         super().__init__(config, server_state, app_state)
         self._gate = gate
         self._refusal = refusal
@@ -145,7 +144,7 @@ class GuardedHttp(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def send_400_response(self, msg: str) -> None:
-        """Say why no request could be read, and close."""
+        """Answer that no request was readable, and close."""
         self._refuse(400, msg)
 
     def _refuse(self, status: int, message: str) -> None:
@@ -171,7 +170,7 @@ class GuardedHttp(H11Protocol):
 
 
 class GuardedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket; its pings find a peer that is silent, this one that does not read."""
+    """A WebSocket. Its pings detect a silent peer; this class detects one that does not read."""
 
     def __init__(
         self, gate: ConnectionGate, config: Config, server_state: ServerState, app_state: dict[str, Any]
@@ -210,7 +209,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
 
 
 class _ProbesOnly:
-    """The application for connections beyond the others' number: how the process is, and 503 to all else."""
+    """The application for connections beyond the limit: it answers probes, and all else with 503."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

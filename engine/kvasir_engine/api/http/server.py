@@ -32,10 +32,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
-    """`count` sockets of one address, which do not listen yet: the kernel divides connections among those that do.
+    """`count` bound sockets of one address, not listening yet: the kernel distributes connections among those that
+    listen.
 
-    Who has the address already, with sockets that are shared as well, is not noticed here but by `check_port`.
-    Raises PortTaken.
+    Another process with shared sockets at the address is not detected here but by `check_port`. Raises PortTaken.
     """
     first = _bound(host, port, shared=True)
     port = first.getsockname()[1]
@@ -43,7 +43,7 @@ def bind_shared(host: str, port: int, count: int) -> list[socket.socket]:
 
 
 def _bound(host: str, port: int, shared: bool) -> socket.socket:
-    """It listens, unless it is `shared`."""
+    """A bound socket; it listens unless it is `shared`."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -65,9 +65,9 @@ def _bound(host: str, port: int, shared: bool) -> socket.socket:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise PortTaken if the address cannot be listened on now, before minutes of loading, and not after.
+    """Raise PortTaken if the address cannot be listened on: before minutes of loading, not after.
 
-    Raises UserError where there is no folder for the socket of `kvasir drain` either.
+    Raises UserError where the folder for the socket of `kvasir drain` is missing, too.
     """
     listen(host, port).close()
     try:
@@ -79,9 +79,9 @@ def check_port(host: str, port: int) -> None:
 
 
 def end_at_sigterm() -> None:
-    """Until `serve` runs, SIGTERM ends the process at once: there is nothing to finish.
+    """Let SIGTERM end the process at once until `serve` runs: there is nothing to finish.
 
-    By default it does so too, but not to the first process of a container, which may load for minutes.
+    That is the default, except for the first process of a container, which may load for minutes.
     """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
@@ -92,23 +92,23 @@ SWEEP_TICKS = 5  # uvicorn's ticks of 0.1 s between looks at the connections
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which would not wait for the drain, and with limits.
+    """uvicorn with limits, and without its own signal handling, which would not wait for the drain.
 
-    uvicorn stays: it is well kept, has the WebSockets that routers use, and its h11 side is plain Python that can
-    be held to limits from outside.
+    uvicorn is well kept, has the WebSockets that routers use, and its h11 side is plain Python that can be limited
+    from outside.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         limits: HttpLimits,
-        leaving: GracefulShutdown,
+        shutdown: GracefulShutdown,
         secured: "Secured | None" = None,
     ) -> None:
         super().__init__(config)
         self._secured = secured
         self._gate = ConnectionGate(limits)
-        self._leaving = leaving
+        self._shutdown = shutdown
         self._hurry: float | None = None
         self._acceptors: list[Acceptor] = []
 
@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_TICKS == 0:
-            if self._hurry is None and self._leaving.seconds_left is not None:
+            if self._hurry is None and self._shutdown.seconds_left is not None:
                 self._hurry = time.monotonic()
             self._gate.sweep(self._hurry)
         return await super().on_tick(counter)
@@ -141,7 +141,7 @@ class _Server(uvicorn.Server):
 
 @dataclass(frozen=True)
 class Secured:
-    """A second listening socket: there `app` is served, by mutual TLS, to peers of these `roles` alone."""
+    """A second listening socket, on which `app` is served by mutual TLS to peers of these `roles` only."""
 
     app: Any
     sock: socket.socket
@@ -149,7 +149,7 @@ class Secured:
     roles: tuple[str, ...]
 
     def accept(self, gate: ConnectionGate, config: uvicorn.Config, state: ServerState) -> Acceptor:
-        """Begin to accept; `config` is the other socket's."""
+        """Start accepting; `config` is that of the other socket."""
         own = uvicorn.Config(
             self.app,
             log_config=None,
@@ -169,7 +169,7 @@ class Secured:
         return Acceptor(self.sock, make, self.credentials)
 
     def refusal(self, transport: Any) -> str | None:
-        """Why a peer, whose handshake has ended, is not served."""
+        """Why a peer is refused after its handshake, or None."""
         try:
             self.credentials.peer(transport.get_extra_info("ssl_object"), *self.roles)
         except Untrusted as error:
@@ -180,29 +180,30 @@ class Secured:
 async def serve(
     app: Any,
     sock: socket.socket,
-    leaving: GracefulShutdown,
+    shutdown: GracefulShutdown,
     until: asyncio.Event | None = None,
     limits: HttpLimits | None = None,
     secured: Secured | None = None,
 ) -> None:
-    """Serve the ASGI `app` until SIGTERM, SIGINT or `until`; then be unready, finish what is in flight, and return.
+    """Serve the ASGI `app` until SIGTERM, SIGINT or `until`; then become unready, finish what is in flight, and
+    return.
 
-    What still runs at the deadline of `leaving` is cut off, as it is by a second signal.
+    The deadline of `shutdown`, or a second signal, aborts what still runs.
     """
-    with ended_by_signals(leaving) as stop:
-        async with leaving.heard_at(drain_socket(*sock.getsockname()[:2])):
+    with ended_by_signals(shutdown) as stop:
+        async with shutdown.listening_at(drain_socket(*sock.getsockname()[:2])):
             stops = [each for each in (stop, until) if each is not None]
-            await serve_until(app, sock, leaving, stops, limits, secured)
+            await serve_until(app, sock, shutdown, stops, limits, secured)
 
 
 @contextlib.contextmanager
-def ended_by_signals(leaving: GracefulShutdown) -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set; at the second of them `leaving` waits for nothing any more."""
+def ended_by_signals(shutdown: GracefulShutdown) -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; the second signal makes `shutdown` hurry."""
     stop = asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
-            leaving.hurry()
+            shutdown.hurry()
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -218,12 +219,12 @@ def ended_by_signals(leaving: GracefulShutdown) -> Iterator[asyncio.Event]:
 async def serve_until(
     app: Any,
     sock: socket.socket,
-    leaving: GracefulShutdown,
+    shutdown: GracefulShutdown,
     stops: Sequence[asyncio.Event],
     limits: HttpLimits | None = None,
     secured: Secured | None = None,
 ) -> None:
-    """As `serve`, until one of `stops`, in a process that others tell when to leave."""
+    """As `serve`, until one of `stops`, in a process whose parent handles signals."""
     limits = fitted(limits or HttpLimits())
     config = uvicorn.Config(
         app,
@@ -237,12 +238,12 @@ async def serve_until(
         timeout_keep_alive=int(limits.idle_seconds),
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config, limits, leaving, secured)
+    server = _Server(config, limits, shutdown, secured)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     stopping = [asyncio.create_task(each.wait()) for each in stops]
     try:
         await asyncio.wait({serving, *stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done() and (left := await leaving.done()):
+        if not serving.done() and (left := await shutdown.done()):
             log.warning("cutting off requests inflight=%d", left)
         server.should_exit = True
         await serving

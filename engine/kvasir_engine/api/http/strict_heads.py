@@ -1,8 +1,8 @@
-"""Which request heads are taken: what a proxy before us may read in another way is refused, not interpreted.
+"""Refuses request heads that a proxy before this server may parse differently.
 
-h11 follows RFC 9112 where that allows leniency: lines that end in LF alone, folded header lines, and
-`Transfer-Encoding` beside `Content-Length`. Each of them lets two parsers see two different requests (request
-smuggling). It also limits only heads that are incomplete when it looks.
+RFC 9112 allows, and h11 accepts, lines that end in LF alone, folded header lines, and `Transfer-Encoding` together
+with `Content-Length`. Each lets two parsers see two different requests (request smuggling). h11 also limits only
+heads that are incomplete when it looks at them.
 """
 
 import h11
@@ -14,9 +14,9 @@ TOO_LARGE = 431
 
 
 def refusal(data: bytes, limits: HttpLimits) -> tuple[int, str] | None:
-    """The status and reason to refuse the request that `data` begins with, or `None`.
+    """The status and reason to refuse the request at the beginning of `data`, or `None`.
 
-    `data` may end in the middle of the head: what can be said of it already is.
+    `data` may end within the head: what is known by then is checked.
     """
     end = data.find(_END)
     head = data if end < 0 else data[: end + 2]
@@ -43,14 +43,14 @@ def refusal(data: bytes, limits: HttpLimits) -> tuple[int, str] | None:
 
 
 class StrictConnection(h11.Connection):
-    """h11's server side, which looks at each head before it is parsed."""
+    """h11's server side, with a check of each head before it is parsed."""
 
     def __init__(self, limits: HttpLimits) -> None:
         super().__init__(h11.SERVER, limits.head_bytes)
         self._limits = limits
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        """As h11 has it. Raises h11.RemoteProtocolError."""
+        """See h11. Raises h11.RemoteProtocolError."""
         if self.their_state is h11.IDLE:
             data = self.trailing_data[0]
             refused = refusal(data, self._limits) if data else None

@@ -1,9 +1,9 @@
-"""`/v1/batches`: many requests from a file, answered behind all others."""
+"""`/v1/batches`: many requests from a file, at lower priority than all others."""
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from kvasir_engine.api.batch.paging import asked_limit, check_query, page
+from kvasir_engine.api.batch.paging import check_query, page, page_limit
 from kvasir_engine.api.batch.runner import BatchRunner, refuse_endpoint
 from kvasir_engine.api.batch.schemas import BatchList, BatchRequest
 from kvasir_engine.api.errors import unsupported
@@ -34,7 +34,7 @@ def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
         owner = service.caller(request).salt
         query = request.query_params
         check_query(query, ("limit", "after"))
-        some, more = page(batches.jobs.of(owner), query.get("after"), asked_limit(query, 20, 100))
+        some, more = page(batches.jobs.of(owner), query.get("after"), page_limit(query, 20, 100))
         ids = [each.id for each in some]
         return json_response(
             BatchList(data=some, first_id=next(iter(ids), None), last_id=ids[-1] if ids else None, has_more=more)

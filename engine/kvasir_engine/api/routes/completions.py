@@ -23,14 +23,14 @@ def add(app: FastAPI, service: Service) -> None:
         body = await service.read(request, CompletionRequest)
         service.check_model(body.model)
         params = completion_params(body, service.model)
-        asked = completion_prompts(body, service.most * (1 if params.truncate is None else 8))
+        prompts_given = completion_prompts(body, service.most * (1 if params.truncate is None else 8))
         await service.check_ready(request)
-        prompts = [await service.prompt(request, each, params.truncate) for each in asked]
+        prompts = [await service.prompt(request, each, params.truncate) for each in prompts_given]
         await service.check_grammar(request, params)
         id = f"cmpl-{secrets.token_hex(12)}"
         choices = service.choices(id, caller, params, prompts, "prompt")
         echo = (
-            [service.text(*each, params.truncate) for each in zip(asked, prompts, strict=True)]
+            [service.text(*each, params.truncate) for each in zip(prompts_given, prompts, strict=True)]
             if body.echo
             else None
         )

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
 from kvasir_engine.api.batch.folder import partial
-from kvasir_engine.api.batch.paging import asked_limit, check_query, page
+from kvasir_engine.api.batch.paging import check_query, page, page_limit
 from kvasir_engine.api.batch.runner import BatchRunner
 from kvasir_engine.api.batch.schemas import FileDeleted, FileList
 from kvasir_engine.api.batch.upload import Form, read_upload
@@ -79,7 +79,7 @@ def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
         if order not in ("asc", "desc"):
             raise bad_request("Invalid value for 'order': expected 'asc' or 'desc'.", "order")
         mine = [each for each in store.of(owner) if query.get("purpose") in (None, each.purpose)]
-        limit = asked_limit(query, 10_000, 10_000)
+        limit = page_limit(query, 10_000, 10_000)
         some, more = page(mine if order == "asc" else mine[::-1], query.get("after"), limit)
         ids = [each.id for each in some]
         return json_response(

@@ -12,7 +12,7 @@ from kvasir_engine.api.message_answer import message
 from kvasir_engine.api.message_events import STYLE, message_events
 from kvasir_engine.api.message_schemas import CountTokensRequest, MessagesRequest, TokensCount
 from kvasir_engine.api.messages import chat_request, check_version, conversation
-from kvasir_engine.api.renaming import speaking
+from kvasir_engine.api.renaming import renaming_fields
 from kvasir_engine.api.service import Service
 
 
@@ -27,9 +27,9 @@ def add(app: FastAPI, service: Service) -> None:
         caller = caller_of(request)
         clock = service.clock(caller)
         body = await service.read(request, MessagesRequest)
-        asked, names = chat_request(body, service.model)
-        with speaking(names):
-            generation = await begin_chat(service, request, caller, asked, clock, "msg_")
+        chat, names = chat_request(body, service.model)
+        with renaming_fields(names):
+            generation = await begin_chat(service, request, caller, chat, clock, "msg_")
         answer = generation.answer
         if generation.params.stream:
             return EventResponse(lambda: message_events(answer, generation.pieces()), STYLE)
@@ -45,8 +45,8 @@ def add(app: FastAPI, service: Service) -> None:
         caller_of(request)
         body = await service.read(request, CountTokensRequest)
         service.check_model(body.model)
-        asked, names = conversation(body, service.model)
-        with speaking(names):
-            tools = await checked_tools(service, request, asked)
-            tokens = await chat_tokens(service, request, asked, None, tools)
+        chat, names = conversation(body, service.model)
+        with renaming_fields(names):
+            tools = await checked_tools(service, request, chat)
+            tokens = await chat_tokens(service, request, chat, None, tools)
         return json_response(TokensCount(len(tokens)))

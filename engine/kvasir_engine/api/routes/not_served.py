@@ -1,4 +1,4 @@
-"""Endpoints of OpenAI's API and vLLM's that this server does not have: each refusal says what it lacks."""
+"""Endpoints of OpenAI's API and vLLM's that this server does not have: each error says what is missing."""
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -47,7 +47,7 @@ WITHOUT_FOLDER = ("/v1/files", "/v1/batches", "/v1/batches/{rest:path}")
 
 
 def add_without_folder(app: FastAPI, service: Service) -> None:
-    """Files and batches, where there is no folder for them."""
+    """The refusals for files and batches, where there is no folder for them."""
     for path in WITHOUT_FOLDER:
         _refuse(app, service, path, "This server does not support {path}: it was started without --batch-dir.")
 

@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: what is really taken."""
+"""`GET /openapi.json`: the fields and limits that the server accepts."""
 
 import msgspec
 from fastapi import FastAPI
@@ -141,9 +141,9 @@ LIMITED = (
     "TokenizeRequest",
     "DetokenizeRequest",
 )
-"""The structs of bodies whose fields have the limits of `field_limits.py`."""
+"""The structs of bodies with the limits of `field_limits.py`."""
 UNDESCRIBED = frozenset({*LACKING, "/v1/responses/{id}"})
-"""Paths that refuse whatever comes."""
+"""Paths that refuse every request."""
 
 
 def add(app: FastAPI, service: Service) -> None:

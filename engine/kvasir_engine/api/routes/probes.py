@@ -1,4 +1,4 @@
-"""How the process is: /health, /ready, /metrics and /version."""
+"""The process's state: /health, /ready, /metrics and /version."""
 
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +26,7 @@ def add(
     metrics: Callable[[], Awaitable[bytes]],
     over: Callable[[], str | None],
 ) -> None:
-    """`metrics`: in Prometheus's text; `over` says why the process serves no more, if it does not."""
+    """`metrics`: in Prometheus's text format; `over` gives the reason once the process can serve no more."""
 
     @app.get("/health")
     async def health() -> Response:

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`, without memory."""
+"""`POST /v1/responses`; nothing is stored."""
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -7,7 +7,7 @@ from kvasir_engine.api.chat_generation import begin_chat
 from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.generation import text_of
 from kvasir_engine.api.http_responses import EventResponse, JsonResponse
-from kvasir_engine.api.renaming import speaking
+from kvasir_engine.api.renaming import renaming_fields
 from kvasir_engine.api.response_answer import begun, response_body
 from kvasir_engine.api.response_events import ResponseEvents
 from kvasir_engine.api.response_schemas import ResponsesRequest
@@ -21,9 +21,9 @@ def add(app: FastAPI, service: Service) -> None:
         caller = service.caller(request)
         clock = service.clock(caller)
         body = await service.read(request, ResponsesRequest)
-        asked, names = chat_request(body)
-        with speaking(names):
-            generation = await begin_chat(service, request, caller, asked, clock, "resp_")
+        chat, names = chat_request(body)
+        with renaming_fields(names):
+            generation = await begin_chat(service, request, caller, chat, clock, "resp_")
         answer = generation.answer
         shown = begun(body, answer)
         if generation.params.stream:

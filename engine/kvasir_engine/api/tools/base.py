@@ -1,4 +1,4 @@
-"""What all formats share: text that waits, markers that may be cut anywhere, and the deltas that come of it."""
+"""What all formats share: pending text, markers that may be cut anywhere, and the resulting deltas."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,19 +18,19 @@ def held_back(text: str, markers: Sequence[str]) -> int:
 
 
 def first_of(text: str, markers: Sequence[str]) -> tuple[int, str] | None:
-    """Where the first of the markers in `text` begins, and which it is. None of them begins another."""
+    """The place of the first marker in `text`, and the marker. No marker is the beginning of another."""
     return min(((at, marker) for marker in markers if (at := text.find(marker)) >= 0), default=None)
 
 
 class Writer:
-    """Collects deltas. Whitespace beside a tool call is none of the content."""
+    """Collects deltas. Whitespace around a tool call is not content."""
 
     def __init__(self, new_id: NewId) -> None:
         self.calls = 0
         self._new_id = new_id
         self._deltas: list[Delta] = []
         self._space = ""
-        self._beside_call = False
+        self._after_call = False
 
     def content(self, text: str) -> None:
         """Some text of the answer; whitespace waits for what comes after it."""
@@ -39,14 +39,14 @@ class Writer:
         self._space = text[len(shown) :]
         if shown:
             self._deltas.append(ContentDelta(shown))
-            self._beside_call = False
+            self._after_call = False
 
     def reasoning(self, text: str) -> None:
         if text:
             self._deltas.append(ReasoningDelta(text))
 
     def begin(self, name: str) -> None:
-        self._space, self._beside_call = "", True
+        self._space, self._after_call = "", True
         self._deltas.append(ToolCallBegin(self.calls, self._new_id(), name))
         self.calls += 1
 
@@ -57,12 +57,12 @@ class Writer:
 
     def end(self) -> None:
         """No more text comes."""
-        if self._space and not self._beside_call:
+        if self._space and not self._after_call:
             self._deltas.append(ContentDelta(self._space))
         self._space = ""
 
     def take(self) -> list[Delta]:
-        """The deltas since it was last asked, neighbours of one kind as one."""
+        """The deltas since the last call; neighbours of one kind are merged."""
         merged: list[Delta] = []
         for delta in self._deltas:
             last = merged[-1] if merged else None
@@ -80,10 +80,10 @@ class Writer:
 
 
 class FormatParser:
-    """A state machine over the text that waits in `_text`.
+    """A state machine over the pending text in `_text`.
 
-    A state takes what it can of it, and says whether it changed anything: then the state that is set is run again.
-    `completed` counts the calls whose arguments have ended.
+    A state consumes what it can, and returns whether it changed anything; then the machine runs the current state
+    again. `completed` counts the calls whose arguments have ended.
     """
 
     def __init__(self, new_id: NewId) -> None:

@@ -1,4 +1,4 @@
-"""What an answer has to be so that its calls cannot fail: structural tags, in the form that parsers read. Pure."""
+"""Grammars for answers with tool calls: structural tags, in the form that the parsers read. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ from kvasir_engine.api.tools.formats import OutputFormat
 from kvasir_engine.protocol import Grammar
 
 WHITESPACE = " ?"
-"""Between the parts of JSON: as models were taught, and not so much that one goes on with nothing else."""
+"""White space between the parts of JSON: as models learned it, and bounded, so that a model cannot
+go on with it.
+"""
 
 Tag = dict[str, Any]
 
@@ -24,12 +26,12 @@ class CallSchema:
 
 
 def forced_calls(calls: Sequence[CallSchema], format: OutputFormat, many: bool, begun: bool | None) -> Grammar:
-    """An answer that is a call, after the reasoning, if any; with `many` one or more."""
+    """A grammar of one call, after any reasoning; with `many` of one or more."""
     return _grammar(_after_reasoning(_calls(calls, format, many), format, begun))
 
 
 def triggered_calls(calls: Sequence[CallSchema], format: OutputFormat, many: bool, begun: bool | None) -> Grammar:
-    """Any answer in which what begins as a call is one."""
+    """A grammar of any answer in which every beginning of a call becomes a call."""
     if format.tools == "openai":
         final = _sequence(_const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), {"type": "any_text"})
         return _grammar(_after_reasoning(_or(_calls(calls, format, many), final), format, begun))
@@ -41,7 +43,7 @@ def triggered_calls(calls: Sequence[CallSchema], format: OutputFormat, many: boo
 def calls_or(
     grammar: Grammar, calls: Sequence[CallSchema], format: OutputFormat, many: bool, begun: bool | None
 ) -> Grammar | None:
-    """An answer of this grammar, or calls; None if it cannot be said of this kind."""
+    """A grammar of this grammar's answer, or calls; None if this kind cannot be combined."""
     answer = _answer(grammar, format)
     if answer is None:
         return None
@@ -50,7 +52,7 @@ def calls_or(
 
 
 def grammar_after_reasoning(grammar: Grammar, format: OutputFormat, begun: bool | None) -> Grammar | None:
-    """A grammar of the answer, where reasoning may come before it; None if it cannot be said of this kind."""
+    """The grammar with reasoning allowed before it; None if this kind cannot be combined."""
     if format.reasoning != "openai" and (format.thinking is None or begun is False):
         return grammar
     answer = _answer(grammar, format)
@@ -58,7 +60,7 @@ def grammar_after_reasoning(grammar: Grammar, format: OutputFormat, begun: bool 
 
 
 def _answer(grammar: Grammar, format: OutputFormat) -> Tag | None:
-    """The grammar as a part of structural tags, in the channel that answers are in."""
+    """The grammar as a part of structural tags, in the format's channel for answers."""
     answer = _as_tag(grammar)
     if answer is None or "openai" not in (format.tools, format.reasoning):
         return answer
@@ -163,7 +165,7 @@ def _deepseek(calls: Sequence[CallSchema], format: OutputFormat, many: bool) -> 
 
 
 def _triggered(calls: Sequence[CallSchema], format: OutputFormat, many: bool) -> tuple[list[Tag], list[str]]:
-    """Tags, and what they begin with."""
+    """Tags, and their triggers."""
     match format.tools:
         case "hermes":
             return _hermes(calls), [hermes.OPEN]
@@ -183,7 +185,7 @@ def _triggered(calls: Sequence[CallSchema], format: OutputFormat, many: bool) ->
 
 
 def _after_reasoning(answer: Tag, format: OutputFormat, begun: bool | None) -> Tag:
-    """The answer, and before it, where there may or must be reasoning, that."""
+    """The answer with allowed or required reasoning before it."""
     free: Tag = {"type": "any_text"}
     if format.reasoning == "openai":
         begin, end = f"{harmony.CHANNEL}analysis{harmony.MESSAGE}", f"{harmony.ENDS[0]}{harmony.START}assistant"

@@ -1,4 +1,4 @@
-"""One choice's pieces, with their text taken apart: what the API sends of them, and how the choice ends. Pure."""
+"""Parses one choice's pieces: the deltas that the API sends, and how the choice ends. Pure."""
 
 import secrets
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from kvasir_engine.api.tools.types import ArgumentsDelta, ContentDelta, Delta, R
 
 
 def new_call_id() -> str:
-    """An id that no other call has."""
+    """A unique id for a call."""
     return f"call_{secrets.token_hex(12)}"
 
 
@@ -26,8 +26,8 @@ def begun_by(tail: str, markers: ThinkingMarkers | None) -> bool | None:
 
 @dataclass(frozen=True)
 class CallLimits:
-    """`one`: the answer ends with its first call. `named`: the calls were asked for by name, so they are no reason
-    for the end, as at OpenAI.
+    """`one`: the answer ends with its first call. `named`: the client named the function, so calls are no finish
+    reason, as at OpenAI.
     """
 
     one: bool = False
@@ -35,10 +35,10 @@ class CallLimits:
 
 
 class ChoiceParser:
-    """Takes a choice's text apart.
+    """Parses a choice's text.
 
-    `reasoning_tokens` counts those whose text was reasoning, its markers included; with `shown` false the reasoning
-    is counted only.
+    `reasoning_tokens` counts the tokens of the reasoning and its markers; with `shown` false the reasoning is only
+    counted.
     """
 
     def __init__(self, parser: AnswerParser, limits: CallLimits, shown: bool = True) -> None:
@@ -50,11 +50,11 @@ class ChoiceParser:
 
     @property
     def may_reason(self) -> bool:
-        """Whether there may still be reasoning, whose tokens are counted."""
+        """Whether reasoning may still come, whose tokens are counted."""
         return self._parser.may_reason
 
     def parse(self, piece: Piece) -> Piece:
-        """The piece with deltas, and the content as its text. It may end the choice though the engine has not."""
+        """The piece with deltas, and the content as its text. It may end the choice before the engine does."""
         before = self._parser.reasoning
         deltas = self._parser.push(piece.text)
         if before or self._parser.reasoning:

@@ -48,13 +48,13 @@ class AnswerParser(MessageParser, Protocol):
 class OutputFormat:
     """How a model writes calls and reasoning. `tools` is "none" where its calls cannot be read.
 
-    `told`: its chat template knows no tools, so a system message tells of them. `newer`: of a format's two forms
-    the later one, as DeepSeek's since V3.1 and Mistral's since version 11 of its tokenizer.
+    `tools_in_system_message`: the chat template knows no tools, so a system message describes them. `newer`: the
+    format's later form, as DeepSeek's since V3.1 and Mistral's since version 11 of its tokenizer.
     """
 
     tools: ToolParserName = "none"
     reasoning: ReasoningParserName = "none"
-    told: bool = False
+    tools_in_system_message: bool = False
     newer: bool = False
 
     @property
@@ -90,14 +90,14 @@ def output_format(
     template: str, tools: ToolParserName = "auto", reasoning: ReasoningParserName = "auto"
 ) -> OutputFormat:
     """How a model with this chat template writes, unless it is said."""
-    told = "tools" not in template and tools in ("auto", "hermes")
-    if "tools" not in template and not told:
+    tools_in_system_message = "tools" not in template and tools in ("auto", "hermes")
+    if "tools" not in template and not tools_in_system_message:
         tools = "none"  # the message that tells of them is in the form of hermes
     if tools == "auto":
-        tools = "hermes" if told else _tools_of(template)
+        tools = "hermes" if tools_in_system_message else _tools_of(template)
     reasoning = _reasoning_of(template) if reasoning == "auto" else reasoning
     newer = mistral.ARGS in template if tools == "mistral" else "```json" not in template
-    return OutputFormat(tools, reasoning, told, newer)
+    return OutputFormat(tools, reasoning, tools_in_system_message, newer)
 
 
 def _tools_of(template: str) -> ToolParserName:

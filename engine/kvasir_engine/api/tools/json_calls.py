@@ -9,11 +9,10 @@ from kvasir_engine.api.tools.json_scanner import SPACE, CallReader
 
 @dataclass(frozen=True)
 class JsonFormat:
-    """How calls are told from text.
+    """How calls are recognised in text.
 
-    One begins after a marker of `opens`, and with `bare` where the whole answer begins with it; it may be in a
-    `fence`. `separators` may stand between calls that no array holds. After a call a marker of `closes` is taken
-    away.
+    A call begins after a marker of `opens`, and with `bare` at the beginning of the answer; it may be in a `fence`.
+    `separators` may stand between calls outside an array. A marker of `closes` after a call is removed.
     """
 
     opens: tuple[str, ...] = ()
@@ -24,7 +23,7 @@ class JsonFormat:
 
 
 class JsonCallParser(FormatParser):
-    """Takes JSON calls out of a text. Of bare ones only those of the tools' `names` are calls."""
+    """Parses JSON calls in a text. Bare ones are calls only if they name one of the tools in `names`."""
 
     def __init__(self, new_id: NewId, names: frozenset[str], format: JsonFormat) -> None:
         super().__init__(new_id)
@@ -108,7 +107,7 @@ class JsonCallParser(FormatParser):
         return False
 
     def _announce(self, read: str) -> None:
-        """Say what is known of the call, of whose text `read` is the latest."""
+        """Emit what is known of the call; `read` is the latest part of its text."""
         reader = self._reader
         self._raw += read
         known = reader.name is not None and reader.name != "" and (reader.has_arguments or reader.done)
@@ -131,7 +130,7 @@ class JsonCallParser(FormatParser):
         return self._go(self._after)
 
     def _rest(self) -> bool:
-        """Arguments that are no JSON from here on: all there is, as it came."""
+        """Arguments that stop being JSON: emit all the rest as it came."""
         if self._up_to(self._format.closes, self._writer.arguments) is None:
             return False
         self.completed += 1
@@ -165,7 +164,7 @@ class JsonCallParser(FormatParser):
         return self._no_call()
 
     def _no_call(self) -> bool:
-        """What was taken for the beginning of a call is text."""
+        """The supposed beginning of a call is text."""
         self._writer.content(self._raw)
         self._raw, self._array = "", False
         return self._go(self._free_text)
@@ -175,7 +174,7 @@ class JsonCallParser(FormatParser):
         super()._finish()
 
     def _take(self, count: int, state: Callable[[], bool]) -> bool:
-        """Go on behind `count` characters, which are text if this is no call."""
+        """Consume `count` characters, which are text if this is no call."""
         self._raw += self._text[:count]
         return self._drop(count, state)
 

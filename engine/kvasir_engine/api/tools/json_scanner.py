@@ -18,9 +18,9 @@ State = Literal[
 
 
 class JsonScanner:
-    """Says of each character whether it can be the next of a JSON value.
+    """Says of each character whether it can continue a JSON value.
 
-    A control character in a string is let through: models write line breaks there.
+    Accepts control characters in strings: models write line breaks there.
     """
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ class CallReader:
         self._arguments: list[str] = []
 
     def take(self) -> str:
-        """What came of the arguments since it was last asked."""
+        """The text of the arguments since the last call."""
         text = "".join(self._arguments)
         self._arguments.clear()
         return text

@@ -25,10 +25,10 @@ def with_tools(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[st
     if not tools:
         return plain
     lines = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-    told = _INTRODUCTION.format(tools=lines)
+    introduction = _INTRODUCTION.format(tools=lines)
     if plain and plain[0]["role"] == "system":
-        return [{**plain[0], "content": f"{plain[0]['content']}\n\n{told}"}, *plain[1:]]
-    return [{"role": "system", "content": told}, *plain]
+        return [{**plain[0], "content": f"{plain[0]['content']}\n\n{introduction}"}, *plain[1:]]
+    return [{"role": "system", "content": introduction}, *plain]
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,9 +42,9 @@ class _Counting(MessageParser, Protocol):
 
 
 class ThinkingParser:
-    """Tells reasoning from what `answer` is the parser of. `begun`: the prompt ends with the opening marker.
+    """Separates reasoning from the answer, which `answer` parses. `begun`: the prompt ends with the opening marker.
 
-    Whitespace around the reasoning is none of either. What does not begin with the opening marker is the answer.
+    Whitespace around the reasoning is dropped. Text without the opening marker at its beginning is the answer.
     """
 
     def __init__(self, markers: ThinkingMarkers, begun: bool, answer: _Counting) -> None:

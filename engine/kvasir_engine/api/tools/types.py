@@ -1,4 +1,4 @@
-"""What a model said, taken apart: content, reasoning and tool calls, whole and as deltas."""
+"""The parts of a model's output: content, reasoning and tool calls, whole and as deltas."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class ContentDelta:
 
 @dataclass(frozen=True)
 class ReasoningDelta:
-    """The next text of what the model thought before it answered."""
+    """The next text of the reasoning before the answer."""
 
     text: str
 
@@ -30,7 +30,7 @@ class ToolCallBegin:
 
 @dataclass(frozen=True)
 class ArgumentsDelta:
-    """The next text of the arguments of the call that has this `index`."""
+    """The next text of the arguments of the call with this `index`."""
 
     index: int
     text: str
@@ -50,7 +50,7 @@ class ParsedCall:
 
 @dataclass(frozen=True)
 class ParsedMessage:
-    """A whole message; `content` and `reasoning` are None where there is no text of theirs."""
+    """A whole message; `content` and `reasoning` are None if empty."""
 
     content: str | None
     reasoning: str | None
@@ -58,7 +58,7 @@ class ParsedMessage:
 
 
 class MessageParser(Protocol):
-    """Takes one message apart as its text comes. Deltas put together are the same however the text was cut."""
+    """Parses one message as its text comes. The joined deltas do not depend on how the text was cut."""
 
     @property
     def reasoning(self) -> bool:
@@ -75,7 +75,7 @@ class MessageParser(Protocol):
 
 
 def joined(deltas: Iterable[Delta]) -> ParsedMessage:
-    """The message that deltas are parts of."""
+    """The message from its deltas."""
     content: list[str] = []
     reasoning: list[str] = []
     begun: list[ToolCallBegin] = []

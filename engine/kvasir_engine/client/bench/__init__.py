@@ -1,1 +1,1 @@
-"""`kvasir bench`: load on an endpoint, and what its clients see."""
+"""`kvasir bench`: puts load on an endpoint, and measures what its clients see."""

@@ -1,4 +1,4 @@
-"""What is asked of an endpoint: conversations made of a seed, or read from a ShareGPT file."""
+"""The conversations of a benchmark: random by seed, or read from a ShareGPT file."""
 
 import random
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from kvasir_engine.errors import UserError
 
 Dataset = Literal["random", "shared-prefix", "multi-turn", "sharegpt"]
 CHARACTERS_A_TOKEN = 4
-"""Where no tokenizer counts: of English text in common vocabularies."""
+"""Characters a token of English text in common vocabularies, used without a tokenizer."""
 MOST_FILE_BYTES = 2 * 2**30
 SHORTEST, LONGEST_PROMPT, LONGEST = 4, 1024, 2048
 """Tokens: what of a ShareGPT file is taken, as vLLM's and SGLang's benchmarks take it."""
@@ -26,15 +26,15 @@ information back parent face others level office door health person art war hist
 reason research girl guy moment air teacher force education
 """
 WORDS = COMMON.split()
-"""Most vocabularies have each of them as one token."""
+"""Words that most vocabularies have as one token."""
 
 Count = Callable[[str], int]
-"""How many tokens a text has."""
+"""Counts a text's tokens."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a user says, and the most tokens of the answer."""
+    """A user's message, and the maximum number of tokens of the answer."""
 
     text: str
     max_tokens: int
@@ -42,14 +42,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns one after another, each with all that was said and answered before it."""
+    """Consecutive turns; each request has the earlier turns and answers."""
 
     turns: tuple[Turn, ...]
 
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """`range_ratio` r: lengths are uniform between (1 - r) and (1 + r) times what is said."""
+    """`range_ratio` r: lengths are uniform between (1 - r) and (1 + r) times the given ones."""
 
     dataset: Dataset = "random"
     path: str = ""
@@ -64,7 +64,7 @@ class DatasetOptions:
 
 
 def conversations(options: DatasetOptions, count: Count | None) -> list[Conversation]:
-    """The conversations, by the seed always the same. `count`: tokens of a text, where a tokenizer was given.
+    """The conversations, always the same for a seed. `count` counts a text's tokens, if there is a tokenizer.
 
     Raises UserError.
     """
@@ -85,7 +85,7 @@ def conversations(options: DatasetOptions, count: Count | None) -> list[Conversa
 
 
 def estimate(text: str) -> int:
-    """Tokens of a text, about."""
+    """A text's estimated number of tokens."""
     return max(1, len(text) // CHARACTERS_A_TOKEN)
 
 
@@ -94,7 +94,7 @@ def _length(chance: random.Random, length: int, ratio: float) -> int:
 
 
 def _text(chance: random.Random, tokens: int, count: Count | None) -> str:
-    """A text of so many tokens; without a tokenizer of so many words, which most vocabularies have whole."""
+    """A text of so many tokens; without a tokenizer, of so many words that most vocabularies have as one token."""
     if tokens == 0:
         return ""
     words = [chance.choice(WORDS) for _ in range(tokens)]
@@ -117,7 +117,7 @@ class ShareGptConversation(msgspec.Struct, frozen=True):
 
 
 def _sharegpt(options: DatasetOptions, count: Count, chance: random.Random) -> list[Conversation]:
-    """The first question of each conversation, with an answer as long as the one there."""
+    """The first question of each conversation; the answer's length is that in the file."""
     path = Path(options.path)
     try:
         if path.stat().st_size > MOST_FILE_BYTES:
@@ -138,5 +138,5 @@ def _sharegpt(options: DatasetOptions, count: Count, chance: random.Random) -> l
             if SHORTEST <= prompt <= LONGEST_PROMPT and output >= SHORTEST and prompt + output <= LONGEST:
                 found.append(Conversation((Turn(question, output),)))
     if not found:
-        raise UserError(f"--dataset-path {path}: no conversation in it is of a length that is taken")
+        raise UserError(f"--dataset-path {path}: no conversation in it has a suitable length")
     return found

@@ -16,8 +16,9 @@ from kvasir_engine.client.connection import CallError, EndpointConnection
 
 Api = Literal["completions", "chat"]
 IN_A_ROW, SLOW_IN_A_ROW = 32, 4
-"""So many failures without an answer between them, or so many waits without end, and no more is sent; with more at
-once, twice those."""
+"""After so many failures, or endless waits, without an answer between them, no more is sent; at a higher
+concurrency, twice as many.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,28 @@ class LoadOptions:
 
 
 class LoadRun:
-    """Runs a load once. `told` hears of each request that has ended."""
+    """Runs a load once. `on_record_end` is called with the record of each request that has ended."""
 
     def __init__(
         self,
         connection: EndpointConnection,
         options: LoadOptions,
         count: Count | None = None,
-        told: Callable[[RequestRecord], None] = lambda record: None,
+        on_record_end: Callable[[RequestRecord], None] = lambda record: None,
     ) -> None:
-        self._connection, self._options, self._count, self._told = connection, options, count, told
+        self._connection, self._options, self._count, self._on_record_end = (
+            connection,
+            options,
+            count,
+            on_record_end,
+        )
         self.records: list[RequestRecord] = []
         self._failed_in_a_row = self._slow_in_a_row = self._now = self._most = self._skipped = 0
         at_once = 2 * (options.concurrency or 0)
         self._patience, self._slow_patience = max(IN_A_ROW, at_once), max(SLOW_IN_A_ROW, at_once)
 
     async def run(self, conversations: Sequence[Conversation]) -> Point:
-        """Each conversation at its time, and to its end."""
+        """Run each conversation at its time, to its end."""
         options = self._options
         free = asyncio.Semaphore(options.concurrency) if options.concurrency else None
         arrivals = arrival_times(options.request_rate, options.burstiness, options.seed)
@@ -102,7 +108,7 @@ class LoadRun:
                 self._failed_in_a_row = self._failed_in_a_row + 1 if record.error else 0
                 slow = record.error in ("idle", "timeout")
                 self._slow_in_a_row = self._slow_in_a_row + slow if record.error else 0
-                self._told(record)
+                self._on_record_end(record)
                 if record.error:
                     self._skipped += len(conversation.turns) - place - 1
                     break
@@ -162,7 +168,7 @@ def _prompt(api: Api, said: Sequence[str]) -> dict[str, Any]:
 
 
 def _text_of(api: Api, said: Sequence[str]) -> str:
-    """As one text: answers are what they are, and a question begins behind a space."""
+    """The messages as one text; a question begins after a space."""
     if api == "chat":
         return "\n".join(said)
     return "".join(f" {text}" if place and place % 2 == 0 else text for place, text in enumerate(said))
@@ -170,7 +176,7 @@ def _text_of(api: Api, said: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _rare_collection() -> Iterator[None]:
-    """What garbage collection takes would be measured as the endpoint's: what there is stays, and it is rare."""
+    """Freeze existing objects and collect garbage rarely: pauses would be measured as the endpoint's."""
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
@@ -185,7 +191,7 @@ def _rare_collection() -> Iterator[None]:
 async def warm_up(
     connection: EndpointConnection, options: LoadOptions, conversations: Sequence[Conversation], count: Count | None
 ) -> RequestRecord | None:
-    """Run some before the measurement, two at once; the first that failed."""
+    """Run some conversations before the measurement, two at once; returns the first that failed."""
     quiet = LoadOptions(options.model, options.api, concurrency=2, body=options.body)
     run = LoadRun(connection, quiet, count)
     await run.run(conversations)

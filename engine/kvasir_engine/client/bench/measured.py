@@ -1,11 +1,11 @@
-"""What was measured of one request, and of many together. Pure."""
+"""The measurements of one request, and of many together. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
-"""Time to the first token, per token after it, between two events with tokens, and end to end."""
+"""Time to the first token, time per token after it, time between two events with tokens, and end to end."""
 PERCENTILES = (50, 90, 95, 99)
 
 
@@ -26,13 +26,13 @@ class RequestRecord:
 
     @property
     def tpot(self) -> float | None:
-        """Of the tokens after the first."""
+        """Time per token after the first."""
         if self.ttft is None or self.output_tokens < 2:
             return None
         return (self.e2el - self.ttft) / (self.output_tokens - 1)
 
     def meets(self, limits: Mapping[str, float]) -> bool:
-        """Whether it was answered, and no time of it is above its limit, in seconds."""
+        """Whether it was answered, and no time exceeds its limit, in seconds."""
         times = {"ttft": self.ttft, "tpot": self.tpot, "e2el": self.e2el}
         times["itl"] = max(self.itl, default=None)
         return not self.error and all((times[name] or 0.0) <= limit for name, limit in limits.items())
@@ -40,7 +40,7 @@ class RequestRecord:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one metric, in milliseconds; None where nothing was measured."""
+    """The statistics of one metric, in milliseconds; None where nothing was measured."""
 
     mean: float | None
     percentiles: dict[int, float | None]
@@ -48,9 +48,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Point:
-    """One load and what came of it. `goodput`: requests a second within their limits, None where none were said.
+    """One load and its results. `goodput`: requests a second within their limits, None without limits.
 
-    `client_cpu`: the share of one core that this program took; near 1 the client is what was measured.
+    `client_cpu`: this program's share of one core; near 1, the client is the bottleneck.
     """
 
     request_rate: float
@@ -69,12 +69,12 @@ class Point:
     client_cpu: float
 
     def a_second(self, number: float) -> float:
-        """`number` by the seconds that it took."""
+        """`number` divided by the run's seconds."""
         return number / self.seconds if self.seconds else 0.0
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:
-    """Between the two nearest of the ordered values, as numpy's; None where there are none."""
+    """Interpolated between the two nearest of the sorted values, as numpy does; None if there are none."""
     if not ordered:
         return None
     place = (len(ordered) - 1) * percent / 100
@@ -84,7 +84,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float | None:
 
 
 def spread(seconds: Sequence[float]) -> Spread:
-    """Of times in seconds."""
+    """The statistics of times in seconds."""
     ordered = sorted(seconds)
     found = {percent: percentile(ordered, percent) for percent in PERCENTILES}
     mean = sum(ordered) / len(ordered) if ordered else None
@@ -104,7 +104,7 @@ def point_of(
     most_at_once: int,
     client_cpu: float,
 ) -> Point:
-    """All requests of one load together. Latencies are of those that were answered."""
+    """The results of one load's requests. Latencies are those of answered requests."""
     done = [each for each in records if not each.error]
     failed = [each for each in records if each.error]
     times = {

@@ -1,4 +1,4 @@
-"""What `kvasir bench` prints and writes: a table for people, and JSON with the field names of vLLM's benchmark."""
+"""The output of `kvasir bench`: a table for people, and JSON with the field names of vLLM's benchmark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ BUSY_CLIENT = 0.7
 
 
 def load_name(point: Point) -> str:
-    """As `rate 4/s, concurrency 16`."""
+    """For example `rate 4/s, concurrency 16`."""
     rate = "inf" if math.isinf(point.request_rate) else f"{point.request_rate:g}/s"
     limit = "" if point.concurrency is None else f", concurrency {point.concurrency}"
     return f"rate {rate}{limit}"
@@ -59,7 +59,7 @@ def table(point: Point) -> list[str]:
 
 
 def sweep_table(points: Sequence[Point]) -> list[str]:
-    """A line a point."""
+    """One line a point."""
     heads = ("load", "req/s", "goodput", "out tok/s", "ttft p50", "ttft p99", "tpot p50", "tpot p99", "failed")
     rows = [
         (
@@ -82,7 +82,7 @@ def sweep_table(points: Sequence[Point]) -> list[str]:
 
 
 def as_json(point: Point) -> dict[str, Any]:
-    """One point, by vLLM's names where it has them. Times in milliseconds, null where nothing was measured."""
+    """One point, with vLLM's names where it has them. Times in milliseconds, null where nothing was measured."""
     found: dict[str, Any] = {
         "request_rate": "inf" if math.isinf(point.request_rate) else point.request_rate,
         "max_concurrency": point.concurrency,

@@ -1,4 +1,4 @@
-"""Runs `kvasir bench`: warm-up, each load of the sweep, and what is printed and written of them."""
+"""Runs `kvasir bench`: the warm-up, each load of the sweep, and the output."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from kvasir_engine.errors import UserError
 
 @dataclass(frozen=True)
 class BenchRun:
-    """All that a run is told. `load` has what every load of the sweep has; no model: the first that is served."""
+    """The settings of a run. `load` is common to the sweep; without a model the first served one is used."""
 
     address: EndpointAddress
     dataset: DatasetOptions
@@ -39,7 +39,7 @@ class BenchRun:
 
 
 class BenchFailed(Exception):
-    """No measurement could be made; the message is one line."""
+    """The endpoint could not be measured; the message is one line."""
 
 
 def bench(run: BenchRun) -> list[Point]:
@@ -55,9 +55,9 @@ def bench(run: BenchRun) -> list[Point]:
 
 
 async def _bench(run: BenchRun) -> list[Point]:
-    asked = conversations(run.dataset, run.count)
-    if run.dataset.dataset == "sharegpt" and len(asked) < run.dataset.number:
-        _say(f"the file has {len(asked)} conversations of a length that is taken, not {run.dataset.number}")
+    workload = conversations(run.dataset, run.count)
+    if run.dataset.dataset == "sharegpt" and len(workload) < run.dataset.number:
+        _say(f"the file has {len(workload)} conversations of a suitable length, not {run.dataset.number}")
     points: list[Point] = []
     async with EndpointConnection(run.address, run.timeouts, run.headers) as connection:
         load = replace(run.load, model=run.load.model or await _first_model(connection))
@@ -68,8 +68,8 @@ async def _bench(run: BenchRun) -> list[Point]:
                 raise BenchFailed(f"{run.address.base} failed at the warm-up: {failed.error}: {failed.message}")
         for each in run.points:
             options = replace(load, request_rate=each.request_rate, concurrency=each.concurrency)
-            with _Progress(sum(len(one.turns) for one in asked)) as progress:
-                point = await LoadRun(connection, options, run.count, progress.told).run(asked)
+            with _Progress(sum(len(one.turns) for one in workload)) as progress:
+                point = await LoadRun(connection, options, run.count, progress.request_ended).run(workload)
             points.append(point)
             print("\n".join(table(point)), flush=True)  # noqa: T201
             _write(run, load.model, points)
@@ -81,7 +81,7 @@ async def _bench(run: BenchRun) -> list[Point]:
 
 
 def _write(run: BenchRun, model: str, points: list[Point]) -> None:
-    """After each point anew, so that a sweep that is ended has what it has measured."""
+    """Write the output after each point, so that an interrupted sweep keeps its results."""
     if run.output is not None:
         found: dict[str, Any] = {
             "base_url": run.address.base,
@@ -102,14 +102,14 @@ async def _first_model(connection: EndpointConnection) -> str:
     try:
         names = await connection.models()
     except CallError as error:
-        raise BenchFailed(f"{connection.address.base} does not say its models: {error.kind}: {error}") from None
+        raise BenchFailed(f"{connection.address.base} does not list its models: {error.kind}: {error}") from None
     if not names:
         raise BenchFailed(f"{connection.address.base} serves no model")
     return names[0]
 
 
 class _Progress:
-    """A line on a terminal that says how far it is."""
+    """A line on a terminal with the progress."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._failed = total, 0, 0
@@ -123,8 +123,8 @@ class _Progress:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
 
-    def told(self, record: RequestRecord) -> None:
-        """One more request has ended."""
+    def request_ended(self, record: RequestRecord) -> None:
+        """Count a request that has ended."""
         self._done += 1
         self._failed += bool(record.error)
         if self._shown:
@@ -137,7 +137,7 @@ def _say(text: str) -> None:
 
 
 def _allow_many_connections() -> None:
-    """A request at once is a connection: as many as the system allows this process."""
+    """Raise the limit of open files: each concurrent request needs a connection."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

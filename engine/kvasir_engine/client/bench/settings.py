@@ -1,4 +1,4 @@
-"""From what is said on the command line to what is run. Pure but for the files that it reads."""
+"""Parses the settings of a benchmark from the command line. Pure except for the files that it reads."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def _concurrency(text: str) -> int:
 
 
 def goodput_limits(pairs: Sequence[str]) -> dict[str, float]:
-    """Seconds by metric, of pairs such as `ttft:200`, in milliseconds. Raises UserError."""
+    """Limits in seconds by metric, from pairs such as `ttft:200`, in milliseconds. Raises UserError."""
     found: dict[str, float] = {}
     for pair in (each for said in pairs for each in said.replace(",", " ").split()):
         name, _, limit = pair.partition(":")
@@ -77,7 +77,7 @@ def goodput_limits(pairs: Sequence[str]) -> dict[str, float]:
 
 
 def headers_of(pairs: Sequence[str]) -> dict[str, str]:
-    """Of pairs such as `X-Team: a`. Raises UserError."""
+    """Headers from pairs such as `X-Team: a`. Raises UserError."""
     found = {}
     for pair in pairs:
         name, colon, value = pair.partition(":")
@@ -93,7 +93,7 @@ OWN_FIELDS = frozenset({"model", "prompt", "messages", "stream", "stream_options
 
 
 def extra_body(text: str) -> dict[str, Any]:
-    """Of a JSON object. Raises UserError."""
+    """Fields from a JSON object. Raises UserError."""
     try:
         found = msgspec.json.decode(text or "{}")
     except msgspec.DecodeError as error:
@@ -102,12 +102,12 @@ def extra_body(text: str) -> dict[str, Any]:
         raise UserError("--extra-body: has to be a JSON object")
     for name in found:
         if name in OWN_FIELDS:
-            raise UserError(f"--extra-body: {name} is the benchmark's own to say")
+            raise UserError(f"--extra-body: the benchmark sets {name} itself")
     return found
 
 
 def checked(options: DatasetOptions) -> DatasetOptions:
-    """The options, if they go together. Raises UserError."""
+    """The options, if they are consistent. Raises UserError."""
     if (options.dataset == "sharegpt") != bool(options.path):
         raise UserError("--dataset sharegpt and --dataset-path FILE belong together")
     if not 0 <= options.range_ratio < 1:
@@ -144,7 +144,7 @@ def counter(path: str) -> Count | None:
 
 
 def described(options: DatasetOptions) -> Mapping[str, Any]:
-    """The dataset, as the JSON output has it."""
+    """The dataset in the form of the JSON output."""
     return {
         "dataset": options.dataset,
         "dataset_path": options.path,

@@ -1,4 +1,4 @@
-"""The edge of `kvasir chat` and `kvasir complete`: the terminal and the endpoint."""
+"""The I/O of `kvasir chat` and `kvasir complete`: the terminal and the endpoint."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ class ConsoleFailed(Exception):
 
 @dataclass
 class Console:
-    """Asks an endpoint and writes what it streams. `fields` are further ones of each request."""
+    """Sends questions to an endpoint and writes its streams. `fields` are additional fields of each request."""
 
     address: EndpointAddress
     model: str = ""
@@ -30,7 +30,7 @@ class Console:
 
     @contextlib.contextmanager
     def open(self) -> Iterator["OpenConsole"]:
-        """With its connection. Raises ConsoleFailed."""
+        """The console with an open connection. Raises ConsoleFailed."""
         with asyncio.Runner() as runner:
             connection = EndpointConnection(self.address)
             runner.run(connection.__aenter__())
@@ -42,7 +42,7 @@ class Console:
 
 
 class OpenConsole:
-    """A console with its connection."""
+    """A console with an open connection."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class OpenConsole:
         self._bare = out.isatty()
 
     def ask(self, path: str, asked: dict[str, Any]) -> str:
-        """Write the answer as it comes; all that came of it, also where Ctrl-C stopped it. Raises CallError."""
+        """Write the answer as it comes; returns all of it, or the part before Ctrl-C. Raises CallError."""
         pieces: list[str] = []
         body = {"model": self.model, **self._fields, **asked}
         if not self._runner.run(_unless_stopped(self._stream(path, body, pieces))):
@@ -114,7 +114,7 @@ async def _first_model(connection: EndpointConnection) -> str:
 
 
 def chat(console: Console, history: ChatHistory) -> None:
-    """Questions from standard input and their answers, until /exit or its end. Raises ConsoleFailed."""
+    """Read questions from standard input and write their answers, until /exit or the end. Raises ConsoleFailed."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # the editing of lines, by its import alone
     asks = sys.stdin.isatty()
@@ -166,7 +166,7 @@ def _question(opened: OpenConsole, history: ChatHistory, question: str, out: Tex
 
 
 def complete(console: Console, prompt: str) -> None:
-    """Write what follows the prompt. Raises ConsoleFailed; Ctrl-C ends it."""
+    """Write a prompt's completion. Raises ConsoleFailed; Ctrl-C ends it."""
     with console.open() as opened:
         try:
             opened.ask("completions", {"prompt": prompt})

@@ -1,4 +1,4 @@
-"""What has been said in a chat, and what its commands do. Pure but for the files that are saved and loaded."""
+"""A chat's history and its commands. Pure except for the files that it saves and loads."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,23 +36,23 @@ class ChatHistory:
     over: bool = False
 
     def messages(self) -> list[dict[str, str]]:
-        """As a request has them."""
+        """The messages of a request."""
         begin = [SavedMessage("system", self.system)] if self.system else []
         return [{"role": each.role, "content": each.content} for each in [*begin, *self.said]]
 
     def ask(self, text: str) -> None:
-        """A question."""
+        """Add a question."""
         self.said.append(SavedMessage("user", text))
 
     def answered(self, text: str) -> None:
-        """Its answer; a question without one is forgotten."""
+        """Add its answer; a question without one is dropped."""
         if text:
             self.said.append(SavedMessage("assistant", text))
         else:
             self.said.pop()
 
     def command(self, line: str) -> str:
-        """Do what a line that begins with / says; what there is to show. Raises CommandError."""
+        """Run a line that begins with /; returns what to show. Raises CommandError."""
         name, _, rest = line.partition(" ")
         rest = rest.strip()
         match name:
@@ -112,7 +112,7 @@ def _file(name: str, rest: str) -> str:
 
 
 class LineJoiner:
-    """Lines in, whole questions out."""
+    """Joins lines to whole questions."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -120,15 +120,15 @@ class LineJoiner:
 
     @property
     def within(self) -> bool:
-        """Whether more lines belong to the question."""
+        """Whether the question continues on more lines."""
         return self._fenced or bool(self._lines)
 
     def drop(self) -> None:
-        """Forget the lines of a question that is not whole."""
+        """Drop the lines of an incomplete question."""
         self._lines, self._fenced = [], False
 
     def feed(self, line: str) -> str | None:
-        """The question that this line ends, or None while it goes on."""
+        """The question that this line completes, or None."""
         if line.strip() == FENCE:
             self._fenced = not self._fenced
             return None if self._fenced else self._whole()
@@ -145,7 +145,7 @@ class LineJoiner:
 
 
 def shown(text: str) -> str:
-    """A model's text for a terminal: without control characters, which could do anything to it."""
+    """A model's text without control characters, which could control the terminal."""
     return "".join(each for each in text if each in "\n\t" or each.isprintable() or each in _JOINERS)
 
 

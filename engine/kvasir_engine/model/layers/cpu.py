@@ -1,4 +1,4 @@
-"""Which parts of a model this package's CPU kernels take; the rest is torch's."""
+"""Selects the parts of a model that run on this package's CPU kernels; torch runs the rest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _only = ContextVar("only", default=False)
 
 @contextmanager
 def only() -> Iterator[None]:
-    """What is made meanwhile gives a token the same bits in any batch: its products are kernels', or refused."""
+    """Within this context modules give a token the same bits in any batch: their products use kernels, or are
+    refused.
+    """
     token = _only.set(True)
     try:
         yield
@@ -34,12 +36,12 @@ def only() -> Iterator[None]:
 
 
 def batch_invariant() -> bool:
-    """Whether what is made now is for `only`."""
+    """Whether modules are made within `only`."""
     return _only.get()
 
 
 def takes(tensor: torch.Tensor) -> bool:
-    """Whether kernels run on tensors of this one's device and dtype."""
+    """Whether the kernels support this tensor's device and dtype."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 and unavailable_reason() is None
 
 
@@ -48,7 +50,7 @@ _scratch: ContextVar[Scratch | None] = ContextVar("scratch", default=None)
 
 @contextmanager
 def int8() -> Iterator[None]:
-    """The weights that are packed meanwhile become int8, those of one model. On CPUs, in bfloat16."""
+    """Within this context, weights of one model are packed as int8. On CPUs, in bfloat16."""
     from kvasir_engine.cpu_kernels.int8 import Scratch
 
     token = _scratch.set(Scratch())

@@ -1,4 +1,4 @@
-"""A mixture of experts in the MLP's place: each token goes to a few of many MLPs."""
+"""A mixture of experts instead of the MLP: each token is processed by a few of many MLPs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -14,7 +14,7 @@ from kvasir_engine.model.tensor_parallel import ProcessGroup
 
 
 class ExpertOutputs(Protocol):
-    """What experts say."""
+    """The outputs of the experts."""
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """[T, hidden] and the numbers of the experts of each, [T, n], to their answers [T, n, hidden]."""
@@ -22,7 +22,7 @@ class ExpertOutputs(Protocol):
 
 
 class ExpertLoop:
-    """Expert after expert, each with its tokens: for CPUs, where each has its weights packed."""
+    """Runs the experts one after another, each on its tokens: for CPUs, with packed weights."""
 
     def __init__(self, experts: Sequence[MLP]) -> None:
         self._experts = experts
@@ -81,20 +81,20 @@ class MixtureOfExperts:
 
     @property
     def waits(self) -> bool:
-        """Whether it has to know on the host which experts were chosen."""
+        """Whether the host must know which experts were chosen."""
         return isinstance(self._experts, ExpertLoop)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to the same."""
-        weights, chosen = self._likelihoods(x).softmax(-1).topk(self._config.chosen)
+        weights, chosen = self._router_logits(x).softmax(-1).topk(self._config.chosen)
         if self._config.normalized:
             weights /= weights.sum(-1, keepdim=True)
         summed = self._weighted(weights.to(x.dtype), self._experts(x, chosen))
         self._group.all_reduce(summed)
         return summed
 
-    def _likelihoods(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, hidden] to what the router says of each expert [T, experts], float32."""
+    def _router_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The router's logits [T, experts], float32, for [T, hidden]."""
         if self._packed is None:
             return F.linear(x.float(), self._router)
         return self._packed.multiply(x, torch.empty(len(x), self._packed.rows))

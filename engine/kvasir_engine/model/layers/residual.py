@@ -1,4 +1,4 @@
-"""The residual stream of a step: what each layer adds to, and what each reads normed.
+"""The residual stream of a step: each layer adds to it, and reads it through a norm.
 
 It is float32: bfloat16 would round away the small contributions of the later layers.
 """
@@ -36,7 +36,7 @@ class Residual:
         self._after: RMSNorm | None = None
 
     def add(self, layer: Adding, inner: torch.Tensor, after: RMSNorm | None) -> None:
-        """Add what `layer` makes of `inner`, normed by `after` if that is given."""
+        """Add the output of `layer` for `inner`, through the norm `after` if there is one."""
         if self._fused:
             assert self._part is None, "nothing normed what was added before"
             self._part, self._after = layer(inner), after
@@ -50,7 +50,7 @@ class Residual:
         return self._normed(norm, self._x, self._take())
 
     def normed_at(self, norm: RMSNorm, tokens: torch.Tensor) -> torch.Tensor:
-        """The norm of the tokens at these places alone; the last thing that the stream is asked for."""
+        """The norm of the tokens at these places only; the last use of the stream."""
         part = self._take()
         chosen = None if part is None else part.index_select(0, tokens)
         return self._normed(norm, self._x.index_select(0, tokens), chosen)

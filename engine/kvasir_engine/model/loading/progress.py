@@ -1,4 +1,4 @@
-"""How far a fetch is, for whoever asks over HTTP: `GET /progress` gives `{"stage", "done", "total"}`."""
+"""A fetch's progress over HTTP: `GET /progress` gives `{"stage", "done", "total"}`."""
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +8,7 @@ from kvasir_engine.supervisor import ExpectedEnd, end_process, start_thread
 
 
 class ProgressServer:
-    """Serves what `report` was last told; a context manager. Raises UserError when the port is taken."""
+    """Serves the latest `report`; a context manager. Raises UserError when the port is taken."""
 
     def __init__(self, host: str, port: int) -> None:
         self._body = json.dumps({"stage": "", "done": 0, "total": 0}).encode()
@@ -26,7 +26,7 @@ class ProgressServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Every few seconds the operator asks: nothing worth a line."""
+                """Log nothing: the operator polls every few seconds."""
 
         try:
             self._http = ThreadingHTTPServer((host, port), Handler)
@@ -35,11 +35,11 @@ class ProgressServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that it listens on."""
         return int(self._http.server_address[1])
 
     def report(self, stage: str, done: int, total: int) -> None:
-        """Remember how far it is: bytes or files, `total` 0 while unknown."""
+        """Set the progress: bytes or files, `total` 0 while unknown."""
         self._body = json.dumps({"stage": stage, "done": done, "total": total}).encode()
 
     def __enter__(self) -> "ProgressServer":

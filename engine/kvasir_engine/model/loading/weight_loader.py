@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows `kept` of the matrix (or vector) `name`, which has `count`."""
+    """The rows `kept` of the matrix (or vector) `name`, which has `count` rows."""
 
     name: str
     count: int

@@ -181,14 +181,14 @@ def test_the_leader_hears_how_a_rank_ended_and_that_a_node_has_gone(listener: Op
         member.bring(listener, rank, "reports")
     thread.join(SECONDS)
     node_protocol.send(member.node, RankEnded(3, "was killed by signal 9"))
-    assert joined[1].node.fate(3) == "was killed by signal 9"
-    assert joined[0].node.fate(2) == "ended", "its node lives, and has not said more"
+    assert joined[1].node.exit_reason(3) == "was killed by signal 9"
+    assert joined[0].node.exit_reason(2) == "ended", "its node lives, and has not said more"
     node_protocol.send(member.node, Leave())
     assert listener.left.wait(SECONDS)
     member.node.close()
     assert listener.ends.get(timeout=SECONDS) == "node 1 of 2 at 127.0.0.1 is gone"
-    assert joined[0].node.fate(2) is None, "the node's end is the reason, and told already"
-    assert joined[1].node.fate(3) == "was killed by signal 9"
+    assert joined[0].node.exit_reason(2) is None, "the node's end is the reason, and told already"
+    assert joined[1].node.exit_reason(3) == "was killed by signal 9"
 
 
 # -- the other side
@@ -215,7 +215,7 @@ def followed(folder: Path, followers: list[Follower]) -> tuple[Open, Follower, J
 @pytest.mark.dataplane
 def test_a_node_ends_with_its_leader(folder: Path, followers: list[Follower]) -> None:
     listener, follower, joined = followed(folder, followers)
-    listener.listener.tell(WorkerLoaded())
+    listener.listener.broadcast(WorkerLoaded())
     while follower.status("/ready") != 200:
         assert follower.process.is_alive()
     joined.node.sock.shutdown(socket.SHUT_RDWR)
@@ -228,7 +228,7 @@ def test_a_node_says_what_the_leader_says_and_mending_it_is_the_users_while_it_l
     folder: Path, followers: list[Follower]
 ) -> None:
     listener, follower, _ = followed(folder, followers)
-    listener.listener.tell(Ended("node 0 cannot start: no memory"))
+    listener.listener.broadcast(Ended("node 0 cannot start: no memory"))
     assert follower.errors() == ["node 0 cannot start: no memory"]
     assert follower.process.exitcode == 2
 
@@ -241,18 +241,18 @@ def test_a_rank_that_is_killed_is_told_to_the_leader(folder: Path, followers: li
     os.kill(pids[0], signal.SIGKILL)
     with pytest.raises(EOFError):
         joined.reports.recv_bytes()
-    assert joined.node.fate(1) == "was killed by signal 9"
-    listener.listener.tell(Ended("rank 1 of 2 was killed by signal 9; the worker ends with it"))
+    assert joined.node.exit_reason(1) == "was killed by signal 9"
+    listener.listener.broadcast(Ended("rank 1 of 2 was killed by signal 9; the worker ends with it"))
     assert follower.errors() == ["rank 1 of 2 was killed by signal 9; the worker ends with it"]
 
 
 @pytest.mark.dataplane
 def test_a_node_that_the_leader_closes_ends_well(folder: Path, followers: list[Follower]) -> None:
     listener, follower, joined = followed(folder, followers)
-    listener.listener.tell(WorkerLoaded())
-    listener.listener.tell(Closed())
+    listener.listener.broadcast(WorkerLoaded())
+    listener.listener.broadcast(Closed())
     joined.steps.close()
-    listener.listener.see_off(SECONDS)
+    listener.listener.wait_closed(SECONDS)
     assert follower.errors() == []
     assert follower.process.exitcode == 0
 
