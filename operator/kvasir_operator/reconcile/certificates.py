@@ -52,7 +52,7 @@ class Kept(msgspec.Struct, frozen=True):
     """What is issued now, and what is to be said of it. `renewed`: of what an Event tells, if of anything."""
 
     issued: Issued | None
-    verdict: ConditionState
+    condition: ConditionState
     renewed: str = ""
     refused: tuple[Reference, ClusterError] | None = None
 
@@ -109,8 +109,8 @@ class CertificateKeeper:
                 if not error.refusal:
                     raise
                 target = Reference("v1", "Secret", item["metadata"]["name"])
-                verdict = no_certificates("Refused", f"{target}: {error}")
-                return Kept(before, verdict, refused=(target, error))
+                condition = no_certificates("Refused", f"{target}: {error}")
+                return Kept(before, condition, refused=(target, error))
         log.info("issue service=%s/%s authority=%s", owner.namespace, owner.name, signer.name)
         told = f"signed by authority {issued.signed_by}, valid until {issued.expires_at}" if before else ""
         return Kept(issued, certificates_ready(issued.signed_by, issued.expires_at), told)

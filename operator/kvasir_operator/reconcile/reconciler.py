@@ -230,7 +230,7 @@ class Reconciler:
         deleted = {step.target for step in steps if isinstance(step, Delete)}
         capacity = paired_capacity(desired, observed, service.spec.rollout)
         self._show_capacity((service.namespace, service.name), capacity)
-        told, leaving = self._routers(observed), self._leaving(observed)
+        routers, leaving = self._routers(observed), self._leaving(observed)
         links = self._links(observed)
         status = statuses.accepted(
             desired,
@@ -243,16 +243,16 @@ class Reconciler:
             now=self._now(),
             cached=cached,
             paused=paused,
-            routers=None if told is None else [each for each in told if each],
+            routers=None if routers is None else [each for each in routers if each],
             planned=progress(desired, observed, service.spec.rollout),
             leaving=leaving,
             removing=sorted(r.name for r in observed.removing.keys() - deleted),
             scaling=scaling,
             elastic=elastic(service),
-            told=[
+            informational=[
                 *metrics_reachable(service, self._options.metrics_namespace),
                 *unserved,
-                *([kept.verdict] if kept else []),
+                *([kept.condition] if kept else []),
                 *transfer_encrypted(service, kept_off=left_open),
             ],
             certificates=kept.issued if kept else None,
@@ -261,7 +261,7 @@ class Reconciler:
         status = msgspec.structs.replace(status, release=release)
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
         self._publish(document, status, guarded=grouped or status.scaling is not None)
-        if seconds := _look_again(status, told or ()):
+        if seconds := _recheck_seconds(status, routers or ()):
             self._again(service.namespace, service.name, seconds)
         return failures
 
@@ -274,10 +274,10 @@ class Reconciler:
         if issuer := self._options.issuer:
             wanted = [each for each in rendered if each["kind"] == issued.KIND]
             served = self._cluster.serves(issued.API_VERSION, issued.KIND)
-            verdict = certificates_of(str(issuer), wanted, observed, served)
-            if not verdict.true:
+            condition = certificates_of(str(issuer), wanted, observed, served)
+            if not condition.true:
                 self._again(service.namespace, service.name, FAILED_SECONDS)  # no watch tells
-            return Kept(None, verdict)
+            return Kept(None, condition)
         if self._certificates is None:
             return None
         waiting = {pod.role for pod in observed.pods if pod.role in ROLES and not pod.ready}
@@ -285,8 +285,8 @@ class Reconciler:
 
     def _renewed(self, document: Object, kept: Kept) -> Kept:
         if kept.renewed and kept.issued:
-            told = StatusEvent(False, "CertificatesRenewed", kept.renewed, self._stamp(), kept.issued.issued_at)
-            self._post(document, told)
+            event = StatusEvent(False, "CertificatesRenewed", kept.renewed, self._stamp(), kept.issued.issued_at)
+            self._post(document, event)
         return kept
 
     def _rescale(
@@ -371,14 +371,14 @@ class Reconciler:
     def _tell(self, document: Object, reason: str, message: str, occasion: str) -> None:
         self._post(document, StatusEvent(True, reason, message, self._stamp(), occasion))
 
-    def _post(self, document: Object, told: StatusEvent) -> None:
+    def _post(self, document: Object, event: StatusEvent) -> None:
         """Post an Event. Where the API server takes none, the work goes on without."""
         try:
-            self._cluster.event(document, told.warning, told.reason, told.message, told.since, told.occasion)
+            self._cluster.event(document, event.warning, event.reason, event.message, event.since, event.occasion)
         except ClusterError as error:
             if not error.refusal:
                 raise
-            log.warning("event refused reason=%s message=%s error=%s", told.reason, told.message, error)
+            log.warning("event refused reason=%s message=%s error=%s", event.reason, event.message, error)
 
     def _publish(self, document: Object, status: statuses.Status, guarded: bool = False) -> None:
         """Write the status where it is another than before, with an Event for every condition that changed.
@@ -407,11 +407,11 @@ class Reconciler:
         return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _look_again(status: statuses.Status, told: Sequence[RouterStatus | None]) -> float:
-    """In how many seconds what pods say may be another; 0: it is not waited for. `told`: by each ready router."""
+def _recheck_seconds(status: statuses.Status, routers: Sequence[RouterStatus | None]) -> float:
+    """After how many seconds the pods are asked again; 0: never. `routers`: what each ready router said."""
     verified = next((c.status for c in status.conditions if c.type == VERIFIED), "True")
-    if any(each.requests is not None for each in status.leaving) or (any(told) and verified == "Unknown"):
+    if any(each.requests is not None for each in status.leaving) or (any(routers) and verified == "Unknown"):
         return SOON_SECONDS
     # A worker that does not say what it has may be on a node that is gone, and a ready router that does not answer
     # may have lost one packet, or be out of the operator's reach: no event tells, and nothing is to be hurried for.
-    return FAILED_SECONDS if status.leaving or (told and verified != "True") else 0.0
+    return FAILED_SECONDS if status.leaving or (routers and verified != "True") else 0.0

@@ -181,7 +181,7 @@ def accepted(
     removing: Sequence[str] = (),
     scaling: ScalingStatus | None = None,
     elastic: Elastic | None = None,
-    told: Sequence[ConditionState] = (),
+    informational: Sequence[ConditionState] = (),
     certificates: Issued | None = None,
     links: Sequence[MeasuredLink] | None = (),
 ) -> Status:
@@ -191,7 +191,7 @@ def accepted(
     transition times. `routers`: what the ready ones said; `None` where nobody asks them, and nothing is said of
     canaries. `planned`: what the plan for the workers waits for. `leaving`: workers on their way out. `removing`:
     sets that are yet to be deleted. `scaling`: what was decided about sizes. `elastic`: how the sizes change by
-    themselves, if they do. `told`: verdicts that do not count for Ready, of what is around the pods.
+    themselves, if they do. `informational`: conditions that do not count for Ready, of what is around the pods.
     `certificates`: what was issued. `links`: of prefill workers; `None` where none of them answers.
     """
     known = [*desired, *observed.objects.values(), *observed.removing.values()]
@@ -203,20 +203,20 @@ def accepted(
     counting = [
         ConditionState("Accepted", True, "Valid", "spec is valid"),
         *evaluate.model_cached(cached, refused.get(PRELOAD, "")),
-        *(verdict for _, _, verdict in roles.values()),
+        *(condition for _, _, condition in roles.values()),
     ]
     if routers is not None and roles["prefill"][0] and roles["decode"][0]:
         verified = evaluate.transfer_verified(routers, previous)
         counting.append(msgspec.structs.replace(verified, message=shown_rates(links, verified, previous)))
-        told = [*told, *fabric_degraded(links, previous)]
+        informational = [*informational, *fabric_degraded(links, previous)]
     sizes = {role: (wanted, count) for role, (wanted, count, _) in roles.items()}
     ready = evaluate.ready(counting, sizes, elastic)
-    if slow := next((each for each in told if each.type == DEGRADED and each.true), None):
+    if slow := next((each for each in informational if each.type == DEGRADED and each.true), None):
         ready = msgspec.structs.replace(ready, message=f"{ready.message}; {DEGRADED}: {slow.message}")
     moving = evaluate.progressing(planned, any(v.reason == "RollingOut" for v in counting), leaving)
-    wrong = evaluate.degraded([*counting, *told], generation, previous, sizes)
+    wrong = evaluate.degraded([*counting, *informational], generation, previous, sizes)
     others = [
-        *told,
+        *informational,
         moving,
         wrong,
         *evaluate.kstatus(ready, moving, wrong),
@@ -244,20 +244,20 @@ def accepted(
 
 
 def _conditions(
-    judged: list[ConditionState], generation: int, previous: Mapping[str, Any], now: datetime
+    states: list[ConditionState], generation: int, previous: Mapping[str, Any], now: datetime
 ) -> list[Condition]:
     before = {condition["type"]: condition for condition in previous.get("conditions", [])}
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     result = []
-    for verdict in judged:
+    for state in states:
         status: Literal["True", "False", "Unknown"] = (
-            "Unknown" if verdict.true is None else "True" if verdict.true else "False"
+            "Unknown" if state.true is None else "True" if state.true else "False"
         )
-        old = before.get(verdict.type, {})
+        old = before.get(state.type, {})
         since = old.get("lastTransitionTime", stamp) if old.get("status") == status else stamp
         # Never empty: where a text was, server-side apply of Kubernetes 1.20 makes null of "", and refuses that.
-        message = verdict.message or verdict.reason
-        result.append(Condition(verdict.type, status, verdict.reason, message, generation, since))
+        message = state.message or state.reason
+        result.append(Condition(state.type, status, state.reason, message, generation, since))
     return result
 
 

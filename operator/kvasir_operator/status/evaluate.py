@@ -1,4 +1,4 @@
-"""PURE: what is observed of a service, judged: one verdict a condition. `status.py` says what each means."""
+"""PURE: evaluates what is observed of a service, one function a condition. `derive.py` says what each means."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +48,7 @@ def _count(number: int, what: str) -> str:
 
 
 def model_cached(state: Loading | None, refused: str) -> list[ConditionState]:
-    """The verdict on the Job that loads the model; none where there is no such Job."""
+    """ModelCached, by the Job that loads the model; empty where there is no such Job."""
     if refused:
         return [ConditionState("ModelCached", False, "ApplyFailed", refused, trouble=True)]
     if state is None:
@@ -63,8 +63,10 @@ def model_cached(state: Loading | None, refused: str) -> list[ConditionState]:
 def role_ready(
     role: Role, desired: Sequence[Object], observed: Observed, refused: str
 ) -> tuple[int, int, ConditionState]:
-    """How many of a role are wanted and how many of them ready, and the verdict. `refused`: what the API server
-    said against its objects."""
+    """How many pods of a role are wanted, how many of them are ready, and the role's condition.
+
+    `refused`: why the API server refused its objects; empty where it took them.
+    """
     wants = wanted_of(desired, role)
     name, wanted, revision = wants.name, wants.replicas, wants.revision
     states = observed.workloads(role)
@@ -74,27 +76,25 @@ def role_ready(
     done = state.complete and state.wanted == wanted if state else wants.grouped and not wanted
     count = f"{ready} of {wanted} ready"
 
-    def verdict(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, ConditionState]:
+    def result(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, ConditionState]:
         return wanted, ready, ConditionState(CONDITIONS[role], true, reason, message, trouble)
 
     if refused:
-        return verdict(False, "ApplyFailed", f"{count}; {refused}", trouble=True)
+        return result(False, "ApplyFailed", f"{count}; {refused}", trouble=True)
     if done:
-        return (
-            verdict(True, "AllReady", count) if wanted else verdict(True, "ScaledToZero", "no replicas are wanted")
-        )
+        return result(True, "AllReady", count) if wanted else result(True, "ScaledToZero", "no replicas are wanted")
     if state and state.failure:
-        return verdict(False, "FailedCreate", f"{count}; {state.failure}", trouble=True)
+        return result(False, "FailedCreate", f"{count}; {state.failure}", trouble=True)
     if trouble := _trouble(role, revision, observed):
         lasting = trouble.reason != CLAIM_MISSING
-        return verdict(False, trouble.reason, f"{count}; {_told(trouble)}", trouble=lasting)
+        return result(False, trouble.reason, f"{count}; {_pod_message(trouble)}", trouble=lasting)
     serving = [f"{s.ready} of revision {s.revision}" for s in states if s.name != name and s.ready]
     if serving:
-        return verdict(False, "RollingOut", f"{count} of revision {revision}; {' and '.join(serving)} still serve")
+        return result(False, "RollingOut", f"{count} of revision {revision}; {' and '.join(serving)} still serve")
     if state and ready == wanted:
         message = f"{count}, {min(state.updated, wanted)} of them of revision {revision}"
-        return verdict(False, "RollingOut", message)
-    return verdict(False, "Starting", count)
+        return result(False, "RollingOut", message)
+    return result(False, "Starting", count)
 
 
 def _trouble(role: Role, revision: str, observed: Observed) -> PodProblem | None:
@@ -108,7 +108,7 @@ def _trouble(role: Role, revision: str, observed: Observed) -> PodProblem | None
     return min(found, default=None)
 
 
-def _told(trouble: PodProblem) -> str:
+def _pod_message(trouble: PodProblem) -> str:
     return f"pod {trouble.pod}: {trouble.reason}" + (f": {trouble.message}" if trouble.message else "")
 
 
@@ -148,10 +148,10 @@ def progressing(planned: str, rolling: bool, leaving: Sequence[LeavingPod]) -> C
 
 
 def degraded(
-    verdicts: Sequence[ConditionState], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
+    conditions: Sequence[ConditionState], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
 ) -> ConditionState:
     """Whether something is wrong that time alone does not mend, or that was right before with the same spec."""
-    for each in verdicts:
+    for each in conditions:
         if each.trouble:
             return ConditionState("Degraded", True, each.reason, f"{each.type}: {each.message}")
     before = {c["type"]: c for c in previous.get("conditions", [])}
@@ -159,7 +159,7 @@ def degraded(
     had_all = before.get("Ready", {}).get("status") == "True" or lost
     if had_all and previous.get("observedGeneration") == generation:
         for role, condition in CONDITIONS.items():
-            found = next((v for v in verdicts if v.type == condition), None)
+            found = next((v for v in conditions if v.type == condition), None)
             if found and not found.true and (lost or _fewer(role, previous, sizes or {})):
                 return ConditionState("Degraded", True, LOST, f"{found.type}: {found.message}, where all were")
     return ConditionState("Degraded", False, "AsExpected", "nothing is wrong")
@@ -310,10 +310,10 @@ def elastic(service: InferenceService) -> Elastic | None:
     return Elastic(least, scaling.holds is not None)
 
 
-def ready(verdicts: Sequence[ConditionState], sizes: Sizes, elastic: Elastic | None = None) -> ConditionState:
+def ready(conditions: Sequence[ConditionState], sizes: Sizes, elastic: Elastic | None = None) -> ConditionState:
     """Whether requests are served, by all that counts for it."""
     roles = {condition: role for role, condition in CONDITIONS.items()}
-    for each in verdicts:
+    for each in conditions:
         if each.true:
             continue
         if elastic and each.type in roles:
