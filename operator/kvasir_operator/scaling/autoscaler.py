@@ -16,7 +16,7 @@ from kvasir_engine.status_reports import RouterStatus, WorkerStatus
 from kvasir_operator.api import WORKER_ROLES, InferenceService
 from kvasir_operator.plan.observed import Observed, PodState
 from kvasir_operator.scaling.planner import Signals
-from kvasir_operator.scaling.roles import ScalingStatus, next_look, remembered, rescaled
+from kvasir_operator.scaling.roles import ScalingStatus, remembered, rescaled, seconds_to_next_measurement
 from kvasir_operator.scaling.signals import PodReports, signals, startup_seconds
 
 # How often routers are asked whether they hold requests for a service that has no workers.
@@ -35,11 +35,11 @@ class LoadReader(Protocol):
     def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]: ...
 
 
-class Look(msgspec.Struct, frozen=True):
-    """When a service is to be looked at again (seconds of the epoch), unless it becomes another generation."""
+class NextMeasurement(msgspec.Struct, frozen=True):
+    """When the load of a service is measured next: at `due` (epoch, seconds), or when its generation changes."""
 
     generation: int
-    again: float
+    due: float
 
 
 class Autoscaler:
@@ -58,7 +58,7 @@ class Autoscaler:
         self._again = again
         self._report = report
         self._lock = threading.Lock()
-        self._looks: dict[Key, Look] = {}
+        self._next_measurements: dict[Key, NextMeasurement] = {}
         self._asleep: dict[Key, tuple[str, ...]] = {}
         self._woken: set[Key] = set()
 
@@ -72,17 +72,17 @@ class Autoscaler:
             self.forget(key)
             return None
         now = self._now()
-        look = self._looks.get(key)
+        scheduled = self._next_measurements.get(key)
         with self._lock:
             woken = key in self._woken
             self._woken.discard(key)
-        left = look.again - now.timestamp() if look and look.generation == service.generation else 0.0
+        left = scheduled.due - now.timestamp() if scheduled and scheduled.generation == service.generation else 0.0
         scaling = before
         if before is None or woken or left <= 0:
             measured = self._measure(observed)
             scaling = rescaled(service, observed, before, measured, now)
-            left = next_look(service, measured)
-            self._looks[key] = Look(service.generation, now.timestamp() + left)
+            left = seconds_to_next_measurement(service, measured)
+            self._next_measurements[key] = NextMeasurement(service.generation, now.timestamp() + left)
             self._report(key, scaling, measured)
         if not self._sleeps(key, service, scaling, observed):
             self._again(*key, left)
@@ -93,7 +93,7 @@ class Autoscaler:
         with self._lock:
             self._asleep.pop(key, None)
             self._woken.discard(key)
-        if self._looks.pop(key, None):
+        if self._next_measurements.pop(key, None):
             self._report(key, None, None)
 
     def wake(self) -> list[Key]:
@@ -102,8 +102,10 @@ class Autoscaler:
             asleep = _in_turn(self._asleep)
         if self._ask is None or not asleep:
             return []
-        told = self._ask.routers([ip for _, ip in asleep])
-        woken = {key for (key, _), each in zip(asleep, told, strict=True) if each and each.load and each.load.held}
+        states = self._ask.routers([ip for _, ip in asleep])
+        woken = {
+            key for (key, _), each in zip(asleep, states, strict=True) if each and each.load and each.load.held
+        }
         with self._lock:
             self._woken |= woken & self._asleep.keys()
         return sorted(woken)
@@ -130,13 +132,13 @@ class Autoscaler:
         pods = [pod for pod in observed.pods if pod.ip]
         routers = [pod for pod in pods if pod.role == "router"]
         workers = [pod for pod in pods if pod.role in WORKER_ROLES and pod.ready and not pod.follower]
-        asked = self._ask.workers([pod.ip for pod in workers])
+        worker_reports = self._ask.workers([pod.ip for pod in workers])
         by_role: dict[str, list[WorkerStatus | None]] = {"prefill": [], "decode": []}
-        for pod, each in zip(workers, asked, strict=True):
+        for pod, each in zip(workers, worker_reports, strict=True):
             by_role[pod.role].append(each)
-        told = self._ask.routers([pod.ip for pod in routers])
+        router_reports = self._ask.routers([pod.ip for pod in routers])
         return signals(
-            PodReports(_expected(routers, told), tuple(by_role["prefill"]), tuple(by_role["decode"])),
+            PodReports(_expected(routers, router_reports), tuple(by_role["prefill"]), tuple(by_role["decode"])),
             startup_seconds(observed),
         )
 
@@ -148,6 +150,6 @@ def _in_turn(asleep: Mapping[Key, Sequence[str]]) -> list[tuple[Key, str]]:
     return [(key, ips[place]) for place in places for key, ips in asleep.items() if place < len(ips)]
 
 
-def _expected(pods: Sequence[PodState], told: Sequence[RouterStatus | None]) -> tuple[RouterStatus | None, ...]:
+def _expected(pods: Sequence[PodState], reports: Sequence[RouterStatus | None]) -> tuple[RouterStatus | None, ...]:
     """What routers say. One that is not ready has no clients, unless it says that it has."""
-    return tuple(each for pod, each in zip(pods, told, strict=True) if pod.ready or each)
+    return tuple(each for pod, each in zip(pods, reports, strict=True) if pod.ready or each)

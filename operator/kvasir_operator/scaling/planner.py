@@ -131,15 +131,15 @@ def decide(
     # A router that has only just started has not been idle for long, and wakes nobody.
     asleep = sleeps and signals.quiet
     asleep |= targets.idle is not None and signals.idle and signals.idle_seconds >= targets.idle
-    asked = _needs(pools, targets, signals)
+    needed = _needs(pools, targets, signals)
     sizes: dict[WorkerRole, int] = {}
     reasons: dict[WorkerRole, str] = {}
-    kept: dict[WorkerRole, tuple[Need, ...]] = {}
+    remembered: dict[WorkerRole, tuple[Need, ...]] = {}
     for role in WORKER_ROLES:
-        pool, (need, why) = pools[role], asked[role]
+        pool, (need, why) = pools[role], needed[role]
         need = min(need, bounds[role].most)
-        kept[role] = remember(_before(pool), now, need, targets.window)
-        sizes[role], reasons[role] = _held(pool, need, why, kept[role], now, targets.window)
+        remembered[role] = remember(_before(pool), now, need, targets.window)
+        sizes[role], reasons[role] = _held(pool, need, why, remembered[role], now, targets.window)
         if signals.partial:
             sizes[role] = max(sizes[role], pool.replicas)
     # Both or none: while the window keeps workers of one role, neither has fewer than its least.
@@ -148,8 +148,8 @@ def decide(
         role: min(max(sizes[role], 0 if asleep else bounds[role].least), bounds[role].most) for role in WORKER_ROLES
     }
     _pair(wanted, reasons, bounds)
-    _fit(wanted, reasons, {role: asked[role][0] for role in WORKER_ROLES}, bounds, targets.gpus)
-    return {role: Decision(wanted[role], reasons[role], kept[role]) for role in WORKER_ROLES}
+    _fit(wanted, reasons, {role: needed[role][0] for role in WORKER_ROLES}, bounds, targets.gpus)
+    return {role: Decision(wanted[role], reasons[role], remembered[role]) for role in WORKER_ROLES}
 
 
 def remember(needs: tuple[Need, ...], now: float, replicas: int, window: float) -> tuple[Need, ...]:

@@ -88,7 +88,7 @@ def rescaled(
     pools = {role: _pool(service, observed, before, role) for role in WORKER_ROLES}
     decided = decide(now.timestamp(), pools, bounds, targets, signals)
     roles = {
-        role: _told(decided[role], pools[role], bounds[role], before.role(role) if before else None, now)
+        role: _role_scaling(decided[role], pools[role], bounds[role], before.role(role) if before else None, now)
         for role in WORKER_ROLES
     }
     return ScalingStatus(mode, roles["prefill"], roles["decode"])
@@ -112,8 +112,8 @@ def role_bounds(service: InferenceService, auto: AutoScaling, role: WorkerRole) 
     return Bounds(limits.min_replicas, limits.max_replicas, gpus)
 
 
-def next_look(service: InferenceService, signals: Signals | None) -> float:
-    """In how many seconds the load is to be looked at again: sooner where both roles may go to zero then."""
+def seconds_to_next_measurement(service: InferenceService, signals: Signals | None) -> float:
+    """After how many seconds the load is measured again: sooner where both roles may go to zero then."""
     zero = service.spec.scaling.holds
     if zero is None or signals is None or not signals.idle or signals.idle_seconds >= zero.idle_seconds:
         return PERIOD_SECONDS
@@ -148,7 +148,7 @@ def _pool(
     return RolePool(replicas, ready, needs)
 
 
-def _told(
+def _role_scaling(
     decision: Decision, pool: RolePool, bounds: Bounds, before: RoleScaling | None, now: datetime
 ) -> RoleScaling:
     needed = [
