@@ -30,7 +30,7 @@ from kvasir_operator.cluster.lease_candidate import LeaseCandidate
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.cluster.watchdog import Watchdog
 from kvasir_operator.metrics import OperatorMetrics
-from kvasir_operator.reconcile.certificates import CertificateKeeper
+from kvasir_operator.reconcile.certificates import CertificateManager
 from kvasir_operator.reconcile.model_metadata import ModelMetadataReader
 from kvasir_operator.reconcile.ownership import OtherOperators
 from kvasir_operator.reconcile.pod_owners import PodOwners
@@ -113,7 +113,7 @@ class Controller:
             self._autoscaler,
             self._metrics.capacity.show,
             OtherOperators(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
-            CertificateKeeper(self._cluster, AuthorityStore(transport, *setup.authority), utc_now),
+            CertificateManager(self._cluster, AuthorityStore(transport, *setup.authority), utc_now),
             PodOwners(self._cluster),
         )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)

@@ -22,7 +22,7 @@ from kvasir_operator.cluster.lease_candidate import LeaseCandidate
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import WATCHED, WATCHED_IF_SERVED
 from kvasir_operator.plan.observed import Reference
-from kvasir_operator.reconcile.certificates import CertificateKeeper
+from kvasir_operator.reconcile.certificates import CertificateManager
 from kvasir_operator.reconcile.ownership import OtherOperators
 from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.reconcile.reconciler import Reconciler
@@ -163,9 +163,9 @@ def shipped(template: str) -> set[Verb]:
 
 def reconcile(server: FakeServer, options: Options = OWN) -> None:
     cluster = Cluster(server, by_cert_manager=options.issuer is not None)
-    keeper = CertificateKeeper(cluster, server.authorities, lambda: NOW)
+    manager = CertificateManager(cluster, server.authorities, lambda: NOW)
     owners = PodOwners(cluster)
-    operator = Reconciler(cluster, options, lambda model: None, lambda: NOW, certificates=keeper, owners=owners)
+    operator = Reconciler(cluster, options, lambda model: None, lambda: NOW, certificates=manager, owners=owners)
     operator.reconcile("default", "llama")
 
 

@@ -48,8 +48,8 @@ class Authorities(Protocol):
         ...
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """What is issued now, and what is to be said of it. `renewed`: of what an Event tells, if of anything."""
+class CertificateResult(msgspec.Struct, frozen=True):
+    """What is issued now, and the condition. `renewed`: the message of an Event, if one is due."""
 
     issued: Issued | None
     condition: ConditionState
@@ -57,8 +57,8 @@ class Kept(msgspec.Struct, frozen=True):
     refused: tuple[Reference, ClusterError] | None = None
 
 
-class CertificateKeeper:
-    """Keeps the certificates of all services. For use in threads.
+class CertificateManager:
+    """Issues the certificates of all services. For use in threads.
 
     `now` is the time of certificates, `clock` that of what was read.
     """
@@ -78,7 +78,7 @@ class CertificateKeeper:
         self._known: list[Authority] = []
         self._read_at = 0.0
 
-    def keep(self, document: Mapping[str, Any], waiting: Collection[Role] = ()) -> Kept:
+    def issue(self, document: Mapping[str, Any], waiting: Collection[Role] = ()) -> CertificateResult:
         """Issue what is due. `waiting`: roles with pods that are not ready, which may miss their Secret.
 
         Raises ClusterError without an answer.
@@ -90,7 +90,9 @@ class CertificateKeeper:
         except ClusterError as error:
             if not error.refusal:
                 raise
-            return Kept(before, no_certificates("NoAuthority", f"no authority can be read or kept: {error}"))
+            return CertificateResult(
+                before, no_certificates("NoAuthority", f"no authority can be read or kept: {error}")
+            )
         owner = OwningService.of(document)
         asked = _digest(str(annotations.get(CERTIFICATES, "")))
         found = due(before, authorities, now, asked)
@@ -98,7 +100,7 @@ class CertificateKeeper:
             found = due(before, authorities, now, asked, lost=True)
         if found is None:
             assert before is not None
-            return Kept(before, certificates_ready(before.signed_by, before.expires_at))
+            return CertificateResult(before, certificates_ready(before.signed_by, before.expires_at))
         issued, signer, trusted = found
         for role in ROLES:
             leaf = new_leaf(signer, identity(owner.namespace, owner.name, role), now)
@@ -110,10 +112,10 @@ class CertificateKeeper:
                     raise
                 target = Reference("v1", "Secret", item["metadata"]["name"])
                 condition = no_certificates("Refused", f"{target}: {error}")
-                return Kept(before, condition, refused=(target, error))
+                return CertificateResult(before, condition, refused=(target, error))
         log.info("issue service=%s/%s authority=%s", owner.namespace, owner.name, signer.name)
-        told = f"signed by authority {issued.signed_by}, valid until {issued.expires_at}" if before else ""
-        return Kept(issued, certificates_ready(issued.signed_by, issued.expires_at), told)
+        renewed = f"signed by authority {issued.signed_by}, valid until {issued.expires_at}" if before else ""
+        return CertificateResult(issued, certificates_ready(issued.signed_by, issued.expires_at), renewed)
 
     def _authorities(self, now: datetime) -> list[Authority]:
         """Those that have not ended, with one that has long to go, which is made where there is none."""

@@ -27,7 +27,7 @@ from kvasir_operator.plan.observed import Observed, Reference, observe, referenc
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.plan.release import ServiceRelease, made_with, release_of
 from kvasir_operator.plan.workers import paired_capacity, progress
-from kvasir_operator.reconcile.certificates import CertificateKeeper, Kept, issued_before
+from kvasir_operator.reconcile.certificates import CertificateManager, CertificateResult, issued_before
 from kvasir_operator.reconcile.executor import execute
 from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
 from kvasir_operator.reconcile.pod_owners import PodOwners
@@ -107,7 +107,7 @@ class Reconciler:
         autoscaler: Autoscaler | None = None,
         show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
         alive: Alive = lambda operator: None,
-        certificates: CertificateKeeper | None = None,
+        certificates: CertificateManager | None = None,
         owners: PodOwners | None = None,
     ) -> None:
         self._owners = owners
@@ -185,7 +185,7 @@ class Reconciler:
         # What runs goes on as it was, and its certificates with it.
         before = issued_before(document)
         if before and self._certificates and not self._options.issuer:
-            before = self._renewed(document, self._certificates.keep(document)).issued
+            before = self._renewed(document, self._certificates.issue(document)).issued
         self._publish(document, statuses.rejected(error.problems, generation, previous, self._now(), before))
 
     def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
@@ -214,12 +214,12 @@ class Reconciler:
         desired = self._servable(document, rendered)
         unserved = exposed(service, rendered, desired)
         # Before any pod is made, which would wait for its Secret; also of a service that is paused.
-        kept = self._certify(document, service, observed, rendered)
+        certificates = self._certify(document, service, observed, rendered)
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         self._intend(document, steps)
         failures = execute(self._cluster, service.namespace, service.name, steps, observed)
-        if kept and kept.refused:
-            failures[kept.refused[0]] = kept.refused[1]
+        if certificates and certificates.refused:
+            failures[certificates.refused[0]] = certificates.refused[1]
         for target, error in failures.items():
             # Once a code: what the message says may be another at each try.
             occasion = f"{target} {error.status} {service.generation}"
@@ -252,10 +252,10 @@ class Reconciler:
             informational=[
                 *metrics_reachable(service, self._options.metrics_namespace),
                 *unserved,
-                *([kept.condition] if kept else []),
+                *([certificates.condition] if certificates else []),
                 *transfer_encrypted(service, kept_off=left_open),
             ],
-            certificates=kept.issued if kept else None,
+            certificates=certificates.issued if certificates else None,
             links=links,
         )
         status = msgspec.structs.replace(status, release=release)
@@ -267,7 +267,7 @@ class Reconciler:
 
     def _certify(
         self, document: Object, service: InferenceService, observed: Observed, rendered: Sequence[Object]
-    ) -> Kept | None:
+    ) -> CertificateResult | None:
         """Issue the certificates that are due, or say what cert-manager has; `None` where there are to be none."""
         if service.spec.transfer.encryption == "Off":
             return None
@@ -277,17 +277,19 @@ class Reconciler:
             condition = certificates_of(str(issuer), wanted, observed, served)
             if not condition.true:
                 self._again(service.namespace, service.name, FAILED_SECONDS)  # no watch tells
-            return Kept(None, condition)
+            return CertificateResult(None, condition)
         if self._certificates is None:
             return None
         waiting = {pod.role for pod in observed.pods if pod.role in ROLES and not pod.ready}
-        return self._renewed(document, self._certificates.keep(document, sorted(waiting)))
+        return self._renewed(document, self._certificates.issue(document, sorted(waiting)))
 
-    def _renewed(self, document: Object, kept: Kept) -> Kept:
-        if kept.renewed and kept.issued:
-            event = StatusEvent(False, "CertificatesRenewed", kept.renewed, self._stamp(), kept.issued.issued_at)
+    def _renewed(self, document: Object, certificates: CertificateResult) -> CertificateResult:
+        if certificates.renewed and certificates.issued:
+            event = StatusEvent(
+                False, "CertificatesRenewed", certificates.renewed, self._stamp(), certificates.issued.issued_at
+            )
             self._post(document, event)
-        return kept
+        return certificates
 
     def _rescale(
         self, document: Object, service: InferenceService, observed: Observed, paused: bool
