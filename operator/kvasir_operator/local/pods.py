@@ -10,7 +10,7 @@ from kvasir_operator.api.validation_devices import GPU
 from kvasir_operator.local.addresses import PodAddress, free_port
 from kvasir_operator.local.machine import Machine, sharers
 from kvasir_operator.pods import groups
-from kvasir_operator.render import Options, Static, render
+from kvasir_operator.render import Options, StaticWorkers, render
 from kvasir_operator.render.names import ROLE_LABEL
 from kvasir_operator.render.pod import CONTAINER, PORT, WORKER_PORT
 
@@ -93,7 +93,7 @@ def pods(service: InferenceService, addresses: Sequence[PodAddress], machine: Ma
 
 def _rendered(service: InferenceService, urls: tuple[str, ...]) -> list[_Pod]:
     """The pods of what is rendered, workers first."""
-    objects = render(service, Options(engine_image=ENGINE_IMAGE, discovery=Static(urls)))
+    objects = render(service, Options(engine_image=ENGINE_IMAGE, discovery=StaticWorkers(urls)))
     return [
         pod
         for role in (*WORKER_ROLES, "router")

@@ -31,7 +31,7 @@ from kvasir_operator.reconcile.certificates import CertificateManager, Certifica
 from kvasir_operator.reconcile.executor import execute
 from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
 from kvasir_operator.reconcile.pod_owners import PodOwners
-from kvasir_operator.render import Object, Options, issued, render, settled
+from kvasir_operator.render import Object, Options, issued, render, with_release_defaults
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED, ROLES
 from kvasir_operator.render.network import url
@@ -209,7 +209,7 @@ class Reconciler:
         release = release_of(service, self._options, document.get("status", {}), observed)
         left_open = service.spec.transfer.encryption is None
         made = made_with(release, self._options)
-        service = settled(service, made)
+        service = with_release_defaults(service, made)
         rendered = marked(render(service, made), self._options)
         desired = self._servable(document, rendered)
         unserved = exposed(service, rendered, desired)

@@ -8,9 +8,9 @@ from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.api.validation_devices import GPU
 from kvasir_operator.api.worker_settings import flags_of
 from kvasir_operator.render.defaults import worker_resources
-from kvasir_operator.render.devices import own_nodes, pod_claims, whole_gpus
+from kvasir_operator.render.devices import pod_claims, selects_gpu_nodes, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
-from kvasir_operator.render.merge import merged, said_over
+from kvasir_operator.render.merge import merged, with_spec_resources
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     KV_LABEL,
@@ -130,7 +130,7 @@ def _resources(service: InferenceService, workers: Workers, options: Options) ->
     # The API server copies limits of extended resources to the requests; saying so here keeps what is applied
     # and what is stored the same.
     requests |= limits
-    return said_over(worker_resources(service, workers, options, requests, limits), workers)
+    return with_spec_resources(worker_resources(service, workers, options, requests, limits), workers)
 
 
 def _place_on_gpus(service: InferenceService, workers: Workers, spec: Object) -> None:
@@ -139,7 +139,7 @@ def _place_on_gpus(service: InferenceService, workers: Workers, spec: Object) ->
     theirs = workers.template.get("spec", {})
     affinity = theirs.get("affinity")
     chosen = "nodeSelector" in theirs or (isinstance(affinity, Mapping) and "nodeAffinity" in affinity)
-    if chosen or not own_nodes(workers):
+    if chosen or not selects_gpu_nodes(workers):
         return  # the spec chooses the nodes itself, which may be any
     named = service.spec.placement.gpu_products
     products = {"key": PRODUCT_LABEL, "operator": "In", "values": list(named or H100_PRODUCTS)}
