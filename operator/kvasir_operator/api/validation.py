@@ -121,7 +121,7 @@ def _source(model: "Model", uri: ModelURI) -> Iterator[Invalid]:
         yield Invalid("spec.model.cache", "has both claimName and hostPath; one of them is used")
     if (cache.claim_name or cache.host_path) and isinstance(uri, ClaimURI | FileURI):
         yield Invalid("spec.model.cache", f"nothing is downloaded, the uri is {model.uri}")
-    if cache.preload.said and (not cache.claim_name or isinstance(uri, ClaimURI | FileURI)):
+    if cache.preload.is_set and (not cache.claim_name or isinstance(uri, ClaimURI | FileURI)):
         yield Invalid("spec.model.cache.preload", "means nothing without cache.claimName: no Job loads the model")
     path, template = "spec.model.cache.preload.template", cache.preload.template
     yield from template_problems(template, path)

@@ -16,7 +16,7 @@ from kvasir_operator.api.worker_settings import (
     by_variable,
     extra_args,
     field_name,
-    parsed,
+    parse_flags,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _flags(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
     """Words of `extraArgs` that are no flags, or flags that are derived from other fields."""
     for path, args in extra_args(spec, role):
         whose = "spec.{prefill,decode}" if path.startswith("spec.engine") else f"spec.{role}"
-        for each in parsed(args):
+        for each in parse_flags(args):
             where = f"{path}[{each.index}]"
             if each.field is not None and each.field.flag in DERIVED:
                 reason = DERIVED[each.field.flag].format(role=whose)

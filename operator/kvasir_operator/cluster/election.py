@@ -86,7 +86,7 @@ class Leadership:
             await self._leads.wait()
 
 
-def sign_of_life(lease: LeaseInterface, seconds: float, wait: Callable[[float], None] = time.sleep) -> str:
+def wait_for_leader(lease: LeaseInterface, seconds: float, wait: Callable[[float], None] = time.sleep) -> str:
     """The holder that renewed the Lease within `seconds`; empty: none did. Blocking. Raises ClusterError."""
     first = lease.read()
     for _ in range(max(1, int(seconds))):

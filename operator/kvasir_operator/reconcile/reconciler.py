@@ -191,7 +191,9 @@ class Reconciler:
     def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
         """Say that the API server lets nothing be read or planned: `Ready` may not go on for a new spec."""
         previous = document.get("status", {})
-        self._publish(document, statuses.hindered(str(error), service.generation, previous, self._now()))
+        self._publish(
+            document, statuses.refused_by_api_server(str(error), service.generation, previous, self._now())
+        )
 
     def _realize(self, document: Object, service: InferenceService) -> dict[Reference, ClusterError]:
         """Take a valid service a step further, and say how it is. Returns what the API server refused."""
@@ -200,7 +202,7 @@ class Reconciler:
         removing = document.get("status", {}).get("removing", [])
         pods = self._cluster.pods(service.namespace, service.name)
         if self._owners:
-            pods = self._owners.vouched(service.namespace, service.uid, pods, owned)
+            pods = self._owners.without_foreign_addresses(service.namespace, service.uid, pods, owned)
         observed = observe(owned, pods, removing)
         paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
         scaling = self._rescale(document, service, observed, paused)

@@ -129,7 +129,7 @@ def rejected(
     now: datetime,
     certificates: Issued | None = None,
 ) -> Status:
-    """The status of a service that cannot work. Nothing is said about its roles: nothing is done for them.
+    """The status of a service whose spec is refused. It has no conditions of roles: nothing is done for them.
 
     `certificates`: of the pods that run, which go on.
     """
@@ -145,9 +145,11 @@ def rejected(
     )
 
 
-def hindered(reason: str, generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
-    """The status of a valid service of which the API server lets nothing be read or planned: as it was, but for
-    Ready of another spec, which nobody knows to be true."""
+def refused_by_api_server(reason: str, generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
+    """The status of a valid service whose objects the API server does not let the operator read.
+
+    The conditions stay as they were, but for Ready of an older spec, which may not hold for this one.
+    """
     message = f"the API server refuses what the operator needs: {reason}"
     trouble = ConditionState("Degraded", True, "Refused", message, trouble=True)
     judged = [ConditionState("Accepted", True, "Valid", "spec is valid"), trouble]
