@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvasir_engine.environment import PROCESS, WORKER, why_unknown
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.api.structural_schema import Invalid, join
 
 if TYPE_CHECKING:
     from kvasir_operator.api import Workers
 
-CONTAINER = "kvasir"
 _PREFIX = "KVASIR_"
 _FIXED = "is the same in every pod: probes, Services and NetworkPolicies count on it"
 _TLS_PATH, _TLS_VOLUME = "/etc/kvasir/tls", "tls"

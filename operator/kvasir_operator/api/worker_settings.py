@@ -13,11 +13,11 @@ import msgspec
 
 from kvasir_engine.config import FIELDS, Field
 from kvasir_operator.api.engine_settings import SETTINGS
+from kvasir_operator.api.kinds import CONTAINER
 
 if TYPE_CHECKING:
     from kvasir_operator.api import Spec, WorkerRole
 
-CONTAINER = "kvasir"
 BY_FLAG: Mapping[str, Field] = {field.flag: field for field in FIELDS.values()}
 BY_VARIABLE: Mapping[str, Field] = {field.variable: field for field in FIELDS.values()}
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvasir_operator.api import SET_KIND, WORKER_ROLES, InferenceService
-from kvasir_operator.api.validation_devices import GPU
+from kvasir_operator.api.devices import GPU
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.local.addresses import PodAddress, free_port
 from kvasir_operator.local.machine import Machine, sharers
 from kvasir_operator.pods import groups
 from kvasir_operator.render import Options, StaticWorkers, render
 from kvasir_operator.render.names import ROLE_LABEL
-from kvasir_operator.render.pod import CONTAINER, PORT, WORKER_PORT
+from kvasir_operator.render.pod import PORT, WORKER_PORT
 
 ENGINE_IMAGE = Options().engine_image
 

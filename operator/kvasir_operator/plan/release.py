@@ -12,12 +12,11 @@ import msgspec
 from msgspec import Meta
 
 from kvasir_operator.api import InferenceService
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.plan.observed import Observed
 from kvasir_operator.plan.wanted import runs_pods
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL
-
-CONTAINER = "kvasir"
 
 
 class ServiceRelease(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

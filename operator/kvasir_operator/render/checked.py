@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole, Workers
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.api.strategic_merge import JOINED, LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
 from kvasir_operator.api.workers import PodOverlay
 from kvasir_operator.pod_validation import Path, Problem, pod_problems
-from kvasir_operator.render.devices import CONTAINER
 from kvasir_operator.render.groups import worker_sets
 from kvasir_operator.render.names import Object
 from kvasir_operator.render.options import Options

@@ -8,10 +8,11 @@ follows.
 from collections.abc import Mapping
 
 from kvasir_engine.quantity import amount
+from kvasir_operator.api.devices import claims, requested
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.api.strategic_merge import overlay
 from kvasir_operator.api.workers import PodOverlay
 from kvasir_operator.pod_validation.resources import extended
-from kvasir_operator.render.devices import CONTAINER, claims, requested
 from kvasir_operator.render.names import Object
 
 

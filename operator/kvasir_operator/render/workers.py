@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from kvasir_engine.connector.fabric import fabric_env
 from kvasir_operator.api import InferenceService, WorkerRole, Workers
+from kvasir_operator.api.devices import GPU, pod_claims, selects_gpu_nodes, whole_gpus
 from kvasir_operator.api.kv_fingerprint import fingerprint
-from kvasir_operator.api.validation_devices import GPU
 from kvasir_operator.api.worker_settings import flags_of
 from kvasir_operator.render.defaults import worker_resources
-from kvasir_operator.render.devices import pod_claims, selects_gpu_nodes, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
 from kvasir_operator.render.merge import merged, with_spec_resources
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS

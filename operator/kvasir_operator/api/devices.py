@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kvasir_operator.api import Workers
-from kvasir_operator.api.validation_devices import GPU, SLICE
-from kvasir_operator.api.workers import PodOverlay
-from kvasir_operator.render.names import Object
+from kvasir_operator.api.kinds import CONTAINER
+from kvasir_operator.api.workers import PodOverlay, Workers
 
-CONTAINER = "kvasir"
+Object = dict[str, Any]
+GPU = "nvidia.com/gpu"
+# Parts of GPUs as NVIDIA's device plugin calls them: MIG devices, and GPUs that are shared by time.
+SLICE = r"nvidia\.com/(mig-.+|gpu\..+)"
 
 
 def requested(workers: PodOverlay) -> Object:
