@@ -11,6 +11,7 @@ import kopf
 import msgspec
 from prometheus_client import CollectorRegistry, start_http_server
 
+from kvasir_operator.admission.webhook import refusal
 from kvasir_operator.api import (
     API_VERSION,
     GROUP,
@@ -21,7 +22,6 @@ from kvasir_operator.api import (
     SET_PLURAL,
     VERSION,
 )
-from kvasir_operator.api.admission import refusal
 from kvasir_operator.cluster.authority_store import AuthorityStore
 from kvasir_operator.cluster.client import ClientTransport, Cluster
 from kvasir_operator.cluster.election import Leadership

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from isvc_cases import deployments, document, main_container, pod_templates, service
 
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.render import Object, Options, render
 
 HUB: dict[str, Any] = {"model": {"uri": "hf://a/b", "cache": {"claimName": "c"}}}

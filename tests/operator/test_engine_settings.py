@@ -8,7 +8,8 @@ from isvc_cases import deployments, document, main_container, service
 
 from kvasir_engine.config import FIELDS, KV_FIELDS
 from kvasir_engine.entrypoints.cli import app
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.api.engine_settings import NOT_IN_SPEC, SETTINGS, EngineSettings
 from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.api.structural_schema import structural

@@ -10,7 +10,8 @@ from pod_security import violations
 from typer.main import get_command
 
 from kvasir_engine.entrypoints.cli import app as engine
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.api.validation import semantic_problems
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options, StaticWorkers, render

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from isvc_cases import document
 
-from kvasir_operator.api import GROUP, PLURAL, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import GROUP, PLURAL
 from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
 from kvasir_operator.certificates import Authority, new_authority
 from kvasir_operator.cluster.authority_store import AuthorityStore

@@ -9,7 +9,7 @@ from isvc_cases import UID, deployments, document, main_container, pod_templates
 from typer.main import get_command
 
 from kvasir_engine.entrypoints.cli import app as engine
-from kvasir_operator.api import parse
+from kvasir_operator.admission import parse
 from kvasir_operator.render import Object, Options, StaticWorkers, render
 
 OPTIONS = Options(engine_image="registry.example/engine:1")

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from kvasir_operator.api import KIND, InferenceService, InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import KIND, InferenceService, InvalidService
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.render import Options, with_release_defaults
 

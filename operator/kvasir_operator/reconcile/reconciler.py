@@ -11,15 +11,8 @@ from typing import Any, Protocol
 import msgspec
 
 from kvasir_engine.status_reports import RouterStatus, WorkerStatus
-from kvasir_operator.api import (
-    SET_API_VERSION,
-    SET_KIND,
-    WORKER_ROLES,
-    InferenceService,
-    InvalidService,
-    Model,
-    parse,
-)
+from kvasir_operator.admission import parse
+from kvasir_operator.api import SET_API_VERSION, SET_KIND, WORKER_ROLES, InferenceService, InvalidService, Model
 from kvasir_operator.api.validation import ModelMetadata, api_problems, model_problems
 from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
 from kvasir_operator.plan import Delete, Step, plan

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvasir_operator.api import InvalidService, Model, parse
+from kvasir_operator.admission.parse import parse
+from kvasir_operator.api import InvalidService, Model
 from kvasir_operator.api.validation import ModelMetadata, model_problems
 
 # What the API server adds to a generateName, in length.
