@@ -119,7 +119,7 @@ class Controller:
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))
         self._services: set[Key] = set()
-        self._dogs = {PLURAL: Watchdog[Key](), "deployments": Watchdog[Key]()}
+        self._watchdogs = {PLURAL: Watchdog[Key](), "deployments": Watchdog[Key]()}
         self._watched: tuple[tuple[str, str, str], ...] = WATCHED
         self._stop = asyncio.Event()
 
@@ -191,14 +191,14 @@ class Controller:
         watched = {PLURAL: (API_VERSION, ""), "deployments": ("apps/v1", SERVICE_LABEL)}
         while True:
             await asyncio.sleep(WATCHDOG_SECONDS)
-            for plural, dog in self._dogs.items():
+            for plural, watchdog in self._watchdogs.items():
                 api_version, labels = watched[plural]
                 try:
                     listed = await asyncio.to_thread(self._versions, api_version, plural, labels)
                 except ClusterError as error:
                     log.warning("cannot check the watch of %s reason=%s", plural, error)
                     continue
-                if silent := dog.look(listed):
+                if silent := watchdog.compare(listed):
                     raise WatchDied(f"the watch of {plural} says nothing of {len(silent)}, as {min(silent)}")
             if WATCHED_IF_SERVED not in self._watched and await asyncio.to_thread(self._has_sets):
                 raise WatchDied(f"{SET_API_VERSION} is served now, and not yet watched")
@@ -229,7 +229,7 @@ class Controller:
 
         async def on_service(namespace: str, name: str, type: str | None, meta: kopf.Meta, **_: Any) -> None:
             key, deleted = (namespace, name), type == "DELETED"
-            self._dogs[PLURAL].event(key, meta["resourceVersion"], deleted)
+            self._watchdogs[PLURAL].event(key, meta["resourceVersion"], deleted)
             (self._services.discard if deleted else self._services.add)(key)
             self._queue.add(key, now=True)  # an edit may be what a failing one waits for
 
@@ -242,8 +242,8 @@ class Controller:
             resource: Any,
             **_: Any,
         ) -> None:
-            if dog := self._dogs.get(resource.plural):
-                dog.event((namespace, name), meta["resourceVersion"], type == "DELETED")
+            if watchdog := self._watchdogs.get(resource.plural):
+                watchdog.event((namespace, name), meta["resourceVersion"], type == "DELETED")
             self._queue.add((namespace, labels[SERVICE_LABEL]))
 
         async def on_admission(body: kopf.Body, old: kopf.Body | None, **_: Any) -> None:
