@@ -19,20 +19,20 @@ AUTHORITY_MARGIN = timedelta(days=90)
 SPREAD = timedelta(hours=1)
 
 
-class Trusted(msgspec.Struct, frozen=True, rename="camel"):
+class TrustedAuthority(msgspec.Struct, frozen=True, rename="camel"):
     """An authority that a service's pods believe, by its name, and since when."""
 
     authority: str
     since: str
 
 
-class Issued(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class IssuedCertificates(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What a service's pods were given last. `asked`: a digest of what its annotation said then."""
 
     signed_by: str = ""
     issued_at: str = ""
     expires_at: str = ""
-    trusted: list[Trusted] = []
+    trusted: list[TrustedAuthority] = []
     asked: str = ""
 
 
@@ -42,8 +42,12 @@ def overdue(authorities: Sequence[Authority], now: datetime) -> bool:
 
 
 def due(
-    before: Issued | None, authorities: Sequence[Authority], now: datetime, asked: str = "", lost: bool = False
-) -> tuple[Issued, Authority, list[Authority]] | None:
+    before: IssuedCertificates | None,
+    authorities: Sequence[Authority],
+    now: datetime,
+    asked: str = "",
+    lost: bool = False,
+) -> tuple[IssuedCertificates, Authority, list[Authority]] | None:
     """What is to be issued now, who signs it and who is to be believed; `None` while all is as it should be.
 
     `authorities`: at least one of them valid. `before`: what was issued last. `asked`: another text than then asks
@@ -52,7 +56,7 @@ def due(
     trusted = sorted((each for each in authorities if each.ends > now), key=lambda each: (each.begins, each.name))
     since = {each.authority: each.since for each in before.trusted} if before else {}
     signer = _signer(trusted, since, now)
-    believed = [Trusted(each.name, since.get(each.name, stamp(now))) for each in trusted]
+    believed = [TrustedAuthority(each.name, since.get(each.name, stamp(now))) for each in trusted]
     if (
         before is not None
         and not lost
@@ -64,7 +68,7 @@ def due(
     ):
         return None
     ends = min(now + LEAF_LIFETIME, signer.ends)
-    return Issued(signer.name, stamp(now), stamp(ends), believed, asked), signer, trusted
+    return IssuedCertificates(signer.name, stamp(now), stamp(ends), believed, asked), signer, trusted
 
 
 def _signer(trusted: Sequence[Authority], since: dict[str, str], now: datetime) -> Authority:

@@ -14,7 +14,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvasir_operator.certificates import Authority, Issued, due, files, identity, new_authority, new_leaf, overdue
+from kvasir_operator.certificates import (
+    Authority,
+    IssuedCertificates,
+    due,
+    files,
+    identity,
+    new_authority,
+    new_leaf,
+    overdue,
+)
 from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
 from kvasir_operator.plan.observed import Reference
 from kvasir_operator.render.names import (
@@ -51,7 +60,7 @@ class Authorities(Protocol):
 class CertificateResult(msgspec.Struct, frozen=True):
     """What is issued now, and the condition. `renewed`: the message of an Event, if one is due."""
 
-    issued: Issued | None
+    issued: IssuedCertificates | None
     condition: ConditionState
     renewed: str = ""
     refused: tuple[Reference, ClusterError] | None = None
@@ -138,10 +147,10 @@ class CertificateManager:
         raise ClusterError(409, "the Secret of authorities changes whenever it is written")
 
 
-def issued_before(document: Mapping[str, Any]) -> Issued | None:
+def issued_before(document: Mapping[str, Any]) -> IssuedCertificates | None:
     """What the status says was issued; `None` where it says nothing that can be read."""
     try:
-        return msgspec.convert(document.get("status", {}).get("certificates"), Issued)
+        return msgspec.convert(document.get("status", {}).get("certificates"), IssuedCertificates)
     except msgspec.ValidationError:
         return None
 

@@ -46,7 +46,7 @@ from msgspec import Meta
 
 from kvasir_engine.status_reports import RouterStatus
 from kvasir_operator.api.structural_schema import Invalid
-from kvasir_operator.certificates import Issued
+from kvasir_operator.certificates import IssuedCertificates
 from kvasir_operator.plan.observed import Observed, Reference
 from kvasir_operator.plan.preload import PRELOAD, Loading
 from kvasir_operator.plan.release import ServiceRelease
@@ -118,7 +118,8 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         Meta(extra_json_schema={"description": "What the planner decided, in the modes Auto and Shadow."}),
     ] = None
     certificates: Annotated[
-        Issued | None, Meta(extra_json_schema={"description": "What its pods' certificates are, and of whom."})
+        IssuedCertificates | None,
+        Meta(extra_json_schema={"description": "What its pods' certificates are, and of whom."}),
     ] = None
 
 
@@ -127,7 +128,7 @@ def rejected(
     generation: int,
     previous: Mapping[str, Any],
     now: datetime,
-    certificates: Issued | None = None,
+    certificates: IssuedCertificates | None = None,
 ) -> Status:
     """The status of a service whose spec is refused. It has no conditions of roles: nothing is done for them.
 
@@ -184,7 +185,7 @@ def accepted(
     scaling: ScalingStatus | None = None,
     elastic: Elastic | None = None,
     informational: Sequence[ConditionState] = (),
-    certificates: Issued | None = None,
+    certificates: IssuedCertificates | None = None,
     links: Sequence[MeasuredLink] | None = (),
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
