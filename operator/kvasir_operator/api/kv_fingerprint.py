@@ -68,10 +68,10 @@ def settings(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
         "revision": SpecSetting(revision, "spec.model.revision"),
         "dtype": SpecSetting(model.dtype, "spec.model.dtype"),
     }
-    said = {**by_variable(spec, role), **by_field(spec, role), **by_flag(spec, role)}
-    said |= {name: setting for name, setting in rendered.items() if setting.value}
+    given = {**by_variable(spec, role), **by_field(spec, role), **by_flag(spec, role)}
+    given |= {name: setting for name, setting in rendered.items() if setting.value}
     found = {
-        name: said.get(name) or SpecSetting(field.default_text, f"spec.{role}") for name, field in _FLAGS.items()
+        name: given.get(name) or SpecSetting(field.default_text, f"spec.{role}") for name, field in _FLAGS.items()
     }
     return {name: SpecSetting(_canonical(name, setting.value), setting.path) for name, setting in found.items()}
 

@@ -15,7 +15,7 @@ def device_problems(workers: Workers, path: str) -> Iterator[Invalid]:
     for field in ("requests", "limits"):
         amounts: dict[str, int | str] = getattr(workers.resources, field)
         slices = [name for name in amounts if re.fullmatch(SLICE, name)]
-        counts = (workers.ranks_per_pod, 0) if _instead(workers) else (workers.ranks_per_pod,)
+        counts = (workers.ranks_per_pod, 0) if not whole_gpus(workers) else (workers.ranks_per_pod,)
         for name in amounts:
             where = join(f"{path}.resources.{field}", name)
             if name != GPU and name not in slices:
@@ -27,11 +27,6 @@ def device_problems(workers: Workers, path: str) -> Iterator[Invalid]:
         count = sum((amount(amounts[each]) or Decimal(0) for each in slices), Decimal(0))
         if slices and workers.device == "cuda" and count != workers.ranks_per_pod:
             yield Invalid(join(f"{path}.resources.{field}", slices[0]), _ranks(workers, str(count)))
-
-
-def _instead(workers: Workers) -> bool:
-    """Whether slices or claims take the place of whole GPUs."""
-    return not whole_gpus(workers)
 
 
 def _ranks(workers: Workers, found: str) -> str:

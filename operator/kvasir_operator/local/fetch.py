@@ -25,22 +25,22 @@ async def fetch(
     command: tuple[str, ...], env: Mapping[str, str], progress: Callable[[str, int, int], None]
 ) -> ModelMetadata | None:
     """Run the fetching `command`; `progress` hears (stage, done, total). Raises LocalError with its reason."""
-    said: list[str] = []
+    output: list[str] = []
     facts: ModelMetadata | None = None
 
     def line(text: str) -> None:
         nonlocal facts
         try:
-            told: Any = json.loads(text)
+            message: Any = json.loads(text)
         except ValueError:
-            told = None
-        match told:
+            message = None
+        match message:
             case {"stage": str(stage), "done": int(done), "total": int(total)}:
                 progress(stage, done, total)
             case {"heads": int(heads), "kv_heads": int(kv_heads), "max_positions": int(positions)}:
                 facts = ModelMetadata(heads, kv_heads, positions)
             case _:
-                said.append(text)
+                output.append(text)
 
     process = await Process.start(Launch(command, env), line)
     try:
@@ -50,7 +50,7 @@ async def fetch(
         await process.wait()
         raise
     if code:
-        errors = [text for text in said if text.startswith(ERROR)] or said[-1:]
+        errors = [text for text in output if text.startswith(ERROR)] or output[-1:]
         reason = errors[-1].removeprefix(ERROR).strip() if errors else f"exit status {code}"
         raise LocalError(f"model: {reason}", status=2 if code == 2 else 1)
     return facts

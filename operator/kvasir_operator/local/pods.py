@@ -119,13 +119,13 @@ def _pods_of(item: Object, role: str) -> Iterator[_Pod]:
 
 def _take_gpus(container: Object, gpus: list[str], sharing: int) -> None:
     """Of `gpus` as many as it asks for; where `sharing` workers share one, that and a part of its memory."""
-    asked = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
-    if asked and sharing:
+    count = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
+    if count and sharing:
         _set(container, "CUDA_VISIBLE_DEVICES", gpus[0])
         _set(container, GPU_SHARERS, str(sharing))
-    elif asked:
-        _set(container, "CUDA_VISIBLE_DEVICES", ",".join(gpus[:asked]))
-        del gpus[:asked]
+    elif count:
+        _set(container, "CUDA_VISIBLE_DEVICES", ",".join(gpus[:count]))
+        del gpus[:count]
 
 
 def _meet(pod: Object, leader: PodAddress, port: int) -> None:

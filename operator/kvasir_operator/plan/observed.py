@@ -321,8 +321,8 @@ def _trouble(item: Mapping[str, Any], conditions: Mapping[str, Any]) -> PodProbl
     name, status = item["metadata"]["name"], item.get("status", {})
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") != "True" and (missing := _claim_missing(item)):
-        said = f" ({_short(scheduled['message'])})" if scheduled.get("message") else ""
-        return PodProblem(name, CLAIM_MISSING, f"{missing}{said}")
+        detail = f" ({_short(scheduled['message'])})" if scheduled.get("message") else ""
+        return PodProblem(name, CLAIM_MISSING, f"{missing}{detail}")
     if scheduled.get("status") == "False":
         return PodProblem(name, scheduled.get("reason", "Unschedulable"), _begin(scheduled.get("message", "")))
     containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]

@@ -323,10 +323,10 @@ class Reconciler:
         if self._ask is None or not pods:
             return []
         some = sorted(pods, key=lambda pod: pod.name)[:MOST_LINKED]
-        said = self._ask.workers([pod.ip for pod in some])
-        if not any(said):
+        reports = self._ask.workers([pod.ip for pod in some])
+        if not any(reports):
             return None
-        found = zip(some, said, strict=True)
+        found = zip(some, reports, strict=True)
         return [MeasuredLink(pod.name, link) for pod, status in found if status for link in status.links]
 
     def _intend(self, document: Object, steps: Sequence[Step]) -> None:
@@ -347,10 +347,10 @@ class Reconciler:
         leaders = {pod.group for pod in workers if not pod.follower}
         left = {pod.group: pod for pod in reversed(workers) if pod.follower and pod.group not in leaders}
         pods = [pod for pod in workers if not pod.follower or left.get(pod.group) is pod]
-        said = self._ask.workers([pod.ip for pod in pods]) if self._ask else [None] * len(pods)
+        reports = self._ask.workers([pod.ip for pod in pods]) if self._ask else [None] * len(pods)
         return [
             LeavingPod(pod.name, status.requests, status.leases) if status else LeavingPod(pod.name)
-            for pod, status in zip(pods, said, strict=True)
+            for pod, status in zip(pods, reports, strict=True)
         ]
 
     def _servable(self, document: Object, desired: list[Object]) -> list[Object]:

@@ -135,9 +135,9 @@ def _resources(service: InferenceService, workers: Workers, options: Options) ->
 def _place_on_gpus(service: InferenceService, workers: Workers, spec: Object) -> None:
     """Nodes with the GPUs that the spec names, or any, those with H100s first."""
     spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
-    theirs = workers.template.get("spec", {})
-    affinity = theirs.get("affinity")
-    chosen = "nodeSelector" in theirs or (isinstance(affinity, Mapping) and "nodeAffinity" in affinity)
+    patch = workers.template.get("spec", {})
+    affinity = patch.get("affinity")
+    chosen = "nodeSelector" in patch or (isinstance(affinity, Mapping) and "nodeAffinity" in affinity)
     if chosen or not selects_gpu_nodes(workers):
         return  # the spec chooses the nodes itself, which may be any
     named = service.spec.placement.gpu_products

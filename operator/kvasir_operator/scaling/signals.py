@@ -22,15 +22,15 @@ class PodReports(msgspec.Struct, frozen=True):
     decode: tuple[WorkerStatus | None, ...] = ()
 
 
-def signals(told: PodReports, startup: float = STARTUP_SECONDS) -> Signals | None:
+def signals(reports: PodReports, startup: float = STARTUP_SECONDS) -> Signals | None:
     """The load of all together; `None` where no router tells any. Workers that are silent are as the others are."""
-    routers = [(each, each.load) for each in told.routers if each and each.load]
+    routers = [(each, each.load) for each in reports.routers if each and each.load]
     if not routers:
         return None
     loads = [load for _, load in routers]
-    prefill, decode = _answers(told.prefill), _answers(told.decode)
-    lacks = len(routers) < len(told.routers)
-    lacks |= len(prefill) < len(told.prefill) or len(decode) < len(told.decode)
+    prefill, decode = _answers(reports.prefill), _answers(reports.decode)
+    lacks = len(routers) < len(reports.routers)
+    lacks |= len(prefill) < len(reports.prefill) or len(decode) < len(reports.decode)
     itl, ttft, decoding = (
         sum(sums, Sum()) for sums in zip(*((x.itl, x.ttft, x.decode) for x in loads), strict=True)
     )
@@ -42,9 +42,9 @@ def signals(told: PodReports, startup: float = STARTUP_SECONDS) -> Signals | Non
         arrivals=sum(each.arrivals / max(each.seconds, LOAD_SECONDS) for each in loads),
         held=sum(each.held for each in loads),
         inflight=sum(each.inflight for each, _ in routers),
-        waiting=_all(told.prefill, prefill, lambda each: each.waiting),
-        queued=_all(told.decode, decode, lambda each: each.waiting),
-        running=_all(told.decode, decode, lambda each: each.running),
+        waiting=_all(reports.prefill, prefill, lambda each: each.waiting),
+        queued=_all(reports.decode, decode, lambda each: each.waiting),
+        running=_all(reports.decode, decode, lambda each: each.running),
         prefill_seconds=sum(each.busy for each in prefill) / prompts if prompts else None,
         decode_seconds=decoding.mean,
         ttft=ttft.mean,
@@ -64,11 +64,11 @@ def startup_seconds(observed: Observed) -> float:
     return median(taken) if taken else STARTUP_SECONDS
 
 
-def _answers(told: Sequence[WorkerStatus | None]) -> list[WorkerLoad]:
-    return [each.load for each in told if each and each.load]
+def _answers(reports: Sequence[WorkerStatus | None]) -> list[WorkerLoad]:
+    return [each.load for each in reports if each and each.load]
 
 
-def _all(told: Sequence[object], answers: Sequence[WorkerLoad], count: Callable[[WorkerLoad], int]) -> int:
+def _all(reports: Sequence[object], answers: Sequence[WorkerLoad], count: Callable[[WorkerLoad], int]) -> int:
     """Of all workers, from those that answer."""
     known = sum(map(count, answers))
-    return round(known * len(told) / len(answers)) if answers else 0
+    return round(known * len(reports) / len(answers)) if answers else 0

@@ -9,7 +9,7 @@ from kvasir_engine.status_reports import LinkReport
 from kvasir_operator.status.evaluate import VERIFIED, ConditionState
 
 DEGRADED = "FabricDegraded"
-MOST_TOLD = 3
+MOST = 3
 
 
 class MeasuredLink(msgspec.Struct, frozen=True):
@@ -51,9 +51,9 @@ def fabric_degraded(links: Sequence[MeasuredLink] | None, previous: Mapping[str,
         return [ConditionState(DEGRADED, true, before["reason"], before["message"], trouble=true)]
     slow = sorted((each for each in links if each.link.problem), key=lambda each: (each.pod, each.link.peer))
     if slow:
-        told = "; ".join(f"pod {each.pod} to {each.link.peer}: {each.link.problem}" for each in slow[:MOST_TOLD])
-        more = f"; and {len(slow) - MOST_TOLD} more links" if len(slow) > MOST_TOLD else ""
-        return [ConditionState(DEGRADED, True, "SlowLink", told + more, trouble=True)]
+        problems = "; ".join(f"pod {each.pod} to {each.link.peer}: {each.link.problem}" for each in slow[:MOST])
+        more = f"; and {len(slow) - MOST} more links" if len(slow) > MOST else ""
+        return [ConditionState(DEGRADED, True, "SlowLink", problems + more, trouble=True)]
     if links:
         return [ConditionState(DEGRADED, False, "AsExpected", "no link is known to be slower than its fabric")]
     return []
