@@ -172,7 +172,7 @@ def test_what_is_said_twice_is_refused_by_path(name: str, whose: str, by: str) -
         spec["decode"]["engine"]["extraArgs"], where = args, "spec.decode.engine.extraArgs"
     says = "spec.engine" if whose == "service" else "spec.decode.engine"
     assert any(
-        at == where and why.startswith(f"{field.flag} is said by {says}.{field_name(name)} too")
+        at == where and why.startswith(f"{field.flag} is set by {says}.{field_name(name)} too")
         for at, why in refused(**spec)
     )
 

@@ -248,7 +248,7 @@ def _engine(engine: "Engine") -> Iterator[Invalid]:
     for index, each in enumerate(engine.env):
         path = f"spec.engine.env[{index}].name"
         if each.name.startswith("KVASIR_"):
-            yield Invalid(path, f"{each.name} is Kvasir's own: what workers are told stands beside it")
+            yield Invalid(path, f"{each.name} is Kvasir's own: the workers' settings are fields of engine")
         elif each.name in CA_VARIABLES and engine.ca_config_map_name:
             yield Invalid(path, f"{each.name} is set by caConfigMapName")
         if each.name in seen:

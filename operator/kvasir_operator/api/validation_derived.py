@@ -19,7 +19,7 @@ _TLS_PATH, _TLS_VOLUME = "/etc/kvasir/tls", "tls"
 _PORTS = {"http": 8000, "worker": 8443}
 # The worker's flags that the operator sets, each also a variable, and what sets them.
 DERIVED = {
-    "role": "is said by spec.prefill and spec.decode",
+    "role": "is set by spec.prefill and spec.decode",
     "port": _FIXED,
     "host": _FIXED,
     "cache": "is the mounted volume: use spec.model.cache",

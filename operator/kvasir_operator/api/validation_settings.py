@@ -70,7 +70,7 @@ def _duplicates(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
             if flag in fields:
                 own = f"spec.{role}.engine.{field_name(BY_FLAG[flag].name)}"
                 also = "" if fields[flag].path == own else f"; for this role alone, use {own}"
-                yield Invalid(setting.path, f"{flag} is said by {fields[flag].path} too: leave it out here{also}")
+                yield Invalid(setting.path, f"{flag} is set by {fields[flag].path} too: leave it out here{also}")
 
 
 def _combination(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:

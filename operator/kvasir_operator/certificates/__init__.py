@@ -22,7 +22,7 @@ __all__ = [
 
 
 def files(leaf: Leaf, trusted: list[Authority]) -> dict[str, bytes]:
-    """What a pod is given: itself, and all authorities whose certificates it believes."""
+    """The files of a pod: its certificate and key, and all authorities that it trusts."""
     return {
         "ca.crt": b"".join(each.certificate for each in trusted),
         "tls.crt": leaf.certificate,

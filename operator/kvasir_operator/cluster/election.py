@@ -1,4 +1,4 @@
-"""Leader election at the edge: reads and writes the Lease, and tells the operator whether it may act."""
+"""Leader election at the edge: reads and writes the Lease, and says whether this replica may act."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ class LeaseInterface(Protocol):
 
 
 class Leadership:
-    """This replica's part in the election. `left` may be asked from any thread."""
+    """This replica's part in the election. Any thread may call `left`."""
 
     def __init__(
         self, candidate: LeaseCandidate, lease: LeaseInterface, clock: Callable[[], float] = time.monotonic

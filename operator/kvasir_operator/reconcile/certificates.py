@@ -127,7 +127,7 @@ class CertificateManager:
         return CertificateResult(issued, certificates_ready(issued.signed_by, issued.expires_at), renewed)
 
     def _authorities(self, now: datetime) -> list[Authority]:
-        """Those that have not ended, with one that has long to go, which is made where there is none."""
+        """The authorities that have not expired; where none has long to go, a new one with them."""
         with self._lock:
             if not self._known or self._clock() - self._read_at >= AUTHORITY_SECONDS:
                 self._known = self._read(now)
@@ -148,7 +148,7 @@ class CertificateManager:
 
 
 def issued_before(document: Mapping[str, Any]) -> IssuedCertificates | None:
-    """What the status says was issued; `None` where it says nothing that can be read."""
+    """The certificates in the status; `None` where there are none, or they cannot be read."""
     try:
         return msgspec.convert(document.get("status", {}).get("certificates"), IssuedCertificates)
     except msgspec.ValidationError:
@@ -156,7 +156,7 @@ def issued_before(document: Mapping[str, Any]) -> IssuedCertificates | None:
 
 
 def _digest(text: str) -> str:
-    """What stands for a text of any length, which is an author's, in the status."""
+    """A short digest for the status of a text that a user wrote, which may have any length."""
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 

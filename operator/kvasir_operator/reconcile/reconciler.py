@@ -166,7 +166,8 @@ class Reconciler:
         self._show_capacity((namespace, name), None)
 
     def _claim(self, document: Object) -> None:
-        """Be the operator of a service before anything of it is changed. Of two who try, one is refused."""
+        """Record this operator in the status before any object is changed. Of two operators that try, one is
+        refused."""
         previous = document.get("status", {})
         if self._options.operator and previous.get("operator") != self._options.operator:
             document["status"] = {**previous, "operator": self._options.operator}
@@ -182,14 +183,14 @@ class Reconciler:
         self._publish(document, statuses.rejected(error.problems, generation, previous, self._now(), before))
 
     def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
-        """Say that the API server lets nothing be read or planned: `Ready` may not go on for a new spec."""
+        """Report that the API server refuses what the operator needs: `Ready` does not hold for a new spec."""
         previous = document.get("status", {})
         self._publish(
             document, statuses.refused_by_api_server(str(error), service.generation, previous, self._now())
         )
 
     def _realize(self, document: Object, service: InferenceService) -> dict[Reference, ClusterError]:
-        """Take a valid service a step further, and say how it is. Returns what the API server refused."""
+        """Take a valid service a step further, and write its status. Returns what the API server refused."""
         # Pods last: what is ready counts most, and changes by itself.
         owned = self._cluster.owned(service.namespace, service.name, service.uid)
         removing = document.get("status", {}).get("removing", [])
@@ -263,7 +264,7 @@ class Reconciler:
     def _certify(
         self, document: Object, service: InferenceService, observed: Observed, rendered: Sequence[Object]
     ) -> CertificateResult | None:
-        """Issue the certificates that are due, or say what cert-manager has; `None` where there are to be none."""
+        """Issue the certificates that are due, or report cert-manager's; `None` where the service has none."""
         if service.spec.transfer.encryption == "Off":
             return None
         if issuer := self._options.issuer:
@@ -289,8 +290,8 @@ class Reconciler:
     def _rescale(
         self, document: Object, service: InferenceService, observed: Observed, paused: bool
     ) -> ScalingStatus | None:
-        """The sizes that the operator decides on itself. A new one is in `document`'s status before it is carried
-        out: whoever goes on from there, should this be cut off, knows of it."""
+        """The sizes that the operator decides itself. A new size is in `document`'s status before it is applied, so
+        that a reconcile after an interruption knows it."""
         previous = document.get("status", {})
         before = remembered(previous)
         if paused:
@@ -305,20 +306,20 @@ class Reconciler:
         return scaling
 
     def _loaded(self, observed: Observed) -> Progress | None:
-        """How far the running pod of the Job is that loads the model."""
+        """How far the running pod of the model's Job is."""
         if self._ask is None:
             return None
         running = [pod.ip for pod in observed.pods if pod.role == PRELOAD and pod.ip]
         return next(filter(None, map(self._ask.progress, running[:MOST_LOADING])), None)
 
     def _routers(self, observed: Observed) -> list[RouterStatus | None] | None:
-        """What each ready router says, `None` of one that does not answer; `None` where nobody is asked."""
+        """The status of each ready router, `None` for one that does not answer; `None` where no pod is asked."""
         if self._ask is None:
             return None
         return self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
 
     def _links(self, observed: Observed) -> list[MeasuredLink] | None:
-        """What ready prefill workers measured of their links; `None` where none of those that there are answers."""
+        """What ready prefill workers measured of their links; `None` where none of them answers."""
         pods = [pod for pod in observed.pods if pod.role == "prefill" and pod.ready and pod.ip and not pod.follower]
         if self._ask is None or not pods:
             return []
@@ -342,7 +343,7 @@ class Reconciler:
             self._set_status(document, document["status"], guarded=True)
 
     def _leaving(self, observed: Observed) -> list[LeavingPod]:
-        """The workers on their way out, and what they have to finish. Of a group it is the leader who says."""
+        """The workers that are being deleted, and what they have to finish. The leader answers for its group."""
         workers = [pod for pod in observed.leaving if pod.role in WORKER_ROLES]
         leaders = {pod.group for pod in workers if not pod.follower}
         left = {pod.group: pod for pod in reversed(workers) if pod.follower and pod.group not in leaders}
@@ -354,7 +355,7 @@ class Reconciler:
         ]
 
     def _servable(self, document: Object, desired: list[Object]) -> list[Object]:
-        """`desired` without the objects whose API this server has not got, which an Event tells of."""
+        """`desired` without the objects whose API this server does not serve; an Event reports each."""
         result = []
         for item in desired:
             if self._cluster.serves(item["apiVersion"], item["kind"]):
@@ -369,7 +370,7 @@ class Reconciler:
         self._post(document, StatusEvent(True, reason, message, self._stamp(), occasion))
 
     def _post(self, document: Object, event: StatusEvent) -> None:
-        """Post an Event. Where the API server takes none, the work goes on without."""
+        """Post an Event. Where the API server refuses Events, the reconcile goes on."""
         try:
             self._cluster.event(document, event.warning, event.reason, event.message, event.since, event.occasion)
         except ClusterError as error:

@@ -1,4 +1,4 @@
-"""When the load of services is looked at that the operator scales itself: an edge, which asks pods and has a clock.
+"""Decides when to measure the load of the services that the operator scales itself: an edge, with pods and a clock.
 
 What a decision depends on is in the service's status (`scaling/roles.py`). Here is only when each was looked at,
 so that no event, and no write of the operator's own, makes it look more often; and whose routers may hold requests
@@ -43,8 +43,9 @@ class NextMeasurement(msgspec.Struct, frozen=True):
 
 
 class Autoscaler:
-    """Of one operator. `again` is told when to reconcile a service (namespace, name, seconds); `report` what was
-    decided and from what. May be used from several threads, but for one service from one at a time."""
+    """Scales the services of one operator. `again` is called with when to reconcile a service (namespace, name,
+    seconds), `report` with what was decided and from what. Several threads may use it, but only one at a time for
+    one service."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Autoscaler:
     def scale(
         self, service: InferenceService, observed: Observed, status: Mapping[str, Any]
     ) -> ScalingStatus | None:
-        """What holds now for the sizes of a service's roles; `None` where the operator does not scale them."""
+        """The sizes of a service's roles from now on; `None` where the operator does not scale them."""
         key = service.namespace, service.name
         before = remembered(status)
         if service.spec.scaling.auto is None:
@@ -89,7 +90,7 @@ class Autoscaler:
         return scaling
 
     def forget(self, key: Key) -> None:
-        """A service is gone, or is no longer scaled here."""
+        """Drop a service that is deleted, or is no longer scaled here."""
         with self._lock:
             self._asleep.pop(key, None)
             self._woken.discard(key)
@@ -97,7 +98,8 @@ class Autoscaler:
             self._report(key, None, None)
 
     def wake(self) -> list[Key]:
-        """Ask the routers of services without workers; those that hold requests are to be reconciled at once."""
+        """Ask the routers of services without workers; returns the services that hold requests, to reconcile at
+        once."""
         with self._lock:
             asleep = _in_turn(self._asleep)
         if self._ask is None or not asleep:
@@ -113,7 +115,7 @@ class Autoscaler:
     def _sleeps(
         self, key: Key, service: InferenceService, scaling: ScalingStatus | None, observed: Observed
     ) -> bool:
-        """Whether both roles have no workers; then only requests that are held change anything."""
+        """Whether both roles have no workers; then only a held request changes anything."""
         asleep = (
             service.spec.scaling.holds is not None
             and scaling is not None
@@ -144,12 +146,12 @@ class Autoscaler:
 
 
 def _in_turn(asleep: Mapping[Key, Sequence[str]]) -> list[tuple[Key, str]]:
-    """Some routers of each service, the first of every one before the second of any: who has many that do not
-    answer takes no time from others."""
+    """Some routers of each service, the first of every service before the second of any: a service whose routers do
+    not answer does not delay others."""
     places = range(min(MOST_ASKED, max(map(len, asleep.values()), default=0)))
     return [(key, ips[place]) for place in places for key, ips in asleep.items() if place < len(ips)]
 
 
 def _expected(pods: Sequence[PodState], reports: Sequence[RouterStatus | None]) -> tuple[RouterStatus | None, ...]:
-    """What routers say. One that is not ready has no clients, unless it says that it has."""
+    """The reports of ready routers, and of others that answered. A router that is neither has no clients."""
     return tuple(each for pod, each in zip(pods, reports, strict=True) if pod.ready or each)

@@ -1,4 +1,4 @@
-"""PURE: what routers and workers say of themselves, as the scaling planner's signals."""
+"""PURE: turns the reports of routers and workers into the scaling planner's signals."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -15,7 +15,7 @@ STARTUP_SECONDS = 60.0  # where no worker has started yet
 
 
 class PodReports(msgspec.Struct, frozen=True):
-    """What each pod says that is ready; `None`: it does not answer."""
+    """The report of each pod that is ready; `None` for one that does not answer."""
 
     routers: tuple[RouterStatus | None, ...] = ()
     prefill: tuple[WorkerStatus | None, ...] = ()
@@ -23,7 +23,7 @@ class PodReports(msgspec.Struct, frozen=True):
 
 
 def signals(reports: PodReports, startup: float = STARTUP_SECONDS) -> Signals | None:
-    """The load of all together; `None` where no router tells any. Workers that are silent are as the others are."""
+    """The load of all pods together; `None` where no router reports any. Silent workers count as the others do."""
     routers = [(each, each.load) for each in reports.routers if each and each.load]
     if not routers:
         return None
@@ -58,7 +58,7 @@ def signals(reports: PodReports, startup: float = STARTUP_SECONDS) -> Signals | 
 
 
 def startup_seconds(observed: Observed) -> float:
-    """From a worker's creation to its readiness, in the middle of those that are ready."""
+    """The median time from a worker's creation to its readiness."""
     workers = (pod for pod in observed.pods if pod.role in WORKER_ROLES and not pod.follower)
     taken = [pod.started for pod in workers if pod.started is not None]
     return median(taken) if taken else STARTUP_SECONDS
@@ -69,6 +69,6 @@ def _answers(reports: Sequence[WorkerStatus | None]) -> list[WorkerLoad]:
 
 
 def _all(reports: Sequence[object], answers: Sequence[WorkerLoad], count: Callable[[WorkerLoad], int]) -> int:
-    """Of all workers, from those that answer."""
+    """The sum over all workers, extrapolated from those that answer."""
     known = sum(map(count, answers))
     return round(known * len(reports) / len(answers)) if answers else 0

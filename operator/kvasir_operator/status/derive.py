@@ -60,7 +60,7 @@ from kvasir_operator.status.links import DEGRADED, MeasuredLink, fabric_degraded
 
 
 class Condition(msgspec.Struct, frozen=True, rename="camel"):
-    """One observation, in the form of metav1.Condition."""
+    """One condition, in the form of metav1.Condition."""
 
     type: str
     status: Literal["True", "False", "Unknown"]
@@ -265,7 +265,7 @@ def _conditions(
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two statuses say the same. API servers merge conditions by type, in an order of their own."""
+    """Whether two statuses are equal. API servers merge conditions by type, so their order does not count."""
     first, second = (
         {**status, "conditions": {condition["type"]: condition for condition in status.get("conditions", [])}}
         for status in (one, other)

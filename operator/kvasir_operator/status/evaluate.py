@@ -19,7 +19,7 @@ VERIFIED = "KVTransferVerified"
 
 
 class ConditionState(msgspec.Struct, frozen=True):
-    """A condition to be: true, false, or `None` for unknown. `trouble`: time alone does not mend it."""
+    """A condition's next state: `true` is `None` for Unknown. `trouble`: time alone does not resolve it."""
 
     type: str
     true: bool | None
@@ -29,7 +29,7 @@ class ConditionState(msgspec.Struct, frozen=True):
 
 
 class LeavingPod(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A worker's pod that is on its way out, and what it still has to finish; `None` where it does not say."""
+    """A worker's pod that is being deleted, and what it still has to finish; `None` where it does not say."""
 
     pod: str
     requests: int | None = None
@@ -113,9 +113,9 @@ def _pod_message(trouble: PodProblem) -> str:
 
 
 def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, Any]) -> ConditionState:
-    """Whether KV was seen to move, by what the routers say of their canaries.
+    """Whether the routers' canaries have seen KV move.
 
-    When none of them answers, what was known stands: a condition does not fall by a lost packet.
+    Where no router answers, the last state holds: one lost packet does not make a condition False.
     """
     pairs = [router.pairs for router in routers]
     failures = [failure for each in pairs for failure in each.failures]
@@ -132,11 +132,11 @@ def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, An
     before = next((c for c in previous.get("conditions", []) if c["type"] == VERIFIED), None)
     if before and before["status"] == "True" and not routers:
         return ConditionState(VERIFIED, True, before["reason"], before["message"])
-    return ConditionState(VERIFIED, None, "NoReport", "no router has told of a pair of workers yet")
+    return ConditionState(VERIFIED, None, "NoReport", "no router has reported a pair of workers yet")
 
 
 def progressing(planned: str, rolling: bool, leaving: Sequence[LeavingPod]) -> ConditionState:
-    """Whether workers come or go. `planned`: what the plan waits for, empty when it has nothing left to do."""
+    """Whether workers are being created or deleted. `planned`: what the plan waits for, empty when it is done."""
     waits = "; ".join(filter(None, [planned, *map(str, leaving)]))
     if planned:
         return ConditionState("Progressing", True, "RollingOut" if rolling else "Scaling", f"waits: {waits}")
@@ -150,7 +150,7 @@ def progressing(planned: str, rolling: bool, leaving: Sequence[LeavingPod]) -> C
 def degraded(
     conditions: Sequence[ConditionState], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
 ) -> ConditionState:
-    """Whether something is wrong that time alone does not mend, or that was right before with the same spec."""
+    """Whether something is wrong that time alone does not resolve, or was right before with the same spec."""
     for each in conditions:
         if each.trouble:
             return ConditionState("Degraded", True, each.reason, f"{each.type}: {each.message}")
@@ -166,7 +166,7 @@ def degraded(
 
 
 def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
-    """Whether pods are missing that were there, and not only some that were asked for since."""
+    """Whether fewer pods are ready than before, beyond those that the spec has added since."""
     if role not in sizes:
         return True
     wanted, ready = sizes[role]
@@ -175,7 +175,7 @@ def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
 
 
 def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list[ConditionState]:
-    """Whether what collects metrics is let in; nothing is said where no NetworkPolicy keeps anybody out."""
+    """Whether NetworkPolicies let the metrics' collector in; empty where there is no NetworkPolicy."""
     if service.spec.network_policy == "None":
         return []
     if not metrics_namespace:
@@ -189,18 +189,18 @@ def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list
 
 
 def certificates_ready(signer: str, expires: str, what: str = "authority ") -> ConditionState:
-    """Pods have certificates, by which they know each other."""
+    """CertificatesReady is True: the pods have certificates, by which they authenticate each other."""
     message = f"pods have certificates of {what}{signer}, valid until {expires}"
     return ConditionState("CertificatesReady", True, "Issued", message)
 
 
 def no_certificates(reason: str, message: str) -> ConditionState:
-    """Certificates cannot be issued. Pods that are there go on with those that they have; new ones do not start."""
+    """CertificatesReady is False: none can be issued. Running pods keep theirs; new pods do not start."""
     return ConditionState("CertificatesReady", False, reason, message, trouble=True)
 
 
 def certificates_of(issuer: str, wanted: Sequence[Object], observed: Observed, served: bool) -> ConditionState:
-    """What cert-manager says of the Certificates `wanted`, which `issuer` is to sign."""
+    """CertificatesReady, by cert-manager's status of the Certificates `wanted`, which `issuer` is to sign."""
     if not served:
         message = (
             f"{issuer} is to sign pods' certificates, and the cluster does not serve cert-manager.io/v1 Certificate"
@@ -211,16 +211,19 @@ def certificates_of(issuer: str, wanted: Sequence[Object], observed: Observed, s
         status = observed.objects.get(reference(each), {}).get("status", {})
         ready: Mapping[str, Any] = next((c for c in status.get("conditions", ()) if c.get("type") == "Ready"), {})
         if ready.get("status") != "True":
-            name, said = each["metadata"]["name"], ready.get("message") or "cert-manager has not said anything yet"
-            return no_certificates("NotIssued", f"Certificate {name} of {issuer}: {said}"[:MESSAGE_LENGTH])
+            name, why = (
+                each["metadata"]["name"],
+                ready.get("message") or "cert-manager has not reported anything yet",
+            )
+            return no_certificates("NotIssued", f"Certificate {name} of {issuer}: {why}"[:MESSAGE_LENGTH])
         ends.append(str(status.get("notAfter", "")))
     return certificates_ready(issuer, min(ends, default=""), "")
 
 
 def transfer_encrypted(service: InferenceService, kept_off: bool = False) -> list[ConditionState]:
-    """Whether what workers tell each other can be read by who is on the network between them.
+    """Whether KV and control connections between workers are encrypted on the network.
 
-    `kept_off`: where it is off, the release that the service keeps says so, and not its spec.
+    `kept_off`: encryption is off because of the release that the service keeps, not because of its spec.
     """
     transfer, kind = service.spec.transfer, "TransferEncrypted"
     if transfer.encryption == "Off" and kept_off:
@@ -251,7 +254,7 @@ def transfer_encrypted(service: InferenceService, kept_off: bool = False) -> lis
 def exposed(
     service: InferenceService, rendered: Sequence[Object], servable: Sequence[Object]
 ) -> list[ConditionState]:
-    """Whether clients outside have a way in; nothing is said where none is wanted."""
+    """Whether clients outside the cluster can reach the service; empty where the spec wants no such way."""
     ways = [each for each in rendered if each["kind"] in WAYS_IN]
     if not ways:
         return []
@@ -266,9 +269,10 @@ def exposed(
 
 
 def kstatus(ready: ConditionState, progressing: ConditionState, degraded: ConditionState) -> list[ConditionState]:
-    """The two conditions by which tools such as Argo and Flux know any resource (sigs.k8s.io/cli-utils, kstatus).
+    """Stalled and Reconciling, by which tools such as Argo and Flux judge any resource (sigs.k8s.io/cli-utils,
+    kstatus).
 
-    They are there only while they are true: an absent one is False.
+    Each is present only while it is True: an absent one means False.
     """
     if degraded.true and not ready.true:
         return [ConditionState("Stalled", True, degraded.reason, degraded.message)]
@@ -292,14 +296,14 @@ class Elastic(msgspec.Struct, frozen=True):
     holds: bool
 
     def serves(self, role: Role, reason: str, ready: int) -> bool:
-        """Whether requests are served though a role is not as it should be."""
+        """Whether requests are served although a role is not complete."""
         if reason == "Starting" and self.holds and role != "router":
             return True
         return role in self.least and reason in ("Starting", "Unschedulable") and ready >= max(1, self.least[role])
 
 
 def elastic(service: InferenceService) -> Elastic | None:
-    """How the sizes of a service change by themselves; `None` where they do not."""
+    """The bounds within which the operator scales a service; `None` where it does not."""
     scaling = service.spec.scaling
     if scaling.mode != "Auto" or scaling.auto is None:
         return None
@@ -311,7 +315,7 @@ def elastic(service: InferenceService) -> Elastic | None:
 
 
 def ready(conditions: Sequence[ConditionState], sizes: Sizes, elastic: Elastic | None = None) -> ConditionState:
-    """Whether requests are served, by all that counts for it."""
+    """Whether requests are served, by all conditions that count for it."""
     roles = {condition: role for role, condition in CONDITIONS.items()}
     for each in conditions:
         if each.true:

@@ -1,4 +1,4 @@
-"""PURE: what prefill workers say of their links to decode workers, as conditions tell it."""
+"""PURE: conditions from the rates that prefill workers measured of their links to decode workers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,9 +39,9 @@ def shown_rates(links: Sequence[MeasuredLink] | None, verified: ConditionState, 
 
 
 def fabric_degraded(links: Sequence[MeasuredLink] | None, previous: Mapping[str, Any]) -> list[ConditionState]:
-    """Whether a link is a tenth of what its fabric should give; nothing where none was measured.
+    """Whether a link gives only a tenth of its fabric's rate; empty where none was measured.
 
-    Where nobody answered, what was known stands.
+    Where no worker answers, the last state holds.
     """
     if links is None:
         before = next((c for c in previous.get("conditions", []) if c["type"] == DEGRADED), None)
