@@ -1,4 +1,4 @@
-"""The controller's wiring: kopf brings events, the queue spreads work, a Lease says who works."""
+"""The controller's wiring: kopf brings events, the queue spreads work, a Lease elects the leader."""
 
 import asyncio
 import logging
@@ -86,7 +86,7 @@ class ControllerSettings(msgspec.Struct, frozen=True):
 
 
 class WatchDied(Exception):
-    """A watch stays silent about objects that changed, or there is more to watch; only a new process has new
+    """A watch sends no events of objects that changed, or there is more to watch; only a new process has new
     watches."""
 
 
@@ -204,7 +204,7 @@ class Controller:
                 raise WatchDied(f"{SET_API_VERSION} is served now, and not yet watched")
 
     def _has_sets(self) -> bool:
-        """Whether LeaderWorkerSet is installed; an API server that is away says nothing about that."""
+        """Whether LeaderWorkerSet is installed; an API server that does not answer proves nothing about it."""
         try:
             return self._cluster.serves(SET_API_VERSION, SET_KIND)
         except ClusterError:
@@ -224,7 +224,7 @@ class Controller:
         return found
 
     def _registry(self) -> kopf.OperatorRegistry:
-        """Every event, whatever it says, queues its InferenceService. Event handlers leave no traces on objects."""
+        """Every event queues its InferenceService. Event handlers leave no traces on objects."""
         registry = kopf.OperatorRegistry()
 
         async def on_service(namespace: str, name: str, type: str | None, meta: kopf.Meta, **_: Any) -> None:

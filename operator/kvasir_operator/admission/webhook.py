@@ -1,4 +1,4 @@
-"""What the admission webhook says: the operator's own checks, at `kubectl apply`. Pure but for `facts`."""
+"""The admission webhook: the operator's own checks, at `kubectl apply`. Pure but for `facts`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

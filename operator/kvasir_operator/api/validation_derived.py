@@ -101,7 +101,7 @@ def unknown_variables(template: Mapping[str, Any], path: str, flags: frozenset[s
 
 
 def identity_problems(template: Mapping[str, Any], path: str) -> Iterator[Invalid]:
-    """What of a template would give a pod another certificate, or ports where nobody looks."""
+    """Template fields that would give a pod another certificate, or ports that others do not expect."""
     spec = template.get("spec")
     if not isinstance(spec, Mapping):
         return
@@ -125,7 +125,7 @@ def identity_problems(template: Mapping[str, Any], path: str) -> Iterator[Invali
 
 
 def _items(found: Any) -> list[Mapping[str, Any]]:
-    """The objects of a list; what is none counts for nothing, so that places are those of the list."""
+    """The items of a list, at their indices; {} for one that is no object."""
     return [each if isinstance(each, Mapping) else {} for each in found] if isinstance(found, list) else []
 
 

@@ -13,7 +13,7 @@ _PATH = "spec.scheduling.gang"
 
 
 def gang_problems(spec: "Spec") -> Iterator[Invalid]:
-    """A gang of nobody, and what a template says of it too."""
+    """A gang without workers over several nodes, and template fields that it sets itself."""
     gang = spec.scheduling.gang
     if gang is None:
         return

@@ -1,4 +1,4 @@
-"""What a schema cannot say of the engine's settings: said twice, wrongly, or not to be said together. Pure."""
+"""What a schema cannot say of the engine's settings: duplicates, wrong values, wrong combinations. Pure."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def settings_problems(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
-    """Problems of what the workers of a role are told."""
+    """Problems of the settings of a role's workers."""
     if spec.workers(role).extra_args and spec.workers(role).engine.extra_args:
         yield Invalid(f"spec.{role}.extraArgs", f"spec.{role}.engine.extraArgs is set too; use that one alone")
     wrong = [*_flags(spec, role), *_values(spec, role), *_duplicates(spec, role)]
@@ -63,7 +63,7 @@ def _values(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
 
 
 def _duplicates(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
-    """Settings that a field says, and another place too: one of them would be ignored."""
+    """Settings that a field sets, and another place too: one of them would be ignored."""
     fields = by_field(spec, role)
     for settings in (by_variable(spec, role), by_flag(spec, role)):
         for flag, setting in settings.items():
@@ -95,7 +95,7 @@ def _combination(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
 
 
 def _field_of_error(reason: str, settings: Mapping[str, SpecSetting], role: str) -> str:
-    """The field of the setting that an error names first, of those that the spec says."""
+    """The field of the setting that an error names first, of those that the spec sets."""
     named = sorted((reason.find(flag), setting.path) for flag, setting in settings.items() if flag in reason)
     return named[0][1] if named else role
 
@@ -115,7 +115,7 @@ def _why_wrong(field: Field, text: str) -> str:
 
 
 def _value(field: Field, text: str) -> Any:
-    """The value that a text says. Raises ValueError or UserError."""
+    """The value that a text stands for. Raises ValueError or UserError."""
     if field.setting.quantity:
         return bytes_of(text)
     if field.type is bool:

@@ -161,7 +161,7 @@ class LocalSupervisor:
             raise LocalError(f"{planned.name}: {error}") from None
 
     def _changes(self) -> None:
-        """Tell and write down what is not as it was."""
+        """Report and write down what has changed."""
         assert self._state is not None
         assert self._directory is not None
         for pod in self._pods:
@@ -210,7 +210,7 @@ class LocalSupervisor:
             self._report(events.Fetched(time.monotonic() - begun))
 
     def _routers(self) -> tuple[Sequence[PodAddress], str]:
-        """The routers that take connections, or why there is none."""
+        """The routers that take connections, or why there are none."""
         routers = [pod for pod in self._pods if pod.planned.role == "router"]
         ready = [p.planned.address for p in routers if p.runner.ready and not p.runner.stopping]
         views = [self._views[p.planned.name] for p in routers]

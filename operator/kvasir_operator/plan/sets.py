@@ -51,7 +51,7 @@ def _worker(item: Object, number: int) -> Object:
 
 
 def _pattern(live: Object) -> Object:
-    """A set of a revision that is no longer wanted, as it was made."""
+    """A set of a revision that is no longer wanted, as it was created."""
     kept = ("name", "namespace", "labels", "ownerReferences")
     metadata = {name: live["metadata"][name] for name in kept if name in live["metadata"]}
     annotations = live["metadata"].get("annotations", {})

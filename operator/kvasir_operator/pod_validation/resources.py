@@ -1,4 +1,4 @@
-"""What a container asks for: names, amounts, and how requests and limits go together."""
+"""Validates a container's resources: names, amounts, and requests against limits."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ _PLAIN = ("cpu", "memory", "ephemeral-storage")
 
 
 def extended(name: str) -> bool:
-    """Whether a resource is a device plugin's, say: whole ones only, and as many requested as allowed."""
+    """Whether it is an extended resource, such as a device plugin's: whole amounts, requests equal to limits."""
     domain, slash, _ = name.rpartition("/")
     return bool(slash) and not f".{domain}".endswith(".kubernetes.io")
 

@@ -49,7 +49,7 @@ def _workers(service: InferenceService, role: WorkerRole, options: Options) -> l
 
 
 def _around(service: InferenceService, options: Options) -> list[Object]:
-    """What only a cluster knows: who pods are, whom they may talk to, how many may go at once, who watches them."""
+    """What only a cluster has: accounts, NetworkPolicies, disruption budgets, monitoring."""
     monitors = [pod_monitor(service)] if options.pod_monitors else []
     return [
         *(issued_certificates(service, options.issuer) if options.issuer else ()),

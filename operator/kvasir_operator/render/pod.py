@@ -99,7 +99,7 @@ def pod_spec(service: InferenceService, main: Object, token: bool) -> Object:
 
 
 def _common(service: InferenceService, main: Object, spec: Object) -> None:
-    """What the spec says of all pods that run the engine."""
+    """The spec's settings of all pods that run the engine."""
     engine = service.spec.engine
     if engine.image:
         main["image"] = engine.image
