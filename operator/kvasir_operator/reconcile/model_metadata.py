@@ -46,8 +46,8 @@ class ModelMetadataReader:
         """The facts of `model`, which is valid; `None` when they cannot be learnt."""
         key = model.uri, model.revision
         with self._lock:
-            facts, asked = self._known.get(key, (None, float("-inf")))
-        if facts is not None or self._clock() - asked < RETRY_SECONDS:
+            facts, read_at = self._known.get(key, (None, float("-inf")))
+        if facts is not None or self._clock() - read_at < RETRY_SECONDS:
             return facts
         facts = self._read(model)
         with self._lock:

@@ -17,7 +17,7 @@ from kvasir_operator.api import WORKER_ROLES, InferenceService
 from kvasir_operator.plan.observed import Observed, PodState
 from kvasir_operator.scaling.planner import Signals
 from kvasir_operator.scaling.roles import ScalingStatus, remembered, rescaled, seconds_to_next_measurement
-from kvasir_operator.scaling.signals import PodReports, signals, startup_seconds
+from kvasir_operator.scaling.signals import PodReports, median_startup_seconds, signals
 
 # How often routers are asked whether they hold requests for a service that has no workers.
 WAKE_SECONDS = 1.0
@@ -141,7 +141,7 @@ class Autoscaler:
         router_reports = self._ask.routers([pod.ip for pod in routers])
         return signals(
             PodReports(_expected(routers, router_reports), tuple(by_role["prefill"]), tuple(by_role["decode"])),
-            startup_seconds(observed),
+            median_startup_seconds(observed),
         )
 
 

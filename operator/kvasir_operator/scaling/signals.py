@@ -57,7 +57,7 @@ def signals(reports: PodReports, startup: float = STARTUP_SECONDS) -> Signals | 
     )
 
 
-def startup_seconds(observed: Observed) -> float:
+def median_startup_seconds(observed: Observed) -> float:
     """The median time from a worker's creation to its readiness."""
     workers = (pod for pod in observed.pods if pod.role in WORKER_ROLES and not pod.follower)
     taken = [pod.started for pod in workers if pod.started is not None]

@@ -23,11 +23,11 @@ def sized(service: InferenceService, observed: Observed) -> Sizing:
         target = Reference(API_VERSION, ROLE_KIND, f"{service.name}-{role}")
         if (found := observed.objects.get(target)) is None:
             continue  # it is made first
-        workers, asked = spec.workers(role), found["spec"].get("replicas")
-        if asked is None:
+        workers, replicas = spec.workers(role), found["spec"].get("replicas")
+        if replicas is None:
             steps.append(Scale(target, workers.replicas, found["metadata"].get("resourceVersion", "")))
         else:
-            spec = msgspec.structs.replace(spec, **{role: msgspec.structs.replace(workers, replicas=asked)})
+            spec = msgspec.structs.replace(spec, **{role: msgspec.structs.replace(workers, replicas=replicas)})
         ready = sum(each.ready for each in observed.workloads(role))
         if found.get("status", {}).get("replicas") != ready:
             steps.append(ReportReplicas(target, ready))
