@@ -99,17 +99,17 @@ class Controller:
         transport = ClientTransport(client, self._leadership.left if self._leadership else None)
         self._cluster = Cluster(transport, by_cert_manager=setup.options.issuer is not None)
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
-        self._facts = ModelMetadataReader().read
+        self._read_metadata = ModelMetadataReader().read
         self._metrics = OperatorMetrics(CollectorRegistry())
         pods = PodReader()
-        self._autoscaler = Autoscaler(pods, utc_now, self._again, self._metrics.scaling.show)
+        self._autoscaler = Autoscaler(pods, utc_now, self._requeue_after, self._metrics.scaling.show)
         self._reconciler = Reconciler(
             self._cluster,
             setup.options,
-            self._facts,
+            self._read_metadata,
             utc_now,
             pods,
-            self._again,
+            self._requeue_after,
             self._autoscaler,
             self._metrics.capacity.show,
             OtherOperators(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
@@ -173,7 +173,7 @@ class Controller:
             self._metrics.reconciles.labels(result).inc()
         return alive
 
-    def _again(self, namespace: str, name: str, seconds: float) -> None:
+    def _requeue_after(self, namespace: str, name: str, seconds: float) -> None:
         self._loop.call_soon_threadsafe(self._queue.add_later, (namespace, name), seconds)
 
     def _all_again(self) -> None:
@@ -247,7 +247,7 @@ class Controller:
             self._queue.add((namespace, labels[SERVICE_LABEL]))
 
         async def on_admission(body: kopf.Body, old: kopf.Body | None, **_: Any) -> None:
-            if reason := await asyncio.to_thread(refusal, body, old, self._facts):
+            if reason := await asyncio.to_thread(refusal, body, old, self._read_metadata):
                 raise kopf.AdmissionError(reason, code=422)
 
         if self._setup.webhook:

@@ -26,10 +26,10 @@ async def fetch(
 ) -> ModelMetadata | None:
     """Run the fetching `command`; `progress` hears (stage, done, total). Raises LocalError with its reason."""
     output: list[str] = []
-    facts: ModelMetadata | None = None
+    metadata: ModelMetadata | None = None
 
     def line(text: str) -> None:
-        nonlocal facts
+        nonlocal metadata
         try:
             message: Any = json.loads(text)
         except ValueError:
@@ -38,7 +38,7 @@ async def fetch(
             case {"stage": str(stage), "done": int(done), "total": int(total)}:
                 progress(stage, done, total)
             case {"heads": int(heads), "kv_heads": int(kv_heads), "max_positions": int(positions)}:
-                facts = ModelMetadata(heads, kv_heads, positions)
+                metadata = ModelMetadata(heads, kv_heads, positions)
             case _:
                 output.append(text)
 
@@ -53,7 +53,7 @@ async def fetch(
         errors = [text for text in output if text.startswith(ERROR)] or output[-1:]
         reason = errors[-1].removeprefix(ERROR).strip() if errors else f"exit status {code}"
         raise LocalError(f"model: {reason}", status=2 if code == 2 else 1)
-    return facts
+    return metadata
 
 
 def _say(message: Mapping[str, object]) -> None:
@@ -84,8 +84,8 @@ def main() -> int:
     except (ModelError, ModelURIError) as error:
         sys.stderr.write(f"{ERROR} {error}\n")
         return 2
-    if (facts := metadata_of(json.loads((folder / "config.json").read_text()))) is not None:
-        _say(msgspec.structs.asdict(facts))
+    if (metadata := metadata_of(json.loads((folder / "config.json").read_text()))) is not None:
+        _say(msgspec.structs.asdict(metadata))
     return 0
 
 

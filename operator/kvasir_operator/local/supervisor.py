@@ -47,7 +47,7 @@ class LocalSupervisor:
         self._views: dict[str, LocalPodState] = {}
         self._directory: state.Directory | None = None
         self._state: RunState | None = None
-        self._facts: ModelMetadata | None = None
+        self._metadata: ModelMetadata | None = None
         self._proxy: Proxy | None = None
 
     async def run(self) -> int:
@@ -108,7 +108,7 @@ class LocalSupervisor:
         await self._fetch(service.spec.model, here)
         if self._stop.is_set():
             return
-        if problems := model_problems(service, self._facts):
+        if problems := model_problems(service, self._metadata):
             raise LocalError(f"{config.source}: {'; '.join(map(str, problems))}")
         await proxy.start()
         for group in self._groups:
@@ -200,7 +200,7 @@ class LocalSupervisor:
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            self._facts = await fetching if fetching.done() else None
+            self._metadata = await fetching if fetching.done() else None
         finally:
             for task in (fetching, stopping):
                 task.cancel()

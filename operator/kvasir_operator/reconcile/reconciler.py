@@ -85,18 +85,19 @@ class PodStatusReader(Protocol):
 class Reconciler:
     """Reconciles InferenceServices of one cluster.
 
-    `facts` is asked for a model's facts, `now` for the time, `ask` what pods say of themselves (without it, nothing
-    is said of canaries). `again` is told of services (namespace, name, seconds) that change without an event.
+    `read_metadata` reads a model's metadata, `now` the time, `pod_reader` the pods' own status (without it there is
+    no condition of canaries). `requeue_after` queues a service (namespace, name, seconds) that changes without an
+    event.
     """
 
     def __init__(
         self,
         cluster: ClusterInterface,
         options: Options,
-        facts: Callable[[Model], ModelMetadata | None],
+        read_metadata: Callable[[Model], ModelMetadata | None],
         now: Callable[[], datetime] = utc_now,
-        ask: PodStatusReader | None = None,
-        again: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
+        pod_reader: PodStatusReader | None = None,
+        requeue_after: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
         autoscaler: Autoscaler | None = None,
         show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
         alive: Alive = lambda operator: None,
@@ -107,13 +108,13 @@ class Reconciler:
         self._alive = alive
         self._certificates = certificates
         self._show_capacity = show_capacity
-        self._autoscaler = autoscaler or Autoscaler(ask, now, again)
+        self._autoscaler = autoscaler or Autoscaler(pod_reader, now, requeue_after)
         self._cluster = cluster
         self._options = options
-        self._facts = facts
+        self._read_metadata = read_metadata
         self._now = now
-        self._ask = ask
-        self._again = again
+        self._pod_reader = pod_reader
+        self._requeue_after = requeue_after
 
     def reconcile(self, namespace: str, name: str) -> bool:
         """Take an InferenceService a step further. False when it is gone.
@@ -137,19 +138,19 @@ class Reconciler:
             self._cluster.event(
                 document, True, "OtherOperator", message, self._stamp(), f"{self._options.operator} {other}"
             )
-            self._again(namespace, name, OTHER_SECONDS)  # nothing tells that the other is gone
+            self._requeue_after(namespace, name, OTHER_SECONDS)  # nothing tells that the other is gone
             return True
         self._claim(document)
         try:
             service = parse(document)
-            if problems := model_problems(service, self._facts(service.spec.model)):
+            if problems := model_problems(service, self._read_metadata(service.spec.model)):
                 raise InvalidService(problems)
         except InvalidService as error:
             self._reject(document, error)
             return True
         if problems := api_problems(service, lambda: self._cluster.serves(SET_API_VERSION, SET_KIND)):
             self._reject(document, InvalidService(problems))
-            self._again(namespace, name, API_SECONDS)  # nothing tells of what is installed
+            self._requeue_after(namespace, name, API_SECONDS)  # nothing tells of what is installed
             return True
         try:
             failures = self._realize(document, service)
@@ -222,7 +223,7 @@ class Reconciler:
             self._tell(document, "ApplyFailed", f"{target}: {error}", occasion)
         cached = loading(desired, observed, self._loaded(observed))
         if cached and not cached.done:
-            self._again(service.namespace, service.name, LOADING_SECONDS)
+            self._requeue_after(service.namespace, service.name, LOADING_SECONDS)
         deleted = {step.target for step in steps if isinstance(step, Delete)}
         capacity = paired_capacity(desired, observed, service.spec.rollout)
         self._show_capacity((service.namespace, service.name), capacity)
@@ -258,7 +259,7 @@ class Reconciler:
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
         self._publish(document, status, guarded=grouped or status.scaling is not None)
         if seconds := _recheck_seconds(status, routers or ()):
-            self._again(service.namespace, service.name, seconds)
+            self._requeue_after(service.namespace, service.name, seconds)
         return failures
 
     def _certify(
@@ -272,7 +273,7 @@ class Reconciler:
             served = self._cluster.serves(issued.API_VERSION, issued.KIND)
             condition = certificates_of(str(issuer), wanted, observed, served)
             if not condition.true:
-                self._again(service.namespace, service.name, FAILED_SECONDS)  # no watch tells
+                self._requeue_after(service.namespace, service.name, FAILED_SECONDS)  # no watch tells
             return CertificateResult(None, condition)
         if self._certificates is None:
             return None
@@ -307,24 +308,26 @@ class Reconciler:
 
     def _loaded(self, observed: Observed) -> Progress | None:
         """How far the running pod of the model's Job is."""
-        if self._ask is None:
+        if self._pod_reader is None:
             return None
         running = [pod.ip for pod in observed.pods if pod.role == PRELOAD and pod.ip]
-        return next(filter(None, map(self._ask.progress, running[:MOST_LOADING])), None)
+        return next(filter(None, map(self._pod_reader.progress, running[:MOST_LOADING])), None)
 
     def _routers(self, observed: Observed) -> list[RouterStatus | None] | None:
         """The status of each ready router, `None` for one that does not answer; `None` where no pod is asked."""
-        if self._ask is None:
+        if self._pod_reader is None:
             return None
-        return self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
+        return self._pod_reader.routers(
+            [pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip]
+        )
 
     def _links(self, observed: Observed) -> list[MeasuredLink] | None:
         """What ready prefill workers measured of their links; `None` where none of them answers."""
         pods = [pod for pod in observed.pods if pod.role == "prefill" and pod.ready and pod.ip and not pod.follower]
-        if self._ask is None or not pods:
+        if self._pod_reader is None or not pods:
             return []
         some = sorted(pods, key=lambda pod: pod.name)[:MOST_LINKED]
-        reports = self._ask.workers([pod.ip for pod in some])
+        reports = self._pod_reader.workers([pod.ip for pod in some])
         if not any(reports):
             return None
         found = zip(some, reports, strict=True)
@@ -348,7 +351,7 @@ class Reconciler:
         leaders = {pod.group for pod in workers if not pod.follower}
         left = {pod.group: pod for pod in reversed(workers) if pod.follower and pod.group not in leaders}
         pods = [pod for pod in workers if not pod.follower or left.get(pod.group) is pod]
-        reports = self._ask.workers([pod.ip for pod in pods]) if self._ask else [None] * len(pods)
+        reports = self._pod_reader.workers([pod.ip for pod in pods]) if self._pod_reader else [None] * len(pods)
         return [
             LeavingPod(pod.name, status.requests, status.leases) if status else LeavingPod(pod.name)
             for pod, status in zip(pods, reports, strict=True)

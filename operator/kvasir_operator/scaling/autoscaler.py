@@ -43,20 +43,19 @@ class NextMeasurement(msgspec.Struct, frozen=True):
 
 
 class Autoscaler:
-    """Scales the services of one operator. `again` is called with when to reconcile a service (namespace, name,
-    seconds), `report` with what was decided and from what. Several threads may use it, but only one at a time for
-    one service."""
+    """Scales the services of one operator. `requeue_after` queues a service (namespace, name, seconds); `report`
+    gets what was decided and from what. Several threads may use it, but only one at a time for one service."""
 
     def __init__(
         self,
-        ask: LoadReader | None,
+        pod_reader: LoadReader | None,
         now: Callable[[], datetime],
-        again: Callable[[str, str, float], None],
+        requeue_after: Callable[[str, str, float], None],
         report: Callable[[Key, ScalingStatus | None, Signals | None], None] = lambda key, scaling, signals: None,
     ) -> None:
-        self._ask = ask
+        self._pod_reader = pod_reader
         self._now = now
-        self._again = again
+        self._requeue_after = requeue_after
         self._report = report
         self._lock = threading.Lock()
         self._next_measurements: dict[Key, NextMeasurement] = {}
@@ -86,7 +85,7 @@ class Autoscaler:
             self._next_measurements[key] = NextMeasurement(service.generation, now.timestamp() + left)
             self._report(key, scaling, measured)
         if not self._sleeps(key, service, scaling, observed):
-            self._again(*key, left)
+            self._requeue_after(*key, left)
         return scaling
 
     def forget(self, key: Key) -> None:
@@ -102,9 +101,9 @@ class Autoscaler:
         once."""
         with self._lock:
             asleep = _in_turn(self._asleep)
-        if self._ask is None or not asleep:
+        if self._pod_reader is None or not asleep:
             return []
-        states = self._ask.routers([ip for _, ip in asleep])
+        states = self._pod_reader.routers([ip for _, ip in asleep])
         woken = {
             key for (key, _), each in zip(asleep, states, strict=True) if each and each.load and each.load.held
         }
@@ -129,16 +128,16 @@ class Autoscaler:
         return asleep
 
     def _measure(self, observed: Observed) -> Signals | None:
-        if self._ask is None:
+        if self._pod_reader is None:
             return None
         pods = [pod for pod in observed.pods if pod.ip]
         routers = [pod for pod in pods if pod.role == "router"]
         workers = [pod for pod in pods if pod.role in WORKER_ROLES and pod.ready and not pod.follower]
-        worker_reports = self._ask.workers([pod.ip for pod in workers])
+        worker_reports = self._pod_reader.workers([pod.ip for pod in workers])
         by_role: dict[str, list[WorkerStatus | None]] = {"prefill": [], "decode": []}
         for pod, each in zip(workers, worker_reports, strict=True):
             by_role[pod.role].append(each)
-        router_reports = self._ask.routers([pod.ip for pod in routers])
+        router_reports = self._pod_reader.routers([pod.ip for pod in routers])
         return signals(
             PodReports(_expected(routers, router_reports), tuple(by_role["prefill"]), tuple(by_role["decode"])),
             median_startup_seconds(observed),
