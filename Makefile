@@ -53,7 +53,7 @@ lint: setup
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
-# after a change of the operator's api/ or status/
+# after a change of the operator's api/, status/ or crd.py
 crds: setup
 	$(BIN)/kvasir-operator crd > crds/serving.kvasir.dev_inferenceservices.yaml
 	$(BIN)/kvasir-operator crd > charts/kvasir/files/crd.yaml

@@ -14,7 +14,8 @@ import yaml
 from e2e import kvasir
 from e2e.controlplane.binaries import Binaries
 from e2e.controlplane.cluster import Cluster, version
-from kvasir_operator.api import API_VERSION, KIND, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import API_VERSION, KIND
 from kvasir_operator.cluster.client import KINDS
 from kvasir_operator.render import Options, render
 

@@ -14,13 +14,13 @@ import typer
 from kvasir_engine.environment import refuse_unknown
 from kvasir_engine.errors import UserError
 from kvasir_operator.api import API_VERSION, KIND
-from kvasir_operator.api.crd import crd_yaml, role_crd_yaml
 from kvasir_operator.api.structural_schema import LIMIT
 from kvasir_operator.cluster.client import ClientTransport, Cluster, connect
-from kvasir_operator.cluster.election import sign_of_life
+from kvasir_operator.cluster.election import wait_for_leader
 from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import Controller, ControllerSettings, WatchDied, Webhook
+from kvasir_operator.crd import crd_yaml, role_crd_yaml
 from kvasir_operator.plan import trace
 from kvasir_operator.render import Issuer, Options
 
@@ -128,7 +128,7 @@ def check(
         transport = ClientTransport(connect())
         if not Cluster(transport).serves(API_VERSION, KIND):
             _fail(f"the cluster does not know {KIND} of {API_VERSION}")
-        holder = sign_of_life(ClusterLease(transport, own_namespace, lease_name), timeout)
+        holder = wait_for_leader(ClusterLease(transport, own_namespace, lease_name), timeout)
     except ClusterError as error:
         _fail(str(error))
     if not holder:

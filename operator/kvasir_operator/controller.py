@@ -1,4 +1,4 @@
-"""The controller's wiring: kopf brings events, the queue spreads work, a Lease says who works."""
+"""The controller's wiring: kopf brings events, the queue spreads work, a Lease elects the leader."""
 
 import asyncio
 import logging
@@ -11,6 +11,7 @@ import kopf
 import msgspec
 from prometheus_client import CollectorRegistry, start_http_server
 
+from kvasir_operator.admission.webhook import refusal
 from kvasir_operator.api import (
     API_VERSION,
     GROUP,
@@ -21,7 +22,6 @@ from kvasir_operator.api import (
     SET_PLURAL,
     VERSION,
 )
-from kvasir_operator.api.admission import refusal
 from kvasir_operator.cluster.authority_store import AuthorityStore
 from kvasir_operator.cluster.client import ClientTransport, Cluster
 from kvasir_operator.cluster.election import Leadership
@@ -30,7 +30,7 @@ from kvasir_operator.cluster.lease_candidate import LeaseCandidate
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.cluster.watchdog import Watchdog
 from kvasir_operator.metrics import OperatorMetrics
-from kvasir_operator.reconcile.certificates import CertificateKeeper
+from kvasir_operator.reconcile.certificates import CertificateManager
 from kvasir_operator.reconcile.model_metadata import ModelMetadataReader
 from kvasir_operator.reconcile.ownership import OtherOperators
 from kvasir_operator.reconcile.pod_owners import PodOwners
@@ -86,7 +86,7 @@ class ControllerSettings(msgspec.Struct, frozen=True):
 
 
 class WatchDied(Exception):
-    """A watch stays silent about objects that changed, or there is more to watch; only a new process has new
+    """A watch sends no events of objects that changed, or there is more to watch; only a new process has new
     watches."""
 
 
@@ -99,27 +99,27 @@ class Controller:
         transport = ClientTransport(client, self._leadership.left if self._leadership else None)
         self._cluster = Cluster(transport, by_cert_manager=setup.options.issuer is not None)
         self._queue: WorkQueue[Key] = WorkQueue(self._handle)
-        self._facts = ModelMetadataReader().read
+        self._read_metadata = ModelMetadataReader().read
         self._metrics = OperatorMetrics(CollectorRegistry())
         pods = PodReader()
-        self._autoscaler = Autoscaler(pods, utc_now, self._again, self._metrics.scaling.show)
+        self._autoscaler = Autoscaler(pods, utc_now, self._requeue_after, self._metrics.scaling.show)
         self._reconciler = Reconciler(
             self._cluster,
             setup.options,
-            self._facts,
+            self._read_metadata,
             utc_now,
             pods,
-            self._again,
+            self._requeue_after,
             self._autoscaler,
             self._metrics.capacity.show,
             OtherOperators(lambda namespace, name: ClusterLease(ClientTransport(client), namespace, name).read()),
-            CertificateKeeper(self._cluster, AuthorityStore(transport, *setup.authority), utc_now),
+            CertificateManager(self._cluster, AuthorityStore(transport, *setup.authority), utc_now),
             PodOwners(self._cluster),
         )
         self._metrics.leader.set_function(lambda: self._leadership is None or self._leadership.left() > 0)
         self._metrics.services.set_function(lambda: len(self._services))
         self._services: set[Key] = set()
-        self._dogs = {PLURAL: Watchdog[Key](), "deployments": Watchdog[Key]()}
+        self._watchdogs = {PLURAL: Watchdog[Key](), "deployments": Watchdog[Key]()}
         self._watched: tuple[tuple[str, str, str], ...] = WATCHED
         self._stop = asyncio.Event()
 
@@ -173,7 +173,7 @@ class Controller:
             self._metrics.reconciles.labels(result).inc()
         return alive
 
-    def _again(self, namespace: str, name: str, seconds: float) -> None:
+    def _requeue_after(self, namespace: str, name: str, seconds: float) -> None:
         self._loop.call_soon_threadsafe(self._queue.add_later, (namespace, name), seconds)
 
     def _all_again(self) -> None:
@@ -191,20 +191,20 @@ class Controller:
         watched = {PLURAL: (API_VERSION, ""), "deployments": ("apps/v1", SERVICE_LABEL)}
         while True:
             await asyncio.sleep(WATCHDOG_SECONDS)
-            for plural, dog in self._dogs.items():
+            for plural, watchdog in self._watchdogs.items():
                 api_version, labels = watched[plural]
                 try:
                     listed = await asyncio.to_thread(self._versions, api_version, plural, labels)
                 except ClusterError as error:
                     log.warning("cannot check the watch of %s reason=%s", plural, error)
                     continue
-                if silent := dog.look(listed):
+                if silent := watchdog.compare(listed):
                     raise WatchDied(f"the watch of {plural} says nothing of {len(silent)}, as {min(silent)}")
             if WATCHED_IF_SERVED not in self._watched and await asyncio.to_thread(self._has_sets):
                 raise WatchDied(f"{SET_API_VERSION} is served now, and not yet watched")
 
     def _has_sets(self) -> bool:
-        """Whether LeaderWorkerSet is installed; an API server that is away says nothing about that."""
+        """Whether LeaderWorkerSet is installed; an API server that does not answer proves nothing about it."""
         try:
             return self._cluster.serves(SET_API_VERSION, SET_KIND)
         except ClusterError:
@@ -224,12 +224,12 @@ class Controller:
         return found
 
     def _registry(self) -> kopf.OperatorRegistry:
-        """Every event, whatever it says, queues its InferenceService. Event handlers leave no traces on objects."""
+        """Every event queues its InferenceService. Event handlers leave no traces on objects."""
         registry = kopf.OperatorRegistry()
 
         async def on_service(namespace: str, name: str, type: str | None, meta: kopf.Meta, **_: Any) -> None:
             key, deleted = (namespace, name), type == "DELETED"
-            self._dogs[PLURAL].event(key, meta["resourceVersion"], deleted)
+            self._watchdogs[PLURAL].event(key, meta["resourceVersion"], deleted)
             (self._services.discard if deleted else self._services.add)(key)
             self._queue.add(key, now=True)  # an edit may be what a failing one waits for
 
@@ -242,12 +242,12 @@ class Controller:
             resource: Any,
             **_: Any,
         ) -> None:
-            if dog := self._dogs.get(resource.plural):
-                dog.event((namespace, name), meta["resourceVersion"], type == "DELETED")
+            if watchdog := self._watchdogs.get(resource.plural):
+                watchdog.event((namespace, name), meta["resourceVersion"], type == "DELETED")
             self._queue.add((namespace, labels[SERVICE_LABEL]))
 
         async def on_admission(body: kopf.Body, old: kopf.Body | None, **_: Any) -> None:
-            if reason := await asyncio.to_thread(refusal, body, old, self._facts):
+            if reason := await asyncio.to_thread(refusal, body, old, self._read_metadata):
                 raise kopf.AdmissionError(reason, code=422)
 
         if self._setup.webhook:

@@ -34,13 +34,13 @@ class OperatorMetrics:
 
 
 class CapacityMetrics(Collector):
-    """The paired capacity of each service as its last reconcile saw it, and its bound."""
+    """The paired capacity of each service at its last reconcile, and its bound."""
 
     def __init__(self) -> None:
         self._services: dict[tuple[str, str], tuple[float, float]] = {}
 
     def show(self, key: tuple[str, str], found: tuple[float, float] | None) -> None:
-        """The capacity and the bound of a service; `None`: nothing more of it."""
+        """Set the capacity and the bound of a service; `None` removes them."""
         if found is None:
             self._services.pop(key, None)
         else:
@@ -58,13 +58,13 @@ class CapacityMetrics(Collector):
 
 
 class ScalingMetrics(Collector):
-    """What the scaling planner decided last, and from what."""
+    """The scaling planner's last decisions, and what they are based on."""
 
     def __init__(self) -> None:
         self._services: dict[tuple[str, str], tuple[ScalingStatus, Signals | None]] = {}
 
     def show(self, key: tuple[str, str], scaling: ScalingStatus | None, signals: Signals | None) -> None:
-        """What was decided about a service; nothing more of it without a decision."""
+        """Set the decision about a service; no decision removes it."""
         if scaling is None:
             self._services.pop(key, None)
         else:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kvasir_operator.api import parse
+from kvasir_operator.admission import parse
 from kvasir_operator.local.addresses import PodAddress
 from kvasir_operator.local.machine import Machine
 from kvasir_operator.local.pods import pods

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from kvasir_operator.api import InferenceService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InferenceService
 from kvasir_operator.local import addresses, machine, pods, state, view
 from kvasir_operator.local.addresses import PodAddress
 from kvasir_operator.local.certificates import pod_certificates

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kvasir_engine.status_reports import PairReport, RouterStatus, WorkerStatus
-from kvasir_operator.api import API_VERSION, KIND, SET_KIND, InferenceService, Rollout, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import API_VERSION, KIND, SET_KIND, InferenceService, Rollout
 from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.plan import Apply, Delete, Scale, plan, stamped
 from kvasir_operator.plan.observed import Observed, Reference, observe, reference

@@ -84,7 +84,7 @@ class World:
             options,
             lambda model: None,
             lambda: NOW,
-            again=lambda namespace, name, seconds: self.again.append(seconds),
+            requeue_after=lambda namespace, name, seconds: self.again.append(seconds),
         ).reconcile("default", "llama")
 
     def certificates(self) -> dict[str, Object]:

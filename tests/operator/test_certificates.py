@@ -9,7 +9,7 @@ import pytest
 
 from kvasir_operator.certificates import (
     Authority,
-    Issued,
+    IssuedCertificates,
     Leaf,
     due,
     files,
@@ -136,7 +136,7 @@ def test_what_is_no_time_is_long_over() -> None:
     authority = new_authority(NOW)
     first = due(None, [authority], NOW)
     assert first is not None
-    broken = Issued(first[0].signed_by, "soon", "", first[0].trusted)
+    broken = IssuedCertificates(first[0].signed_by, "soon", "", first[0].trusted)
     assert due(broken, [authority], NOW) is not None
 
 
@@ -144,8 +144,8 @@ def test_what_is_no_time_is_long_over() -> None:
 def test_for_two_years_all_pods_believe_each_other_whenever_their_files_came(step: timedelta) -> None:
     """Each pod has the files of now or of the time before; operators look in steps, or not for days."""
     now, authorities = NOW, [new_authority(NOW)]
-    issued: Issued | None = None
-    shown: list[tuple[datetime, Issued]] = []
+    issued: IssuedCertificates | None = None
+    shown: list[tuple[datetime, IssuedCertificates]] = []
     signers: dict[str, Authority] = {}
     while now < NOW + 2 * AUTHORITY_LIFETIME:
         authorities = [each for each in authorities if each.ends > now]

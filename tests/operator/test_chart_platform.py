@@ -13,7 +13,8 @@ import pytest
 import yaml
 from kube_schemas import VERSIONS, complaints
 
-from kvasir_operator.api import GROUP, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import GROUP
 from kvasir_operator.render import render
 from kvasir_operator.render.options import Options
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from isvc_cases import deployments, document, main_container, pod_templates, service
 
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.render import Object, Options, render
 
 HUB: dict[str, Any] = {"model": {"uri": "hf://a/b", "cache": {"claimName": "c"}}}
@@ -139,9 +140,9 @@ def test_the_schedulers_own_sentence_is_told_from_its_beginning() -> None:
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
     state = pod_state({"metadata": {"name": "p", "labels": {}}, "status": {"conditions": [condition]}})
     assert state.trouble is not None
-    verdict = ConditionState(
+    condition = ConditionState(
         "DecodeReady", False, "Unschedulable", f"0 of 1 ready; pod p: Unschedulable: {state.trouble.message}"
     )
-    told = explain([verdict], ConditionState("Ready", False, "Unschedulable", "no"))
+    told = explain([condition], ConditionState("Ready", False, "Unschedulable", "no"))
     assert said[:96] in told
     assert len(state.trouble.message) <= 600

@@ -8,7 +8,8 @@ from isvc_cases import deployments, document, main_container, service
 
 from kvasir_engine.config import FIELDS, KV_FIELDS
 from kvasir_engine.entrypoints.cli import app
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.api.engine_settings import NOT_IN_SPEC, SETTINGS, EngineSettings
 from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.api.structural_schema import structural
@@ -171,7 +172,7 @@ def test_what_is_said_twice_is_refused_by_path(name: str, whose: str, by: str) -
         spec["decode"]["engine"]["extraArgs"], where = args, "spec.decode.engine.extraArgs"
     says = "spec.engine" if whose == "service" else "spec.decode.engine"
     assert any(
-        at == where and why.startswith(f"{field.flag} is said by {says}.{field_name(name)} too")
+        at == where and why.startswith(f"{field.flag} is set by {says}.{field_name(name)} too")
         for at, why in refused(**spec)
     )
 

@@ -6,7 +6,8 @@ import pytest
 from foreign_schemas import LEADER_WORKER_SET, refusals
 from isvc_cases import advance, deployments, document, service, settled
 
-from kvasir_operator.api import SET_KIND, InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import SET_KIND, InvalidService
 from kvasir_operator.render import Object, Options, render
 
 TWO = {"nodes": 2, "tensorParallel": 2, "replicas": 2}

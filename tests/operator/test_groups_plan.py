@@ -33,7 +33,7 @@ from kvasir_operator.plan.workers import rollout_state
 from kvasir_operator.reconcile.reconciler import API_SECONDS, Reconciler
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.scaling.autoscaler import Autoscaler
-from kvasir_operator.scaling.signals import startup_seconds
+from kvasir_operator.scaling.signals import median_startup_seconds
 
 TWO = {"device": "cpu", "tensorParallel": 2, "nodes": 2}
 ONE = {"device": "cpu", "tensorParallel": 2}
@@ -517,7 +517,7 @@ def test_only_leaders_are_asked_for_their_load_and_count_as_starts() -> None:
         pod["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
         pod["status"]["conditions"][0]["lastTransitionTime"] = became
     observed = observe([item], pods)
-    assert startup_seconds(observed) == 40.0
+    assert median_startup_seconds(observed) == 40.0
     asked: list[str] = []
 
     class Ask:

@@ -7,7 +7,8 @@ import pytest
 from foreign_schemas import BACKEND, INFERENCE_POOL, refusals
 from isvc_cases import FakeCluster, document, pod_templates, service
 
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.network import url

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from isvc_cases import document
 
+from kvasir_operator.admission.webhook import refusal
 from kvasir_operator.api import Model
-from kvasir_operator.api.admission import refusal
 from kvasir_operator.api.validation import ModelMetadata
 
 

@@ -10,10 +10,11 @@ from pod_security import violations
 from typer.main import get_command
 
 from kvasir_engine.entrypoints.cli import app as engine
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.api.validation import semantic_problems
 from kvasir_operator.reconcile.reconciler import Reconciler
-from kvasir_operator.render import Object, Options, Static, render
+from kvasir_operator.render import Object, Options, StaticWorkers, render
 from kvasir_operator.render.storage import CACHE_VOLUMES
 
 ROLES = ("prefill", "decode", "router")
@@ -238,7 +239,7 @@ def test_a_cluster_without_the_prometheus_operator_is_not_told_so() -> None:
 
 
 def test_processes_have_none_of_all_this() -> None:
-    options = Options(discovery=Static(("http://127.0.0.1:1",)))
+    options = Options(discovery=StaticWorkers(("http://127.0.0.1:1",)))
     objects = render(service(placement={"topologyKey": "rack"}), options)
     assert {o["kind"] for o in objects} == {"Deployment", "Service"}
     assert all("serviceAccountName" not in t["spec"] for t in pod_templates(objects))

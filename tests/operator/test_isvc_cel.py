@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from isvc_cases import document, with_defaults
 
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.api.cel_rules import RULES
-from kvasir_operator.api.crd import crd
+from kvasir_operator.crd import crd
 
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
 ROOT = Path(__file__).parents[2]

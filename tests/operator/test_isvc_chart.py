@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from kvasir_operator.__main__ import app
 from kvasir_operator.api import GROUP, PLURAL
-from kvasir_operator.api.crd import crd
+from kvasir_operator.crd import crd
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/kvasir"

@@ -163,7 +163,7 @@ async def test_every_event_queues_its_service_and_feeds_the_watchdog() -> None:
     assert added == [KEY, KEY]
     assert controller._services == {KEY}
     for _ in range(3):
-        assert controller._dogs["inferenceservices"].look({KEY: "7"}) == set()
-        assert controller._dogs["deployments"].look({("default", "llama-router"): "8"}) == set()
+        assert controller._watchdogs["inferenceservices"].compare({KEY: "7"}) == set()
+        assert controller._watchdogs["deployments"].compare({("default", "llama-router"): "8"}) == set()
     await service(namespace="default", name="llama", type="DELETED", meta={"resourceVersion": "9"})
     assert controller._services == set()

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from kvasir_operator.api import parse
+from kvasir_operator.admission import parse
 from kvasir_operator.api.validation import semantic_problems
 from kvasir_operator.render.options import DEFAULTS
 

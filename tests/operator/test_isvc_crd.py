@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from isvc_cases import document, with_defaults
 
-from kvasir_operator.api import KIND, InvalidService, object_schema, parse
-from kvasir_operator.api.crd import crd, crd_yaml, role_crd_yaml
+from kvasir_operator.admission import parse
+from kvasir_operator.api import KIND, InvalidService, object_schema
+from kvasir_operator.crd import crd, crd_yaml, role_crd_yaml
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

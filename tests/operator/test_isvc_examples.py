@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kvasir_operator.api import KIND, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import KIND
 from kvasir_operator.render import Options, render
 
 ROOT = Path(__file__).parents[2]

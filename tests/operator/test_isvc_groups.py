@@ -8,7 +8,8 @@ from isvc_cases import document, service
 from typer.main import get_command
 
 from kvasir_engine.entrypoints.cli import app as engine
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.render import Object, Options, render
 

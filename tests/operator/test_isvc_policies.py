@@ -4,7 +4,7 @@ import pytest
 from isvc_cases import pod_templates, service
 from network_policy import OUTSIDE, Peer, Pod, allowed
 
-from kvasir_operator.render import Object, Options, Static, render
+from kvasir_operator.render import Object, Options, StaticWorkers, render
 
 OPERATOR_NAMESPACE = {"kubernetes.io/metadata.name": "kvasir-system"}
 METRICS_NAMESPACE = {"kubernetes.io/metadata.name": "monitoring"}
@@ -147,5 +147,7 @@ def test_other_pods_of_the_namespace_are_none_of_our_business() -> None:
 def test_a_service_may_do_without() -> None:
     assert world({"networkPolicy": "None"})[0] == []
     assert not [
-        o for o in render(service(), Options(discovery=Static(("http://a:1",)))) if o["kind"] == "NetworkPolicy"
+        o
+        for o in render(service(), Options(discovery=StaticWorkers(("http://a:1",))))
+        if o["kind"] == "NetworkPolicy"
     ]

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from kvasir_operator.cluster.interface import ClusterError
-from kvasir_operator.reconcile.work_queue import Pace, WorkQueue
+from kvasir_operator.reconcile.work_queue import RequeueDelays, WorkQueue
 
-PACE = Pace(settle=0.0, base=0.0, cap=0.0, resync=1000.0)
+DELAYS = RequeueDelays(settle=0.0, base=0.0, cap=0.0, resync=1000.0)
 
 
 async def test_events_in_a_burst_are_handled_once() -> None:
@@ -19,7 +19,7 @@ async def test_events_in_a_burst_are_handled_once() -> None:
         done.set()
         return True
 
-    queue = WorkQueue(handle, pace=PACE)
+    queue = WorkQueue(handle, delays=DELAYS)
     for _ in range(10):
         queue.add("a")
     await done.wait()
@@ -43,7 +43,7 @@ async def test_an_event_during_work_leads_to_one_more_round_and_never_to_two_at_
             finished.set()
         return True
 
-    queue = WorkQueue(handle, pace=PACE)
+    queue = WorkQueue(handle, delays=DELAYS)
     queue.add("a")
     await started.wait()
     queue.add("a")
@@ -63,7 +63,7 @@ async def test_one_stuck_key_does_not_hold_up_another() -> None:
         other.set()
         return True
 
-    queue = WorkQueue(handle, pace=PACE)
+    queue = WorkQueue(handle, delays=DELAYS)
     queue.add("stuck")
     queue.add("other")
     await asyncio.wait_for(other.wait(), 60)
@@ -81,7 +81,7 @@ async def test_what_fails_comes_back_until_it_works() -> None:
         done.set()
         return True
 
-    queue = WorkQueue(handle, pace=PACE)
+    queue = WorkQueue(handle, delays=DELAYS)
     queue.add("a")
     await asyncio.wait_for(done.wait(), 60)
     await queue.close()
@@ -98,7 +98,7 @@ async def test_an_edit_is_looked_at_though_the_key_just_failed() -> None:
         done.set()
         return True
 
-    queue = WorkQueue(handle, pace=Pace(settle=0.0, base=1000.0, cap=1000.0))
+    queue = WorkQueue(handle, delays=RequeueDelays(settle=0.0, base=1000.0, cap=1000.0))
     queue.add("a")
     await failed.wait()
     await asyncio.sleep(0)
@@ -120,7 +120,7 @@ async def test_what_is_there_is_looked_at_again_and_what_is_gone_is_not() -> Non
             again.set()
         return key == "there"
 
-    queue = WorkQueue(handle, pace=Pace(settle=0.0, resync=0.001))
+    queue = WorkQueue(handle, delays=RequeueDelays(settle=0.0, resync=0.001))
     queue.add("gone")
     queue.add("there")
     await asyncio.wait_for(again.wait(), 60)
@@ -141,7 +141,7 @@ async def test_what_is_to_come_back_later_comes_back_once() -> None:
                 queue.add_later(key, 0.0)
         return True
 
-    queue = WorkQueue(handle, pace=PACE)
+    queue = WorkQueue(handle, delays=DELAYS)
     queue.add("a")
     await asyncio.wait_for(back.wait(), 60)
     for _ in range(10):
@@ -153,4 +153,4 @@ async def test_what_is_to_come_back_later_comes_back_once() -> None:
 
 @pytest.mark.parametrize(("failures", "delay"), [(1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (50, 30.0)])
 def test_delays_grow_up_to_a_cap(failures: int, delay: float) -> None:
-    assert Pace().delay(failures) == delay
+    assert RequeueDelays().delay(failures) == delay

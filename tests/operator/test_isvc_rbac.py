@@ -11,7 +11,8 @@ import pytest
 import yaml
 from isvc_cases import document
 
-from kvasir_operator.api import GROUP, PLURAL, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import GROUP, PLURAL
 from kvasir_operator.api.kinds import SET_API_VERSION, SET_KIND
 from kvasir_operator.certificates import Authority, new_authority
 from kvasir_operator.cluster.authority_store import AuthorityStore
@@ -22,7 +23,7 @@ from kvasir_operator.cluster.lease_candidate import LeaseCandidate
 from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import WATCHED, WATCHED_IF_SERVED
 from kvasir_operator.plan.observed import Reference
-from kvasir_operator.reconcile.certificates import CertificateKeeper
+from kvasir_operator.reconcile.certificates import CertificateManager
 from kvasir_operator.reconcile.ownership import OtherOperators
 from kvasir_operator.reconcile.pod_owners import PodOwners
 from kvasir_operator.reconcile.reconciler import Reconciler
@@ -163,9 +164,9 @@ def shipped(template: str) -> set[Verb]:
 
 def reconcile(server: FakeServer, options: Options = OWN) -> None:
     cluster = Cluster(server, by_cert_manager=options.issuer is not None)
-    keeper = CertificateKeeper(cluster, server.authorities, lambda: NOW)
+    manager = CertificateManager(cluster, server.authorities, lambda: NOW)
     owners = PodOwners(cluster)
-    operator = Reconciler(cluster, options, lambda model: None, lambda: NOW, certificates=keeper, owners=owners)
+    operator = Reconciler(cluster, options, lambda model: None, lambda: NOW, certificates=manager, owners=owners)
     operator.reconcile("default", "llama")
 
 

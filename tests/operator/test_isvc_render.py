@@ -9,8 +9,8 @@ from isvc_cases import UID, deployments, document, main_container, pod_templates
 from typer.main import get_command
 
 from kvasir_engine.entrypoints.cli import app as engine
-from kvasir_operator.api import parse
-from kvasir_operator.render import Object, Options, Static, render
+from kvasir_operator.admission import parse
+from kvasir_operator.render import Object, Options, StaticWorkers, render
 
 OPTIONS = Options(engine_image="registry.example/engine:1")
 LABEL = "serving.kvasir.dev"
@@ -143,7 +143,7 @@ def test_probes_drain_and_grace_agree(objects: list[Object]) -> None:
 
 
 def test_a_router_without_a_service_before_it_leaves_as_soon_as_it_has_nothing_to_do() -> None:
-    found = deployments(render(service(), Options(discovery=Static(("http://127.0.0.1:1",)))))
+    found = deployments(render(service(), Options(discovery=StaticWorkers(("http://127.0.0.1:1",)))))
     assert main_container(found["router"])["lifecycle"]["preStop"]["exec"]["command"] == ["kvasir", "drain"]
 
 
@@ -211,7 +211,7 @@ def test_the_router_watches_its_workers_pods_and_may_do_no_more() -> None:
 
 def test_a_router_that_is_told_its_workers_needs_no_account() -> None:
     urls = ("http://127.0.0.1:9001", "http://127.0.0.1:9002")
-    objects = render(service(), Options(discovery=Static(urls)))
+    objects = render(service(), Options(discovery=StaticWorkers(urls)))
     words = main_container(deployments(objects)["router"])["args"]
     assert [words[i + 1] for i, word in enumerate(words) if word == "--worker"] == list(urls)
     assert "--watch-pods" not in words

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from isvc_cases import document
 
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.api.validation import ModelMetadata, model_problems
 
 

@@ -13,8 +13,9 @@ from kube_schemas import VERSIONS, complaints
 from pod_fields import TABLE, table
 from users import GPU, HCA, MIG, REFUSED, TAKEN, asks, loaded, main
 
-from kvasir_operator.api import KIND, InvalidService, parse
-from kvasir_operator.api.admission import refusal
+from kvasir_operator.admission import parse
+from kvasir_operator.admission.webhook import refusal
+from kvasir_operator.api import KIND, InvalidService
 from kvasir_operator.local import manifest
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.pod_validation import pod_problems

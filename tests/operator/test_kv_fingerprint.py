@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from isvc_cases import SMOL, deployments, document, service
 
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.render import Options, render
 

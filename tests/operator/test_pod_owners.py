@@ -41,7 +41,7 @@ def cluster() -> FakeCluster:
 
 
 def address(cluster: FakeCluster, item: Object) -> str:
-    found = PodOwners(cluster).vouched("default", "uid-service", [item], OWNED)
+    found = PodOwners(cluster).without_foreign_addresses("default", "uid-service", [item], OWNED)
     (state,) = observe([], found).pods
     return state.ip
 
@@ -80,7 +80,7 @@ def test_a_controller_is_asked_for_once_and_one_that_is_late_again() -> None:
     owners = PodOwners(found)
     late = pod(owner("ReplicaSet", "llama-router-4", "uid-late"))
     for _ in range(2):
-        owners.vouched("default", "uid-service", [*pods, late], OWNED)
+        owners.without_foreign_addresses("default", "uid-service", [*pods, late], OWNED)
     assert found.calls.count("owner of ReplicaSet llama-router-1") == 1
     assert found.calls.count("owner of ReplicaSet llama-router-4") == 2
 
@@ -89,7 +89,7 @@ def test_what_is_no_address_costs_no_question() -> None:
     found = cluster()
     waiting = pod(owner("ReplicaSet", "llama-router-1", "uid-rs"))
     waiting["status"] = {}
-    PodOwners(found).vouched(
+    PodOwners(found).without_foreign_addresses(
         "default", "uid-service", [waiting, pod([]), pod(owner("ReplicaSet", "other-1", "u"))], OWNED
     )
     assert found.calls == []
@@ -103,15 +103,15 @@ def test_an_api_server_that_does_not_answer_says_nothing_about_a_pod() -> None:
 
     found.controller_uid = away
     with pytest.raises(ClusterError, match="away"):
-        PodOwners(found).vouched("default", "uid-service", [pod(OURS)], OWNED)
+        PodOwners(found).without_foreign_addresses("default", "uid-service", [pod(OURS)], OWNED)
 
 
 def test_pods_of_what_was_deleted_since_are_still_asked_and_by_nobody_else() -> None:
     owners, item = PodOwners(cluster()), pod(OURS)
-    owners.vouched("default", "uid-service", [item], OWNED)
-    (leaving,) = owners.vouched("default", "uid-service", [item], OWNED[1:])
+    owners.without_foreign_addresses("default", "uid-service", [item], OWNED)
+    (leaving,) = owners.without_foreign_addresses("default", "uid-service", [item], OWNED[1:])
     assert leaving["status"]["podIP"] == "10.0.0.1"
-    (foreign,) = owners.vouched("default", "uid-another", [item], OWNED[1:])
+    (foreign,) = owners.without_foreign_addresses("default", "uid-another", [item], OWNED[1:])
     assert foreign["status"]["podIP"] == ""
-    (unknown,) = PodOwners(cluster()).vouched("default", "uid-service", [item], OWNED[1:])
+    (unknown,) = PodOwners(cluster()).without_foreign_addresses("default", "uid-service", [item], OWNED[1:])
     assert unknown["status"]["podIP"] == ""

@@ -15,7 +15,7 @@ from kvasir_operator.reconcile import pod_reader
 from kvasir_operator.reconcile.pod_reader import PodReader
 from kvasir_operator.scaling.planner import Signals
 from kvasir_operator.scaling.roles import RoleScaling, ScalingStatus, remembered
-from kvasir_operator.scaling.signals import STARTUP_SECONDS, PodReports, signals, startup_seconds
+from kvasir_operator.scaling.signals import STARTUP_SECONDS, PodReports, median_startup_seconds, signals
 
 
 def router(inflight: int = 0, **load: object) -> RouterStatus:
@@ -121,8 +121,8 @@ def test_how_long_workers_take_to_start_is_read_off_their_pods() -> None:
         }
 
     pods = [pod("a", 10), pod("b", 12), pod("c", 59), pod("d", None), pod("r", 58, "router")]
-    assert startup_seconds(observe([], pods)) == 12.0
-    assert startup_seconds(Observed()) == STARTUP_SECONDS
+    assert median_startup_seconds(observe([], pods)) == 12.0
+    assert median_startup_seconds(Observed()) == STARTUP_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from isvc_cases import deployments, document, main_container, service
 
-from kvasir_operator.api import InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import InvalidService
 from kvasir_operator.local.errors import LocalError
 from kvasir_operator.local.machine import Machine, check
 from kvasir_operator.local.manifest import Manifest

@@ -1,4 +1,4 @@
-"""The InferenceService as types: parse, default, validate. The CRD is generated from these (`crd.py`).
+"""The InferenceService as types: its defaults and its checks. The CRD is generated from these (`crd.py`).
 
 What a field means stands in its description, which `kubectl explain` shows. A default stands on the field alone.
 Checks that a schema cannot express are in `validation.py`.
@@ -19,7 +19,7 @@ from kvasir_operator.api.kinds import (
     VERSION,
 )
 from kvasir_operator.api.model import Model
-from kvasir_operator.api.parse import InvalidService, object_schema, parse
+from kvasir_operator.api.parse import InvalidService, object_schema
 from kvasir_operator.api.rollout import Rollout
 from kvasir_operator.api.router import Expose
 from kvasir_operator.api.service import WORKER_ROLES, InferenceService, Spec, WorkerRole
@@ -49,5 +49,4 @@ __all__ = [
     "WorkerRole",
     "Workers",
     "object_schema",
-    "parse",
 ]

@@ -22,11 +22,11 @@ def _meta(name: str, description: str) -> Meta:
     """A setting's description, with the range and default that `EngineConfig` has."""
     field = FIELDS[name]
     default = f"{field.default:g}" if isinstance(field.default, float) else field.default_text
-    told = f"{description} Default: {default}."
+    description = f"{description} Default: {default}."
     if field.choices or field.type is bool or field.setting.quantity:
-        return about(told)
+        return about(description)
     least, most = field.setting.minimum, field.setting.maximum
-    return Meta(ge=least, le=_MOST if most is None else most, extra_json_schema={"description": told})
+    return Meta(ge=least, le=_MOST if most is None else most, extra_json_schema={"description": description})
 
 
 class EngineSettings(Part, frozen=True):

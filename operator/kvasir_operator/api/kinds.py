@@ -22,3 +22,5 @@ NAME_LENGTH = 63 - len("-prefill-") - 8
 # the StatefulSet of a group's followers is `NAME-prefill-REVISION-NUMBER-0`, with numbers up to 9999.
 GROUPED_NAME_LENGTH = NAME_LENGTH - 11 - len("-9999") - len("-0")
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+# The container of Kvasir's own in each pod.
+CONTAINER = "kvasir"

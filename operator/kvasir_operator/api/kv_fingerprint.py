@@ -45,7 +45,7 @@ def fingerprint(spec: "Spec", role: "WorkerRole") -> str:
 
 
 def unpaired(spec: "Spec") -> Iterator[tuple[str, str]]:
-    """Why prefill and decode of one spec could not pair: the field, and what is wrong with it."""
+    """Why prefill and decode of one spec could not pair: the field, and the reason."""
     prefill, decode = settings(spec, "prefill"), settings(spec, "decode")
     for name, theirs in decode.items():
         ours = prefill[name]
@@ -60,7 +60,7 @@ def unpaired(spec: "Spec") -> Iterator[tuple[str, str]]:
 
 
 def settings(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
-    """What decides the KV of `role`'s workers, by flag, wherever the spec says it."""
+    """The settings that decide the KV of `role`'s workers, by flag, wherever the spec has them."""
     model = spec.model
     uri, revision = _model(model.uri, model.revision)
     rendered = {
@@ -68,16 +68,16 @@ def settings(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
         "revision": SpecSetting(revision, "spec.model.revision"),
         "dtype": SpecSetting(model.dtype, "spec.model.dtype"),
     }
-    said = {**by_variable(spec, role), **by_field(spec, role), **by_flag(spec, role)}
-    said |= {name: setting for name, setting in rendered.items() if setting.value}
+    given = {**by_variable(spec, role), **by_field(spec, role), **by_flag(spec, role)}
+    given |= {name: setting for name, setting in rendered.items() if setting.value}
     found = {
-        name: said.get(name) or SpecSetting(field.default_text, f"spec.{role}") for name, field in _FLAGS.items()
+        name: given.get(name) or SpecSetting(field.default_text, f"spec.{role}") for name, field in _FLAGS.items()
     }
     return {name: SpecSetting(_canonical(name, setting.value), setting.path) for name, setting in found.items()}
 
 
 def _canonical(name: str, value: str) -> str:
-    """One spelling for all that the engine reads alike."""
+    """One spelling for all values that the engine reads alike."""
     value = _FLAGS[name].canonical(value)
     return _SAME.get(name, {}).get(value, value)
 

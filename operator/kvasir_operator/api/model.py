@@ -22,8 +22,8 @@ class Preload(Part, frozen=True):
         return []
 
     @property
-    def said(self) -> bool:
-        """Whether the spec says anything of it."""
+    def is_set(self) -> bool:
+        """Whether the spec sets any of it."""
         return self != Preload()
 
 

@@ -1,4 +1,4 @@
-"""From a document to an InferenceService with its defaults, or to every reason why it is none."""
+"""From a document to an InferenceService with its defaults, or to every problem of its fields."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,10 +39,11 @@ def object_schema() -> Schema:
 _SCHEMA = object_schema()
 
 
-def parse(document: Mapping[str, Any], default_namespace: str = "default") -> InferenceService:
-    """The InferenceService that `document` describes. Raises InvalidService with every problem found."""
-    from kvasir_operator.render.checked import merged_problems  # render is made of specs
+def parse_fields(document: Mapping[str, Any], default_namespace: str = "default") -> InferenceService:
+    """The InferenceService that `document` describes, its pods not checked yet (`admission/parse.py`).
 
+    Raises InvalidService with every problem found.
+    """
     found = list(_envelope_problems(document))
     if not found:
         found = list(problems(_SCHEMA["properties"]["spec"], document["spec"], "spec"))
@@ -56,7 +57,7 @@ def parse(document: Mapping[str, Any], default_namespace: str = "default") -> In
         generation=metadata.get("generation", 0),
         spec=msgspec.convert(document["spec"], Spec),
     )
-    if found := list(semantic_problems(service)) or merged_problems(service):
+    if found := list(semantic_problems(service)):
         raise InvalidService(found)
     return service
 

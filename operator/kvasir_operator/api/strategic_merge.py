@@ -35,7 +35,7 @@ _HANDLED = ("startupProbe", "readinessProbe", "livenessProbe", "postStart", "pre
 
 
 def identity(field: str, item: Mapping[str, Any]) -> tuple[Any, ...]:
-    """By what an item of a list in `LISTS_BY_KEY` is known. A container may have one port for TCP and for UDP."""
+    """The key of an item of a list in `LISTS_BY_KEY`. A container may have one port for TCP and for UDP."""
     key = item.get(LISTS_BY_KEY[field])
     return (key, item.get("protocol", "TCP")) if field == "ports" else (key,)
 

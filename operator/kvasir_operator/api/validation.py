@@ -72,31 +72,31 @@ def semantic_problems(service: "InferenceService") -> Iterator[Invalid]:
         yield Invalid(path, reason)
 
 
-def model_problems(service: "InferenceService", facts: ModelMetadata | None) -> list[Invalid]:
+def model_problems(service: "InferenceService", model_metadata: ModelMetadata | None) -> list[Invalid]:
     """Problems of a service with its model. Nothing is refused for a model that nothing is known about."""
-    if facts is None:
+    if model_metadata is None:
         return []
     spec, found = service.spec, []
     for role, workers in (("prefill", spec.prefill), ("decode", spec.decode)):
-        problem = _undivided(facts, workers.tensor_parallel)
+        problem = _undivided(model_metadata, workers.tensor_parallel)
         if problem:
             found.append(Invalid(f"spec.{role}.tensorParallel", f"{workers.tensor_parallel} {problem}"))
-    if spec.model.max_length > facts.max_positions:
+    if spec.model.max_length > model_metadata.max_positions:
         found.append(
             Invalid(
                 "spec.model.maxLength",
-                f"{spec.model.max_length} is more than the model's {facts.max_positions} positions",
+                f"{spec.model.max_length} is more than the model's {model_metadata.max_positions} positions",
             )
         )
     return found
 
 
-def _undivided(facts: ModelMetadata, ranks: int) -> str:
+def _undivided(model_metadata: ModelMetadata, ranks: int) -> str:
     """Why a worker cannot divide the model among its ranks (`model/tensor_parallel.py` does), or nothing."""
-    if facts.heads % ranks:
-        return f"does not divide the model's {facts.heads} attention heads"
-    if facts.kv_heads % ranks and ranks % facts.kv_heads:
-        return f"neither divides the model's {facts.kv_heads} KV heads nor is a multiple of them"
+    if model_metadata.heads % ranks:
+        return f"does not divide the model's {model_metadata.heads} attention heads"
+    if model_metadata.kv_heads % ranks and ranks % model_metadata.kv_heads:
+        return f"neither divides the model's {model_metadata.kv_heads} KV heads nor is a multiple of them"
     return ""
 
 
@@ -121,7 +121,7 @@ def _source(model: "Model", uri: ModelURI) -> Iterator[Invalid]:
         yield Invalid("spec.model.cache", "has both claimName and hostPath; one of them is used")
     if (cache.claim_name or cache.host_path) and isinstance(uri, ClaimURI | FileURI):
         yield Invalid("spec.model.cache", f"nothing is downloaded, the uri is {model.uri}")
-    if cache.preload.said and (not cache.claim_name or isinstance(uri, ClaimURI | FileURI)):
+    if cache.preload.is_set and (not cache.claim_name or isinstance(uri, ClaimURI | FileURI)):
         yield Invalid("spec.model.cache.preload", "means nothing without cache.claimName: no Job loads the model")
     path, template = "spec.model.cache.preload.template", cache.preload.template
     yield from template_problems(template, path)
@@ -248,7 +248,7 @@ def _engine(engine: "Engine") -> Iterator[Invalid]:
     for index, each in enumerate(engine.env):
         path = f"spec.engine.env[{index}].name"
         if each.name.startswith("KVASIR_"):
-            yield Invalid(path, f"{each.name} is Kvasir's own: what workers are told stands beside it")
+            yield Invalid(path, f"{each.name} is Kvasir's own: the workers' settings are fields of engine")
         elif each.name in CA_VARIABLES and engine.ca_config_map_name:
             yield Invalid(path, f"{each.name} is set by caConfigMapName")
         if each.name in seen:

@@ -7,19 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvasir_engine.environment import PROCESS, WORKER, why_unknown
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.api.structural_schema import Invalid, join
 
 if TYPE_CHECKING:
     from kvasir_operator.api import Workers
 
-CONTAINER = "kvasir"
 _PREFIX = "KVASIR_"
 _FIXED = "is the same in every pod: probes, Services and NetworkPolicies count on it"
 _TLS_PATH, _TLS_VOLUME = "/etc/kvasir/tls", "tls"
 _PORTS = {"http": 8000, "worker": 8443}
 # The worker's flags that the operator sets, each also a variable, and what sets them.
 DERIVED = {
-    "role": "is said by spec.prefill and spec.decode",
+    "role": "is set by spec.prefill and spec.decode",
     "port": _FIXED,
     "host": _FIXED,
     "cache": "is the mounted volume: use spec.model.cache",
@@ -101,7 +101,7 @@ def unknown_variables(template: Mapping[str, Any], path: str, flags: frozenset[s
 
 
 def identity_problems(template: Mapping[str, Any], path: str) -> Iterator[Invalid]:
-    """What of a template would give a pod another certificate, or ports where nobody looks."""
+    """Template fields that would give a pod another certificate, or ports that others do not expect."""
     spec = template.get("spec")
     if not isinstance(spec, Mapping):
         return
@@ -125,7 +125,7 @@ def identity_problems(template: Mapping[str, Any], path: str) -> Iterator[Invali
 
 
 def _items(found: Any) -> list[Mapping[str, Any]]:
-    """The objects of a list; what is none counts for nothing, so that places are those of the list."""
+    """The items of a list, at their indices; {} for one that is no object."""
     return [each if isinstance(each, Mapping) else {} for each in found] if isinstance(found, list) else []
 
 

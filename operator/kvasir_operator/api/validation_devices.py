@@ -3,25 +3,19 @@
 import re
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from kvasir_engine.quantity import amount
+from kvasir_operator.api.devices import GPU, SLICE, whole_gpus
 from kvasir_operator.api.structural_schema import Invalid, join
-
-if TYPE_CHECKING:
-    from kvasir_operator.api import Workers
-
-GPU = "nvidia.com/gpu"
-# Parts of GPUs as NVIDIA's device plugin calls them: MIG devices, and GPUs that are shared by time.
-SLICE = r"nvidia\.com/(mig-.+|gpu\..+)"
+from kvasir_operator.api.workers import Workers
 
 
-def device_problems(workers: "Workers", path: str) -> Iterator[Invalid]:
+def device_problems(workers: Workers, path: str) -> Iterator[Invalid]:
     """Problems of the GPUs that a role asks for, or of what it asks for in their place."""
     for field in ("requests", "limits"):
         amounts: dict[str, int | str] = getattr(workers.resources, field)
         slices = [name for name in amounts if re.fullmatch(SLICE, name)]
-        counts = (workers.ranks_per_pod, 0) if _instead(workers) else (workers.ranks_per_pod,)
+        counts = (workers.ranks_per_pod, 0) if not whole_gpus(workers) else (workers.ranks_per_pod,)
         for name in amounts:
             where = join(f"{path}.resources.{field}", name)
             if name != GPU and name not in slices:
@@ -35,13 +29,6 @@ def device_problems(workers: "Workers", path: str) -> Iterator[Invalid]:
             yield Invalid(join(f"{path}.resources.{field}", slices[0]), _ranks(workers, str(count)))
 
 
-def _instead(workers: "Workers") -> bool:
-    """Whether slices or claims take the place of whole GPUs."""
-    from kvasir_operator.render.devices import whole_gpus  # render is made of specs
-
-    return not whole_gpus(workers)
-
-
-def _ranks(workers: "Workers", found: str) -> str:
+def _ranks(workers: Workers, found: str) -> str:
     whose = "tensorParallel" if workers.nodes == 1 else "tensorParallel / nodes"
     return f"must equal {whose}, {workers.ranks_per_pod}, or be left out; is {found}"

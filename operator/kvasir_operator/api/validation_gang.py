@@ -13,7 +13,7 @@ _PATH = "spec.scheduling.gang"
 
 
 def gang_problems(spec: "Spec") -> Iterator[Invalid]:
-    """A gang of nobody, and what a template says of it too."""
+    """A gang without workers over several nodes, and template fields that it sets itself."""
     gang = spec.scheduling.gang
     if gang is None:
         return
@@ -25,9 +25,7 @@ def gang_problems(spec: "Spec") -> Iterator[Invalid]:
         path = f"spec.{role}.template"
         pod, metadata = workers.template.get("spec"), workers.template.get("metadata")
         if isinstance(pod, Mapping) and "schedulerName" in pod:
-            yield Invalid(f"{path}.spec.schedulerName", f"is said by {_PATH}.provider: leave it out here")
+            yield Invalid(f"{path}.spec.schedulerName", f"is set by {_PATH}.provider: leave it out here")
         labels = metadata.get("labels") if isinstance(metadata, Mapping) else None
         if isinstance(labels, Mapping) and KAI_QUEUE in labels:
-            yield Invalid(
-                join(f"{path}.metadata.labels", KAI_QUEUE), f"is said by {_PATH}.queue: leave it out here"
-            )
+            yield Invalid(join(f"{path}.metadata.labels", KAI_QUEUE), f"is set by {_PATH}.queue: leave it out here")

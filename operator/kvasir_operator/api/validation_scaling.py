@@ -13,7 +13,7 @@ _PATH = "spec.scaling.auto"
 
 
 def scaling_problems(spec: "Spec") -> Iterator[Invalid]:
-    """Bounds that contradict each other, and what means nothing with the mode."""
+    """Bounds that contradict each other, and fields that the mode does not use."""
     mode, auto = spec.scaling.mode, spec.scaling.auto
     if mode in ("Fixed", "External"):
         if auto is not None:

@@ -1,4 +1,4 @@
-"""What a schema cannot say of the engine's settings: said twice, wrongly, or not to be said together. Pure."""
+"""What a schema cannot say of the engine's settings: duplicates, wrong values, wrong combinations. Pure."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from kvasir_operator.api.worker_settings import (
     by_variable,
     extra_args,
     field_name,
-    parsed,
+    parse_flags,
 )
 
 if TYPE_CHECKING:
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 
 def settings_problems(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
-    """Problems of what the workers of a role are told."""
+    """Problems of the settings of a role's workers."""
     if spec.workers(role).extra_args and spec.workers(role).engine.extra_args:
         yield Invalid(f"spec.{role}.extraArgs", f"spec.{role}.engine.extraArgs is set too; use that one alone")
-    wrong = [*_flags(spec, role), *_values(spec, role), *_twice(spec, role)]
+    wrong = [*_flags(spec, role), *_values(spec, role), *_duplicates(spec, role)]
     yield from wrong
     if not wrong:
-        yield from _together(spec, role)
+        yield from _combination(spec, role)
 
 
 def _flags(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
     """Words of `extraArgs` that are no flags, or flags that are derived from other fields."""
     for path, args in extra_args(spec, role):
         whose = "spec.{prefill,decode}" if path.startswith("spec.engine") else f"spec.{role}"
-        for each in parsed(args):
+        for each in parse_flags(args):
             where = f"{path}[{each.index}]"
             if each.field is not None and each.field.flag in DERIVED:
                 reason = DERIVED[each.field.flag].format(role=whose)
                 yield Invalid(where, f"--{each.field.flag} {reason}")
             elif each.wrong:
-                yield Invalid(where, each.wrong + _meant(args[each.index]))
+                yield Invalid(where, each.wrong + _suggestion(args[each.index]))
             elif each.field is not None and (reason := _why_wrong(each.field, each.value)):
                 yield Invalid(where, reason)
 
 
-def _meant(word: str) -> str:
+def _suggestion(word: str) -> str:
     name = word.removeprefix("--").partition("=")[0]
     near = difflib.get_close_matches(name, [flag for flag in BY_FLAG if flag not in DERIVED], 1)
     return f"; did you mean --{near[0]}?" if near and name not in BY_FLAG else ""
@@ -56,30 +56,30 @@ def _meant(word: str) -> str:
 
 def _values(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
     """Values that the engine would refuse."""
-    for said in (by_field(spec, role), by_variable(spec, role)):
-        for flag, setting in said.items():
+    for settings in (by_field(spec, role), by_variable(spec, role)):
+        for flag, setting in settings.items():
             if flag not in DERIVED and (reason := _why_wrong(BY_FLAG[flag], setting.value)):
                 yield Invalid(setting.path, reason)
 
 
-def _twice(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
-    """Settings that a field says, and another place too: one of them would be ignored."""
+def _duplicates(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
+    """Settings that a field sets, and another place too: one of them would be ignored."""
     fields = by_field(spec, role)
-    for said in (by_variable(spec, role), by_flag(spec, role)):
-        for flag, setting in said.items():
+    for settings in (by_variable(spec, role), by_flag(spec, role)):
+        for flag, setting in settings.items():
             if flag in fields:
                 own = f"spec.{role}.engine.{field_name(BY_FLAG[flag].name)}"
                 also = "" if fields[flag].path == own else f"; for this role alone, use {own}"
-                yield Invalid(setting.path, f"{flag} is said by {fields[flag].path} too: leave it out here{also}")
+                yield Invalid(setting.path, f"{flag} is set by {fields[flag].path} too: leave it out here{also}")
 
 
-def _together(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
+def _combination(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
     """What the engine itself refuses of all settings together."""
     workers = spec.workers(role)
     if workers.tensor_parallel % workers.nodes:
         return  # which is told at spec.ROLE.nodes
-    said = {**by_variable(spec, role), **by_flag(spec, role), **by_field(spec, role)}
-    own: dict[str, SpecSetting] = {f: s for f, s in said.items() if f not in DERIVED and s.known}
+    settings = {**by_variable(spec, role), **by_flag(spec, role), **by_field(spec, role)}
+    own: dict[str, SpecSetting] = {f: s for f, s in settings.items() if f not in DERIVED and s.known}
     values: dict[str, Any] = {BY_FLAG[flag].name: _value(BY_FLAG[flag], each.value) for flag, each in own.items()}
     try:
         EngineConfig(
@@ -91,12 +91,12 @@ def _together(spec: "Spec", role: "WorkerRole") -> Iterator[Invalid]:
             **values,
         )
     except UserError as error:
-        yield Invalid(_blamed(str(error), own, f"spec.{role}"), str(error))
+        yield Invalid(_field_of_error(str(error), own, f"spec.{role}"), str(error))
 
 
-def _blamed(reason: str, said: Mapping[str, SpecSetting], role: str) -> str:
-    """The field of the setting that an error names first, of those that the spec says."""
-    named = sorted((reason.find(flag), setting.path) for flag, setting in said.items() if flag in reason)
+def _field_of_error(reason: str, settings: Mapping[str, SpecSetting], role: str) -> str:
+    """The field of the setting that an error names first, of those that the spec sets."""
+    named = sorted((reason.find(flag), setting.path) for flag, setting in settings.items() if flag in reason)
     return named[0][1] if named else role
 
 
@@ -115,7 +115,7 @@ def _why_wrong(field: Field, text: str) -> str:
 
 
 def _value(field: Field, text: str) -> Any:
-    """The value that a text says. Raises ValueError or UserError."""
+    """The value that a text stands for. Raises ValueError or UserError."""
     if field.setting.quantity:
         return bytes_of(text)
     if field.type is bool:

@@ -1,7 +1,7 @@
-"""PURE: what a role's workers are told, and where the spec says so.
+"""PURE: the settings of a role's workers, and where the spec sets each.
 
-A setting is said by a field of `engine` (a role's over the service's), by `extraArgs`, or as a variable in the
-role's template. The engine lets a flag win over a variable; a setting that has a field and is said a second time is
+A setting is set by a field of `engine` (a role's over the service's), by `extraArgs`, or as a variable in the
+role's template. The engine lets a flag win over a variable; a setting that has a field and is set a second time is
 refused (`validation_settings.py`).
 """
 
@@ -13,28 +13,28 @@ import msgspec
 
 from kvasir_engine.config import FIELDS, Field
 from kvasir_operator.api.engine_settings import SETTINGS
+from kvasir_operator.api.kinds import CONTAINER
 
 if TYPE_CHECKING:
     from kvasir_operator.api import Spec, WorkerRole
 
-CONTAINER = "kvasir"
 BY_FLAG: Mapping[str, Field] = {field.flag: field for field in FIELDS.values()}
 BY_VARIABLE: Mapping[str, Field] = {field.variable: field for field in FIELDS.values()}
 
 
 class SpecSetting(msgspec.Struct, frozen=True):
-    """What the workers of a role are told, and the field of the spec that says so."""
+    """The value of a setting, and the field of the spec that sets it."""
 
     value: str
     path: str
 
     @property
     def known(self) -> bool:
-        """Whether it is the value, and not where that comes from: `valueFrom`, or $(VARIABLE)."""
+        """Whether it is the value itself, not a reference to one: `valueFrom`, or $(VARIABLE)."""
         return not self.value.startswith("{") and "$(" not in self.value
 
 
-class Word(msgspec.Struct, frozen=True):
+class ParsedFlag(msgspec.Struct, frozen=True):
     """A flag of `extraArgs`: the setting and its value, or what is `wrong` with it. `index`: of the flag."""
 
     index: int
@@ -44,7 +44,7 @@ class Word(msgspec.Struct, frozen=True):
 
 
 def by_field(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
-    """By flag, the settings that `engine` says, the role's own or the service's."""
+    """By flag, the settings that `engine` has, the role's over the service's."""
     found = {}
     for path, block in (("spec.engine", spec.engine), (f"spec.{role}.engine", spec.workers(role).engine)):
         for name in SETTINGS:
@@ -55,7 +55,7 @@ def by_field(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
 
 
 def by_variable(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
-    """By flag, the settings that the role's template says as variables. An empty one says nothing."""
+    """By flag, the settings that the role's template has as variables. An empty variable sets nothing."""
     path = f"spec.{role}.template.spec.containers[{CONTAINER}].env"
     found = {}
     entries = _container(spec.workers(role).template).get("env")
@@ -79,16 +79,16 @@ def extra_args(spec: "Spec", role: "WorkerRole") -> Iterator[tuple[str, Sequence
 
 
 def by_flag(spec: "Spec", role: "WorkerRole") -> dict[str, SpecSetting]:
-    """By flag, the settings that `extraArgs` say."""
+    """By flag, the settings in `extraArgs`."""
     return {
         each.field.flag: SpecSetting(each.value, path)
         for path, args in extra_args(spec, role)
-        for each in parsed(args)
+        for each in parse_flags(args)
         if each.field is not None and not each.wrong
     }
 
 
-def parsed(args: Sequence[str]) -> Iterator[Word]:
+def parse_flags(args: Sequence[str]) -> Iterator[ParsedFlag]:
     """The flags among the words of a command line, as `kvasir worker` reads them."""
     words = iter(enumerate(args))
     for index, word in words:
@@ -96,18 +96,20 @@ def parsed(args: Sequence[str]) -> Iterator[Word]:
         negated = name.removeprefix("no-")
         field = BY_FLAG.get(name)
         if not word.startswith("--"):
-            yield Word(index, wrong=f"{word!r} is no flag, nor the value of the flag before it")
+            yield ParsedFlag(index, wrong=f"{word!r} is no flag, nor the value of the flag before it")
         elif field is None and _is_switch(BY_FLAG.get(negated)):
-            yield Word(index, BY_FLAG[negated], "false", f"--{name} takes no value" if equals else "")
+            yield ParsedFlag(index, BY_FLAG[negated], "false", f"--{name} takes no value" if equals else "")
         elif field is None:
-            yield Word(index, wrong=f"--{name} is no flag of `kvasir worker`")
+            yield ParsedFlag(index, wrong=f"--{name} is no flag of `kvasir worker`")
         elif field.type is bool:
-            yield Word(index, field, "true", f"--{name} takes no value" if equals else "")
+            yield ParsedFlag(index, field, "true", f"--{name} takes no value" if equals else "")
         elif equals:
-            yield Word(index, field, value)
+            yield ParsedFlag(index, field, value)
         else:
             _, following = next(words, (0, None))
-            yield Word(index, field, following or "", "" if following is not None else f"--{name} takes a value")
+            yield ParsedFlag(
+                index, field, following or "", "" if following is not None else f"--{name} takes a value"
+            )
 
 
 def _is_switch(field: Field | None) -> bool:
@@ -116,7 +118,7 @@ def _is_switch(field: Field | None) -> bool:
 
 
 def flags_of(spec: "Spec", role: "WorkerRole") -> list[str]:
-    """The worker's flags that say all this: those of fields, then `extraArgs`."""
+    """The worker's flags: those of fields, then `extraArgs`."""
     args = []
     for flag, setting in by_field(spec, role).items():
         field = BY_FLAG[flag]

@@ -5,13 +5,13 @@ A folder with them has the files of a `kubernetes.io/tls` Secret: `ca.crt`, `tls
 
 from kvasir_operator.certificates.authority import Authority, Leaf, new_authority, new_leaf
 from kvasir_operator.certificates.identity import identity
-from kvasir_operator.certificates.renewal import Issued, Trusted, due, overdue
+from kvasir_operator.certificates.renewal import IssuedCertificates, TrustedAuthority, due, overdue
 
 __all__ = [
     "Authority",
-    "Issued",
+    "IssuedCertificates",
     "Leaf",
-    "Trusted",
+    "TrustedAuthority",
     "due",
     "files",
     "identity",
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def files(leaf: Leaf, trusted: list[Authority]) -> dict[str, bytes]:
-    """What a pod is given: itself, and all authorities whose certificates it believes."""
+    """The files of a pod: its certificate and key, and all authorities that it trusts."""
     return {
         "ca.crt": b"".join(each.certificate for each in trusted),
         "tls.crt": leaf.certificate,

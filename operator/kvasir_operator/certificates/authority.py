@@ -27,22 +27,22 @@ class Authority(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """By which authorities are told apart: of the certificate's SHA-256, in hex."""
+        """The authority's name: part of its certificate's SHA-256, in hex."""
         parsed = x509.load_pem_x509_certificate(self.certificate)
         return hashlib.sha256(parsed.public_bytes(serialization.Encoding.DER)).hexdigest()[:_FINGERPRINT_LENGTH]
 
     @property
     def begins(self) -> datetime:
-        """When it was made."""
+        """When it was created."""
         return x509.load_pem_x509_certificate(self.certificate).not_valid_before_utc + SKEW
 
     @property
     def ends(self) -> datetime:
-        """Until when it is believed."""
+        """When it expires."""
         return x509.load_pem_x509_certificate(self.certificate).not_valid_after_utc
 
     def check(self) -> None:
-        """Raise ValueError where this cannot sign what peers believe."""
+        """Raise ValueError where it cannot sign certificates that peers accept."""
         parsed = x509.load_pem_x509_certificate(self.certificate)
         key = _signing_key(self)
         if parsed.public_key() != key.public_key():
@@ -80,7 +80,8 @@ def new_authority(now: datetime, lifetime: timedelta = AUTHORITY_LIFETIME) -> Au
 
 
 def new_leaf(authority: Authority, uri: str, now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
-    """The certificate of whoever is `uri`, for both ends of a connection. It ends no later than its authority."""
+    """The certificate of the pod whose identity is `uri`, for both ends of a connection. It expires no later than
+    its authority."""
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     signing = _signing_key(authority)
     key = ec.generate_private_key(ec.SECP256R1())

@@ -1,4 +1,4 @@
-"""Who a pod is, as its certificate says it."""
+"""A pod's identity in its certificate."""
 
 
 def identity(namespace: str, name: str, role: str) -> str:

@@ -19,40 +19,44 @@ AUTHORITY_MARGIN = timedelta(days=90)
 SPREAD = timedelta(hours=1)
 
 
-class Trusted(msgspec.Struct, frozen=True, rename="camel"):
-    """An authority that a service's pods believe, by its name, and since when."""
+class TrustedAuthority(msgspec.Struct, frozen=True, rename="camel"):
+    """An authority that a service's pods trust, by its name, and since when."""
 
     authority: str
     since: str
 
 
-class Issued(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What a service's pods were given last. `asked`: a digest of what its annotation said then."""
+class IssuedCertificates(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The last certificates of a service's pods. `asked`: a digest of the annotation's value at that time."""
 
     signed_by: str = ""
     issued_at: str = ""
     expires_at: str = ""
-    trusted: list[Trusted] = []
+    trusted: list[TrustedAuthority] = []
     asked: str = ""
 
 
 def overdue(authorities: Sequence[Authority], now: datetime) -> bool:
-    """Whether a new authority is to be made. One that a clock which was ahead has made is not believed yet."""
+    """Whether a new authority is to be created. One from a clock that was ahead is not valid yet."""
     return all(each.ends - now < AUTHORITY_MARGIN or not _valid(each, now) for each in authorities)
 
 
 def due(
-    before: Issued | None, authorities: Sequence[Authority], now: datetime, asked: str = "", lost: bool = False
-) -> tuple[Issued, Authority, list[Authority]] | None:
-    """What is to be issued now, who signs it and who is to be believed; `None` while all is as it should be.
+    before: IssuedCertificates | None,
+    authorities: Sequence[Authority],
+    now: datetime,
+    asked: str = "",
+    lost: bool = False,
+) -> tuple[IssuedCertificates, Authority, list[Authority]] | None:
+    """What to issue now, who signs it and which authorities to trust; `None` while nothing is due.
 
-    `authorities`: at least one of them valid. `before`: what was issued last. `asked`: another text than then asks
-    for new certificates at once, and so does what was issued and is `lost`.
+    `authorities`: at least one of them valid. `before`: what was issued last. `asked`: a value other than the last
+    one requests new certificates at once; `lost` does so too.
     """
     trusted = sorted((each for each in authorities if each.ends > now), key=lambda each: (each.begins, each.name))
     since = {each.authority: each.since for each in before.trusted} if before else {}
     signer = _signer(trusted, since, now)
-    believed = [Trusted(each.name, since.get(each.name, stamp(now))) for each in trusted]
+    believed = [TrustedAuthority(each.name, since.get(each.name, stamp(now))) for each in trusted]
     if (
         before is not None
         and not lost
@@ -64,11 +68,11 @@ def due(
     ):
         return None
     ends = min(now + LEAF_LIFETIME, signer.ends)
-    return Issued(signer.name, stamp(now), stamp(ends), believed, asked), signer, trusted
+    return IssuedCertificates(signer.name, stamp(now), stamp(ends), believed, asked), signer, trusted
 
 
 def _signer(trusted: Sequence[Authority], since: dict[str, str], now: datetime) -> Authority:
-    """The newest that all pods believe for long enough; where that is not known, the newest that was there."""
+    """The newest authority that all pods have trusted for long enough; if that is unknown, the newest old one."""
     valid = [each for each in trusted if _valid(each, now)] or trusted
     spread = [each for each in valid if each.name in since and now - _time(since[each.name]) >= SPREAD]
     known = [each for each in valid if each.name in since]
@@ -77,7 +81,7 @@ def _signer(trusted: Sequence[Authority], since: dict[str, str], now: datetime) 
 
 
 def _valid(authority: Authority, now: datetime) -> bool:
-    """Whether peers believe it by now."""
+    """Whether peers accept it by now."""
     return authority.begins - SKEW <= now < authority.ends
 
 
@@ -87,7 +91,7 @@ def stamp(time: datetime) -> str:
 
 
 def _time(text: str) -> datetime:
-    """A time of the status; what is none was long ago."""
+    """A time of the status; one that cannot be read counts as long ago."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

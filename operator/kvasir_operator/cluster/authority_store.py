@@ -16,7 +16,7 @@ _CERTIFICATE, _KEY = ".crt", ".key"
 
 
 class AuthorityStore:
-    """One Secret. Plain updates, not server-side apply: a write must fail when somebody else was first."""
+    """One Secret. Plain updates, not server-side apply: a write must fail when another writer was first."""
 
     def __init__(self, send: RequestTransport, namespace: str, name: str) -> None:
         self._send = send
@@ -64,7 +64,7 @@ class AuthorityStore:
 
 
 def authorities(item: dict[str, Any]) -> list[Authority]:
-    """The authorities of a Secret. Raises ClusterError for what is none: nothing is signed by a guess."""
+    """The authorities of a Secret. Raises ClusterError for one that cannot be used: no guess signs anything."""
     data = item.get("data") or {}
     found = []
     for key, value in sorted(data.items()):

@@ -274,7 +274,7 @@ def _owners(item: Object) -> set[str]:
 
 
 def status_message(status: int, answer: bytes) -> str:
-    """What the API server said against a request."""
+    """The API server's reason for refusing a request."""
     try:
         return str(json.loads(answer)["message"])
     except (ValueError, KeyError, TypeError):
@@ -321,7 +321,7 @@ def _query(query: Mapping[str, str]) -> str:
 
 
 def connect() -> Any:
-    """A client of the cluster whose pod this is, else of $KUBECONFIG or ~/.kube/config. Raises ClusterError."""
+    """A client of the cluster that this pod runs in, else of $KUBECONFIG or ~/.kube/config. Raises ClusterError."""
     try:
         kubernetes.config.load_incluster_config()
     except kubernetes.config.ConfigException:

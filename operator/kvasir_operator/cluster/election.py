@@ -1,4 +1,4 @@
-"""Leader election at the edge: reads and writes the Lease, and tells the operator whether it may act."""
+"""Leader election at the edge: reads and writes the Lease, and says whether this replica may act."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ class LeaseInterface(Protocol):
 
 
 class Leadership:
-    """This replica's part in the election. `left` may be asked from any thread."""
+    """This replica's part in the election. Any thread may call `left`."""
 
     def __init__(
         self, candidate: LeaseCandidate, lease: LeaseInterface, clock: Callable[[], float] = time.monotonic
@@ -86,7 +86,7 @@ class Leadership:
             await self._leads.wait()
 
 
-def sign_of_life(lease: LeaseInterface, seconds: float, wait: Callable[[float], None] = time.sleep) -> str:
+def wait_for_leader(lease: LeaseInterface, seconds: float, wait: Callable[[float], None] = time.sleep) -> str:
     """The holder that renewed the Lease within `seconds`; empty: none did. Blocking. Raises ClusterError."""
     first = lease.read()
     for _ in range(max(1, int(seconds))):

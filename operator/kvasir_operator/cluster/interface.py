@@ -1,4 +1,4 @@
-"""What the controller needs of a cluster. `cluster.Cluster` gives it over HTTP; tests give it from memory."""
+"""What the controller needs of a cluster: `cluster.Cluster` implements it over HTTP, tests in memory."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ _BUSY = (401, 408, 429, 503, 504)
 
 
 class ClusterError(Exception):
-    """The API server said no, or nothing. `status` is the HTTP status, 0 without an answer."""
+    """The API server refused a request, or did not answer. `status` is the HTTP status, 0 without an answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -19,32 +19,32 @@ class ClusterError(Exception):
 
     @property
     def final(self) -> bool:
-        """The same request would be refused again: something other than time has to change."""
+        """Whether the same request would be refused again, until something other than time changes."""
         return 400 <= self.status < 500 and self.status not in (401, 408, 409, 429)
 
     @property
     def refusal(self) -> bool:
-        """The API server said no, whatever its code, and not only that it is busy: somebody has to be told."""
+        """Whether the API server refused the request, by any code, and is not only busy: users have to know."""
         return self.final or self._denied or self.status not in (0, *_BUSY)
 
     @property
     def stale(self) -> bool:
-        """What was read has changed since: it is to be read again, and nobody need know."""
+        """Whether the object has changed since it was read: it is read again, and no user has to know."""
         return self.status == 409 and not self._denied
 
     @property
     def _denied(self) -> bool:
-        """An admission webhook said it, which chooses its code itself."""
+        """Whether an admission webhook refused it, which chooses its code itself."""
         return "denied the request" in str(self)
 
     @property
     def terminating(self) -> bool:
-        """Nothing may be created any more: the namespace is being deleted."""
+        """Whether the namespace is being deleted, so that nothing can be created in it."""
         return self.status == 403 and "because it is being terminated" in str(self)
 
 
 class ForeignObject(ClusterError):
-    """An object of the wanted name is there and somebody else's; it is left alone."""
+    """An object of the wanted name exists and has another owner; it is left alone."""
 
     def __init__(self, target: Reference) -> None:
         super().__init__(0, f"{target} exists already and does not belong to this InferenceService")

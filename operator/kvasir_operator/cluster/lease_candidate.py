@@ -21,7 +21,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What a Lease says. `holder` "" is nobody, `version` the resourceVersion; times are the holder's own words."""
+    """A Lease's record. `holder` "" is nobody, `version` the resourceVersion; times are as the holder wrote."""
 
     holder: str
     duration: int
@@ -42,11 +42,11 @@ class LeaseCandidate:
         self._since = 0.0
 
     def left(self, now: float) -> float:
-        """For how long this replica leads yet; 0 or less: it does not."""
+        """For how many seconds this replica still leads; 0 or less: it does not."""
         return self._until - now
 
     def proposal(self, record: Record | None, now: float, stamp: str) -> Record | None:
-        """What to write, given what was read by `now`; `None`: somebody else leads. `stamp`: the time to write."""
+        """What to write, given what was read by `now`; `None`: another replica leads. `stamp`: the time written."""
         if record is None:
             return Record(self.identity, self.timing.duration, stamp, stamp)
         if record.holder == self.identity:
@@ -61,11 +61,11 @@ class LeaseCandidate:
         return Record(self.identity, self.timing.duration, stamp, stamp, record.transitions + 1, record.version)
 
     def written(self, started: float) -> None:
-        """The proposal was taken; the attempt began (before its read) at `started`."""
+        """The proposal was written; the attempt began (before its read) at `started`."""
         self._until = max(self._until, started + self.timing.fence)
 
     def resignation(self, record: Record | None, stamp: str) -> Record | None:
-        """What to write to leave at once to another; this replica leads no more from here on."""
+        """What to write to hand over at once; this replica no longer leads from here on."""
         self._until = float("-inf")
         if record is None or record.holder != self.identity:
             return None

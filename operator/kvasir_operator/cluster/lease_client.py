@@ -52,7 +52,7 @@ class ClusterLease:
 
 
 def record(lease: dict[str, Any]) -> Record:
-    """What a Lease object says."""
+    """The record of a Lease object."""
     said = lease.get("spec", {})
     return Record(
         holder=said.get("holderIdentity") or "",
@@ -65,7 +65,7 @@ def record(lease: dict[str, Any]) -> Record:
 
 
 def spec(record: Record) -> dict[str, Any]:
-    """A record as a Lease's spec. Times are left out where nobody said any, since an empty one is none."""
+    """A record as a Lease's spec. Unset times are left out, since an empty string is no time."""
     times = {"acquireTime": record.acquired, "renewTime": record.renewed}
     return {
         "holderIdentity": record.holder,

@@ -1,4 +1,4 @@
-"""What a run is asked to do: read by its supervisor, from a call or from a pipe."""
+"""The configuration of a run, which its supervisor gets from a call or from a pipe."""
 
 import os
 from pathlib import Path

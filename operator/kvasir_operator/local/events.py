@@ -1,4 +1,4 @@
-"""What a supervisor tells: to the terminal it runs in, or through a pipe to the command that started it."""
+"""The events of a supervisor: to the terminal it runs in, or through a pipe to the command that started it."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from kvasir_operator.local.state import LocalPodState
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower):
-    """Base of everything told."""
+    """Base of all events."""
 
 
 class Note(Event, frozen=True):
@@ -32,7 +32,7 @@ class Fetched(Event, frozen=True):
 
 
 class PodChanged(Event, frozen=True):
-    """A pod's state, whenever it is another."""
+    """A pod's state has changed."""
 
     pod: LocalPodState
 

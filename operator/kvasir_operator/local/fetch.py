@@ -25,22 +25,22 @@ async def fetch(
     command: tuple[str, ...], env: Mapping[str, str], progress: Callable[[str, int, int], None]
 ) -> ModelMetadata | None:
     """Run the fetching `command`; `progress` hears (stage, done, total). Raises LocalError with its reason."""
-    said: list[str] = []
-    facts: ModelMetadata | None = None
+    output: list[str] = []
+    metadata: ModelMetadata | None = None
 
     def line(text: str) -> None:
-        nonlocal facts
+        nonlocal metadata
         try:
-            told: Any = json.loads(text)
+            message: Any = json.loads(text)
         except ValueError:
-            told = None
-        match told:
+            message = None
+        match message:
             case {"stage": str(stage), "done": int(done), "total": int(total)}:
                 progress(stage, done, total)
             case {"heads": int(heads), "kv_heads": int(kv_heads), "max_positions": int(positions)}:
-                facts = ModelMetadata(heads, kv_heads, positions)
+                metadata = ModelMetadata(heads, kv_heads, positions)
             case _:
-                said.append(text)
+                output.append(text)
 
     process = await Process.start(Launch(command, env), line)
     try:
@@ -50,10 +50,10 @@ async def fetch(
         await process.wait()
         raise
     if code:
-        errors = [text for text in said if text.startswith(ERROR)] or said[-1:]
+        errors = [text for text in output if text.startswith(ERROR)] or output[-1:]
         reason = errors[-1].removeprefix(ERROR).strip() if errors else f"exit status {code}"
         raise LocalError(f"model: {reason}", status=2 if code == 2 else 1)
-    return facts
+    return metadata
 
 
 def _say(message: Mapping[str, object]) -> None:
@@ -84,8 +84,8 @@ def main() -> int:
     except (ModelError, ModelURIError) as error:
         sys.stderr.write(f"{ERROR} {error}\n")
         return 2
-    if (facts := metadata_of(json.loads((folder / "config.json").read_text()))) is not None:
-        _say(msgspec.structs.asdict(facts))
+    if (metadata := metadata_of(json.loads((folder / "config.json").read_text()))) is not None:
+        _say(msgspec.structs.asdict(metadata))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What this machine has, and what of an InferenceService it can or cannot honour."""
+"""This machine's devices and folders, and what of an InferenceService it can or cannot honour."""
 
 import os
 import re

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import yaml
 
-from kvasir_operator.api import KIND, InferenceService, InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import KIND, InferenceService, InvalidService
 from kvasir_operator.local.errors import LocalError
-from kvasir_operator.render import Options, settled
+from kvasir_operator.render import Options, with_release_defaults
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -67,7 +68,7 @@ def load(text: str, source: str) -> Manifest:
         kind = document.get("kind") if isinstance(document, dict) else None
         if kind == KIND:
             try:
-                services.append(settled(parse(document), Options()))
+                services.append(with_release_defaults(parse(document), Options()))
             except InvalidService as error:
                 raise LocalError(f"{source}: {error}") from None
         elif kind == "Secret":

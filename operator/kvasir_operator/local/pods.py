@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvasir_operator.api import SET_KIND, WORKER_ROLES, InferenceService
-from kvasir_operator.api.validation_devices import GPU
+from kvasir_operator.api.devices import GPU
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.local.addresses import PodAddress, free_port
 from kvasir_operator.local.machine import Machine, sharers
 from kvasir_operator.pods import groups
-from kvasir_operator.render import Options, Static, render
+from kvasir_operator.render import Options, StaticWorkers, render
 from kvasir_operator.render.names import ROLE_LABEL
-from kvasir_operator.render.pod import CONTAINER, PORT, WORKER_PORT
+from kvasir_operator.render.pod import PORT, WORKER_PORT
 
 ENGINE_IMAGE = Options().engine_image
 
@@ -93,7 +94,7 @@ def pods(service: InferenceService, addresses: Sequence[PodAddress], machine: Ma
 
 def _rendered(service: InferenceService, urls: tuple[str, ...]) -> list[_Pod]:
     """The pods of what is rendered, workers first."""
-    objects = render(service, Options(engine_image=ENGINE_IMAGE, discovery=Static(urls)))
+    objects = render(service, Options(engine_image=ENGINE_IMAGE, discovery=StaticWorkers(urls)))
     return [
         pod
         for role in (*WORKER_ROLES, "router")
@@ -118,13 +119,13 @@ def _pods_of(item: Object, role: str) -> Iterator[_Pod]:
 
 def _take_gpus(container: Object, gpus: list[str], sharing: int) -> None:
     """Of `gpus` as many as it asks for; where `sharing` workers share one, that and a part of its memory."""
-    asked = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
-    if asked and sharing:
+    count = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
+    if count and sharing:
         _set(container, "CUDA_VISIBLE_DEVICES", gpus[0])
         _set(container, GPU_SHARERS, str(sharing))
-    elif asked:
-        _set(container, "CUDA_VISIBLE_DEVICES", ",".join(gpus[:asked]))
-        del gpus[:asked]
+    elif count:
+        _set(container, "CUDA_VISIBLE_DEVICES", ",".join(gpus[:count]))
+        del gpus[:count]
 
 
 def _meet(pod: Object, leader: PodAddress, port: int) -> None:

@@ -1,4 +1,4 @@
-"""A pod of a run: its runner, and what is known of it beyond the runner's status."""
+"""A pod of a run: its runner, and the state that the runner does not have."""
 
 import json
 from collections.abc import Callable

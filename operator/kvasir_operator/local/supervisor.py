@@ -47,7 +47,7 @@ class LocalSupervisor:
         self._views: dict[str, LocalPodState] = {}
         self._directory: state.Directory | None = None
         self._state: RunState | None = None
-        self._facts: ModelMetadata | None = None
+        self._metadata: ModelMetadata | None = None
         self._proxy: Proxy | None = None
 
     async def run(self) -> int:
@@ -108,7 +108,7 @@ class LocalSupervisor:
         await self._fetch(service.spec.model, here)
         if self._stop.is_set():
             return
-        if problems := model_problems(service, self._facts):
+        if problems := model_problems(service, self._metadata):
             raise LocalError(f"{config.source}: {'; '.join(map(str, problems))}")
         await proxy.start()
         for group in self._groups:
@@ -161,7 +161,7 @@ class LocalSupervisor:
             raise LocalError(f"{planned.name}: {error}") from None
 
     def _changes(self) -> None:
-        """Tell and write down what is not as it was."""
+        """Report and write down what has changed."""
         assert self._state is not None
         assert self._directory is not None
         for pod in self._pods:
@@ -200,7 +200,7 @@ class LocalSupervisor:
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait({fetching, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            self._facts = await fetching if fetching.done() else None
+            self._metadata = await fetching if fetching.done() else None
         finally:
             for task in (fetching, stopping):
                 task.cancel()
@@ -210,7 +210,7 @@ class LocalSupervisor:
             self._report(events.Fetched(time.monotonic() - begun))
 
     def _routers(self) -> tuple[Sequence[PodAddress], str]:
-        """The routers that take connections, or why there is none."""
+        """The routers that take connections, or why there are none."""
         routers = [pod for pod in self._pods if pod.planned.role == "router"]
         ready = [p.planned.address for p in routers if p.runner.ready and not p.runner.stopping]
         views = [self._views[p.planned.name] for p in routers]

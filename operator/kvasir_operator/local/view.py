@@ -17,7 +17,7 @@ _STATE_COLORS = {"ready": "green", "crashed": "red", "not ready": "yellow"}
 
 
 class Terminal(Console):
-    """A console that falls silent when nobody reads it any more."""
+    """A console that stops writing when its reader has gone."""
 
     def on_broken_pipe(self) -> None:
         """The run goes on; its logs are on disk too."""

@@ -19,7 +19,7 @@ STAMP = f"{GROUP}/applied"
 
 
 def stamped(item: Object) -> Object:
-    """`item` with a hash of itself as an annotation."""
+    """`item` with its own hash as an annotation."""
     text = json.dumps(item, sort_keys=True, separators=(",", ":"))
     stamp = hashlib.sha256(text.encode()).hexdigest()[:16]
     metadata = item["metadata"]
@@ -27,7 +27,7 @@ def stamped(item: Object) -> Object:
 
 
 def differs(desired: Object, live: Object) -> bool:
-    """True when `desired`, which is stamped, is not yet said by `live`."""
+    """Whether `live` lacks something of `desired`, which is stamped."""
     return not _holds(live, desired, "")
 
 
@@ -42,7 +42,7 @@ def uid(item: Object) -> str:
 
 
 def guarded(item: Object, live: Object | None) -> Object:
-    """`item` with what its writer had seen of it: replicas that were planned from another state must not be set."""
+    """`item` with what its writer had read of it: replicas planned from an older state must not be set."""
     if live is None or not (seen := version(live)):
         return item
     return {**item, "metadata": {**item["metadata"], "resourceVersion": seen}}

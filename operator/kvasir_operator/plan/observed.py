@@ -1,4 +1,4 @@
-"""What the API server says about an InferenceService's objects, as types. Pure: dictionaries in, values out."""
+"""The API server's view of an InferenceService's objects, as types. Pure: dictionaries in, values out."""
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
@@ -38,7 +38,7 @@ CONTROLLERS = frozenset({"ReplicaSet", "Job", "StatefulSet", "LeaderWorkerSet"})
 
 
 class Reference(msgspec.Struct, frozen=True, order=True):
-    """Which object of a namespace."""
+    """A reference to an object of the namespace."""
 
     api_version: str
     kind: str
@@ -70,17 +70,17 @@ class Workload(msgspec.Struct, frozen=True):
 
     @property
     def complete(self) -> bool:
-        """All the pods that are wanted are there, ready and of the newest template."""
+        """Whether all wanted pods exist, are ready and have the newest template."""
         return self.current and self.ready >= self.wanted and self.updated >= self.wanted
 
     @property
     def empty(self) -> bool:
-        """No pod is wanted, and none is there."""
+        """Whether no pod is wanted and none exists."""
         return self.current and not self.wanted and not self.pods
 
 
 class PodProblem(msgspec.Struct, frozen=True, order=True):
-    """Why a pod isn't ready: a CamelCase word and the sentence that goes with it."""
+    """Why a pod is not ready: a CamelCase reason and a message."""
 
     pod: str
     reason: str
@@ -188,12 +188,12 @@ def observe(objects: Iterable[Object], pods: Iterable[Object], removing: Collect
 
 
 def reference(item: Mapping[str, Any]) -> Reference:
-    """Which object this is."""
+    """The reference to this object."""
     return Reference(item["apiVersion"], item["kind"], item["metadata"]["name"])
 
 
 def workload_name(target: Reference) -> str:
-    """The name of the workload that an object is, or of which it is one set."""
+    """The name of the workload that an object is, or that a set belongs to."""
     return target.name.rpartition("-")[0] if target.kind == SET_KIND else target.name
 
 
@@ -209,7 +209,7 @@ def place_of(item: Mapping[str, Any]) -> tuple[Role, str]:
 
 
 def _kv(template: Mapping[str, Any]) -> str:
-    """The KV fingerprint of the pods that a template makes."""
+    """The KV fingerprint on the pods of a template."""
     found: str = template.get("metadata", {}).get("labels", {}).get(KV_LABEL, "")
     return found
 
@@ -289,7 +289,7 @@ def is_made_for(metadata: Mapping[str, Any]) -> bool:
 
 
 def _between(metadata: Mapping[str, Any], became: Mapping[str, Any]) -> float | None:
-    """Seconds from an object's creation to when a condition became what it is."""
+    """Seconds from an object's creation to a condition's last transition."""
     begin, end = metadata.get("creationTimestamp"), became.get("lastTransitionTime")
     if not begin or not end:
         return None
@@ -321,8 +321,8 @@ def _trouble(item: Mapping[str, Any], conditions: Mapping[str, Any]) -> PodProbl
     name, status = item["metadata"]["name"], item.get("status", {})
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") != "True" and (missing := _claim_missing(item)):
-        said = f" ({_short(scheduled['message'])})" if scheduled.get("message") else ""
-        return PodProblem(name, CLAIM_MISSING, f"{missing}{said}")
+        detail = f" ({_short(scheduled['message'])})" if scheduled.get("message") else ""
+        return PodProblem(name, CLAIM_MISSING, f"{missing}{detail}")
     if scheduled.get("status") == "False":
         return PodProblem(name, scheduled.get("reason", "Unschedulable"), _begin(scheduled.get("message", "")))
     containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
@@ -347,12 +347,12 @@ def _exit(terminated: Mapping[str, Any]) -> str:
 
 
 def _begin(text: str) -> str:
-    """The beginning of a message, where the scheduler counts the nodes and says what each lacks, on one line."""
+    """The beginning of a message on one line: a scheduler counts the nodes there and says what each lacks."""
     line = " ".join(text.split())
     return line if len(line) <= SCHEDULER_LENGTH else line[: SCHEDULER_LENGTH - 3] + "..."
 
 
 def _short(text: str) -> str:
-    """The end of a message, where a program says what was wrong, on one line."""
+    """The end of a message on one line: a program says there what went wrong."""
     line = " ".join(text.split())
     return line if len(line) <= MESSAGE_LENGTH else "..." + line[3 - MESSAGE_LENGTH :]

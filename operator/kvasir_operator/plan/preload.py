@@ -1,4 +1,4 @@
-"""PURE: how far the Job is that loads the model into its shared cache."""
+"""PURE: the state of the Job that loads the model into its shared cache."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What the Job's pod says of itself: bytes or files done, `total` 0 while unknown, `stage` empty before any."""
+    """What the Job's pod reports: bytes or files done, `total` 0 while unknown, `stage` empty before the first."""
 
     stage: str
     done: int
@@ -38,7 +38,7 @@ class Loading(msgspec.Struct, frozen=True):
 
 
 def loading(desired: Sequence[Object], observed: Observed, progress: Progress | None = None) -> Loading | None:
-    """How far the model is; `None` where no Job loads it."""
+    """The state of the model's Job; `None` where there is none."""
     job = next((item for item in desired if item["kind"] == "Job"), None)
     if job is None:
         return None

@@ -12,16 +12,15 @@ import msgspec
 from msgspec import Meta
 
 from kvasir_operator.api import InferenceService
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.plan.observed import Observed
 from kvasir_operator.plan.wanted import runs_pods
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL
 
-CONTAINER = "kvasir"
-
 
 class ServiceRelease(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What a service is made with."""
+    """The image and defaults of a service's pods."""
 
     image: Annotated[str, Meta(extra_json_schema={"description": "The engine's image, where no role has its own."})]
     defaults: Annotated[int, Meta(extra_json_schema={"description": "Which defaults pods have, as a number."})]
@@ -33,7 +32,7 @@ class ServiceRelease(msgspec.Struct, frozen=True, rename="camel", omit_defaults=
 def release_of(
     service: InferenceService, options: Options, previous: Mapping[str, Any], observed: Observed
 ) -> ServiceRelease:
-    """The release of a service. `options`: of the operator that runs; `previous`: the status before."""
+    """The release of a service. `options`: the running operator's; `previous`: the last status."""
     engine = service.spec.engine
     newest = ServiceRelease(engine.image or options.engine_image, options.defaults, engine.image)
     if engine.image_policy == "FollowOperator":
@@ -45,7 +44,7 @@ def release_of(
 
 
 def made_with(release: ServiceRelease, options: Options) -> Options:
-    """The options by which that release is rendered."""
+    """The options that render that release."""
     return msgspec.structs.replace(options, engine_image=release.image, defaults=release.defaults)
 
 

@@ -29,7 +29,7 @@ from kvasir_operator.api import WORKER_ROLES, WorkerRole
 
 
 class Goal(msgspec.Struct, frozen=True):
-    """What is wanted of a role: `replicas` workers of `revision`, with the limits on the way there, in replicas."""
+    """The wanted workers of a role: `replicas` of `revision`, with the limits on the way there, in replicas."""
 
     revision: str
     kv: str
@@ -39,7 +39,7 @@ class Goal(msgspec.Struct, frozen=True):
 
 
 class RevisionGroup(msgspec.Struct, frozen=True):
-    """What there is of one revision of a role: `replicas` is what is asked for, `ready` how many of them are."""
+    """The workers of one revision of a role: `replicas` are wanted of it now, `ready` of them are ready."""
 
     role: WorkerRole
     revision: str
@@ -49,14 +49,14 @@ class RevisionGroup(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """All that a step depends on. Groups of the same revision appear once a role; the wanted one may be missing."""
+    """All that a step depends on. A revision appears once a role; the wanted one may be missing."""
 
     prefill: Goal
     decode: Goal
     groups: tuple[RevisionGroup, ...] = ()
 
     def goal(self, role: WorkerRole) -> Goal:
-        """What is wanted of `role`."""
+        """The goal of `role`."""
         return self.prefill if role == "prefill" else self.decode
 
 
@@ -78,7 +78,7 @@ def limit(value: int | str, target: int, *, up: bool) -> int:
 
 
 def goal(revision: str, kv: str, replicas: int, max_surge: int | str, max_unavailable: int | str) -> Goal:
-    """A goal whose limits are given as in a spec."""
+    """A goal with the limits of a spec."""
     surge, unavailable = limit(max_surge, replicas, up=True), limit(max_unavailable, replicas, up=False)
     if surge == 0 and unavailable == 0:
         unavailable = 1
@@ -86,19 +86,19 @@ def goal(revision: str, kv: str, replicas: int, max_surge: int | str, max_unavai
 
 
 def capacity(state: State) -> Fraction:
-    """The paired capacity of what is ready; above 1 while there is more than is wanted."""
+    """The paired capacity of the ready workers; above 1 while there are more than are wanted."""
     board = _ReplicaCounts(state)
     return Fraction(board.capacity(), board.unit)
 
 
 def floor(state: State) -> Fraction:
-    """What paired capacity may not fall below."""
+    """The lowest paired capacity that a rollout may leave."""
     board = _ReplicaCounts(state)
     return Fraction(board.floor, board.unit)
 
 
 def done(state: State) -> bool:
-    """The wanted revisions have their replicas asked for, and no other revision has any."""
+    """Whether the wanted revisions have all their replicas, and no other revision has any."""
     return not next_step(state) and _ReplicaCounts(state).settled_on_goal()
 
 
@@ -150,11 +150,11 @@ class _ReplicaCounts:
         return sum(self._worth(*ready) for ready in self._by_kv.values())
 
     def left(self) -> list[tuple[RevisionGroup, int]]:
-        """Every group with the replicas that remain of it."""
+        """Every group with its remaining replicas."""
         return list(zip(self._groups, self._wanted, strict=True))
 
     def settled_on_goal(self) -> bool:
-        """Nothing but what is wanted is asked for."""
+        """Whether only the wanted revisions have replicas."""
         found = {(g.role, g.revision): g.replicas for g in self._groups if g.replicas}
         goals = zip(WORKER_ROLES, self._goals, strict=True)
         return found == {(role, g.revision): g.replicas for role, g in goals if g.replicas}
@@ -177,7 +177,7 @@ class _ReplicaCounts:
         return result
 
     def shrink(self, growing: bool) -> None:
-        """Take away what capacity can spare of the groups that are to go."""
+        """Remove what capacity can spare from the groups of other revisions."""
         victims = [i for i in range(len(self._groups)) if self._spare(i)]
         # With nothing ready among them there is nothing to lose. Else those that are not ready may come back, and
         # are given up only for others that serve.
@@ -246,7 +246,7 @@ class _ReplicaCounts:
         return best if both and worth > self._worth(*self._by_kv.get(wanted, [0, 0])) else wanted
 
     def _spare(self, i: int) -> bool:
-        """Whether there is something of this group that is to go."""
+        """Whether this group has replicas to remove."""
         group, side = self._groups[i], self._side[i]
         goal, (revision, kv) = self._goals[side], self._sinks[side]
         if kv != goal.kv:
@@ -262,7 +262,7 @@ class _ReplicaCounts:
 
 
 def _weights(prefill: int, decode: int) -> tuple[int, int]:
-    """What one ready worker of each role is worth, in units of 1 / (P * D)."""
+    """The worth of one ready worker of each role, in units of 1 / (P * D)."""
     if prefill and decode:
         return decode, prefill
     return (1 if prefill else 0), (1 if decode else 0)

@@ -23,7 +23,7 @@ def set_steps(key: tuple[WorkerRole, str], item: Object | None, replicas: int, o
     `item`: a set of that revision as it is wanted; `None` where another revision is.
     """
     role, revision = key
-    sets = sorted((each for each in observed.sets(role) if each.revision == revision), key=spared)
+    sets = sorted((each for each in observed.sets(role) if each.revision == revision), key=deletion_order)
     excess = max(0, len(sets) - replicas)
     stays = sorted(sets[excess:], key=lambda s: s.number)
     steps: list[Step] = []
@@ -40,7 +40,7 @@ def set_steps(key: tuple[WorkerRole, str], item: Object | None, replicas: int, o
     return [*steps, *(_delete(each, observed) for each in sets[:excess])]
 
 
-def spared(each: WorkerSet) -> tuple[bool, int]:
+def deletion_order(each: WorkerSet) -> tuple[bool, int]:
     """The sort key of deletion: the set with the least key is deleted first."""
     return each.ready, -each.number
 
@@ -51,7 +51,7 @@ def _worker(item: Object, number: int) -> Object:
 
 
 def _pattern(live: Object) -> Object:
-    """A set of a revision that is no longer wanted, as it was made."""
+    """A set of a revision that is no longer wanted, as it was created."""
     kept = ("name", "namespace", "labels", "ownerReferences")
     metadata = {name: live["metadata"][name] for name in kept if name in live["metadata"]}
     annotations = live["metadata"].get("annotations", {})

@@ -1,4 +1,4 @@
-"""What a plan is made of."""
+"""The steps of a plan."""
 
 import msgspec
 
@@ -21,7 +21,7 @@ class Scale(msgspec.Struct, frozen=True, tag=True):
 
 
 class ReportReplicas(msgspec.Struct, frozen=True, tag=True):
-    """Say in an InferenceRole's status how many of its workers are ready."""
+    """Report in an InferenceRole's status how many of its workers are ready."""
 
     target: Reference
     replicas: int
@@ -35,7 +35,7 @@ class Delete(msgspec.Struct, frozen=True, tag=True):
 
 
 class Wait(msgspec.Struct, frozen=True, tag=True):
-    """Nothing can be done before this changes."""
+    """Nothing can be done until this changes."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""PURE: the states that a rollout passes through when all that is asked for becomes ready, for printing."""
+"""PURE: the states of a rollout in which every wanted pod becomes ready, for printing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,18 +22,18 @@ OLD, NEW = "old", "new"
 
 
 class TracedState(msgspec.Struct, frozen=True):
-    """A state that was passed: `steps` led to it; none where it is pods that became ready, or the beginning."""
+    """A state of the trace: `steps` led to it; none at the beginning, or where pods became ready."""
 
     state: State
     steps: tuple[ScaleRevision, ...] = ()
 
 
 class BadState(ValueError):
-    """A state that none can be in; the message is one sentence for the user."""
+    """A state that cannot exist; the message is one sentence for the user."""
 
 
 def beginning(prefill: int, decode: int, max_surge: int | str, max_unavailable: int | str) -> State:
-    """All workers of one revision, and another one wanted whose KV is another."""
+    """All workers of one revision, and a wanted revision with another KV fingerprint."""
     wanted = [goal(NEW, NEW, n, max_surge, max_unavailable) for n in (prefill, decode)]
     return State(
         wanted[0],
@@ -43,7 +43,7 @@ def beginning(prefill: int, decode: int, max_surge: int | str, max_unavailable: 
 
 
 def trace(state: State) -> Iterator[TracedState]:
-    """`state` and all that follow it, to the end or to where nothing more can be done."""
+    """`state` and all that follow it, to the end or until nothing more can be done."""
     yield TracedState(state)
     while True:
         if steps := next_step(state):

@@ -1,4 +1,4 @@
-"""PURE: what is wanted of a role, read from the desired objects: one Deployment, or a set for each worker."""
+"""PURE: the wanted workers of a role, read from the desired objects: one Deployment, or a set for each worker."""
 
 from collections.abc import Sequence
 
@@ -27,12 +27,12 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def runs_pods(item: Object) -> bool:
-    """Whether this object keeps pods of a role running."""
+    """Whether this object runs pods of a role."""
     return item["kind"] in _KINDS
 
 
 def wanted(desired: Sequence[Object], role: Role) -> Wanted:
-    """What `desired` wants of `role`."""
+    """The wanted workers of `role` in `desired`."""
     items = tuple(o for o in desired if runs_pods(o) and o["metadata"]["labels"][ROLE_LABEL] == role)
     first = items[0]
     grouped = first["kind"] == SET_KIND

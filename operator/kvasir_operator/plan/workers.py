@@ -21,7 +21,7 @@ Key = tuple[WorkerRole, str]
 
 
 def is_worker(item: Object) -> bool:
-    """Whether this object keeps workers running."""
+    """Whether this object runs workers."""
     return runs_pods(item) and place_of(item)[0] in WORKER_ROLES
 
 
@@ -36,7 +36,7 @@ def begins(desired: Sequence[Object], observed: Observed) -> bool:
 
 
 def rollout_state(desired: Sequence[Object], observed: Observed, limits: Rollout) -> State:
-    """What the rollout planner is to know: the wanted revisions, and the counts of all that are there."""
+    """The rollout planner's state: the wanted revisions, and the counts of all that exist."""
     groups = [
         RevisionGroup(role, each.revision, each.kv, each.wanted, observed.ready(each))
         for role in WORKER_ROLES
@@ -50,7 +50,7 @@ def _goal(wants: Wanted, limits: Rollout) -> Goal:
 
 
 def worker_steps(desired: Sequence[Object], observed: Observed, limits: Rollout) -> list[Step]:
-    """The next steps of the workers. `desired` has each wanted one, with the replicas to end with."""
+    """The next steps of the workers. `desired` has each wanted workload, with its final replicas."""
     state = rollout_state(desired, observed, limits)
     planned = {(step.role, step.revision): step.replicas for step in rollout.next_step(state)}
     live: dict[Key, Workload] = {}
@@ -74,7 +74,7 @@ def worker_steps(desired: Sequence[Object], observed: Observed, limits: Rollout)
 
 
 def _steps(key: Key, want: Wanted | None, live: Workload | None, replicas: int, observed: Observed) -> list[Step]:
-    """What brings one revision of a role to so many `replicas`, or makes it what is wanted otherwise."""
+    """The steps that bring one revision of a role to `replicas`, or update what it is made of."""
     if (want and want.grouped) or (live and live.grouped):
         return set_steps(key, want.items[0] if want else None, replicas, observed)
     if want:
@@ -90,20 +90,20 @@ def _steps(key: Key, want: Wanted | None, live: Workload | None, replicas: int, 
 
 
 def progress(desired: Sequence[Object], observed: Observed, limits: Rollout) -> str:
-    """What the workers' plan still waits for; empty when all is as it should be."""
+    """What the workers' plan still waits for; empty when it is done."""
     state = rollout_state(desired, observed, limits)
     wants: set[Key] = {(role, wanted(desired, role).revision) for role in WORKER_ROLES}
     return "" if _settled(state, wants) else waits_for(state)
 
 
 def paired_capacity(desired: Sequence[Object], observed: Observed, limits: Rollout) -> tuple[float, float]:
-    """The paired capacity that there is, and the one below which no rollout goes."""
+    """The present paired capacity, and the one below which no rollout goes."""
     state = rollout_state(desired, observed, limits)
     return float(rollout.capacity(state)), float(rollout.floor(state))
 
 
 def waits_for(state: State) -> str:
-    """What a rollout that can do nothing now waits for, with the capacity that is kept meanwhile."""
+    """What a rollout waits for that can do nothing now, with the capacity that it keeps meanwhile."""
     pending = [f"{g.role} {g.revision} has {g.ready} of {g.replicas} ready" for g in state.groups if _lacks(g)]
     kept = f"paired capacity {float(rollout.capacity(state)):.0%}, bound {float(rollout.floor(state)):.0%}"
     return f"{'; '.join(pending) or 'pods that leave'} ({kept})"
@@ -114,6 +114,6 @@ def _lacks(group: RevisionGroup) -> bool:
 
 
 def _settled(state: State, wants: Collection[Key]) -> bool:
-    """Nothing is left to wait for."""
+    """Whether nothing is left to wait for."""
     others = any((group.role, group.revision) not in wants for group in state.groups)
     return not others and rollout.done(state) and not any(_lacks(group) for group in state.groups)

@@ -1,4 +1,4 @@
-"""PURE: what an API server has against a pod template, said before it is asked.
+"""PURE: the problems that an API server would find in a pod template, before it is asked.
 
 `fields.json` says which fields there are and of what type (Kubernetes' own OpenAPI schemas; `make pod-fields`),
 `tables.py` what values they take, `types.py` walks both, and the rest holds what concerns several fields. What

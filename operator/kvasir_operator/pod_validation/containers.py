@@ -1,4 +1,4 @@
-"""What concerns one container: its ports, mounts, probes and claims."""
+"""Validates one container: its ports, mounts, probes and claims."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,7 +32,7 @@ def container_problems(
 
 
 def twice(items: list[Any], keys: tuple[str, ...], path: Path) -> Iterator[Problem]:
-    """The items whose keys are those of an item before."""
+    """The items that repeat the keys of an item before."""
     seen = set()
     for index, item in enumerate(items):
         found = tuple(item.get(key, "TCP" if key == "protocol" else None) for key in keys)

@@ -1,4 +1,4 @@
-"""Where a pod may run: selectors, affinities, tolerations, spreading."""
+"""Validates where a pod may run: selectors, affinities, tolerations, spreading."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

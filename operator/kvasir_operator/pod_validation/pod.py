@@ -1,4 +1,4 @@
-"""What concerns several parts of a pod: names across containers, volumes, claims, labels, placement."""
+"""Validates what concerns several parts of a pod: names across containers, volumes, claims, labels, placement."""
 
 import ipaddress
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ _ANNOTATIONS_BYTES = 256 * 1024
 
 
 def pod_problems(template: Mapping[str, Any]) -> Iterator[Problem]:
-    """What an API server has against a Deployment's pod template. Where types do not fit, only that is said."""
+    """The problems that an API server finds in a Deployment's pod template. Wrong types are reported alone."""
     if wrong := list(type_problems(template)):
         yield from wrong
         return

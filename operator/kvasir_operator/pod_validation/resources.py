@@ -1,4 +1,4 @@
-"""What a container asks for: names, amounts, and how requests and limits go together."""
+"""Validates a container's resources: names, amounts, and requests against limits."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ _PLAIN = ("cpu", "memory", "ephemeral-storage")
 
 
 def extended(name: str) -> bool:
-    """Whether a resource is a device plugin's, say: whole ones only, and as many requested as allowed."""
+    """Whether it is an extended resource, such as a device plugin's: whole amounts, requests equal to limits."""
     domain, slash, _ = name.rpartition("/")
     return bool(slash) and not f".{domain}".endswith(".kubernetes.io")
 
@@ -26,9 +26,9 @@ def resource_problems(resources: Mapping[str, Any], path: Path) -> Iterator[Prob
             yield from _amount(name, value, (*path, kind, name))
     for name in requests:
         yield from _both(name, requests[name], limits.get(name), path)
-    asked = {*requests, *limits}
-    for name in sorted(each for each in asked if each.startswith(_HUGE)):
-        if not asked & {"cpu", "memory"}:
+    names = {*requests, *limits}
+    for name in sorted(each for each in names if each.startswith(_HUGE)):
+        if not names & {"cpu", "memory"}:
             kind = "limits" if name in limits else "requests"
             yield Problem((*path, kind, name), "huge pages need a request or limit of cpu or memory beside them")
 
@@ -58,10 +58,10 @@ def _both(name: str, request: Any, limit: Any, path: Path) -> Iterator[Problem]:
         if whole:
             yield Problem((*path, "limits", name), f"must be there and equal the request, {request}")
         return
-    asked, allowed = amount(request), amount(limit)
-    if asked is None or allowed is None:
+    requested, allowed = amount(request), amount(limit)
+    if requested is None or allowed is None:
         return
-    if whole and asked != allowed:
+    if whole and requested != allowed:
         yield Problem(where, f"must equal the limit, {limit}; is {request}")
-    elif asked > allowed:
+    elif requested > allowed:
         yield Problem(where, f"{request} is more than the limit, {limit}")

@@ -1,4 +1,4 @@
-"""Types, names and values of a pod template's fields, one by one."""
+"""Validates types, names and values of a pod template's fields, one by one."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -114,15 +114,15 @@ def _pod(item: Mapping[str, Any], group: int, index: int) -> Object:
     pod = f"{leader}-{index}" if index else leader
     # A headless Service of the set's name publishes the pods, ready or not.
     spec |= {"hostname": pod, "subdomain": name}
-    told = {
+    variables = {
         LEADER_ADDRESS: f"{leader}.{name}.{namespace}",
         GROUP_SIZE: str(size(item)),
         WORKER_INDEX: str(index),
     }
     for container in [*spec["containers"], *(spec.get("initContainers") or ())]:
         # First, so that the container's own variables may refer to them; its own of the same names give way.
-        own = [entry for entry in container.get("env") or () if entry["name"] not in told]
-        container["env"] = [*({"name": key, "value": value} for key, value in told.items()), *own]
+        own = [entry for entry in container.get("env") or () if entry["name"] not in variables]
+        container["env"] = [*({"name": key, "value": value} for key, value in variables.items()), *own]
     return {
         "apiVersion": "v1",
         "kind": "Pod",

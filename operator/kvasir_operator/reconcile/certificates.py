@@ -14,7 +14,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from kvasir_operator.certificates import Authority, Issued, due, files, identity, new_authority, new_leaf, overdue
+from kvasir_operator.certificates import (
+    Authority,
+    IssuedCertificates,
+    due,
+    files,
+    identity,
+    new_authority,
+    new_leaf,
+    overdue,
+)
 from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
 from kvasir_operator.plan.observed import Reference
 from kvasir_operator.render.names import (
@@ -48,17 +57,17 @@ class Authorities(Protocol):
         ...
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """What is issued now, and what is to be said of it. `renewed`: of what an Event tells, if of anything."""
+class CertificateResult(msgspec.Struct, frozen=True):
+    """What is issued now, and the condition. `renewed`: the message of an Event, if one is due."""
 
-    issued: Issued | None
-    verdict: ConditionState
+    issued: IssuedCertificates | None
+    condition: ConditionState
     renewed: str = ""
     refused: tuple[Reference, ClusterError] | None = None
 
 
-class CertificateKeeper:
-    """Keeps the certificates of all services. For use in threads.
+class CertificateManager:
+    """Issues the certificates of all services. For use in threads.
 
     `now` is the time of certificates, `clock` that of what was read.
     """
@@ -78,7 +87,7 @@ class CertificateKeeper:
         self._known: list[Authority] = []
         self._read_at = 0.0
 
-    def keep(self, document: Mapping[str, Any], waiting: Collection[Role] = ()) -> Kept:
+    def issue(self, document: Mapping[str, Any], waiting: Collection[Role] = ()) -> CertificateResult:
         """Issue what is due. `waiting`: roles with pods that are not ready, which may miss their Secret.
 
         Raises ClusterError without an answer.
@@ -90,7 +99,9 @@ class CertificateKeeper:
         except ClusterError as error:
             if not error.refusal:
                 raise
-            return Kept(before, no_certificates("NoAuthority", f"no authority can be read or kept: {error}"))
+            return CertificateResult(
+                before, no_certificates("NoAuthority", f"no authority can be read or kept: {error}")
+            )
         owner = OwningService.of(document)
         asked = _digest(str(annotations.get(CERTIFICATES, "")))
         found = due(before, authorities, now, asked)
@@ -98,7 +109,7 @@ class CertificateKeeper:
             found = due(before, authorities, now, asked, lost=True)
         if found is None:
             assert before is not None
-            return Kept(before, certificates_ready(before.signed_by, before.expires_at))
+            return CertificateResult(before, certificates_ready(before.signed_by, before.expires_at))
         issued, signer, trusted = found
         for role in ROLES:
             leaf = new_leaf(signer, identity(owner.namespace, owner.name, role), now)
@@ -109,14 +120,14 @@ class CertificateKeeper:
                 if not error.refusal:
                     raise
                 target = Reference("v1", "Secret", item["metadata"]["name"])
-                verdict = no_certificates("Refused", f"{target}: {error}")
-                return Kept(before, verdict, refused=(target, error))
+                condition = no_certificates("Refused", f"{target}: {error}")
+                return CertificateResult(before, condition, refused=(target, error))
         log.info("issue service=%s/%s authority=%s", owner.namespace, owner.name, signer.name)
-        told = f"signed by authority {issued.signed_by}, valid until {issued.expires_at}" if before else ""
-        return Kept(issued, certificates_ready(issued.signed_by, issued.expires_at), told)
+        renewed = f"signed by authority {issued.signed_by}, valid until {issued.expires_at}" if before else ""
+        return CertificateResult(issued, certificates_ready(issued.signed_by, issued.expires_at), renewed)
 
     def _authorities(self, now: datetime) -> list[Authority]:
-        """Those that have not ended, with one that has long to go, which is made where there is none."""
+        """The authorities that have not expired; where none has long to go, a new one with them."""
         with self._lock:
             if not self._known or self._clock() - self._read_at >= AUTHORITY_SECONDS:
                 self._known = self._read(now)
@@ -136,16 +147,16 @@ class CertificateKeeper:
         raise ClusterError(409, "the Secret of authorities changes whenever it is written")
 
 
-def issued_before(document: Mapping[str, Any]) -> Issued | None:
-    """What the status says was issued; `None` where it says nothing that can be read."""
+def issued_before(document: Mapping[str, Any]) -> IssuedCertificates | None:
+    """The certificates in the status; `None` where there are none, or they cannot be read."""
     try:
-        return msgspec.convert(document.get("status", {}).get("certificates"), Issued)
+        return msgspec.convert(document.get("status", {}).get("certificates"), IssuedCertificates)
     except msgspec.ValidationError:
         return None
 
 
 def _digest(text: str) -> str:
-    """What stands for a text of any length, which is an author's, in the status."""
+    """A short digest for the status of a text that a user wrote, which may have any length."""
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 

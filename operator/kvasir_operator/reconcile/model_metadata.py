@@ -46,15 +46,15 @@ class ModelMetadataReader:
         """The facts of `model`, which is valid; `None` when they cannot be learnt."""
         key = model.uri, model.revision
         with self._lock:
-            facts, asked = self._known.get(key, (None, float("-inf")))
-        if facts is not None or self._clock() - asked < RETRY_SECONDS:
-            return facts
-        facts = self._read(model)
+            metadata, read_at = self._known.get(key, (None, float("-inf")))
+        if metadata is not None or self._clock() - read_at < RETRY_SECONDS:
+            return metadata
+        metadata = self._read(model)
         with self._lock:
             while len(self._known) >= MOST_MODELS:
                 del self._known[next(iter(self._known))]
-            self._known[key] = (facts, self._clock())
-        return facts
+            self._known[key] = (metadata, self._clock())
+        return metadata
 
     def _read(self, model: Model) -> ModelMetadata | None:
         uri = parse_uri(model.uri)

@@ -1,6 +1,6 @@
-"""Which pods are a service's own: their controllers are followed to the objects that the service owns.
+"""Finds the pods of a service by their owners: from a pod's controller to an object that the service owns.
 
-Labels say nothing: who is not followed to them is counted, and is sent no request.
+Labels prove nothing: a pod without such an owner is counted, and gets no request.
 """
 
 import threading
@@ -15,8 +15,8 @@ _MOST = 10_000  # controllers that are remembered
 
 
 class PodOwners:
-    """Follows pods. For use in threads. What controls a ReplicaSet or StatefulSet is asked for once, and what was a
-    service's own stays so: its pods leave after it is deleted."""
+    """Follows owner references. For use in threads. The controller of a ReplicaSet or StatefulSet is read once, and
+    an object that a service has owned stays its own: the pods of a deleted object leave later."""
 
     def __init__(self, cluster: ClusterInterface) -> None:
         self._cluster = cluster
@@ -24,10 +24,10 @@ class PodOwners:
         self._above: dict[str, str] = {}
         self._made: dict[str, str] = {}  # whose each object was, both by uid
 
-    def vouched(
+    def without_foreign_addresses(
         self, namespace: str, service: str, pods: Iterable[Object], owned: Iterable[Object]
     ) -> list[Object]:
-        """`pods` of the service with that uid; without their addresses those that nothing of what it owns, or has
+        """`pods` of the service with that uid, without the addresses of those that no object which it owns, or has
         owned, has made. Raises ClusterError.
         """
         ours = self._with_deleted(service, {item["metadata"]["uid"] for item in owned})

@@ -30,15 +30,15 @@ class PodReader:
         self._bounded = BoundedHttp(MOST_BYTES, TIMEOUT_SECONDS, transport=transport)
 
     def progress(self, ip: str) -> Progress | None:
-        """How far the Job's pod at `ip` is, or `None`."""
+        """The progress of the Job's pod at `ip`, or `None`."""
         return self._ask_all([ip], "/progress", Progress)[0]
 
     def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
-        """What the routers at these addresses say, or `None`."""
+        """The status of each router at these addresses, or `None`."""
         return self._ask_all(ips, "/status", RouterStatus)
 
     def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
-        """What the workers at these addresses say, or `None`."""
+        """The status of each worker at these addresses, or `None`."""
         return self._ask_all(ips, "/status", WorkerStatus)
 
     def _ask_all(self, ips: Sequence[str], path: str, kind: type[T]) -> list[T | None]:

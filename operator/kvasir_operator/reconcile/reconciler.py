@@ -11,15 +11,8 @@ from typing import Any, Protocol
 import msgspec
 
 from kvasir_engine.status_reports import RouterStatus, WorkerStatus
-from kvasir_operator.api import (
-    SET_API_VERSION,
-    SET_KIND,
-    WORKER_ROLES,
-    InferenceService,
-    InvalidService,
-    Model,
-    parse,
-)
+from kvasir_operator.admission import parse
+from kvasir_operator.api import SET_API_VERSION, SET_KIND, WORKER_ROLES, InferenceService, InvalidService, Model
 from kvasir_operator.api.validation import ModelMetadata, api_problems, model_problems
 from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
 from kvasir_operator.plan import Delete, Step, plan
@@ -27,11 +20,11 @@ from kvasir_operator.plan.observed import Observed, Reference, observe, referenc
 from kvasir_operator.plan.preload import PRELOAD, Progress, loading
 from kvasir_operator.plan.release import ServiceRelease, made_with, release_of
 from kvasir_operator.plan.workers import paired_capacity, progress
-from kvasir_operator.reconcile.certificates import CertificateKeeper, Kept, issued_before
+from kvasir_operator.reconcile.certificates import CertificateManager, CertificateResult, issued_before
 from kvasir_operator.reconcile.executor import execute
 from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
 from kvasir_operator.reconcile.pod_owners import PodOwners
-from kvasir_operator.render import Object, Options, issued, render, settled
+from kvasir_operator.render import Object, Options, issued, render, with_release_defaults
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED, ROLES
 from kvasir_operator.render.network import url
@@ -92,35 +85,36 @@ class PodStatusReader(Protocol):
 class Reconciler:
     """Reconciles InferenceServices of one cluster.
 
-    `facts` is asked for a model's facts, `now` for the time, `ask` what pods say of themselves (without it, nothing
-    is said of canaries). `again` is told of services (namespace, name, seconds) that change without an event.
+    `read_metadata` reads a model's metadata, `now` the time, `pod_reader` the pods' own status (without it there is
+    no condition of canaries). `requeue_after` queues a service (namespace, name, seconds) that changes without an
+    event.
     """
 
     def __init__(
         self,
         cluster: ClusterInterface,
         options: Options,
-        facts: Callable[[Model], ModelMetadata | None],
+        read_metadata: Callable[[Model], ModelMetadata | None],
         now: Callable[[], datetime] = utc_now,
-        ask: PodStatusReader | None = None,
-        again: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
+        pod_reader: PodStatusReader | None = None,
+        requeue_after: Callable[[str, str, float], None] = lambda namespace, name, seconds: None,
         autoscaler: Autoscaler | None = None,
         show_capacity: Callable[[tuple[str, str], tuple[float, float] | None], None] = lambda key, found: None,
         alive: Alive = lambda operator: None,
-        certificates: CertificateKeeper | None = None,
+        certificates: CertificateManager | None = None,
         owners: PodOwners | None = None,
     ) -> None:
         self._owners = owners
         self._alive = alive
         self._certificates = certificates
         self._show_capacity = show_capacity
-        self._autoscaler = autoscaler or Autoscaler(ask, now, again)
+        self._autoscaler = autoscaler or Autoscaler(pod_reader, now, requeue_after)
         self._cluster = cluster
         self._options = options
-        self._facts = facts
+        self._read_metadata = read_metadata
         self._now = now
-        self._ask = ask
-        self._again = again
+        self._pod_reader = pod_reader
+        self._requeue_after = requeue_after
 
     def reconcile(self, namespace: str, name: str) -> bool:
         """Take an InferenceService a step further. False when it is gone.
@@ -144,19 +138,19 @@ class Reconciler:
             self._cluster.event(
                 document, True, "OtherOperator", message, self._stamp(), f"{self._options.operator} {other}"
             )
-            self._again(namespace, name, OTHER_SECONDS)  # nothing tells that the other is gone
+            self._requeue_after(namespace, name, OTHER_SECONDS)  # nothing tells that the other is gone
             return True
         self._claim(document)
         try:
             service = parse(document)
-            if problems := model_problems(service, self._facts(service.spec.model)):
+            if problems := model_problems(service, self._read_metadata(service.spec.model)):
                 raise InvalidService(problems)
         except InvalidService as error:
             self._reject(document, error)
             return True
         if problems := api_problems(service, lambda: self._cluster.serves(SET_API_VERSION, SET_KIND)):
             self._reject(document, InvalidService(problems))
-            self._again(namespace, name, API_SECONDS)  # nothing tells of what is installed
+            self._requeue_after(namespace, name, API_SECONDS)  # nothing tells of what is installed
             return True
         try:
             failures = self._realize(document, service)
@@ -173,7 +167,8 @@ class Reconciler:
         self._show_capacity((namespace, name), None)
 
     def _claim(self, document: Object) -> None:
-        """Be the operator of a service before anything of it is changed. Of two who try, one is refused."""
+        """Record this operator in the status before any object is changed. Of two operators that try, one is
+        refused."""
         previous = document.get("status", {})
         if self._options.operator and previous.get("operator") != self._options.operator:
             document["status"] = {**previous, "operator": self._options.operator}
@@ -185,22 +180,24 @@ class Reconciler:
         # What runs goes on as it was, and its certificates with it.
         before = issued_before(document)
         if before and self._certificates and not self._options.issuer:
-            before = self._renewed(document, self._certificates.keep(document)).issued
+            before = self._renewed(document, self._certificates.issue(document)).issued
         self._publish(document, statuses.rejected(error.problems, generation, previous, self._now(), before))
 
     def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
-        """Say that the API server lets nothing be read or planned: `Ready` may not go on for a new spec."""
+        """Report that the API server refuses what the operator needs: `Ready` does not hold for a new spec."""
         previous = document.get("status", {})
-        self._publish(document, statuses.hindered(str(error), service.generation, previous, self._now()))
+        self._publish(
+            document, statuses.refused_by_api_server(str(error), service.generation, previous, self._now())
+        )
 
     def _realize(self, document: Object, service: InferenceService) -> dict[Reference, ClusterError]:
-        """Take a valid service a step further, and say how it is. Returns what the API server refused."""
+        """Take a valid service a step further, and write its status. Returns what the API server refused."""
         # Pods last: what is ready counts most, and changes by itself.
         owned = self._cluster.owned(service.namespace, service.name, service.uid)
         removing = document.get("status", {}).get("removing", [])
         pods = self._cluster.pods(service.namespace, service.name)
         if self._owners:
-            pods = self._owners.vouched(service.namespace, service.uid, pods, owned)
+            pods = self._owners.without_foreign_addresses(service.namespace, service.uid, pods, owned)
         observed = observe(owned, pods, removing)
         paused = document["metadata"].get("annotations", {}).get(PAUSED) == "true"
         scaling = self._rescale(document, service, observed, paused)
@@ -209,28 +206,28 @@ class Reconciler:
         release = release_of(service, self._options, document.get("status", {}), observed)
         left_open = service.spec.transfer.encryption is None
         made = made_with(release, self._options)
-        service = settled(service, made)
+        service = with_release_defaults(service, made)
         rendered = marked(render(service, made), self._options)
         desired = self._servable(document, rendered)
         unserved = exposed(service, rendered, desired)
         # Before any pod is made, which would wait for its Secret; also of a service that is paused.
-        kept = self._certify(document, service, observed, rendered)
+        certificates = self._certify(document, service, observed, rendered)
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
         self._intend(document, steps)
         failures = execute(self._cluster, service.namespace, service.name, steps, observed)
-        if kept and kept.refused:
-            failures[kept.refused[0]] = kept.refused[1]
+        if certificates and certificates.refused:
+            failures[certificates.refused[0]] = certificates.refused[1]
         for target, error in failures.items():
             # Once a code: what the message says may be another at each try.
             occasion = f"{target} {error.status} {service.generation}"
             self._tell(document, "ApplyFailed", f"{target}: {error}", occasion)
         cached = loading(desired, observed, self._loaded(observed))
         if cached and not cached.done:
-            self._again(service.namespace, service.name, LOADING_SECONDS)
+            self._requeue_after(service.namespace, service.name, LOADING_SECONDS)
         deleted = {step.target for step in steps if isinstance(step, Delete)}
         capacity = paired_capacity(desired, observed, service.spec.rollout)
         self._show_capacity((service.namespace, service.name), capacity)
-        told, leaving = self._routers(observed), self._leaving(observed)
+        routers, leaving = self._routers(observed), self._leaving(observed)
         links = self._links(observed)
         status = statuses.accepted(
             desired,
@@ -243,57 +240,59 @@ class Reconciler:
             now=self._now(),
             cached=cached,
             paused=paused,
-            routers=None if told is None else [each for each in told if each],
+            routers=None if routers is None else [each for each in routers if each],
             planned=progress(desired, observed, service.spec.rollout),
             leaving=leaving,
             removing=sorted(r.name for r in observed.removing.keys() - deleted),
             scaling=scaling,
             elastic=elastic(service),
-            told=[
+            informational=[
                 *metrics_reachable(service, self._options.metrics_namespace),
                 *unserved,
-                *([kept.verdict] if kept else []),
+                *([certificates.condition] if certificates else []),
                 *transfer_encrypted(service, kept_off=left_open),
             ],
-            certificates=kept.issued if kept else None,
+            certificates=certificates.issued if certificates else None,
             links=links,
         )
         status = msgspec.structs.replace(status, release=release)
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
         self._publish(document, status, guarded=grouped or status.scaling is not None)
-        if seconds := _look_again(status, told or ()):
-            self._again(service.namespace, service.name, seconds)
+        if seconds := _recheck_seconds(status, routers or ()):
+            self._requeue_after(service.namespace, service.name, seconds)
         return failures
 
     def _certify(
         self, document: Object, service: InferenceService, observed: Observed, rendered: Sequence[Object]
-    ) -> Kept | None:
-        """Issue the certificates that are due, or say what cert-manager has; `None` where there are to be none."""
+    ) -> CertificateResult | None:
+        """Issue the certificates that are due, or report cert-manager's; `None` where the service has none."""
         if service.spec.transfer.encryption == "Off":
             return None
         if issuer := self._options.issuer:
             wanted = [each for each in rendered if each["kind"] == issued.KIND]
             served = self._cluster.serves(issued.API_VERSION, issued.KIND)
-            verdict = certificates_of(str(issuer), wanted, observed, served)
-            if not verdict.true:
-                self._again(service.namespace, service.name, FAILED_SECONDS)  # no watch tells
-            return Kept(None, verdict)
+            condition = certificates_of(str(issuer), wanted, observed, served)
+            if not condition.true:
+                self._requeue_after(service.namespace, service.name, FAILED_SECONDS)  # no watch tells
+            return CertificateResult(None, condition)
         if self._certificates is None:
             return None
         waiting = {pod.role for pod in observed.pods if pod.role in ROLES and not pod.ready}
-        return self._renewed(document, self._certificates.keep(document, sorted(waiting)))
+        return self._renewed(document, self._certificates.issue(document, sorted(waiting)))
 
-    def _renewed(self, document: Object, kept: Kept) -> Kept:
-        if kept.renewed and kept.issued:
-            told = StatusEvent(False, "CertificatesRenewed", kept.renewed, self._stamp(), kept.issued.issued_at)
-            self._post(document, told)
-        return kept
+    def _renewed(self, document: Object, certificates: CertificateResult) -> CertificateResult:
+        if certificates.renewed and certificates.issued:
+            event = StatusEvent(
+                False, "CertificatesRenewed", certificates.renewed, self._stamp(), certificates.issued.issued_at
+            )
+            self._post(document, event)
+        return certificates
 
     def _rescale(
         self, document: Object, service: InferenceService, observed: Observed, paused: bool
     ) -> ScalingStatus | None:
-        """The sizes that the operator decides on itself. A new one is in `document`'s status before it is carried
-        out: whoever goes on from there, should this be cut off, knows of it."""
+        """The sizes that the operator decides itself. A new size is in `document`'s status before it is applied, so
+        that a reconcile after an interruption knows it."""
         previous = document.get("status", {})
         before = remembered(previous)
         if paused:
@@ -308,28 +307,30 @@ class Reconciler:
         return scaling
 
     def _loaded(self, observed: Observed) -> Progress | None:
-        """How far the running pod of the Job is that loads the model."""
-        if self._ask is None:
+        """How far the running pod of the model's Job is."""
+        if self._pod_reader is None:
             return None
         running = [pod.ip for pod in observed.pods if pod.role == PRELOAD and pod.ip]
-        return next(filter(None, map(self._ask.progress, running[:MOST_LOADING])), None)
+        return next(filter(None, map(self._pod_reader.progress, running[:MOST_LOADING])), None)
 
     def _routers(self, observed: Observed) -> list[RouterStatus | None] | None:
-        """What each ready router says, `None` of one that does not answer; `None` where nobody is asked."""
-        if self._ask is None:
+        """The status of each ready router, `None` for one that does not answer; `None` where no pod is asked."""
+        if self._pod_reader is None:
             return None
-        return self._ask.routers([pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip])
+        return self._pod_reader.routers(
+            [pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip]
+        )
 
     def _links(self, observed: Observed) -> list[MeasuredLink] | None:
-        """What ready prefill workers measured of their links; `None` where none of those that there are answers."""
+        """What ready prefill workers measured of their links; `None` where none of them answers."""
         pods = [pod for pod in observed.pods if pod.role == "prefill" and pod.ready and pod.ip and not pod.follower]
-        if self._ask is None or not pods:
+        if self._pod_reader is None or not pods:
             return []
         some = sorted(pods, key=lambda pod: pod.name)[:MOST_LINKED]
-        said = self._ask.workers([pod.ip for pod in some])
-        if not any(said):
+        reports = self._pod_reader.workers([pod.ip for pod in some])
+        if not any(reports):
             return None
-        found = zip(some, said, strict=True)
+        found = zip(some, reports, strict=True)
         return [MeasuredLink(pod.name, link) for pod, status in found if status for link in status.links]
 
     def _intend(self, document: Object, steps: Sequence[Step]) -> None:
@@ -345,19 +346,19 @@ class Reconciler:
             self._set_status(document, document["status"], guarded=True)
 
     def _leaving(self, observed: Observed) -> list[LeavingPod]:
-        """The workers on their way out, and what they have to finish. Of a group it is the leader who says."""
+        """The workers that are being deleted, and what they have to finish. The leader answers for its group."""
         workers = [pod for pod in observed.leaving if pod.role in WORKER_ROLES]
         leaders = {pod.group for pod in workers if not pod.follower}
         left = {pod.group: pod for pod in reversed(workers) if pod.follower and pod.group not in leaders}
         pods = [pod for pod in workers if not pod.follower or left.get(pod.group) is pod]
-        said = self._ask.workers([pod.ip for pod in pods]) if self._ask else [None] * len(pods)
+        reports = self._pod_reader.workers([pod.ip for pod in pods]) if self._pod_reader else [None] * len(pods)
         return [
             LeavingPod(pod.name, status.requests, status.leases) if status else LeavingPod(pod.name)
-            for pod, status in zip(pods, said, strict=True)
+            for pod, status in zip(pods, reports, strict=True)
         ]
 
     def _servable(self, document: Object, desired: list[Object]) -> list[Object]:
-        """`desired` without the objects whose API this server has not got, which an Event tells of."""
+        """`desired` without the objects whose API this server does not serve; an Event reports each."""
         result = []
         for item in desired:
             if self._cluster.serves(item["apiVersion"], item["kind"]):
@@ -371,14 +372,14 @@ class Reconciler:
     def _tell(self, document: Object, reason: str, message: str, occasion: str) -> None:
         self._post(document, StatusEvent(True, reason, message, self._stamp(), occasion))
 
-    def _post(self, document: Object, told: StatusEvent) -> None:
-        """Post an Event. Where the API server takes none, the work goes on without."""
+    def _post(self, document: Object, event: StatusEvent) -> None:
+        """Post an Event. Where the API server refuses Events, the reconcile goes on."""
         try:
-            self._cluster.event(document, told.warning, told.reason, told.message, told.since, told.occasion)
+            self._cluster.event(document, event.warning, event.reason, event.message, event.since, event.occasion)
         except ClusterError as error:
             if not error.refusal:
                 raise
-            log.warning("event refused reason=%s message=%s error=%s", told.reason, told.message, error)
+            log.warning("event refused reason=%s message=%s error=%s", event.reason, event.message, error)
 
     def _publish(self, document: Object, status: statuses.Status, guarded: bool = False) -> None:
         """Write the status where it is another than before, with an Event for every condition that changed.
@@ -407,11 +408,11 @@ class Reconciler:
         return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _look_again(status: statuses.Status, told: Sequence[RouterStatus | None]) -> float:
-    """In how many seconds what pods say may be another; 0: it is not waited for. `told`: by each ready router."""
+def _recheck_seconds(status: statuses.Status, routers: Sequence[RouterStatus | None]) -> float:
+    """After how many seconds the pods are asked again; 0: never. `routers`: what each ready router said."""
     verified = next((c.status for c in status.conditions if c.type == VERIFIED), "True")
-    if any(each.requests is not None for each in status.leaving) or (any(told) and verified == "Unknown"):
+    if any(each.requests is not None for each in status.leaving) or (any(routers) and verified == "Unknown"):
         return SOON_SECONDS
     # A worker that does not say what it has may be on a node that is gone, and a ready router that does not answer
     # may have lost one packet, or be out of the operator's reach: no event tells, and nothing is to be hurried for.
-    return FAILED_SECONDS if status.leaving or (told and verified != "True") else 0.0
+    return FAILED_SECONDS if status.leaving or (routers and verified != "True") else 0.0

@@ -14,7 +14,7 @@ log = logging.getLogger("kvasir.queue")
 Key = TypeVar("Key")
 
 
-class Pace(msgspec.Struct, frozen=True):
+class RequeueDelays(msgspec.Struct, frozen=True):
     """Delays in seconds: `settle` gathers bursts of events, `base` doubles up to `cap` after failures in a row, and
     `resync` brings a thing back though nothing happened, should a watch have missed something."""
 
@@ -36,14 +36,14 @@ class WorkQueue(Generic[Key]):
     """
 
     def __init__(
-        self, handle: Callable[[Key], Awaitable[bool]], parallel: int = 8, pace: Pace | None = None
+        self, handle: Callable[[Key], Awaitable[bool]], parallel: int = 8, delays: RequeueDelays | None = None
     ) -> None:
         self._handle = handle
-        self._pace = pace or Pace()
+        self._delays = delays or RequeueDelays()
         self._slots = asyncio.Semaphore(parallel)
         self._dirty: set[Key] = set()
         self._tasks: dict[Key, asyncio.Task[None]] = {}
-        self._naps: dict[Key, asyncio.Event] = {}
+        self._backoffs: dict[Key, asyncio.Event] = {}
         self._resyncs: dict[Key, asyncio.TimerHandle] = {}
         self._later: dict[Key, asyncio.TimerHandle] = {}
 
@@ -52,8 +52,8 @@ class WorkQueue(Generic[Key]):
         self._dirty.add(key)
         if key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._work(key), name=f"work on {key}")
-        elif now and (nap := self._naps.get(key)):
-            nap.set()
+        elif now and (backoff := self._backoffs.get(key)):
+            backoff.set()
 
     def add_later(self, key: Key, seconds: float) -> None:
         """Have `key` handled in `seconds`, once, however often this is called until then: the soonest counts."""
@@ -82,8 +82,8 @@ class WorkQueue(Generic[Key]):
         try:
             while key in self._dirty:
                 if failures:
-                    await self._nap(key, self._pace.delay(failures))
-                await asyncio.sleep(self._pace.settle)
+                    await self._back_off(key, self._delays.delay(failures))
+                await asyncio.sleep(self._delays.settle)
                 self._dirty.discard(key)
                 async with self._slots:
                     try:
@@ -92,25 +92,25 @@ class WorkQueue(Generic[Key]):
                     except Exception as error:
                         failures += 1
                         self._dirty.add(key)
-                        delay = self._pace.delay(failures)
+                        delay = self._delays.delay(failures)
                         bug = not isinstance(error, ClusterError)  # only then does a traceback help
                         log.warning("failed key=%s retry_seconds=%g reason=%s", key, delay, error, exc_info=bug)
         finally:
             del self._tasks[key]
         self._resync(key, alive)
 
-    async def _nap(self, key: Key, seconds: float) -> None:
-        nap = self._naps[key] = asyncio.Event()
+    async def _back_off(self, key: Key, seconds: float) -> None:
+        backoff = self._backoffs[key] = asyncio.Event()
         try:
             async with asyncio.timeout(seconds):
-                await nap.wait()
+                await backoff.wait()
         except TimeoutError:
             pass
         finally:
-            del self._naps[key]
+            del self._backoffs[key]
 
     def _resync(self, key: Key, alive: bool) -> None:
         if timer := self._resyncs.pop(key, None):
             timer.cancel()
         if alive:
-            self._resyncs[key] = asyncio.get_running_loop().call_later(self._pace.resync, self.add, key)
+            self._resyncs[key] = asyncio.get_running_loop().call_later(self._delays.resync, self.add, key)

@@ -11,20 +11,29 @@ from kvasir_operator.render.issued import issued_certificates
 from kvasir_operator.render.monitoring import pod_monitor
 from kvasir_operator.render.names import Object
 from kvasir_operator.render.network import network
-from kvasir_operator.render.options import Discovery, Issuer, Options, PodWatch, Static
+from kvasir_operator.render.options import Discovery, Issuer, Options, PodWatch, StaticWorkers
 from kvasir_operator.render.policies import policies
 from kvasir_operator.render.preload import preload_job
+from kvasir_operator.render.release_defaults import with_release_defaults
 from kvasir_operator.render.router import router_deployment
 from kvasir_operator.render.scale import inference_roles
-from kvasir_operator.render.settled import settled
 from kvasir_operator.render.workers import worker_deployment
 
-__all__ = ["Discovery", "Issuer", "Object", "Options", "PodWatch", "Static", "render", "settled"]
+__all__ = [
+    "Discovery",
+    "Issuer",
+    "Object",
+    "Options",
+    "PodWatch",
+    "StaticWorkers",
+    "render",
+    "with_release_defaults",
+]
 
 
 def render(service: InferenceService, options: Options) -> list[Object]:
     """Everything that `service` needs, in the order in which it is best created."""
-    service = settled(service, options)
+    service = with_release_defaults(service, options)
     return [
         *(_around(service, options) if options.in_cluster else ()),
         router_deployment(service, options),
@@ -40,7 +49,7 @@ def _workers(service: InferenceService, role: WorkerRole, options: Options) -> l
 
 
 def _around(service: InferenceService, options: Options) -> list[Object]:
-    """What only a cluster knows: who pods are, whom they may talk to, how many may go at once, who watches them."""
+    """What only a cluster has: accounts, NetworkPolicies, disruption budgets, monitoring."""
     monitors = [pod_monitor(service)] if options.pod_monitors else []
     return [
         *(issued_certificates(service, options.issuer) if options.issuer else ()),

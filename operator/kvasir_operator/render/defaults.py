@@ -25,19 +25,19 @@ _LIMITED = 2  # the defaults (`Options.defaults`) since which there are these
 
 
 def router_resources(options: Options) -> Object:
-    """Of the router's container."""
+    """The resources of the router's container."""
     return _with(options, ROUTER_REQUESTS, {"memory": ROUTER_MEMORY_LIMIT}, SCRATCH_MI)
 
 
 def preload_resources(options: Options) -> Object:
-    """Of the container that loads a model into a claim."""
+    """The resources of the container that loads a model into a claim."""
     return _with(options, PRELOAD_REQUESTS, {"memory": PRELOAD_MEMORY_LIMIT}, SCRATCH_MI)
 
 
 def worker_resources(
     service: InferenceService, workers: Workers, options: Options, requests: Amounts, limits: Amounts
 ) -> Object:
-    """Of a worker's container, whose own `requests` and `limits` are of CPUs, memory and devices."""
+    """The resources of a worker's container, whose own `requests` and `limits` are of CPUs, memory and devices."""
     return _with(
         options, requests, {"memory": _most_memory(service, workers), **limits}, SCRATCH_MI + _model_mi(service)
     )
@@ -60,7 +60,7 @@ def _most_memory(service: InferenceService, workers: Workers) -> str:
 
 
 def _model_mi(service: InferenceService) -> int:
-    """What a pod keeps of the model on its node's disk: nothing where that has a volume of its own."""
+    """What a pod keeps of the model on its node's disk: 0 where the model has a volume of its own."""
     cache = service.spec.model.cache
     if not downloads(service) or cache.claim_name or cache.host_path:
         return 0

@@ -39,6 +39,6 @@ def place_set(service: InferenceService, metadata: Object) -> None:
 
 
 def queued(service: InferenceService) -> Object:
-    """What a group's revision names beside its templates: another queue is another group."""
+    """What else a group's revision covers besides its templates: another queue makes another revision."""
     gang = service.spec.scheduling.gang
     return {"gang": [gang.provider, gang.queue]} if gang else {}

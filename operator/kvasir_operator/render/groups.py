@@ -122,7 +122,7 @@ def _lead(template: Object) -> None:
 
 
 def _follow(template: Object) -> None:
-    """A follower answers to probes and nothing else: it has no metrics, takes no requests, and does not drain."""
+    """A follower answers probes only: it has no metrics, takes no requests, and does not drain."""
     (main,) = template["spec"]["containers"]
     del template["metadata"]["annotations"], main["lifecycle"]
     main["ports"] = [{"name": PROBE_PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]

@@ -1,4 +1,4 @@
-"""What each role has one of, whatever its revision: its account and its disruption budget."""
+"""The objects that a role has once, whatever its revision: its account and its disruption budget."""
 
 from kvasir_operator.api import InferenceService
 from kvasir_operator.render.names import ROLES, Object, Role, labels, metadata, role_name, selector

@@ -1,4 +1,4 @@
-"""The spec's template over a rendered one, and what that changes of what Kvasir itself asks for.
+"""Merges the spec's pod template over a rendered one, and fits Kvasir's own resources to it.
 
 A request of Kvasir's own follows a limit of the spec's that is below it, and a limit of Kvasir's own a request of
 the spec's that is above it. Of devices a request is the limit, so whichever of them the spec names, the other
@@ -8,19 +8,23 @@ follows.
 from collections.abc import Mapping
 
 from kvasir_engine.quantity import amount
+from kvasir_operator.api.devices import claims, requested
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.api.strategic_merge import overlay
 from kvasir_operator.api.workers import PodOverlay
 from kvasir_operator.pod_validation.resources import extended
-from kvasir_operator.render.devices import CONTAINER, asked, claims
 from kvasir_operator.render.names import Object
 
 
-def merged(rendered: Object, said: PodOverlay) -> Object:
-    """The rendered pod template with the spec's over it, which may be anything. Neither is changed."""
-    template = overlay(rendered, said.template)
-    theirs = asked(said)
+def merged(rendered: Object, overrides: PodOverlay) -> Object:
+    """The rendered pod template, overridden by the spec's, which may be anything. Changes neither."""
+    template = overlay(rendered, overrides.template)
+    spec_resources = requested(overrides)
     containers = [
-        {**each, "resources": settled(each["resources"], theirs["requests"], theirs["limits"])}
+        {
+            **each,
+            "resources": _fit_resources(each["resources"], spec_resources["requests"], spec_resources["limits"]),
+        }
         if each.get("name") == CONTAINER and _well_formed(each["resources"])
         else each
         for each in template["spec"]["containers"]
@@ -28,12 +32,12 @@ def merged(rendered: Object, said: PodOverlay) -> Object:
     return {**template, "spec": {**template["spec"], "containers": containers}}
 
 
-def said_over(resources: Object, said: PodOverlay) -> Object:
-    """`resources` of Kvasir's own with those of the spec's field `resources` over them."""
-    theirs, used = said.resources, claims(said)
+def with_spec_resources(resources: Object, overrides: PodOverlay) -> Object:
+    """Kvasir's own `resources`, overridden by the spec's field `resources`."""
+    spec_resources, used = overrides.resources, claims(overrides)
     found = {
-        "requests": {**resources["requests"], **theirs.requests},
-        "limits": {**resources["limits"], **theirs.limits},
+        "requests": {**resources["requests"], **spec_resources.requests},
+        "limits": {**resources["limits"], **spec_resources.limits},
         "claims": used,
     }
     return {kind: value for kind, value in found.items() if value}
@@ -45,8 +49,8 @@ def _well_formed(resources: object) -> bool:
     )
 
 
-def settled(resources: Object, requests: Object, limits: Object) -> Object:
-    """`resources` with what is not the spec's own made to fit. `requests` and `limits`: what the spec says."""
+def _fit_resources(resources: Object, requests: Object, limits: Object) -> Object:
+    """`resources` with Kvasir's own requests and limits made to fit the spec's `requests` and `limits`."""
     asks, allows = dict(resources.get("requests", {})), dict(resources.get("limits", {}))
     for name, limit in resources.get("limits", {}).items():
         if name in asks and name not in requests and _less(limit, asks[name], extended(name)):
@@ -61,7 +65,7 @@ def settled(resources: Object, requests: Object, limits: Object) -> Object:
 
 
 def _less(limit: object, request: object, whole: bool) -> bool:
-    allowed, asked = amount(limit), amount(request)
-    if allowed is None or asked is None:
+    allowed, requested = amount(limit), amount(request)
+    if allowed is None or requested is None:
         return False
-    return allowed != asked if whole else allowed < asked
+    return allowed != requested if whole else allowed < requested

@@ -38,7 +38,7 @@ class OwningService(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
-        """That of a stored InferenceService."""
+        """The owner of the objects of a stored InferenceService."""
         found = document["metadata"]
         return cls(found["name"], found["namespace"], found.get("uid", ""))
 
@@ -77,7 +77,7 @@ def router_name(service: InferenceService) -> str:
 
 
 def role_name(service: InferenceService, role: Role) -> str:
-    """The name of what a role has one of, whatever its revision: account, disruption budget, network policy."""
+    """The name of the objects that a role has once: account, disruption budget, NetworkPolicy."""
     return f"{service.name}-{role}"
 
 
@@ -102,7 +102,7 @@ def tls_secret_name(service: InferenceService | OwningService, role: Role) -> st
 
 
 def ownerless(service: InferenceService) -> InferenceService:
-    """The service as a manifest has it: what the revision of its pods is taken from."""
+    """The service as a manifest has it, from which the revision of its pods is computed."""
     return msgspec.structs.replace(service, uid="")
 
 

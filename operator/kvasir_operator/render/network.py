@@ -41,7 +41,7 @@ def network(service: InferenceService) -> list[Object]:
 
 
 def url(service: InferenceService, objects: Sequence[Object]) -> str:
-    """Where clients find the API, less its /v1: outside where `objects` have a host to ask for, else inside."""
+    """The base URL of the API without its /v1: outside the cluster where `objects` have a host, else inside."""
     expose = service.spec.router.expose
     exposed = {item["kind"] for item in objects} & WAYS_IN - {POOL_KIND}
     if exposed and expose.host and not expose.host.startswith("*"):

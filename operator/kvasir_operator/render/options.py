@@ -1,4 +1,4 @@
-"""What rendering needs to know beside the spec."""
+"""What rendering needs besides the spec."""
 
 import msgspec
 
@@ -7,13 +7,13 @@ class PodWatch(msgspec.Struct, frozen=True):
     """The router finds workers by watching the pods of its namespace."""
 
 
-class Static(msgspec.Struct, frozen=True):
-    """The router is told its workers' URLs (`http://host:port`), and needs no API server."""
+class StaticWorkers(msgspec.Struct, frozen=True):
+    """The router gets its workers' URLs (`http://host:port`) as flags, and needs no API server."""
 
     urls: tuple[str, ...]
 
 
-Discovery = PodWatch | Static
+Discovery = PodWatch | StaticWorkers
 
 
 class Issuer(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """What the pods of all roles share: container, probes, security, accounts, and where they prefer to be."""
 
 from kvasir_operator.api import InferenceService
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.api.validation import CA_VARIABLES
 from kvasir_operator.render.names import Object, Role, role_name, tls_secret_name
 from kvasir_operator.render.options import ENTRYPOINT, Options
@@ -13,7 +14,6 @@ from kvasir_operator.render.storage import (
     startup_seconds,
 )
 
-CONTAINER = "kvasir"
 CA_PATH = "/etc/kvasir/ca"
 TLS_PATH = "/etc/kvasir/tls"
 TLS_VOLUME = "tls"
@@ -99,7 +99,7 @@ def pod_spec(service: InferenceService, main: Object, token: bool) -> Object:
 
 
 def _common(service: InferenceService, main: Object, spec: Object) -> None:
-    """What the spec says of all pods that run the engine."""
+    """The spec's settings of all pods that run the engine."""
     engine = service.spec.engine
     if engine.image:
         main["image"] = engine.image

@@ -36,10 +36,10 @@ def policies(service: InferenceService, options: Options) -> list[Object]:
     watchers = _watchers(options)
     hub = [_to_anywhere(HUB_PORTS)] if downloads(service) else []
     # What a Job has loaded, workers need not download.
-    theirs = [] if preloads(service) else hub
+    worker_hub = [] if preloads(service) else hub
     from_workers: Object = {"from": [workers]}
-    asked = PORT if service.spec.transfer.encryption == "Off" else WORKER_PORT
-    in_worker = [from_workers, {"from": [routers], "ports": _tcp(asked)}]
+    router_port = PORT if service.spec.transfer.encryption == "Off" else WORKER_PORT
+    in_worker = [from_workers, {"from": [routers], "ports": _tcp(router_port)}]
     if watchers:
         in_worker.append({"from": watchers, "ports": _tcp(PORT)})
     found = [
@@ -50,13 +50,13 @@ def policies(service: InferenceService, options: Options) -> list[Object]:
             [{"to": [workers]}, _dns(), _to_anywhere(API_SERVER_PORTS)],
         ),
         *(
-            _policy(service, role, in_worker, [{"to": [workers]}, _dns(), *theirs])
+            _policy(service, role, in_worker, [{"to": [workers]}, _dns(), *worker_hub])
             for role in ("prefill", "decode")
         ),
     ]
     if preloads(service):
-        told = _operators(options)
-        progress = [{"from": told, "ports": _tcp(PORT)}] if told else []
+        operators = _operators(options)
+        progress = [{"from": operators, "ports": _tcp(PORT)}] if operators else []
         found.append(_policy(service, "preload", progress, [_dns(), *hub]))
     return found
 

@@ -2,7 +2,7 @@
 
 from kvasir_operator.api import InferenceService
 from kvasir_operator.render.defaults import preload_resources
-from kvasir_operator.render.merge import merged, said_over
+from kvasir_operator.render.merge import merged, with_spec_resources
 from kvasir_operator.render.names import Object, labels, metadata, revision_of
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.pod import PORT, container, pod_spec
@@ -34,6 +34,6 @@ def _pod(service: InferenceService, options: Options) -> Object:
     model = service.spec.model
     revision = ["--revision", model.revision] if model.revision else []
     args = ["fetch", model.uri, *revision, "--progress-port", str(PORT)]
-    resources = said_over(preload_resources(options), model.cache.preload)
+    resources = with_spec_resources(preload_resources(options), model.cache.preload)
     main = container(options, args, {}, resources)
     return {**pod_spec(service, main, token=True), "restartPolicy": "OnFailure"}

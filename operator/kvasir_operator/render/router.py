@@ -2,7 +2,7 @@
 
 from kvasir_operator.api import InferenceService
 from kvasir_operator.render.defaults import router_resources
-from kvasir_operator.render.merge import merged, said_over
+from kvasir_operator.render.merge import merged, with_spec_resources
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     REVISION_LABEL,
@@ -15,7 +15,7 @@ from kvasir_operator.render.names import (
     selector,
     worker_selector,
 )
-from kvasir_operator.render.options import CERTIFICATES, Options, Static
+from kvasir_operator.render.options import CERTIFICATES, Options, StaticWorkers
 from kvasir_operator.render.pod import container, drain_args, model_args, serving_pod, tls_args
 from kvasir_operator.render.storage import startup_seconds
 
@@ -52,7 +52,7 @@ def _pod(service: InferenceService, options: Options) -> Object:
     args += drain_args(service)
     if holds := service.spec.scaling.holds:
         args += ["--hold-seconds", str(holds.hold_seconds), "--hold-requests", str(holds.hold_requests)]
-    main = container(options, args, {}, said_over(router_resources(options), service.spec.router))
+    main = container(options, args, {}, with_spec_resources(router_resources(options), service.spec.router))
     spec = serving_pod(service, "router", main, options)
     if service.spec.router.image:
         main["image"] = service.spec.router.image
@@ -66,7 +66,7 @@ def _pod(service: InferenceService, options: Options) -> Object:
 
 
 def _discovery_args(service: InferenceService, options: Options) -> list[str]:
-    if isinstance(options.discovery, Static):
+    if isinstance(options.discovery, StaticWorkers):
         return [arg for url in options.discovery.urls for arg in ("--worker", url)]
     follows = service.uid and options.defaults >= CERTIFICATES
     owner = ["--watch-owner", service.uid] if follows else []

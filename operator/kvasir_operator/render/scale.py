@@ -1,4 +1,4 @@
-"""The InferenceRoles: the sizes of roles as objects with /scale, where the spec leaves them to others."""
+"""The InferenceRoles: the sizes of roles as objects with /scale, where an autoscaler sets them."""
 
 from kvasir_operator.api import API_VERSION, ROLE_KIND, WORKER_ROLES, InferenceService, WorkerRole
 from kvasir_operator.render.names import (

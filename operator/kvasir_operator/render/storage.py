@@ -1,4 +1,4 @@
-"""Where the model comes from in a pod: mounts, the cache, the hub's token, and the Job that loads it beforehand."""
+"""The model in a pod: mounts, the cache, the hub's token, and whether a Job loads it beforehand."""
 
 from kvasir_engine.model.loading.uri import ClaimURI, HubURI, PackageURI
 from kvasir_engine.model.loading.uri import parse as parse_uri

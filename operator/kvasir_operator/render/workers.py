@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from kvasir_engine.connector.fabric import fabric_env
 from kvasir_operator.api import InferenceService, WorkerRole, Workers
+from kvasir_operator.api.devices import GPU, pod_claims, selects_gpu_nodes, whole_gpus
 from kvasir_operator.api.kv_fingerprint import fingerprint
-from kvasir_operator.api.validation_devices import GPU
 from kvasir_operator.api.worker_settings import flags_of
 from kvasir_operator.render.defaults import worker_resources
-from kvasir_operator.render.devices import own_nodes, pod_claims, whole_gpus
 from kvasir_operator.render.fabric import rdma_requests, share_node
-from kvasir_operator.render.merge import merged, said_over
+from kvasir_operator.render.merge import merged, with_spec_resources
 from kvasir_operator.render.monitoring import SCRAPE_ANNOTATIONS
 from kvasir_operator.render.names import (
     KV_LABEL,
@@ -130,16 +129,16 @@ def _resources(service: InferenceService, workers: Workers, options: Options) ->
     # The API server copies limits of extended resources to the requests; saying so here keeps what is applied
     # and what is stored the same.
     requests |= limits
-    return said_over(worker_resources(service, workers, options, requests, limits), workers)
+    return with_spec_resources(worker_resources(service, workers, options, requests, limits), workers)
 
 
 def _place_on_gpus(service: InferenceService, workers: Workers, spec: Object) -> None:
     """Nodes with the GPUs that the spec names, or any, those with H100s first."""
     spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
-    theirs = workers.template.get("spec", {})
-    affinity = theirs.get("affinity")
-    chosen = "nodeSelector" in theirs or (isinstance(affinity, Mapping) and "nodeAffinity" in affinity)
-    if chosen or not own_nodes(workers):
+    patch = workers.template.get("spec", {})
+    affinity = patch.get("affinity")
+    chosen = "nodeSelector" in patch or (isinstance(affinity, Mapping) and "nodeAffinity" in affinity)
+    if chosen or not selects_gpu_nodes(workers):
         return  # the spec chooses the nodes itself, which may be any
     named = service.spec.placement.gpu_products
     products = {"key": PRODUCT_LABEL, "operator": "In", "values": list(named or H100_PRODUCTS)}

@@ -1,4 +1,4 @@
-"""When the load of services is looked at that the operator scales itself: an edge, which asks pods and has a clock.
+"""Decides when to measure the load of the services that the operator scales itself: an edge, with pods and a clock.
 
 What a decision depends on is in the service's status (`scaling/roles.py`). Here is only when each was looked at,
 so that no event, and no write of the operator's own, makes it look more often; and whose routers may hold requests
@@ -16,8 +16,8 @@ from kvasir_engine.status_reports import RouterStatus, WorkerStatus
 from kvasir_operator.api import WORKER_ROLES, InferenceService
 from kvasir_operator.plan.observed import Observed, PodState
 from kvasir_operator.scaling.planner import Signals
-from kvasir_operator.scaling.roles import ScalingStatus, next_look, remembered, rescaled
-from kvasir_operator.scaling.signals import PodReports, signals, startup_seconds
+from kvasir_operator.scaling.roles import ScalingStatus, remembered, rescaled, seconds_to_next_measurement
+from kvasir_operator.scaling.signals import PodReports, median_startup_seconds, signals
 
 # How often routers are asked whether they hold requests for a service that has no workers.
 WAKE_SECONDS = 1.0
@@ -35,75 +35,78 @@ class LoadReader(Protocol):
     def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]: ...
 
 
-class Look(msgspec.Struct, frozen=True):
-    """When a service is to be looked at again (seconds of the epoch), unless it becomes another generation."""
+class NextMeasurement(msgspec.Struct, frozen=True):
+    """When the load of a service is measured next: at `due` (epoch, seconds), or when its generation changes."""
 
     generation: int
-    again: float
+    due: float
 
 
 class Autoscaler:
-    """Of one operator. `again` is told when to reconcile a service (namespace, name, seconds); `report` what was
-    decided and from what. May be used from several threads, but for one service from one at a time."""
+    """Scales the services of one operator. `requeue_after` queues a service (namespace, name, seconds); `report`
+    gets what was decided and from what. Several threads may use it, but only one at a time for one service."""
 
     def __init__(
         self,
-        ask: LoadReader | None,
+        pod_reader: LoadReader | None,
         now: Callable[[], datetime],
-        again: Callable[[str, str, float], None],
+        requeue_after: Callable[[str, str, float], None],
         report: Callable[[Key, ScalingStatus | None, Signals | None], None] = lambda key, scaling, signals: None,
     ) -> None:
-        self._ask = ask
+        self._pod_reader = pod_reader
         self._now = now
-        self._again = again
+        self._requeue_after = requeue_after
         self._report = report
         self._lock = threading.Lock()
-        self._looks: dict[Key, Look] = {}
+        self._next_measurements: dict[Key, NextMeasurement] = {}
         self._asleep: dict[Key, tuple[str, ...]] = {}
         self._woken: set[Key] = set()
 
     def scale(
         self, service: InferenceService, observed: Observed, status: Mapping[str, Any]
     ) -> ScalingStatus | None:
-        """What holds now for the sizes of a service's roles; `None` where the operator does not scale them."""
+        """The sizes of a service's roles from now on; `None` where the operator does not scale them."""
         key = service.namespace, service.name
         before = remembered(status)
         if service.spec.scaling.auto is None:
             self.forget(key)
             return None
         now = self._now()
-        look = self._looks.get(key)
+        scheduled = self._next_measurements.get(key)
         with self._lock:
             woken = key in self._woken
             self._woken.discard(key)
-        left = look.again - now.timestamp() if look and look.generation == service.generation else 0.0
+        left = scheduled.due - now.timestamp() if scheduled and scheduled.generation == service.generation else 0.0
         scaling = before
         if before is None or woken or left <= 0:
             measured = self._measure(observed)
             scaling = rescaled(service, observed, before, measured, now)
-            left = next_look(service, measured)
-            self._looks[key] = Look(service.generation, now.timestamp() + left)
+            left = seconds_to_next_measurement(service, measured)
+            self._next_measurements[key] = NextMeasurement(service.generation, now.timestamp() + left)
             self._report(key, scaling, measured)
         if not self._sleeps(key, service, scaling, observed):
-            self._again(*key, left)
+            self._requeue_after(*key, left)
         return scaling
 
     def forget(self, key: Key) -> None:
-        """A service is gone, or is no longer scaled here."""
+        """Drop a service that is deleted, or is no longer scaled here."""
         with self._lock:
             self._asleep.pop(key, None)
             self._woken.discard(key)
-        if self._looks.pop(key, None):
+        if self._next_measurements.pop(key, None):
             self._report(key, None, None)
 
     def wake(self) -> list[Key]:
-        """Ask the routers of services without workers; those that hold requests are to be reconciled at once."""
+        """Ask the routers of services without workers; returns the services that hold requests, to reconcile at
+        once."""
         with self._lock:
             asleep = _in_turn(self._asleep)
-        if self._ask is None or not asleep:
+        if self._pod_reader is None or not asleep:
             return []
-        told = self._ask.routers([ip for _, ip in asleep])
-        woken = {key for (key, _), each in zip(asleep, told, strict=True) if each and each.load and each.load.held}
+        states = self._pod_reader.routers([ip for _, ip in asleep])
+        woken = {
+            key for (key, _), each in zip(asleep, states, strict=True) if each and each.load and each.load.held
+        }
         with self._lock:
             self._woken |= woken & self._asleep.keys()
         return sorted(woken)
@@ -111,7 +114,7 @@ class Autoscaler:
     def _sleeps(
         self, key: Key, service: InferenceService, scaling: ScalingStatus | None, observed: Observed
     ) -> bool:
-        """Whether both roles have no workers; then only requests that are held change anything."""
+        """Whether both roles have no workers; then only a held request changes anything."""
         asleep = (
             service.spec.scaling.holds is not None
             and scaling is not None
@@ -125,29 +128,29 @@ class Autoscaler:
         return asleep
 
     def _measure(self, observed: Observed) -> Signals | None:
-        if self._ask is None:
+        if self._pod_reader is None:
             return None
         pods = [pod for pod in observed.pods if pod.ip]
         routers = [pod for pod in pods if pod.role == "router"]
         workers = [pod for pod in pods if pod.role in WORKER_ROLES and pod.ready and not pod.follower]
-        asked = self._ask.workers([pod.ip for pod in workers])
+        worker_reports = self._pod_reader.workers([pod.ip for pod in workers])
         by_role: dict[str, list[WorkerStatus | None]] = {"prefill": [], "decode": []}
-        for pod, each in zip(workers, asked, strict=True):
+        for pod, each in zip(workers, worker_reports, strict=True):
             by_role[pod.role].append(each)
-        told = self._ask.routers([pod.ip for pod in routers])
+        router_reports = self._pod_reader.routers([pod.ip for pod in routers])
         return signals(
-            PodReports(_expected(routers, told), tuple(by_role["prefill"]), tuple(by_role["decode"])),
-            startup_seconds(observed),
+            PodReports(_expected(routers, router_reports), tuple(by_role["prefill"]), tuple(by_role["decode"])),
+            median_startup_seconds(observed),
         )
 
 
 def _in_turn(asleep: Mapping[Key, Sequence[str]]) -> list[tuple[Key, str]]:
-    """Some routers of each service, the first of every one before the second of any: who has many that do not
-    answer takes no time from others."""
+    """Some routers of each service, the first of every service before the second of any: a service whose routers do
+    not answer does not delay others."""
     places = range(min(MOST_ASKED, max(map(len, asleep.values()), default=0)))
     return [(key, ips[place]) for place in places for key, ips in asleep.items() if place < len(ips)]
 
 
-def _expected(pods: Sequence[PodState], told: Sequence[RouterStatus | None]) -> tuple[RouterStatus | None, ...]:
-    """What routers say. One that is not ready has no clients, unless it says that it has."""
-    return tuple(each for pod, each in zip(pods, told, strict=True) if pod.ready or each)
+def _expected(pods: Sequence[PodState], reports: Sequence[RouterStatus | None]) -> tuple[RouterStatus | None, ...]:
+    """The reports of ready routers, and of others that answered. A router that is neither has no clients."""
+    return tuple(each for pod, each in zip(pods, reports, strict=True) if pod.ready or each)

@@ -31,7 +31,7 @@ MOST_GROWTH = 4.0
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """Least and most workers of a role while it has any, and what one costs in GPUs."""
+    """The least and most workers of a role while it has any, and how many GPUs one worker takes."""
 
     least: int
     most: int
@@ -39,7 +39,7 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Targets(msgspec.Struct, frozen=True):
-    """What is to be held. Times in seconds. `gpus`: most of both roles together, 0 without a limit.
+    """The planner's targets. Times in seconds. `gpus`: the most GPUs of both roles together, 0 without a limit.
 
     `idle`: after so long without a request both roles go to zero, `None`: never. No less than `window`.
     """
@@ -81,13 +81,13 @@ class Signals(msgspec.Struct, frozen=True):
 
     @property
     def quiet(self) -> bool:
-        """Nobody is known to want anything."""
+        """Whether no known request arrives, waits or runs."""
         waits = self.held or self.waiting or self.queued
         return not (self.arrivals or waits or self.inflight or self.running)
 
     @property
     def idle(self) -> bool:
-        """Nobody wants anything."""
+        """Whether no request arrives, waits or runs, by the answers of all pods."""
         return self.quiet and not self.partial
 
 
@@ -124,22 +124,22 @@ def decide(
     targets: Targets,
     signals: Signals | None,
 ) -> dict[WorkerRole, Decision]:
-    """What each role should have. `signals` is `None` where nothing could be measured: then nothing moves."""
+    """The replicas of each role. With `signals` `None`, where nothing could be measured, no role changes."""
     sleeps = targets.idle is not None and not any(pool.replicas for pool in pools.values())
     if signals is None:
         return {role: _stay(now, pools[role], bounds[role], targets, sleeps) for role in WORKER_ROLES}
     # A router that has only just started has not been idle for long, and wakes nobody.
     asleep = sleeps and signals.quiet
     asleep |= targets.idle is not None and signals.idle and signals.idle_seconds >= targets.idle
-    asked = _needs(pools, targets, signals)
+    needed = _needs(pools, targets, signals)
     sizes: dict[WorkerRole, int] = {}
     reasons: dict[WorkerRole, str] = {}
-    kept: dict[WorkerRole, tuple[Need, ...]] = {}
+    remembered: dict[WorkerRole, tuple[Need, ...]] = {}
     for role in WORKER_ROLES:
-        pool, (need, why) = pools[role], asked[role]
+        pool, (need, why) = pools[role], needed[role]
         need = min(need, bounds[role].most)
-        kept[role] = remember(_before(pool), now, need, targets.window)
-        sizes[role], reasons[role] = _held(pool, need, why, kept[role], now, targets.window)
+        remembered[role] = remember(_before(pool), now, need, targets.window)
+        sizes[role], reasons[role] = _held(pool, need, why, remembered[role], now, targets.window)
         if signals.partial:
             sizes[role] = max(sizes[role], pool.replicas)
     # Both or none: while the window keeps workers of one role, neither has fewer than its least.
@@ -148,8 +148,8 @@ def decide(
         role: min(max(sizes[role], 0 if asleep else bounds[role].least), bounds[role].most) for role in WORKER_ROLES
     }
     _pair(wanted, reasons, bounds)
-    _fit(wanted, reasons, {role: asked[role][0] for role in WORKER_ROLES}, bounds, targets.gpus)
-    return {role: Decision(wanted[role], reasons[role], kept[role]) for role in WORKER_ROLES}
+    _fit(wanted, reasons, {role: needed[role][0] for role in WORKER_ROLES}, bounds, targets.gpus)
+    return {role: Decision(wanted[role], reasons[role], remembered[role]) for role in WORKER_ROLES}
 
 
 def remember(needs: tuple[Need, ...], now: float, replicas: int, window: float) -> tuple[Need, ...]:
@@ -243,7 +243,7 @@ def _held(
 def _pair(
     wanted: dict[WorkerRole, int], reasons: dict[WorkerRole, str], bounds: Mapping[WorkerRole, Bounds]
 ) -> None:
-    """No role without the other, except where one may not have workers at all."""
+    """Give a role without workers one where the other role has some, unless its bounds allow none."""
     if all(bounds[role].most for role in WORKER_ROLES) and any(wanted.values()):
         for role in WORKER_ROLES:
             if not wanted[role]:
@@ -257,7 +257,7 @@ def _fit(
     bounds: Mapping[WorkerRole, Bounds],
     budget: int,
 ) -> None:
-    """Take workers away until the GPUs suffice, from the role that is left with more of what it needs."""
+    """Remove workers until the GPUs suffice, first from the role that keeps the larger share of what it needs."""
 
     def gpus() -> int:
         return sum(wanted[role] * bounds[role].gpus for role in WORKER_ROLES)
@@ -272,12 +272,12 @@ def _fit(
 
 
 def _before(pool: RolePool) -> tuple[Need, ...]:
-    """What was needed; of a time of which nothing is known, what there is may have been."""
+    """What was needed before; where nothing is known of that time, the present replicas."""
     return (Need(pool.replicas),) if pool.needs is None else pool.needs
 
 
 def _stay(now: float, pool: RolePool, bounds: Bounds, targets: Targets, sleeps: bool) -> Decision:
-    """What there is. None at all may be right, too, where roles go to zero."""
+    """The present size, within the bounds; 0 where both roles sleep."""
     replicas = 0 if sleeps else min(max(pool.replicas, bounds.least), bounds.most)
     needs = remember(_before(pool), now, pool.replicas, targets.window)
-    return Decision(replicas, "routers and workers tell nothing", needs)
+    return Decision(replicas, "routers and workers report nothing", needs)

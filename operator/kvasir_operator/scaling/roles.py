@@ -28,14 +28,14 @@ def _about(text: str) -> Meta:
 
 
 class Needed(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """So many workers were needed until then."""
+    """`replicas` workers were needed until `until`."""
 
     replicas: Annotated[int, _about("Number of workers.")]
     until: Annotated[str, _about("The time until which they were needed; absent while they are.")] = ""
 
 
 class RoleScaling(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What was decided last about a role."""
+    """The last decision about a role."""
 
     replicas: Annotated[int, _about("How many workers the role should have.")]
     reason: Annotated[str, _about("Why.")]
@@ -44,7 +44,7 @@ class RoleScaling(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
 
 class ScalingStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """What the planner decided."""
+    """The planner's decisions."""
 
     mode: Annotated[
         Literal["Auto", "Shadow"], _about("Auto: it is done. Shadow: it would be done in the mode Auto.")
@@ -53,12 +53,12 @@ class ScalingStatus(msgspec.Struct, frozen=True, rename="camel"):
     decode: RoleScaling
 
     def role(self, role: WorkerRole) -> RoleScaling:
-        """What was decided about that role."""
+        """The last decision about `role`."""
         return self.prefill if role == "prefill" else self.decode
 
 
 def remembered(status: Mapping[str, Any]) -> ScalingStatus | None:
-    """What a status says of scaling; `None` where it says nothing that is understood."""
+    """The scaling in a status; `None` where there is none, or it cannot be read."""
     try:
         found = msgspec.convert(status.get("scaling"), ScalingStatus)
         for role in WORKER_ROLES:
@@ -76,7 +76,7 @@ def rescaled(
     signals: Signals | None,
     now: datetime,
 ) -> ScalingStatus | None:
-    """What is decided now, from what was `before`; `None` where somebody else decides."""
+    """The decision now, after the one `before`; `None` where the operator decides nothing."""
     scaling = service.spec.scaling
     if scaling.auto is None or scaling.mode not in ("Auto", "Shadow"):
         return None
@@ -88,14 +88,14 @@ def rescaled(
     pools = {role: _pool(service, observed, before, role) for role in WORKER_ROLES}
     decided = decide(now.timestamp(), pools, bounds, targets, signals)
     roles = {
-        role: _told(decided[role], pools[role], bounds[role], before.role(role) if before else None, now)
+        role: _role_scaling(decided[role], pools[role], bounds[role], before.role(role) if before else None, now)
         for role in WORKER_ROLES
     }
     return ScalingStatus(mode, roles["prefill"], roles["decode"])
 
 
 def resized(service: InferenceService, scaling: ScalingStatus | None) -> InferenceService:
-    """`service` with the sizes that were decided, where they are to be carried out."""
+    """`service` with the sizes that were decided, in mode Auto."""
     if scaling is None or scaling.mode != "Auto":
         return service
     roles = {
@@ -112,8 +112,8 @@ def role_bounds(service: InferenceService, auto: AutoScaling, role: WorkerRole) 
     return Bounds(limits.min_replicas, limits.max_replicas, gpus)
 
 
-def next_look(service: InferenceService, signals: Signals | None) -> float:
-    """In how many seconds the load is to be looked at again: sooner where both roles may go to zero then."""
+def seconds_to_next_measurement(service: InferenceService, signals: Signals | None) -> float:
+    """After how many seconds the load is measured again: sooner where both roles may go to zero then."""
     zero = service.spec.scaling.holds
     if zero is None or signals is None or not signals.idle or signals.idle_seconds >= zero.idle_seconds:
         return PERIOD_SECONDS
@@ -133,7 +133,7 @@ def _targets(auto: AutoScaling) -> Targets:
 def _pool(
     service: InferenceService, observed: Observed, before: ScalingStatus | None, role: WorkerRole
 ) -> RolePool:
-    """A role as it is. In the beginning it has the workers that are there, or as many as the spec says."""
+    """The present state of a role. At first it has the workers that exist, or as many as the spec says."""
     workloads = observed.workloads(role)
     ready = sum(observed.ready(each) for each in workloads)
     replicas = service.spec.workers(role).replicas
@@ -148,7 +148,7 @@ def _pool(
     return RolePool(replicas, ready, needs)
 
 
-def _told(
+def _role_scaling(
     decision: Decision, pool: RolePool, bounds: Bounds, before: RoleScaling | None, now: datetime
 ) -> RoleScaling:
     needed = [
@@ -169,7 +169,7 @@ def stamp(seconds: float) -> str:
 
 
 def _need(needed: Needed) -> Need:
-    """Raises ValueError where the time is none."""
+    """A need from its form in the status. Raises ValueError for a time that cannot be read."""
     if not needed.until:
         return Need(needed.replicas)
     until = datetime.strptime(needed.until, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)

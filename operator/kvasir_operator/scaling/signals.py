@@ -1,4 +1,4 @@
-"""PURE: what routers and workers say of themselves, as the scaling planner's signals."""
+"""PURE: turns the reports of routers and workers into the scaling planner's signals."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -15,22 +15,22 @@ STARTUP_SECONDS = 60.0  # where no worker has started yet
 
 
 class PodReports(msgspec.Struct, frozen=True):
-    """What each pod says that is ready; `None`: it does not answer."""
+    """The report of each pod that is ready; `None` for one that does not answer."""
 
     routers: tuple[RouterStatus | None, ...] = ()
     prefill: tuple[WorkerStatus | None, ...] = ()
     decode: tuple[WorkerStatus | None, ...] = ()
 
 
-def signals(told: PodReports, startup: float = STARTUP_SECONDS) -> Signals | None:
-    """The load of all together; `None` where no router tells any. Workers that are silent are as the others are."""
-    routers = [(each, each.load) for each in told.routers if each and each.load]
+def signals(reports: PodReports, startup: float = STARTUP_SECONDS) -> Signals | None:
+    """The load of all pods together; `None` where no router reports any. Silent workers count as the others do."""
+    routers = [(each, each.load) for each in reports.routers if each and each.load]
     if not routers:
         return None
     loads = [load for _, load in routers]
-    prefill, decode = _answers(told.prefill), _answers(told.decode)
-    lacks = len(routers) < len(told.routers)
-    lacks |= len(prefill) < len(told.prefill) or len(decode) < len(told.decode)
+    prefill, decode = _answers(reports.prefill), _answers(reports.decode)
+    lacks = len(routers) < len(reports.routers)
+    lacks |= len(prefill) < len(reports.prefill) or len(decode) < len(reports.decode)
     itl, ttft, decoding = (
         sum(sums, Sum()) for sums in zip(*((x.itl, x.ttft, x.decode) for x in loads), strict=True)
     )
@@ -42,9 +42,9 @@ def signals(told: PodReports, startup: float = STARTUP_SECONDS) -> Signals | Non
         arrivals=sum(each.arrivals / max(each.seconds, LOAD_SECONDS) for each in loads),
         held=sum(each.held for each in loads),
         inflight=sum(each.inflight for each, _ in routers),
-        waiting=_all(told.prefill, prefill, lambda each: each.waiting),
-        queued=_all(told.decode, decode, lambda each: each.waiting),
-        running=_all(told.decode, decode, lambda each: each.running),
+        waiting=_all(reports.prefill, prefill, lambda each: each.waiting),
+        queued=_all(reports.decode, decode, lambda each: each.waiting),
+        running=_all(reports.decode, decode, lambda each: each.running),
         prefill_seconds=sum(each.busy for each in prefill) / prompts if prompts else None,
         decode_seconds=decoding.mean,
         ttft=ttft.mean,
@@ -57,18 +57,18 @@ def signals(told: PodReports, startup: float = STARTUP_SECONDS) -> Signals | Non
     )
 
 
-def startup_seconds(observed: Observed) -> float:
-    """From a worker's creation to its readiness, in the middle of those that are ready."""
+def median_startup_seconds(observed: Observed) -> float:
+    """The median time from a worker's creation to its readiness."""
     workers = (pod for pod in observed.pods if pod.role in WORKER_ROLES and not pod.follower)
     taken = [pod.started for pod in workers if pod.started is not None]
     return median(taken) if taken else STARTUP_SECONDS
 
 
-def _answers(told: Sequence[WorkerStatus | None]) -> list[WorkerLoad]:
-    return [each.load for each in told if each and each.load]
+def _answers(reports: Sequence[WorkerStatus | None]) -> list[WorkerLoad]:
+    return [each.load for each in reports if each and each.load]
 
 
-def _all(told: Sequence[object], answers: Sequence[WorkerLoad], count: Callable[[WorkerLoad], int]) -> int:
-    """Of all workers, from those that answer."""
+def _all(reports: Sequence[object], answers: Sequence[WorkerLoad], count: Callable[[WorkerLoad], int]) -> int:
+    """The sum over all workers, extrapolated from those that answer."""
     known = sum(map(count, answers))
-    return round(known * len(told) / len(answers)) if answers else 0
+    return round(known * len(reports) / len(answers)) if answers else 0

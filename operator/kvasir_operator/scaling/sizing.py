@@ -1,4 +1,4 @@
-"""PURE: the size of each role where an autoscaler has it, read from the InferenceRoles."""
+"""PURE: the size of each role that an autoscaler sets, read from the InferenceRoles."""
 
 import msgspec
 
@@ -8,14 +8,14 @@ from kvasir_operator.plan.steps import ReportReplicas, Scale, Step
 
 
 class Sizing(msgspec.Struct, frozen=True):
-    """`service` with the replicas that its roles are to have, and what the InferenceRoles are to be told."""
+    """`service` with the replicas of its roles, and the steps that bring the InferenceRoles up to date."""
 
     service: InferenceService
     steps: tuple[Step, ...] = ()
 
 
 def sized(service: InferenceService, observed: Observed) -> Sizing:
-    """The sizes that the InferenceRoles ask for. One that asks for none yet is given the spec's replicas."""
+    """Takes the sizes from the InferenceRoles. One without a size gets the spec's replicas."""
     if service.spec.scaling.mode != "External":
         return Sizing(service)
     spec, steps = service.spec, list[Step]()
@@ -23,11 +23,11 @@ def sized(service: InferenceService, observed: Observed) -> Sizing:
         target = Reference(API_VERSION, ROLE_KIND, f"{service.name}-{role}")
         if (found := observed.objects.get(target)) is None:
             continue  # it is made first
-        workers, asked = spec.workers(role), found["spec"].get("replicas")
-        if asked is None:
+        workers, replicas = spec.workers(role), found["spec"].get("replicas")
+        if replicas is None:
             steps.append(Scale(target, workers.replicas, found["metadata"].get("resourceVersion", "")))
         else:
-            spec = msgspec.structs.replace(spec, **{role: msgspec.structs.replace(workers, replicas=asked)})
+            spec = msgspec.structs.replace(spec, **{role: msgspec.structs.replace(workers, replicas=replicas)})
         ready = sum(each.ready for each in observed.workloads(role))
         if found.get("status", {}).get("replicas") != ready:
             steps.append(ReportReplicas(target, ready))

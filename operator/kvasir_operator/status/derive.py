@@ -46,7 +46,7 @@ from msgspec import Meta
 
 from kvasir_engine.status_reports import RouterStatus
 from kvasir_operator.api.structural_schema import Invalid
-from kvasir_operator.certificates import Issued
+from kvasir_operator.certificates import IssuedCertificates
 from kvasir_operator.plan.observed import Observed, Reference
 from kvasir_operator.plan.preload import PRELOAD, Loading
 from kvasir_operator.plan.release import ServiceRelease
@@ -60,7 +60,7 @@ from kvasir_operator.status.links import DEGRADED, MeasuredLink, fabric_degraded
 
 
 class Condition(msgspec.Struct, frozen=True, rename="camel"):
-    """One observation, in the form of metav1.Condition."""
+    """One condition, in the form of metav1.Condition."""
 
     type: str
     status: Literal["True", "False", "Unknown"]
@@ -118,7 +118,8 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         Meta(extra_json_schema={"description": "What the planner decided, in the modes Auto and Shadow."}),
     ] = None
     certificates: Annotated[
-        Issued | None, Meta(extra_json_schema={"description": "What its pods' certificates are, and of whom."})
+        IssuedCertificates | None,
+        Meta(extra_json_schema={"description": "What its pods' certificates are, and of whom."}),
     ] = None
 
 
@@ -127,9 +128,9 @@ def rejected(
     generation: int,
     previous: Mapping[str, Any],
     now: datetime,
-    certificates: Issued | None = None,
+    certificates: IssuedCertificates | None = None,
 ) -> Status:
-    """The status of a service that cannot work. Nothing is said about its roles: nothing is done for them.
+    """The status of a service whose spec is refused. It has no conditions of roles: nothing is done for them.
 
     `certificates`: of the pods that run, which go on.
     """
@@ -145,9 +146,11 @@ def rejected(
     )
 
 
-def hindered(reason: str, generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
-    """The status of a valid service of which the API server lets nothing be read or planned: as it was, but for
-    Ready of another spec, which nobody knows to be true."""
+def refused_by_api_server(reason: str, generation: int, previous: Mapping[str, Any], now: datetime) -> Status:
+    """The status of a valid service whose objects the API server does not let the operator read.
+
+    The conditions stay as they were, but for Ready of an older spec, which may not hold for this one.
+    """
     message = f"the API server refuses what the operator needs: {reason}"
     trouble = ConditionState("Degraded", True, "Refused", message, trouble=True)
     judged = [ConditionState("Accepted", True, "Valid", "spec is valid"), trouble]
@@ -181,8 +184,8 @@ def accepted(
     removing: Sequence[str] = (),
     scaling: ScalingStatus | None = None,
     elastic: Elastic | None = None,
-    told: Sequence[ConditionState] = (),
-    certificates: Issued | None = None,
+    informational: Sequence[ConditionState] = (),
+    certificates: IssuedCertificates | None = None,
     links: Sequence[MeasuredLink] | None = (),
 ) -> Status:
     """The status of a service whose spec asks for `desired`.
@@ -191,7 +194,7 @@ def accepted(
     transition times. `routers`: what the ready ones said; `None` where nobody asks them, and nothing is said of
     canaries. `planned`: what the plan for the workers waits for. `leaving`: workers on their way out. `removing`:
     sets that are yet to be deleted. `scaling`: what was decided about sizes. `elastic`: how the sizes change by
-    themselves, if they do. `told`: verdicts that do not count for Ready, of what is around the pods.
+    themselves, if they do. `informational`: conditions that do not count for Ready, of what is around the pods.
     `certificates`: what was issued. `links`: of prefill workers; `None` where none of them answers.
     """
     known = [*desired, *observed.objects.values(), *observed.removing.values()]
@@ -203,20 +206,20 @@ def accepted(
     counting = [
         ConditionState("Accepted", True, "Valid", "spec is valid"),
         *evaluate.model_cached(cached, refused.get(PRELOAD, "")),
-        *(verdict for _, _, verdict in roles.values()),
+        *(condition for _, _, condition in roles.values()),
     ]
     if routers is not None and roles["prefill"][0] and roles["decode"][0]:
         verified = evaluate.transfer_verified(routers, previous)
         counting.append(msgspec.structs.replace(verified, message=shown_rates(links, verified, previous)))
-        told = [*told, *fabric_degraded(links, previous)]
+        informational = [*informational, *fabric_degraded(links, previous)]
     sizes = {role: (wanted, count) for role, (wanted, count, _) in roles.items()}
     ready = evaluate.ready(counting, sizes, elastic)
-    if slow := next((each for each in told if each.type == DEGRADED and each.true), None):
+    if slow := next((each for each in informational if each.type == DEGRADED and each.true), None):
         ready = msgspec.structs.replace(ready, message=f"{ready.message}; {DEGRADED}: {slow.message}")
     moving = evaluate.progressing(planned, any(v.reason == "RollingOut" for v in counting), leaving)
-    wrong = evaluate.degraded([*counting, *told], generation, previous, sizes)
+    wrong = evaluate.degraded([*counting, *informational], generation, previous, sizes)
     others = [
-        *told,
+        *informational,
         moving,
         wrong,
         *evaluate.kstatus(ready, moving, wrong),
@@ -244,25 +247,25 @@ def accepted(
 
 
 def _conditions(
-    judged: list[ConditionState], generation: int, previous: Mapping[str, Any], now: datetime
+    states: list[ConditionState], generation: int, previous: Mapping[str, Any], now: datetime
 ) -> list[Condition]:
     before = {condition["type"]: condition for condition in previous.get("conditions", [])}
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     result = []
-    for verdict in judged:
+    for state in states:
         status: Literal["True", "False", "Unknown"] = (
-            "Unknown" if verdict.true is None else "True" if verdict.true else "False"
+            "Unknown" if state.true is None else "True" if state.true else "False"
         )
-        old = before.get(verdict.type, {})
+        old = before.get(state.type, {})
         since = old.get("lastTransitionTime", stamp) if old.get("status") == status else stamp
         # Never empty: where a text was, server-side apply of Kubernetes 1.20 makes null of "", and refuses that.
-        message = verdict.message or verdict.reason
-        result.append(Condition(verdict.type, status, verdict.reason, message, generation, since))
+        message = state.message or state.reason
+        result.append(Condition(state.type, status, state.reason, message, generation, since))
     return result
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two statuses say the same. API servers merge conditions by type, in an order of their own."""
+    """Whether two statuses are equal. API servers merge conditions by type, so their order does not count."""
     first, second = (
         {**status, "conditions": {condition["type"]: condition for condition in status.get("conditions", [])}}
         for status in (one, other)

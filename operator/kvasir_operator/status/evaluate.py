@@ -1,4 +1,4 @@
-"""PURE: what is observed of a service, judged: one verdict a condition. `status.py` says what each means."""
+"""PURE: evaluates what is observed of a service, one function a condition. `derive.py` says what each means."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ VERIFIED = "KVTransferVerified"
 
 
 class ConditionState(msgspec.Struct, frozen=True):
-    """A condition to be: true, false, or `None` for unknown. `trouble`: time alone does not mend it."""
+    """A condition's next state: `true` is `None` for Unknown. `trouble`: time alone does not resolve it."""
 
     type: str
     true: bool | None
@@ -29,7 +29,7 @@ class ConditionState(msgspec.Struct, frozen=True):
 
 
 class LeavingPod(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A worker's pod that is on its way out, and what it still has to finish; `None` where it does not say."""
+    """A worker's pod that is being deleted, and what it still has to finish; `None` where it does not say."""
 
     pod: str
     requests: int | None = None
@@ -48,7 +48,7 @@ def _count(number: int, what: str) -> str:
 
 
 def model_cached(state: Loading | None, refused: str) -> list[ConditionState]:
-    """The verdict on the Job that loads the model; none where there is no such Job."""
+    """ModelCached, by the Job that loads the model; empty where there is no such Job."""
     if refused:
         return [ConditionState("ModelCached", False, "ApplyFailed", refused, trouble=True)]
     if state is None:
@@ -63,8 +63,10 @@ def model_cached(state: Loading | None, refused: str) -> list[ConditionState]:
 def role_ready(
     role: Role, desired: Sequence[Object], observed: Observed, refused: str
 ) -> tuple[int, int, ConditionState]:
-    """How many of a role are wanted and how many of them ready, and the verdict. `refused`: what the API server
-    said against its objects."""
+    """How many pods of a role are wanted, how many of them are ready, and the role's condition.
+
+    `refused`: why the API server refused its objects; empty where it took them.
+    """
     wants = wanted_of(desired, role)
     name, wanted, revision = wants.name, wants.replicas, wants.revision
     states = observed.workloads(role)
@@ -74,27 +76,25 @@ def role_ready(
     done = state.complete and state.wanted == wanted if state else wants.grouped and not wanted
     count = f"{ready} of {wanted} ready"
 
-    def verdict(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, ConditionState]:
+    def result(true: bool, reason: str, message: str, trouble: bool = False) -> tuple[int, int, ConditionState]:
         return wanted, ready, ConditionState(CONDITIONS[role], true, reason, message, trouble)
 
     if refused:
-        return verdict(False, "ApplyFailed", f"{count}; {refused}", trouble=True)
+        return result(False, "ApplyFailed", f"{count}; {refused}", trouble=True)
     if done:
-        return (
-            verdict(True, "AllReady", count) if wanted else verdict(True, "ScaledToZero", "no replicas are wanted")
-        )
+        return result(True, "AllReady", count) if wanted else result(True, "ScaledToZero", "no replicas are wanted")
     if state and state.failure:
-        return verdict(False, "FailedCreate", f"{count}; {state.failure}", trouble=True)
+        return result(False, "FailedCreate", f"{count}; {state.failure}", trouble=True)
     if trouble := _trouble(role, revision, observed):
         lasting = trouble.reason != CLAIM_MISSING
-        return verdict(False, trouble.reason, f"{count}; {_told(trouble)}", trouble=lasting)
+        return result(False, trouble.reason, f"{count}; {_pod_message(trouble)}", trouble=lasting)
     serving = [f"{s.ready} of revision {s.revision}" for s in states if s.name != name and s.ready]
     if serving:
-        return verdict(False, "RollingOut", f"{count} of revision {revision}; {' and '.join(serving)} still serve")
+        return result(False, "RollingOut", f"{count} of revision {revision}; {' and '.join(serving)} still serve")
     if state and ready == wanted:
         message = f"{count}, {min(state.updated, wanted)} of them of revision {revision}"
-        return verdict(False, "RollingOut", message)
-    return verdict(False, "Starting", count)
+        return result(False, "RollingOut", message)
+    return result(False, "Starting", count)
 
 
 def _trouble(role: Role, revision: str, observed: Observed) -> PodProblem | None:
@@ -108,14 +108,14 @@ def _trouble(role: Role, revision: str, observed: Observed) -> PodProblem | None
     return min(found, default=None)
 
 
-def _told(trouble: PodProblem) -> str:
+def _pod_message(trouble: PodProblem) -> str:
     return f"pod {trouble.pod}: {trouble.reason}" + (f": {trouble.message}" if trouble.message else "")
 
 
 def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, Any]) -> ConditionState:
-    """Whether KV was seen to move, by what the routers say of their canaries.
+    """Whether the routers' canaries have seen KV move.
 
-    When none of them answers, what was known stands: a condition does not fall by a lost packet.
+    Where no router answers, the last state holds: one lost packet does not make a condition False.
     """
     pairs = [router.pairs for router in routers]
     failures = [failure for each in pairs for failure in each.failures]
@@ -132,11 +132,11 @@ def transfer_verified(routers: Sequence[RouterStatus], previous: Mapping[str, An
     before = next((c for c in previous.get("conditions", []) if c["type"] == VERIFIED), None)
     if before and before["status"] == "True" and not routers:
         return ConditionState(VERIFIED, True, before["reason"], before["message"])
-    return ConditionState(VERIFIED, None, "NoReport", "no router has told of a pair of workers yet")
+    return ConditionState(VERIFIED, None, "NoReport", "no router has reported a pair of workers yet")
 
 
 def progressing(planned: str, rolling: bool, leaving: Sequence[LeavingPod]) -> ConditionState:
-    """Whether workers come or go. `planned`: what the plan waits for, empty when it has nothing left to do."""
+    """Whether workers are being created or deleted. `planned`: what the plan waits for, empty when it is done."""
     waits = "; ".join(filter(None, [planned, *map(str, leaving)]))
     if planned:
         return ConditionState("Progressing", True, "RollingOut" if rolling else "Scaling", f"waits: {waits}")
@@ -148,10 +148,10 @@ def progressing(planned: str, rolling: bool, leaving: Sequence[LeavingPod]) -> C
 
 
 def degraded(
-    verdicts: Sequence[ConditionState], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
+    conditions: Sequence[ConditionState], generation: int, previous: Mapping[str, Any], sizes: "Sizes | None" = None
 ) -> ConditionState:
-    """Whether something is wrong that time alone does not mend, or that was right before with the same spec."""
-    for each in verdicts:
+    """Whether something is wrong that time alone does not resolve, or was right before with the same spec."""
+    for each in conditions:
         if each.trouble:
             return ConditionState("Degraded", True, each.reason, f"{each.type}: {each.message}")
     before = {c["type"]: c for c in previous.get("conditions", [])}
@@ -159,14 +159,14 @@ def degraded(
     had_all = before.get("Ready", {}).get("status") == "True" or lost
     if had_all and previous.get("observedGeneration") == generation:
         for role, condition in CONDITIONS.items():
-            found = next((v for v in verdicts if v.type == condition), None)
+            found = next((v for v in conditions if v.type == condition), None)
             if found and not found.true and (lost or _fewer(role, previous, sizes or {})):
                 return ConditionState("Degraded", True, LOST, f"{found.type}: {found.message}, where all were")
     return ConditionState("Degraded", False, "AsExpected", "nothing is wrong")
 
 
 def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
-    """Whether pods are missing that were there, and not only some that were asked for since."""
+    """Whether fewer pods are ready than before, beyond those that the spec has added since."""
     if role not in sizes:
         return True
     wanted, ready = sizes[role]
@@ -175,7 +175,7 @@ def _fewer(role: Role, previous: Mapping[str, Any], sizes: "Sizes") -> bool:
 
 
 def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list[ConditionState]:
-    """Whether what collects metrics is let in; nothing is said where no NetworkPolicy keeps anybody out."""
+    """Whether NetworkPolicies let the metrics' collector in; empty where there is no NetworkPolicy."""
     if service.spec.network_policy == "None":
         return []
     if not metrics_namespace:
@@ -189,18 +189,18 @@ def metrics_reachable(service: InferenceService, metrics_namespace: str) -> list
 
 
 def certificates_ready(signer: str, expires: str, what: str = "authority ") -> ConditionState:
-    """Pods have certificates, by which they know each other."""
+    """CertificatesReady is True: the pods have certificates, by which they authenticate each other."""
     message = f"pods have certificates of {what}{signer}, valid until {expires}"
     return ConditionState("CertificatesReady", True, "Issued", message)
 
 
 def no_certificates(reason: str, message: str) -> ConditionState:
-    """Certificates cannot be issued. Pods that are there go on with those that they have; new ones do not start."""
+    """CertificatesReady is False: none can be issued. Running pods keep theirs; new pods do not start."""
     return ConditionState("CertificatesReady", False, reason, message, trouble=True)
 
 
 def certificates_of(issuer: str, wanted: Sequence[Object], observed: Observed, served: bool) -> ConditionState:
-    """What cert-manager says of the Certificates `wanted`, which `issuer` is to sign."""
+    """CertificatesReady, by cert-manager's status of the Certificates `wanted`, which `issuer` is to sign."""
     if not served:
         message = (
             f"{issuer} is to sign pods' certificates, and the cluster does not serve cert-manager.io/v1 Certificate"
@@ -211,16 +211,19 @@ def certificates_of(issuer: str, wanted: Sequence[Object], observed: Observed, s
         status = observed.objects.get(reference(each), {}).get("status", {})
         ready: Mapping[str, Any] = next((c for c in status.get("conditions", ()) if c.get("type") == "Ready"), {})
         if ready.get("status") != "True":
-            name, said = each["metadata"]["name"], ready.get("message") or "cert-manager has not said anything yet"
-            return no_certificates("NotIssued", f"Certificate {name} of {issuer}: {said}"[:MESSAGE_LENGTH])
+            name, why = (
+                each["metadata"]["name"],
+                ready.get("message") or "cert-manager has not reported anything yet",
+            )
+            return no_certificates("NotIssued", f"Certificate {name} of {issuer}: {why}"[:MESSAGE_LENGTH])
         ends.append(str(status.get("notAfter", "")))
     return certificates_ready(issuer, min(ends, default=""), "")
 
 
 def transfer_encrypted(service: InferenceService, kept_off: bool = False) -> list[ConditionState]:
-    """Whether what workers tell each other can be read by who is on the network between them.
+    """Whether KV and control connections between workers are encrypted on the network.
 
-    `kept_off`: where it is off, the release that the service keeps says so, and not its spec.
+    `kept_off`: encryption is off because of the release that the service keeps, not because of its spec.
     """
     transfer, kind = service.spec.transfer, "TransferEncrypted"
     if transfer.encryption == "Off" and kept_off:
@@ -251,7 +254,7 @@ def transfer_encrypted(service: InferenceService, kept_off: bool = False) -> lis
 def exposed(
     service: InferenceService, rendered: Sequence[Object], servable: Sequence[Object]
 ) -> list[ConditionState]:
-    """Whether clients outside have a way in; nothing is said where none is wanted."""
+    """Whether clients outside the cluster can reach the service; empty where the spec wants no such way."""
     ways = [each for each in rendered if each["kind"] in WAYS_IN]
     if not ways:
         return []
@@ -266,9 +269,10 @@ def exposed(
 
 
 def kstatus(ready: ConditionState, progressing: ConditionState, degraded: ConditionState) -> list[ConditionState]:
-    """The two conditions by which tools such as Argo and Flux know any resource (sigs.k8s.io/cli-utils, kstatus).
+    """Stalled and Reconciling, by which tools such as Argo and Flux judge any resource (sigs.k8s.io/cli-utils,
+    kstatus).
 
-    They are there only while they are true: an absent one is False.
+    Each is present only while it is True: an absent one means False.
     """
     if degraded.true and not ready.true:
         return [ConditionState("Stalled", True, degraded.reason, degraded.message)]
@@ -292,14 +296,14 @@ class Elastic(msgspec.Struct, frozen=True):
     holds: bool
 
     def serves(self, role: Role, reason: str, ready: int) -> bool:
-        """Whether requests are served though a role is not as it should be."""
+        """Whether requests are served although a role is not complete."""
         if reason == "Starting" and self.holds and role != "router":
             return True
         return role in self.least and reason in ("Starting", "Unschedulable") and ready >= max(1, self.least[role])
 
 
 def elastic(service: InferenceService) -> Elastic | None:
-    """How the sizes of a service change by themselves; `None` where they do not."""
+    """The bounds within which the operator scales a service; `None` where it does not."""
     scaling = service.spec.scaling
     if scaling.mode != "Auto" or scaling.auto is None:
         return None
@@ -310,10 +314,10 @@ def elastic(service: InferenceService) -> Elastic | None:
     return Elastic(least, scaling.holds is not None)
 
 
-def ready(verdicts: Sequence[ConditionState], sizes: Sizes, elastic: Elastic | None = None) -> ConditionState:
-    """Whether requests are served, by all that counts for it."""
+def ready(conditions: Sequence[ConditionState], sizes: Sizes, elastic: Elastic | None = None) -> ConditionState:
+    """Whether requests are served, by all conditions that count for it."""
     roles = {condition: role for role, condition in CONDITIONS.items()}
-    for each in verdicts:
+    for each in conditions:
         if each.true:
             continue
         if elastic and each.type in roles:

@@ -1,4 +1,4 @@
-"""PURE: the Events of a status: one a transition and none otherwise. `kubectl describe` reads as what happened."""
+"""PURE: the Events of a status: one for each transition, and no other. `kubectl describe` shows them in order."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +27,7 @@ _QUIET = {"Stalled", "Reconciling", "MetricsReachable", "Exposed", "TransferEncr
 
 
 class StatusEvent(msgspec.Struct, frozen=True):
-    """An Event to post. `occasion` tells it from others of the same reason."""
+    """An Event to post. `occasion` distinguishes it from others of the same reason."""
 
     warning: bool
     reason: str
@@ -37,12 +37,12 @@ class StatusEvent(msgspec.Struct, frozen=True):
 
 
 def status_events(previous: Mapping[str, Any], current: Status) -> list[StatusEvent]:
-    """The Events of the conditions that are not what they were in `previous`."""
+    """The Events of the conditions that differ from those in `previous`."""
     return [_status_event(condition) for condition in transitions(previous, current)]
 
 
 def rescalings(before: ScalingStatus | None, current: ScalingStatus) -> list[StatusEvent]:
-    """An Event for each role whose size the operator changes; what it would only do is no event."""
+    """An Event for each role whose size the operator changes; a decision in mode Shadow is no Event."""
     if before is None or current.mode != "Auto" or before.mode != "Auto":
         return []
     found = []

@@ -9,25 +9,25 @@ _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerEr
 _CRASH = ("CrashLoopBackOff", "Restarted", "Error", "OOMKilled")
 
 
-def explain(verdicts: Sequence[ConditionState], ready: ConditionState) -> str:
+def explain(conditions: Sequence[ConditionState], ready: ConditionState) -> str:
     """One sentence on why the service is not ready; empty when it is."""
     if ready.true:
         return ""
     roles = {condition: role for role, condition in CONDITIONS.items()}
-    for each in sorted((v for v in verdicts if not v.true), key=lambda v: not v.trouble):
+    for each in sorted((v for v in conditions if not v.true), key=lambda v: not v.trouble):
         what = _sentence(each.reason, each.message)
         return f"{roles[each.type]} has {what}." if each.type in roles else f"{_capital(_about(each))}."
     return f"{_capital(ready.message)}."
 
 
-def _about(verdict: ConditionState) -> str:
-    match verdict.type:
+def _about(condition: ConditionState) -> str:
+    match condition.type:
         case "Accepted":
-            return f"the spec is refused: {verdict.message}"
+            return f"the spec is refused: {condition.message}"
         case "ModelCached":
-            return f"the model is not in its cache yet: {verdict.message}"
+            return f"the model is not in its cache yet: {condition.message}"
         case _:
-            return verdict.message
+            return condition.message
 
 
 def _sentence(reason: str, message: str) -> str:

@@ -1,4 +1,4 @@
-"""PURE: what prefill workers say of their links to decode workers, as conditions tell it."""
+"""PURE: conditions from the rates that prefill workers measured of their links to decode workers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from kvasir_engine.status_reports import LinkReport
 from kvasir_operator.status.evaluate import VERIFIED, ConditionState
 
 DEGRADED = "FabricDegraded"
-MOST_TOLD = 3
+MOST = 3
 
 
 class MeasuredLink(msgspec.Struct, frozen=True):
@@ -39,9 +39,9 @@ def shown_rates(links: Sequence[MeasuredLink] | None, verified: ConditionState, 
 
 
 def fabric_degraded(links: Sequence[MeasuredLink] | None, previous: Mapping[str, Any]) -> list[ConditionState]:
-    """Whether a link is a tenth of what its fabric should give; nothing where none was measured.
+    """Whether a link gives only a tenth of its fabric's rate; empty where none was measured.
 
-    Where nobody answered, what was known stands.
+    Where no worker answers, the last state holds.
     """
     if links is None:
         before = next((c for c in previous.get("conditions", []) if c["type"] == DEGRADED), None)
@@ -51,9 +51,9 @@ def fabric_degraded(links: Sequence[MeasuredLink] | None, previous: Mapping[str,
         return [ConditionState(DEGRADED, true, before["reason"], before["message"], trouble=true)]
     slow = sorted((each for each in links if each.link.problem), key=lambda each: (each.pod, each.link.peer))
     if slow:
-        told = "; ".join(f"pod {each.pod} to {each.link.peer}: {each.link.problem}" for each in slow[:MOST_TOLD])
-        more = f"; and {len(slow) - MOST_TOLD} more links" if len(slow) > MOST_TOLD else ""
-        return [ConditionState(DEGRADED, True, "SlowLink", told + more, trouble=True)]
+        problems = "; ".join(f"pod {each.pod} to {each.link.peer}: {each.link.problem}" for each in slow[:MOST])
+        more = f"; and {len(slow) - MOST} more links" if len(slow) > MOST else ""
+        return [ConditionState(DEGRADED, True, "SlowLink", problems + more, trouble=True)]
     if links:
         return [ConditionState(DEGRADED, False, "AsExpected", "no link is known to be slower than its fabric")]
     return []

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from kvasir_operator.api import API_VERSION, KIND, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import API_VERSION, KIND
 from kvasir_operator.api.kinds import SET_KIND
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL

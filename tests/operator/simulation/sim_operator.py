@@ -95,7 +95,7 @@ class Operator:
         self._observe = observe
         self._bug = bug
         self._dead_watch = dead_watch
-        self._dogs: dict[str, Watchdog[Key]] = {PLURAL: Watchdog(), "deployments": Watchdog()}
+        self._watchdogs: dict[str, Watchdog[Key]] = {PLURAL: Watchdog(), "deployments": Watchdog()}
         self._loop = asyncio.get_running_loop()
         listener = Listener(demand, unheard)
         self._autoscaler = Autoscaler(listener, self._now, self._again, listener.report)
@@ -151,10 +151,10 @@ class Operator:
         """As the controller does, which ends its process when a watch is dead."""
         if self._changed not in self._server.watchers:
             return
-        for plural, dog in self._dogs.items():
+        for plural, watchdog in self._watchdogs.items():
             items = [item["metadata"] for _, item in self._server.items(plural)]
             listed = {(each["namespace"], each["name"]): each["resourceVersion"] for each in items}
-            if not self._network.outage and dog.look(listed):
+            if not self._network.outage and watchdog.compare(listed):
                 self._dead_watch(self)
                 return
         self._loop.call_later(WATCHDOG_SECONDS, self._watch_the_watches)
@@ -172,8 +172,8 @@ class Operator:
         metadata = item["metadata"]
         if self._changed not in self._server.watchers:
             return
-        if dog := self._dogs.get(plural):
-            dog.event((metadata["namespace"], metadata["name"]), metadata["resourceVersion"], gone)
+        if watchdog := self._watchdogs.get(plural):
+            watchdog.event((metadata["namespace"], metadata["name"]), metadata["resourceVersion"], gone)
         if plural == PLURAL:
             self._queue.add((metadata["namespace"], metadata["name"]), now=True)
         elif (name := metadata.get("labels", {}).get(SERVICE_LABEL)) is not None:

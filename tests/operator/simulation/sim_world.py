@@ -22,7 +22,8 @@ from sim_operator import Network, Operator, Request
 from sim_server import SETS, Server, object_path
 from sim_user import NAMESPACE, User
 
-from kvasir_operator.api import PLURAL, WORKER_ROLES, InferenceService, InvalidService, parse
+from kvasir_operator.admission import parse
+from kvasir_operator.api import PLURAL, WORKER_ROLES, InferenceService, InvalidService
 from kvasir_operator.api.kinds import SET_KIND, SET_PLURAL
 from kvasir_operator.plan.observed import reference, workload_name
 from kvasir_operator.plan.wanted import runs_pods

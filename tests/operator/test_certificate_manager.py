@@ -12,7 +12,7 @@ from kvasir_operator.certificates import Authority, new_authority
 from kvasir_operator.certificates.renewal import RENEW_AFTER, SPREAD
 from kvasir_operator.cluster.authority_store import authorities
 from kvasir_operator.cluster.interface import ClusterError
-from kvasir_operator.reconcile.certificates import AUTHORITY_SECONDS, CertificateKeeper
+from kvasir_operator.reconcile.certificates import AUTHORITY_SECONDS, CertificateManager
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.names import CERTIFICATES, PAUSED
@@ -54,9 +54,9 @@ class World:
 
     def begin(self) -> None:
         """A new process."""
-        keeper = CertificateKeeper(self.cluster, self.store, lambda: self.now, lambda: self.now.timestamp())
+        manager = CertificateManager(self.cluster, self.store, lambda: self.now, lambda: self.now.timestamp())
         self.operator = Reconciler(
-            self.cluster, Options(), lambda model: None, lambda: self.now, certificates=keeper
+            self.cluster, Options(), lambda model: None, lambda: self.now, certificates=manager
         )
 
     def reconcile(self, after: timedelta = timedelta(0)) -> None:
@@ -275,7 +275,7 @@ def test_a_secrets_name_cannot_be_chosen_by_who_writes_the_service() -> None:
             Options(),
             lambda model: None,
             lambda: NOW,
-            certificates=CertificateKeeper(cluster, Store(), lambda: NOW),
+            certificates=CertificateManager(cluster, Store(), lambda: NOW),
         )
         operator.reconcile("default", "shop")
         return set(cluster.secrets)

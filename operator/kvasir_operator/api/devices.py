@@ -4,21 +4,22 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kvasir_operator.api import Workers
-from kvasir_operator.api.validation_devices import GPU, SLICE
-from kvasir_operator.api.workers import PodOverlay
-from kvasir_operator.render.names import Object
+from kvasir_operator.api.kinds import CONTAINER
+from kvasir_operator.api.workers import PodOverlay, Workers
 
-CONTAINER = "kvasir"
+Object = dict[str, Any]
+GPU = "nvidia.com/gpu"
+# Parts of GPUs as NVIDIA's device plugin calls them: MIG devices, and GPUs that are shared by time.
+SLICE = r"nvidia\.com/(mig-.+|gpu\..+)"
 
 
-def asked(workers: PodOverlay) -> Object:
+def requested(workers: PodOverlay) -> Object:
     """What the spec asks for the container, by `resources` and template: requests, limits, claims."""
-    theirs = _of_template(workers.template)
-    used = theirs.get("claims")
+    from_template = _of_template(workers.template)
+    used = from_template.get("claims")
     return {
-        "requests": {**workers.resources.requests, **_mapping(theirs.get("requests"))},
-        "limits": {**workers.resources.limits, **_mapping(theirs.get("limits"))},
+        "requests": {**workers.resources.requests, **_mapping(from_template.get("requests"))},
+        "limits": {**workers.resources.limits, **_mapping(from_template.get("limits"))},
         "claims": [*claims(workers), *(used if isinstance(used, list) else ())],
     }
 
@@ -50,14 +51,15 @@ def whole_gpus(workers: Workers) -> bool:
     """Whether a worker asks for GPUs as Kvasir counts them: neither slices of GPUs nor claims take their place."""
     if workers.device != "cuda":
         return False
-    theirs = asked(workers)
-    names = {*theirs["requests"], *theirs["limits"]}
-    return not theirs["claims"] and not any(re.fullmatch(SLICE, name) for name in names)
+    resources = requested(workers)
+    names = {*resources["requests"], *resources["limits"]}
+    return not resources["claims"] and not any(re.fullmatch(SLICE, name) for name in names)
 
 
-def own_nodes(workers: Workers) -> bool:
-    """Whether Kvasir says which GPUs they are: a slice or a claim says itself what it is of."""
-    return whole_gpus(workers) or GPU in {**asked(workers)["requests"], **asked(workers)["limits"]}
+def selects_gpu_nodes(workers: Workers) -> bool:
+    """Whether Kvasir selects the nodes by GPU product: a slice or a claim selects its device itself."""
+    resources = requested(workers)
+    return whole_gpus(workers) or GPU in {**resources["requests"], **resources["limits"]}
 
 
 def _of_template(template: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,14 +1,14 @@
-"""What an API server would have against the pods of a service, by the field of the spec that says it."""
+"""Finds what an API server would refuse in the pods of a service, by the field of the spec that sets it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole, Workers
+from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.api.strategic_merge import JOINED, LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
 from kvasir_operator.api.workers import PodOverlay
 from kvasir_operator.pod_validation import Path, Problem, pod_problems
-from kvasir_operator.render.devices import CONTAINER
 from kvasir_operator.render.groups import worker_sets
 from kvasir_operator.render.names import Object
 from kvasir_operator.render.options import Options
@@ -18,40 +18,46 @@ from kvasir_operator.render.workers import worker_deployment
 
 
 def merged_problems(service: InferenceService) -> list[Invalid]:
-    """Problems of all pods with the spec's templates and resources merged in; a template that is not there has
-    none."""
+    """Problems of all pods with the spec's templates and resources merged in. A pod that the spec does not
+    customize has none."""
     found: dict[Invalid, None] = {}
     for role in WORKER_ROLES:
         workers = service.spec.workers(role)
-        if not _asks(service, workers):
+        if not _is_customized(service, workers):
             continue
         for template in _templates(service, role, workers):
             for problem in pod_problems(template):
                 found[_located(problem, template, workers, f"spec.{role}", service.spec.transfer.rdma_resource)] = (
                     None
                 )
-    for said, path, template in _others(service):
+    for overrides, path, template in _others(service):
         for problem in pod_problems(template):
-            found[_located(problem, template, said, path, "")] = None
+            found[_located(problem, template, overrides, path, "")] = None
     return list(found)
 
 
-def _asks(service: InferenceService, workers: Workers) -> bool:
-    """Whether anything but Kvasir decides on the pod."""
-    return _says(workers) or bool(service.spec.transfer.rdma_resource)
+def _is_customized(service: InferenceService, workers: Workers) -> bool:
+    """Whether the spec changes what Kvasir renders."""
+    return _has_overrides(workers) or bool(service.spec.transfer.rdma_resource)
 
 
-def _says(said: PodOverlay) -> bool:
-    resources = said.resources
-    return bool(said.template or resources.requests or resources.limits or resources.claims or said.resource_claims)
+def _has_overrides(overrides: PodOverlay) -> bool:
+    resources = overrides.resources
+    return bool(
+        overrides.template
+        or resources.requests
+        or resources.limits
+        or resources.claims
+        or overrides.resource_claims
+    )
 
 
 def _others(service: InferenceService) -> Iterator[tuple[PodOverlay, str, Object]]:
-    """The pods that are no workers, of which the spec says something, and where it does."""
+    """The customized pods that are no workers: the overrides, their path in the spec, the rendered template."""
     router, preload = service.spec.router, service.spec.model.cache.preload
-    if _says(router):
+    if _has_overrides(router):
         yield router, "spec.router", router_deployment(service, Options())["spec"]["template"]
-    for job in preload_job(service, Options()) if _says(preload) else ():
+    for job in preload_job(service, Options()) if _has_overrides(preload) else ():
         template = job["spec"]["template"]
         # A Job's pods end, unlike those that are judged here; the operator says so (`validation.py`).
         spec = {name: value for name, value in template["spec"].items() if name != "restartPolicy"}
@@ -66,26 +72,26 @@ def _templates(service: InferenceService, role: WorkerRole, workers: Workers) ->
 
 
 def _located(problem: Problem, template: Object, workers: PodOverlay, root: str, rdma: str) -> Invalid:
-    """The problem at the field of the spec that brought it, as near as there is one."""
+    """The problem at the nearest field of the spec that causes it."""
     if found := _in_resources(problem.path, template, workers, root, rdma):
         return Invalid(found, problem.reason)
-    said, rest = _in_template(problem.path, template, workers.template)
-    where = _text(f"{root}.template", said)
+    patch_path, rest = _in_template(problem.path, template, workers.template)
+    where = _text(f"{root}.template", patch_path)
     if len(rest) <= 2 and all(isinstance(step, str) for step in rest):  # what is to be there, and is not
         return Invalid(_text(where, rest), problem.reason)
     return Invalid(where, f"{_text('', rest)}: {problem.reason}")
 
 
 def _in_resources(path: Path, template: Object, workers: PodOverlay, root: str, rdma: str) -> str:
-    """The path, where it is the spec's `resources` or `resourceClaims` that say it; empty where they do not."""
+    """The path in the spec's `resources` or `resourceClaims`; empty where neither sets it."""
     match path:
         case ("spec", "resourceClaims", int(index), *rest) if index < len(workers.resource_claims):
             return _text(root, ("resourceClaims", index, *rest))
         case ("spec", "containers", int(index), "resources", str(kind), *rest):
             if template["spec"]["containers"][index].get("name") != CONTAINER:
                 return ""
-            said, _ = _in_template(path, template, workers.template)
-            if len(said) == len(path):
+            patch_path, _ = _in_template(path, template, workers.template)
+            if len(patch_path) == len(path):
                 return ""
             if kind == "claims":
                 return _text(root, ("resources", kind, *rest))
@@ -99,22 +105,22 @@ def _in_resources(path: Path, template: Object, workers: PodOverlay, root: str, 
 
 def _in_template(path: Path, merged: Any, patch: Any) -> tuple[Path, Path]:
     """The part of a merged path that is in the patch, in the patch's own indices, and the rest."""
-    said: list[str | int] = []
+    patch_path: list[str | int] = []
     field = ""
     for place, step in enumerate(path):
         if isinstance(step, int):
             index = _index(field, merged, step, patch)
             if index is None:
-                return tuple(said), path[place:]
+                return tuple(patch_path), path[place:]
             merged, patch = merged[step], patch[index]
-            said.append(index)
+            patch_path.append(index)
             continue
         if not isinstance(patch, Mapping) or step not in patch:
-            return tuple(said), path[place:]
+            return tuple(patch_path), path[place:]
         merged = merged.get(step) if isinstance(merged, Mapping) else None
         patch, field = patch[step], step
-        said.append(step)
-    return tuple(said), ()
+        patch_path.append(step)
+    return tuple(patch_path), ()
 
 
 def _index(field: str, merged: Any, step: int, patch: Any) -> int | None:

@@ -1,9 +1,10 @@
-"""What the admission webhook says: the operator's own checks, at `kubectl apply`. Pure but for `facts`."""
+"""The admission webhook: the operator's own checks, at `kubectl apply`. Pure but for `read_metadata`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvasir_operator.api import InvalidService, Model, parse
+from kvasir_operator.admission.parse import parse
+from kvasir_operator.api import InvalidService, Model
 from kvasir_operator.api.validation import ModelMetadata, model_problems
 
 # What the API server adds to a generateName, in length.
@@ -11,7 +12,7 @@ _GENERATED = "xxxxx"
 
 
 def refusal(
-    new: Mapping[str, Any], old: Mapping[str, Any] | None, facts: Callable[[Model], ModelMetadata | None]
+    new: Mapping[str, Any], old: Mapping[str, Any] | None, read_metadata: Callable[[Model], ModelMetadata | None]
 ) -> str | None:
     """Why an InferenceService is not to be stored, or `None`.
 
@@ -25,7 +26,7 @@ def refusal(
         new = {**new, "metadata": {**metadata, "name": metadata["generateName"] + _GENERATED}}
     try:
         service = parse(new)
-        if problems := model_problems(service, facts(service.spec.model)):
+        if problems := model_problems(service, read_metadata(service.spec.model)):
             raise InvalidService(problems)
     except InvalidService as error:
         return str(error)

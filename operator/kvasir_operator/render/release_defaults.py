@@ -1,4 +1,4 @@
-"""What a spec leaves to the release of its service (`plan/release.py`), said."""
+"""Sets the fields that a spec leaves to the release of its service (`plan/release.py`)."""
 
 import msgspec
 
@@ -6,8 +6,8 @@ from kvasir_operator.api import InferenceService
 from kvasir_operator.render.options import CERTIFICATES, Options
 
 
-def settled(service: InferenceService, options: Options) -> InferenceService:
-    """The service with every field said that the release of `options` decides."""
+def with_release_defaults(service: InferenceService, options: Options) -> InferenceService:
+    """The service with every field set that the release of `options` decides."""
     transfer = service.spec.transfer
     if transfer.encryption is not None:
         return service
