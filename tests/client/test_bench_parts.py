@@ -200,7 +200,7 @@ def test_sweeps_are_lists_of_either() -> None:
         (lambda: headers_of(["a: c\r\nd: e"]), "--header"),
         (lambda: extra_body("{"), "--extra-body"),
         (lambda: extra_body("[]"), "--extra-body"),
-        (lambda: extra_body('{"stream": false}'), "--extra-body: stream"),
+        (lambda: extra_body('{"stream": false}'), "--extra-body: the benchmark sets stream"),
         (lambda: checked(DatasetOptions("sharegpt")), "--dataset-path"),
         (lambda: checked(DatasetOptions(path="x")), "--dataset-path"),
         (lambda: checked(DatasetOptions(range_ratio=1.0)), "--range-ratio"),
