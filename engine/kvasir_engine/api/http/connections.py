@@ -28,6 +28,16 @@ class Transport(Protocol):
     def get_write_buffer_size(self) -> int: ...
 
 
+def unsent_bytes(transport: Transport) -> int:
+    """Bytes that are written and not sent. A TLS transport that was closed twice does not know them (in Python
+    3.11 it has let go of its protocol then): 0.
+    """
+    try:
+        return transport.get_write_buffer_size()
+    except AttributeError:
+        return 0
+
+
 class Watched(Protocol):
     """The protocol that a connection speaks."""
 
@@ -99,7 +109,11 @@ class ConnectionGate:
         now = time.monotonic()
         aborted: Counter[str] = Counter()
         for transport, place in list(self._places.items()):
-            reason = self._unwritten(transport, place, now) or place.watched.overdue(now, hurry)
+            try:
+                reason = self._unwritten(transport, place, now) or place.watched.overdue(now, hurry)
+            except Exception:  # one connection's fault is not to end the server
+                log.exception("a connection cannot be checked; it is closed")
+                reason = "fault"
             if reason:
                 aborted[reason] += 1
                 self._abort(transport)
@@ -111,7 +125,7 @@ class ConnectionGate:
         if not transport.is_closing():
             return None
         if place.closing is None:
-            place.closing = now, transport.get_write_buffer_size()
+            place.closing = now, unsent_bytes(transport)
         since, size = place.closing
         late = now - since > self.limits.write_seconds + size / self.limits.bytes_per_second
         return "write" if late else None

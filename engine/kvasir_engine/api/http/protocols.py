@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from kvasir_engine.api.errors import ApiError
 from kvasir_engine.api.http.body_writer import WRITE, BodyWriter
-from kvasir_engine.api.http.connections import ConnectionGate, Entry
+from kvasir_engine.api.http.connections import ConnectionGate, Entry, unsent_bytes
 from kvasir_engine.api.http.strict_heads import StrictConnection
 
 log = logging.getLogger("api")
@@ -31,7 +31,7 @@ class _Writing:
         self._paused: tuple[float, int] | None = None
 
     def pause(self, transport: Any) -> None:
-        self._paused = time.monotonic(), transport.get_write_buffer_size()
+        self._paused = time.monotonic(), unsent_bytes(transport)
 
     def resume(self) -> None:
         self._paused = None
