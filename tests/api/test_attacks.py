@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from attacked import serve_within
 
+from kvasir_engine.api.http.acceptor import LOG_SECONDS
 from kvasir_engine.entrypoints.drain import drain
 
 BODY = json.dumps({"model": "tiny", "prompt": "Hi", "max_tokens": 3}).encode()
@@ -223,13 +224,14 @@ def test_the_accept_loop_does_not_spin_when_descriptors_run_out(tmp_path: Path) 
         pid = server.pid
         # Others of the process's files: as if something else had taken all that were left.
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), 64))
-        ticks = cpu(pid)
+        ticks, began = cpu(pid), time.monotonic()
         assert [server.ask(completion(BODY)) for _ in range(50)] == [b""] * 50
         server.process.join(2)
-        assert cpu(pid) - ticks < 1.5
+        took = time.monotonic() - began
+        assert cpu(pid) - ticks < 1 + took / 4  # a loop that spins takes a core, where it is to be had
         log = server.log.read_text()
         assert "Traceback" not in log
-        assert log.count("connections cannot be taken") == 1
+        assert 1 <= log.count("connections cannot be taken") <= 1 + took / LOG_SECONDS
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
         server.serves_at_last()
 
