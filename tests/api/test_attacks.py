@@ -22,6 +22,7 @@ from kvasir_engine.entrypoints.drain import drain
 BODY = json.dumps({"model": "tiny", "prompt": "Hi", "max_tokens": 3}).encode()
 
 
+LISTENING = "0A"  # a socket's state in /proc/net/tcp
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -34,6 +35,29 @@ class Attacked:
         self.pid = process.pid
         self.port = port
         self.log = log
+
+    def files(self) -> dict[int, str]:
+        """What each of its descriptors is."""
+        found = {}
+        for each in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                found[int(each)] = os.readlink(f"/proc/{self.pid}/fd/{each}")
+        return found
+
+    def connections(self) -> int:
+        """How many connections to its port it holds open (proc_pid_net(5))."""
+        rows = [row.split() for row in Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]]
+        accepted = {
+            f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{self.port:04X}") and row[3] != LISTENING
+        }
+        return len(accepted.intersection(self.files().values()))
+
+    def holds_at_last(self, connections: int) -> None:
+        """Wait until it holds at most so many connections; those that ended are closed a moment later."""
+        deadline = time.monotonic() + 60
+        while self.connections() > connections:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     def connect(self, sent: bytes = b"", address: str = "127.0.0.1") -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), 60, source_address=(address, 0))
@@ -170,7 +194,7 @@ def test_when_requests_take_all_places_probes_are_answered_and_the_rest_is_refus
             assert server.ask(probe, "127.0.0.9").startswith(b"HTTP/1.1 200")
             assert server.ask(completion(BODY), "127.0.0.9").startswith(b"HTTP/1.1 503")
             held += [server.connect(unfinished, "127.0.0.9") for _ in range(8)]
-            assert len(os.listdir(f"/proc/{server.pid}/fd")) < 30
+            server.holds_at_last(connections=8 + 4)
         finally:
             for each in held:
                 each.close()
@@ -222,8 +246,10 @@ def test_the_accept_loop_does_not_spin_when_descriptors_run_out(tmp_path: Path) 
     with attacked(tmp_path, files=64, connections=1000, header_seconds=60) as server:
         assert server.serves()
         pid = server.pid
-        # Others of the process's files: as if something else had taken all that were left.
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), 64))
+        server.holds_at_last(connections=0)
+        # As if others of the process's files had taken all that were left: the limit is the first free number.
+        free = min(set(range(64)) - server.files().keys())
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, 64))
         ticks, began = cpu(pid), time.monotonic()
         assert [server.ask(completion(BODY)) for _ in range(50)] == [b""] * 50
         server.process.join(2)
@@ -247,7 +273,7 @@ def test_more_connections_than_files_are_never_held(tmp_path: Path) -> None:
         try:
             # those that wait have to have been idle for a tenth of a second before they make room
             server.serves_at_last()
-            assert len(os.listdir(f"/proc/{server.pid}/fd")) < 512
+            assert len(server.files()) < 512
             assert "cannot be taken" not in server.log.read_text()
         finally:
             for each in held:
