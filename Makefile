@@ -13,11 +13,12 @@ TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 setup: $(STAMP)
 
 # torch first and by itself: a bare `torch` requirement would pull several GB of CUDA
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/api/object_server.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[engine,operator,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/api/object_server.txt
 	touch $@
 
 up: setup

@@ -17,9 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from kvasir_engine.api.app import create_app
 from kvasir_engine.api.auth import ApiKeys
-from kvasir_engine.api.batch.folder import BatchFolder, BatchLimits
+from kvasir_engine.api.batch.folder import BatchLimits
+from kvasir_engine.api.batch.folder_store import FolderStore
+from kvasir_engine.api.batch.objects.bucket import Bucket
+from kvasir_engine.api.batch.objects.store import ObjectStore
 from kvasir_engine.api.batch.runner import BatchRunner
 from kvasir_engine.api.batch.service import running_batches
+from kvasir_engine.api.batch.stores import BatchStore
 from kvasir_engine.api.http.connections import ConnectionGate
 from kvasir_engine.api.http.limits import HttpLimits
 from kvasir_engine.api.http.protocols import GuardedHttp
@@ -150,16 +154,23 @@ class Api:
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
+def store_at(place: Path | str, limits: BatchLimits | None = None) -> BatchStore:
+    """A folder, or an object store that writes at once."""
+    if isinstance(place, Path):
+        return FolderStore(place, limits)
+    return ObjectStore(Bucket(place), limits, linger=0.0)
+
+
 @contextlib.asynccontextmanager
 async def running(
     engine: ScriptedEngine,
     model: ServedModel,
     keys: ApiKeys | None = None,
-    batch_dir: Path | None = None,
+    batch_dir: Path | str | None = None,
     limits: BatchLimits | None = None,
 ) -> AsyncIterator[Api]:
     registry, lifecycle = CollectorRegistry(), Lifecycle()
-    batches = BatchRunner(BatchFolder(batch_dir), lifecycle, limits, wait=0.01) if batch_dir else None
+    batches = BatchRunner(store_at(batch_dir, limits), lifecycle, limits, wait=0.01) if batch_dir else None
     tasks = Supervisor()
     with ThreadPoolExecutor(2) as executor:
         app = create_app(

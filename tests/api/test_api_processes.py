@@ -226,6 +226,7 @@ def test_a_count_that_is_none_is_refused_by_name(said: str) -> None:
 
 
 def test_a_folder_of_batches_is_one_processs_own() -> None:
+    assert process_count("2", True, "s3://bucket", 8) == 2
     with pytest.raises(UserError, match="api-processes 2 and batch-dir"):
         process_count("2", False, "/b", 8)
 

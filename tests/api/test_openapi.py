@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
 from kvasir_engine.api.app import create_app
-from kvasir_engine.api.batch.folder import BatchFolder
+from kvasir_engine.api.batch.folder_store import FolderStore
 from kvasir_engine.api.batch.runner import BatchRunner
 from kvasir_engine.api.lifecycle import Lifecycle
 from kvasir_engine.api.openapi_document import document
@@ -122,7 +122,7 @@ def test_every_path_is_described(tmp_path: Path) -> None:
             registry=CollectorRegistry(),
             lifecycle=Lifecycle(),
             executor=executor,
-            batches=BatchRunner(BatchFolder(tmp_path), Lifecycle()),
+            batches=BatchRunner(FolderStore(tmp_path), Lifecycle()),
         )
     served = {
         (method.lower(), route.path.replace(":path}", "}"))

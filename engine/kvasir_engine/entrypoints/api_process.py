@@ -80,7 +80,7 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
     client = LocalEngine(pool, registry=CollectorRegistry(), remote_threshold=0)
     hearing = tasks.start(_hear(channel, client, shutdown, opened, leave), "the channel to the server")
     try:
-        batches = batches_of(options.batch_dir, lifecycle)
+        batches = await batches_of(options.batch_dir, lifecycle)
         keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
         folder = await asyncio.to_thread(resolve, config.model, config.revision or None, weights=False)
         model = await asyncio.to_thread(

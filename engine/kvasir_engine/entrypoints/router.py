@@ -223,7 +223,7 @@ async def run_router(options: RouterOptions) -> None:
     tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
     registry, lifecycle = CollectorRegistry(), Lifecycle()
     pool = WorkerPool(name, tasks, WorkerTrust(credentials, options.plain_workers))
-    batches = batches_of(options.batch_dir, lifecycle)
+    batches = await batches_of(options.batch_dir, lifecycle)
     client = PooledClient(
         pool,
         registry=registry,

@@ -48,14 +48,15 @@ PROCESSES_HELP = (
 def process_count(said: str, gpu: bool, batch_dir: str, cores: int) -> int:
     """The number of API processes for `--api-processes`; 0 for none. Raises UserError.
 
-    A folder of batches can be used by one process only.
+    A folder of batches can be used by one process only, an object store by any number.
     """
+    alone = bool(batch_dir) and "://" not in batch_dir
     if said == "auto":
-        most = 1 if batch_dir else MOST_AUTO
+        most = 1 if alone else MOST_AUTO
         return max(1, min(most, cores // CORES_A_PROCESS)) if gpu else 0
     if not said.isascii() or not said.isdigit() or int(said) > MOST_PROCESSES:
         raise UserError(f"api-processes is auto or a number from 0 to {MOST_PROCESSES}, not {said!r}")
-    if batch_dir and int(said) > 1:
+    if alone and int(said) > 1:
         raise UserError(f"api-processes {said} and batch-dir: a folder is one process's own; say 1, or 0")
     return int(said)
 
@@ -143,7 +144,7 @@ async def _serve(options: ServeOptions) -> None:
     config, name = options.config, options.name
     check_port(config.host, config.port)
     lifecycle, tasks = Lifecycle(), Supervisor(end_process)
-    batches = batches_of(options.batch_dir, lifecycle)
+    batches = await batches_of(options.batch_dir, lifecycle)
     thread, _ = await asyncio.to_thread(build, config, False, ended=end_process)
     folder = resolve(config.model, config.revision or None)
     model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens, options.parsers)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from kvasir_engine.errors import UserError
 
-BATCH_HELP = "a folder of this process's own for /v1/files and /v1/batches; default: there are none"
+BATCH_HELP = (
+    "where /v1/files and /v1/batches keep things: a folder of this process's own, or s3://bucket/prefix, which "
+    "processes may share; default: there are none"
+)
 PARTIAL = ".partial-"
 
 

@@ -74,3 +74,8 @@ def _fault(line: bytes, endpoint: str, most_bytes: int, seen: set[str]) -> tuple
 def answered(path: Path) -> set[str]:
     """The custom ids of a file of answers."""
     return {_IDS.decode(line).custom_id for line in lines_of(path)}
+
+
+def custom_ids(data: bytes) -> set[str]:
+    """The custom ids of whole lines of answers."""
+    return {_IDS.decode(line).custom_id for line in data.splitlines()}

@@ -1,49 +1,55 @@
-"""Writes answers to disk in the order of their arrival."""
+"""Writes answers in the order of their arrival."""
 
 import asyncio
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from kvasir_engine.api.batch.schemas import OutputLine
 
+Write = Callable[[Sequence[bytes], Sequence[bytes]], Awaitable[None]]
+
 
 class LineWriter:
-    """Appends lines to a batch's files. Lines that were put are written even if their requests are cancelled."""
+    """Writes a batch's lines, several at a time. What was put is written even if its request is cancelled."""
 
-    def __init__(self, output: Path, errors: Path, wrote: Callable[[int, int], None]) -> None:
-        """`wrote` is called with the numbers of lines on disk: answers and failures."""
-        self._paths = (output, errors)
-        self._wrote = wrote
-        self._waiting: asyncio.Queue[tuple[OutputLine, bool] | None] = asyncio.Queue()
+    def __init__(self, write: Write, linger: float = 0.0) -> None:
+        """`write` gets answers and failures. `linger`: seconds in which lines are collected for it."""
+        self._write = write
+        self._linger = linger
+        self._waiting: asyncio.Queue[tuple[OutputLine, bool]] = asyncio.Queue()
+        self._closed = asyncio.Event()
+        self._news = asyncio.Event()
 
     def put(self, line: OutputLine, failed: bool) -> None:
         self._waiting.put_nowait((line, failed))
+        self._news.set()
 
     def close(self) -> None:
         """Accept no more lines; `run` returns when all are written."""
-        self._waiting.put_nowait(None)
+        self._closed.set()
+        self._news.set()
 
     async def run(self) -> None:
-        """Write until closed. Raises OSError."""
-        over = False
-        while not over:
-            items = [await self._waiting.get()]
+        """Write until closed. Raises OSError, and what else `write` does."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if self._linger and not self._closed.is_set():
+                await self._collect()
+            closed = self._closed.is_set()
+            lines: tuple[list[bytes], list[bytes]] = [], []
             while not self._waiting.empty():
-                items.append(self._waiting.get_nowait())
-            over = None in items
-            lines = [each for each in items if each is not None]
-            for path, failed in zip(self._paths, (False, True), strict=True):
-                some = [line for line, its in lines if its is failed]
-                if some:
-                    await asyncio.to_thread(_append, path, some)
-                    self._wrote(0 if failed else len(some), len(some) if failed else 0)
+                line, failed = self._waiting.get_nowait()
+                lines[failed].append(msgspec.json.encode(line) + b"\n")
+            if lines[0] or lines[1]:
+                await self._write(*lines)
+            if closed:
+                return
 
-
-def _append(path: Path, lines: Sequence[OutputLine]) -> None:
-    with path.open("ab") as file:
-        file.write(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+    async def _collect(self) -> None:
+        try:
+            async with asyncio.timeout(self._linger):
+                await self._closed.wait()
+        except TimeoutError:
+            return

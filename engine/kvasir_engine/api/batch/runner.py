@@ -6,16 +6,14 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from starlette.types import ASGIApp
 
-from kvasir_engine.api.batch.file_store import FileStore
-from kvasir_engine.api.batch.folder import BatchFolder, BatchLimits
+from kvasir_engine.api.batch.folder import BatchLimits
 from kvasir_engine.api.batch.in_process import HttpAnswer, ask
-from kvasir_engine.api.batch.input_lines import answered, check, decoded, input_lines
-from kvasir_engine.api.batch.job_store import JobStore
+from kvasir_engine.api.batch.input_lines import check, decoded, input_lines
 from kvasir_engine.api.batch.line_writer import LineWriter
 from kvasir_engine.api.batch.schemas import (
     ENDED,
@@ -28,8 +26,9 @@ from kvasir_engine.api.batch.schemas import (
     OutputLine,
     RequestCounts,
 )
+from kvasir_engine.api.batch.stores import BatchStore, Change, ClaimLost, Gone, HeldJob, LinesName
 from kvasir_engine.api.caller import Caller
-from kvasir_engine.api.errors import ApiError, ErrorDetail, bad_request
+from kvasir_engine.api.errors import ErrorDetail, bad_request
 from kvasir_engine.api.lifecycle import Lifecycle
 
 log = logging.getLogger("api")
@@ -38,7 +37,7 @@ BEHIND = 100
 """Batches' requests come so many levels of priority after others."""
 _TRIES = 3  # of a request that fails for no fault of its own
 _FIRST_WAIT, _MOST_WAIT = 0.5, 30.0  # while there is no room for a request, or no worker
-_AGAIN = 30.0  # after the disk failed
+_AGAIN = 30.0  # after the disk or the object store failed
 
 
 class _Streams(msgspec.Struct, frozen=True):
@@ -46,50 +45,62 @@ class _Streams(msgspec.Struct, frozen=True):
 
 
 class BatchRunner:
-    """The files and batches of one folder. Start it with the application that answers their requests."""
+    """The files and batches of one store. Start it with the application that answers their requests."""
 
     def __init__(
         self,
-        folder: BatchFolder,
+        store: BatchStore,
         lifecycle: Lifecycle,
         limits: BatchLimits | None = None,
         wait: float = _FIRST_WAIT,
     ) -> None:
         self.limits = limits or BatchLimits()
-        self._folder = folder
-        self.files = FileStore(folder, self.limits)
-        self.jobs = JobStore(folder, self.limits)
+        self.store = store
+        self.files = store.files
+        self.jobs = store.jobs
         self._lifecycle = lifecycle
         self._wait = wait
         self._slots = asyncio.Semaphore(self.limits.concurrency)
         self._news = asyncio.Event()
-        self._cancelled: dict[str, asyncio.Event] = {}
         self._running: set[str] = set()
 
     async def run(self, app: ASGIApp, most_bytes: Callable[[], int]) -> None:
         """Run all present and future batches. `most_bytes`: the limit of a request."""
+        tidied = False
         async with asyncio.TaskGroup() as group:
             while True:
                 self._news.clear()
-                for owned in self.jobs.unfinished():
-                    id = owned.batch.id
-                    if id in self._running or len(self._running) >= self.limits.running:
-                        continue
-                    if not self._lifecycle.draining:
-                        self._running.add(id)
-                        group.create_task(self._work(app, owned.owner, id, most_bytes()))
+                try:
+                    if not tidied:
+                        await self.store.tidy()
+                        tidied = True
+                    await self._start_more(group, app, most_bytes)
+                except OSError as error:
+                    log.error("the batches cannot be read reason=%r", str(error))
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_AGAIN):
+                    async with asyncio.timeout(self.jobs.poll_seconds):
                         await self._news.wait()
 
-    def close(self) -> None:
-        """Unlock the folder for other processes."""
-        self._folder.close()
+    async def _start_more(self, group: asyncio.TaskGroup, app: ASGIApp, most_bytes: Callable[[], int]) -> None:
+        if self._lifecycle.draining or len(self._running) >= self.limits.running:
+            return
+        for owned in await self.jobs.unfinished():
+            id = owned.batch.id
+            if id in self._running or len(self._running) >= self.limits.running or self._lifecycle.draining:
+                continue
+            held = await self.jobs.claim(owned)
+            if held is not None:
+                self._running.add(id)
+                group.create_task(self._work(app, held, most_bytes()))
 
-    def create(self, owner: str, request: BatchRequest) -> Batch:
+    def close(self) -> None:
+        """Let go of the store."""
+        self.store.close()
+
+    async def create(self, owner: str, request: BatchRequest) -> Batch:
         """A new batch. Raises ApiError, OSError."""
-        self.files.get(owner, request.input_file_id)
-        self.jobs.check_room(owner)
+        await self.files.get(owner, request.input_file_id)
+        await self.jobs.check_room(owner)
         now = int(time.time())
         batch = Batch(
             id=f"batch_{secrets.token_hex(12)}",
@@ -100,106 +111,106 @@ class BatchRunner:
             expires_at=now + self.limits.seconds,
             metadata=request.metadata,
         )
-        self.jobs.save(owner, batch)
+        await self.jobs.create(owner, batch)
         self._news.set()
         return batch
 
-    def cancel(self, owner: str, id: str) -> Batch:
+    async def cancel(self, owner: str, id: str) -> Batch:
         """End a batch early, and keep the answers so far. Raises ApiError, OSError."""
-        batch = self.jobs.get(owner, id)
-        if batch.status == "cancelling":
-            return batch
-        if batch.status in ENDED or batch.status == "finalizing":
-            raise bad_request(f"Cannot cancel a batch with status '{batch.status}'.", "id")
-        batch = self._update(owner, id, status="cancelling", cancelling_at=int(time.time()))
-        self._event(id).set()
+        batch = await self.jobs.change(owner, id, _cancelled)
         self._news.set()
         return batch
 
-    def _event(self, id: str) -> asyncio.Event:
-        return self._cancelled.setdefault(id, asyncio.Event())
-
-    def _update(self, owner: str, id: str, **changes: Any) -> Batch:
-        batch = msgspec.structs.replace(self.jobs.get(owner, id), **changes)
-        self.jobs.save(owner, batch)
-        return batch
-
-    async def _work(self, app: ASGIApp, owner: str, id: str, most_bytes: int) -> None:
+    async def _work(self, app: ASGIApp, held: HeldJob, most_bytes: int) -> None:
+        id = held.batch.id
+        keeping = asyncio.create_task(held.keep())
         try:
-            await self._steps(app, owner, id, most_bytes)
+            await self._steps(app, held, most_bytes)
+        except ClaimLost:
+            log.warning("another process runs a batch now id=%s", id)
         except OSError as error:
-            log.error("a batch waits for its disk id=%s reason=%r", id, str(error))
+            log.error("a batch waits for its store id=%s reason=%r", id, str(error))
             await asyncio.sleep(_AGAIN)
+        except Gone as error:
+            log.error("a batch failed id=%s reason=%r", id, str(error))
+            await self._fail(held, LineError(error.code, str(error)))
         except Exception as error:
             log.exception("a batch failed id=%s", id)
-            errors = LineErrors([LineError("server_error", f"{type(error).__name__}")])
-            with suppress(OSError):
-                self._update(owner, id, status="failed", failed_at=int(time.time()), errors=errors)
+            await self._fail(held, LineError("server_error", f"{type(error).__name__}"))
         finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            await held.release()
             self._running.discard(id)
             self._news.set()
 
-    async def _steps(self, app: ASGIApp, owner: str, id: str, most_bytes: int) -> None:
-        batch = self.jobs.get(owner, id)
-        if batch.status == "validating" and not await self._validate(owner, batch, most_bytes):
+    async def _fail(self, held: HeldJob, error: LineError) -> None:
+        try:
+            await held.update(_set(status="failed", failed_at=int(time.time()), errors=LineErrors([error])))
+        except (OSError, ClaimLost) as failed:
+            log.error("a batch's failure is not written id=%s reason=%r", held.batch.id, str(failed))
+            await asyncio.sleep(_AGAIN)
+
+    async def _steps(self, app: ASGIApp, held: HeldJob, most_bytes: int) -> None:
+        if held.batch.status == "validating" and not await self._validate(held, most_bytes):
             return
-        batch = self.jobs.get(owner, id)
-        if batch.status == "in_progress":
-            left = await self._until_over(app, owner, batch)
+        if held.batch.status == "in_progress":
+            left = await self._until_over(app, held)
             if left:
                 return
-        batch = self.jobs.get(owner, id)
+        batch = held.batch
         if batch.status == "in_progress":
             expired = time.time() >= batch.expires_at and batch.request_counts.total > _ended(batch)
-            batch = self._update(owner, id, expired_at=int(time.time()) if expired else None)
-        await self._finish(owner, batch)
-        self._cancelled.pop(id, None)
+            await held.update(_set(expired_at=int(time.time()) if expired else None))
+        await self._finish(held)
 
-    async def _validate(self, owner: str, batch: Batch, most_bytes: int) -> bool:
-        path = self.files.data(batch.input_file_id)
+    async def _validate(self, held: HeldJob, most_bytes: int) -> bool:
+        endpoint = held.batch.endpoint
         try:
-            total, errors = await asyncio.to_thread(check, path, batch.endpoint, self.limits.lines, most_bytes)
-        except FileNotFoundError:
-            total, errors = 0, [LineError("file_not_found", "The input file is gone.")]
+            async with held.input() as path:
+                total, errors = await asyncio.to_thread(check, path, endpoint, self.limits.lines, most_bytes)
+        except Gone as error:
+            total, errors = 0, [LineError(error.code, str(error))]
         now = int(time.time())
         if errors:
-            self._update(owner, batch.id, status="failed", failed_at=now, errors=LineErrors(errors))
+            await held.update(_set(status="failed", failed_at=now, errors=LineErrors(errors)))
             return False
-        counts = RequestCounts(total)
-        if self.jobs.get(owner, batch.id).status == "validating":
-            self._update(owner, batch.id, status="in_progress", in_progress_at=now, request_counts=counts)
-        else:  # cancelled meanwhile
-            self._update(owner, batch.id, request_counts=counts)
+
+        def checked(batch: Batch) -> Batch:
+            batch = msgspec.structs.replace(batch, request_counts=RequestCounts(total))
+            if batch.status != "validating":  # cancelled meanwhile
+                return batch
+            return msgspec.structs.replace(batch, status="in_progress", in_progress_at=now)
+
+        await held.update(checked)
         return True
 
-    async def _until_over(self, app: ASGIApp, owner: str, batch: Batch) -> bool:
-        """Send requests until all are answered, or the batch is cancelled or expires. True: the process ends before
-        that.
+    async def _until_over(self, app: ASGIApp, held: HeldJob) -> bool:
+        """Send requests until all are answered, or the batch is cancelled, expired or another process's. True: the
+        process ends before that.
         """
-        asking = asyncio.create_task(self._ask_all(app, owner, batch))
-        cancelled = asyncio.create_task(self._event(batch.id).wait())
+        asking = asyncio.create_task(self._ask_all(app, held))
+        stopped = asyncio.create_task(held.stopped.wait())
         try:
             await asyncio.wait(
-                {asking, cancelled},
-                timeout=max(0.0, batch.expires_at - time.time()),
+                {asking, stopped},
+                timeout=max(0.0, held.batch.expires_at - time.time()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             return asking.done() and asking.result()
         finally:
             asking.cancel()
-            cancelled.cancel()
-            await asyncio.gather(asking, cancelled, return_exceptions=True)
+            stopped.cancel()
+            await asyncio.gather(asking, stopped, return_exceptions=True)
 
-    async def _ask_all(self, app: ASGIApp, owner: str, batch: Batch) -> bool:
-        output, errors = self.jobs.output(batch.id), self.jobs.errors(batch.id)
-        good, bad = await asyncio.to_thread(lambda: (answered(output), answered(errors)))
-        self._note(owner, batch.id, len(good), len(bad))
-        writer = LineWriter(output, errors, lambda more, failed: self._add(owner, batch.id, more, failed))
+    async def _ask_all(self, app: ASGIApp, held: HeldJob) -> bool:
+        good, bad = await held.answered()
+        writer = LineWriter(held.append, held.linger)
         writing = asyncio.create_task(writer.run())
-        caller = Caller(owner, BEHIND, in_background=True)
+        caller = Caller(held.owner, BEHIND, in_background=True)
         try:
-            async with asyncio.TaskGroup() as group:
-                for _, line in input_lines(self.files.data(batch.input_file_id)):
+            async with held.input() as path, asyncio.TaskGroup() as group:
+                for _, line in input_lines(path):
                     request = decoded(line)
                     if request.custom_id in good or request.custom_id in bad:
                         continue
@@ -211,7 +222,7 @@ class BatchRunner:
         finally:
             writer.close()
             await writing
-        return self._lifecycle.draining and _ended(self.jobs.get(owner, batch.id)) < batch.request_counts.total
+        return self._lifecycle.draining and _ended(held.batch) < held.batch.request_counts.total
 
     async def _ask_one(self, app: ASGIApp, caller: Caller, request: InputLine, writer: LineWriter) -> None:
         try:
@@ -239,17 +250,9 @@ class BatchRunner:
             await asyncio.sleep(wait)
             wait = min(_MOST_WAIT, 2 * wait)
 
-    def _note(self, owner: str, id: str, completed: int, failed: int) -> None:
-        batch = self.jobs.get(owner, id)
-        counts = RequestCounts(batch.request_counts.total, completed, failed)
-        self.jobs.note(owner, msgspec.structs.replace(batch, request_counts=counts))
-
-    def _add(self, owner: str, id: str, completed: int, failed: int) -> None:
-        counts = self.jobs.get(owner, id).request_counts
-        self._note(owner, id, counts.completed + completed, counts.failed + failed)
-
-    async def _finish(self, owner: str, batch: Batch) -> None:
+    async def _finish(self, held: HeldJob) -> None:
         """Write an error line for each unsent request, and create the output files. Idempotent after a crash."""
+        batch = held.batch
         if batch.status != "finalizing":
             why = None
             if batch.cancelling_at is not None:
@@ -257,35 +260,47 @@ class BatchRunner:
             elif batch.expired_at is not None:
                 why = ErrorDetail("The batch expired before this request was answered.", "batch_expired")
             if why is not None and batch.in_progress_at is not None:
-                await self._give_up(owner, batch, msgspec.structs.replace(why, code=why.type))
-            batch = self._update(
-                owner,
-                batch.id,
-                status="finalizing",
-                finalizing_at=int(time.time()),
-                output_file_id=_new_file(self.jobs.output(batch.id).exists()),
-                error_file_id=_new_file(self.jobs.errors(batch.id).exists()),
+                await self._give_up(held, msgspec.structs.replace(why, code=why.type))
+            batch = await held.update(
+                _set(
+                    status="finalizing",
+                    finalizing_at=int(time.time()),
+                    output_file_id=_new_file(await held.written("output")),
+                    error_file_id=_new_file(await held.written("errors")),
+                )
             )
-        for name, id, path in (
-            ("output", batch.output_file_id, self.jobs.output(batch.id)),
-            ("errors", batch.error_file_id, self.jobs.errors(batch.id)),
-        ):
+        names: tuple[LinesName, ...] = get_args(LinesName)
+        for name, id in zip(names, (batch.output_file_id, batch.error_file_id), strict=True):
             if id is not None:
-                await asyncio.to_thread(self.files.add, owner, path, f"{batch.id}_{name}.jsonl", "batch_output", id)
+                await held.publish(name, id)
+        await held.clear()
         status = "cancelled" if batch.cancelling_at else "expired" if batch.expired_at else "completed"
-        self._update(owner, batch.id, **{"status": status, f"{status}_at": int(time.time())})
+        await held.update(_set(**{"status": status, f"{status}_at": int(time.time())}))
         log.info("a batch has ended id=%s status=%s", batch.id, status)
 
-    async def _give_up(self, owner: str, batch: Batch, why: ErrorDetail) -> None:
-        output, errors = self.jobs.output(batch.id), self.jobs.errors(batch.id)
-        writer = LineWriter(output, errors, lambda more, failed: self._add(owner, batch.id, more, failed))
-        known = await asyncio.to_thread(lambda: answered(output) | answered(errors))
-        for _, line in input_lines(self.files.data(batch.input_file_id)):
-            id = decoded(line).custom_id
-            if id not in known:
-                writer.put(OutputLine(f"batch_req_{secrets.token_hex(12)}", id, None, why), failed=True)
+    async def _give_up(self, held: HeldJob, why: ErrorDetail) -> None:
+        good, bad = await held.answered()
+        writer = LineWriter(held.append)
+        async with held.input() as path:
+            for _, line in input_lines(path):
+                id = decoded(line).custom_id
+                if id not in good and id not in bad:
+                    writer.put(OutputLine(f"batch_req_{secrets.token_hex(12)}", id, None, why), failed=True)
         writer.close()
         await writer.run()
+
+
+def _set(**changes: Any) -> Change:
+    return lambda batch: msgspec.structs.replace(batch, **changes)
+
+
+def _cancelled(batch: Batch) -> Batch:
+    """Raises ApiError."""
+    if batch.status == "cancelling":
+        return batch
+    if batch.status in ENDED or batch.status == "finalizing":
+        raise bad_request(f"Cannot cancel a batch with status '{batch.status}'.", "id")
+    return msgspec.structs.replace(batch, status="cancelling", cancelling_at=int(time.time()))
 
 
 def _ended(batch: Batch) -> int:
@@ -301,15 +316,3 @@ def _streams(body: bytes) -> bool:
         return bool(msgspec.json.decode(body, type=_Streams).stream)
     except msgspec.ValidationError:
         return False  # the endpoint says what is wrong
-
-
-def refuse_endpoint(endpoint: str, served: frozenset[str]) -> None:
-    """Raise ApiError for an endpoint that batches cannot use."""
-    if endpoint not in served:
-        shown = ", ".join(sorted(served))
-        raise ApiError(
-            400,
-            f"Invalid value for 'endpoint': expected one of {shown}, but got '{endpoint[:100]}' instead.",
-            param="endpoint",
-            code="invalid_value",
-        )

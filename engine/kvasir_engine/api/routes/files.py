@@ -1,14 +1,10 @@
 """`/v1/files`: the inputs and outputs of batches."""
 
-import asyncio
 import logging
-from collections.abc import Iterator
-from typing import BinaryIO
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
-from kvasir_engine.api.batch.folder import partial
 from kvasir_engine.api.batch.paging import check_query, page, page_limit
 from kvasir_engine.api.batch.runner import BatchRunner
 from kvasir_engine.api.batch.schemas import FileDeleted, FileList
@@ -20,9 +16,11 @@ from kvasir_engine.api.service import Service
 log = logging.getLogger("api")
 
 
-def disk_error(error: OSError) -> ApiError:
-    log.error("the batch folder cannot be used reason=%r", str(error))
-    return ApiError(503, f"The server's disk fails: {error.strerror}.", code="disk", type="server_error")
+def store_error(batches: BatchRunner, error: OSError) -> ApiError:
+    """What a client is told of it; the log has more."""
+    code, name = batches.store.failing
+    log.error("files and batches cannot be kept reason=%r", str(error))
+    return ApiError(503, f"The server's {name} fails: {error.strerror}.", code=code, type="server_error")
 
 
 def _check(form: Form) -> str:
@@ -41,12 +39,6 @@ def _check(form: Form) -> str:
     return purpose
 
 
-def _parts(opened: BinaryIO) -> Iterator[bytes]:
-    with opened:
-        while part := opened.read(2**18):
-            yield part
-
-
 def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
     store, limits = batches.files, batches.limits
     uploads = 0
@@ -55,17 +47,17 @@ def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
     async def upload(request: Request) -> Response:
         nonlocal uploads
         owner = service.caller(request).salt
-        store.check_room(owner)
         if uploads >= limits.uploads:
             raise ApiError(503, "Too many files are being sent.", code="overloaded", type="server_error")
         uploads += 1
-        path = partial(store.folder)
+        path = store.new_path()
         try:
+            await store.check_room(owner)
             form = await read_upload(request, path, limits.file_bytes)
             purpose = _check(form)
-            return json_response(await asyncio.to_thread(store.add, owner, path, form.filename or "", purpose))
+            return json_response(await store.add(owner, path, form.filename or "", purpose))
         except OSError as error:
-            raise disk_error(error) from error
+            raise store_error(batches, error) from error
         finally:
             uploads -= 1
             path.unlink(missing_ok=True)
@@ -78,8 +70,11 @@ def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise bad_request("Invalid value for 'order': expected 'asc' or 'desc'.", "order")
-        mine = [each for each in store.of(owner) if query.get("purpose") in (None, each.purpose)]
         limit = page_limit(query, 10_000, 10_000)
+        try:
+            mine = [each for each in await store.of(owner) if query.get("purpose") in (None, each.purpose)]
+        except OSError as error:
+            raise store_error(batches, error) from error
         some, more = page(mine if order == "asc" else mine[::-1], query.get("after"), limit)
         ids = [each.id for each in some]
         return json_response(
@@ -88,26 +83,31 @@ def add(app: FastAPI, service: Service, batches: BatchRunner) -> None:
 
     @app.get("/v1/files/{id}")
     async def file(id: str, request: Request) -> Response:
-        return json_response(store.get(service.caller(request).salt, id))
+        try:
+            return json_response(await store.get(service.caller(request).salt, id))
+        except OSError as error:
+            raise store_error(batches, error) from error
 
     @app.get("/v1/files/{id}/content")
     async def content(id: str, request: Request) -> Response:
-        found = store.get(service.caller(request).salt, id)
+        owner = service.caller(request).salt
         try:
-            opened = store.data(found.id).open("rb")  # it may be deleted while it is sent
+            found = await store.get(owner, id)
+            parts = await store.content(owner, found)
         except OSError as error:
-            raise disk_error(error) from error
+            raise store_error(batches, error) from error
         headers = {"content-length": str(found.bytes)}
-        return StreamingResponse(_parts(opened), headers=headers, media_type="application/octet-stream")
+        return StreamingResponse(parts, headers=headers, media_type="application/octet-stream")
 
     @app.delete("/v1/files/{id}")
     async def delete(id: str, request: Request) -> Response:
-        found = store.get(service.caller(request).salt, id)
-        using = batches.jobs.using(found.id)
-        if using is not None:
-            raise bad_request(f"The file is the input of {using.id}, which has not ended.", "id")
+        owner = service.caller(request).salt
         try:
-            store.delete(found.id)
+            found = await store.get(owner, id)
+            using = await batches.jobs.using(owner, found.id)
+            if using is not None:
+                raise bad_request(f"The file is the input of {using.id}, which has not ended.", "id")
+            await store.delete(owner, found.id)
         except OSError as error:
-            raise disk_error(error) from error
+            raise store_error(batches, error) from error
         return json_response(FileDeleted(id=found.id))
