@@ -194,12 +194,27 @@ async def test_a_grammar_is_tried_in_a_process_and_its_answer_kept(checks: Calla
 async def test_what_takes_too_long_is_refused_and_what_comes_next_is_tried(
     checks: Callable[..., GrammarCheck],
 ) -> None:
-    check = checks(CheckLimits(patience=0.01))
+    check = checks(CheckLimits(seconds=0.01, patience=600))
     costly = schema({"properties": {f"p{n}": {"type": "string", "pattern": f"^(a|b)*c{n}$"} for n in range(1500)}})
     for more in (0, 1):
-        with pytest.raises(GrammarError, match=r"more than 0\.01 s"):
+        with pytest.raises(GrammarError, match=r"more than 0\.01 s of CPU time"):
             await check.checked(Grammar("json_schema", costly.source + " " * more))
     await checks().checked(schema({"type": "object"}))
+
+
+async def test_a_process_that_gets_no_time_says_nothing_of_the_grammar(checks: Callable[..., GrammarCheck]) -> None:
+    check = checks(CheckLimits(patience=600))
+    await check.checked(schema({"title": "warm"}))
+    check._limits = CheckLimits(seconds=600, patience=0.1)
+    stopped = [each for each in check._free.queue if each is not None]
+    for each in stopped:
+        each._process.send_signal(signal.SIGSTOP)
+    good = schema({"type": "object"})
+    with pytest.raises(GrammarBusy, match=r"not tried within 0\.1 s"):
+        await check.checked(good)
+    assert not check.known(good)
+    check._limits = CheckLimits(patience=600)
+    await check.checked(good)
 
 
 async def test_what_takes_too_much_memory_is_refused(checks: Callable[..., GrammarCheck]) -> None:

@@ -12,7 +12,11 @@ from kvasir_engine.api.template_process import HEADER
 
 
 class ProcessEnded(Exception):
-    """The process ended instead of answering."""
+    """The process ended instead of answering. `code`: its exit status, or the signal that ended it, below 0."""
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(f"exit status {code}")
+        self.code = code
 
 
 class BoundedProcess:
@@ -38,7 +42,7 @@ class BoundedProcess:
             raise
         except (OSError, EOFError):
             self.end()
-            raise ProcessEnded from None
+            raise ProcessEnded(self._process.returncode) from None
         except BaseException:
             self.end()
             raise

@@ -12,6 +12,7 @@ import msgspec
 
 from kvasir_engine.api import grammar_process
 from kvasir_engine.api.bounded_process import BoundedProcess, ProcessEnded
+from kvasir_engine.api.grammar_process import OUT_OF_TIME
 from kvasir_engine.grammar.base import GrammarBusy, GrammarError
 from kvasir_engine.grammar.vocabulary import UnfitVocabulary, Vocabulary
 from kvasir_engine.protocol import Grammar
@@ -19,9 +20,12 @@ from kvasir_engine.protocol import Grammar
 
 @dataclass(frozen=True)
 class CheckLimits:
-    """The limits of one check: seconds of wall-clock time, and bytes."""
+    """The limits of one check: bytes, and `seconds` of CPU time, so that a busy machine refuses no grammar. A check
+    that has not ended after `patience` seconds of wall-clock time says nothing of the grammar.
+    """
 
-    patience: float = 10.0
+    seconds: float = 10.0
+    patience: float = 120.0
     memory: int = 1024 * 2**20
 
 
@@ -76,7 +80,10 @@ class GrammarCheck:
         return True
 
     def check(self, grammar: Grammar) -> None:
-        """Check the grammar in at most `patience` seconds, besides those of earlier checks. Raises GrammarError."""
+        """Check the grammar in at most `patience` seconds, besides those of earlier checks.
+
+        Raises GrammarError and GrammarBusy.
+        """
         if self.known(grammar):
             return
         error = self._tried(grammar)
@@ -92,24 +99,27 @@ class GrammarCheck:
 
     def _tried(self, grammar: Grammar) -> GrammarError | None:
         process = used = self._free.get()
+        limits = self._limits
         try:
             if process is None:
                 vocabulary = grammar_process.described(self._vocabulary())
-                process = used = BoundedProcess(grammar_process.__name__, str(self._limits.memory))
+                process = used = BoundedProcess(grammar_process.__name__, f"{limits.memory}", f"{limits.seconds}")
                 self._use(process)
                 process.exchange(vocabulary, START_SECONDS)
             else:
                 self._use(process)
-            answer = process.exchange(msgspec.to_builtins(grammar), self._limits.patience)
+            answer = process.exchange(msgspec.to_builtins(grammar), limits.patience)
         except UnfitVocabulary as error:
             return GrammarError("", f"this model takes no grammars: {error}")
         except TimeoutError:
             process = None
-            return GrammarError("", f"it is too complex: it takes more than {self._limits.patience:g} s")
-        except ProcessEnded:
+            raise GrammarBusy(f"a new grammar was not tried within {limits.patience:g} s") from None
+        except ProcessEnded as ended:
             process = None
             if self._closed:
                 raise GrammarBusy("the server is shutting down") from None
+            if ended.code == -OUT_OF_TIME:
+                return GrammarError("", f"it is too complex: it takes more than {limits.seconds:g} s of CPU time")
             return GrammarError("", "it is too complex: it takes too much memory")
         except BaseException:
             process = None

@@ -24,6 +24,8 @@ from kvasir_engine.protocol import Grammar
 
 WALK_TOKENS = 64
 WALK_SECONDS = 0.25
+OUT_OF_TIME = signal.SIGPROF
+"""What ends the process where a grammar takes more CPU time than it may, in a library's code too."""
 MOST_STEP_SECONDS = 0.5
 """CPU seconds for a token's mask."""
 
@@ -79,7 +81,9 @@ def _tried(compiler: GuidanceCompiler, message: dict[str, Any], words: int) -> d
 
 
 def main() -> None:
-    """Serve until stdin ends. `argv`: bytes of memory beyond what the vocabulary takes."""
+    """Serve until stdin ends. `argv`: bytes of memory beyond what the vocabulary takes, and seconds of CPU time for
+    each grammar.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is its parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "wb")
@@ -90,9 +94,13 @@ def main() -> None:
     vocabulary = _vocabulary(first)
     compiler = GuidanceCompiler(vocabulary, kept=1)
     allow_memory(int(sys.argv[1]))
+    signal.signal(OUT_OF_TIME, signal.SIG_DFL)
     write(answers, {})
     while (message := read(sys.stdin.buffer)) is not None:
-        write(answers, _tried(compiler, message, -(-vocabulary.size // 32)))
+        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[2]))
+        answer = _tried(compiler, message, -(-vocabulary.size // 32))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        write(answers, answer)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,12 @@ class ConversationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     output_config: OutputConfig | None = None
     # only with the value that changes nothing
     speed: str | None = None
+    mcp_servers: list[msgspec.Raw] | None = None
+    billing_policy: None = None
+    compaction: None = None
+    context_management: None = None
+    user_profile_id: None = None
+    workspace_id: None = None
 
 
 class MessagesRequest(ConversationRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -112,8 +118,11 @@ class MessagesRequest(ConversationRequest, frozen=True, forbid_unknown_fields=Tr
     stream: bool | None = None
     service_tier: str | None = None
     container: None = None
-    mcp_servers: list[msgspec.Raw] | None = None
+    diagnostics: None = None
+    fallback_credit_token: None = None
+    fallbacks: None = None
     inference_geo: None = None
+    thread: None = None
     # vLLM's names
     priority: int | None = None
     seed: int | None = None

@@ -53,6 +53,7 @@ def check_version(version: str | None) -> None:
 def conversation(body: ConversationRequest, model: ServedModel) -> RenamedRequest:
     """The conversation without parameters. Raises ApiError for what cannot be honoured."""
     only("speed", body.speed, "standard")
+    only("mcp_servers", body.mcp_servers, [])
     check_cache(body.cache_control, "cache_control")
     turns = turns_of(body)
     tools = [_tool(tool, f"tools[{place}]") for place, tool in enumerate(body.tools or [])]
@@ -81,7 +82,6 @@ def conversation(body: ConversationRequest, model: ServedModel) -> RenamedReques
 def chat_request(body: MessagesRequest, model: ServedModel) -> RenamedRequest:
     """The conversation and its parameters. Raises ApiError for what cannot be honoured."""
     only("service_tier", body.service_tier, "auto", "standard_only")
-    only("mcp_servers", body.mcp_servers, [])
     request, names = conversation(body, model)
     if body.thinking is not None and body.thinking.budget_tokens is not None:
         within("thinking.budget_tokens", body.thinking.budget_tokens, LEAST_BUDGET, body.max_tokens - 1)
