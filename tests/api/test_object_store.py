@@ -23,8 +23,8 @@ from kvasir_engine.api.batch.folder import BatchLimits
 from kvasir_engine.api.batch.objects import bucket as bucket_module
 from kvasir_engine.api.batch.objects.bucket import Bucket, Taken
 from kvasir_engine.api.batch.objects.held_job import HeldObjectJob
-from kvasir_engine.api.batch.objects.jobs import CLAIM_SECONDS, ObjectJobs
-from kvasir_engine.api.batch.objects.records import LinesPart, StoredJob
+from kvasir_engine.api.batch.objects.jobs import ObjectJobs
+from kvasir_engine.api.batch.objects.records import CLAIM_SECONDS, LinesPart, StoredJob
 from kvasir_engine.api.batch.objects.store import ObjectStore, check_bucket, open_store
 from kvasir_engine.api.batch.schemas import Batch, OwnedBatch, RequestCounts
 from kvasir_engine.api.batch.stores import ClaimLost, StoreError
@@ -157,6 +157,64 @@ async def test_a_write_whose_answer_was_lost_counts_once(bucket: str, monkeypatc
         assert await held.answered() == ({"a", "b"}, set())
 
 
+async def test_a_killed_routers_batch_is_finished_by_another_and_no_line_is_answered_twice(
+    model: ServedModel, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ObjectJobs, "poll_seconds", 0.02)
+    names = [f"line-{n}" for n in range(6)]
+    first, second = Counting(model, free=2), Counting(model, free=100)
+    async with contextlib.AsyncExitStack() as stack:
+        with monkeypatch.context() as killed:
+
+            async def nothing(*_: Any) -> None:
+                """As if its process were gone."""
+
+            killed.setattr(HeldObjectJob, "release", nothing)
+            async with (
+                running(ScriptedEngine(first.script), model, batch_dir=bucket) as api,
+                api.client() as client,
+            ):
+                data = content(*(line(name, "/v1/completions") for name in names))
+                batch = await submitted(client, data, "/v1/completions")
+                await counted(client, batch.id, 2)
+        clock = Clock()
+        monkeypatch.setattr(ObjectJobs.__init__, "__defaults__", (clock, 0.0))
+        api = await stack.enter_async_context(running(ScriptedEngine(second.script), model, batch_dir=bucket))
+        client = await stack.enter_async_context(api.client())
+        assert (await client.batches.retrieve(batch.id)).status == "in_progress"
+        clock.now += CLAIM_SECONDS - 1  # whatever it has seen by now
+        done = asyncio.create_task(ended(client, batch.id))
+        while not done.done():
+            clock.now += CLAIM_SECONDS
+            await asyncio.sleep(0.02)
+        batch = await done
+        assert batch.request_counts.completed == 6
+        assert set(await lines_of(client, batch.output_file_id)) == set(names)
+    assert not set(first.answered) & set(second.asked)
+    assert len(second.asked) == 4
+
+
+async def test_a_record_that_cannot_be_read_hides_no_other(bucket: str) -> None:
+    store, objects = store_at(bucket), Bucket(bucket)
+    for key in ("jobs/everyone/batch_1.json", "jobs/readme.txt", "files/everyone/file-1.json"):
+        await objects.write(key, b"nonsense")
+    await store.jobs.create("", BATCH)
+    await store.jobs.create("", BATCH)  # as a client does that heard nothing of the first
+    assert await store.jobs.of("") == [BATCH]
+    assert [each.batch for each in await store.jobs.unfinished()] == [BATCH]
+    assert await store.files.of("") == []
+    store.close()
+
+
+@pytest.mark.parametrize("more", ["", "/", "/a", "/a/b/"])
+async def test_any_prefix_is_a_place(object_server: ObjectServer, bucket: str, more: str) -> None:
+    store = await open_store(bucket.removesuffix("/some/prefix") + more)
+    await store.jobs.create("", BATCH)
+    assert await store.jobs.get("", BATCH.id) == BATCH
+    assert await store.jobs.of("") == [BATCH]
+    store.close()
+
+
 async def test_two_routers_share_files_and_batches_and_each_line_is_asked_once(
     model: ServedModel, bucket: str
 ) -> None:
@@ -236,7 +294,7 @@ async def test_what_dead_routers_left_is_removed(
     kept = await store.files.add("", written, "a", "batch")
     await store.jobs.create("", BATCH)
     ours = f"lines/everyone/{BATCH.id}/output-1"
-    for key in ("files/everyone/file-1.data", "lines/everyone/batch_1/output-1", ours):
+    for key in ("files/everyone/file-1.data", "lines/everyone/batch_1/output-1", "probe/1", ours):
         await objects.write(key, b"x")
     await store.tidy()
     assert {each.key for each in await objects.listed("")} == {
@@ -266,8 +324,8 @@ async def test_a_store_that_cannot_be_used_is_refused_at_the_start(
     assert await Bucket(bucket).listed("") == []
     with pytest.raises(UserError, match=r"batch-dir s3://nothing-there/x: the bucket does not exist"):
         await open_store("s3://nothing-there/x")
-    with pytest.raises(UserError, match="batch-dir s3://"):
-        await open_store("s3://")
+    with pytest.raises(UserError, match=f"batch-dir {bucket}//x: .*empty path segment"):
+        await open_store(f"{bucket}//x")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")

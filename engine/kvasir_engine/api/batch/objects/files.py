@@ -1,6 +1,7 @@
 """Files of clients, and output of batches, in an object store."""
 
 import asyncio
+import logging
 import re
 import secrets
 import time
@@ -15,7 +16,9 @@ from kvasir_engine.api.batch.folder import BatchLimits
 from kvasir_engine.api.batch.objects.bucket import Bucket
 from kvasir_engine.api.batch.objects.records import folder_of, in_turn
 from kvasir_engine.api.batch.schemas import FileObject, OwnedFile
-from kvasir_engine.api.batch.stores import StoreError, no_file
+from kvasir_engine.api.batch.stores import no_file
+
+log = logging.getLogger("api")
 
 _ID = re.compile(r"file-[0-9a-f]{24}")
 
@@ -53,7 +56,8 @@ class ObjectFiles:
             try:
                 self._known[id] = msgspec.json.decode(data, type=OwnedFile).file
             except msgspec.DecodeError as error:
-                raise StoreError("a file's record cannot be read", f"{id}: {error}") from error
+                log.error("a file cannot be read id=%s reason=%r", id, str(error))
+                return None
         return self._known[id]
 
     async def get(self, owner: str, id: str) -> FileObject:

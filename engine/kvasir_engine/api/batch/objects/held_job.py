@@ -14,7 +14,7 @@ from kvasir_engine.api.batch.input_lines import custom_ids
 from kvasir_engine.api.batch.job_store import counted
 from kvasir_engine.api.batch.objects.bucket import Bucket, ObjectVersion, Taken
 from kvasir_engine.api.batch.objects.files import ObjectFiles
-from kvasir_engine.api.batch.objects.records import LinesPart, StoredJob, folder_of
+from kvasir_engine.api.batch.objects.records import BEAT_SECONDS, LinesPart, StoredJob, folder_of
 from kvasir_engine.api.batch.schemas import ENDED, Batch
 from kvasir_engine.api.batch.stores import Change, ClaimLost, Gone, LinesName, StoreError, input_gone
 from kvasir_engine.api.errors import ApiError
@@ -24,7 +24,6 @@ log = logging.getLogger("api")
 PART_BYTES = 2**20
 _TRIES = 10
 _RELEASE_SECONDS = 10.0
-_KEEP_SECONDS = 10.0
 
 
 class JobRecords(Protocol):
@@ -141,7 +140,7 @@ class HeldObjectJob:
     async def keep(self) -> None:
         """See HeldJob."""
         while True:
-            await asyncio.sleep(_KEEP_SECONDS)
+            await asyncio.sleep(BEAT_SECONDS)
             try:
                 await self.beat()
             except ClaimLost:

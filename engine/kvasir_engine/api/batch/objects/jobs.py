@@ -1,11 +1,13 @@
 """The states of batches in an object store, which several processes share: each batch is run by one of them."""
 
+import logging
 import os
 import re
 import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 import msgspec
@@ -15,13 +17,12 @@ from kvasir_engine.api.batch.job_store import oldest_ended
 from kvasir_engine.api.batch.objects.bucket import Bucket, ObjectVersion, Taken
 from kvasir_engine.api.batch.objects.files import ObjectFiles
 from kvasir_engine.api.batch.objects.held_job import HeldObjectJob
-from kvasir_engine.api.batch.objects.records import StoredJob, folder_of, in_turn
+from kvasir_engine.api.batch.objects.records import BEAT_SECONDS, CLAIM_SECONDS, StoredJob, folder_of, in_turn
 from kvasir_engine.api.batch.schemas import ENDED, Batch, OwnedBatch
 from kvasir_engine.api.batch.stores import Change, StoreError, by_age, no_batch
 
-CLAIM_SECONDS = 30.0
-"""A batch whose record has not changed for so long is no longer run by its holder."""
-BEAT_SECONDS = 10.0
+log = logging.getLogger("api")
+
 _TRIES = 10
 _ID = re.compile(r"batch_[0-9a-f]{24}")
 
@@ -45,20 +46,18 @@ class ObjectJobs:
         self._clock = clock
         self._linger = linger
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
-        self._known: dict[str, tuple[str | None, StoredJob]] = {}
+        self._known: dict[str, tuple[str | None, StoredJob | None]] = {}
         self._seen: dict[str, tuple[tuple[str, int], float]] = {}
         self._held: dict[str, HeldObjectJob] = {}
 
     async def read(self, owner: str, id: str) -> tuple[StoredJob, ObjectVersion]:
         """The record as it is now. Raises FileNotFoundError."""
-        return await self._read(_key(owner, id))
-
-    async def _read(self, key: str) -> tuple[StoredJob, ObjectVersion]:
+        key = _key(owner, id)
         data, version = await self._bucket.read(key)
         try:
             return msgspec.json.decode(data, type=StoredJob), version
         except msgspec.DecodeError as error:
-            raise StoreError("a batch's record cannot be read", f"{key}: {error}") from error
+            raise StoreError("the batch's record cannot be read", f"{key}: {error}") from error
 
     async def replace(self, record: StoredJob, version: ObjectVersion) -> ObjectVersion:
         """Write the next record. Raises Taken where that version is no longer the newest."""
@@ -73,15 +72,20 @@ class ObjectJobs:
             del self._known[key]
         changed = [each.key for each in entries if self._known.get(each.key, (None,))[0] != each.e_tag]
         await in_turn([self._refresh(key) for key in changed])
-        return [self._known[each.key][1] for each in entries if each.key in self._known]
+        found = (self._known.get(each.key, (None, None))[1] for each in entries)
+        return [record for record in found if record is not None]
 
     async def _refresh(self, key: str) -> None:
         try:
-            record, version = await self._read(key)
+            data, version = await self._bucket.read(key)
         except FileNotFoundError:
             self._known.pop(key, None)
-        else:
-            self._known[key] = version.e_tag, record
+            return
+        try:
+            self._known[key] = version.e_tag, msgspec.json.decode(data, type=StoredJob)
+        except msgspec.DecodeError as error:
+            log.error("a batch cannot be read key=%s reason=%r", key, str(error))
+            self._known[key] = version.e_tag, None
 
     async def of(self, owner: str) -> list[Batch]:
         """See Jobs."""
@@ -113,7 +117,9 @@ class ObjectJobs:
 
     async def create(self, owner: str, batch: Batch) -> None:
         """See Jobs."""
-        await self._bucket.create(_key(owner, batch.id), msgspec.json.encode(StoredJob(owner, batch)))
+        record = msgspec.json.encode(StoredJob(owner, batch))
+        with suppress(Taken):  # by this write, whose answer was lost: nobody else knows the id
+            await self._bucket.create(_key(owner, batch.id), record)
 
     async def change(self, owner: str, id: str, change: Change) -> Batch:
         """See Jobs."""

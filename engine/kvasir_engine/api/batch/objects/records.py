@@ -10,6 +10,9 @@ import msgspec
 from kvasir_engine.api.batch.schemas import Batch
 
 T = TypeVar("T")
+CLAIM_SECONDS = 30.0
+"""A batch whose record has not changed for so long is no longer run by its holder."""
+BEAT_SECONDS = 10.0
 _AT_ONCE = 16
 _TENANT = re.compile(r"[0-9a-f]+")
 

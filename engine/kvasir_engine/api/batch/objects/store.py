@@ -34,6 +34,9 @@ class ObjectStore:
         before = datetime.now(UTC) - _OLD
         await self.files.tidy(before)
         await self.jobs.tidy(before)
+        probes = [each.key for each in await self._bucket.listed("probe/") if each.modified < before]
+        if probes:
+            await self._bucket.delete(probes)
 
     def close(self) -> None:
         """Remove the temporary folder."""
