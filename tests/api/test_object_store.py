@@ -118,6 +118,9 @@ async def test_a_silent_routers_batch_goes_on_elsewhere_and_what_the_first_write
         await other.release()
         again = await claimed(first)
         assert await again.answered() == ({"a", "b"}, {"c"})
+        await again.publish("output", BATCH.input_file_id)
+        async with again.input() as path:
+            assert path.read_bytes() == answer("a") + answer("b")
 
 
 async def test_a_batch_that_is_let_go_is_anybodys_at_once(bucket: str) -> None:

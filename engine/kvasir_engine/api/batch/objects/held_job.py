@@ -114,9 +114,7 @@ class HeldObjectJob:
                 try:
                     self._version = await self._jobs.replace(wanted, self._version)
                 except Taken:
-                    await self._catch_up()
-                    if self._record == wanted:  # it was this change, whose answer was lost
-                        return
+                    await self._catch_up()  # by this write, perhaps, whose answer was lost
                     continue
                 self._record = wanted
                 self._heed()
