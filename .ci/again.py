@@ -1,4 +1,4 @@
-"""After a `make test` that failed: whether the fault is of the change, or of a test that only fails beside 5,000 others.
+"""After a `make test` that failed: is it the change, or a test that only fails beside 5,000 others?
 
 At most three tests may have failed, of a run that got to its end. Lint has to pass now, and each of the tests three
 times out of three, alone. They are printed as flaky then, and the exit status is 0; else it is 1. A flaky test is a
