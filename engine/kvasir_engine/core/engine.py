@@ -240,7 +240,7 @@ class Engine:
                 self.requests.run(job.sequence)
                 self.inflight.share(job.sequence)
                 self.tokens.append(job, [complete.token], [complete.logprobs], sampled=False)
-                faults.hit("decode.settled")
+                faults.hit("decode.kv_complete")
 
     # -- a step
 

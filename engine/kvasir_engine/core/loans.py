@@ -29,7 +29,7 @@ class Loans:
         self.lent[id] = list(pages)
         loan = Loan(id, epoch, pages[skip:], skip * size, LOAN_SECONDS, nonce)
         self._connector.lend(loan, to)
-        faults.hit("decode.lent")
+        faults.hit("decode.pages_lent")
         return loan
 
     def take_back(self, id: int) -> None:

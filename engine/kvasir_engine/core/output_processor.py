@@ -47,7 +47,7 @@ class OutputProcessor:
         """More tokens of a sequence that is decoded here, `sampled` here or by its prefill worker."""
         sequence = job.sequence
         if isinstance(job, DecodeJob) and job.lease is not None and sequence.generated == 1:
-            faults.hit("decode.stepped")
+            faults.hit("decode.first_step")
         finish: Finish | None = None
         wrong: str | None = None
         for token in tokens:
