@@ -42,7 +42,7 @@ AWAITED = {
     (
         "engine/kvasir/program/state_executor.py",
         "append",
-    ): "a failed task fails all variables and snapshots that wait",
+    ): "its end fails all variables and snapshots that wait",
     ("operator/kvasir_operator/controller.py", "run"): "an end stops the operator, with its error",
     ("operator/kvasir_operator/reconcile/work_queue.py", "add"): "an error is logged there, and its key comes back",
     ("operator/kvasir_operator/reconcile/bounded_http.py", "_get_all"): "awaited there",
