@@ -125,7 +125,7 @@ class WorkerServer:
     @property
     def inflight(self) -> int:
         """Requests and leases that have not ended."""
-        return self._thread.engine.owing
+        return self._thread.engine.unfinished
 
     def drain(self) -> None:
         """Tell the routers to send nothing new; running requests continue."""
