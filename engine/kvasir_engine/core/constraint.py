@@ -1,7 +1,7 @@
-"""The grammar's state of one sequence. The engine's thread uses it, and one other thread, which fills masks.
+"""What a sequence's grammar lets come next. Of one sequence; the engine's thread and, for a mask, one other use it.
 
-A matcher fills its mask between the launch of a step and its end, and nothing else may use it then. So a sequence
-with a constraint joins a step only when its last token is known.
+Between the launch of a step and its end a matcher fills its mask, so nothing else touches it then: a sequence with
+a constraint is in no step before the token of its last one is known.
 """
 
 import logging
@@ -16,9 +16,9 @@ log = logging.getLogger("engine")
 
 
 class Constraint:
-    """A matcher that follows the generated tokens. `jump`: forced tokens are appended without a step for each.
+    """A matcher that follows the generated tokens. `jump`: what it forces is appended without a step a token.
 
-    The sequence stops at the tokens `stops`, whatever the grammar says of them.
+    `stops` are the tokens at which the sequence stops, whatever they are in the grammar.
     """
 
     def __init__(self, matcher: GrammarMatcher, jump: bool, vocab: int, stops: Sequence[int] = ()) -> None:
@@ -30,16 +30,16 @@ class Constraint:
         self._stops = frozenset(stops)
 
     def replay(self, tokens: Sequence[int]) -> bool:
-        """Accept tokens that another worker generated. False if the grammar does not allow them."""
+        """Follow what was generated elsewhere. False: the grammar has no such text."""
         return all(self._matcher.accept(token) for token in tokens)
 
     def accept(self, token: int) -> bool:
-        """Accept a sampled token. False if the grammar does not allow it."""
+        """Follow a token that was sampled. False: it is not in the language."""
         return self._matcher.accept(token)
 
     def forced(self, most: int) -> list[int]:
-        """Accept the tokens that the grammar forces now, at most `most`, and return them. They end before a token
-        at which the sequence stops: that one is sampled.
+        """The tokens that have to come now, at most so many, which are followed. They end before one at which a
+        sequence stops, which is sampled.
         """
         taken: list[int] = []
         while self.jump and len(taken) < most and not self._matcher.stopped():
@@ -55,16 +55,15 @@ class Constraint:
 
     @property
     def complete(self) -> bool:
-        """Whether only the end of the sequence may follow."""
+        """Whether only the end may follow."""
         return self._matcher.stopped()
 
     def ends(self) -> list[int]:
-        """The tokens that end a sequence, which alone are allowed when the constraint is complete."""
+        """The tokens that may come when it is complete: those that end a sequence."""
         return np.flatnonzero(np.unpackbits(self.fill().view(np.uint8), bitorder="little")).tolist()
 
     def fill(self) -> NDArray[np.int32]:
-        """Fill one row of the mask (see GrammarMatcher). If the matcher fails the row allows nothing, and `fault`
-        says why."""
+        """One row of the mask, as GrammarMatcher has it. Nothing, where the matcher fails; `fault` says why."""
         words = np.zeros(self._words, np.int32)
         try:
             self._matcher.fill_mask(words)

@@ -1,4 +1,4 @@
-"""Threads that compile grammars before their requests are admitted, and fill masks while a step computes."""
+"""Threads that compile the grammars of requests before these are admitted, and fill masks while a step computes."""
 
 import os
 import time
@@ -28,26 +28,26 @@ Compiled = Callable[[Compilation, float], None]
 
 @dataclass
 class GrammarStats:
-    """Counters since the start: the grammars that requests waited for, and the seconds of waiting."""
+    """Counters since the start: grammars that requests waited for, and the seconds that they did."""
 
     compiled: int = 0
     compile_seconds: float = 0.0
 
 
 class FilledMask:
-    """The mask of one row, which a thread fills."""
+    """The mask of one row, when its thread has filled it."""
 
     def __init__(self, filled: "Future[list[NDArray[np.int32]]]", place: int) -> None:
         self._filled = filled
         self._place = place
 
     def words(self) -> NDArray[np.int32]:
-        """Wait for the mask."""
+        """Waits for it."""
         return self._filled.result()[self._place]
 
 
 class GrammarService:
-    """The threads of one engine. `jump`: forced tokens are appended without a step for each."""
+    """Of one engine. `jump`: forced text costs no step a token."""
 
     def __init__(self, compiler: GrammarCompiler, vocab: int, jump: bool = True) -> None:
         self._compiler = compiler
@@ -59,9 +59,9 @@ class GrammarService:
         self.stats = GrammarStats()
 
     def compile(self, grammar: Grammar, done: Compiled) -> bool:
-        """Start to compile; `done` gets the result, on any thread. False if too many grammars wait already.
+        """Compile; `done` hears of it, on any thread. False: too many wait already.
 
-        When `done` has been called, call `compiled` on the thread that called this.
+        Whoever heard of it says so with `compiled`, on the thread that called this.
         """
         if self.compiling >= MOST_COMPILING:
             return False
@@ -70,7 +70,7 @@ class GrammarService:
         return True
 
     def compiled(self, seconds: float) -> None:
-        """Note that a grammar has been compiled, after so many seconds."""
+        """One less waits, which it did for so long."""
         self.compiling -= 1
         self.stats.compiled += 1
         self.stats.compile_seconds += seconds
@@ -85,9 +85,10 @@ class GrammarService:
         done(found, time.monotonic() - began)
 
     def constraint(self, compiled: CompiledGrammar, sampling: Sampling) -> Constraint:
-        """The constraint of a new sequence.
+        """For a sequence at its beginning.
 
-        It does not jump if other logits processors may forbid forced tokens: then each token needs a step.
+        Nothing jumps where other processors may forbid what the grammar forces: which of its tokens that is, a step
+        finds out.
         """
         processors = sampling.processors
         barred = processors is not None and (bool(processors.bad_words) or processors.allowed_token_ids is not None)
@@ -95,7 +96,7 @@ class GrammarService:
         return Constraint(compiled.matcher(), jump, self._vocab, sampling.stop_token_ids)
 
     def masks(self, constraints: Sequence[Constraint]) -> list[FilledMask]:
-        """Start to fill the masks for the next tokens of some sequences."""
+        """Begin to fill the masks of some sequences' next tokens."""
         found: list[FilledMask] = []
         for start in range(0, len(constraints), ROWS_A_THREAD):
             some = constraints[start : start + ROWS_A_THREAD]
@@ -104,7 +105,7 @@ class GrammarService:
         return found
 
     def close(self) -> None:
-        """End the threads, after their present work."""
+        """End the threads; what they do is waited for."""
         self._compilers.shutdown(cancel_futures=True)
         self._fillers.shutdown(cancel_futures=True)
 

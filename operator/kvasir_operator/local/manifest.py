@@ -1,4 +1,4 @@
-"""The manifest of a local run: one InferenceService and the Secrets that it refers to."""
+"""The manifest of a local run: one InferenceService, and the Secrets it names."""
 
 import base64
 import binascii
@@ -17,14 +17,14 @@ from kvasir_operator.render import Options, with_release_defaults
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """The contents of a manifest. `secrets` holds each Secret's data by name."""
+    """What a manifest says. `secrets` holds each Secret's data by its name."""
 
     service: InferenceService
     secrets: dict[str, dict[str, bytes]]
 
 
 def read(path: str) -> str:
-    """Read the manifest's text; `-` is standard input. Raises LocalError."""
+    """The manifest's text; `-` is standard input. Raises LocalError."""
     if path == "-":
         return sys.stdin.read()
     try:
@@ -41,7 +41,7 @@ def _documents(text: str, source: str) -> list[Any]:
 
 
 def services_of(text: str, source: str) -> tuple[list[InferenceService], list[str]]:
-    """All InferenceServices of a manifest, and the names of its other objects. Raises LocalError."""
+    """All InferenceServices of a manifest, and what else it holds, in words. Raises LocalError."""
     services: list[InferenceService] = []
     others: list[str] = []
     for index, document in enumerate(_documents(text, source)):
@@ -60,7 +60,7 @@ def services_of(text: str, source: str) -> tuple[list[InferenceService], list[st
 
 
 def load(text: str, source: str) -> Manifest:
-    """Parse a manifest. `source` is its name in errors. Raises LocalError."""
+    """The documents of a manifest. `source` names it in errors. Raises LocalError."""
     documents = _documents(text, source)
     services: list[InferenceService] = []
     secrets: list[Mapping[str, Any]] = []
