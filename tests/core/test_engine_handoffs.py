@@ -209,7 +209,7 @@ def test_a_lease_of_an_earlier_life_of_prefill_is_refused_by_name_and_its_pages_
     now = pair.prefill.endpoint
     why = f"granted to {lease.writer} in epoch {lease.writer_epoch}, this is {now.agent} in epoch {now.epoch}"
     assert (refused.code, refused.message) == ("bad_lease", f"the lease was {why}")
-    assert not pair.prefill.engine.owing
+    assert not pair.prefill.engine.unfinished
     pair.decode.engine.abort(ROUTER, "r")
     pair.run()
     assert pair.at_rest()

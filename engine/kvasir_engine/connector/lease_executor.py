@@ -295,7 +295,7 @@ class LeaseExecutor:
             self._digests.keep(read.digests, read.push.local)
             cut = self._agent.received(read.key[0])
             self._stats.read_bytes += len(read.push.local) * cut.moved_bytes() if cut is not None else 0
-            faults.hit("prefill.read")
+            faults.hit("prefill.read_done")
         return not wrong
 
     def _lent(self, lent: pending_loans.DigestedLoan) -> _Effects:
@@ -304,7 +304,7 @@ class LeaseExecutor:
         if not self._receiver.has(loan.id, lent.reader):
             return []
         self._digests.keep(lent.digests, blocks)
-        faults.hit("decode.lending")
+        faults.hit("decode.loan_digested")
         return self._send(lent.reader, Lent(loan.id, loan.epoch, list(blocks), lent.digests.values, loan.nonce))
 
     def _verify(self, verify: receiver.Verify) -> None:
@@ -338,10 +338,10 @@ class LeaseExecutor:
                 digests = self._digested.pop((key, push))
                 return self._send(agent, Written(lease, epoch, first, (layers.start, layers.stop), digests, nonce))
             case receiver.Verify():
-                faults.hit("decode.written")
+                faults.hit("decode.pages_written")
                 self._verify(effect)
             case sender.NotifyHolder(agent, Complete() as complete):
-                faults.hit("prefill.completing")
+                faults.hit("prefill.all_written")
                 follows = self._send(agent, complete)
                 faults.hit("prefill.completed")
                 return follows

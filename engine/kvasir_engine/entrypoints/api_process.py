@@ -136,7 +136,7 @@ async def _hear(
             case BecomeUnready():
                 shutdown.begin()
             case EndProcess():
-                shutdown.hurry()
+                shutdown.stop_waiting()
                 leave.set()
 
 
