@@ -111,8 +111,8 @@ class Receiver:
 
     Its pages have `layers` layers. With `digests`, what is written counts only once its digest was right.
 
-    A writer's silence is counted in pings that it did not answer, for each part since it was granted. So neither what
-    was between two leases nor a holder that stood still itself is the writer's silence.
+    A writer's silence is counted in pings that it did not answer, for each part since it was granted. So neither
+    what was between two leases nor a holder that stood still itself is the writer's silence.
     """
 
     def __init__(self, epoch: int, layers: int, digests: bool = True) -> None:
