@@ -1,9 +1,9 @@
-"""Fault points, for tests only: a process that dies, stops or hangs up exactly at a step of the protocol.
+"""Fault points, for tests only: they make a process die, stop or close its connections at one step of the protocol.
 
-`KVASIR_FAULT` names them, `POINT[@N]=ACTION` and commas between several: `prefill.pushed_chunk@2=kill` sends
-SIGKILL to this process when it passes that point for the second time. Read once, at import. Without the variable
-`hit` and `closable` are functions that do nothing, and nothing can switch them on later. An entry that begins with
-`rankN:` is for the worker's rank N, a process of its own.
+`KVASIR_FAULT` holds entries `POINT[@N]=ACTION`, separated by commas: `prefill.pushed_chunk@2=kill` sends SIGKILL to
+this process when it passes that point for the second time. An entry with the prefix `rankN:` applies to the process
+of the worker's rank N. The variable is read once, at import. Without it `hit` and `closable` do nothing, and
+nothing can switch them on later.
 """
 
 import contextlib
@@ -30,27 +30,27 @@ POINTS = frozenset(
         "prefill.pushed_layer",  # a write of a layer of some pages is posted, more layers follow
         "prefill.pushed_chunk",  # the last layer of some pages is posted, more pages follow
         "prefill.pushed_last",  # the last write is posted
-        "prefill.completing",  # all is written, Complete is not sent
-        "prefill.reading",  # a read of a decode worker's pages is posted
-        "prefill.read",  # they are here and right, the decode worker is not told
-        "prefill.completed",  # Complete is sent, the router is not told
+        "prefill.all_written",  # all pages are written, Complete is not sent yet
+        "prefill.read_posted",  # a read of a decode worker's pages is posted
+        "prefill.read_done",  # the pages are here and correct, the decode worker does not know yet
+        "prefill.completed",  # Complete is sent, the router does not know yet
         "decode.reserved",  # a reservation has arrived
-        "decode.lent",  # pages are lent to the prefill worker, the router is not told
-        "decode.lending",  # their digests are known, the prefill worker's rank is not told
-        "decode.leased",  # pages are leased, the router is not told
-        "decode.written",  # some pages are announced, not checked
-        "decode.settled",  # the KV is there and its first token known
-        "decode.stepped",  # the first token computed from KV that came
+        "decode.pages_lent",  # pages are lent to the prefill worker, the router does not know yet
+        "decode.loan_digested",  # their digests are known, the prefill worker's rank does not know them yet
+        "decode.leased",  # pages are leased, the router does not know yet
+        "decode.pages_written",  # some pages are announced, they are not verified yet
+        "decode.kv_complete",  # all KV is here and verified, and the first token is known
+        "decode.first_step",  # the first token is computed from received KV
         "router.reserved",  # Reserve is sent
-        "router.leased",  # the lease has arrived, prefill is not asked
+        "router.leased",  # the lease has arrived, the prompt is not sent yet
         "router.submitted",  # the prompt and lease are sent to prefill
-        "router.first_token",  # the first token has arrived, the client has not got it
-        "router.streaming",  # the client has got some tokens
+        "router.first_token",  # the first token has arrived, the client does not have it yet
+        "router.streaming",  # the client has some tokens
     }
 )
 
-READ_POINTS = frozenset({"prefill.reading", "prefill.read", "decode.lent", "decode.lending"})
-"""Those that only a second turn passes."""
+READ_POINTS = frozenset({"prefill.read_posted", "prefill.read_done", "decode.pages_lent", "decode.loan_digested"})
+"""Points that only the second turn of a conversation passes: its prompt reads pages of a decode worker."""
 
 log = logging.getLogger("faults")
 
@@ -59,7 +59,7 @@ _RANK = re.compile(r"rank(\d+):")
 
 @dataclass
 class Fault:
-    """`action` at the `passage`-th time that `point` is passed."""
+    """An `action` when a process passes `point` for the `passage`-th time."""
 
     point: str
     passage: int
@@ -114,7 +114,7 @@ class Faults:
 
     @contextlib.contextmanager
     def closable(self, close: Callable[[], None]) -> Iterator[None]:
-        """While inside, the action `close` calls `close`, on the thread that passes the point."""
+        """Within this context the action `close` calls `close`, on the thread that passes the point."""
         with self._lock:
             self._closers.append(close)
         try:
@@ -139,18 +139,19 @@ class Faults:
 
 
 def _nothing(point: str) -> None:
-    """This process passes `point`, and no fault waits anywhere."""
+    """Do nothing: no faults are set."""
 
 
 def _not_closable(close: Callable[[], None]) -> AbstractContextManager[None]:
-    """Nothing closes what is inside."""
+    """Do nothing: no faults are set."""
     return contextlib.nullcontext()
 
 
 hit: Callable[[str], None] = _nothing
 closable: Callable[[Callable[[], None]], AbstractContextManager[None]] = _not_closable
 ON = VARIABLE in os.environ
-"""Whether a fault may wait somewhere. Layers are pushed one by one then: what is passed depends on no clock."""
+"""Whether faults are set. Then layers are pushed one by one, so that which points are passed depends on no
+clock."""
 if ON:
     _faults = Faults(parse(for_rank(os.environ[VARIABLE], 0)))
     hit, closable = _faults.hit, _faults.closable

@@ -522,13 +522,13 @@ def decode_to_router(data: bytes) -> ToRouter:
         raise BadFrame(str(error)) from error
 
 
-def speak(ours: Hello, theirs: Hello) -> int | None:
-    """The highest version that both sides have, or None."""
+def agreed_version(ours: Hello, theirs: Hello) -> int | None:
+    """The highest protocol version that both sides support, or `None`."""
     best = min(max(ours.version, ours.latest), max(theirs.version, theirs.latest))
     return best if best >= max(ours.version, theirs.version) else None
 
 
-def versions(hello: Hello) -> str:
-    """The versions that a side speaks, to be read."""
+def version_range(hello: Hello) -> str:
+    """The protocol versions that a side supports, as text: "1", or "1 to 3"."""
     latest = max(hello.version, hello.latest)
     return f"{hello.version}" if latest == hello.version else f"{hello.version} to {latest}"

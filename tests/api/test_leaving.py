@@ -1,4 +1,4 @@
-"""Draining: unready at once, done when nothing is in flight, at the deadline, or when told to hurry."""
+"""Draining: unready at once, done when nothing is in flight, at the deadline, or when it stops waiting."""
 
 import asyncio
 import json
@@ -107,7 +107,7 @@ async def test_a_second_signal_hurries() -> None:
     with lifecycle.request():
         waiting = asyncio.create_task(leaving.done())
         await asyncio.sleep(0)
-        leaving.hurry()
+        leaving.stop_waiting()
         assert await asyncio.wait_for(waiting, 60) == 1
 
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from kvasir_engine.api.answer import Answer
 from kvasir_engine.api.chat import chat_chunk
 from kvasir_engine.api.completions import completion_chunk
-from kvasir_engine.api.generation import Tally
+from kvasir_engine.api.generation import UsageCounter
 from kvasir_engine.api.histogram import LoopHistogram
 from kvasir_engine.api.text_events import PLACE, TextEvents
 from kvasir_engine.api.tokenizer import ServedModel
@@ -23,7 +23,7 @@ TEXT = 'quote " line\n€ 😀 </s> \\'
 @pytest.mark.parametrize("include_usage", [False, True])
 @pytest.mark.parametrize("model", ["m", PLACE, f'a"{PLACE}'])
 def test_an_event_of_a_template_is_the_whole_chunk_encoded(chunk: Any, include_usage: bool, model: str) -> None:
-    answer = Answer("id", 1, model, 2, 3, Tally(1), include_usage)
+    answer = Answer("id", 1, model, 2, 3, UsageCounter(1), include_usage)
     events = TextEvents(lambda index: chunk(answer, index))
     for index in (1, 0, 1):
         value = json.loads(events.event(index, TEXT))

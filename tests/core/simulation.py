@@ -153,7 +153,7 @@ class Worker:
     def quiet(self) -> bool:
         """Whether it owes nothing, and its pool holds nothing but what is cached."""
         pool = self.engine.cache.pool
-        return not self.engine.owing and pool.available == pool.size and self.thread.quiet
+        return not self.engine.unfinished and pool.available == pool.size and self.thread.quiet
 
 
 class Network:

@@ -27,8 +27,9 @@ def test_pages_of_an_aborted_lease_are_nobodys_until_the_writer_has_stopped(pair
     assert {pool.owner(page) for page in lease.pages} == {Owner.FENCED}
     assert pool.count(Owner.FREE) == pool.size - len(lease.pages)
     pair.decode.obey()
-    pair.prefill.hear()  # the release reaches a writer whose write is under way: no answer yet
-    assert not pair.decode.mail
+    pair.prefill.hear_all()  # the release reaches a writer whose write is under way: it lives, and has not stopped
+    pair.decode.hear_all()
+    assert {pool.owner(page) for page in lease.pages} == {Owner.FENCED}
     pair.decode.check()
     pair.deliver()
     pair.frames(pair.prefill)
@@ -209,7 +210,7 @@ def test_a_lease_of_an_earlier_life_of_prefill_is_refused_by_name_and_its_pages_
     now = pair.prefill.endpoint
     why = f"granted to {lease.writer} in epoch {lease.writer_epoch}, this is {now.agent} in epoch {now.epoch}"
     assert (refused.code, refused.message) == ("bad_lease", f"the lease was {why}")
-    assert not pair.prefill.engine.owing
+    assert not pair.prefill.engine.unfinished
     pair.decode.engine.abort(ROUTER, "r")
     pair.run()
     assert pair.at_rest()

@@ -143,7 +143,7 @@ def test_vllm_41269_a_prompts_pages_at_prefill_do_not_wait_for_a_decode_that_wil
         pair.deliver()
         assert pair.at_rest()
     assert pair.prefill.engine.cache.pool.count(Owner.HELD) == 0
-    assert not pair.prefill.engine.owing
+    assert not pair.prefill.engine.unfinished
 
 
 def test_sglangs_release_after_30_s_no_time_is_long_enough_to_reuse_what_may_be_written(pair: Pair) -> None:

@@ -59,7 +59,7 @@ def test_a_prefill_rank_killed_in_the_middle_of_a_push(
 
 
 def test_a_decode_rank_killed_while_it_is_written_to(workers: Workers, faulty: Faulty, greedy: Greedy) -> None:
-    prefill, dying = workers("prefill", 2, 16), faulty("decode", 2, "rank1:decode.written@2=kill")
+    prefill, dying = workers("prefill", 2, 16), faulty("decode", 2, "rank1:decode.pages_written@2=kill")
     assert dying.endpoint
     pids = dying.rank_pids()
     assert len(pids) == 1

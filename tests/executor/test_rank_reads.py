@@ -91,7 +91,7 @@ def stopped(worker: Worker) -> int:
 def test_what_a_stopped_rank_reads_stays_lent_until_it_is_dead(
     workers: Workers, faulty: Faulty, greedy: Greedy
 ) -> None:
-    decode, stopping = workers("decode", 2, 16), faulty("prefill", 2, "rank1:prefill.reading=stop")
+    decode, stopping = workers("decode", 2, 16), faulty("prefill", 2, "rank1:prefill.read_posted=stop")
     router = Router(stopping, decode)
     _, victim = second_turn(router, greedy, "stopped reader")
     router.ask(victim, lend_from=0)
@@ -119,7 +119,7 @@ def goes_on(prefill: Worker, decode: Worker, greedy: Greedy, name: str) -> None:
 def test_a_rank_that_dies_before_it_has_said_what_it_lends(
     workers: Workers, faulty: Faulty, greedy: Greedy
 ) -> None:
-    prefill, dying = workers("prefill", 2, 16), faulty("decode", 2, "rank1:decode.lending=kill")
+    prefill, dying = workers("prefill", 2, 16), faulty("decode", 2, "rank1:decode.loan_digested=kill")
     router = Router(prefill, dying)
     _, victim = second_turn(router, greedy, "dying lender")
     router.ask(victim, lend_from=0)
@@ -131,7 +131,7 @@ def test_a_rank_that_dies_before_it_has_said_what_it_lends(
 
 @pytest.mark.soak
 def test_a_rank_that_dies_while_it_is_read(workers: Workers, faulty: Faulty, greedy: Greedy) -> None:
-    prefill, dying = faulty("prefill", 2, "rank1:prefill.reading=stop"), faulty("decode", 2, "")
+    prefill, dying = faulty("prefill", 2, "rank1:prefill.read_posted=stop"), faulty("decode", 2, "")
     router = Router(prefill, dying)
     _, victim = second_turn(router, greedy, "lender under a read")
     router.ask(victim, lend_from=0)

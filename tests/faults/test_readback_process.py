@@ -16,7 +16,12 @@ pytestmark = pytest.mark.dataplane
 
 BASELINE_SECONDS = 60.0
 STOPPED_SECONDS = 2.6
-SHORT = {"prefill.reading": "kill", "prefill.read": "stop", "decode.lent": "kill", "decode.lending": "kill"}
+SHORT = {
+    "prefill.read_posted": "kill",
+    "prefill.read_done": "stop",
+    "decode.pages_lent": "kill",
+    "decode.loan_digested": "kill",
+}
 assert SHORT.keys() == READ_POINTS
 CASES = [
     pytest.param(point, action, id=f"{point}-{action}", marks=[] if SHORT[point] == action else [pytest.mark.soak])

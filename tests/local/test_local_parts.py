@@ -264,7 +264,7 @@ async def ask(address: tuple[str, int], data: bytes) -> bytes:
 
 async def test_the_proxy_carries_bytes_both_ways_and_ends_with_its_ends(start_server: StartServer) -> None:
     backend = await start_server("a")
-    sock = addresses.front(0)
+    sock = addresses.bind_endpoint(0)
     where = sock.getsockname()
     proxy = Proxy(sock, lambda: ([backend], ""))
     await proxy.start()
@@ -280,7 +280,7 @@ async def test_the_proxy_spreads_connections_and_passes_over_a_dead_router(start
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         dead = PodAddress(*unused.getsockname())
-        sock = addresses.front(0)
+        sock = addresses.bind_endpoint(0)
         proxy = Proxy(sock, lambda: ([dead, *live], ""))
         await proxy.start()
         try:
@@ -296,7 +296,7 @@ async def test_the_proxy_spreads_connections_and_passes_over_a_dead_router(start
 
 
 async def test_without_a_ready_router_the_answer_is_503_with_the_reason() -> None:
-    sock = addresses.front(0)
+    sock = addresses.bind_endpoint(0)
     host, port = sock.getsockname()
     proxy = Proxy(sock, lambda: ([], "llm-router-0 is loading"))
     await proxy.start()

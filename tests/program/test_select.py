@@ -9,7 +9,7 @@ from endpoint_stand import Reply, standing
 from toy_model import ANSWERS, START, ToyModel
 
 from kvasir.program import Endpoint, ProgramError, State, assistant, select, user
-from kvasir.program.likelihood import ScoredChoice, ScoredToken, descend, scores_of
+from kvasir.program.likelihood import ScoredChoice, ScoredToken, likeliest_continuation, scores_of
 
 ALL = {"echo", "prompt_logprobs", "logprobs", "structured_outputs"}
 WITHOUT = {"echo": set[str](), "prompt_logprobs": {"echo"}, "greedy": {"echo", "prompt_logprobs"}}
@@ -182,5 +182,5 @@ def test_only_what_differs_or_is_the_choices_counts() -> None:
     ],
 )
 def test_a_token_is_taken_as_far_as_it_is_a_choices(left: list[str], tokens: Any, taken: str | None) -> None:
-    found = descend(left, tokens)
+    found = likeliest_continuation(left, tokens)
     assert (found and found[0]) == taken

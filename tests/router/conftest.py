@@ -1,4 +1,4 @@
-"""Lets the tests here import `fake_worker`, and `api_support` of the front end's tests."""
+"""Lets the tests here import `fake_worker`, and `api_support` of the bind_endpoint end's tests."""
 
 import sys
 from pathlib import Path

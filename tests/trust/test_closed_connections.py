@@ -14,12 +14,12 @@ from kvasir_engine.api.http.limits import HttpLimits
 class _Busy:
     idle_since = None
 
-    def overdue(self, now: float, hurry: float | None) -> str | None:
+    def overdue(self, now: float, shutdown_since: float | None) -> str | None:
         return None
 
 
 class _Broken(_Busy):
-    def overdue(self, now: float, hurry: float | None) -> str | None:
+    def overdue(self, now: float, shutdown_since: float | None) -> str | None:
         raise ZeroDivisionError
 
 

@@ -22,10 +22,10 @@ from kvasir_engine.protocol import (
     Sampling,
     Step,
     Submit,
+    agreed_version,
     decode_to_router,
     decode_to_worker,
     encode,
-    speak,
 )
 
 pytestmark = pytest.mark.dataplane
@@ -234,6 +234,6 @@ async def test_a_worker_that_speaks_the_protocol_before_is_served_with_what_it_k
 
 
 def test_versions_are_agreed_on_or_refused_by_name() -> None:
-    assert speak(Hello(2, 1, latest=4), Hello(1, 1, latest=3)) == 3
-    assert speak(Hello(2, 1), Hello(2, 1, latest=3)) == 2
-    assert speak(Hello(3, 1, latest=4), Hello(1, 1, latest=2)) is None
+    assert agreed_version(Hello(2, 1, latest=4), Hello(1, 1, latest=3)) == 3
+    assert agreed_version(Hello(2, 1), Hello(2, 1, latest=3)) == 2
+    assert agreed_version(Hello(3, 1, latest=4), Hello(1, 1, latest=2)) is None

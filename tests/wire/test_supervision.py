@@ -39,7 +39,10 @@ AWAITED = {
     ("engine/kvasir_engine/client/bench/load.py", "run"): "a task group",
     ("engine/kvasir_engine/client/terminal/console.py", "_unless_stopped"): "awaited there",
     ("engine/kvasir/program/function.py", "_arun_all"): "a task group",
-    ("engine/kvasir/program/track.py", "append"): "tells every variable and mark that waits of its end",
+    (
+        "engine/kvasir/program/state_executor.py",
+        "append",
+    ): "its end fails all variables and snapshots that wait",
     ("operator/kvasir_operator/controller.py", "run"): "an end stops the operator, with its error",
     ("operator/kvasir_operator/reconcile/work_queue.py", "add"): "an error is logged there, and its key comes back",
     ("operator/kvasir_operator/reconcile/bounded_http.py", "_get_all"): "awaited there",

@@ -92,7 +92,7 @@ class ToyWorker:
     def balanced(self) -> bool:
         """Every page is free or cached, and nothing is owed."""
         pool = self.engine.cache.pool
-        return not self.engine.owing and pool.available == pool.size
+        return not self.engine.unfinished and pool.available == pool.size
 
     def stop(self) -> None:
         self.thread.stop()

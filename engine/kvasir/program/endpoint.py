@@ -1,4 +1,4 @@
-"""The endpoint that programs call, and the thread whose event loop does all calls."""
+"""The endpoint that programs call, and the thread whose event loop makes all calls."""
 
 import asyncio
 import concurrent.futures
@@ -22,7 +22,8 @@ _LONGEST_PAUSE = 10.0
 
 
 class Calls:
-    """The calls of one endpoint, in one event loop: so many at a time, repeated where nothing was done yet."""
+    """Makes the calls of one endpoint in one event loop, at most `most` at a time. Calls that did not begin are
+    retried."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Calls:
         await self._connection.__aexit__()
 
     async def ask(self, path: str, body: dict[str, Any]) -> bytes:
-        """A whole answer. Raises CallError and ProgramError."""
+        """The body of an answer that is not streamed. Raises CallError and ProgramError."""
         whole = await self._whole(path, body)
         async with self._free:
             for attempt in range(self._retries + 1):
@@ -59,7 +60,7 @@ class Calls:
         raise AssertionError("the last attempt returns or raises")
 
     async def stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[AnswerEvent, None]:
-        """A streamed answer. Raises CallError and ProgramError."""
+        """The events of a streamed answer. Raises CallError and ProgramError."""
         whole = {**await self._whole(path, body), "stream": True, "stream_options": {"include_usage": True}}
         async with self._free:
             for attempt in range(self._retries + 1):
@@ -93,7 +94,7 @@ class Calls:
 
 
 class LoopThread:
-    """An event loop in a thread of its own, with one set of calls entered."""
+    """An event loop in a thread of its own, with the `Calls` that `make` gives."""
 
     def __init__(self, make: Callable[[], Calls]) -> None:
         self._lock, self._closed = threading.Lock(), False
@@ -104,14 +105,14 @@ class LoopThread:
         self.calls = self._begun.result()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call it in the loop, in the order of these calls. Raises ProgramError when the loop is closed."""
-        with self._lock:  # what comes before the end is ended with all else, nothing comes after it
+        """Call `function` in the loop, in order. Raises ProgramError when the loop is closed."""
+        with self._lock:  # calls before the end are cancelled with all others; none comes after it
             if self._closed:
                 raise ProgramError("the endpoint is closed")
             self.loop.call_soon_threadsafe(function, *arguments)
 
     def close(self) -> None:
-        """End all that runs, and the thread; what waits is told that the endpoint is closed."""
+        """End all calls, and the thread. Waiting readers get the error that the endpoint is closed."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -150,11 +151,11 @@ class LoopThread:
 class Endpoint:
     """An OpenAI-compatible endpoint for programs; close it, or use it in a `with`.
 
-    `url` with or without `/v1`; `model`: by default the first of `/v1/models`; `api_key`: by default that of
-    KVASIR_API_KEY or OPENAI_API_KEY. `extra_body` goes into every request. `concurrency` calls run at a time. Every
-    wait is bounded: `connect_timeout`, `idle_timeout` between two bytes and `timeout` of a call, in seconds. Calls
-    that found no server or an overloaded one (429, 503) are tried `retries` times again. `observe` is told of each
-    call, its path and body, from another thread. Raises UserError.
+    `url` may end in `/v1` or not. `model` is by default the first of `/v1/models`, `api_key` the variable
+    KVASIR_API_KEY or OPENAI_API_KEY. The fields of `extra_body` go into every request. At most `concurrency` calls
+    run at a time. Every wait is bounded, in seconds: `connect_timeout` for a connection, `idle_timeout` between two
+    bytes, `timeout` for a whole call. A call that finds no server, or an overloaded one (429, 503), is retried
+    `retries` times. `observe` gets the path and body of each call, in another thread. Raises UserError.
     """
 
     def __init__(
@@ -182,11 +183,11 @@ class Endpoint:
 
     @property
     def thread(self) -> LoopThread:
-        """Where its calls run."""
+        """The thread that makes the calls."""
         return self._thread
 
     def close(self) -> None:
-        """End all programs that still run on it."""
+        """End all programs that still use the endpoint."""
         self._finalizer()
 
     def __enter__(self) -> Self:

@@ -1,5 +1,5 @@
-"""What a program raises."""
+"""The error of programs."""
 
 
 class ProgramError(Exception):
-    """A program cannot go on: the message names the variable and says why, in one sentence."""
+    """A program failed. The message names the variable and says why, in one sentence."""

@@ -1,4 +1,4 @@
-"""What a program says: text, roles, and where the model is to write (`gen`) or to choose (`select`). Pure."""
+"""The parts of a program: text, roles, and where the model writes (`gen`) or chooses (`select`). Pure."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ MOST_CHOICES = 128
 
 
 class Expression:
-    """A part of a program; parts are joined by `+`, also with strings."""
+    """A part of a program. `+` joins parts, also with strings."""
 
     def __add__(self, other: "Expression | str") -> "Joined":
         return Joined((self, other))
@@ -24,7 +24,7 @@ class Expression:
 
 @dataclass(frozen=True)
 class Joined(Expression):
-    """Parts in their order."""
+    """Several parts in order."""
 
     parts: tuple[Expression | str, ...]
 
@@ -84,12 +84,11 @@ def gen(
     schema: Any = None,
     **fields: Any,
 ) -> Gen:
-    """The model writes, and the variable `name` is what it wrote, without the stop string.
+    """The model writes a text, which becomes the variable `name`, without the stop string.
 
-    At most one of `regex`, `choices` (one of them, sampled within a grammar) and `schema` (a mapping, which is JSON
-    Schema, or a class of pydantic's or msgspec's) says what the text has to be; the endpoint holds the model to it.
-    What is not said is the endpoint's default. `fields` are further fields of the request (`top_k`, ...). Raises
-    ValueError.
+    At most one of these constrains the text: `regex`, `choices` (the text is one of them) or `schema` (a JSON
+    Schema, or a class of pydantic or msgspec). A parameter that is `None` has the endpoint's default. `fields` are
+    further fields of the request, for example `top_k`. Raises ValueError.
     """
     _named(name)
     forms = [
@@ -119,10 +118,10 @@ def gen(
 def select(
     name: str, choices: Sequence[str], *, method: Method = "auto", normalize: Normalize = "tokens"
 ) -> Select:
-    """The variable `name` is the choice that the model finds the most likely to go on with.
+    """The model continues with the most likely of `choices`, which becomes the variable `name`.
 
-    `method` is how the endpoint is asked (docs/program.md), by default the first that it knows. `normalize`: by the
-    mean of a choice's tokens' log-probabilities (`tokens`), or by their sum (`none`). Raises ValueError.
+    `method` is one of docs/program.md; `auto` takes the first that the endpoint supports. `normalize`: compare the
+    mean (`tokens`) or the sum (`none`) of the log-probabilities of a choice's tokens. Raises ValueError.
     """
     _named(name)
     if method not in ("auto", *METHODS):
@@ -143,12 +142,12 @@ def user(content: Expression | str) -> InRole:
 
 
 def assistant(content: Expression | str) -> InRole:
-    """The assistant's message, in which `gen` and `select` may be, several too."""
+    """The assistant's message. It may hold any number of `gen` and `select`."""
     return InRole("assistant", content)
 
 
 def steps_of(expression: Expression | str) -> Iterator[Step]:
-    """The steps of an expression, in their order. Raises TypeError for what is none."""
+    """The steps of an expression, in order. Raises TypeError if it is no expression."""
     match expression:
         case str() | Gen() | Select():
             yield expression

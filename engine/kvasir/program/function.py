@@ -1,4 +1,5 @@
-"""A function that says a program, and the ways to run it: at once, in the background, many times, with asyncio."""
+"""A function that defines a program, and the ways to run it: at once, in the background, as a batch, with
+asyncio."""
 
 import asyncio
 import concurrent.futures
@@ -11,13 +12,13 @@ from kvasir.program.endpoint import Endpoint
 from kvasir.program.errors import ProgramError
 from kvasir.program.prefix_gate import PrefixGate
 from kvasir.program.state import State
-from kvasir.program.track import TrackPoint
-from kvasir.program.waiting import until
+from kvasir.program.state_executor import StateSnapshot
+from kvasir.program.waiting import wait_done
 from kvasir_engine.supervisor import ExpectedEnd, start_thread
 
 
 class Program:
-    """A function whose first parameter is the state; made by `program`."""
+    """A program, made by `program` from a function whose first parameter is the state."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -27,9 +28,9 @@ class Program:
         self.__doc__ = function.__doc__
 
     def run(self, endpoint: Endpoint, **arguments: Any) -> State:
-        """Run it, and wait for all that it has appended, forks included.
+        """Run the program, and wait until all that it appended is done, forks included.
 
-        Raises what the function raises, and ProgramError for a failed call that the function has not heard of.
+        Raises what the function raises, and ProgramError for a failed call whose error the function did not get.
         """
         self._check([arguments])
         state = State(endpoint)
@@ -40,14 +41,15 @@ class Program:
         return state
 
     async def arun(self, endpoint: Endpoint, **arguments: Any) -> State:
-        """`run`, for asyncio; a function that is not async runs in a thread. Who is cancelled cancels its calls."""
+        """`run`, for asyncio. A function that is not async runs in a thread. Cancellation cancels the program's
+        calls."""
         self._check([arguments])
         state = State(endpoint)
         await self._arun(state, arguments)
         return state
 
     def start(self, endpoint: Endpoint, **arguments: Any) -> "Running":
-        """Run it in the background, so that its variables can be read as they are written."""
+        """Run the program in the background. Its variables can be read while they are written."""
         self._check([arguments])
         state = State(endpoint)
         return Running(state, lambda: self._run(state, arguments))
@@ -60,10 +62,10 @@ class Program:
         parallel: int = 16,
         share_prefix: bool = True,
     ) -> list[State]:
-        """Run it for each arguments of `batch`, `parallel` at a time, and give their states in that order.
+        """Run the program once for each element of `batch`, `parallel` at a time; returns the states in that order.
 
-        One that failed has an `error`, and the others go on. With `share_prefix` the first call of all goes ahead
-        until its first token, so that the others find in the server's cache what they have in common with it.
+        A run that failed has an `error`; the others continue. With `share_prefix` all other calls wait until the
+        very first call has its first token, so that they find their common prefix in the server's cache.
         """
         states = self._states(endpoint, batch, parallel, share_prefix)
         if self._is_async:
@@ -104,11 +106,11 @@ class Program:
         if parallel < 1:
             raise ValueError(f"parallel has to be 1 at least, not {parallel}")
         self._check(batch)
-        start = TrackPoint(gates=(PrefixGate(),)) if share_prefix and len(batch) > 1 else TrackPoint()
+        start = StateSnapshot(gates=(PrefixGate(),)) if share_prefix and len(batch) > 1 else StateSnapshot()
         return [State(endpoint, start) for _ in batch]
 
     def _check(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Raise TypeError before anything runs, rather than in the midst of it."""
+        """Raise TypeError for wrong arguments before anything runs."""
         for arguments in batch:
             try:
                 self._signature.bind(None, **arguments)
@@ -159,7 +161,7 @@ class Program:
 
 
 def program(function: Callable[..., Any]) -> Program:
-    """Make a program of a function, async or not, whose first parameter is the state."""
+    """Make a program from a function, async or not, whose first parameter is the state."""
     return Program(function)
 
 
@@ -172,34 +174,34 @@ class Running:
         start_thread(lambda: self._run(work), "kvasir-program-run", self._ended)
 
     def result(self, timeout: float | None = None) -> State:
-        """The state, once all is done. Raises as `Program.run`, and TimeoutError."""
+        """Wait for the end; returns the state. Raises as `Program.run`, and TimeoutError."""
         self._done.result(timeout)
         return self.state
 
     async def aresult(self) -> State:
         """`result`, for asyncio."""
-        await until(self._done)
+        await wait_done(self._done)
         return self.result()
 
     def stream(self, name: str) -> Iterator[str]:
-        """A variable's pieces; the program may not have come to it yet. Raises KeyError if it never does."""
-        while not self._is_there(name, heard := self.state.next_variable(self._done)):
-            heard.result()
+        """The pieces of a variable, which may not be appended yet. Raises KeyError if it never is."""
+        while not self._is_there(name, appended := self.state.next_variable(self._done)):
+            appended.result()
         yield from self.state.stream(name)
 
     async def astream(self, name: str) -> AsyncIterator[str]:
         """`stream`, for asyncio."""
-        while not self._is_there(name, heard := self.state.next_variable(self._done)):
-            await until(heard)
+        while not self._is_there(name, appended := self.state.next_variable(self._done)):
+            await wait_done(appended)
         async for piece in self.state.astream(name):
             yield piece
 
     def cancel(self) -> None:
-        """End its calls; what waits for one of them gets a ProgramError."""
+        """End the program's calls. Waiting readers get a ProgramError."""
         self.state.cancel()
 
     def _is_there(self, name: str, _: object) -> bool:
-        """Whether the variable is; what would tell of it was made before, so that nothing is missed."""
+        """Whether the variable is appended. The future of the next one is created first, so that none is missed."""
         if name in self.state:
             return True
         if self._done.done():
@@ -222,11 +224,11 @@ class Running:
 
 
 async def _in_thread(work: Callable[[], None], state: State) -> None:
-    """Do it in a thread; who is cancelled meanwhile cancels the state's calls, and waits for the thread's end."""
+    """Run `work` in a thread. Cancellation cancels the state's calls, and waits for the end of the thread."""
     with ThreadPoolExecutor(1, "kvasir-program") as thread:
         future = thread.submit(work)
         try:
-            await until(future)
+            await wait_done(future)
         except BaseException:
             state.cancel()
             raise

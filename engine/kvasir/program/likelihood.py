@@ -1,4 +1,4 @@
-"""How likely choices are, out of what endpoints answer. Pure: every function takes and gives values."""
+"""How likely choices are, from the answers of an endpoint. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 class Unscored(Exception):
-    """The answer has not the log-probabilities that were asked for; the message says what lacks."""
+    """The answer lacks the log-probabilities that were requested; the message says which."""
 
 
 class PartlyScored(Unscored):
-    """Some of the tokens that count have log-probabilities, or none has."""
+    """Some of the tokens that count have no log-probability."""
 
     def __init__(self) -> None:
         super().__init__("the prompt's tokens have no log-probabilities")
@@ -24,7 +24,7 @@ class PartlyScored(Unscored):
 
 @dataclass(frozen=True)
 class ScoredToken:
-    """One token of a prompt: what tells it from others, and its log-probability (None: of the first)."""
+    """A token of a prompt: `key` identifies it; `logprob` is `None` for the first."""
 
     key: str
     logprob: float | None
@@ -32,7 +32,7 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class ScoredChoice:
-    """The tokens of a prompt that ends with a choice, and the first of them that has some of the choice's text."""
+    """The tokens of a prompt that ends with a choice. `begin`: the first token that has text of the choice."""
 
     tokens: tuple[ScoredToken, ...]
     begin: int
@@ -83,7 +83,7 @@ class ChatToken(msgspec.Struct, frozen=True):
 
 
 class NextLogprobs(msgspec.Struct, frozen=True):
-    """Of both endpoints: `top_logprobs` is completions', `content` chat's."""
+    """Log-probabilities of an answer: completions have `top_logprobs`, chats `content`."""
 
     top_logprobs: list[dict[str, float] | None] | None = None
     content: list[ChatToken] | None = None
@@ -97,15 +97,16 @@ class NextAnswer(msgspec.Struct, frozen=True):
     choices: list[NextChoice]
 
 
-def echoed(body: bytes, prompt: str, choices: Sequence[str]) -> list[ScoredChoice]:
-    """Of an answer with `echo` and `logprobs` to the prompts that end with each choice. Raises Unscored."""
+def scored_by_echo(body: bytes, prompt: str, choices: Sequence[str]) -> list[ScoredChoice]:
+    """The scored choices in an answer with `echo` and `logprobs`, whose prompts end with one choice each. Raises
+    Unscored."""
     answer = sorted(_decoded(body, EchoAnswer).choices, key=lambda each: each.index)
     if len(answer) != len(choices):
         raise Unscored(f"{len(answer)} answers to {len(choices)} prompts")
-    return [_echoed(one, prompt, choice) for one, choice in zip(answer, choices, strict=True)]
+    return [_scored_echo(one, prompt, choice) for one, choice in zip(answer, choices, strict=True)]
 
 
-def _echoed(answer: EchoChoice, prompt: str, choice: str) -> ScoredChoice:
+def _scored_echo(answer: EchoChoice, prompt: str, choice: str) -> ScoredChoice:
     scores, whole = answer.logprobs, prompt + choice
     if scores is None or not answer.text.startswith(whole):
         raise Unscored("the prompt's log-probabilities are not in the answer")
@@ -115,7 +116,7 @@ def _echoed(answer: EchoChoice, prompt: str, choice: str) -> ScoredChoice:
     shift = 0
     text = "".join(scores.tokens)
     if count > 1 and not text.startswith(whole) and text[len(scores.tokens[0]) :].startswith(whole):
-        shift = scores.text_offset[1]  # a token that begins every prompt, and that the text has not
+        shift = scores.text_offset[1]  # a token such as BOS at the start, which is not in the text
     offsets = [each - shift for each in scores.text_offset]
     last = next((place for place in range(count) if offsets[place] >= len(whole)), count)
     ends = [*offsets[1:last], len(whole)]
@@ -126,15 +127,15 @@ def _echoed(answer: EchoChoice, prompt: str, choice: str) -> ScoredChoice:
     return ScoredChoice(tuple(tokens), begin)
 
 
-def of_prompt(body: bytes, choice: str) -> ScoredChoice:
-    """Of an answer with vLLM's `prompt_logprobs` to a prompt that ends with the choice. Raises Unscored."""
+def scored_by_prompt_logprobs(body: bytes, choice: str) -> ScoredChoice:
+    """The scored choice in an answer with vLLM's `prompt_logprobs`, whose prompt ends with it. Raises Unscored."""
     answer = _decoded(body, PromptLogprobsAnswer)
     found = answer.prompt_logprobs or (answer.choices[0].prompt_logprobs if answer.choices else None)
     if not found or len(found) < 2 or not any(found):
         raise Unscored("prompt_logprobs are not in the answer")
     ids = answer.prompt_token_ids or (answer.choices[0].prompt_token_ids if answer.choices else None) or []
     if any(not each for each in found[1:]) and len(ids) != len(found):
-        raise PartlyScored  # nothing tells the others apart
+        raise PartlyScored  # the other tokens cannot be compared
     tokens, texts = [], []
     for place, each in enumerate(found):
         key, token = next(iter(each.items())) if each else ("", None)  # the prompt's own token is the first
@@ -145,16 +146,16 @@ def of_prompt(body: bytes, choice: str) -> ScoredChoice:
         begin -= 1
         tail = texts[begin] + tail
     if not tail.endswith(choice):
-        begin = len(tokens)  # the texts do not tell: the tokens that differ are what is compared
+        begin = len(tokens)  # the texts do not match: compare the tokens that differ
     return ScoredChoice(tuple(tokens), begin)
 
 
 def scores_of(scored: Sequence[ScoredChoice], normalize: Normalize) -> list[float]:
-    """A number for each choice; the highest is the most likely.
+    """A score for each choice; the most likely choice has the highest.
 
-    The tokens before the first that differs are the same for all, with the same probability, and count only where
-    they have some of a choice's text. A choice that begins another is one token shorter at least. Raises Unscored
-    where a token that counts has no log-probability.
+    Tokens before the first one that differs are equally likely in all prompts; they count only if they have text of
+    a choice. If one choice is a prefix of another, it has at least one token less. Raises Unscored if a token that
+    counts has no log-probability.
     """
     alike = 0
     shortest = min(len(each.tokens) for each in scored)
@@ -172,7 +173,7 @@ def scores_of(scored: Sequence[ScoredChoice], normalize: Normalize) -> list[floa
 
 
 def next_tokens(body: bytes) -> dict[str, float]:
-    """The likeliest next tokens by their text, of an answer of one token. Raises Unscored."""
+    """The likeliest next tokens in an answer of one token: text to log-probability. Raises Unscored."""
     answer = _decoded(body, NextAnswer)
     scores = answer.choices[0].logprobs if answer.choices else None
     if scores is not None and scores.top_logprobs:
@@ -182,10 +183,11 @@ def next_tokens(body: bytes) -> dict[str, float]:
     raise Unscored("the next token's log-probabilities are not in the answer")
 
 
-def descend(left: Sequence[str], tokens: dict[str, float]) -> tuple[str, float] | None:
-    """The likeliest token that a text of `left` begins with, or that begins with one of them; None: there is none.
+def likeliest_continuation(left: Sequence[str], tokens: dict[str, float]) -> tuple[str, float] | None:
+    """The likeliest token that is a prefix of a text of `left`, or begins with one of them; `None` if there is
+    none.
 
-    Of the token only what is such a text's own is given.
+    Returns the part of the token that belongs to that text, and the log-probability.
     """
     best: tuple[str, float] | None = None
     for token, logprob in tokens.items():

@@ -1,17 +1,17 @@
-"""Calls that begin alike: the first goes ahead, so that the others find its prefix in the server's cache."""
+"""Calls with a common prefix: the first goes ahead, so that the others find the prefix in the server's cache."""
 
 import asyncio
 
 
 class PrefixGate:
-    """For one event loop. The first to come leads; it has to `open` the gate however its call goes."""
+    """For one event loop. The first caller leads, and has to `open` the gate whether its call succeeds or not."""
 
     def __init__(self) -> None:
         self._led = False
         self._opened = asyncio.Event()
 
     async def enter(self) -> bool:
-        """Whether the caller leads. Others return when the leader has had its first token, or has ended."""
+        """True at once for the leader. False for others, once the leader has its first token or has ended."""
         if not self._led:
             self._led = True
             return True
@@ -19,5 +19,5 @@ class PrefixGate:
         return False
 
     def open(self) -> None:
-        """Let the others go on."""
+        """Let the other callers continue."""
         self._opened.set()

@@ -1,4 +1,4 @@
-"""The ways to ask an endpoint which of some choices is the most likely, and which of them it knows."""
+"""The methods to find the most likely of some choices, and which of them an endpoint supports."""
 
 import math
 from collections.abc import Awaitable, Callable
@@ -9,27 +9,36 @@ import msgspec
 
 from kvasir.program.errors import ProgramError
 from kvasir.program.expressions import METHODS, Method, Select
-from kvasir.program.likelihood import PartlyScored, Unscored, descend, echoed, next_tokens, of_prompt, scores_of
+from kvasir.program.likelihood import (
+    PartlyScored,
+    Unscored,
+    likeliest_continuation,
+    next_tokens,
+    scored_by_echo,
+    scored_by_prompt_logprobs,
+    scores_of,
+)
 from kvasir.program.transcript import Transcript, constraint
 from kvasir_engine.client.chunks import CallUsage
 from kvasir_engine.client.connection import CallError
 
 Ask = Callable[[str, dict[str, Any]], Awaitable[bytes]]
-"""A whole answer to a body without the model, by path."""
+"""Sends a body without the model to a path; returns the body of the answer."""
 
 REFUSALS = frozenset({400, 404, 405, 415, 422, 500, 501})
-"""How endpoints say that they do not know a field. 500: some fail over it."""
+"""Statuses with which endpoints refuse a field that they do not know; some fail with 500."""
 TOP_COMPLETIONS, TOP_CHAT = 5, 20
 _HALF = math.log(0.5)
 START = "logprob_start_len"
-"""SGLang's name for the place in a prompt from which on it is scored; from its end where it is negative."""
+"""SGLang's field: the token of the prompt at which its log-probabilities start; negative counts from the end."""
 MARGIN = 8
-"""Tokens before a choice that are scored too: a prompt may end in other tokens before one choice than another."""
+"""How many tokens before a choice are scored too: tokens at the end of the prompt may merge with the choice."""
 
 
 @dataclass
 class Selected:
-    """What was chosen and how. `scores` are the choices' log-likelihoods where the method gives them."""
+    """The choice, and the method that found it. `scores` are the choices' log-likelihoods, if the method gives
+    them."""
 
     choice: str
     method: Method
@@ -41,16 +50,17 @@ class Selected:
 
 
 class Selector:
-    """Chooses by the first method that the endpoint knows. What it does not know is not tried again."""
+    """Chooses by the first method that the endpoint supports. A method that it does not support is not tried
+    again."""
 
     def __init__(self) -> None:
         self._unknown: set[tuple[str, Method]] = set()
-        self._whole: set[str] = set()  # paths that score a whole prompt or nothing
+        self._whole: set[str] = set()  # the paths that score only whole prompts
 
     async def select(self, ask: Ask, transcript: Transcript, select: Select) -> Selected:
-        """Raises ProgramError where no method can be used, CallError where the endpoint fails."""
-        path, counted = transcript.path, _Counted(ask, self._whole)
-        transcript.body()  # what is wrong with the transcript is no method's fault
+        """Find the most likely choice. Raises ProgramError if no method works, CallError if the endpoint fails."""
+        path, counted = transcript.path, _CountingAsk(ask, self._whole)
+        transcript.body()  # a faulty transcript is no reason to rule out a method
         methods = [select.method] if select.method != "auto" else [
             each for each in METHODS if (path, each) not in self._unknown
         ]  # fmt: skip
@@ -58,7 +68,7 @@ class Selector:
         refused: list[Method] = []
         for method in methods:
             try:
-                choice, scores = await _WAYS[method](counted, transcript, select)
+                choice, scores = await _METHODS[method](counted, transcript, select)
             except Unscored as error:
                 reasons.append(f"{method}: {error}")
             except CallError as error:
@@ -67,14 +77,14 @@ class Selector:
                 reasons.append(f"{method}: {error.kind}: {error}")
                 refused.append(method)
             else:
-                # a body that every method is refused for may be at fault itself, so only now
+                # only now: if all methods are refused, the body itself may be at fault
                 self._unknown |= {(path, each) for each in refused}
                 return Selected(choice, method, scores, **counted.usage)
         raise ProgramError(f"the endpoint can choose by no method ({'; '.join(reasons)})")
 
 
-class _Counted:
-    """Asks, and counts what it cost. `whole` are the paths that score a whole prompt or nothing."""
+class _CountingAsk:
+    """Sends requests and counts their tokens. `whole`: the paths that score only whole prompts."""
 
     def __init__(self, ask: Ask, whole: set[str]) -> None:
         self._ask = ask
@@ -84,7 +94,7 @@ class _Counted:
     async def __call__(self, path: str, body: dict[str, Any]) -> bytes:
         answer = await self._ask(path, body)
         try:
-            used = msgspec.json.decode(answer, type=_OfUsage).usage or CallUsage()
+            used = msgspec.json.decode(answer, type=_UsageOnly).usage or CallUsage()
         except msgspec.DecodeError:
             used = CallUsage()
         self.usage["calls"] += 1
@@ -94,22 +104,23 @@ class _Counted:
         return answer
 
 
-class _OfUsage(msgspec.Struct, frozen=True):
+class _UsageOnly(msgspec.Struct, frozen=True):
     usage: CallUsage | None = None
 
 
 Found = tuple[str, dict[str, float]]
 
 
-_Way = Callable[[_Counted, Transcript, Select], Awaitable[Found]]
-_Scoring = Callable[[_Counted, Transcript, Select, dict[str, Any]], Awaitable[Found]]
+_Choose = Callable[[_CountingAsk, Transcript, Select], Awaitable[Found]]
+_Scoring = Callable[[_CountingAsk, Transcript, Select, dict[str, Any]], Awaitable[Found]]
 
 
-def _of_the_tail(scoring: _Scoring, field: str) -> _Way:
-    """`scoring` by `field` with a prompt's last tokens alone, so that those before come from a cache; and with all
-    of them where the endpoint does not know how, or others count."""
+def _scoring_tail_first(scoring: _Scoring, field: str) -> _Choose:
+    """A method that scores only the last tokens of the prompt, so that the ones before can come from the cache. It
+    scores the whole prompt if the endpoint cannot do that, or if earlier tokens differ. `field` is what `scoring`
+    sends."""
 
-    async def way(ask: _Counted, transcript: Transcript, select: Select) -> Found:
+    async def way(ask: _CountingAsk, transcript: Transcript, select: Select) -> Found:
         refused = False
         if transcript.path not in ask.whole:
             tail = max(len(choice.encode()) for choice in select.choices) + MARGIN  # a token is a byte at least
@@ -130,29 +141,30 @@ def _of_the_tail(scoring: _Scoring, field: str) -> _Way:
     return way
 
 
-async def _by_echo(ask: _Counted, transcript: Transcript, select: Select, start: dict[str, Any]) -> Found:
-    """One request for all choices: completions repeat each prompt with its log-probabilities."""
+async def _by_echo(ask: _CountingAsk, transcript: Transcript, select: Select, start: dict[str, Any]) -> Found:
+    """One request for all choices: completions echo each prompt with its log-probabilities."""
     if transcript.path != "completions":
         raise Unscored("only completions echo a prompt")
     prompts = [transcript.text + choice for choice in select.choices]
     body = {"prompt": prompts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1, **start}
-    scored = echoed(await ask("completions", body), transcript.text, select.choices)
+    scored = scored_by_echo(await ask("completions", body), transcript.text, select.choices)
     return _most_likely(select, scores_of(scored, select.normalize))
 
 
 async def _by_prompt_logprobs(
-    ask: _Counted, transcript: Transcript, select: Select, start: dict[str, Any]
+    ask: _CountingAsk, transcript: Transcript, select: Select, start: dict[str, Any]
 ) -> Found:
-    """A request a choice, with vLLM's field; in a chat the choice ends the assistant's turn."""
+    """One request for each choice, with vLLM's `prompt_logprobs`. In a chat the choice is the end of the
+    assistant's message."""
     scored, more = [], {**start, "return_token_ids": True} if start else {}
     for choice in select.choices:
         body = {**transcript.add(choice).body(), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0, **more}
-        scored.append(of_prompt(await ask(transcript.path, body), choice))
+        scored.append(scored_by_prompt_logprobs(await ask(transcript.path, body), choice))
     return _most_likely(select, scores_of(scored, select.normalize))
 
 
-async def _by_greedy(ask: _Counted, transcript: Transcript, select: Select) -> Found:
-    """Token by token: the likeliest next token that fits a choice, until one is left."""
+async def _by_greedy(ask: _CountingAsk, transcript: Transcript, select: Select) -> Found:
+    """Token by token: take the likeliest next token that fits a choice, until one choice is left."""
     chat = transcript.path != "completions"
     top: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_CHAT} if chat else {"logprobs": TOP_COMPLETIONS}
     taken, left = "", list(select.choices)
@@ -160,9 +172,9 @@ async def _by_greedy(ask: _Counted, transcript: Transcript, select: Select) -> F
         body = {**transcript.add(taken).body(), "max_tokens": 1, "temperature": 0, **top}
         tokens = next_tokens(await ask(transcript.path, body))
         rest = [each.removeprefix(taken) for each in left]
-        found = descend(rest, tokens)
+        found = likeliest_continuation(rest, tokens)
         if "" in rest and (found is None or found[1] < _HALF):
-            return taken, {}  # that the text goes on is less likely than that it does not
+            return taken, {}  # the text more likely ends here than continues
         if found is None:
             raise Unscored(f"none of the {TOP_CHAT if chat else TOP_COMPLETIONS} likeliest tokens begins a choice")
         taken += found[0]
@@ -170,8 +182,8 @@ async def _by_greedy(ask: _Counted, transcript: Transcript, select: Select) -> F
     return left[0], {}
 
 
-async def _by_grammar(ask: _Counted, transcript: Transcript, select: Select) -> Found:
-    """The endpoint's own structured output, greedy."""
+async def _by_grammar(ask: _CountingAsk, transcript: Transcript, select: Select) -> Found:
+    """The endpoint's structured output with temperature 0."""
     body = {**transcript.body(), "temperature": 0, "max_tokens": max(map(len, select.choices)) + 8}
     answer = await ask(transcript.path, {**body, **constraint(transcript.path, choices=select.choices)})
     try:
@@ -202,9 +214,9 @@ def _most_likely(select: Select, scores: list[float]) -> Found:
     return max(by_choice, key=by_choice.__getitem__), by_choice
 
 
-_WAYS: dict[Method, _Way] = {
-    "echo": _of_the_tail(_by_echo, "echo"),
-    "prompt_logprobs": _of_the_tail(_by_prompt_logprobs, "prompt_logprobs"),
+_METHODS: dict[Method, _Choose] = {
+    "echo": _scoring_tail_first(_by_echo, "echo"),
+    "prompt_logprobs": _scoring_tail_first(_by_prompt_logprobs, "prompt_logprobs"),
     "greedy": _by_greedy,
     "structured": _by_grammar,
 }

@@ -1,4 +1,4 @@
-"""A state of a program: what was said, the variables, and forks. Things are appended at once and done in order."""
+"""A state of a program: its text, variables and forks. Appending returns at once; steps are executed in order."""
 
 import concurrent.futures
 import contextlib
@@ -10,15 +10,15 @@ from typing import Any, Self, TypeVar
 from kvasir.program.endpoint import Endpoint
 from kvasir.program.errors import ProgramError
 from kvasir.program.expressions import Begin, End, Expression, Gen, Role, Select, Step, steps_of
-from kvasir.program.track import Mark, Track, TrackPoint
+from kvasir.program.state_executor import StateExecutor, StateSnapshot, TakeSnapshot
 from kvasir.program.transcript import Transcript
 from kvasir.program.variable import Generated, Variable
-from kvasir.program.waiting import until
+from kvasir.program.waiting import wait_done
 
 
 @dataclass(frozen=True)
 class ProgramUsage:
-    """What the calls of a program have cost together."""
+    """The tokens of all calls of a program."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -27,7 +27,7 @@ class ProgramUsage:
 
     @property
     def hit_rate(self) -> float:
-        """The share of the prompts' tokens that came out of the server's cache."""
+        """The share of prompt tokens that came from the server's cache, 0 to 1."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
@@ -36,28 +36,28 @@ T = TypeVar("T")
 
 @dataclass
 class _Family:
-    """A state and all that was forked from it. `told`: the errors that somebody has read."""
+    """A state and all its forks. `raised`: the errors that have been raised to some reader."""
 
     states: "list[State]" = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    raised: set[str] = field(default_factory=set)
 
 
 class State:
     """`s += ...` returns at once; reading a variable waits for it. For one thread or task at a time.
 
-    The names are those of the variables; of one that is written twice the last counts. `returned` is what the
+    `s["name"]` is a variable's text; if a name is written twice, the last one counts. `returned` is what the
     program's function returned.
     """
 
-    def __init__(self, endpoint: Endpoint, start: TrackPoint | None = None) -> None:
-        begun: concurrent.futures.Future[TrackPoint] = concurrent.futures.Future()
-        begun.set_result(start or TrackPoint())
+    def __init__(self, endpoint: Endpoint, start: StateSnapshot | None = None) -> None:
+        begun: concurrent.futures.Future[StateSnapshot] = concurrent.futures.Future()
+        begun.set_result(start or StateSnapshot())
         self._begin(endpoint, begun, {}, _Family())
 
     def _begin(
         self,
         endpoint: Endpoint,
-        start: "concurrent.futures.Future[TrackPoint]",
+        start: "concurrent.futures.Future[StateSnapshot]",
         variables: dict[str, Variable],
         family: "_Family",
     ) -> None:
@@ -65,14 +65,14 @@ class State:
         self._failure: str | None = None
         self._listening: list[Callable[[], None]] = []
         self._endpoint, self._variables, self._own = endpoint, variables, list[Variable]()
-        self._track = Track(endpoint.thread.calls, start, endpoint.url)
+        self._executor = StateExecutor(endpoint.thread.calls, start, endpoint.url)
         self._family = family
         family.states.append(self)
 
-    # -- saying
+    # -- appending
 
     def __iadd__(self, expression: Expression | str) -> Self:
-        steps: list[tuple[Step | Mark, Variable | None]] = []
+        steps: list[tuple[Step | TakeSnapshot, Variable | None]] = []
         for step in steps_of(expression):
             variable = Variable(step.name) if isinstance(step, Gen | Select) else None
             steps.append((step, variable))
@@ -81,14 +81,14 @@ class State:
                 self._own.append(variable)
         while self._listening:
             self._listening.pop()()
-        self._endpoint.thread.call(self._track.append, steps)
+        self._endpoint.thread.call(self._executor.append, steps)
         return self
 
     @contextlib.contextmanager
     def _role(self, role: Role) -> Iterator[None]:
-        self._endpoint.thread.call(self._track.append, [(Begin(role), None)])
+        self._endpoint.thread.call(self._executor.append, [(Begin(role), None)])
         yield
-        self._endpoint.thread.call(self._track.append, [(End(), None)])
+        self._endpoint.thread.call(self._executor.append, [(End(), None)])
 
     def system(self) -> contextlib.AbstractContextManager[None]:
         """A system message: what is appended within `with`."""
@@ -103,13 +103,13 @@ class State:
         return self._role("assistant")
 
     def fork(self, number: int) -> "Forks":
-        """So many states that go on from here, each by itself. They read the variables there are."""
+        """`number` states that continue from here, each on its own. They can read the variables written so far."""
         if number < 1:
             raise ValueError(f"a fork needs 1 state at least, not {number}")
-        start = self._mark(number)
+        start = self._snapshot(number)
         return Forks(self._child(start) for _ in range(number))
 
-    def _child(self, start: "concurrent.futures.Future[TrackPoint]") -> "State":
+    def _child(self, start: "concurrent.futures.Future[StateSnapshot]") -> "State":
         child = State.__new__(State)
         child._begin(self._endpoint, start, dict(self._variables), self._family)
         return child
@@ -120,32 +120,33 @@ class State:
         return self.meta(name).text
 
     async def get(self, name: str) -> str:
-        """The variable, for asyncio. Raises KeyError where nothing writes it, ProgramError where it failed."""
+        """The variable's text, for asyncio. Raises KeyError if nothing writes it, ProgramError if its call
+        failed."""
         return (await self.get_meta(name)).text
 
     def meta(self, name: str) -> Generated:
-        """What a variable is, cost, and how it was chosen. Raises as `get`."""
+        """The variable's text, its tokens and times, and how it was chosen. Raises as `get`."""
         return self._raised(self._variable(name).ended)
 
     async def get_meta(self, name: str) -> Generated:
         """`meta`, for asyncio."""
         variable = self._variable(name)
-        await until(variable.ended)
+        await wait_done(variable.ended)
         return self._raised(variable.ended)
 
     def next_variable(self, over: "concurrent.futures.Future[None]") -> "concurrent.futures.Future[None]":
-        """Done when the next variable is there, or the program is `over`."""
-        heard: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """A future that is done when a further variable is appended, or the program is `over`."""
+        appended: concurrent.futures.Future[None] = concurrent.futures.Future()
         lock = threading.Lock()
 
         def hear(*_: object) -> None:
             with lock:
-                if not heard.done():
-                    heard.set_result(None)
+                if not appended.done():
+                    appended.set_result(None)
 
         self._listening.append(hear)
         over.add_done_callback(hear)
-        return heard
+        return appended
 
     def __contains__(self, name: str) -> bool:
         return name in self._variables
@@ -166,7 +167,7 @@ class State:
         """`stream`, for asyncio."""
         variable, read = self._variable(name), 0
         while True:
-            await until(variable.more_than(read))
+            await wait_done(variable.more_than(read))
             ended, pieces = variable.ended.done(), variable.pieces[read:]
             read += len(pieces)
             for piece in pieces:
@@ -176,27 +177,27 @@ class State:
                 return
 
     def wait(self) -> Transcript:
-        """Until all that was appended is done: what has been said. Raises ProgramError."""
-        return self._raised(self._mark()).transcript
+        """Wait until all that was appended is done; returns the text or messages so far. Raises ProgramError."""
+        return self._raised(self._snapshot()).transcript
 
     async def await_all(self) -> Transcript:
         """`wait`, for asyncio."""
-        mark = self._mark()
-        await until(mark)
-        return self._raised(mark).transcript
+        snapshot = self._snapshot()
+        await wait_done(snapshot)
+        return self._raised(snapshot).transcript
 
     @property
     def error(self) -> str | None:
-        """Why this state came to an end before its time; of a batch also what the function raised."""
-        return self._failure or self._track.error
+        """Why this state failed, or `None`. In a batch that includes what the function raised."""
+        return self._failure or self._executor.error
 
     def fail(self, error: Exception) -> None:
-        """The program's function has ended with this."""
+        """Note that the program's function raised `error`."""
         self._failure = str(error) if isinstance(error, ProgramError) else f"{type(error).__name__}: {error}"
 
     @property
     def usage(self) -> ProgramUsage:
-        """Of all calls of the program that have ended, its forks' included."""
+        """The tokens of all calls that have ended, those of forks included."""
         done = [
             each.ended.result()
             for state in self._family.states
@@ -211,33 +212,33 @@ class State:
         )
 
     def cancel(self, reason: str = "the program was cancelled") -> None:
-        """End all calls of the program, its forks' included; whoever waits for one gets a ProgramError."""
+        """End all calls of the program, those of forks included. Waiting readers get a ProgramError."""
         for state in list(self._family.states):
-            with contextlib.suppress(ProgramError):  # closed: they have ended
-                self._endpoint.thread.call(state._track.cancel, reason)
+            with contextlib.suppress(ProgramError):  # a closed endpoint has ended them
+                self._endpoint.thread.call(state._executor.cancel, reason)
 
     def finish(self) -> None:
-        """Until all states of the program are done. Raises ProgramError for an error that nobody has read."""
-        for state in self._family.states:  # what they fork meanwhile, nobody does: the function has returned
-            mark = state._mark()
-            concurrent.futures.wait([mark])
-            error = mark.exception()
-            if error is not None and str(error) not in self._family.told:
-                state._raised(mark)
+        """Wait until all states of the program are done. Raises ProgramError for an error that no reader got."""
+        for state in self._family.states:  # no new forks: the function has returned
+            snapshot = state._snapshot()
+            concurrent.futures.wait([snapshot])
+            error = snapshot.exception()
+            if error is not None and str(error) not in self._family.raised:
+                state._raised(snapshot)
 
     async def afinish(self) -> None:
         """`finish`, for asyncio."""
         for state in self._family.states:
-            mark = state._mark()
-            await until(mark)
-            error = mark.exception()
-            if error is not None and str(error) not in self._family.told:
-                state._raised(mark)
+            snapshot = state._snapshot()
+            await wait_done(snapshot)
+            error = snapshot.exception()
+            if error is not None and str(error) not in self._family.raised:
+                state._raised(snapshot)
 
-    def _mark(self, forks: int = 0) -> "concurrent.futures.Future[TrackPoint]":
-        reached: concurrent.futures.Future[TrackPoint] = concurrent.futures.Future()
-        self._endpoint.thread.call(self._track.append, [(Mark(reached, forks), None)])
-        return reached
+    def _snapshot(self, forks: int = 0) -> "concurrent.futures.Future[StateSnapshot]":
+        taken: concurrent.futures.Future[StateSnapshot] = concurrent.futures.Future()
+        self._endpoint.thread.call(self._executor.append, [(TakeSnapshot(taken, forks), None)])
+        return taken
 
     def _variable(self, name: str) -> Variable:
         try:
@@ -247,31 +248,31 @@ class State:
             raise KeyError(f"no variable {name!r}; there are {known}") from None
 
     def _raised(self, future: "concurrent.futures.Future[T]") -> T:
-        """Its result; an error is raised anew for each reader."""
+        """The future's result. Each reader gets an exception of its own."""
         try:
             return future.result()
         except ProgramError as error:
-            self._family.told.add(str(error))
+            self._family.raised.add(str(error))
             raise ProgramError(str(error)) from None
 
 
 class Forks(list[State]):
-    """The states of one fork, in their order."""
+    """The states of one fork, in order."""
 
     def join(self) -> None:
-        """Until all that was appended to them is done. Raises ProgramError, the first of theirs."""
-        for each, mark in [(each, each._mark()) for each in self]:
-            each._raised(mark)
+        """Wait until all that was appended to them is done. Raises the first state's ProgramError."""
+        for each, snapshot in [(each, each._snapshot()) for each in self]:
+            each._raised(snapshot)
 
     async def ajoin(self) -> None:
         """`join`, for asyncio."""
-        marks = [(each, each._mark()) for each in self]
-        for each, mark in marks:
-            await until(mark)
-            each._raised(mark)
+        snapshots = [(each, each._snapshot()) for each in self]
+        for each, snapshot in snapshots:
+            await wait_done(snapshot)
+            each._raised(snapshot)
 
     def values(self, name: str) -> list[str]:
-        """The variable of each."""
+        """The variable's text in each state."""
         return [each[name] for each in self]
 
     async def avalues(self, name: str) -> list[str]:

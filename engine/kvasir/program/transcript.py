@@ -1,4 +1,4 @@
-"""What was said so far, and the requests that continue it. Pure; forks share it."""
+"""The text or messages so far, and the requests that continue them. Pure; forks share it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ from kvasir.program.expressions import Gen, Role
 
 
 @dataclass(frozen=True)
-class Said:
-    """A message."""
+class RoleMessage:
+    """A message of a chat."""
 
     role: Role
     text: str
@@ -18,24 +18,24 @@ class Said:
 
 @dataclass(frozen=True)
 class Transcript:
-    """Either plain `text`, or `messages`, of which the last may still be `open`."""
+    """Either plain `text`, or `messages`; the last message may be `open`: still being written."""
 
     text: str = ""
-    messages: tuple[Said, ...] = ()
+    messages: tuple[RoleMessage, ...] = ()
     open: bool = False
 
     @property
     def length(self) -> int:
-        """In characters."""
+        """The length in characters."""
         return len(self.text) + sum(len(each.text) for each in self.messages)
 
     @property
     def path(self) -> str:
-        """Of the endpoint that continues it, below `/v1/`."""
+        """The path of the endpoint that continues it, below `/v1/`."""
         return "chat/completions" if self.messages else "completions"
 
     def add(self, text: str) -> "Transcript":
-        """With `text` at its end. Raises ProgramError."""
+        """The transcript with `text` added. Raises ProgramError."""
         if not text:
             return self
         if self.open:
@@ -46,15 +46,15 @@ class Transcript:
         return replace(self, text=self.text + text)
 
     def begin(self, role: Role) -> "Transcript":
-        """With a new message. Raises ProgramError."""
+        """The transcript with a new open message. Raises ProgramError."""
         if self.open:
             raise ProgramError(f"the role {role} begins within {self.messages[-1].role}, which has not ended")
         if self.text:
             raise ProgramError(f"the role {role} follows plain text: a program has either roles or none")
-        return replace(self, messages=(*self.messages, Said(role, "")), open=True)
+        return replace(self, messages=(*self.messages, RoleMessage(role, "")), open=True)
 
     def end(self) -> "Transcript":
-        """With its last message closed. Raises ProgramError."""
+        """The transcript with its last message closed. Raises ProgramError."""
         if not self.open:
             raise ProgramError("a role ends that has not begun")
         return replace(self, open=False)
@@ -62,7 +62,7 @@ class Transcript:
     def body(self) -> dict[str, Any]:
         """The fields of a request that continues it. Raises ProgramError.
 
-        A turn that has some text already is continued by vLLM's `continue_final_message`.
+        vLLM's `continue_final_message` continues an assistant message that has some text already.
         """
         if not self.messages:
             if not self.text:
@@ -81,12 +81,12 @@ class Transcript:
         return {"messages": _messages(self.messages), **continued}
 
 
-def _messages(messages: tuple[Said, ...]) -> list[dict[str, str]]:
+def _messages(messages: tuple[RoleMessage, ...]) -> list[dict[str, str]]:
     return [{"role": each.role, "content": each.text} for each in messages]
 
 
 def gen_body(transcript: Transcript, gen: Gen) -> dict[str, Any]:
-    """The request of a `gen`, but for the model. Raises ProgramError."""
+    """The body of a `gen`'s request, without the model. Raises ProgramError."""
     return {**transcript.body(), **gen.fields, **constraint(transcript.path, gen.regex, gen.choices, gen.schema)}
 
 
@@ -96,7 +96,7 @@ def constraint(
     choices: tuple[str, ...] | None = None,
     schema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The fields that hold the model to a form: OpenAI's for a schema in a chat, else vLLM's."""
+    """The request's fields for a constraint: OpenAI's for a schema in a chat, else vLLM's."""
     if regex is not None:
         return {"structured_outputs": {"regex": regex}}
     if choices is not None:

@@ -1,4 +1,4 @@
-"""A variable that the model is writing: its pieces as they come, and its end. For any thread."""
+"""A variable that the model writes: its pieces as they come, and its end. For any thread."""
 
 import concurrent.futures
 import threading
@@ -9,7 +9,8 @@ from kvasir.program.errors import ProgramError
 
 @dataclass(frozen=True)
 class Generated:
-    """What became of a variable. `method` and `scores` are of a `select`; seconds from its call on."""
+    """A variable's value, and what it cost. `method` and `scores` belong to a `select`. `seconds` and
+    `first_token_seconds` count from the call."""
 
     text: str
     finish_reason: str = ""
@@ -24,7 +25,7 @@ class Generated:
 
 
 class Variable:
-    """Written by one thread, read by any."""
+    """One thread writes it, any thread reads it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -34,27 +35,27 @@ class Variable:
         self._waiting: list[concurrent.futures.Future[None]] = []
 
     def write(self, piece: str) -> None:
-        """More of its text."""
+        """Add a piece of text."""
         with self._lock:
             self.pieces.append(piece)
             self._wake()
 
     def end(self, generated: Generated) -> None:
-        """It is whole."""
+        """Set the value: the variable is complete."""
         with self._lock:
             if not self.ended.done():
                 self.ended.set_result(generated)
             self._wake()
 
     def fail(self, reason: str) -> None:
-        """It never will be whole."""
+        """The variable failed: readers get a ProgramError with `reason`."""
         with self._lock:
             if not self.ended.done():
                 self.ended.set_exception(ProgramError(reason))
             self._wake()
 
     def more_than(self, pieces: int) -> "concurrent.futures.Future[None]":
-        """Done when there are more pieces than that, or it has ended."""
+        """A future that is done when there are more than `pieces` pieces, or the variable has ended."""
         waiting: concurrent.futures.Future[None] = concurrent.futures.Future()
         with self._lock:
             if len(self.pieces) > pieces or self.ended.done():

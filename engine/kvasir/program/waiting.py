@@ -1,4 +1,4 @@
-"""asyncio's wait for what another thread does."""
+"""Waits in asyncio for futures of other threads."""
 
 import asyncio
 import concurrent.futures
@@ -6,8 +6,8 @@ import contextlib
 from typing import Any
 
 
-async def until(future: "concurrent.futures.Future[Any]") -> None:
-    """Return when it is done, however; who is cancelled meanwhile leaves it as it is."""
+async def wait_done(future: "concurrent.futures.Future[Any]") -> None:
+    """Return when `future` is done, failed or cancelled. Cancelling the waiter does not cancel the future."""
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from msgspec import UNSET, UnsetType
 
 from kvasir_engine.api.detokenizer import Piece
-from kvasir_engine.api.generation import Tally
+from kvasir_engine.api.generation import UsageCounter
 from kvasir_engine.api.prompt_report import EchoedToken
 from kvasir_engine.api.schemas import CompletionTokensDetails, PromptLogprobs, PromptTokensDetails, Usage
 
@@ -38,7 +38,7 @@ class Answer:
     model: str
     choices: int
     prompt_tokens: int
-    tally: Tally
+    counter: UsageCounter
     include_usage: bool = False
     continuous_usage: bool = False
     prompts: Sequence[list[int]] | None = None
@@ -77,11 +77,11 @@ class Answer:
 
     def usage(self) -> Usage:
         """The tokens so far; the whole usage once all choices have ended."""
-        completion = self.tally.completion_tokens
+        completion = self.counter.completion_tokens
         return Usage(
             self.prompt_tokens,
             completion,
             self.prompt_tokens + completion,
-            PromptTokensDetails(self.tally.cached_tokens),
-            CompletionTokensDetails(self.tally.reasoning_tokens) if self.reasons else UNSET,
+            PromptTokensDetails(self.counter.cached_tokens),
+            CompletionTokensDetails(self.counter.reasoning_tokens) if self.reasons else UNSET,
         )

@@ -69,4 +69,4 @@ async def begin_chat(
     id = f"{prefix}{secrets.token_hex(12)}"
     choices = service.choices(id, caller, params, [tokens], "messages", reading)
     answer = service.answer(id, params, [tokens], choices, reasons=reading.format.reasoning != "none")
-    return Generation(answer, params, partial(run_choices, service.client, choices, answer.tally, clock))
+    return Generation(answer, params, partial(run_choices, service.client, choices, answer.counter, clock))

@@ -30,7 +30,7 @@ class Choice:
     silent: bool = False
 
 
-class Tally:
+class UsageCounter:
     """Token counts of one request, over all its choices."""
 
     def __init__(self, prompts: int) -> None:
@@ -71,7 +71,7 @@ class TokenClock:
 
 
 async def run_choice(
-    client: EngineClient, choice: Choice, tally: Tally, clock: TokenClock
+    client: EngineClient, choice: Choice, counter: UsageCounter, clock: TokenClock
 ) -> AsyncGenerator[tuple[Choice, Piece], None]:
     """The pieces of one choice, each with text, logprobs or the finish reason. Raises EngineError.
 
@@ -90,7 +90,7 @@ async def run_choice(
                     clock.next(now - last, len(output.tokens))
                 last = now
             if output.cached_tokens > 0:
-                tally.cached(choice.prompt, output.cached_tokens)
+                counter.cached(choice.prompt, output.cached_tokens)
             if output.prompt_logprobs is not None:
                 tokens = choice.request.tokens
                 prompt = PromptReport(choice.detokenizer.vocabulary, tokens, output.prompt_logprobs)
@@ -98,13 +98,13 @@ async def run_choice(
                 output = Output([], None, "length", output.cached_tokens)
             for part in (output,) if choice.parser is None else _parts(output, choice.parser):
                 piece = choice.detokenizer.push(part)
-                tally.completion_tokens += piece.tokens
+                counter.completion_tokens += piece.tokens
                 if choice.shows_ids:
                     ids += part.tokens[: piece.tokens]
                 if choice.parser is not None:
                     before = choice.parser.reasoning_tokens
                     piece = choice.parser.parse(piece)
-                    tally.reasoning_tokens += choice.parser.reasoning_tokens - before
+                    counter.reasoning_tokens += choice.parser.reasoning_tokens - before
                 if piece.text or piece.deltas or piece.scored or piece.finish_reason:
                     if ids:
                         piece = msgspec.structs.replace(piece, ids=tuple(ids))
@@ -163,7 +163,7 @@ class _Siblings:
 
 
 def run_choices(
-    client: EngineClient, choices: Sequence[Choice], tally: Tally, clock: TokenClock
+    client: EngineClient, choices: Sequence[Choice], counter: UsageCounter, clock: TokenClock
 ) -> AsyncGenerator[tuple[Choice, Piece], None]:
     """The pieces of all choices as they come, in order within one.
 
@@ -171,12 +171,12 @@ def run_choices(
     that the workers refuse for want of room are retried when another has ended.
     """
     if len(choices) == 1:
-        return run_choice(client, choices[0], tally, clock)
-    return _run_several(client, choices, tally, clock)
+        return run_choice(client, choices[0], counter, clock)
+    return _run_several(client, choices, counter, clock)
 
 
 async def _run_several(
-    client: EngineClient, choices: Sequence[Choice], tally: Tally, clock: TokenClock
+    client: EngineClient, choices: Sequence[Choice], counter: UsageCounter, clock: TokenClock
 ) -> AsyncGenerator[tuple[Choice, Piece], None]:
     merged: asyncio.Queue[tuple[Choice, Piece]] = asyncio.Queue()
     siblings = _Siblings(len(choices))
@@ -185,7 +185,7 @@ async def _run_several(
         while True:
             begun = False
             try:
-                async with aclosing(run_choice(client, choice, tally, clock)) as pieces:
+                async with aclosing(run_choice(client, choice, counter, clock)) as pieces:
                     async for piece in pieces:
                         begun = True
                         merged.put_nowait(piece)

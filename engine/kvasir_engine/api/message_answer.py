@@ -23,8 +23,8 @@ INVALID = "INVALID_JSON"
 
 
 def usage(answer: Answer) -> MessageUsage:
-    cached = answer.tally.cached_tokens
-    return MessageUsage(answer.prompt_tokens - cached, answer.tally.completion_tokens, cached)
+    cached = answer.counter.cached_tokens
+    return MessageUsage(answer.prompt_tokens - cached, answer.counter.completion_tokens, cached)
 
 
 def stop_reason(last: Piece, called: bool) -> str:

@@ -1,4 +1,7 @@
-"""The bodies of Anthropic's Messages API: what is asked, what is answered, and a stream's events."""
+"""The bodies of Anthropic's Messages API: requests, answers and the events of a stream.
+
+Docstrings of structs are descriptions in `/openapi.json`.
+"""
 
 from typing import Any, Literal
 
@@ -9,14 +12,14 @@ from kvasir_engine.api.schemas import Json, absent
 
 
 class CacheControl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a client would have a cache end. All prompts are cached page by page, so it changes nothing."""
+    """A mark for prompt caching. It has no effect: the server caches all prompts, page by page."""
 
     type: str
     ttl: str | None = None
 
 
 class TextBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """A block of text; other types are refused by name, whatever else they hold."""
+    """A block of text. Blocks of other types are refused."""
 
     type: str
     text: str | None = None
@@ -25,7 +28,7 @@ class TextBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 
 class ContentBlock(TextBlock, frozen=True, forbid_unknown_fields=False):
-    """A block of a message: a text, an answer's `thinking`, its `tool_use`, or the `tool_result` of one."""
+    """A block of a message: `text`, or the `thinking` or `tool_use` of an earlier answer, or a `tool_result`."""
 
     thinking: str | None = None
     signature: str | None = None
@@ -47,7 +50,8 @@ class UserMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ThinkingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`budget_tokens` is a target, as at Anthropic: `max_tokens` alone is kept to."""
+    """How the model thinks. `budget_tokens` is a target and not a limit, as at Anthropic; `max_tokens` is a
+    limit."""
 
     type: str
     budget_tokens: int | None = None
@@ -55,7 +59,8 @@ class ThinkingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InputTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A function; `input_schema` is a JSON schema of an object. From `cache_control` on: what changes nothing."""
+    """A function that the model may call. `input_schema` is the JSON schema of its arguments, an object.
+    `cache_control` has no effect; the fields after it accept only the values that change nothing."""
 
     name: str
     type: str | None = None
@@ -86,7 +91,7 @@ class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ConversationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a conversation is, to be answered or to be counted."""
+    """A conversation, to answer or to count."""
 
     model: str
     messages: list[TurnMessage]
@@ -96,7 +101,7 @@ class ConversationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     tools: list[InputTool] | None = None
     tool_choice: InputToolChoice | None = None
     output_config: OutputConfig | None = None
-    # only with the value that changes nothing
+    # accepted only with the value that changes nothing
     speed: str | None = None
     mcp_servers: list[msgspec.Raw] | None = None
     billing_policy: None = None
@@ -107,7 +112,7 @@ class ConversationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class MessagesRequest(ConversationRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Body of POST /v1/messages. `metadata` is a label."""
+    """Body of POST /v1/messages. `metadata` is a label without effect."""
 
     max_tokens: int
     stop_sequences: list[str] | None = None
@@ -145,7 +150,7 @@ class ShownBlock(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
 
 
 class ThinkingBlock(msgspec.Struct, frozen=True, tag_field="type", tag="thinking"):
-    """What the model thought. Nothing is signed."""
+    """The model's reasoning. `signature` is always empty."""
 
     thinking: str
     signature: str = ""
@@ -161,7 +166,7 @@ AnsweredBlock = ShownBlock | ThinkingBlock | ToolUseBlock
 
 
 class MessageUsage(msgspec.Struct, frozen=True):
-    """`input_tokens` are those that came from no cache."""
+    """The tokens of a request. `input_tokens` are those of the prompt that no cache had."""
 
     input_tokens: int
     output_tokens: int
@@ -170,7 +175,7 @@ class MessageUsage(msgspec.Struct, frozen=True):
 
 
 class ModelMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer; Anthropic calls it Message."""
+    """The answer, called Message at Anthropic."""
 
     id: str
     type: Literal["message"] = "message"
@@ -183,7 +188,7 @@ class ModelMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BlockDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """The next text of a block, or how the message ended."""
+    """The next part of a block, or why the message ended."""
 
     type: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
@@ -194,7 +199,7 @@ class BlockDelta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MessageEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of a stream, of whatever type; Anthropic's types say which fields each has."""
+    """An event of a stream. Its type decides which fields it has, as at Anthropic."""
 
     type: str
     message: ModelMessage | UnsetType = UNSET

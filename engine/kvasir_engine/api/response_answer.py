@@ -104,12 +104,12 @@ def text_logprobs(scored: Sequence[ScoredToken]) -> list[TextLogprob]:
 def ended(response: ModelResponse, answer: Answer, items: Sequence[OutputItem], finish: str) -> ModelResponse:
     """The complete answer. One that was cut off is incomplete."""
     cut = finish == "length"
-    tokens = answer.tally.completion_tokens
+    tokens = answer.counter.completion_tokens
     usage = ResponseUsage(
         answer.prompt_tokens,
-        InputTokensDetails(answer.tally.cached_tokens),
+        InputTokensDetails(answer.counter.cached_tokens),
         tokens,
-        OutputTokensDetails(answer.tally.reasoning_tokens),
+        OutputTokensDetails(answer.counter.reasoning_tokens),
         answer.prompt_tokens + tokens,
     )
     return msgspec.structs.replace(

@@ -1,4 +1,7 @@
-"""The bodies of OpenAI's Responses API: what is asked, what is answered, and a stream's events."""
+"""The bodies of OpenAI's Responses API: requests, answers and the events of a stream.
+
+Docstrings of structs are descriptions in `/openapi.json`.
+"""
 
 from typing import Any, Literal
 
@@ -9,17 +12,18 @@ from kvasir_engine.api.schemas import Json, absent
 
 
 class InputText(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """A part of an item: `input_text`, or `output_text` and `reasoning_text` of an answer that is sent back."""
+    """A part of an item: `input_text`, or the `output_text` or `reasoning_text` of an earlier answer."""
 
     type: str
     text: str | None = None
 
 
 class InputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """An item of the conversation. `id` and `status` are those that an answer's items have.
+    """An item of the conversation; its type decides which fields it has.
 
-    `content` is of messages and reasoning, `summary` and `encrypted_content` of reasoning,
-    and from `call_id` on of calls and what they gave.
+    Messages and reasoning have `content`; reasoning has `summary` and `encrypted_content`; tool calls and their
+    results have `call_id`, `name`, `arguments` and `output`. `id` and `status`, which items of an answer have, are
+    accepted.
     """
 
     type: str = "message"
@@ -34,7 +38,8 @@ class InputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 
 class FlatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A function; `parameters` is a JSON schema of an object. From `defer_loading` on: what changes nothing."""
+    """A function that the model may call. `parameters` is the JSON schema of its arguments, an object.
+    `defer_loading` and `allowed_callers` accept only the values that change nothing."""
 
     type: str
     name: str | None = None
@@ -51,7 +56,7 @@ class FlatAllowedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FlatToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A function by its `name`, or of allowed tools how (`mode`) and which (`tools`)."""
+    """A choice of tools: one function by `name`, or the allowed `tools` with a `mode`."""
 
     type: str
     name: str | None = None
@@ -60,7 +65,7 @@ class FlatToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
 
 
 class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From `name` on: of a JSON schema."""
+    """The format of the answer. `name`, `schema`, `description` and `strict` belong to the type json_schema."""
 
     type: str
     name: str | None = None
@@ -84,7 +89,8 @@ class ResponseStreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=T
 
 
 class ResponsesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Body of POST /v1/responses. Nothing is stored: `store` true and what refers to stored things is refused."""
+    """Body of POST /v1/responses. The server stores no responses: `store` true, and fields that refer to a stored
+    response, are refused."""
 
     model: str
     input: str | list[InputItem]
@@ -114,7 +120,7 @@ class ResponsesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     parallel_tool_calls: bool | None = None
     tools: list[FlatTool] | None = None
     tool_choice: str | FlatToolChoice | None = None
-    # only with the value that changes nothing
+    # accepted only with the value that changes nothing
     store: bool | None = None
     background: bool | None = None
     service_tier: str | None = None
@@ -155,7 +161,7 @@ class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasonin
 
 
 class OutputReasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
-    """What the model thought, as it is: there are no summaries."""
+    """The model's reasoning in full; `summary` is always empty."""
 
     id: str
     content: list[ReasoningText]
@@ -164,7 +170,7 @@ class OutputReasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reason
 
 
 class OutputCall(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
-    """`arguments` is JSON as the model wrote it."""
+    """A call of a function. `arguments` is a JSON object as a string, as the model wrote it."""
 
     id: str
     call_id: str
@@ -230,7 +236,7 @@ class ShownTool(msgspec.Struct, frozen=True):
 
 
 class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer; OpenAI calls it Response."""
+    """The answer, called Response at OpenAI."""
 
     id: str
     object: Literal["response"] = "response"
@@ -265,7 +271,7 @@ class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of a stream, of whatever type; OpenAI's types say which fields each has."""
+    """An event of a stream. Its type decides which fields it has, as at OpenAI."""
 
     type: str
     sequence_number: int

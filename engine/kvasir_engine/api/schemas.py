@@ -1,4 +1,7 @@
-"""The bodies of OpenAI's API. An unknown field is an error; what cannot be honoured is refused in `params.py`."""
+"""The bodies of OpenAI's API. Docstrings of structs are descriptions in `/openapi.json`, so clients read them.
+
+An unknown field is an error. `params.py` refuses values that the engine cannot honour.
+"""
 
 from typing import Any, Literal
 
@@ -9,16 +12,17 @@ from kvasir_engine.api.errors import ErrorDetail
 
 Json = msgspec.Raw
 ABSENT = Json()
-"""What a field of any JSON is where the request has none; null is the same."""
+"""The value of a field of type Json that the request does not have."""
 
 
 def absent() -> Json:
-    """A factory: a default that is no JSON would be none of the schema's."""
+    """A default factory for fields of type Json: `ABSENT` is no valid JSON, so it cannot be a default in the
+    schema."""
     return ABSENT
 
 
 def given(value: object) -> bool:
-    """Whether the request has a field: null is the same as none."""
+    """Whether the request has a field. A field that is null counts as absent."""
     return bytes(value) not in (b"", b"null") if isinstance(value, msgspec.Raw) else value is not None
 
 
@@ -29,7 +33,8 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`strict` or not, all of the schema holds. `name` and `description` are labels."""
+    """A JSON schema that the answer has to match, whether `strict` is set or not. `name` and `description` are
+    labels without effect."""
 
     name: str
     schema: Json = msgspec.field(default_factory=absent)
@@ -38,7 +43,8 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From `structures` on: of structural tags, as vLLM and xgrammar write them."""
+    """The format of the answer. `structures`, `triggers` and `format` describe a structural tag, as in vLLM and
+    xgrammar."""
 
     type: str
     json_schema: JsonSchemaFormat | None = None
@@ -48,7 +54,8 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """vLLM's. `disable_fallback` changes nothing: there is one library."""
+    """Constraints on the answer, as in vLLM. `disable_fallback` has no effect: there is only one grammar
+    library."""
 
     json: Json = msgspec.field(default_factory=absent)
     regex: str | None = None
@@ -63,9 +70,9 @@ class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class CommonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What both endpoints take. `None` is OpenAI's null: the default.
+    """The fields that both endpoints have. A field that is null has its default, as at OpenAI.
 
-    `user` is a label of the caller's, as at OpenAI, and changes nothing. All else is honoured.
+    `user` is a label without effect, as at OpenAI. All other fields take effect.
     """
 
     model: str
@@ -115,14 +122,15 @@ class ContentPart(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
 
 
 class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`arguments` is JSON."""
+    """The function of a tool call. `arguments` is a JSON object as a string."""
 
     name: str
     arguments: str
 
 
 class MessageToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A call in an assistant's message: what was answered, sent back. `index` is what a stream said besides."""
+    """A tool call in an assistant's message, as an earlier answer had it. `index`, which only streamed calls have,
+    has no effect."""
 
     id: str
     function: CalledFunction
@@ -131,9 +139,10 @@ class MessageToolCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From `refusal` to `annotations`: what a client sends back when it repeats an answer that had none of them.
+    """A message of the conversation.
 
-    `provider_specific_fields` is litellm's note of an answer, which it repeats with it, and changes nothing.
+    `refusal`, `audio`, `function_call` and `annotations` are accepted empty, as clients send an earlier answer
+    back. `provider_specific_fields`, which litellm adds to answers, has no effect.
     """
 
     role: str
@@ -150,7 +159,7 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FunctionDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`parameters` is a JSON schema of an object."""
+    """A function that the model may call. `parameters` is the JSON schema of its arguments, an object."""
 
     name: str
     description: str | None = None
@@ -187,7 +196,8 @@ class NamedToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatRequest(CommonRequest, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Body of POST /v1/chat/completions. `metadata`, `safety_identifier` and `prompt_cache_key` are labels."""
+    """Body of POST /v1/chat/completions. `metadata`, `safety_identifier` and `prompt_cache_key` are labels
+    without effect."""
 
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
@@ -237,7 +247,8 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """`completion_tokens_details` is there where the model's reasoning is told from its answers."""
+    """The tokens of a request. `completion_tokens_details` is absent where the server does not separate a model's
+    reasoning from its answer."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -247,7 +258,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
-    """`bytes` is null for a token that adds no text."""
+    """One of the likeliest tokens. `bytes` is null for a token that adds no text."""
 
     token: str
     logprob: float
@@ -267,7 +278,7 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class PromptLogprob(msgspec.Struct, frozen=True):
-    """`rank` is 1 for the likeliest token."""
+    """A token and its log-probability in the prompt. `rank` is 1 for the likeliest token."""
 
     logprob: float
     rank: int
@@ -275,7 +286,7 @@ class PromptLogprob(msgspec.Struct, frozen=True):
 
 
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
-"""Of each of the prompt's tokens, null of the first: that token, then the likeliest, by their ids."""
+"""An entry for each token of the prompt, null for the first: the token and then the likeliest ones, by token id."""
 
 
 class AnsweredFunction(msgspec.Struct, frozen=True):
@@ -298,7 +309,7 @@ class AssistantMessage(msgspec.Struct, frozen=True):
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
-    """One that failed among others has the finish reason "error", and the `error`."""
+    """One choice. If it failed and others did not, its finish reason is "error", and `error` says why."""
 
     index: int
     message: AssistantMessage
@@ -325,7 +336,7 @@ class FunctionDelta(msgspec.Struct, frozen=True):
 
 
 class CallDelta(msgspec.Struct, frozen=True):
-    """The first of a call has its `id`, `type` and name."""
+    """The next part of a tool call. The first part has the call's `id`, its `type` and the function's name."""
 
     index: int
     function: FunctionDelta
@@ -350,7 +361,8 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """`usage` is absent, or with `include_usage` null in every chunk but the last."""
+    """A chunk of a streamed answer. With `include_usage`, `usage` is null in all chunks but the last; else it is
+    absent."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -363,7 +375,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """An echoed prompt's first token has no log-probability."""
+    """Log-probabilities of a choice's tokens. For the first token of an echoed prompt they are null."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -383,7 +395,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer, and with `finish_reason` null a chunk of it."""
+    """An answer, or a chunk of a streamed answer."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -411,9 +423,10 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Body of POST /tokenize: a `prompt`, or `messages` and how they are to be put into the template.
+    """Body of POST /tokenize: a `prompt`, or `messages` with settings of the chat template.
 
-    `add_special_tokens`: with what the model puts around every text; by default around prompts only.
+    `add_special_tokens`: add the tokens that the model puts around every text. Default: true for `prompt`, false
+    for `messages`.
     """
 
     model: str | None = None

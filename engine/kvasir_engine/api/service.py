@@ -18,7 +18,7 @@ from kvasir_engine.api.chat_template import TemplateError
 from kvasir_engine.api.detokenizer import Detokenizer
 from kvasir_engine.api.encoding import OffLoop, TooLong
 from kvasir_engine.api.errors import ApiError, bad_request, unsupported
-from kvasir_engine.api.generation import Choice, Tally, TokenClock
+from kvasir_engine.api.generation import Choice, TokenClock, UsageCounter
 from kvasir_engine.api.grammar_check import GrammarCheck
 from kvasir_engine.api.http_responses import while_client_stays
 from kvasir_engine.api.lifecycle import Lifecycle
@@ -219,7 +219,7 @@ class Service:
             model=self.model.name,
             choices=len(choices),
             prompt_tokens=sum(map(len, prompts)),
-            tally=Tally(len(prompts)),
+            counter=UsageCounter(len(prompts)),
             include_usage=params.include_usage,
             continuous_usage=params.continuous_usage,
             prompts=prompts if params.token_ids else None,

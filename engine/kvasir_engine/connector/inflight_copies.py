@@ -131,7 +131,7 @@ class InflightCopies:
         self._digests.forget(post.push.local, self._agent.received(post.key[0]))
         transfer = self._agent.read(post.key[0], post.push.local, post.push.remote, post.layers)
         self._copies[post.key, post.push] = _Copy(transfer, None, reads=True)
-        faults.hit("prefill.reading")
+        faults.hit("prefill.read_posted")
 
     def _ended(self, key: Key, push: Push) -> EndedCopy | None:
         """How a copy has ended, once; None if it is under way, or went with its peer."""

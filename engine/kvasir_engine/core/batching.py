@@ -10,9 +10,9 @@ from kvasir_engine.forward_batch import ForwardBatch
 
 
 def batch_of(chunks: Seq[tuple[Sequence, int]], page_size: int, rows: Callable[[Sequence], range]) -> ForwardBatch:
-    """The batch that computes so many more tokens of each sequence; the sequences have pages for them.
+    """The batch that computes so many further tokens of each sequence. The sequences already have pages for them.
 
-    `rows` says in which rows the step before samples the tokens that a sequence awaits.
+    `rows` says in which rows the previous step samples the tokens that a sequence awaits.
     """
     tokens: list[int] = []
     positions: list[int] = []

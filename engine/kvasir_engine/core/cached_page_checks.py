@@ -1,8 +1,8 @@
-"""Cached pages are compared with the digests of what was stored in them before a request builds on them.
+"""Verifies cached pages by their digests before a request uses them.
 
-A page in the tree is written by nobody; what changes it all the same (a peer beyond its lease, a fault of memory)
-is found here, and the page is computed again. The digests are those that the kernels made when they stored the KV,
-where they do, and otherwise of the memory as it was when the page entered the tree.
+Nothing may write a page that is in the tree. If something does (a peer beyond its lease, a memory fault), this
+finds it, and the page is computed again. The digests are from the kernels that stored the KV, if these make
+digests, and otherwise from the memory when the page entered the tree.
 """
 
 import logging
@@ -33,9 +33,9 @@ class CheckStats:
 
 
 class CachedPageChecks:
-    """The checks of one rank's pool. `kept` are the digests that `digester` compares with.
+    """The checks of one rank's pool. `digester` compares pages with the digests `kept`.
 
-    `stored`: whoever stores KV keeps them; else they are made here, as pages enter the tree.
+    `stored`: the kernels that store KV make the digests; else they are made here when pages enter the tree.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CachedPageChecks:
         self.stats = CheckStats()
 
     def note(self, cache: KVCacheManager) -> None:
-        """Know the digests of what has entered the tree since the last time."""
+        """Make the digests of pages that have entered the tree since the last call."""
         began = time.perf_counter()
         in_tree = cache.tree.take_entered()
         if not in_tree:
@@ -60,7 +60,7 @@ class CachedPageChecks:
         self.stats.seconds += time.perf_counter() - began
 
     def spoiled(self, sequence: Sequence, cache: KVCacheManager) -> list[int]:
-        """Those of the cached pages that `sequence` would use that are not what was stored."""
+        """The cached pages that `sequence` would use and that differ from what was stored."""
         began = time.perf_counter()
         match = cache.tree.match(sequence.tokens[:-1], sequence.salt)
         pages = match.pages if match.tail_page is None else [*match.pages, match.tail_page]
@@ -73,7 +73,7 @@ class CachedPageChecks:
         return wrong
 
     def drop(self, pages: Seq[int], cache: KVCacheManager) -> None:
-        """Nobody finds these pages any more, nor what follows them."""
+        """Remove these pages, and all that follow them, from the tree."""
         log.error("cached pages are not what was stored pages=%d first=%d", len(pages), pages[0])
         for page in pages:
             cache.tree.drop(page)

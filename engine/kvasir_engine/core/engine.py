@@ -49,9 +49,9 @@ NO_LIMITS = QueueLimits()
 
 
 class Engine:
-    """One worker's requests. `connector` is None where KV never moves.
+    """The requests of one worker. `connector` is `None` if KV never moves.
 
-    `overlap`: a step is prepared and launched while the one before it runs, so results come one step late.
+    `overlap`: each step is prepared and launched while the previous one runs, so results come one step late.
     """
 
     def __init__(
@@ -103,26 +103,26 @@ class Engine:
 
     @property
     def waiting(self) -> WaitingQueue:
-        """Those that are not admitted yet."""
+        """The sequences that are not admitted yet."""
         return self.requests.waiting
 
     @property
     def running(self) -> list[Sequence]:
-        """Those that steps compute, in order of arrival."""
+        """The sequences that steps compute, in order of arrival."""
         return self.requests.running
 
     # -- requests
 
     def submit(self, session: int, frame: Submit) -> None:
-        """A new request; bad ones are answered with a failure."""
+        """Take a new request. An invalid one is answered with a failure."""
         self._guarded(session, frame.id, lambda: self._submit(session, frame))
 
     def reserve(self, session: int, frame: Reserve) -> None:
-        """A new request whose prompt another worker computes, unless little of it is missing here."""
+        """Take a new request whose prompt another worker computes, unless few of its tokens are missing here."""
         self._guarded(session, frame.id, lambda: self._reserve(session, frame))
 
     def refuse(self, session: int, request: str, message: str, code: str = "bad_request") -> None:
-        """Fail the request of a frame that cannot be read, or that is wrong in another way."""
+        """Fail the request of a frame that cannot be decoded or is invalid."""
         job = self.jobs.get((session, request))
         if job is None:
             self.requests.refuse(session, request, code, message)
@@ -130,7 +130,7 @@ class Engine:
             self.finisher.fail(job, code, message)
 
     def _guarded(self, session: int, request: str, work: Callable[[], None]) -> None:
-        """Run `work`; an error fails the request of the frame and no other."""
+        """Run `work`. An error fails only the request of the frame."""
         try:
             work()
         except Exception as error:
@@ -164,7 +164,7 @@ class Engine:
         return self.requests.new(session, frame, self.grammars.compiling)
 
     def _enqueue(self, job: Job) -> None:
-        """Let a job wait to be admitted, unless it has to wait for something else first."""
+        """Queue a job, unless it has to wait for something else first."""
         if job.admissible:
             self.waiting.add(job.sequence)
 
@@ -175,7 +175,7 @@ class Engine:
             self.finisher.end(job, "aborted by the router")
 
     def close_session(self, session: int) -> None:
-        """The router is gone: so are its requests."""
+        """End all requests of a router that is gone."""
         for job in [job for job in self.jobs.values() if job.session == session]:
             self.finisher.end(job, "the router is gone")
         self.requests.drop_session(session)
@@ -221,7 +221,7 @@ class Engine:
                 log.warning("rejected message agent=%s lease=%d why=%s", agent, lease, why)
 
     def _read(self, sequence: Sequence | None) -> None:
-        """The read of a sequence has ended, well or not: the sequence waits to be admitted, in its old place."""
+        """Put a sequence, whose read has ended or failed, back into its place in the queue."""
         if sequence is not None:
             job = self.requests.of(sequence)
             assert isinstance(job, PrefillJob)
@@ -240,19 +240,19 @@ class Engine:
                 self.requests.run(job.sequence)
                 self.inflight.share(job.sequence)
                 self.tokens.append(job, [complete.token], [complete.logprobs], sampled=False)
-                faults.hit("decode.settled")
+                faults.hit("decode.kv_complete")
 
     # -- a step
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do something now, as far as can be said without planning it."""
+        """Whether a step may have something to do now. Does not plan one to find out."""
         return bool(self.running or self.waiting or len(self.inflight) or self.grammars.ready)
 
     def step(self) -> bool:
-        """Plan and launch a step, and account for one. `False` if there was nothing that could be done.
+        """Plan and launch a step, and account for one. `False` if there was nothing to do.
 
-        With `overlap` the step that is accounted for is the one before, which ran while this one was prepared.
+        With `overlap` it accounts for the previous step, which ran while this one was prepared.
         """
         for job in self.requests.expired():
             self.finisher.fail(job, "overloaded", f"not served within {self.requests.queue.seconds:g} s")
@@ -280,19 +280,19 @@ class Engine:
         return bool(chunks or plan.admit or plan.preempt or ended)
 
     def _plan(self) -> Plan:
-        """What the next step does. Cached pages that it would build on are what was stored in them."""
+        """Plan the next step. The cached pages that it uses have been verified."""
         while True:
             plan = schedule(self.running, self.waiting, self.cache, self.limits, len(self.leases.open))
             if self.checks is None or not any(self._spoiled(sequence, self.checks) for sequence in plan.admit):
                 return plan
 
     def _note_cached(self) -> None:
-        """What has entered the tree is known as it is, before anything else happens."""
+        """Make the digests of pages that entered the tree, before anything else can change them."""
         if self.checks is not None:
             self.checks.note(self.cache)
 
     def _spoiled(self, sequence: Sequence, checks: CachedPageChecks) -> bool:
-        """Whether cached pages that the sequence would use were spoiled; they are not cached any more then."""
+        """Whether cached pages that the sequence would use are spoiled. If so they are removed from the cache."""
         pages = set(checks.spoiled(sequence, self.cache))
         if not pages:
             return False
@@ -328,7 +328,8 @@ class Engine:
         self.requests.run(sequence)
 
     def _allocate(self, plan: Plan) -> list[tuple[Sequence, int]]:
-        """The plan's chunks with pages. A sequence admitted as remote but short of the threshold has none yet."""
+        """The plan's chunks, for which pages are allocated now. A remote sequence whose missing tokens are below
+        the threshold has no pages before."""
         chunks = []
         for sequence, tokens in plan.chunks:
             try:
@@ -340,7 +341,8 @@ class Engine:
         return chunks
 
     def _launch(self, chunks: list[tuple[Sequence, int]]) -> None:
-        """Let the device compute the chunks, and sample where a sequence has caught up with its tokens then."""
+        """Launch the computation of the chunks, and sampling for sequences that will have computed all their
+        tokens."""
         places: list[int] = []
         rows: dict[Sequence, range] = {}
         for place, (sequence, count) in enumerate(chunks):
@@ -372,7 +374,7 @@ class Engine:
         self._ended = None
 
     def _collect(self, leave: int) -> int:
-        """Wait for the steps in flight but the newest `leave`, and account for them. How many."""
+        """Wait for the steps in flight except the newest `leave`, and account for them; returns how many."""
         count = 0
         while len(self.inflight) > leave:
             launched = self.inflight.oldest
@@ -390,7 +392,7 @@ class Engine:
         return count
 
     def _account(self, launched: InflightStep, sampled: Sampled) -> None:
-        """Account for what an ended step computed and sampled, but of sequences that have ended since."""
+        """Account for what an ended step computed and sampled, except for sequences that have ended meanwhile."""
         self.stats.computed_tokens += sum(count for _, count in launched.chunks)
         lasting = [(sequence, count) for sequence, count in launched.chunks if self.requests.find(sequence)]
         for sequence, count in lasting:
@@ -409,7 +411,7 @@ class Engine:
                 self.tokens.take(job, sampled.tokens[start:stop], sampled.logprobs[start:stop])
 
     def _score(self, launched: InflightStep, sampled: Sampled) -> None:
-        """Tell of the prompts' tokens that the step scored, and keep what forced ones did."""
+        """Report the scores of prompts' tokens, and keep those of forced tokens."""
         start = 0
         for sequence, places in launched.scored.items():
             job = self.requests.find(sequence)
@@ -418,7 +420,7 @@ class Engine:
             start += len(places)
 
     def fail_all(self, code: str, message: str) -> None:
-        """Fail all requests that a step which raised may have touched. The tree gets none of their pages."""
+        """Fail all requests that the failed step may have touched. None of their pages enters the tree."""
         self._ended = None
         self.inflight.drop()
         self.finisher.fail_computing(code, message)
@@ -430,8 +432,8 @@ class Engine:
         return self.requests.drain()
 
     @property
-    def owing(self) -> int:
-        """Requests, and leases on either side, that have not ended."""
+    def unfinished(self) -> int:
+        """The number of requests, and of leases on either side, that have not ended."""
         return len(self.jobs) + len(self.leases.fenced) + len(self.pushes.open) + self._loans
 
     @property
@@ -439,7 +441,7 @@ class Engine:
         return len(self.loans.lent) + len(self.readback.reads)
 
     def load(self) -> Load:
-        """The load now."""
+        """The present load."""
         leases = len(self.leases.open) + len(self.leases.fenced) + len(self.pushes.open) + self._loans
         return Load(
             running=len(self.running),

@@ -1,4 +1,4 @@
-"""The engine's thread: takes commands between steps, and gives each router one frame a step."""
+"""The engine's thread. It takes commands between steps, and sends each router one frame a step."""
 
 import logging
 import queue
@@ -43,14 +43,14 @@ FENCED_SHARE, FENCED_SECONDS = 0.25, 30.0
 
 
 class FenceWatch:
-    """Whether too many of a pool's `size` pages have been fenced for too long, as far as it was asked."""
+    """Detects that too many of a pool's `size` pages are fenced for too long."""
 
     def __init__(self, size: int) -> None:
         self._most = FENCED_SHARE * size
         self._since: float | None = None
 
     def stuck(self, fenced: int, now: float) -> bool:
-        """Ask with the number of fenced pages at `now`, in seconds of a monotonic clock."""
+        """Whether that is so, given the number of `fenced` pages at `now` (seconds of a monotonic clock)."""
         if fenced <= self._most:
             self._since = None
         elif self._since is None:
@@ -61,8 +61,8 @@ class FenceWatch:
 class EngineThread(threading.Thread):
     """Runs `engine` until `stop`. Sinks are called from this thread and must not block.
 
-    `ended` hears of any end but that; so does every session. `check_pages`: after every step and command make sure
-    that every page has one owner; when not, say so and end.
+    On any other end `ended` and every session get the reason. `check_pages`: check after every step and command
+    that every page has exactly one owner; if not, the thread ends with an error.
     """
 
     def __init__(self, engine: Engine, check_pages: bool = False, ended: Ended | None = None) -> None:
@@ -93,10 +93,10 @@ class EngineThread(threading.Thread):
         self._inbox.put(command)
 
     def attach(self, sink: Sink, ended: Ended = lambda reason: None, speaks: Collection[str] = (COUNTS,)) -> int:
-        """Open a session. Its sink gets a snapshot of the cache first; `speaks` are its
-        router's capabilities: with ALIVE it is also told which requests there are.
+        """Open a session. Its sink gets a snapshot of the cache first. `speaks` are its
+        router's capabilities: with ALIVE it also gets the list of its requests.
 
-        `ended` hears that this thread has ended, from whatever thread.
+        `ended` gets the reason when this thread ends, from any thread.
         """
         with self._sessions_lock:
             self._sessions += 1
@@ -153,7 +153,7 @@ class EngineThread(threading.Thread):
         self.post(lambda engine: None)
 
     def unhealthy_reason(self) -> str | None:
-        """Why this thread serves nobody, or None."""
+        """Why this thread serves no requests, or `None`."""
         if not self.is_alive():
             return "the engine's thread is gone"
         if self.engine.connector is not None and not self.engine.connector.is_alive():
@@ -268,7 +268,7 @@ class EngineThread(threading.Thread):
 
 
 def _runs(entries: Iterable[tuple[bool, int]]) -> Iterable[CacheEvent]:
-    """The log's entries, in order, as runs of pages stored or evicted."""
+    """The log's entries as runs of stored or evicted pages, in order."""
     for stored, run in groupby(entries, key=lambda entry: entry[0]):
         hashes = [hash_ for _, hash_ in run]
         yield CacheEvent(stored=hashes) if stored else CacheEvent(evicted=hashes)
@@ -279,7 +279,8 @@ def _first_tokens(items: Iterable[Delta | Leased]) -> int:
 
 
 def _frames(items: Iterable[Delta | Leased], load: Load, counts: bool) -> Iterable[ToRouter]:
-    """A session's frames: leases first, as they allow others to begin, then all streams' tokens in one."""
+    """The frames of a session: leases first, since other workers wait for them, then the tokens of all streams in
+    one."""
     items = list(items)
     yield from (item for item in items if isinstance(item, Leased))
     deltas = [item for item in items if isinstance(item, Delta)]
@@ -290,7 +291,7 @@ def _frames(items: Iterable[Delta | Leased], load: Load, counts: bool) -> Iterab
 
 
 def _shares(deltas: list[Delta]) -> Iterable[list[Delta]]:
-    """The deltas, in order, in lists that do not have too many scores."""
+    """The deltas in order, divided into lists with a limited number of scores each."""
     some: list[Delta] = []
     scores = 0
     for delta in deltas:

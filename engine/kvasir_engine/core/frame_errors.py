@@ -1,4 +1,4 @@
-"""Frames that cannot be read or written: they fail their own request and no other."""
+"""Frames that cannot be decoded or encoded: only their own request fails."""
 
 import logging
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ _NO_LOAD = Load()
 
 
 class _RequestFrame(msgspec.Struct, tag_field="t", tag=str.lower):
-    """What all frames have that ask for a request: its id."""
+    """The field that all frames of a request have: its id."""
 
     id: Name
 
 
 class Submit(_RequestFrame):
-    """Of the frame of this name only the id."""
+    """The frame of this name, of which only the id is decoded."""
 
 
 class Reserve(_RequestFrame):
-    """Of the frame of this name only the id."""
+    """The frame of this name, of which only the id is decoded."""
 
 
 class Abort(_RequestFrame):
-    """Of the frame of this name only the id."""
+    """The frame of this name, of which only the id is decoded."""
 
 
 _decoder: msgspec.msgpack.Decoder[Submit | Reserve | Abort] = msgspec.msgpack.Decoder(Submit | Reserve | Abort)
 
 
 def request_of(data: bytes) -> str | None:
-    """The id of the request that a bad frame asks for, if it can be told."""
+    """The id of the request of an invalid frame, or `None` if it cannot be decoded."""
     try:
         return _decoder.decode(data).id
     except (msgspec.MsgspecError, ValueError):
@@ -43,7 +43,7 @@ def request_of(data: bytes) -> str | None:
 
 
 def encoded(frame: ToRouter) -> Iterator[bytes]:
-    """Encode a frame. If it cannot be encoded, fail the requests in it that are at fault.
+    """Encode a frame. If that fails, replace the requests that cannot be encoded by failures.
 
     Raises BadFrame if the frame belongs to no request.
     """

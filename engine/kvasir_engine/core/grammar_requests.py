@@ -1,4 +1,4 @@
-"""Requests with a grammar, from their arrival until they may be admitted: their grammar is compiled meanwhile."""
+"""Requests that wait until their grammar is compiled."""
 
 import queue
 from collections.abc import Callable, Iterable
@@ -13,9 +13,10 @@ from kvasir_engine.grammar.base import GrammarBusy, GrammarError
 
 
 class GrammarRequests:
-    """Of one engine, on its thread. `service` is None where nothing compiles grammars, and no request has one.
+    """For one engine, on its thread. `service` is `None` if the worker compiles no grammars; then no request has
+    one.
 
-    `admissible` hears of a job whose grammar is there.
+    `admissible` gets each job whose grammar is compiled.
     """
 
     def __init__(
@@ -37,16 +38,16 @@ class GrammarRequests:
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to take."""
+        """Whether a compiled grammar waits to be taken."""
         return not self._compiled.empty()
 
     @property
     def compiling(self) -> int:
-        """Requests that wait for their grammar."""
+        """The number of requests that wait for their grammar."""
         return 0 if self.service is None else self.service.compiling
 
     def begin(self, job: Job) -> None:
-        """Compile the grammar of a job that has one; it waits until then. One that has none is admissible."""
+        """Start to compile a job's grammar, for which the job waits. A job without one is admissible at once."""
         grammar = job.sequence.sampling.grammar
         if grammar is None or self.service is None:
             return self._admissible(job)
@@ -63,7 +64,7 @@ class GrammarRequests:
         return None
 
     def take(self) -> bool:
-        """Go on with those whose grammars are compiled, or fail. Whether there was one."""
+        """Continue the requests whose grammars have been compiled or refused. Whether there was one."""
         taken = False
         while self.service is not None and self.ready:
             job, compiled, seconds = self._compiled.get()
@@ -81,7 +82,7 @@ class GrammarRequests:
         if isinstance(compiled, GrammarError):
             return self._finisher.fail(job, "bad_request", f"grammar: {compiled}")
         sequence = job.sequence
-        constraint = self.service.constraint(compiled, sequence.sampling)
+        constraint = self.service.constraint(compiled, sequence.sampling, sequence.history)
         try:
             if not constraint.replay(sequence.tokens[sequence.own_prompt :]):
                 why = "grammar: what was generated before is not in its language"
@@ -98,7 +99,7 @@ class GrammarRequests:
         return self._admissible(job)
 
     def masks(self, sequences: Iterable[Sequence]) -> dict[Sequence, FilledMask]:
-        """Begin to fill the masks of those of `sequences` that are constrained."""
+        """Start to fill the masks of the constrained ones among `sequences`."""
         if self.service is None:
             return {}
         constrained = {each: each.constraint for each in sequences if each.constraint is not None}

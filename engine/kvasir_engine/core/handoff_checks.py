@@ -1,4 +1,4 @@
-"""Whether a worker may take its part in a handoff that a router asks for: before a request, or a lease, is made."""
+"""Checks of handoffs that routers request, before a request or a lease is created."""
 
 from kvasir_engine.connector.kv_connector import KVConnector
 from kvasir_engine.core.readback import Readback
@@ -10,7 +10,7 @@ Refusal = tuple[str, str]  # the code and the message of a failure
 
 
 class HandoffChecks:
-    """Of a worker with this role. `connector` is None where KV never moves. `policy` is the worker's own."""
+    """For a worker of this role. `connector` is `None` if KV never moves; `policy` is the worker's own."""
 
     def __init__(self, role: Role, connector: KVConnector | None, readback: Readback) -> None:
         self._role = role
@@ -18,7 +18,7 @@ class HandoffChecks:
         self._readback = readback
 
     def of_submit(self, frame: Submit, policy: TransportPolicy) -> Refusal | None:
-        """Why a worker cannot compute `frame`, under its lease if it has one; None if it can."""
+        """Why this worker cannot compute `frame` (under its lease, if it has one), or `None`."""
         lease, to = frame.lease, frame.to
         if (lease is None) != (to is None):
             return "bad_request", "a lease needs its holder's endpoint"
@@ -36,7 +36,7 @@ class HandoffChecks:
         return None if wrong is None else ("bad_lease", wrong)
 
     def of_reserve(self, frame: Reserve, policy: TransportPolicy) -> Refusal | None:
-        """Why a worker cannot lease pages for `frame`; None if it can."""
+        """Why this worker cannot lease pages for `frame`, or `None`."""
         if self._role == "prefill" or self._connector is None:
             return "wrong_role", f"a {self._role} worker grants no leases"
         problem = fault_of_endpoint("writer", frame.writer, self._connector.endpoint)
@@ -54,7 +54,7 @@ class HandoffChecks:
 
 
 def _unsafe(policy: TransportPolicy, place: str, nonces: bool) -> str | None:
-    """Why no KV may move between this worker and one at `place`, before any does; None if it may."""
+    """Why KV must not move between this worker and one at `place`, or `None`."""
     if policy.encryption == "required" and not nonces:
         return "encryption is required, and the other worker, or the router, knows no nonces of leases"
     return policy.refusal(TransportPolicy("auto", place))

@@ -1,4 +1,4 @@
-"""Steps that were launched and not yet accounted for, and the pages that must stay until they have ended."""
+"""Steps that are launched and not yet accounted for, and the pages that they use."""
 
 import logging
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ log = logging.getLogger("engine")
 
 @dataclass(eq=False)
 class InflightStep:
-    """One step: new tokens of each sequence, and the `rows` of what it samples that are a sequence's next tokens.
+    """One step: the new tokens of each sequence, and the `rows` in which it samples a sequence's next tokens.
 
-    `scored`: how many of its scores are a sequence's, in order, and the place of the first in the sequence.
-    `idle`: seconds without a step before it, while there was work; None when it follows no other.
+    `scored`: for each sequence in order, how many of the step's scores are its own, and its first scored place.
+    `idle`: seconds without a step before this one while there was work; `None` for a step that follows no other.
     """
 
     chunks: Seq[tuple[Sequence, int]]
@@ -35,10 +35,10 @@ class InflightStep:
 
 
 class InflightSteps:
-    """The steps in flight, oldest first: at most one, but while a step is launched before the last has ended.
+    """The steps in flight, oldest first: at most one, except while the next one is launched.
 
-    A step reads and writes pages by numbers that it was given when it was launched. So what its sequences leave, or
-    give in exchange for pages of the tree, stays held until it has ended, and is neither leased, lent nor written.
+    A launched step reads and writes fixed page numbers. So pages that its sequences release, or exchange for pages
+    of the tree, stay held until it has ended, and are neither leased, lent nor written.
     """
 
     def __init__(self, cache: KVCacheManager) -> None:
@@ -49,17 +49,17 @@ class InflightSteps:
         return len(self._steps)
 
     def add(self, launched: InflightStep) -> None:
-        """Add a step that was launched. It holds the pages that the device copies before it computes."""
+        """Add a launched step. It holds the pages that the device copies before it computes."""
         launched.held += self._cache.take_copying()
         self._steps.append(launched)
 
     def rows(self, sequence: Sequence) -> range:
-        """Where the newest step samples the tokens that `sequence` awaits."""
+        """The rows in which the newest step samples the tokens that `sequence` awaits."""
         return self._steps[-1].rows[sequence]
 
     @property
     def oldest(self) -> InflightStep:
-        """The step that ends next."""
+        """The oldest step, which ends next."""
         return self._steps[0]
 
     def ended(self) -> None:
@@ -68,7 +68,7 @@ class InflightSteps:
             self._cache.tree.release(pages)
 
     def share(self, sequence: Sequence) -> None:
-        """As KVCacheManager.share, while steps may read the pages that are given in exchange."""
+        """KVCacheManager.share, while steps may still read the pages that are exchanged."""
         launched, before = self._newest(sequence), list(sequence.pages)
         self._hold(launched, before)
         self._cache.share(sequence)
@@ -76,7 +76,7 @@ class InflightSteps:
             self._hold(launched, sequence.pages)
 
     def detach(self, sequence: Sequence, keep: bool) -> list[int]:
-        """As KVCacheManager.detach, while steps may read and write the pages."""
+        """KVCacheManager.detach, while steps may still read and write the pages."""
         launched, before = self._newest(sequence), list(sequence.pages)
         self._hold(launched, before)
         pages = self._cache.detach(sequence, keep)
@@ -93,7 +93,7 @@ class InflightSteps:
             launched.held.append(list(pages))
 
     def drop(self) -> None:
-        """Wait for all steps, whatever becomes of them, and let go of what they and copies hold."""
+        """Wait for all steps, ignoring errors, and release the pages that steps and copies hold."""
         while self._steps:
             try:
                 self._steps[0].step.wait()

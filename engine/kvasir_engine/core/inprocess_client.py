@@ -1,4 +1,4 @@
-"""The engine of this process as an EngineClient: what `kvasir serve` puts behind the OpenAI front end."""
+"""The engine of this process as an EngineClient, for the OpenAI API of `kvasir serve`."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ STATUS = {
 
 
 class InProcessClient:
-    """One session on the engine's thread. Create and use it on one event loop."""
+    """A session of the engine's thread. Create it and use it on one event loop."""
 
     def __init__(self, thread: EngineThread) -> None:
         self._thread = thread
@@ -33,15 +33,15 @@ class InProcessClient:
 
     @property
     def max_length(self) -> int:
-        """Most tokens of one sequence."""
+        """The most tokens of a sequence."""
         return self._thread.engine.max_length
 
     def unready_reason(self) -> str | None:
-        """Why no request can be served now, or None."""
+        """Why no request can be served now, or `None`."""
         return self._thread.unhealthy_reason()
 
     async def wait_ready(self) -> str | None:
-        """As EngineClient has it; an engine that is ill does not recover."""
+        """See EngineClient. An unhealthy engine does not recover."""
         return self.unready_reason()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
@@ -84,7 +84,7 @@ class InProcessClient:
             self._loop.call_soon_threadsafe(self._end_all, reason)
 
     def _end_all(self, reason: str) -> None:
-        """No stream waits for an engine that is gone."""
+        """End all streams, as the engine is gone."""
         self._over = reason
         for id, stream in self._streams.items():
             stream.put(None, Delta(id, failure=Failure("engine_gone", reason)))

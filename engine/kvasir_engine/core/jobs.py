@@ -1,4 +1,4 @@
-"""A request of the engine, by what this worker does for it: all of it, the prompt alone, or all but the prompt."""
+"""Requests of the engine by what this worker computes: everything, only the prompt, or all but the prompt."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ JobId = tuple[int, str]  # session, the request's id in it
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request whose prompt and tokens are computed here. The other kinds of job have more fields."""
+    """A request whose prompt and tokens are computed here. The other kinds have further fields."""
 
     session: int
     sequence: Sequence
@@ -28,12 +28,12 @@ class Job:
 
     @property
     def admissible(self) -> bool:
-        """Whether the scheduler may admit it: it waits for no grammar and no read."""
+        """Whether the scheduler may admit it: it does not wait for a grammar or a read."""
         return not self.compiling
 
     @property
     def untouched(self) -> bool:
-        """Whether no step reads or writes its pages, though it is not in the queue."""
+        """Whether no step uses its pages, although it is not in the queue."""
         return self.compiling
 
 
@@ -48,7 +48,7 @@ class PrefillJob(Job):
 
     @property
     def key(self) -> Key:
-        """What the lease is called in pushes."""
+        """The lease's key in pushes."""
         return self.to.agent, self.lease.id
 
     @property
@@ -64,7 +64,7 @@ class PrefillJob(Job):
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class DecodeJob(Job):
-    """A request that is decoded here. `writer` computes its prompt, unless fewer than `threshold` tokens of it are
+    """A request that is decoded here. `writer` computes its prompt, unless fewer than `threshold` tokens are
     missing here.
     """
 

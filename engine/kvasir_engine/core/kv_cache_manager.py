@@ -1,4 +1,4 @@
-"""Pages for sequences: what the scheduler asks, and what the engine does when a sequence comes, grows and goes."""
+"""Allocates pages to sequences, and answers the scheduler's queries."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from kvasir_engine.kv.radix import Match, RadixTree
 
 
 class KVCacheManager:
-    """The pool, its tree and the one operation on bytes: `copy(source, target)` copies a page."""
+    """The pool and its tree. `copy(source, target)` copies the bytes of a page."""
 
     def __init__(self, pages: int, page_size: int, copy: Callable[[int, int], None]) -> None:
         self.page_size = page_size
@@ -22,11 +22,11 @@ class KVCacheManager:
 
     @property
     def available(self) -> int:
-        """Pages that are free or can be evicted."""
+        """The number of pages that are free or can be evicted."""
         return self.pool.available
 
     def cost(self, sequence: Sequence) -> tuple[int, int]:
-        """Pages that admitting `sequence` takes from the available ones, and tokens it finds cached."""
+        """How many available pages the admission of `sequence` takes, and how many of its tokens are cached."""
         usable = len(sequence.tokens) - 1 if sequence.remote else sequence.reusable
         match = self.tree.match(sequence.tokens[:usable], sequence.salt)
         fresh = self.pages_for(len(sequence.tokens)) - len(match.pages)
@@ -40,17 +40,17 @@ class KVCacheManager:
         return fresh + idle + tail, match.tokens(self.page_size)
 
     def releasable(self, sequence: Sequence) -> int:
-        """Pages that nobody but `sequence` holds."""
+        """The number of pages that only `sequence` holds."""
         return sum(self.pool.holders(page) == 1 for page in sequence.pages)
 
     def pages_for(self, tokens: int) -> int:
-        """Pages that hold this many tokens."""
+        """The number of pages for so many tokens."""
         return -(-tokens // self.page_size)
 
     # -- the engine's moves
 
     def admit(self, sequence: Sequence) -> None:
-        """Give `sequence` pages for all its tokens, reusing what is cached; the last token is always computed."""
+        """Allocate pages for all tokens of `sequence`, and reuse cached ones. The last token is always computed."""
         match = self.tree.match(sequence.tokens[: sequence.reusable], sequence.salt)
         self.tree.acquire(match)
         missing = self.pages_for(len(sequence.tokens)) - len(match.pages)
@@ -71,12 +71,12 @@ class KVCacheManager:
         sequence.done = sequence.computed
 
     def take_copying(self) -> list[list[int]]:
-        """What is held for copies is the caller's to release, when the device has made them."""
+        """The pages held for copies. The caller releases them when the device has made the copies."""
         copying, self.copying = self.copying, []
         return copying
 
     def reserve(self, sequence: Sequence, lease: int) -> list[int]:
-        """Hold what is cached of `sequence` in whole pages, and lease pages for the rest of its tokens."""
+        """Hold the whole cached pages of `sequence`, and lease pages for the rest of its tokens."""
         match = self.tree.match(sequence.tokens[:-1], sequence.salt)
         self.tree.acquire(Match(match.pages))
         missing = self.pages_for(len(sequence.tokens)) - len(match.pages)
@@ -86,11 +86,11 @@ class KVCacheManager:
         return self.pool.lease(missing, lease)
 
     def prefix(self, tokens: list[int], salt: str) -> list[int]:
-        """The whole pages that are cached of a prompt, not held."""
+        """The whole cached pages of a prompt. They are not held."""
         return self.tree.match(tokens[:-1], salt).pages
 
     def make_longer(self, pages: list[int], count: int) -> list[int]:
-        """Hold cached `pages` of a prompt and `count` fresh ones to follow them. Raises OutOfPages."""
+        """Hold the cached `pages` of a prompt, and take `count` new ones behind them. Raises OutOfPages."""
         self.tree.acquire(Match(pages))
         try:
             return [*pages, *self._take(count)]
@@ -99,19 +99,20 @@ class KVCacheManager:
             raise
 
     def extend(self, sequence: Sequence, tokens: int) -> None:
-        """Pages for `tokens` more computed tokens. Raises OutOfPages."""
+        """Allocate pages for `tokens` further computed tokens. Raises OutOfPages."""
         missing = self.pages_for(sequence.computed + tokens) - len(sequence.pages)
         if missing > 0:
             sequence.pages += self._take(missing)
 
     def share(self, sequence: Sequence) -> None:
-        """Put the whole pages that are computed into the tree, while the sequence goes on."""
+        """Put the whole computed pages into the tree, while the sequence continues."""
         whole = sequence.done // self.page_size
         shared = self.tree.insert(sequence.tokens[: whole * self.page_size], sequence.pages[:whole], sequence.salt)
         sequence.pages[:whole] = shared
 
     def detach(self, sequence: Sequence, keep: bool) -> list[int]:
-        """Take the pages from the sequence, what is computed put into the tree if `keep`. The caller holds them."""
+        """Take the pages from the sequence; with `keep`, computed ones enter the tree. The caller holds them
+        now."""
         pages = sequence.pages
         if keep:
             pages = self.tree.insert(sequence.tokens[: sequence.done], pages, sequence.salt)

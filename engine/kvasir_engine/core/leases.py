@@ -1,4 +1,4 @@
-"""The decode side of handoffs: pages that other workers write into, from grant to the proof that they stopped."""
+"""The decode side of handoffs: pages that other workers write, until there is proof that they have stopped."""
 
 import logging
 import secrets
@@ -21,14 +21,14 @@ LEASE_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class RefusedCompletion:
-    """The writer completed another prompt than the job's."""
+    """The writer has completed a prompt that is not the job's."""
 
     job: DecodeJob
     why: str
 
 
 class Leases:
-    """Leases that this worker granted, and the loans within them."""
+    """The leases that this worker has granted, and their loans."""
 
     def __init__(
         self, cache: KVCacheManager, connector: KVConnector | None, loans: Loans, epoch: int, stats: Stats
@@ -43,7 +43,8 @@ class Leases:
         self._ids = 0
 
     def grant(self, job: DecodeJob) -> Lease:
-        """Lease pages for what is missing of a job's prompt to its writer, and lend it what it lacks."""
+        """Lease the job's writer pages for the missing part of the prompt, and lend it cached pages that it
+        lacks."""
         assert self._connector is not None
         # In the order in which the ranks hear of them, by which they tell what is new to them from what has ended.
         loan_id, lease_id = self._ids + 1, self._ids + 2
@@ -71,7 +72,7 @@ class Leases:
         return lease
 
     def settle(self, lease: int, complete: Complete) -> DecodeJob | RefusedCompletion | None:
-        """The prompt's KV is complete. Returns its job, or None if the job has ended."""
+        """Settle a lease whose KV is complete. Returns its job, or `None` if the job has ended."""
         pages = self.fenced.pop(lease, None)
         if pages is not None:
             self._cache.pool.reclaim(pages, lease)
@@ -93,7 +94,8 @@ class Leases:
         return job
 
     def reclaim(self, event: receiver.Reclaimed) -> DecodeJob | None:
-        """Reclaim a lease's pages, on proof. Returns the job that fails by it, if it still waits."""
+        """Reclaim a lease's pages on proof that the writer has stopped. Returns the job that fails by it, if it
+        waits."""
         job = None
         pages = self.fenced.pop(event.lease, None)
         if pages is None:
@@ -105,7 +107,7 @@ class Leases:
         return job
 
     def give_up(self, job: DecodeJob, reason: str) -> None:
-        """The job ends: fence what is leased for it, and take back what is lent. Idempotent."""
+        """Fence the pages that are leased for a job that ends, and take back its loan. Idempotent."""
         if job.leased and job.lease is not None and self._connector is not None:
             del self.open[job.lease.id]
             self._cache.pool.fence(job.leased, job.lease.id)
@@ -118,5 +120,5 @@ class Leases:
 
 
 def _nonce(job: DecodeJob) -> int:
-    """A new one that nobody can guess; 0 where the router or the writer knows none."""
+    """A new random nonce; 0 if the router or the writer does not support nonces."""
     return secrets.randbelow((1 << 64) - 1) + 1 if job.nonces else 0

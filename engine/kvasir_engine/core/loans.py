@@ -1,4 +1,4 @@
-"""The decode side of what turn two reads back (`readback.py`): cached pages lent to prefill workers."""
+"""The decode side of readback (`readback.py`): cached pages that are lent to prefill workers."""
 
 from kvasir_engine import faults
 from kvasir_engine.connector.kv_connector import KVConnector
@@ -10,7 +10,8 @@ LOAN_SECONDS = 30.0
 
 
 class Loans:
-    """Pages of the cache that others may read, held until their readers are proven to read no more."""
+    """Cached pages that other workers may read. They are held until there is proof that the readers have
+    stopped."""
 
     def __init__(self, cache: KVCacheManager, connector: KVConnector | None) -> None:
         self.lent: dict[int, list[int]] = {}  # by loan
@@ -18,7 +19,8 @@ class Loans:
         self._connector = connector
 
     def lend(self, to: Endpoint, pages: list[int], first: int, id: int, epoch: int, nonce: int = 0) -> Loan | None:
-        """Lend what of `pages`, a prompt's cached whole pages, holds tokens `first` on; None if that is nothing."""
+        """Lend those of `pages`, a prompt's whole cached pages, that hold tokens from `first` on; `None` if there
+        are none."""
         assert self._connector is not None
         size = self._cache.page_size
         skip = max(0, first) // size
@@ -29,7 +31,7 @@ class Loans:
         self.lent[id] = list(pages)
         loan = Loan(id, epoch, pages[skip:], skip * size, LOAN_SECONDS, nonce)
         self._connector.lend(loan, to)
-        faults.hit("decode.lent")
+        faults.hit("decode.pages_lent")
         return loan
 
     def take_back(self, id: int) -> None:
@@ -38,5 +40,5 @@ class Loans:
             self._connector.revoke(id)
 
     def returned(self, id: int) -> None:
-        """Release the pages of a loan whose reader is proven to have stopped."""
+        """Release the pages of a loan on proof that its reader has stopped."""
         self._cache.tree.release(self.lent.pop(id))

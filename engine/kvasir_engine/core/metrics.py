@@ -15,7 +15,7 @@ from kvasir_engine.status_reports import LinkReport
 
 
 class EngineCollector(Collector):
-    """Collects from `engine` without stopping it: each figure is one read, the set is not one instant's."""
+    """Collects from `engine` without stopping it, so the values are not all from the same moment."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,5 +1,5 @@
-"""Sampled tokens: append them to their requests, with what a grammar forces behind them, tell the routers, and
-finish or hand off."""
+"""Appends sampled tokens, and those that a grammar forces behind them, to their requests; reports them to routers;
+ends requests or hands them off."""
 
 from collections.abc import Sequence as Seq
 from typing import Literal
@@ -25,7 +25,7 @@ _CONFLICT = (
 
 
 class OutputProcessor:
-    """Takes sampled tokens to their requests and routers. No sequence passes `max_length` tokens."""
+    """Processes sampled tokens. No sequence gets longer than `max_length` tokens."""
 
     def __init__(
         self, requests: Requests, pushes: Pushes, finisher: RequestFinisher, stats: Stats, max_length: int
@@ -37,17 +37,17 @@ class OutputProcessor:
         self._max_length = max_length
 
     def take(self, job: Job, tokens: Seq[int], logprobs: Seq[TokenLogprobs | None]) -> None:
-        """The next tokens of a job, whose sequence is computed up to the first of them."""
+        """Take the next tokens of a job, whose sequence is computed up to the first of them."""
         if isinstance(job, PrefillJob):
             self._handoff(job, tokens[0], logprobs[0])
         else:
             self.append(job, tokens, logprobs)
 
     def append(self, job: Job, tokens: Seq[int], logprobs: Seq[TokenLogprobs | None], sampled: bool = True) -> None:
-        """More tokens of a sequence that is decoded here, `sampled` here or by its prefill worker."""
+        """Append tokens to a sequence that is decoded here. They were `sampled` here, or by its prefill worker."""
         sequence = job.sequence
         if isinstance(job, DecodeJob) and job.lease is not None and sequence.generated == 1:
-            faults.hit("decode.stepped")
+            faults.hit("decode.first_step")
         finish: Finish | None = None
         wrong: str | None = None
         for token in tokens:
@@ -72,8 +72,8 @@ class OutputProcessor:
             self._finisher.forget(job)
 
     def take_scores(self, job: Job, place: int, scores: Seq[PromptLogprobs]) -> None:
-        """What the tokens behind `place` and those after it score: the prompt's are told, those of forced tokens
-        kept until what comes behind them is told.
+        """Take the scores of the tokens from `place` + 1 on. Those of the prompt are reported; those of forced
+        tokens are kept until their tokens are reported.
         """
         sequence = job.sequence
         prompt = scores[: max(0, sequence.prompt - 1 - place)]
@@ -86,8 +86,8 @@ class OutputProcessor:
         sequence.forced_scores += [TokenLogprobs(each.logprob, each.top) for each in scores[len(prompt) :]]
 
     def _follow(self, job: Job, token: int) -> tuple[Finish | None, str | None]:
-        """Let a sequence's grammar follow its newest token, and append what it forces. How the sequence ends by
-        that, and what is wrong with it.
+        """Let the grammar accept the newest token, and append the tokens that it forces. Returns why the sequence
+        ends, and the error, if any.
         """
         sequence, constraint = job.sequence, job.sequence.constraint
         assert constraint is not None
@@ -107,17 +107,17 @@ class OutputProcessor:
             return "stop", None
         if not constraint.jump or not ends or scored:
             return None, None  # the next step samples the end
-        sequence.tokens.append(ends[0])
-        if sequence.generated < sequence.sampling.min_tokens and ends[0] in sequence.sampling.stop_token_ids:
-            sequence.tokens.pop()
+        possible = constraint.possible(ends, sequence.generated)
+        if not possible:
             return None, _nothing_left(sequence)
+        sequence.tokens.append(possible[0])
         self._stats.tokens(job).forced += 1
         return "stop", None
 
     def _handoff(self, job: PrefillJob, token: int, logprobs: TokenLogprobs | None) -> None:
-        """The prompt is computed: report the first token, push the rest of the KV, release the pages.
+        """Hand off a computed prompt: report the first token, push the rest of the KV, release the pages.
 
-        What a grammar forces behind that token the decode worker finds out by itself.
+        The decode worker computes by itself what a grammar forces behind that token.
         """
         sequence = job.sequence
         if token == NO_TOKEN:
@@ -136,8 +136,8 @@ class OutputProcessor:
         return None
 
     def _tell(self, job: Job, logprobs: Seq[TokenLogprobs | None], finish: Finish | None) -> None:
-        """Tell the router of the tokens that it does not know; where log-probabilities are asked for, of those that
-        have them: the sampled ones have `logprobs`, and what was forced before them.
+        """Report tokens that the router does not have. If log-probabilities are requested, only tokens that have
+        theirs: sampled ones (`logprobs`), and forced ones before them.
         """
         sequence = job.sequence
         index, tokens = sequence.reported, sequence.tokens[sequence.prompt + sequence.reported :]
@@ -161,6 +161,6 @@ class OutputProcessor:
 
 
 def _nothing_left(sequence: Sequence) -> str:
-    """Why no token can come."""
+    """The error if no token is allowed."""
     fault = None if sequence.constraint is None else sequence.constraint.fault
     return f"no token is left after {sequence.generated} generated ones: {fault or _CONFLICT}"

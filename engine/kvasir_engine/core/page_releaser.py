@@ -1,4 +1,4 @@
-"""How a sequence gives its pages up, while steps and pushes may still read them."""
+"""Releases the pages of sequences while steps and pushes may still read them."""
 
 from kvasir_engine.core.inflight_steps import InflightSteps
 from kvasir_engine.core.jobs import Job, PrefillJob
@@ -7,7 +7,7 @@ from kvasir_engine.core.pushes import Pushes
 
 
 class PageReleaser:
-    """Takes pages from sequences that end or give way."""
+    """Takes the pages of sequences that end or are preempted."""
 
     def __init__(self, cache: KVCacheManager, inflight: InflightSteps, pushes: Pushes) -> None:
         self._cache = cache
@@ -15,9 +15,9 @@ class PageReleaser:
         self._pushes = pushes
 
     def release(self, job: Job, keep: bool = True) -> None:
-        """Take the pages of a job's sequence from it. The tree keeps what was computed, if `keep`.
+        """Take the pages of a job's sequence. With `keep` the computed ones enter the tree.
 
-        Steps that are in flight, and the job's lease, keep those held that they read.
+        Steps in flight, and the job's lease, go on holding the pages that they read.
         """
         pages = self._inflight.detach(job.sequence, keep)
         if not (isinstance(job, PrefillJob) and self._pushes.keep(job, pages)):

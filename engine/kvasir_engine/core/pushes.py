@@ -1,4 +1,4 @@
-"""The prefill side of handoffs: KV that is pushed into other workers' leases, and the pages held meanwhile."""
+"""The prefill side of handoffs: KV that is pushed into other workers' leases, and the pages that pushes hold."""
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
@@ -20,7 +20,8 @@ PUSH_BLOCKS = 32
 
 @dataclass(eq=False, frozen=True)
 class _Reading:
-    """A push that has not ended and the pages that it reads; without a push, pages that the sequence has left."""
+    """A push that has not ended and the pages that it reads; without a push, pages that the sequence has
+    released."""
 
     push: sender.Push | None
     pages: Seq[int]
@@ -28,10 +29,10 @@ class _Reading:
 
 @dataclass(eq=False)
 class _PushedLease:
-    """What is pushed under a lease. It may outlive its job, which is None then.
+    """The pushes of one lease. It may outlive its job, which is `None` then.
 
-    `block`: tokens of what is pushed as one, a page, or where page sizes differ the smaller. The lease wants
-    `blocks` of the prompt's blocks, from place `first` on; the transfer thread has been given `pushed` of them.
+    `block`: tokens of a block, the unit of pushes: the smaller of both page sizes. The lease covers `blocks` blocks
+    of the prompt from place `first` on; `pushed` of them have been given to the transfer thread.
     """
 
     job: PrefillJob | None
@@ -43,7 +44,8 @@ class _PushedLease:
 
 
 class Pushes:
-    """Leases of others that we write under. Pages are in the cache's pool; a model has `layers`."""
+    """The leases of other workers into which this one writes. Pages are of the cache's pool; the model has
+    `layers`."""
 
     def __init__(self, cache: KVCacheManager, connector: KVConnector | None, layers: int, stats: Stats) -> None:
         self.open: dict[sender.Key, _PushedLease] = {}
@@ -53,7 +55,8 @@ class Pushes:
         self._stats = stats
 
     def begin(self, job: PrefillJob) -> str | None:
-        """Write the KV of a job's prompt under its lease. What is wrong with the lease, or None."""
+        """Start to push the KV of a job's prompt under its lease. Returns what is wrong with the lease, or
+        `None`."""
         assert self._connector is not None
         lease, theirs = job.lease, job.to.fingerprint.page_size
         stranger = lease.not_for(self._connector.endpoint)
@@ -74,7 +77,7 @@ class Pushes:
         return None
 
     def _of(self, job: PrefillJob) -> _PushedLease | None:
-        """The lease that is pushed for a job; None once it has ended."""
+        """The lease of a job; `None` once its pushes have ended."""
         pushed = self.open.get(job.key)
         return pushed if pushed is not None and pushed.job is job else None
 
@@ -99,7 +102,7 @@ class Pushes:
         return self._connector.push_layers(growing)
 
     def complete(self, job: PrefillJob, prompt: int, token: int, logprobs: TokenLogprobs | None) -> None:
-        """All of the prompt is computed and pushed, and its first token sampled."""
+        """Complete the lease of a job: its prompt is computed and pushed, its first token sampled."""
         assert self._connector is not None
         lease, blocks = job.lease, self.open[job.key].blocks
         complete = Complete(lease.id, lease.epoch, prompt, blocks, token, logprobs, lease.nonce)
@@ -107,13 +110,13 @@ class Pushes:
         job.handed_off = True
 
     def _push_whole(self, job: PrefillJob, lease: _PushedLease, ready: int) -> None:
-        """Push the lease's blocks up to place `ready`, which are computed in full, all layers of some at once."""
+        """Push all layers of the lease's computed blocks up to place `ready`."""
         while ready > lease.pushed and self._connector is not None:
             push = self._next(job, lease, min(ready, lease.pushed + PUSH_BLOCKS), None)
             self._connector.push(job.key, push)
 
     def _next(self, job: PrefillJob, lease: _PushedLease, ready: int, layer: int | None) -> sender.Push:
-        """The push of `layer` that finishes the lease's blocks up to place `ready`; held until it ended."""
+        """The next push of the lease, for its blocks up to place `ready`. Its pages are held until it ends."""
         ours = self._cache.page_size // lease.block
         theirs = job.to.fingerprint.page_size // lease.block
         local = block_numbers(job.sequence.pages, ours, lease.first + lease.pushed, lease.first + ready)
@@ -128,7 +131,8 @@ class Pushes:
     # -- events
 
     def ended(self, key: sender.Key, push: sender.Push) -> PrefillJob | None:
-        """Release what a done push read. Returns its job if that was the last push and the job has not ended."""
+        """Release the pages of a push that has ended. Returns its job if it was the last push and the job has not
+        ended."""
         lease = self.open[key]
         if push.complete is None:
             reading = next(reading for reading in lease.readings if reading.push is push)
@@ -139,7 +143,7 @@ class Pushes:
         return self._close(key)
 
     def failed(self, key: sender.Key) -> PrefillJob | None:
-        """Release what a failed lease held. Returns its job if that has not ended."""
+        """Release the pages of a failed lease. Returns its job if that has not ended."""
         return self._close(key) if key in self.open else None
 
     def _close(self, key: sender.Key) -> PrefillJob | None:
@@ -149,12 +153,13 @@ class Pushes:
         return lease.job
 
     def withdraw(self, job: PrefillJob, reason: str) -> None:
-        """Push no more for this job. Idempotent."""
+        """Stop the pushes of a job. Idempotent."""
         if self._of(job) is not None and self._connector is not None:
             self._connector.withdraw(job.key, reason)
 
     def keep(self, job: PrefillJob, pages: list[int]) -> bool:
-        """Hold pages that the job's sequence leaves while its lease reads some of them. False: it reads none."""
+        """Hold pages that the job's sequence releases while its pushes read some of them. False if they read
+        none."""
         lease = self._of(job)
         if lease is not None and lease.readings and pages:
             lease.readings.append(_Reading(None, pages))
@@ -162,7 +167,7 @@ class Pushes:
         return False
 
     def forget(self, job: PrefillJob) -> None:
-        """The job has ended; its pushes may not have. Idempotent."""
+        """Note that the job has ended. Its pushes may go on. Idempotent."""
         lease = self._of(job)
         if lease is not None:
             lease.job = None

@@ -1,9 +1,9 @@
-"""Turn two reads back: pages that a decode worker has beyond a prompt's prefix at prefill are read, not computed.
+"""Readback: a prefill worker reads pages of a prompt that only the decode worker has, instead of computing them.
 
-The decode worker lends pages: they are held, so neither evicted nor written, until the reader says that it has read
-them or is proven dead. The prefill worker reads them into pages of its own, which enter its tree when their digests
-are right; then the prompt is admitted as any other and finds them there. A read that fails costs only the time it
-took: the prompt is computed.
+In the second turn of a conversation the decode worker has the KV of the first answer. It lends these pages: they
+are held, so neither evicted nor written, until the reader has acknowledged the read or is proven dead. The prefill
+worker reads them into pages of its own, which enter its tree when their digests are right. Then the prompt is
+admitted as any other and finds them there. If a read fails, the prompt is computed.
 """
 
 import logging
@@ -26,7 +26,8 @@ READ_BLOCKS = 32
 
 @dataclass(eq=False)
 class Reading:
-    """A loan of another worker that we read under. `pages`: the tree's and, from `matched` on, those read into."""
+    """A read from a loan of another worker. `pages`: those of the tree and, from `matched` on, those to read
+    into."""
 
     tokens: list[int]
     salt: str
@@ -49,7 +50,7 @@ class ReadStats:
 
 
 class Readback:
-    """What this worker reads from others."""
+    """The reads of this worker from others."""
 
     def __init__(self, cache: KVCacheManager, connector: KVConnector | None) -> None:
         self._cache = cache
@@ -58,7 +59,8 @@ class Readback:
         self.stats = ReadStats()
 
     def read(self, to: Endpoint, loan: Loan, sequence: Sequence) -> Key | None:
-        """Read what of `loan` the prompt of `sequence` lacks here. None if that is nothing: the loan goes back."""
+        """Start to read the pages of `loan` that the prompt of `sequence` lacks here. `None` if it lacks none: then
+        the loan is returned."""
         connector = self._connector
         assert connector is not None
         if not connector.reads(to) or (to.agent, loan.id) in self.reads:
@@ -84,7 +86,8 @@ class Readback:
         return key
 
     def _fill(self, reading: Reading, loan: Loan, theirs: int) -> bool:
-        """Give `reading` pages to read into: those that the loan, of pages of `theirs` tokens, fills whole."""
+        """Allocate the pages to read into: those that the loan, whose pages have `theirs` tokens, fills
+        completely."""
         size = self._cache.page_size
         matched, lent = self._cache.prefix(reading.tokens, reading.salt), loan.first + len(loan.pages) * theirs
         wanted = min(len(reading.tokens) - 1, lent) // size - len(matched)
@@ -98,7 +101,7 @@ class Readback:
         return True
 
     def ended(self, key: Key) -> Sequence | None:
-        """All pages are here and right. The sequence that waited, if it still does."""
+        """End a read whose pages are here and correct. Returns the sequence that waits for it, if any."""
         reading = self.reads.pop(key)
         size, count = self._cache.page_size, len(reading.pages) - reading.matched
         pages = self._cache.tree.insert(reading.tokens[: len(reading.pages) * size], reading.pages, reading.salt)
@@ -111,7 +114,7 @@ class Readback:
         return reading.sequence
 
     def failed(self, key: Key, reason: str) -> Sequence | None:
-        """Nothing more is read into the pages. The sequence that waited, if it still does."""
+        """End a read that failed and writes no more pages. Returns the sequence that waits for it, if any."""
         reading = self.reads.pop(key)
         self._cache.tree.release(reading.pages)
         self.stats.count("failed" if reading.pages else "declined")
@@ -119,7 +122,7 @@ class Readback:
         return reading.sequence
 
     def give_up(self, key: Key, reason: str) -> None:
-        """Stop a read whose request is gone. Idempotent."""
+        """Stop the read of a request that has ended. Idempotent."""
         reading = self.reads.get(key)
         if reading is not None and self._connector is not None:
             reading.sequence = None

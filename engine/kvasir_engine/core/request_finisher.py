@@ -1,4 +1,4 @@
-"""How requests end, wherever they are, with every page accounted for."""
+"""Ends requests, whatever their state, and accounts for all their pages."""
 
 from kvasir_engine.core.jobs import DecodeJob, Job, PrefillJob
 from kvasir_engine.core.leases import Leases
@@ -9,7 +9,7 @@ from kvasir_engine.core.requests import Requests
 
 
 class RequestFinisher:
-    """Takes requests out of the queue and the running ones, and ends what was begun for them with other workers."""
+    """Removes requests from the queue and the running ones, and ends their handoffs with other workers."""
 
     def __init__(
         self, requests: Requests, pages: PageReleaser, pushes: Pushes, leases: Leases, readback: Readback
@@ -21,7 +21,7 @@ class RequestFinisher:
         self._readback = readback
 
     def end(self, job: Job, reason: str) -> None:
-        """Take a job out, wherever it is, with every page accounted for."""
+        """Remove a job, whatever its state, and account for all its pages."""
         sequence = job.sequence
         if sequence in self._requests.running:
             self._requests.running.remove(sequence)
@@ -39,19 +39,19 @@ class RequestFinisher:
         self.forget(job)
 
     def fail(self, job: Job, code: str, message: str) -> None:
-        """End a job and tell its router why."""
+        """End a job, and send its router the reason."""
         self._requests.refuse(job.session, job.sequence.id, code, message)
         self.end(job, message)
 
     def fail_computing(self, code: str, message: str) -> None:
-        """Fail all jobs that a step may have touched. The tree gets none of their pages."""
+        """Fail all jobs that a step may have touched. None of their pages enters the tree."""
         self._requests.running.clear()
         jobs, waiting = list(self._requests.jobs.values()), self._requests.waiting
         for job in [job for job in jobs if not job.untouched and job.sequence not in waiting]:
             self.fail(job, code, message)
 
     def finish(self, job: Job) -> None:
-        """Stop running a job. The tree keeps what it computed; the job's pages are released."""
+        """End a running job. Its computed pages enter the tree; all its pages are released."""
         self._requests.running.remove(job.sequence)
         self._pages.release(job)
 

@@ -1,6 +1,6 @@
-"""What a router asks of a worker, compared with what the worker is: each fault names its field. Pure.
+"""Checks requests of routers against this worker's model and limits. Each error names its field. Pure.
 
-What no worker could serve is refused by the types of the wire already.
+The wire's types already refuse what no worker could serve.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from kvasir_engine.sampling.processor_validation import fault_of_processors
 
 
 def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int, grammars: bool = False) -> str | None:
-    """What of a request does not fit a model of `vocab` tokens, or a worker that compiles no `grammars`."""
+    """Why a request does not fit a model of `vocab` tokens, or a worker that compiles no `grammars`."""
     if not tokens or min(tokens) < 0 or max(tokens) >= vocab:
         return f"tokens: a prompt is one or more tokens from 0 to {vocab - 1}"
     if sampling.max_tokens < 1:
@@ -33,7 +33,7 @@ def fault_of_prompt(tokens: Sequence[int], sampling: Sampling, vocab: int, gramm
 
 
 def fault_of_endpoint(field: str, peer: Endpoint, ours: Endpoint) -> str | None:
-    """Why `peer`, in the field of this name, is no worker that we, `ours`, can move KV to or from."""
+    """Why KV cannot move between the worker `peer`, given in the field of this name, and this one, `ours`."""
     if peer.others and len(peer.others) != peer.fingerprint.tensor_parallel - 1:
         ranks = peer.fingerprint.tensor_parallel
         return f"{field}.others: {1 + len(peer.others)} ranks are named, tensor_parallel is {ranks}"
@@ -52,7 +52,7 @@ def fault_of_endpoint(field: str, peer: Endpoint, ours: Endpoint) -> str | None:
 
 
 def fault_of_lease(lease: Lease, holder: Endpoint) -> str | None:
-    """What of a lease, and of its loan, is nothing that `holder` can have granted."""
+    """Why `holder` cannot have granted a lease or its loan."""
     problem = _fault_of_pages("lease", lease, holder)
     if problem is None and lease.loan is not None:
         if lease.loan.id == lease.id:

@@ -1,4 +1,4 @@
-"""The requests of a worker: where they wait or run, and the frames for their routers."""
+"""The requests of a worker, waiting and running, and the frames for their routers."""
 
 import math
 from collections.abc import Callable
@@ -41,9 +41,9 @@ class Requests:
         self._out: dict[int, list[Delta | Leased]] = {}
 
     def new(self, session: int, frame: Submit | Reserve, compiling: int = 0) -> Job | None:
-        """A job for `frame`, in no queue yet; None if its router has been told why there is none.
+        """Create a job for `frame`, not queued yet; `None` if it is refused, and its router has the reason.
 
-        `compiling`: requests that wait though they are not in the queue.
+        `compiling`: the number of waiting requests that are not in the queue.
         """
         request, tokens, sampling = frame.id, frame.tokens, frame.sampling
         vocab = self._vocab
@@ -74,7 +74,7 @@ class Requests:
         return self._of[sequence]
 
     def find(self, sequence: Sequence) -> Job | None:
-        """The job of a sequence, if it has not ended."""
+        """The job of a sequence, or `None` if it has ended."""
         return self._of.get(sequence)
 
     def run(self, sequence: Sequence) -> None:
@@ -83,7 +83,7 @@ class Requests:
         self.running.insert(place, sequence)
 
     def expired(self) -> list[Job]:
-        """The jobs that waited too long for their first step. Checked ten times within the limit."""
+        """The jobs that have waited too long for their first step. Checks ten times within the limit."""
         now, seconds = self.clock(), self.queue.seconds
         if seconds == 0 or now < self._expiry:
             return []
@@ -103,12 +103,12 @@ class Requests:
         self._out.setdefault(job.session, []).append(frame)
 
     def refuse(self, session: int, request: str, code: str, message: str) -> None:
-        """Tell a router that a request fails."""
+        """Send a router the failure of a request."""
         self._stats.failures[code] = self._stats.failures.get(code, 0) + 1
         self._out.setdefault(session, []).append(Delta(request, failure=Failure(code, message)))
 
     def drop_session(self, session: int) -> None:
-        """Drop the frames of a session that is gone."""
+        """Drop the frames of a closed session."""
         self._out.pop(session, None)
 
     def drain(self) -> dict[int, list[Delta | Leased]]:

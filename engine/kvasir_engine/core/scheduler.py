@@ -7,8 +7,8 @@ Pages for a whole prompt are taken at admission, so only decodes can run out; th
 youngest sequences give way and are recomputed later from what the radix tree still has. An admission leaves one
 page for each running sequence, and nothing overtakes a waiting sequence that does not fit, so none starves.
 
-A sequence whose next page a running prefill is about to compute waits for it instead of computing it again; those
-behind it go on. It waits for as long as the two prompts are the same, so it never loses by it.
+A sequence whose next page a running prefill is about to compute waits for that page; those behind it in the queue
+continue. It waits only as long as the two prompts are the same, so it never loses time.
 
 Chunked prefill in decode batches is from Sarathi-Serve (Agrawal et al., OSDI 2024).
 """
@@ -31,7 +31,7 @@ class Limits:
 
 
 class PageQueries(Protocol):
-    """What the scheduler asks about pages. Queries only."""
+    """The scheduler's queries about pages, which change nothing."""
 
     @property
     def available(self) -> int:
@@ -39,11 +39,11 @@ class PageQueries(Protocol):
         ...
 
     def cost(self, sequence: Sequence) -> tuple[int, int]:
-        """Admitting the sequence: (pages it would take from the available ones, tokens it finds cached)."""
+        """The cost of admitting the sequence: (available pages that it takes, tokens that are cached)."""
         ...
 
     def releasable(self, sequence: Sequence) -> int:
-        """Pages that become available when the sequence lets go of its pages."""
+        """The number of pages that become available when the sequence releases its pages."""
         ...
 
 
@@ -51,7 +51,7 @@ class PageQueries(Protocol):
 class Plan:
     """What one step does, in this order: `preempt`, `admit`, then compute `chunks` (sequence, new tokens).
 
-    `follow` is what was found out of those that go on waiting: (sequence, its leader, tokens they share).
+    `follow` lists sequences that wait for another one's pages: (sequence, its leader, tokens they share).
     """
 
     preempt: tuple[Sequence, ...] = ()
@@ -139,8 +139,8 @@ def schedule(
 def _leader(
     sequence: Sequence, cached: int, leaders: Iterable[Sequence], page_size: int
 ) -> tuple[Sequence, int] | None:
-    """The one of `leaders` that is about to compute the next page that `sequence` lacks; tokens of whole pages
-    that they share."""
+    """The one of `leaders` that is about to compute the next page of `sequence`, and the tokens of whole pages that
+    they share."""
     end = (cached // page_size + 1) * page_size
     for leader in leaders:
         last = min(sequence.reusable, len(leader.tokens))  # what comes behind has to be computed

@@ -1,4 +1,4 @@
-"""A request as the scheduler sees it: a list of tokens, of which the KV of the first `computed` is in its pages."""
+"""A request as the scheduler sees it: a list of tokens. Its pages hold the KV of the first `computed` tokens."""
 
 from dataclasses import dataclass, field
 
@@ -15,17 +15,17 @@ class Sequence:
     with `tokens`; then the next token is sampled. So a decode step is a prefill of one token, and a preempted
     sequence is simply one whose `computed` went back to what the radix tree still has.
 
-    A step that is launched counts in `computed` at once, and in `done` when it has ended: only then may others see
-    what it computed. `awaited` are the tokens that launched steps sample and that are not known yet (0, or as many
-    as the newest of them samples); the step after computes them all the same, as the device has them, but where a
-    `constraint` has to know them first. At `limit` tokens a sequence ends. Its router has `reported` tokens.
+    A launched step counts in `computed` at once, and in `done` when it has ended; only then may other requests use
+    what it computed. `awaited`: how many tokens the newest launched step samples that are not known yet. The next
+    step can compute them, since the device has them, unless a `constraint` has to know them first. A sequence ends
+    at `limit` tokens. Its router has `reported` tokens.
 
-    Of the prompt, `cached` tokens had their KV here at the first admission; `read` of these had come from another
-    worker for it.
+    At the first admission the KV of `cached` tokens of the prompt was here; `read` of these were read from another
+    worker for this request.
 
-    Where the prompt's log-probabilities are asked for, those behind its first `scored` tokens are known, or nobody
-    asked for them. Where those of generated tokens are, forced ones are reported when a step has scored them:
-    `forced_scores` are of the first that are not reported.
+    If the prompt's log-probabilities are requested, those behind its first `scored` tokens are done. If those of
+    generated tokens are requested, forced ones are reported when a step has scored them: `forced_scores` belong to
+    the first forced tokens that are not reported.
 
     `remote`: another worker computes the prompt; admission leases pages instead of holding fresh ones.
     `arrival` orders all sequences: lower ones are served first and preempted last. While it waits, `leader` may be
@@ -63,19 +63,19 @@ class Sequence:
 
     @property
     def own_prompt(self) -> int:
-        """Tokens of the prompt that nobody generated."""
+        """The number of prompt tokens without those that an earlier attempt generated."""
         processors = self.sampling.processors
         return self.prompt - (0 if processors is None else processors.replayed)
 
     def logits_work(self, awaited: int | None) -> LogitsWork | None:
-        """What the sampling's processors have to do for the next token; of the one before, if it is not known yet,
-        the newest step samples row `awaited`.
+        """The work of the logits processors for the next token. If the last token is not known yet, the newest step
+        samples it in row `awaited`.
         """
         return None if self.history is None else self.history.work(self.tokens, awaited)
 
     @property
     def unscored(self) -> bool:
-        """Whether log-probabilities of tokens that are there are still wanted."""
+        """Whether log-probabilities of known tokens are still to be computed."""
         return self._prompt_unscored or bool(self._forced_unscored)
 
     @property
@@ -84,22 +84,22 @@ class Sequence:
 
     @property
     def _forced_unscored(self) -> range:
-        """The places of tokens behind which a forced one has no score."""
+        """The places of tokens whose successor is a forced token without a score."""
         if self.sampling.logprobs is None or self.constraint is None:
             return range(0)
         return range(self.prompt + self.reported + len(self.forced_scores) - 1, len(self.tokens) - 1)
 
     @property
     def reusable(self) -> int:
-        """Tokens whose KV may come from a cache: what comes behind the others has to be computed."""
+        """The number of tokens whose KV may come from a cache. The KV of later ones has to be computed."""
         if self._prompt_unscored:
             return self.scored
         forced = self._forced_unscored
         return forced.start if forced else len(self.tokens) - 1
 
     def to_score(self, count: int) -> range:
-        """The places, among the next `count` tokens to compute, behind which a score is wanted: below `prompt - 1`
-        of the prompt's next token, else of a forced one.
+        """The places among the next `count` tokens to compute whose successor needs a score: below `prompt - 1` the
+        prompt's next token, else a forced one.
         """
         end, found = self.computed + count, range(0)
         if self._prompt_unscored:
@@ -112,13 +112,13 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens, those that are awaited included."""
+        """The number of tokens, awaited ones included."""
         return len(self.tokens) + self.awaited
 
     @property
     def remaining(self) -> int:
-        """Tokens whose KV no step computes yet; none when a token that is awaited is certain to be the last, or has
-        to be known first.
+        """The number of tokens whose KV no launched step computes. 0 while an awaited token is certainly the last,
+        or has to be known first.
         """
         if self.awaited and (self.constraint is not None or self.length >= self.limit):
             return 0
@@ -126,5 +126,5 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        """Tokens behind the prompt so far, sampled or forced."""
+        """The number of tokens after the prompt, sampled or forced."""
         return len(self.tokens) - self.prompt

@@ -1,4 +1,4 @@
-"""What an engine counts since its start."""
+"""Counters of an engine since its start."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,11 @@ from kvasir_engine.core.jobs import Job
 
 @dataclass
 class TokenCounts:
-    """Tokens of requests, each counted once, where it happened and when it had.
+    """Tokens of requests. Each is counted once, on the worker where it happens, when it has happened.
 
-    Of a prompt that is prepared here, for this worker or another: `computed`, `cached` (in the tree) or `read` from
-    another worker. Of one that another worker prepared: `received`, or `skipped` as it was here already. Behind it:
-    `generated` are sampled, `forced` by a grammar without a step each.
+    Tokens of a prompt that is prepared here, for this worker or another: `computed`, `cached` (in the tree) or
+    `read` from another worker. Tokens of a prompt that another worker prepares: `received`, or `skipped` if they
+    were here already. Tokens after it: `generated` by sampling, or `forced` by a grammar without a step for each.
     """
 
     computed: int = 0
@@ -43,11 +43,12 @@ class Stats:
     proofs: dict[str, int] = field(default_factory=dict)  # leases that ended without their tokens, by proof
 
     def tokens(self, job: Job) -> TokenCounts:
-        """Where the tokens of a job are counted."""
+        """The counters for the tokens of a job."""
         return self.canaries if job.canary else self.requests
 
     def admitted(self, job: Job) -> None:
-        """Its sequence has pages, with KV up to `computed`: again, if it gave way before."""
+        """Count the admission of a job, whose sequence has KV up to `computed`. May be repeated after a
+        preemption."""
         found = min(job.sequence.computed, job.sequence.prompt) - job.counted
         if found > 0:
             read = min(found, job.sequence.read)
@@ -56,14 +57,14 @@ class Stats:
             job.counted += found
 
     def computed(self, job: Job) -> None:
-        """A step has computed its sequence up to `done`."""
+        """Count a step that has computed the job's sequence up to `done`."""
         new = min(job.sequence.done, job.sequence.prompt) - job.counted
         if new > 0:
             self.tokens(job).computed += new
             job.counted += new
 
     def received(self, job: Job) -> None:
-        """Another worker has written its prompt's KV behind what was here."""
+        """Count a prompt whose missing KV another worker has written."""
         self.tokens(job).skipped += job.sequence.computed
         self.tokens(job).received += job.sequence.prompt - job.sequence.computed
         job.counted = job.sequence.prompt

@@ -1,4 +1,4 @@
-"""Sequences that wait to be admitted, in the order in which they are served."""
+"""Sequences that wait for admission, in the order of service."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ class QueueLimits:
 
 
 def place_in_queue(arrival: int, priority: int) -> int:
-    """Where the `arrival`th request stands: lower is earlier, and no two stand at one place."""
+    """The place of the `arrival`-th request in the queue. Lower is earlier, and each place is unique."""
     return ((arrival + LEVEL * max(-MOST_LEVELS, min(priority, MOST_LEVELS))) << 40) + arrival
 
 
 class WaitingQueue:
-    """Ordered by `Sequence.arrival`; what was preempted goes back to where it stood."""
+    """A queue ordered by `Sequence.arrival`. Preempted sequences return to their place."""
 
     def __init__(self) -> None:
         self._sequences: list[Sequence] = []
@@ -44,11 +44,11 @@ class WaitingQueue:
         return at < len(self._sequences) and self._sequences[at] is sequence
 
     def add(self, sequence: Sequence) -> None:
-        """Let it wait."""
+        """Add a sequence."""
         self._sequences.insert(self._at(sequence), sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """It waits no longer. Raises ValueError when it did not."""
+        """Remove a sequence. Raises ValueError if it does not wait."""
         at = self._at(sequence)
         if at == len(self._sequences) or self._sequences[at] is not sequence:
             raise ValueError(f"{sequence.id} does not wait")

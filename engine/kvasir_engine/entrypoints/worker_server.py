@@ -31,9 +31,9 @@ from kvasir_engine.protocol import (
     Resync,
     Submit,
     ToRouter,
+    agreed_version,
     encode,
-    speak,
-    versions,
+    version_range,
 )
 from kvasir_engine.status_reports import WorkerLoad, WorkerStatus
 from kvasir_engine.supervisor import Supervisor
@@ -125,7 +125,7 @@ class WorkerServer:
     @property
     def inflight(self) -> int:
         """Requests and leases that have not ended."""
-        return self._thread.engine.owing
+        return self._thread.engine.unfinished
 
     def drain(self) -> None:
         """Tell the routers to send nothing new; running requests continue."""
@@ -211,13 +211,13 @@ class WorkerServer:
             async with asyncio.timeout(HELLO_SECONDS):
                 hello = protocol.decode_to_worker(await socket.receive_bytes())
             if isinstance(hello, Hello):
-                if speak(self._hello, hello) is not None:
+                if agreed_version(self._hello, hello) is not None:
                     return hello
-                theirs = f"version {versions(hello)}"
+                theirs = f"version {version_range(hello)}"
         except (BadFrame, KeyError, WebSocketDisconnect, TimeoutError):
             pass
         await self._close(
-            socket, POLICY_VIOLATION, f"protocol: I speak version {versions(self._hello)}, you {theirs}"
+            socket, POLICY_VIOLATION, f"protocol: I speak version {version_range(self._hello)}, you {theirs}"
         )
         return None
 

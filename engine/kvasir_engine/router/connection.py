@@ -37,10 +37,10 @@ from kvasir_engine.protocol import (
     Submit,
     ToRouter,
     ToWorker,
+    agreed_version,
     decode_to_router,
     encode,
-    speak,
-    versions,
+    version_range,
 )
 from kvasir_engine.router.frame_recovery import readable
 from kvasir_engine.router.prefix_index import PrefixIndex
@@ -112,9 +112,9 @@ def check_hello(frame: ToRouter, model: str) -> Peer:
     if not isinstance(frame, Hello):
         raise WorkerRefused(f"first frame is {type(frame).__name__}, not Hello")
     ours = router_hello(0)
-    version = speak(ours, frame)
+    version = agreed_version(ours, frame)
     if version is None:
-        raise WorkerRefused(f"protocol version: {versions(ours)}, {versions(frame)}")
+        raise WorkerRefused(f"protocol version: {version_range(ours)}, {version_range(frame)}")
     if frame.role is None or frame.endpoint is None:
         raise WorkerRefused("hello without a role or an endpoint")
     if model and frame.model and frame.model != model:

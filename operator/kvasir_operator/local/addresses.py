@@ -1,4 +1,4 @@
-"""An address of its own for each pod, so that all may listen on the port their manifests say.
+"""Gives each pod a loopback address of its own, so that all pods can listen on the ports of their manifests.
 
 Linux answers on all of 127.0.0.0/8, so each run takes a free /24 of 127.64.0.0/10. A guard socket on the last
 address holds it for the life of the run. Where such addresses cannot be bound (macOS), pods share 127.0.0.1 and
@@ -22,7 +22,7 @@ _SUBNETS = 64 * 256
 
 @dataclass(frozen=True)
 class PodAddress:
-    """Where a pod listens."""
+    """The address at which a pod listens."""
 
     ip: str
     port: int
@@ -39,7 +39,7 @@ class Reservation:
         self._guard = guard
 
     def close(self) -> None:
-        """Let other runs have the addresses."""
+        """Free the addresses for other runs."""
         if self._guard is not None:
             self._guard.close()
 
@@ -97,14 +97,14 @@ def _own_ports(count: int) -> list[PodAddress]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, at whatever address of this machine."""
+    """A port on which no process listens, at any address of this machine."""
     with _bound("", 0) as sock:
         port: int = sock.getsockname()[1]
         return port
 
 
-def front(port: int) -> socket.socket:
-    """The bound, not yet listening socket of the endpoint; 0 takes any free port. Raises LocalError."""
+def bind_endpoint(port: int) -> socket.socket:
+    """Bind the endpoint's socket, which does not listen yet; port 0 takes any free port. Raises LocalError."""
     try:
         return _bound(LOOPBACK, port)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The certificates of a local run: an authority of its own, whose key is never written, and one for each role.
+"""The certificates of a local run: an authority, whose key is never written to disk, and a certificate per role.
 
-They are Secrets to the pods, which the supervisor writes into its state folder, and removes when the run ends.
+Pods get them as Secrets, which the supervisor writes to its state folder and removes when the run ends.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ LIFETIME = timedelta(days=3650)
 
 
 def pod_certificates(service: InferenceService) -> dict[str, dict[str, bytes]]:
-    """The data of each role's Secret by its name; none where nothing is encrypted."""
+    """The data of each role's Secret by name; empty if encryption is off."""
     if service.spec.transfer.encryption == "Off":
         return {}
     now = datetime.now(UTC)

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """A LocalError becomes one line and its exit status."""
+    """Turn a LocalError into one line and its exit status."""
     from kvasir_operator.local.errors import LocalError
 
     try:
@@ -84,7 +84,7 @@ def up(
             raise LocalError(f"--name {run_name}: must be lower-case letters, digits and dashes")
         if state.load(run_name) is not None:
             raise state.already_running(run_name)
-        addresses.front(port).close()
+        addresses.bind_endpoint(port).close()
     wanted = config.RunConfig(text, file, port, config.this_engine(), run_name, claims, timeout)
     view = View(Terminal(highlight=False), logs=not detach)
     failed: list[events.Failed] = []
@@ -215,7 +215,7 @@ def render(
 
 
 def _log(pod: str, name: str | None) -> Path:
-    """The log file of the pod that `pod` names, also of a run that has ended. Raises LocalError."""
+    """The log file of the pod `pod`, also of a run that has ended. Raises LocalError."""
     from kvasir_operator.local import state
     from kvasir_operator.local.errors import LocalError
 
@@ -233,7 +233,7 @@ def _log(pod: str, name: str | None) -> Path:
 
 
 def _copy(file: IO[bytes]) -> None:
-    """What there is to read, to standard output."""
+    """Copy the rest of the file to standard output."""
     while data := file.read(1 << 16):
         sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()

@@ -1,4 +1,4 @@
-"""The configuration of a run, which its supervisor gets from a call or from a pipe."""
+"""The configuration of a run. Its supervisor gets it from a call or from a pipe."""
 
 import os
 from pathlib import Path
@@ -10,21 +10,23 @@ from kvasir_operator.pods import ENGINE
 
 
 class EngineCommands(msgspec.Struct, frozen=True):
-    """The programs of a run: `command` is the image's `kvasir`, `fetch` (then URI and revision) gets the model."""
+    """The programs of a run. `command` replaces the image's `kvasir`; `fetch`, with URI and revision, gets the
+    model."""
 
     command: tuple[str, ...]
     fetch: tuple[str, ...]
 
 
 def this_engine() -> EngineCommands:
-    """The engine installed beside this module."""
+    """The engine that is installed with this module."""
     return EngineCommands(ENGINE.entrypoint, fetch.COMMAND)
 
 
 class RunConfig(msgspec.Struct, frozen=True):
-    """One run. `manifest` is the text and `source` its name in errors; `name` "" is the InferenceService's.
+    """One run. `manifest` is the manifest's text, `source` its name in errors. `name` "" stands for the
+    InferenceService's name.
 
-    `timeout`: seconds from the model's being there to Ready, 0 for no limit.
+    `timeout`: seconds from the end of the model's download to Ready, 0 for no limit.
     """
 
     manifest: str

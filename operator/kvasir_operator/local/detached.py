@@ -20,7 +20,8 @@ COMMAND = (sys.executable, "-m", "kvasir_operator.local.detached")
 
 
 def start(config: RunConfig, name: str, report: events.Report) -> int:
-    """Start a supervisor in a session of its own and report its events until Ready or Failed; the exit status.
+    """Start a supervisor in a session of its own and report its events until Ready or Failed; returns the exit
+    status.
 
     Ctrl-C while waiting stops the run.
     """
@@ -56,7 +57,7 @@ def start(config: RunConfig, name: str, report: events.Report) -> int:
 
 
 def _follow(lines: IO[bytes], report: events.Report) -> int | None:
-    """Report events; the exit status once one tells it, `None` when the pipe ends without."""
+    """Report events; returns the exit status of Ready or Failed, or `None` if the pipe ends before."""
     for line in lines:
         event = events.decode(line)
         report(event)
@@ -69,7 +70,7 @@ def _follow(lines: IO[bytes], report: events.Report) -> int | None:
 
 
 class _Pipe:
-    """Writes events to standard output until the run is ready, failed, or nobody listens."""
+    """Writes events to standard output until the run is ready, has failed, or the reader is gone."""
 
     def __init__(self) -> None:
         self._open = True
@@ -93,7 +94,7 @@ class _Pipe:
 
 
 def main() -> int:
-    """The supervisor's process."""
+    """Entry point of the supervisor's process."""
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=RunConfig)
 
     async def run() -> int:

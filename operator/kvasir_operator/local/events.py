@@ -1,4 +1,4 @@
-"""The events of a supervisor: to the terminal it runs in, or through a pipe to the command that started it."""
+"""The events of a supervisor, for its terminal, or through a pipe for the command that started it."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,13 @@ class Event(msgspec.Struct, frozen=True, tag_field="event", tag=str.lower):
 
 
 class Note(Event, frozen=True):
-    """Something the user should know."""
+    """A message for the user."""
 
     text: str
 
 
 class Fetching(Event, frozen=True):
-    """The model on its way into the cache: `stage` is download or convert; `total` 0 is unknown."""
+    """The model is being fetched. `stage` is download or convert; `total` 0 means unknown."""
 
     stage: str
     done: int
@@ -45,7 +45,7 @@ class Line(Event, frozen=True):
 
 
 class Ready(Event, frozen=True):
-    """Everything is ready for the first time."""
+    """All pods are ready for the first time."""
 
     name: str
     model: str
@@ -55,7 +55,7 @@ class Ready(Event, frozen=True):
 
 
 class Failed(Event, frozen=True):
-    """The run has failed and everything is stopped; `status` is the exit status."""
+    """The run has failed, and all pods are stopped. `status` is the exit status."""
 
     reason: str
     status: int
@@ -73,10 +73,10 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Any)
 
 
 def encode(event: Any) -> bytes:
-    """The event as a line of JSON."""
+    """Encode the event as a line of JSON."""
     return _encoder.encode(event) + b"\n"
 
 
 def decode(line: bytes) -> Any:
-    """An event from its line. Raises msgspec.DecodeError."""
+    """Decode an event from its line. Raises msgspec.DecodeError."""
     return _decoder.decode(line)

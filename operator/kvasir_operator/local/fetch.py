@@ -1,7 +1,7 @@
-"""Brings a model into the cache once, before pods start: a process of its own, since conversion is heavy.
+"""Fetches a model into the cache before pods start, in a process of its own, since conversion needs much memory.
 
 `python -m kvasir_operator.local.fetch URI [REVISION]` writes a line of JSON for each step of progress, then one
-with the model's facts. Errors are one `kvasir: error:` line and status 2.
+with the model's metadata. Errors are one `kvasir: error:` line and status 2.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ COMMAND = (sys.executable, "-m", "kvasir_operator.local.fetch")
 async def fetch(
     command: tuple[str, ...], env: Mapping[str, str], progress: Callable[[str, int, int], None]
 ) -> ModelMetadata | None:
-    """Run the fetching `command`; `progress` hears (stage, done, total). Raises LocalError with its reason."""
+    """Run the fetching `command` and pass (stage, done, total) to `progress`. Raises LocalError with the reason."""
     output: list[str] = []
     metadata: ModelMetadata | None = None
 

@@ -1,6 +1,6 @@
-"""Pods that live and die together: the group of a worker over several nodes; any other pod is alone in its group.
+"""Groups of pods that start and stop together: a worker over several nodes. Any other pod is a group of one.
 
-LeaderWorkerSet's RecreateGroupOnPodRestart: when one pod of a group ends, all are stopped, and all are made anew.
+As with LeaderWorkerSet's RecreateGroupOnPodRestart: when one pod of a group ends, all are stopped and recreated.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from kvasir_operator.pods import Backoff, PodError
 
 
 class PodGroup:
-    """The pods of one group, whose containers are not started again one by one (restartPolicy Never).
+    """The pods of one group. Their containers are not restarted one by one (restartPolicy Never).
 
-    A pod that is alone starts its containers itself (restartPolicy Always), and never ends but by `stop`.
-    `changed` is called when a pod's state is another and its runner does not say so. One event loop.
+    A group of one restarts its containers (restartPolicy Always), and ends only by `stop`. `changed` is called when
+    a pod's state has changed and its runner does not report it. For one event loop.
     """
 
     def __init__(self, pods: Iterable[RunningPod], backoff: Backoff, changed: Callable[[], None]) -> None:
@@ -27,13 +27,13 @@ class PodGroup:
         self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start all pods, and from then on keep the group up. Raises PodError."""
+        """Start all pods, and keep the group running. Raises PodError."""
         for pod in self.pods:
             await pod.runner.start()
         self._keeping = asyncio.ensure_future(self._keep())
 
     async def stop(self) -> None:
-        """Stop all pods at once, each gracefully, and keep them down."""
+        """Stop all pods at the same time, gracefully, and for good."""
         if self._keeping is not None:
             self._keeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -57,7 +57,7 @@ class PodGroup:
                 crashes += 1
 
     async def _again(self, crashes: int) -> bool:
-        """Make all pods anew once they are down; False: one cannot be started."""
+        """Recreate all pods when they have stopped. False if one cannot start."""
         self._changed()
         async with asyncio.TaskGroup() as group:
             for pod in self.pods:

@@ -1,4 +1,4 @@
-"""This machine's devices and folders, and what of an InferenceService it can or cannot honour."""
+"""This machine's devices and folders, and which fields of an InferenceService it supports."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from kvasir_operator.local.manifest import Manifest
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices and folders. `gpus`: what CUDA_VISIBLE_DEVICES may name; `claims`: folders that stand for claims.
+    """Devices and folders. `gpus`: values for CUDA_VISIBLE_DEVICES. `claims`: folders that replace claims.
 
     `cores`: those that this process may use.
     """
@@ -27,7 +27,7 @@ class Machine:
 
 
 def detect(claims: Mapping[str, str]) -> Machine:
-    """This machine. Raises LocalError for a claim's folder that is not there."""
+    """Detect this machine's devices. Raises LocalError if the folder of a claim does not exist."""
     for claim, path in claims.items():
         if not Path(path).is_dir():
             raise LocalError(f"--claim {claim}={path}: no such directory")
@@ -38,7 +38,7 @@ def detect(claims: Mapping[str, str]) -> Machine:
 
 
 def _gpus() -> tuple[str, ...]:
-    """The GPUs whose device files are here, as far as CUDA_VISIBLE_DEVICES leaves them visible."""
+    """The GPUs that have device files and are visible by CUDA_VISIBLE_DEVICES."""
     dev = Path("/dev")
     present = sorted(int(m[1]) for p in dev.glob("nvidia*") if (m := re.fullmatch(r"nvidia(\d+)", p.name)))
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -48,7 +48,7 @@ def _gpus() -> tuple[str, ...]:
 
 
 def check(manifest: Manifest, machine: Machine) -> list[str]:
-    """Notes on what this machine does not honour. Raises LocalError for what cannot work here at all."""
+    """Notes on fields that have no effect here. Raises LocalError for fields that cannot work here."""
     problems = list(_problems(manifest, machine))
     if problems:
         raise LocalError("; ".join(problems))
@@ -62,7 +62,7 @@ def check(manifest: Manifest, machine: Machine) -> list[str]:
 
 
 def sharers(service: InferenceService, machine: Machine) -> int:
-    """The workers that share this machine's one GPU: one of prefill and one of decode; 0 where each has its own."""
+    """The number of workers that share this machine's only GPU; 0 if each worker has its own."""
     workers = [service.spec.workers(role) for role in WORKER_ROLES]
     alone = all(each.device == "cuda" and each.replicas == each.tensor_parallel == 1 for each in workers)
     return len(workers) if alone and len(machine.gpus) == 1 else 0

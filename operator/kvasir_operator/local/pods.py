@@ -1,4 +1,4 @@
-"""An InferenceService and addresses in, the pods of a local run out."""
+"""The pods of a local run, from an InferenceService and addresses."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ Object = dict[str, Any]
 class LocalPod:
     """One pod of a run, with the address at which it listens.
 
-    `group`: its leader's name, where it is one of several pods of a worker; else empty.
+    `group`: the name of its leader, if its worker has several pods; else empty.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LocalPod:
 
 @dataclass(frozen=True)
 class _Pod:
-    """A rendered pod before it has an address."""
+    """A rendered pod without an address yet."""
 
     role: str
     group: str
@@ -53,19 +53,19 @@ class _Pod:
 
     @property
     def serves(self) -> bool:
-        """Whether routers send it requests: of a group only the leader."""
+        """Whether routers send it requests: in a group only to the leader."""
         return self.role != "router" and self.group in ("", self.name)
 
 
 def count(service: InferenceService) -> int:
-    """How many pods `service` has."""
+    """The number of pods of `service`."""
     return len(_rendered(service, ()))
 
 
 def pods(service: InferenceService, addresses: Sequence[PodAddress], machine: Machine) -> list[LocalPod]:
     """The rendered pods, workers first, with what a scheduler and a kubelet add: name, address and GPUs.
 
-    Workers over several pods come as LeaderWorkerSet's controller would make them.
+    A worker over several pods has the pods that LeaderWorkerSet's controller would create.
     """
     secure = service.spec.transfer.encryption != "Off"
     spoken = {each: WORKER_PORT if each.port == PORT else free_port() for each in addresses}
@@ -93,7 +93,7 @@ def pods(service: InferenceService, addresses: Sequence[PodAddress], machine: Ma
 
 
 def _rendered(service: InferenceService, urls: tuple[str, ...]) -> list[_Pod]:
-    """The pods of what is rendered, workers first."""
+    """The pods of the rendered objects, workers first."""
     objects = render(service, Options(engine_image=ENGINE_IMAGE, discovery=StaticWorkers(urls)))
     return [
         pod
@@ -118,7 +118,8 @@ def _pods_of(item: Object, role: str) -> Iterator[_Pod]:
 
 
 def _take_gpus(container: Object, gpus: list[str], sharing: int) -> None:
-    """Of `gpus` as many as it asks for; where `sharing` workers share one, that and a part of its memory."""
+    """Assign a pod as many of `gpus` as it requests; where `sharing` workers share one, that one and a part of its
+    memory."""
     count = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
     if count and sharing:
         _set(container, "CUDA_VISIBLE_DEVICES", gpus[0])
@@ -129,10 +130,10 @@ def _take_gpus(container: Object, gpus: list[str], sharing: int) -> None:
 
 
 def _meet(pod: Object, leader: PodAddress, port: int) -> None:
-    """Have a group's pods meet at its leader's address and a port of the group's own.
+    """Let the pods of a group connect to their leader's address, at a port of this group alone.
 
-    No name server knows the leader's name here, and all pods of one machine may listen on all its addresses. A
-    container that ends is not started again by itself: its whole group is (`group.py`).
+    No name server resolves the leader's name here, and pods of one machine share its ports. A container that ends
+    is not restarted alone: `group.py` restarts its whole group.
     """
     pod["spec"]["restartPolicy"] = "Never"
     for container in pod["spec"]["containers"]:
@@ -144,9 +145,9 @@ def _meet(pod: Object, leader: PodAddress, port: int) -> None:
 
 
 def _listen(container: Object, address: PodAddress, spoken: int) -> None:
-    """Pods of one machine share its network, so each is told its address instead of listening on all.
+    """Set the address at which a pod listens, as the pods of one machine share its network.
 
-    `spoken`: the port at which a worker speaks to routers.
+    `spoken`: the port at which a worker accepts routers.
     """
     _set(container, "KVASIR_HOST", address.ip)
     for rendered, number, variable in ((PORT, address.port, "KVASIR_PORT"), (WORKER_PORT, spoken, _WORKER_PORT)):
@@ -157,14 +158,14 @@ def _listen(container: Object, address: PodAddress, spoken: int) -> None:
 
 
 def _share_cores(pod: Object, threads: int) -> None:
-    """CPU workers of one machine divide its cores: each with a thread for every core, they would thrash."""
+    """Divide the machine's cores among its CPU workers, whose threads would otherwise compete for them."""
     for container in pod["spec"]["containers"]:
         if container["name"] == CONTAINER and all(e["name"] != "OMP_NUM_THREADS" for e in container.get("env", [])):
             _set(container, "OMP_NUM_THREADS", str(threads))
 
 
 def _set(container: Object, name: str, value: str) -> None:
-    """Set a variable, in its place where the container has it."""
+    """Set a variable of a container; an existing one keeps its place."""
     entry = {"name": name, "value": value}
     env = container.setdefault("env", [])
     at = next((index for index, each in enumerate(env) if each["name"] == name), len(env))

@@ -16,7 +16,7 @@ Backends = Callable[[], tuple[Sequence[PodAddress], str]]
 
 
 class _Side(asyncio.Protocol):
-    """One end of a connection: what it reads its peer writes, no faster than the peer can."""
+    """One end of a connection. It writes what it reads to its peer, with flow control."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
@@ -50,7 +50,7 @@ class _Side(asyncio.Protocol):
 
 
 class _Client(_Side):
-    """A client's end: finds a router before anything is read."""
+    """A client's end of a connection. It chooses a router before it reads."""
 
     def __init__(self, proxy: "Proxy") -> None:
         super().__init__()
@@ -90,7 +90,8 @@ class _Client(_Side):
         self._refuse(reason, loop)
 
     def _refuse(self, reason: str, loop: asyncio.AbstractEventLoop) -> None:
-        """503 as the API has it. The request is read first: closing on unread data would lose the answer."""
+        """Answer 503 in the API's form. The request is read first: closing with unread data would lose the
+        answer."""
         assert self.transport is not None
         error = {
             "message": f"no router is ready: {reason}",
@@ -127,7 +128,7 @@ class _Client(_Side):
 
 
 class Proxy:
-    """Accepts on `sock` and spreads connections over the ready routers, fewest connections first."""
+    """Accepts connections on `sock` and balances them over the ready routers, fewest connections first."""
 
     def __init__(self, sock: socket.socket, backends: Backends) -> None:
         self.backends = backends
@@ -137,19 +138,19 @@ class Proxy:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Begin to listen."""
+        """Start to accept connections."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Client(self), sock=self._sock, backlog=1024)
 
     def stop(self) -> None:
-        """Accept nothing more; what is connected stays."""
+        """Accept no more connections. Open ones stay."""
         if self._server is not None:
             self._server.close()
         else:
             self._sock.close()
 
     def close(self) -> None:
-        """Stop, and close what is connected."""
+        """Stop, and close all connections."""
         self.stop()
         for client in list(self.clients):
             if client.transport is not None:

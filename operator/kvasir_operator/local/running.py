@@ -1,4 +1,4 @@
-"""A pod of a run: its runner, and the state that the runner does not have."""
+"""A pod of a run: its runner, and the state that outlives a runner."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from kvasir_operator.pods import PodRunner, Terminated
 
 
 class RunningPod:
-    """A pod with its runner, which is another each time the pod is made anew. Raises PodError where `make` does."""
+    """A pod with its runner. Each time the pod is recreated, `make` gives a new runner. Raises PodError."""
 
     def __init__(self, planned: LocalPod, make: "Callable[[RunningPod], PodRunner]") -> None:
         self.planned = planned
@@ -23,11 +23,11 @@ class RunningPod:
         self.runner = make(self)
 
     def hold(self, why: str, failure: Terminated | None = None) -> None:
-        """Be down until renewed. `failure`: its own end, if that is what took its group down."""
+        """Mark the pod as stopped until `renew`. `failure`: its own end, if that is why its group stopped."""
         self.held, self._failed = why, failure
 
     def renew(self) -> None:
-        """Be made anew, after the runner's end."""
+        """Recreate the pod after the runner's end."""
         self._renewed += 1
         self.held = self.warning = ""
         self.runner = self._make(self)
@@ -39,18 +39,18 @@ class RunningPod:
 
     @property
     def restarts(self) -> int:
-        """How often it was started again, by itself or with its group."""
+        """How often it was restarted, alone or with its group."""
         return self._renewed + self.runner.restarts
 
     @property
     def failure(self) -> Terminated | None:
-        """The last time it ended of itself and is not ready again since."""
+        """Its last own end, if it has not been ready since."""
         if self.runner.ready:
             return None
         return self._failed if self.runner.stopping else self.runner.failure or self._failed
 
     def view(self) -> LocalPodState:
-        """The pod's state at this moment."""
+        """The pod's present state."""
         word, message = self._word()
         return LocalPodState(
             name=self.planned.name,
@@ -91,7 +91,7 @@ class RunningPod:
 
 
 def _reason(warning: str) -> str:
-    """The `reason` that a Kvasir pod's /ready gives, out of a failed probe's message; else the message."""
+    """The `reason` of a Kvasir pod's /ready in a failed probe's message; else the message itself."""
     try:
         return str(json.loads(warning[warning.index("{") :])["reason"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
-"""The state of local runs on disk: who runs, what its pods are, and that each name runs once.
+"""The state of local runs on disk: which runs there are, and their pods. A name runs only once.
 
-`ROOT/NAME/state.json` is written whole or not at all, by the run's supervisor only. The supervisor holds a lock on
-`ROOT/NAME/lock` for its life; the kernel frees it however the supervisor ends, and readers tell a dead
-supervisor's state by its process id and start time.
+Only the run's supervisor writes `ROOT/NAME/state.json`, atomically. It holds a lock on `ROOT/NAME/lock` while it
+lives; the kernel frees the lock however the supervisor ends. Readers recognise a dead supervisor's state by the
+process id and start time.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from kvasir_operator.local.errors import LocalError
 
 
 class LocalPodState(msgspec.Struct, frozen=True):
-    """One pod of a run. `state` is a word for people; `message` says why it is not ready, or why it last ended.
+    """One pod of a run. `state` is one word for users; `message` says why it is not ready, or why it last ended.
 
-    `group`: its leader's name, where it is one of several pods of a worker.
+    `group`: the name of its leader, if its worker has several pods.
     """
 
     name: str
@@ -37,7 +37,8 @@ class LocalPodState(msgspec.Struct, frozen=True):
 
 
 class RunState(msgspec.Struct, frozen=True):
-    """One run. `supervisor` is its process id, `started` when that process began (clock ticks since boot)."""
+    """One run. `supervisor` is the supervisor's process id, `started` that process's start (clock ticks since
+    boot)."""
 
     name: str
     url: str
@@ -54,7 +55,7 @@ def root() -> Path:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; `None` if it has ended or the system does not tell."""
+    """The start of a process in clock ticks since boot; `None` if it has ended or the system does not say."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         # A zombie has ended, though whoever started it has not asked yet.
@@ -64,7 +65,7 @@ def start_time(pid: int) -> int | None:
 
 
 def alive(run: RunState) -> bool:
-    """Whether the run's supervisor still runs, and is the process that it was."""
+    """Whether the run's supervisor still runs; another process with its id does not count."""
     try:
         os.kill(run.supervisor, 0)
     except ProcessLookupError:
@@ -75,7 +76,7 @@ def alive(run: RunState) -> bool:
 
 
 class Directory:
-    """A run's directory, held by its supervisor. Raises LocalError when the name runs already."""
+    """A run's directory, locked by its supervisor. Raises LocalError if a run of that name exists."""
 
     def __init__(self, name: str, at: Path | None = None) -> None:
         self.path = (at or root()) / name
@@ -95,7 +96,7 @@ class Directory:
         self._remove_state()
 
     def pod(self, name: str) -> Path:
-        """The directory of one pod."""
+        """The directory of a pod."""
         return self.path / "pods" / name
 
     def write(self, run: RunState) -> None:
@@ -105,7 +106,7 @@ class Directory:
         partial.replace(self.path / "state.json")
 
     def close(self) -> None:
-        """The run is over. Logs stay; volumes and state go."""
+        """Clean up after the run: remove volumes and state, keep logs."""
         for volumes in (self.path / "pods").glob("*/volumes"):
             shutil.rmtree(volumes, ignore_errors=True)
         self._remove_state()
@@ -116,12 +117,12 @@ class Directory:
 
 
 def already_running(name: str) -> LocalError:
-    """The error of a second `up` under one name."""
+    """The error of a second `up` with the same name."""
     return LocalError(f"{name} is running already: `kvasir status` shows it, `kvasir down --name {name}` stops it")
 
 
 def load(name: str, at: Path | None = None) -> RunState | None:
-    """A running run's state. A dead supervisor's state is removed: its pods ended with it."""
+    """The state of a run. If its supervisor is dead, its pods are too, and the state is removed."""
     file = (at or root()) / name / "state.json"
     try:
         run = msgspec.json.decode(file.read_bytes(), type=RunState)
@@ -137,14 +138,14 @@ def load(name: str, at: Path | None = None) -> RunState | None:
 
 
 def running(at: Path | None = None) -> list[RunState]:
-    """All running runs, by name."""
+    """All active runs, sorted by name."""
     where = at or root()
     names = sorted(p.name for p in where.iterdir() if p.is_dir()) if where.is_dir() else []
     return [run for name in names if (run := load(name, where)) is not None]
 
 
 def find(name: str | None) -> RunState:
-    """The run of that name, or the only one. Raises LocalError (status 1) when that is none or not one."""
+    """The run of that name, or the only run. Raises LocalError (status 1) if there is none, or more than one."""
     if name is not None:
         if (run := load(name)) is not None:
             return run

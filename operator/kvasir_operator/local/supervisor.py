@@ -1,4 +1,4 @@
-"""One run: everything checked and reserved, the model fetched, pods started and watched, all stopped at the end."""
+"""One local run: check the manifest, reserve addresses, fetch the model, run the pods, stop them at the end."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ _BACKOFF = Backoff(base=1.0, cap=30.0)
 
 
 class LocalSupervisor:
-    """Runs `config` and tells `report` what happens. One for each process."""
+    """Runs `config`, and passes events to `report`. One per process."""
 
     def __init__(self, config: RunConfig, report: events.Report) -> None:
         self._config = config
@@ -51,7 +51,7 @@ class LocalSupervisor:
         self._proxy: Proxy | None = None
 
     async def run(self) -> int:
-        """The whole run; returns the exit status: 0 when it was stopped, else `Failed` was reported."""
+        """Run until stopped or failed; returns the exit status: 0 if stopped, else `Failed` has been reported."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.stop)
@@ -67,7 +67,7 @@ class LocalSupervisor:
         return 0
 
     def stop(self) -> None:
-        """Stop gracefully; the second call kills."""
+        """Stop the pods gracefully; a second call kills them."""
         if self._stop.is_set():
             for pod in self._pods:
                 pod.runner.kill()
@@ -83,7 +83,7 @@ class LocalSupervisor:
         name = config.name or service.name
         self._directory = directory = state.Directory(name)
         stack.callback(directory.close)
-        sock = addresses.front(config.port)
+        sock = addresses.bind_endpoint(config.port)
         stack.callback(sock.close)
         url = f"http://{addresses.LOOPBACK}:{sock.getsockname()[1]}"
         reserved = addresses.reserve(pods.count(service), PORT)
@@ -161,7 +161,7 @@ class LocalSupervisor:
             raise LocalError(f"{planned.name}: {error}") from None
 
     def _changes(self) -> None:
-        """Report and write down what has changed."""
+        """Report changes of pods, and write them to the state on disk."""
         assert self._state is not None
         assert self._directory is not None
         for pod in self._pods:
@@ -210,14 +210,15 @@ class LocalSupervisor:
             self._report(events.Fetched(time.monotonic() - begun))
 
     def _routers(self) -> tuple[Sequence[PodAddress], str]:
-        """The routers that take connections, or why there are none."""
+        """The routers that accept connections, or why there are none."""
         routers = [pod for pod in self._pods if pod.planned.role == "router"]
         ready = [p.planned.address for p in routers if p.runner.ready and not p.runner.stopping]
         views = [self._views[p.planned.name] for p in routers]
         return ready, "; ".join(f"{v.name} is {v.state}{f': {v.message}' if v.message else ''}" for v in views)
 
     async def _ready(self) -> bool:
-        """Wait until all pods are ready (True) or the run is stopped. Raises LocalError when one cannot be."""
+        """Wait until all pods are ready (True) or the run is stopped (False). Raises LocalError if a pod cannot
+        become ready."""
         limit = self._config.timeout or None
         try:
             async with asyncio.timeout(limit):
@@ -225,7 +226,7 @@ class LocalSupervisor:
                     if all(pod.runner.ready for pod in self._pods):
                         return True
                     for pod in self._pods:
-                        self._judge(pod)
+                        self._fail_if_hopeless(pod)
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -234,8 +235,8 @@ class LocalSupervisor:
             raise LocalError(f"not ready after {limit:g} s: {why}", status=1) from None
         return False
 
-    def _judge(self, pod: RunningPod) -> None:
-        """Raise when a pod will not become ready by being restarted again."""
+    def _fail_if_hopeless(self, pod: RunningPod) -> None:
+        """Raise LocalError if another restart will not make the pod ready."""
         failure = pod.failure
         if failure is None or pod.was_ready:
             return

@@ -1,4 +1,4 @@
-"""What a run looks like in a terminal: progress while it starts, then the pods' logs."""
+"""Shows a run in a terminal: progress while it starts, then the pods' logs."""
 
 import shlex
 import time
@@ -17,15 +17,15 @@ _STATE_COLORS = {"ready": "green", "crashed": "red", "not ready": "yellow"}
 
 
 class Terminal(Console):
-    """A console that stops writing when its reader has gone."""
+    """A console that stops writing when its reader is gone."""
 
     def on_broken_pipe(self) -> None:
-        """The run goes on; its logs are on disk too."""
+        """Continue the run, whose logs are on disk too."""
         self.quiet = True
 
 
 class View:
-    """Shows events. On a terminal what is under way is drawn in place; elsewhere every change is a line."""
+    """Shows events. On a terminal progress is redrawn in place; elsewhere every change is a line."""
 
     def __init__(self, console: Console, logs: bool) -> None:
         self._console = console
@@ -49,7 +49,7 @@ class View:
             self._progress.start()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -135,7 +135,7 @@ class View:
 
 
 def table(run: RunState) -> Table:
-    """A run's pods as a table: only the state's message may wrap."""
+    """A run's pods as a table, in which only the state's message may wrap."""
     found = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("POD", "ROLE", "READY", "STATE", "RESTARTS", "PID", "ADDRESS"):
         found.add_column(column, no_wrap=column != "STATE")
@@ -147,7 +147,8 @@ def table(run: RunState) -> Table:
 
 
 def sizes(run: RunState) -> str:
-    """How many of each role are ready: a worker over several pods is one, ready when all of them are."""
+    """The ready and all workers of each role. A worker over several pods counts once, and is ready if all of them
+    are."""
     ready: dict[str, dict[str, bool]] = {}
     for pod in run.pods:
         workers = ready.setdefault(pod.role, {})

@@ -1,4 +1,4 @@
-"""One container's life: started, probed, restarted with growing delays, stopped."""
+"""Runs one container: starts it, probes it, restarts it with growing delays, stops it."""
 
 import asyncio
 import contextlib
@@ -30,12 +30,12 @@ class Backoff:
     cap: float = 300.0
 
     def delay(self, crashes: int) -> float:
-        """The delay before the restart that follows the `crashes`-th end in a row (from 1)."""
+        """The delay in seconds after the `crashes`-th end in a row, counted from 1."""
         return 0.0 if crashes <= 1 else min(self.cap, self.base * 2.0 ** (crashes - 2))
 
 
 class Pods(Protocol):
-    """What a container needs of its pod."""
+    """The part of a pod that its containers call."""
 
     ip: str
     grace: float
@@ -43,10 +43,10 @@ class Pods(Protocol):
     client: httpx.AsyncClient
 
     def changed(self) -> None:
-        """The container's status is not what it was."""
+        """Note that the container's status has changed."""
 
     def event(self, kind: str, reason: str, message: str) -> None:
-        """Something an operator of a cluster would find in the pod's events."""
+        """Report what a kubelet would post as an Event of the pod."""
 
 
 class ContainerRunner:
@@ -80,7 +80,7 @@ class ContainerRunner:
         self._probing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Run, restarting as the policy says, until nothing more will run."""
+        """Run the container, and restart it by its policy, until it has ended for good."""
         crashes = 0
         while not self._stopping.is_set():
             begun = asyncio.get_running_loop().time()
@@ -108,12 +108,13 @@ class ContainerRunner:
             self.restarts += 1
 
     async def stop(self, grace: float) -> None:
-        """preStop hook, SIGTERM, up to `grace` seconds for both, SIGKILL. Returns once nothing runs."""
+        """Run the preStop hook, then send SIGTERM; after `grace` seconds for both, SIGKILL. Returns when nothing
+        runs."""
         self._stopping.set()
         await self._end(grace)
 
     def kill(self) -> None:
-        """SIGKILL now, also while a graceful stop is under way, and no restart."""
+        """Send SIGKILL now, also during a graceful stop. The container is not restarted."""
         self._stopping.set()
         if self._process is not None:
             self._process.kill()
@@ -123,7 +124,7 @@ class ContainerRunner:
         return policy == "Always" or (policy == "OnFailure" and code != 0)
 
     async def _once(self) -> Terminated:
-        """One instance, from start to end."""
+        """Run one instance of the container until it ends."""
         begun = now()
         self._log.begin()
         try:
@@ -165,7 +166,8 @@ class ContainerRunner:
         self._sink(line)
 
     async def _probe(self, started: float) -> None:
-        """Startup first; then readiness and liveness until the instance ends. Each failure may end it."""
+        """Run the startup probe, then readiness and liveness until the instance ends. Each may end it by a
+        failure."""
         spec = self.spec
         if spec.startup is not None:
             passed = asyncio.Event()
@@ -207,7 +209,7 @@ class ContainerRunner:
             self._unhealthy("Liveness", self.spec.liveness, why)
 
     def _unhealthy(self, kind: str, probe: Probe | None, why: str) -> None:
-        """A startup or liveness probe gave up: end this instance; `run` decides on the next one."""
+        """End this instance, whose startup or liveness probe failed; `run` decides about a restart."""
         if self._killing is not None or self._stopping.is_set():
             return
         self._pod.event("Warning", "Unhealthy", f"{kind} probe failed: {why}")

@@ -14,7 +14,7 @@ _MAP_FIELD = re.compile(r"^metadata\.(labels|annotations)\['([^']+)'\]$")
 
 @dataclass(frozen=True)
 class Launch:
-    """What is executed for a container: command line, whole environment and working directory."""
+    """What a container executes: its command line, its whole environment and its working directory."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -74,7 +74,7 @@ def _source(entry: Object, pod: Pod, ip: str, host: Host, where: str) -> str | N
 
 
 def _from_whole(entry: Object, host: Host, where: str) -> dict[str, str]:
-    """An `envFrom` entry: every key of a secret or config map."""
+    """The variables of an `envFrom` entry: all keys of a Secret or ConfigMap."""
     for key, kind, known in (
         ("secretRef", "secret", host.secrets),
         ("configMapRef", "config map", host.config_maps),

@@ -1,10 +1,10 @@
-"""PURE: a LeaderWorkerSet in, the pods of its groups out, as its own controller and webhook make them.
+"""PURE: the pods of a LeaderWorkerSet's groups, as its own controller and webhook create them.
 
 For where that controller does not run: on a laptop under `kvasir up`, and in the end-to-end tests. The rules are
 those of kubernetes-sigs/lws (`pkg/controllers`, `pkg/webhooks/pod_webhook.go`, `pkg/utils/pod`), for API version
 `leaderworkerset.x-k8s.io/v1`. There two StatefulSets stand between the objects (the set owns one of leaders; each
-leader owns one of its workers). Here the set owns the leaders and a leader its workers, so that a deletion takes
-along the same pods in the same order.
+leader owns one of its workers). Here the set owns the leaders, and a leader owns its workers, so a deletion removes
+the same pods in the same order.
 """
 
 import copy
@@ -30,11 +30,11 @@ _REVISION_LENGTH = 10
 
 
 class GroupError(Exception):
-    """The set asks for what is not done here; the message names the field."""
+    """The set has a field that is not supported here; the message names it."""
 
 
 def check(item: Mapping[str, Any]) -> None:
-    """Raise GroupError for what would make other pods, or other rules for them, than the ones here."""
+    """Raise GroupError for fields that change the pods in a way that is not supported here."""
     spec, meta = item["spec"], item["metadata"]
     template = spec["leaderWorkerTemplate"]
     for field in ("subGroupPolicy", "volumeClaimTemplates"):
@@ -52,28 +52,28 @@ def check(item: Mapping[str, Any]) -> None:
 
 
 def replicas(item: Mapping[str, Any]) -> int:
-    """How many groups the set has."""
+    """The number of groups."""
     return int(item["spec"].get("replicas", 1))
 
 
 def size(item: Mapping[str, Any]) -> int:
-    """How many pods a group has, its leader among them."""
+    """The number of pods in a group, its leader included."""
     return int(item["spec"]["leaderWorkerTemplate"].get("size", 1))
 
 
 def revision(item: Mapping[str, Any]) -> str:
-    """What a pod's REVISION_LABEL has when it was made of the set's present templates."""
+    """The value of REVISION_LABEL of pods that are created from the set's present templates."""
     text = json.dumps(item["spec"]["leaderWorkerTemplate"], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
 
 
 def leader_name(item: Mapping[str, Any], group: int) -> str:
-    """The name of a group's leader, which is the group's name too."""
+    """The name of a group's leader, which is also the name of the group."""
     return f"{item['metadata']['name']}-{group}"
 
 
 def pods(item: Mapping[str, Any], group: int) -> list[Object]:
-    """The pods of one group: its leader, owned by the set, and its workers in order, still without an owner.
+    """The pods of one group: its leader, owned by the set, and its workers in order, without an owner yet.
 
     A worker's owner is the leader's pod (`owned_by`), which has a uid only once it exists. Raises GroupError.
     """
@@ -83,7 +83,7 @@ def pods(item: Mapping[str, Any], group: int) -> list[Object]:
 
 
 def owned_by(pod: Mapping[str, Any], owner: Mapping[str, Any]) -> Object:
-    """The pod with `owner` as its controller, so that it goes with it; unchanged when `owner` has no uid."""
+    """The pod with `owner` as its controller; unchanged if `owner` has no uid."""
     if not (uid := owner["metadata"].get("uid")):
         return dict(pod)
     reference = {

@@ -1,4 +1,4 @@
-"""What the machine brings to a pod: programs for images, directories for volumes, values for references."""
+"""What the machine provides for pods: programs for images, directories for volumes, values for references."""
 
 import os
 import sys
@@ -8,13 +8,14 @@ from pathlib import Path
 
 
 def host_environment() -> dict[str, str]:
-    """This process's environment without `KVASIR_*`, which would set the data plane's flags behind the manifest."""
+    """This process's environment without `KVASIR_*`, which would set flags of the data plane that the manifest does
+    not."""
     return {k: v for k, v in os.environ.items() if not k.startswith("KVASIR_")}
 
 
 @dataclass(frozen=True)
 class Image:
-    """What an image is on this machine: its entrypoint as a host command, its programs, and its ENV.
+    """What replaces an image on this machine: its entrypoint as a host command, its programs, and its ENV.
 
     `programs` maps the first word of a container's `command` (or of an exec probe's) to a host command.
     """

@@ -1,4 +1,4 @@
-"""A container's log file: whole lines, one generation kept on rotation, and the tail for a termination message."""
+"""A container's log file, with rotation (one old file is kept) and the last lines for a termination message."""
 
 from collections import deque
 from pathlib import Path
@@ -21,7 +21,7 @@ class LogFile:
         self._tail: deque[str] = deque(maxlen=_MESSAGE_LINES)
 
     def write(self, line: str) -> None:
-        """Append one line, given without its end."""
+        """Append one line, given without its newline."""
         data = line.encode(errors="replace") + b"\n"
         if self._size + len(data) > ROTATE_BYTES and self._size:
             self._file.close()
@@ -33,16 +33,17 @@ class LogFile:
         self._tail.append(line)
 
     def begin(self) -> None:
-        """A new instance of the container starts: earlier lines are not its termination message."""
+        """Note that a new instance of the container starts: earlier lines are not part of its termination
+        message."""
         self._tail.clear()
 
     def message(self) -> str:
-        """Why the container ended, from its log: its last `kvasir: error:` line, else its last lines."""
+        """The termination message from the log: the last `kvasir: error:` line, else the last lines."""
         for line in reversed(self._tail):
             if line.startswith(ERROR):
                 return line[:_MESSAGE_CHARS]
         return "\n".join(self._tail)[-_MESSAGE_CHARS:]
 
     def close(self) -> None:
-        """Close the file; idempotent."""
+        """Close the file. May be called several times."""
         self._file.close()

@@ -1,7 +1,7 @@
-"""A pod's spec as types: what `PodRunner` understands of it, and a refusal by name of what it does not.
+"""A pod's spec as types. Fields that `PodRunner` does not support are refused by name.
 
-What only a kernel or a scheduler can enforce (resources, securityContext, affinity, tolerations) is left to them
-and not read here. What would change the pod's behaviour if it were skipped is refused.
+Fields that only a kernel or a scheduler can enforce (resources, securityContext, affinity, tolerations) are not
+read. Fields without which the pod would behave differently are refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _REFUSED_CONTAINER = ("volumeDevices", "restartPolicy")
 
 
 class PodError(Exception):
-    """The pod cannot be run here; the message names the field."""
+    """The pod cannot run here. The message names the field."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _container(spec: Object, where: str) -> Container:
 
 
 def parse(pod: Object) -> Pod:
-    """The pod's parts as types. Raises PodError for what a pod of processes cannot do."""
+    """The pod as types. Raises PodError for what a pod of processes does not support."""
     meta, spec = pod["metadata"], pod["spec"]
     for key in _REFUSED_POD:
         if spec.get(key):

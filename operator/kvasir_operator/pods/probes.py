@@ -1,4 +1,4 @@
-"""Probes and hooks: one check, and the counting that makes results of checks, as Kubernetes documents it."""
+"""Probes and hooks: single checks, and results by success and failure thresholds, as Kubernetes defines them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,7 +16,7 @@ Check = Callable[[], Awaitable[str | None]]
 
 
 def http_client() -> httpx.AsyncClient:
-    """A client as a kubelet's: a connection a probe, no proxy, no certificate check, redirects not followed."""
+    """A client like a kubelet's: a new connection for each probe, no proxy, no certificate check, no redirects."""
     limits = httpx.Limits(max_keepalive_connections=0)
     return httpx.AsyncClient(verify=False, trust_env=False, limits=limits, timeout=None)
 
@@ -27,7 +27,7 @@ async def perform(
     client: httpx.AsyncClient,
     command: Callable[[Exec], Launch],
 ) -> str | None:
-    """Run the action once, without a time limit of its own: `None` for success, else what went wrong."""
+    """Run the action once, without a time limit of its own. Returns `None` for success, else the error."""
     match action:
         case HttpGet():
             host = action.host or ip
@@ -72,10 +72,10 @@ async def _run(launch: Launch) -> str | None:
 async def watch(
     probe: Probe, check: Check, report: Callable[[bool, str], None], started: float, at_once: bool = False
 ) -> None:
-    """Check every period and report a result each time enough checks in a row agree; runs until cancelled.
+    """Check every period, and report each result that reaches its threshold; runs until cancelled.
 
-    `started` is the container's start on the loop's clock: the initial delay counts from there. With `at_once`
-    (the startup probe has just passed) the first check does not wait for what is left of a period.
+    `started` is the container's start on the loop's clock, from which the initial delay counts. With `at_once`
+    (the startup probe has just succeeded) the first check runs at once.
     """
     loop = asyncio.get_running_loop()
     due = max(started + probe.initial_delay, loop.time() if at_once else 0.0)

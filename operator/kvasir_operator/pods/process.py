@@ -1,4 +1,4 @@
-"""A container's process: spawned through the shim, its lines handed on, never left behind."""
+"""A container's process. The shim starts it, and kills all that it leaves behind."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ _SHIM_SECONDS = 5.0
 
 
 class Process:
-    """A running command with everything it starts. Made by `start`; ends when `wait` returns."""
+    """A running command with all its child processes. `start` creates it; it has ended when `wait` returns."""
 
     def __init__(self, shim: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> None:
         self.pid: int | None = None
@@ -27,9 +27,9 @@ class Process:
 
     @classmethod
     async def start(cls, launch: Launch, on_line: Callable[[str], None]) -> "Process":
-        """Start the command; returns once its process id is known. Output and errors go to `on_line`, line by line.
+        """Start the command; returns when its process id is known. `on_line` gets each line of output and errors.
 
-        Raises OSError when not even the shim can be started (for example: no such working directory).
+        Raises OSError if the shim itself cannot start, for example without the working directory.
         """
         shim = await asyncio.create_subprocess_exec(
             *_SHIM,
@@ -76,16 +76,17 @@ class Process:
         return code
 
     async def wait(self) -> int:
-        """The exit code, 128 + N for signal N, once the command and all it started are gone."""
+        """Wait until the command and all its child processes are gone; returns the exit code, 128 + N for
+        signal N."""
         return await asyncio.shield(self._end)
 
     def terminate(self) -> None:
-        """SIGTERM to the command (not to what it started: that is the command's own affair, as in a container)."""
+        """Send SIGTERM to the command, and not to its child processes, as in a container."""
         with contextlib.suppress(ProcessLookupError):
             self._shim.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to the command and all it started."""
+        """Send SIGKILL to the command and all its child processes."""
         if self._shim.stdin is not None:
             self._shim.stdin.close()
         if self._kill is None and not self._end.done():
@@ -104,7 +105,7 @@ class Process:
 
 
 async def _gone(shim: asyncio.subprocess.Process) -> int:
-    """The exit code, once nothing of the process is left in the event loop either."""
+    """The exit code, once the event loop holds nothing of the process any more."""
     code = await shim.wait()
     if shim.stdin is not None:
         shim.stdin.close()

@@ -1,4 +1,5 @@
-"""One pod as supervised processes: the part of a kubelet that starts, probes, restarts and stops."""
+"""Runs one pod as supervised processes: the part of a kubelet that starts, probes, restarts and stops
+containers."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +17,16 @@ from kvasir_operator.pods.podspec import Container, Exec, PodError
 class PodRunner:
     """Runs the containers of one pod on this machine.
 
-    `pod` is the Kubernetes object (metadata and spec), `ip` the address its probes and status use; the programs
-    are told it through the downward API, nothing binds it for them. `state` is a directory of this pod alone:
-    emptyDirs are made in it, logs are `state/CONTAINER.log`. `exec_prefix` is put before every command (containers,
+    `pod` is the Kubernetes object (metadata and spec). `ip` is the address that its probes and status use; the
+    programs get it by the downward API, and have to bind it themselves. `state` is a directory for this pod alone:
+    it holds emptyDirs, and the logs `state/CONTAINER.log`. `exec_prefix` goes before every command (containers,
     exec probes, exec hooks). The callbacks run in the event loop and must not block: `on_change(self)` after each
     change of `status()`, `on_line(container, line)` for each line of output, `on_event(type, reason, message)` for
     what a kubelet would post as an Event.
 
-    Everything belongs to the event loop that called `start`. Raises PodError from the constructor for a spec
-    that cannot be run, and from `start` for volumes and references that cannot be resolved; then nothing is left
-    running or open, and a new runner may try again later.
+    All methods have to be called in the event loop that called `start`. The constructor raises PodError for a spec
+    that cannot run, `start` for volumes and references that cannot be resolved. Then nothing is left running or
+    open, and a new runner may try again later.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class PodRunner:
         self._stop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Make volumes, resolve references and start the containers; returns without waiting for readiness."""
+        """Create volumes, resolve references and start the containers. Does not wait for readiness."""
         self._state.mkdir(parents=True, exist_ok=True)
         try:
             paths = volumes.materialise(self.pod, self._host, self._state)
@@ -75,14 +76,15 @@ class PodRunner:
         self._run = asyncio.ensure_future(self._supervise())
 
     async def wait(self) -> None:
-        """Return once no container runs or will run again."""
+        """Wait until all containers have ended for good."""
         assert self._run is not None, "not started"
         await asyncio.shield(self._run)
 
     async def stop(self, grace: float | None = None) -> None:
-        """Stop all containers at once: preStop, SIGTERM, `grace` seconds (default: the pod's own), SIGKILL.
+        """Stop all containers at the same time: preStop hook, SIGTERM, `grace` seconds (default: the pod's),
+        SIGKILL.
 
-        Returns when every process is gone. A second call waits for the same stop; `kill` hurries it.
+        Returns when all processes are gone. A second call waits for the same stop; `kill` ends it at once.
         """
         if self._run is None:
             await self._close()
@@ -92,7 +94,8 @@ class PodRunner:
         await asyncio.shield(self._stop)
 
     def kill(self) -> None:
-        """SIGKILL to everything now, also during a graceful stop; `stop` or `wait` tells when it is over."""
+        """Send SIGKILL to all processes now, also during a graceful stop. `stop` and `wait` return when they are
+        gone."""
         for container in self._containers:
             container.kill()
 
@@ -108,7 +111,7 @@ class PodRunner:
 
     @property
     def restarts(self) -> int:
-        """Restarts of all containers together."""
+        """The restarts of all containers together."""
         return sum(c.restarts for c in self._containers)
 
     @property
@@ -121,7 +124,7 @@ class PodRunner:
 
     @property
     def failure(self) -> status.Terminated | None:
-        """The last time a container ended that is not running now (or is again, but not ready yet)."""
+        """The last end of a container that does not run now, or runs again and is not ready yet."""
         for container in self._containers:
             if isinstance(container.state, status.Terminated):
                 return container.state
@@ -130,23 +133,23 @@ class PodRunner:
         return None
 
     def status(self) -> dict[str, Any]:
-        """The pod's `.status` at this moment, as Kubernetes' API has it."""
+        """The pod's present `.status` in the form of Kubernetes' API."""
         return status.build(
             self.pod, self._containers, self._conditions, self.ip, self._host.host_ip, self._started
         )
 
     def log_path(self, container: str | None = None) -> Path:
-        """The log file of a container, by default the first one's."""
+        """The log file of a container, by default of the first one."""
         return self._state / f"{container or self.pod.containers[0].name}.log"
 
     def changed(self) -> None:
-        """Called by a container whose status changed."""
+        """A container calls this when its status has changed."""
         self._conditions = status.conditions(self._containers, self._conditions, status.now())
         if self._on_change is not None:
             self._on_change(self)
 
     def event(self, kind: str, reason: str, message: str) -> None:
-        """Called by a container: something worth an Event of the pod."""
+        """A container calls this to report an Event of the pod."""
         if self._on_event is not None:
             self._on_event(kind, reason, message)
 

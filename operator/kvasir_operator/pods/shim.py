@@ -1,13 +1,14 @@
-"""The first process of a container: what a PID namespace does for a kubelet, for a plain process.
+"""The first process of a container: it kills all child processes at the end, as a PID namespace would.
 
 Run as a script (`python -I -S shim.py COMMAND...`), it starts COMMAND in a session of its own and ends as COMMAND
-ends (128 + the signal's number when a signal ended it). Before that, and also when its standard input is closed,
-it kills everything COMMAND left behind. Standard input is the supervisor's lifeline: the kernel closes it however
-the supervisor dies, so nothing outlives it. (PR_SET_PDEATHSIG alone would not do: it reaches no grandchildren,
-and fires when the parent's forking thread ends.) COMMAND itself has a PDEATHSIG in case this process is killed.
+ends (128 + the signal's number when a signal ended it). Before that, and also when its standard input is closed, it
+kills all child processes that COMMAND left behind. The supervisor holds the other end of standard input: the kernel
+closes it however the supervisor dies, so nothing outlives it. (PR_SET_PDEATHSIG alone is not enough: it does not
+reach grandchildren, and fires when the parent's forking thread ends.) COMMAND itself has a PDEATHSIG in case this
+process is killed.
 
-The first line on standard output is COMMAND's process id; what follows is COMMAND's own. Imports are few, as one
-of these runs for each container.
+The first line on standard output is COMMAND's process id; what follows is COMMAND's output. The imports are few, as
+a shim runs for each container.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _descendants(root: int) -> list[int]:
-    """Every living process below `root`; orphans are found too, since `root` is their subreaper."""
+    """All living descendants of `root`; also orphans, since `root` is their subreaper."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -51,7 +52,7 @@ def _descendants(root: int) -> list[int]:
 
 
 def _kill_all(group: int) -> None:
-    """SIGKILL for the command's group and all descendants, until none is left to wait for."""
+    """Send SIGKILL to the command's process group and all descendants until none is left."""
     while True:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
@@ -84,7 +85,7 @@ def _exec(command: list[str], parent: int) -> None:
 
 
 def _reap(child: int) -> int | None:
-    """The child's exit code once it has ended; other descendants are reaped on the way."""
+    """Wait for the child's end, and reap other descendants meanwhile; returns the child's exit code."""
     code = None
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -98,7 +99,7 @@ def _reap(child: int) -> int | None:
 
 
 def main() -> int:
-    """Run the command line's command; see the module."""
+    """Run the command that the command line names (see the module)."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     wake_read, wake_write = os.pipe()
     for fd in (wake_read, wake_write):

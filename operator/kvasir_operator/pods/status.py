@@ -9,7 +9,7 @@ from kvasir_operator.pods.podspec import Container, Pod
 
 
 def now() -> datetime:
-    """The time, to whole seconds as Kubernetes writes it."""
+    """The present time in whole seconds, as Kubernetes writes it."""
     return datetime.now(UTC).replace(microsecond=0)
 
 
@@ -20,7 +20,7 @@ def timestamp(time: datetime) -> str:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Not running yet, or not again yet."""
+    """The container does not run yet, or waits for its restart."""
 
     reason: str
     message: str = ""
@@ -28,7 +28,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Running:
-    """Running since `started_at`; `pid` is the process on this machine."""
+    """The container runs since `started_at`; `pid` is its process on this machine."""
 
     started_at: datetime
     pid: int | None = None
@@ -36,7 +36,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Terminated:
-    """Ended. `exit_code` is 128 + N for signal N."""
+    """The container has ended. `exit_code` is 128 + N for signal N."""
 
     exit_code: int
     reason: str
@@ -49,7 +49,7 @@ State = Waiting | Running | Terminated
 
 
 class ContainerView(Protocol):
-    """A container at one moment."""
+    """The state of a container at one moment."""
 
     spec: Container
     state: State
@@ -61,7 +61,7 @@ class ContainerView(Protocol):
 
 @dataclass(frozen=True)
 class PodCondition:
-    """A pod condition and the moment its status last changed."""
+    """A pod condition, and when its status last changed."""
 
     type: str
     status: bool
@@ -83,7 +83,7 @@ def phase(containers: Sequence[ContainerView]) -> str:
 def conditions(
     containers: Sequence[ContainerView], before: Mapping[str, PodCondition], time: datetime
 ) -> dict[str, PodCondition]:
-    """Initialized, ContainersReady and Ready, keeping the transition times of those that did not change."""
+    """Initialized, ContainersReady and Ready. Those that did not change keep their transition times."""
     current = phase(containers)
     unready = [c.spec.name for c in containers if not c.ready]
     reason = message = ""
@@ -141,7 +141,7 @@ def build(
     host_ip: str,
     started: datetime,
 ) -> dict[str, Any]:
-    """The whole of `.status` that a kubelet owns; `PodScheduled` is the scheduler's and not here."""
+    """The whole `.status` that a kubelet writes, so without the scheduler's condition `PodScheduled`."""
     return {
         "phase": phase(containers),
         "podIP": ip,

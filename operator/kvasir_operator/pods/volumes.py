@@ -1,9 +1,9 @@
-"""Volumes as directories, and mount paths rewritten to them.
+"""Volumes as directories of the host, to which mount paths are rewritten.
 
-A plain process has no mount namespace, so wherever an argument or an environment value names a path at or below
-a volumeMount's mountPath, the host's directory is put in its place. The path may stand alone, after `=`, `:` or
-`,`, or in a `file://` URI. Paths that a program has built in are out of reach; whoever needs those passes an exec
-prefix that makes real mounts, and maps the volume to the mount path itself.
+A plain process has no mount namespace, so wherever an argument or an environment value names a path at or below a
+volumeMount's mountPath, the host's directory is put in its place. The path may stand alone, after `=`, `:` or `,`,
+or in a `file://` URI. Paths that a program has built in cannot be rewritten; for those pass an exec prefix that
+makes real mounts, and map the volume to the mount path itself.
 """
 
 import os
@@ -18,7 +18,7 @@ BUILT_IN = ("/dev/shm", "/tmp")
 
 
 class Mounts:
-    """One container's mount paths and what they are on the host."""
+    """The mount paths of one container, and their directories on the host."""
 
     def __init__(self, paths: Mapping[str, str]) -> None:
         self._paths = {mount.rstrip("/") or "/": host for mount, host in paths.items()}
@@ -34,7 +34,7 @@ class Mounts:
 
 
 def _write_keys(directory: Path, data: Mapping[str, bytes], source: Object, where: str) -> None:
-    """A secret's or config map's keys as files, as the kubelet projects them."""
+    """Write the keys of a Secret or ConfigMap as files, as a kubelet does."""
     items = source.get("items")
     wanted = {i["key"]: i["path"] for i in items} if items else {key: key for key in data}
     for key, path in wanted.items():
@@ -96,7 +96,7 @@ def _volume(volume: Object, host: Host, state: Path) -> Path:
 
 
 def materialise(pod: Pod, host: Host, state: Path) -> dict[str, Path]:
-    """Make the pod's mounted volumes: their name to a host path. Raises PodError."""
+    """Create the pod's mounted volumes; returns the host path of each by its name. Raises PodError."""
     mounted = {mount["name"] for container in pod.containers for mount in container.mounts}
     for name in mounted - set(pod.volumes):
         raise PodError(f"volumeMounts: no volume named {name!r}")
@@ -104,10 +104,10 @@ def materialise(pod: Pod, host: Host, state: Path) -> dict[str, Path]:
 
 
 def mounts(container: Container, pod: Pod, volumes: Mapping[str, Path]) -> Mounts:
-    """Where the container's mount paths are on the host.
+    """The container's mount paths on the host.
 
-    An emptyDir at /dev/shm or /tmp stays what it is on the host: what uses these has them built in, and a path
-    below /tmp that the manifest's author wrote (a model's, say) means the machine's.
+    An emptyDir at /dev/shm or /tmp is not rewritten: programs have these paths built in, and a path below /tmp that
+    the manifest's author wrote (of a model, say) means the machine's own.
     """
     paths: dict[str, str] = {}
     for mount in container.mounts:

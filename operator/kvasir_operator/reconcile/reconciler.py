@@ -6,24 +6,25 @@ Nothing is remembered between reconciles, so it does not matter which event led 
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
 
 import msgspec
 
-from kvasir_engine.status_reports import RouterStatus, WorkerStatus
+from kvasir_engine.status_reports import RouterStatus
 from kvasir_operator.admission import parse
-from kvasir_operator.api import SET_API_VERSION, SET_KIND, WORKER_ROLES, InferenceService, InvalidService, Model
+from kvasir_operator.api import SET_API_VERSION, SET_KIND, InferenceService, InvalidService, Model
 from kvasir_operator.api.validation import ModelMetadata, api_problems, model_problems
 from kvasir_operator.cluster.interface import ClusterError, ClusterInterface
-from kvasir_operator.plan import Delete, Step, plan
+from kvasir_operator.plan import Delete, plan
 from kvasir_operator.plan.observed import Observed, Reference, observe, reference
-from kvasir_operator.plan.preload import PRELOAD, Progress, loading
-from kvasir_operator.plan.release import ServiceRelease, made_with, release_of
+from kvasir_operator.plan.preload import loading
+from kvasir_operator.plan.release import made_with, release_of
 from kvasir_operator.plan.workers import paired_capacity, progress
 from kvasir_operator.reconcile.certificates import CertificateManager, CertificateResult, issued_before
 from kvasir_operator.reconcile.executor import execute
 from kvasir_operator.reconcile.ownership import Alive, holder, marked, ours
 from kvasir_operator.reconcile.pod_owners import PodOwners
+from kvasir_operator.reconcile.pod_statuses import PodStatuses, PodStatusReader
+from kvasir_operator.reconcile.status_writer import StatusWriter
 from kvasir_operator.render import Object, Options, issued, render, with_release_defaults
 from kvasir_operator.render.monitoring import OPTIONAL_KINDS
 from kvasir_operator.render.names import PAUSED, ROLES
@@ -34,52 +35,28 @@ from kvasir_operator.scaling.sizing import sized
 from kvasir_operator.status import derive as statuses
 from kvasir_operator.status.evaluate import (
     VERIFIED,
-    LeavingPod,
     certificates_of,
     elastic,
     exposed,
     metrics_reachable,
     transfer_encrypted,
 )
-from kvasir_operator.status.events import StatusEvent, rescalings, status_events
-from kvasir_operator.status.links import MeasuredLink
+from kvasir_operator.status.events import StatusEvent, rescalings
 
 log = logging.getLogger("kvasir.reconcile")
 
 
-# How soon a service is looked at again of which no event tells: while its model is loaded, while a canary is on its
-# way or a worker finishes what it has, and while no canary comes right.
-MOST_LOADING = 2  # pods of a Job that are asked, one after the other
-LOADING_SECONDS = 2.0
-SOON_SECONDS = 1.0
-FAILED_SECONDS = 10.0
-# Prefill workers that are asked for their links.
-MOST_LINKED = 64
-# And where a spec asks for what the cluster does not serve.
-API_SECONDS = 30.0
-# And where another operator has a service.
-OTHER_SECONDS = 30.0
+# How soon a service is reconciled again where no event announces the change:
+LOADING_SECONDS = 2.0  # its model is being loaded
+SOON_SECONDS = 1.0  # a canary is under way, or a worker that leaves finishes its requests
+FAILED_SECONDS = 10.0  # no canary succeeds
+API_SECONDS = 30.0  # the cluster does not serve an API that the spec needs
+OTHER_SECONDS = 30.0  # another operator owns the service
 
 
 def utc_now() -> datetime:
     """The time."""
     return datetime.now(UTC)
-
-
-class PodStatusReader(Protocol):
-    """Asks pods by their addresses, which may not answer."""
-
-    def progress(self, ip: str) -> Progress | None:
-        """How far the Job's pod is."""
-        ...
-
-    def routers(self, ips: Sequence[str]) -> list[RouterStatus | None]:
-        """What each router says."""
-        ...
-
-    def workers(self, ips: Sequence[str]) -> list[WorkerStatus | None]:
-        """What each worker says."""
-        ...
 
 
 class Reconciler:
@@ -113,7 +90,8 @@ class Reconciler:
         self._options = options
         self._read_metadata = read_metadata
         self._now = now
-        self._pod_reader = pod_reader
+        self._pod_statuses = PodStatuses(pod_reader)
+        self._status = StatusWriter(cluster, options.operator, now)
         self._requeue_after = requeue_after
 
     def reconcile(self, namespace: str, name: str) -> bool:
@@ -135,12 +113,11 @@ class Reconciler:
             message = (
                 f"{self._options.operator} leaves this alone: it is {other}'s, which has the same operator class"
             )
-            self._cluster.event(
-                document, True, "OtherOperator", message, self._stamp(), f"{self._options.operator} {other}"
-            )
+            occasion = f"{self._options.operator} {other}"
+            self._cluster.event(document, True, "OtherOperator", message, self._status.timestamp(), occasion)
             self._requeue_after(namespace, name, OTHER_SECONDS)  # nothing tells that the other is gone
             return True
-        self._claim(document)
+        self._status.claim(document)
         try:
             service = parse(document)
             if problems := model_problems(service, self._read_metadata(service.spec.model)):
@@ -156,7 +133,7 @@ class Reconciler:
             failures = self._realize(document, service)
         except ClusterError as error:
             if error.final:
-                self._unread(document, service, error)
+                self._report_refused(document, service, error)
             raise
         for refused in failures.values():
             raise refused  # the status has them all; this one makes the queue come back
@@ -166,14 +143,6 @@ class Reconciler:
         self._autoscaler.forget((namespace, name))
         self._show_capacity((namespace, name), None)
 
-    def _claim(self, document: Object) -> None:
-        """Record this operator in the status before any object is changed. Of two operators that try, one is
-        refused."""
-        previous = document.get("status", {})
-        if self._options.operator and previous.get("operator") != self._options.operator:
-            document["status"] = {**previous, "operator": self._options.operator}
-            self._set_status(document, document["status"], guarded=True)
-
     def _reject(self, document: Object, error: InvalidService) -> None:
         self._show_capacity((document["metadata"]["namespace"], document["metadata"]["name"]), None)
         previous, generation = document.get("status", {}), document["metadata"].get("generation", 0)
@@ -181,12 +150,12 @@ class Reconciler:
         before = issued_before(document)
         if before and self._certificates and not self._options.issuer:
             before = self._renewed(document, self._certificates.issue(document)).issued
-        self._publish(document, statuses.rejected(error.problems, generation, previous, self._now(), before))
+        self._status.publish(document, statuses.rejected(error.problems, generation, previous, self._now(), before))
 
-    def _unread(self, document: Object, service: InferenceService, error: ClusterError) -> None:
+    def _report_refused(self, document: Object, service: InferenceService, error: ClusterError) -> None:
         """Report that the API server refuses what the operator needs: `Ready` does not hold for a new spec."""
         previous = document.get("status", {})
-        self._publish(
+        self._status.publish(
             document, statuses.refused_by_api_server(str(error), service.generation, previous, self._now())
         )
 
@@ -213,22 +182,22 @@ class Reconciler:
         # Before any pod is made, which would wait for its Secret; also of a service that is paused.
         certificates = self._certify(document, service, observed, rendered)
         steps = [] if paused else [*sizing.steps, *plan(desired, observed, service.spec.rollout)]
-        self._intend(document, steps)
+        self._status.record_removing(document, steps)
         failures = execute(self._cluster, service.namespace, service.name, steps, observed)
         if certificates and certificates.refused:
             failures[certificates.refused[0]] = certificates.refused[1]
         for target, error in failures.items():
             # Once a code: what the message says may be another at each try.
             occasion = f"{target} {error.status} {service.generation}"
-            self._tell(document, "ApplyFailed", f"{target}: {error}", occasion)
-        cached = loading(desired, observed, self._loaded(observed))
+            self._status.warn(document, "ApplyFailed", f"{target}: {error}", occasion)
+        cached = loading(desired, observed, self._pod_statuses.progress(observed))
         if cached and not cached.done:
             self._requeue_after(service.namespace, service.name, LOADING_SECONDS)
         deleted = {step.target for step in steps if isinstance(step, Delete)}
         capacity = paired_capacity(desired, observed, service.spec.rollout)
         self._show_capacity((service.namespace, service.name), capacity)
-        routers, leaving = self._routers(observed), self._leaving(observed)
-        links = self._links(observed)
+        routers, leaving = self._pod_statuses.routers(observed), self._pod_statuses.leaving(observed)
+        links = self._pod_statuses.links(observed)
         status = statuses.accepted(
             desired,
             observed,
@@ -257,7 +226,7 @@ class Reconciler:
         )
         status = msgspec.structs.replace(status, release=release)
         grouped = bool(observed.removing) or any(r.kind == SET_KIND for r in observed.objects)
-        self._publish(document, status, guarded=grouped or status.scaling is not None)
+        self._status.publish(document, status, guarded=grouped or status.scaling is not None)
         if seconds := _recheck_seconds(status, routers or ()):
             self._requeue_after(service.namespace, service.name, seconds)
         return failures
@@ -282,10 +251,9 @@ class Reconciler:
 
     def _renewed(self, document: Object, certificates: CertificateResult) -> CertificateResult:
         if certificates.renewed and certificates.issued:
-            event = StatusEvent(
-                False, "CertificatesRenewed", certificates.renewed, self._stamp(), certificates.issued.issued_at
-            )
-            self._post(document, event)
+            since, occasion = self._status.timestamp(), certificates.issued.issued_at
+            event = StatusEvent(False, "CertificatesRenewed", certificates.renewed, since, occasion)
+            self._status.post(document, event)
         return certificates
 
     def _rescale(
@@ -300,62 +268,11 @@ class Reconciler:
         scaling = self._autoscaler.scale(service, observed, previous)
         if scaling is not None and scaling != before:
             document["status"] = {**previous, "scaling": msgspec.to_builtins(scaling)}
-            self._set_status(document, document["status"], guarded=True)
+            self._status.write(document, document["status"], guarded=True)
             for each in rescalings(before, scaling):
                 log.info("rescale service=%s/%s %s", service.namespace, service.name, each.message)
-                self._post(document, each)
+                self._status.post(document, each)
         return scaling
-
-    def _loaded(self, observed: Observed) -> Progress | None:
-        """How far the running pod of the model's Job is."""
-        if self._pod_reader is None:
-            return None
-        running = [pod.ip for pod in observed.pods if pod.role == PRELOAD and pod.ip]
-        return next(filter(None, map(self._pod_reader.progress, running[:MOST_LOADING])), None)
-
-    def _routers(self, observed: Observed) -> list[RouterStatus | None] | None:
-        """The status of each ready router, `None` for one that does not answer; `None` where no pod is asked."""
-        if self._pod_reader is None:
-            return None
-        return self._pod_reader.routers(
-            [pod.ip for pod in observed.pods if pod.role == "router" and pod.ready and pod.ip]
-        )
-
-    def _links(self, observed: Observed) -> list[MeasuredLink] | None:
-        """What ready prefill workers measured of their links; `None` where none of them answers."""
-        pods = [pod for pod in observed.pods if pod.role == "prefill" and pod.ready and pod.ip and not pod.follower]
-        if self._pod_reader is None or not pods:
-            return []
-        some = sorted(pods, key=lambda pod: pod.name)[:MOST_LINKED]
-        reports = self._pod_reader.workers([pod.ip for pod in some])
-        if not any(reports):
-            return None
-        found = zip(some, reports, strict=True)
-        return [MeasuredLink(pod.name, link) for pod, status in found if status for link in status.links]
-
-    def _intend(self, document: Object, steps: Sequence[Step]) -> None:
-        """Say in the status which sets are to be deleted, before any is: over the status that was read only.
-
-        A Deployment's replicas are set over the replicas that were read. Two who choose among sets at the same time
-        could choose two of which the plan can spare one.
-        """
-        going = sorted(s.target.name for s in steps if isinstance(s, Delete) and s.target.kind == SET_KIND)
-        previous = document.get("status", {})
-        if not set(going) <= set(previous.get("removing", [])):
-            document["status"] = {**previous, "removing": going}
-            self._set_status(document, document["status"], guarded=True)
-
-    def _leaving(self, observed: Observed) -> list[LeavingPod]:
-        """The workers that are being deleted, and what they have to finish. The leader answers for its group."""
-        workers = [pod for pod in observed.leaving if pod.role in WORKER_ROLES]
-        leaders = {pod.group for pod in workers if not pod.follower}
-        left = {pod.group: pod for pod in reversed(workers) if pod.follower and pod.group not in leaders}
-        pods = [pod for pod in workers if not pod.follower or left.get(pod.group) is pod]
-        reports = self._pod_reader.workers([pod.ip for pod in pods]) if self._pod_reader else [None] * len(pods)
-        return [
-            LeavingPod(pod.name, status.requests, status.leases) if status else LeavingPod(pod.name)
-            for pod, status in zip(pods, reports, strict=True)
-        ]
 
     def _servable(self, document: Object, desired: list[Object]) -> list[Object]:
         """`desired` without the objects whose API this server does not serve; an Event reports each."""
@@ -366,46 +283,8 @@ class Reconciler:
             elif item["kind"] not in OPTIONAL_KINDS:
                 what = f"{item['apiVersion']} {item['kind']}"
                 message = f"{reference(item)} is left out: this cluster does not serve {what}"
-                self._tell(document, "APINotServed", message, what)
+                self._status.warn(document, "APINotServed", message, what)
         return result
-
-    def _tell(self, document: Object, reason: str, message: str, occasion: str) -> None:
-        self._post(document, StatusEvent(True, reason, message, self._stamp(), occasion))
-
-    def _post(self, document: Object, event: StatusEvent) -> None:
-        """Post an Event. Where the API server refuses Events, the reconcile goes on."""
-        try:
-            self._cluster.event(document, event.warning, event.reason, event.message, event.since, event.occasion)
-        except ClusterError as error:
-            if not error.refusal:
-                raise
-            log.warning("event refused reason=%s message=%s error=%s", event.reason, event.message, error)
-
-    def _publish(self, document: Object, status: statuses.Status, guarded: bool = False) -> None:
-        """Write the status where it is another than before, with an Event for every condition that changed.
-
-        `guarded`: only over the one that was read, as it remembers what must not be lost.
-        """
-        previous: dict[str, Any] = document.get("status", {})
-        if status.release is None and "release" in previous:  # which is not forgotten while a spec is refused
-            before = msgspec.convert(previous["release"], ServiceRelease)
-            status = msgspec.structs.replace(status, release=before)
-        current = msgspec.to_builtins(msgspec.structs.replace(status, operator=self._options.operator))
-        if statuses.same(current, previous):
-            return
-        self._set_status(document, current, guarded)
-        for each in status_events(previous, status):
-            self._post(document, each)
-
-    def _set_status(self, document: Object, status: dict[str, Any], guarded: bool) -> None:
-        """Write a status. `guarded`: it remembers what must not be lost, so only where it is as it was read."""
-        metadata = document["metadata"]
-        version = metadata.get("resourceVersion", "") if guarded else ""
-        after = self._cluster.set_status(metadata["namespace"], metadata["name"], status, version)
-        document["metadata"] = {**metadata, "resourceVersion": after}
-
-    def _stamp(self) -> str:
-        return self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _recheck_seconds(status: statuses.Status, routers: Sequence[RouterStatus | None]) -> float:

@@ -22,7 +22,7 @@ ITL, ITL_SLOPE = 0.010, 0.002
 
 
 class Demand:
-    """Arrivals a second by service, and its pods' answers (`kvasir_operator.reconcile.reconciler.Ask`)."""
+    """Arrivals a second by service, and its pods' answers: a `PodStatusReader`."""
 
     def __init__(self, server: Server, chance: random.Random) -> None:
         self._server = server

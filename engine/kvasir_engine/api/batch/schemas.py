@@ -1,4 +1,7 @@
-"""OpenAI's files and batches: what clients see of them, and the lines of a batch's files."""
+"""OpenAI's files and batches as clients see them, and the lines of a batch's files.
+
+Docstrings of structs are descriptions in `/openapi.json`.
+"""
 
 from typing import Annotated, Literal
 
@@ -54,7 +57,7 @@ class RequestCounts(msgspec.Struct, frozen=True):
 
 
 class LineError(msgspec.Struct, frozen=True):
-    """What is wrong with an input file; `line` counts from 1."""
+    """An error in an input file. `line` counts from 1."""
 
     code: str
     message: str
@@ -114,7 +117,7 @@ class LineAnswer(msgspec.Struct, frozen=True):
 
 
 class OutputLine(msgspec.Struct, frozen=True):
-    """A line of an output file, or, where the request was refused or not asked, of an error file."""
+    """A line of an output file; or of an error file, if the request was refused or never sent."""
 
     id: str
     custom_id: str
@@ -123,14 +126,14 @@ class OutputLine(msgspec.Struct, frozen=True):
 
 
 class OwnedFile(msgspec.Struct, frozen=True):
-    """A file as it is on disk. `owner` is the tenant's salt."""
+    """A file as it is kept on disk. `owner` is the tenant's salt."""
 
     owner: str
     file: FileObject
 
 
 class OwnedBatch(msgspec.Struct, frozen=True):
-    """A batch as it is on disk."""
+    """A batch as it is kept on disk. `owner` is the tenant's salt."""
 
     owner: str
     batch: Batch

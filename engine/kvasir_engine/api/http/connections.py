@@ -45,8 +45,8 @@ class Watched(Protocol):
     def idle_since(self) -> float | None:
         """Since when the connection waits for a request; `None` while it has one."""
 
-    def overdue(self, now: float, hurry: float | None) -> str | None:
-        """The timeout that has passed, or `None`. `hurry`: since when the process shuts down."""
+    def overdue(self, now: float, shutdown_since: float | None) -> str | None:
+        """The timeout that has passed, or `None`. `shutdown_since`: when the process began to shut down."""
 
 
 @dataclass
@@ -102,15 +102,15 @@ class ConnectionGate:
             if not self._of[place.address]:
                 del self._of[place.address]
 
-    def sweep(self, hurry: float | None) -> None:
-        """Abort connections whose timeout has passed. `hurry`: since when the process shuts down, by
+    def sweep(self, shutdown_since: float | None) -> None:
+        """Abort connections whose timeout has passed. `shutdown_since`: when the process began to shut down, by
         time.monotonic.
         """
         now = time.monotonic()
         aborted: Counter[str] = Counter()
         for transport, place in list(self._places.items()):
             try:
-                reason = self._unwritten(transport, place, now) or place.watched.overdue(now, hurry)
+                reason = self._unwritten(transport, place, now) or place.watched.overdue(now, shutdown_since)
             except Exception:  # one connection's fault is not to end the server
                 log.exception("a connection cannot be checked; it is closed")
                 reason = "fault"

@@ -1,8 +1,8 @@
-"""How a process leaves: unready at once, gone when nothing is in flight any more, or at its deadline.
+"""Graceful shutdown: a process becomes unready at once, and ends when nothing is in flight or at its deadline.
 
-Two things can begin it: SIGTERM, and `kvasir drain` over a Unix socket, which answers when the process may be
-ended. The second is a pod's preStop hook: SIGTERM comes after it and finds nothing to wait for. No HTTP port has
-it: who reaches one, from a page in a browser or by way of a sidecar, could put the process out of service.
+SIGTERM begins it, and so does `kvasir drain` over a Unix socket, which answers when the process may be ended. The
+latter is a pod's preStop hook; the SIGTERM after it finds nothing to wait for. No HTTP port offers it: a page in a
+browser, or a sidecar, could otherwise take the process out of service.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Drainable(Protocol):
-    """A service that can stop taking work, and knows how much it has."""
+    """A service that can stop accepting work, and counts the work in flight."""
 
     @property
     def inflight(self) -> int: ...
@@ -40,13 +40,13 @@ class Drainable(Protocol):
 
 
 class GracefulShutdown:
-    """The shutdown of `service`, which has `seconds` from its beginning to finish what is in flight."""
+    """The shutdown of `service`, which has `seconds` to finish its requests in flight."""
 
     def __init__(self, service: Drainable, seconds: float) -> None:
         self._service = service
         self._seconds = seconds
         self._deadline: float | None = None
-        self._hurry = asyncio.Event()
+        self._ended = asyncio.Event()
 
     def begin(self) -> None:
         """Become unready. The deadline counts from the first call."""
@@ -55,9 +55,9 @@ class GracefulShutdown:
             log.info("draining inflight=%d", self._service.inflight)
             self._service.drain()
 
-    def hurry(self) -> None:
-        """Stop waiting at once."""
-        self._hurry.set()
+    def stop_waiting(self) -> None:
+        """Make `done` return at once."""
+        self._ended.set()
 
     @property
     def seconds_left(self) -> float | None:
@@ -68,13 +68,13 @@ class GracefulShutdown:
         """Wait until nothing is in flight for `quiet` seconds, or the deadline; returns what is left."""
         self.begin()
         busy = time.monotonic()
-        while not self._hurry.is_set() and self.seconds_left:
+        while not self._ended.is_set() and self.seconds_left:
             now = time.monotonic()
             busy = now if self._service.inflight else busy
             if not self._service.inflight and now - busy >= quiet:
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), _POLL_SECONDS)
+                await asyncio.wait_for(self._ended.wait(), _POLL_SECONDS)
         return self._service.inflight
 
     @contextlib.asynccontextmanager
@@ -94,11 +94,11 @@ class GracefulShutdown:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if _peer(writer.get_extra_info("socket")) in (0, os.geteuid()):
-                writer.write(msgspec.json.encode(await self._heard(reader)) + b"\n")
+                writer.write(msgspec.json.encode(await self._handle(reader)) + b"\n")
         finally:
             writer.close()
 
-    async def _heard(self, reader: asyncio.StreamReader) -> dict[str, object]:
+    async def _handle(self, reader: asyncio.StreamReader) -> dict[str, object]:
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 ask = msgspec.json.decode(await reader.readline(), type=DrainRequest)

@@ -76,7 +76,7 @@ class GuardedHttp(H11Protocol):
         """See gate.Watched."""
         return self._idle_since
 
-    def overdue(self, now: float, hurry: float | None) -> str | None:
+    def overdue(self, now: float, shutdown_since: float | None) -> str | None:
         """See gate.Watched. Between requests uvicorn's own timer runs."""
         limits = self._gate.limits
         if self._head_since is not None and now - self._head_since > limits.header_seconds:
@@ -84,7 +84,7 @@ class GuardedHttp(H11Protocol):
         if self._body_since is not None:
             if now - self._body_since > limits.body_seconds + self._body_bytes / limits.bytes_per_second:
                 return "body"
-            if hurry is not None and now - max(hurry, self._body_since) > limits.leaving_seconds:
+            if shutdown_since is not None and now - max(shutdown_since, self._body_since) > limits.leaving_seconds:
                 return "body"
         return self._writing.late(now, self._gate)
 
@@ -185,7 +185,7 @@ class GuardedWebSocket(WebSocketsSansIOProtocol):
         """See gate.Watched: none makes room for others."""
         return None
 
-    def overdue(self, now: float, hurry: float | None) -> str | None:
+    def overdue(self, now: float, shutdown_since: float | None) -> str | None:
         """See gate.Watched."""
         if not self.handshake_complete and now - self._since > self._gate.limits.header_seconds:
             return "header"

@@ -109,7 +109,7 @@ class _Server(uvicorn.Server):
         self._secured = secured
         self._gate = ConnectionGate(limits)
         self._shutdown = shutdown
-        self._hurry: float | None = None
+        self._shutdown_since: float | None = None
         self._acceptors: list[Acceptor] = []
 
     @contextlib.contextmanager
@@ -128,9 +128,9 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_TICKS == 0:
-            if self._hurry is None and self._shutdown.seconds_left is not None:
-                self._hurry = time.monotonic()
-            self._gate.sweep(self._hurry)
+            if self._shutdown_since is None and self._shutdown.seconds_left is not None:
+                self._shutdown_since = time.monotonic()
+            self._gate.sweep(self._shutdown_since)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -198,12 +198,12 @@ async def serve(
 
 @contextlib.contextmanager
 def ended_by_signals(shutdown: GracefulShutdown) -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set; the second signal makes `shutdown` hurry."""
+    """An event that SIGTERM and SIGINT set; at the second signal `shutdown` stops waiting."""
     stop = asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
-            shutdown.hurry()
+            shutdown.stop_waiting()
         stop.set()
 
     loop = asyncio.get_running_loop()

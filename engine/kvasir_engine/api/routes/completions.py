@@ -35,7 +35,7 @@ def add(app: FastAPI, service: Service) -> None:
             else None
         )
         answer = service.answer(id, params, prompts, choices, echo)
-        pieces = partial(run_choices, service.client, choices, answer.tally, clock)
+        pieces = partial(run_choices, service.client, choices, answer.counter, clock)
         scored = params.logprobs
         if params.stream:
             return EventResponse(lambda: completion_events(answer, pieces(), scored))

@@ -1,7 +1,6 @@
 """Files and batches in an object store, which any number of processes share."""
 
 import secrets
-import shutil
 import tempfile
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,8 +24,8 @@ class ObjectStore:
     def __init__(self, bucket: Bucket, limits: BatchLimits | None = None, linger: float = 0.5) -> None:
         limits = limits or BatchLimits()
         self._bucket = bucket
-        self._spool = Path(tempfile.mkdtemp(prefix="kvasir-batches-"))
-        self.files = ObjectFiles(bucket, self._spool, limits)
+        self._spool = tempfile.TemporaryDirectory(prefix="kvasir-batches-", ignore_cleanup_errors=True)
+        self.files = ObjectFiles(bucket, Path(self._spool.name), limits)
         self.jobs = ObjectJobs(bucket, self.files, limits, linger=linger)
 
     async def tidy(self) -> None:
@@ -40,7 +39,7 @@ class ObjectStore:
 
     def close(self) -> None:
         """Remove the temporary folder."""
-        shutil.rmtree(self._spool, ignore_errors=True)
+        self._spool.cleanup()
 
 
 async def check_bucket(bucket: Bucket) -> None:

@@ -1,4 +1,4 @@
-"""Does, one after another, what was appended to one state of a program. Lives in the endpoint's event loop."""
+"""Executes the steps that were appended to one state of a program, in order, in the endpoint's event loop."""
 
 import asyncio
 import concurrent.futures
@@ -13,49 +13,51 @@ from kvasir.program.expressions import Begin, End, Gen, Select, Step
 from kvasir.program.prefix_gate import PrefixGate
 from kvasir.program.transcript import Transcript, gen_body
 from kvasir.program.variable import Generated, Variable
-from kvasir.program.waiting import until
+from kvasir.program.waiting import wait_done
 from kvasir_engine.client.chunks import CallUsage
 from kvasir_engine.client.connection import CallError
 
 GATED_CHARACTERS = 1000
-"""Forks of more text than this that no call has had yet wait for the first of them."""
+"""With more text than this that no call has sent yet, forks wait until the first of them has cached it."""
 
 
 @dataclass(frozen=True)
-class TrackPoint:
-    """What a fork begins with. `called`: so many characters have been in a call. `gates`: not passed yet."""
+class StateSnapshot:
+    """The state between two steps, from which a fork continues. `called`: how many characters a call has sent
+    already. `gates`: those that the next call has to pass."""
 
     transcript: Transcript = field(default_factory=Transcript)
     called: int = 0
     gates: tuple[PrefixGate, ...] = ()
 
-    def forked(self, forks: int) -> "TrackPoint":
-        """What each of `forks` begins with."""
+    def forked(self, forks: int) -> "StateSnapshot":
+        """The snapshot from which each of `forks` forks continues."""
         gated = forks > 1 and self.transcript.length - self.called > GATED_CHARACTERS
         return replace(self, gates=(*self.gates, PrefixGate())) if gated else self
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Tells of the point at which it stands; with `forks`, as each of so many forks begins."""
+class TakeSnapshot:
+    """A step that sets `taken` to the snapshot at its place; with `forks`, to the one for so many forks."""
 
-    reached: "concurrent.futures.Future[TrackPoint]"
+    taken: "concurrent.futures.Future[StateSnapshot]"
     forks: int = 0
 
 
-class Track:
-    """`start`: where it begins. After an error nothing more is done, and all that is asked of it fails."""
+class StateExecutor:
+    """Executes steps from the snapshot `start` on. After an error it executes nothing more, and all later steps
+    fail."""
 
-    def __init__(self, calls: Calls, start: "concurrent.futures.Future[TrackPoint]", url: str) -> None:
-        self.point = TrackPoint()
+    def __init__(self, calls: Calls, start: "concurrent.futures.Future[StateSnapshot]", url: str) -> None:
+        self.point = StateSnapshot()
         self.error: str | None = None
         self._calls, self._url = calls, url
-        self._start: concurrent.futures.Future[TrackPoint] | None = start
-        self._queue: deque[tuple[Step | Mark, Variable | None]] = deque()
+        self._start: concurrent.futures.Future[StateSnapshot] | None = start
+        self._queue: deque[tuple[Step | TakeSnapshot, Variable | None]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def append(self, steps: list[tuple[Step | Mark, Variable | None]]) -> None:
-        """Do these too, when what was appended before is done."""
+    def append(self, steps: list[tuple[Step | TakeSnapshot, Variable | None]]) -> None:
+        """Execute these steps after all earlier ones."""
         self._queue.extend(steps)
         if self.error is not None:
             self._fail(self.error)
@@ -63,7 +65,7 @@ class Track:
             self._task = asyncio.create_task(self._work())
 
     def cancel(self, reason: str) -> None:
-        """Do nothing more."""
+        """Stop; all steps that have not ended fail with `reason`."""
         if self._task is not None:
             self._task.cancel(reason)
         elif self.error is None:
@@ -72,7 +74,7 @@ class Track:
     async def _work(self) -> None:
         try:
             if self._start is not None:
-                await until(self._start)
+                await wait_done(self._start)
                 self.point = self._start.result()
                 self._start = None
             while self._queue:
@@ -87,7 +89,7 @@ class Track:
         finally:
             self._task = None
 
-    async def _do(self, step: Step | Mark, variable: Variable | None) -> None:
+    async def _do(self, step: Step | TakeSnapshot, variable: Variable | None) -> None:
         point = self.point
         match step:
             case str():
@@ -96,8 +98,8 @@ class Track:
                 self.point = replace(point, transcript=point.transcript.begin(role))
             case End():
                 self.point = replace(point, transcript=point.transcript.end())
-            case Mark(reached, forks):
-                reached.set_result(point.forked(forks))
+            case TakeSnapshot(taken, forks):
+                taken.set_result(point.forked(forks))
             case Gen() | Select():
                 assert variable is not None
                 try:
@@ -112,7 +114,7 @@ class Track:
                 except ProgramError as error:
                     raise ProgramError(f"{self._at()}: {error}") from None
                 transcript = point.transcript.add(generated.text)
-                self.point = TrackPoint(transcript, transcript.length)
+                self.point = StateSnapshot(transcript, transcript.length)
                 variable.end(generated)
 
     async def _gen(self, gen: Gen, variable: Variable, passage: "_Passage") -> Generated:
@@ -153,12 +155,12 @@ class Track:
             step, variable = self._queue.popleft()
             if variable is not None:
                 variable.fail(self.error)
-            elif isinstance(step, Mark) and not step.reached.done():
-                step.reached.set_exception(ProgramError(self.error))
+            elif isinstance(step, TakeSnapshot) and not step.taken.done():
+                step.taken.set_exception(ProgramError(self.error))
 
 
 class _Passage:
-    """Through gates, one after another; those that are led are open at the latest when it is over."""
+    """Passes gates one after another. The gates that this call leads open at the latest when it ends."""
 
     def __init__(self, gates: tuple[PrefixGate, ...]) -> None:
         self._gates, self._led = gates, list[PrefixGate]()
@@ -177,6 +179,6 @@ class _Passage:
         self.open()
 
     def open(self) -> None:
-        """Open those that are led."""
+        """Open the gates that this call leads."""
         for gate in self._led:
             gate.open()
