@@ -17,6 +17,7 @@ from e2e.controlplane.cluster import Cluster, version
 from kvasir_operator.admission import parse
 from kvasir_operator.api import API_VERSION, KIND
 from kvasir_operator.cluster.client import KINDS
+from kvasir_operator.pod_validation import UNRESTRICTED
 from kvasir_operator.render import Options, render
 
 EXAMPLES = sorted((kvasir.REPOSITORY / "manifests").glob("*.yaml"))
@@ -53,7 +54,9 @@ def test_every_object_of_a_service_is_taken(nodes: Cluster, path: Path) -> None:
         if document["kind"] == KIND:
             document["metadata"] = {"name": document["metadata"]["name"]}
             accepted(nodes, [document])
-            rendered += render(parse(document), Options(operator_namespace="o", metrics_namespace="m"))
+            rendered += render(
+                parse(document, policy=UNRESTRICTED), Options(operator_namespace="o", metrics_namespace="m")
+            )
         else:
             accepted(nodes, [document])
     assert {(o["apiVersion"], o["kind"]) for o in rendered} <= set(KINDS)
@@ -74,7 +77,7 @@ def users() -> dict[str, list[Object]]:
         service = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": wanted}
         options = Options(operator_namespace="o", metrics_namespace="m")
         placed = {**service, "metadata": {**metadata, "namespace": "default"}}
-        found[case] = [service, *render(parse(placed), options)]
+        found[case] = [service, *render(parse(placed, policy=UNRESTRICTED), options)]
     return found
 
 

@@ -494,6 +494,11 @@ _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker
 _to_router: msgspec.msgpack.Decoder[ToRouter] = msgspec.msgpack.Decoder(ToRouter)
 
 
+UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What a decoder of msgspec raises for bytes that are no value of its type. What it skips may be nested without
+end, too: fields that are unknown, or before the one that says which type it is."""
+
+
 class BadFrame(ValueError):
     """A frame that cannot be encoded or decoded; the message names the field."""
 
@@ -510,7 +515,7 @@ def decode_to_worker(data: bytes) -> ToWorker:
     """A frame that a router sent. Raises BadFrame."""
     try:
         return _to_worker.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except UNREADABLE as error:
         raise BadFrame(str(error)) from error
 
 
@@ -518,7 +523,7 @@ def decode_to_router(data: bytes) -> ToRouter:
     """A frame that a worker sent. Raises BadFrame."""
     try:
         return _to_router.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except UNREADABLE as error:
         raise BadFrame(str(error)) from error
 
 

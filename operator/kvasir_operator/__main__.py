@@ -22,6 +22,7 @@ from kvasir_operator.cluster.lease_client import ClusterLease
 from kvasir_operator.controller import Controller, ControllerSettings, WatchDied, Webhook
 from kvasir_operator.crd import crd_yaml, role_crd_yaml
 from kvasir_operator.plan import trace
+from kvasir_operator.pod_validation import RESTRICTED, Level, PodPolicy
 from kvasir_operator.render import Issuer, Options
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -77,6 +78,12 @@ def run(
         str, typer.Option(help="Its kind: Issuer (one in each service's namespace), ClusterIssuer, or another's.")
     ] = Issuer("").kind,
     issuer_group: Annotated[str, typer.Option(help="Its API group.")] = Issuer("").group,
+    template_policy: Annotated[
+        Level, typer.Option(help="The level of the Pod Security Standards that pods may have.")
+    ] = RESTRICTED.level,
+    rdma: Annotated[
+        bool, typer.Option(help="Let pods with transfer.rdmaResource have IPC_LOCK at any level.")
+    ] = RESTRICTED.rdma,
 ) -> None:
     """Run the controller until SIGTERM."""
     if bool(namespace) == all_namespaces:
@@ -102,6 +109,7 @@ def run(
         issuer=Issuer(issuer_name, issuer_kind, issuer_group) if issuer_name else None,
         operator_class=operator_class,
         operator=f"{own_namespace}/{lease_name}" if leader_elect else "",
+        template_policy=PodPolicy(template_policy, rdma),
     )
     lease = (own_namespace, lease_name) if leader_elect else None
     files = [str(webhook_certificates / name) for name in ("tls.crt", "tls.key")]

@@ -247,7 +247,8 @@ class Controller:
             self._queue.add((namespace, labels[SERVICE_LABEL]))
 
         async def on_admission(body: kopf.Body, old: kopf.Body | None, **_: Any) -> None:
-            if reason := await asyncio.to_thread(refusal, body, old, self._read_metadata):
+            policy = self._setup.options.template_policy
+            if reason := await asyncio.to_thread(refusal, body, old, self._read_metadata, policy):
                 raise kopf.AdmissionError(reason, code=422)
 
         if self._setup.webhook:

@@ -11,6 +11,7 @@ from kvasir_operator.cluster.interface import ClusterError
 from kvasir_operator.plan import Apply, Delete, Scale, plan, stamped
 from kvasir_operator.plan.observed import Observed, Reference, observe, reference
 from kvasir_operator.plan.preload import Progress
+from kvasir_operator.pod_validation import UNRESTRICTED
 from kvasir_operator.render import Object
 
 UID = "0b0c6f5e-0000-4000-8000-000000000001"
@@ -28,8 +29,8 @@ def document(name: str = "llama", namespace: str = "default", **spec: Any) -> Ob
 
 
 def service(name: str = "llama", **spec: Any) -> InferenceService:
-    """The parsed service of `document`."""
-    return parse(document(name, **spec))
+    """The parsed service of `document`, whose pods may be anything."""
+    return parse(document(name, **spec), policy=UNRESTRICTED)
 
 
 def made_by(item: Object, kind: str = "") -> Object:

@@ -12,6 +12,7 @@ from kvasir_operator.certificates import Authority, new_authority
 from kvasir_operator.certificates.renewal import RENEW_AFTER, SPREAD
 from kvasir_operator.cluster.authority_store import authorities
 from kvasir_operator.cluster.interface import ClusterError
+from kvasir_operator.pod_validation import UNRESTRICTED
 from kvasir_operator.reconcile.certificates import AUTHORITY_SECONDS, CertificateManager
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options, render
@@ -56,7 +57,11 @@ class World:
         """A new process."""
         manager = CertificateManager(self.cluster, self.store, lambda: self.now, lambda: self.now.timestamp())
         self.operator = Reconciler(
-            self.cluster, Options(), lambda model: None, lambda: self.now, certificates=manager
+            self.cluster,
+            Options(template_policy=UNRESTRICTED),
+            lambda model: None,
+            lambda: self.now,
+            certificates=manager,
         )
 
     def reconcile(self, after: timedelta = timedelta(0)) -> None:

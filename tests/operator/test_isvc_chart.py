@@ -101,12 +101,36 @@ def test_the_flags_are_ones_that_the_operator_has(template: Template) -> None:
     run = get_command(app).commands["run"]  # type: ignore[attr-defined]
     known = {option for parameter in run.params for option in (*parameter.opts, *parameter.secondary_opts)}
     others = template(
-        "watchNamespaces={a}", "monitoring.namespace=m", "monitoring.podMonitors=false", "webhook.enabled=true"
+        "watchNamespaces={a}",
+        "monitoring.namespace=m",
+        "monitoring.podMonitors=false",
+        "webhook.enabled=true",
+        "templatePolicy=baseline",
+        "allowRdma=false",
     )
     for objects in (template(), others):
         command, *flags = operator_args(objects)
         assert command == "run"
         assert {flag.split("=")[0] for flag in flags} <= known
+
+
+@pytest.mark.parametrize(
+    ("sets", "flags"),
+    [
+        ((), {"--template-policy=restricted"}),
+        (("templatePolicy=privileged",), {"--template-policy=privileged"}),
+        (("templatePolicy=baseline", "allowRdma=false"), {"--template-policy=baseline", "--no-rdma"}),
+    ],
+)
+def test_the_installer_says_what_pods_may_be(template: Template, sets: tuple[str, ...], flags: set[str]) -> None:
+    found = {flag for flag in operator_args(template(*sets)) if "policy" in flag or "rdma" in flag}
+    assert found == flags
+
+
+def test_a_level_that_is_none_is_refused(template: Template) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        template("templatePolicy=open")
+    assert "templatePolicy" in error.value.stderr
 
 
 def test_helm_test_asks_for_a_sign_of_life(template: Template) -> None:

@@ -18,7 +18,7 @@ from kvasir_operator.admission.webhook import refusal
 from kvasir_operator.api import KIND, InvalidService
 from kvasir_operator.local import manifest
 from kvasir_operator.local.errors import LocalError
-from kvasir_operator.pod_validation import pod_problems
+from kvasir_operator.pod_validation import RESTRICTED, UNRESTRICTED, pod_problems
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options, render
 
@@ -46,8 +46,8 @@ def templates(objects: list[Object]) -> list[Object]:
 
 @pytest.mark.parametrize(("name", "spec"), TAKEN, ids=[name for name, _ in TAKEN])
 def test_what_is_taken_renders_to_objects_that_api_servers_take(name: str, spec: dict[str, Any]) -> None:
-    assert refusal(written(spec), None, lambda _: None) is None
-    objects = render(parse(written(spec)), OPTIONS)
+    assert refusal(written(spec), None, lambda _: None, UNRESTRICTED) is None
+    objects = render(parse(written(spec), policy=UNRESTRICTED), OPTIONS)
     # Claims are written so from 1.31 on, with the requests of one from 1.32 on.
     oldest = VERSIONS[2] if "resourceClaims" in str(spec) else VERSIONS[0]
     for version in (oldest, VERSIONS[-2], VERSIONS[-1]):
@@ -66,7 +66,7 @@ def test_what_is_taken_renders_to_objects_that_api_servers_take(name: str, spec:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_everything_at_once_is_taken_by_every_version(version: str) -> None:
     for name in ("smallest", "sidecar", "mig", "cache of a claim", "ingress", "external scaling", "host network"):
-        for item in render(parse(written(dict(TAKEN)[name])), OPTIONS):
+        for item in render(parse(written(dict(TAKEN)[name]), policy=UNRESTRICTED), OPTIONS):
             assert not list(complaints(item, version))
 
 
@@ -97,8 +97,9 @@ FILES = [*sorted((ROOT / "manifests").rglob("*.yaml")), *sorted(Path(__file__).p
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_examples_and_the_installation_are_taken(path: Path) -> None:
     objects: list[Object] = []
+    policy = UNRESTRICTED if "corpus" in path.parts else RESTRICTED
     for found in filter(None, yaml.safe_load_all(path.read_text())):
-        objects += render(parse(found), OPTIONS) if found["kind"] == KIND else [found]
+        objects += render(parse(found, policy=policy), OPTIONS) if found["kind"] == KIND else [found]
     assert objects
     for version in (VERSIONS[0], VERSIONS[-2], VERSIONS[-1]):
         assert not [said for item in objects for said in complaints(item, version)]

@@ -9,13 +9,14 @@ from isvc_cases import FakeCluster, document, pod_templates
 
 from kvasir_operator.api import KIND
 from kvasir_operator.plan.observed import Reference
+from kvasir_operator.pod_validation import UNRESTRICTED
 from kvasir_operator.reconcile.reconciler import Reconciler
 from kvasir_operator.render import Object, Options
 from kvasir_operator.render.options import DEFAULTS
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-OLD = Options(engine_image="r/kvasir-engine:1", defaults=1)
-NEW = Options(engine_image="r/kvasir-engine:2", defaults=DEFAULTS)
+OLD = Options(engine_image="r/kvasir-engine:1", defaults=1, template_policy=UNRESTRICTED)
+NEW = Options(engine_image="r/kvasir-engine:2", defaults=DEFAULTS, template_policy=UNRESTRICTED)
 HUB = {"uri": "hf://a/b", "cache": {"claimName": "c"}}
 
 

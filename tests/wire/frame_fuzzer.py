@@ -3,18 +3,25 @@
 import copy
 import random
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
+NESTED = b"\xa1x" + b"\x91" * 5000 + b"\xc0"
+"""A field whose value is nested far beyond what any decoder follows, as msgpack has it."""
 EDGES = (0, 1, 2, 3, 4, 7, 49, 50, 63, 64, -1, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -(2**63))
 FLOATS = (0.0, 0.5, 1.0, 30.0, -1.0, 1e308, 5e-324, float("nan"), float("inf"), float("-inf"))
 OTHER: tuple[object, ...] = (None, True, "", "x", b"\xff", [], {}, [None], {"t": 1}, 1.5, -1, 2**64 - 1)
 
 
+_type_info = cache(inspect.type_info)
+
+
 class Grammar:
-    """`known` are values that a field of this name is given half of the time: what the workers really have."""
+    """`known` are values that a field of this name is given half of the time: what the workers really have. One
+    frame of fifty has a field that is nested without end."""
 
     def __init__(self, seed: int, known: Mapping[str, Sequence[object]]) -> None:
         self.random = random.Random(seed)
@@ -22,13 +29,15 @@ class Grammar:
 
     def frame(self, kinds: Sequence[type]) -> bytes:
         """A frame of one of `kinds`, as bytes; one of fifty is broken bytes."""
-        built = self.build(inspect.type_info(self.random.choice(kinds)))
+        built = self.build(_type_info(self.random.choice(kinds)))
         if self.random.random() < 0.3:
             self._spoil(built)
         try:
             data = bytearray(msgspec.msgpack.encode(built))
         except OverflowError:
             return b"\xc1"
+        if isinstance(built, dict) and len(built) < 15 and self.random.random() < 0.02:
+            data[:1] = bytes([data[0] + 1]) + NESTED  # a field that nobody knows, first
         if self.random.random() < 0.02:
             data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
         return bytes(data)
@@ -62,6 +71,9 @@ class Grammar:
                 return [self.build(kind.item_type) for _ in range(pick.choice((0, 1, 2, 3, 9)))]
             case inspect.TupleType():
                 return [self.build(each) for each in kind.item_types]
+            case inspect.DictType():
+                count = pick.choice((0, 1, 3))
+                return {self.build(kind.key_type): self.build(kind.value_type) for _ in range(count)}
         raise TypeError(f"no value of {kind}")
 
     def _struct(self, kind: inspect.StructType) -> Any:

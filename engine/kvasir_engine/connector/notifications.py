@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from kvasir_engine.bounds import MOST_ITEMS, Count, Nonce, Pages, Small, Text, Token, Word64, Words
-from kvasir_engine.protocol import Address, BadFrame, TokenLogprobs
+from kvasir_engine.protocol import UNREADABLE, Address, BadFrame, TokenLogprobs
 
 
 class Message(
@@ -112,5 +112,5 @@ def decode(data: bytes) -> AnyMessage:
     """A message from a peer. Raises BadFrame."""
     try:
         return _decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except UNREADABLE as error:
         raise BadFrame(str(error)) from error

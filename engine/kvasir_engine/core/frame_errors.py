@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from kvasir_engine.bounds import Name
-from kvasir_engine.protocol import BadFrame, Delta, Failure, Leased, Load, Step, ToRouter, encode
+from kvasir_engine.protocol import UNREADABLE, BadFrame, Delta, Failure, Leased, Load, Step, ToRouter, encode
 
 log = logging.getLogger("worker")
 
@@ -38,7 +38,7 @@ def request_of(data: bytes) -> str | None:
     """The id of the request of an invalid frame, or `None` if it cannot be decoded."""
     try:
         return _decoder.decode(data).id
-    except (msgspec.MsgspecError, ValueError):
+    except UNREADABLE:
         return None
 
 

@@ -109,13 +109,16 @@ class Leader:
                     return stream
                 case node_protocol.Refused(reason):
                     raise UserError(f"{self.name} refuses node {self._where.rank}: {reason}")
-                case _:
+                case None:
                     raise ConnectionError("it closed the connection")
+                case frame:
+                    raise node_protocol.unexpected(frame)
         except (ssl.SSLError, Untrusted) as error:
             sock.close()
             why = str(error) if isinstance(error, Untrusted) else why_failed(error)
             raise UserError(f"no TLS with {self.name}: {why}") from None
         except ValueError as error:
+            sock.close()
             raise UserError(
                 f"what answers at {self._where.host}:{self._where.port} is not a leader: {error}"
             ) from None
@@ -233,6 +236,8 @@ class Follower:
                         raise ExpectedEnd
                     case Ended(reason):
                         self._end(reason)
+                    case _:
+                        raise node_protocol.unexpected(frame)
         except (OSError, ValueError) as lost:
             error = lost
         self._end(f"{self._leader.name} {node_protocol.loss(error)}; the worker ends with it")

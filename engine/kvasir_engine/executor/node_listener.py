@@ -265,14 +265,17 @@ class NodeListener:
 
     def _read(self, node: JoinedNode) -> None:
         error: Exception | None = None
+        ranks = self._where.ranks(self.group.config.tensor_parallel, node.number)
         try:
             while frame := node_protocol.receive(node.sock):
                 match frame:
-                    case RankEnded(rank, exit_reason):
+                    case RankEnded(rank, exit_reason) if rank in ranks:
                         node.rank_ended(rank, exit_reason)
                     case Leave():
                         log.info("a node has to leave node=%d address=%s", node.number, node.address)
                         self._leave()
+                    case _:
+                        raise node_protocol.unexpected(frame)
         except (OSError, ValueError) as lost:
             error = lost
         node.disconnected()

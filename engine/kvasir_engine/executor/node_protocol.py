@@ -17,7 +17,9 @@ import msgspec
 
 from kvasir_engine import keepalive
 from kvasir_engine.config import EngineConfig
+from kvasir_engine.errors import UserError
 from kvasir_engine.nodes import Nodes
+from kvasir_engine.protocol import UNREADABLE
 from kvasir_engine.tls_stream import Stream
 
 VERSION = 3
@@ -122,6 +124,8 @@ def refusal(hello: NodeHello, group: NodeSettings, epoch: int, taken: Iterable[t
     ranks = Nodes(count, hello.node, "", 0).ranks(group.config.tensor_parallel)
     if hello.rank not in ranks:
         return f"its ranks are {ranks.start} to {ranks.stop - 1}"
+    if hello.channel == "node" and hello.rank != ranks.start:
+        return f"its own connection is that of its first rank, {ranks.start}"
     if hello.channel != "node" and hello.epoch != epoch:
         return f"its epoch {hello.epoch:016x} is not the leader's {epoch:016x}: it is left from another start"
     if (hello.rank, hello.channel) in taken:
@@ -154,9 +158,12 @@ def receive(sock: Stream) -> AnyFrame | None:
     (length,) = struct.unpack(">I", head)
     if length > LONGEST:
         raise ValueError("it sends what is no frame")
+    data = _exactly(sock, length)
+    if len(data) < length:
+        return None
     try:
-        return _decoder.decode(_exactly(sock, length))
-    except msgspec.DecodeError as error:
+        return _decoder.decode(data)
+    except (*UNREADABLE, UserError) as error:  # a setting out of its range is the user's error elsewhere
         raise ValueError(f"it sends a frame that cannot be read: {error}") from None
 
 
@@ -169,6 +176,11 @@ def _exactly(sock: Stream, count: int) -> bytes:
             return b""
         data += some
     return data
+
+
+def unexpected(frame: AnyFrame) -> ValueError:
+    """What to raise for a frame that the other side has no reason to send."""
+    return ValueError(f"it sends a frame that is not its to send: {type(frame).__name__}")
 
 
 def loss(error: Exception | None) -> str:

@@ -46,6 +46,8 @@ from kvasir_engine.sampling.sampler import SampleRequest
 log = logging.getLogger("ranks")
 
 STOP_SECONDS = 10.0
+MOST_OF_REASON = 8192
+"""Characters of the reason that other nodes are told: a frame between nodes has a bound."""
 
 
 class RankProcesses:
@@ -233,7 +235,7 @@ class RankProcesses:
         shutil.rmtree(self._meeting, ignore_errors=True)
         sys.stderr.write(f"kvasir: error: {reason}\n")
         sys.stderr.flush()
-        self._tell(node_protocol.Ended(reason))
+        self._tell(node_protocol.Ended(reason[:MOST_OF_REASON]))
         os._exit(1 if self._serving else 2)
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from kvasir_engine import faults
 from kvasir_engine.executor import rank_protocol
 from kvasir_engine.executor.rank_protocol import Copied, RankFailed, RankLoaded, RankReady, Report
-from kvasir_engine.protocol import Address
+from kvasir_engine.protocol import Address, BadFrame
 from kvasir_engine.supervisor import ExpectedEnd, start_thread
 
 LOAD_GRACE = 1.0
@@ -116,6 +116,9 @@ class RankLink:
                         pass
                     case Report() as report:
                         self._report(self.rank, report)
+        except BadFrame as error:
+            self._ended(self.rank, f"says what cannot be read: {error}")
+            raise ExpectedEnd from None
         except (EOFError, OSError):
             exit_reason = reason or self._exit_reason()
             if exit_reason is not None:

@@ -6,6 +6,8 @@ with: an idle rank may wait on a socket for ever, its transfer thread can look i
 end of a process is the end of its sockets.
 """
 
+from typing import TypeVar
+
 import msgspec
 import numpy as np
 import torch
@@ -14,8 +16,9 @@ from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector import receiver, sender
 from kvasir_engine.connector.commands import AnyCommand
 from kvasir_engine.connector.sender import Key, Push
+from kvasir_engine.errors import UserError
 from kvasir_engine.forward_batch import ForwardBatch
-from kvasir_engine.protocol import Address, Fingerprint
+from kvasir_engine.protocol import UNREADABLE, Address, BadFrame, Fingerprint
 
 
 class RankFrame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
@@ -144,6 +147,8 @@ class Report(RankFrame, frozen=True):
 ToMain = Setup | Serve | StepFrame | Copies | PushFrame | Stop
 FromRank = RankLoaded | RankFailed | RankReady | Copied | Report
 
+T = TypeVar("T")
+
 _encoder = msgspec.msgpack.Encoder()
 _to_main: msgspec.msgpack.Decoder[ToMain] = msgspec.msgpack.Decoder(ToMain)
 _from_rank: msgspec.msgpack.Decoder[FromRank] = msgspec.msgpack.Decoder(FromRank)
@@ -156,15 +161,22 @@ def encode(frame: ToMain | FromRank | AnyCommand) -> bytes:
 
 
 def decode_to_main(data: bytes) -> ToMain:
-    """A frame for a rank's main thread."""
-    return _to_main.decode(data)
+    """A frame for a rank's main thread. Raises BadFrame."""
+    return _decoded(_to_main, data)
 
 
 def decode_from_rank(data: bytes) -> FromRank:
-    """A frame of a rank's."""
-    return _from_rank.decode(data)
+    """A frame of a rank's. Raises BadFrame."""
+    return _decoded(_from_rank, data)
 
 
 def decode_command(data: bytes) -> AnyCommand:
-    """A frame for a rank's transfer thread."""
-    return _command.decode(data)
+    """A frame for a rank's transfer thread. Raises BadFrame."""
+    return _decoded(_command, data)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except (*UNREADABLE, UserError) as error:  # a setting out of its range is the user's error elsewhere
+        raise BadFrame(str(error)) from None

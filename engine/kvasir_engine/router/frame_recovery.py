@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from kvasir_engine.bounds import Name
-from kvasir_engine.protocol import BadFrame, Delta, Failure, Load, ToRouter, decode_to_router
+from kvasir_engine.protocol import UNREADABLE, BadFrame, Delta, Failure, Load, ToRouter, decode_to_router
 from kvasir_engine.protocol import Step as WholeStep
 
 log = logging.getLogger("router")
@@ -44,7 +44,7 @@ def readable(data: bytes) -> Iterator[ToRouter]:
     log.warning("bad frame from a worker error=%r", str(bad))
     try:
         frame = _parts.decode(data)
-    except (msgspec.MsgspecError, ValueError):
+    except UNREADABLE:
         raise bad from None
     match frame:
         case Leased(id):
@@ -56,11 +56,11 @@ def readable(data: bytes) -> Iterator[ToRouter]:
 def _readable(data: bytes, bad: BadFrame) -> Delta:
     try:
         return _delta.decode(data)
-    except (msgspec.MsgspecError, ValueError):
+    except UNREADABLE:
         pass
     try:
         return _failed(_named.decode(data).id, bad)
-    except (msgspec.MsgspecError, ValueError):
+    except UNREADABLE:
         raise bad from None
 
 

@@ -6,11 +6,15 @@ from typing import Any
 from kvasir_operator.admission.rendered_pods import merged_problems
 from kvasir_operator.api import InferenceService, InvalidService
 from kvasir_operator.api.parse import parse_fields
+from kvasir_operator.pod_validation import RESTRICTED, PodPolicy
 
 
-def parse(document: Mapping[str, Any], default_namespace: str = "default") -> InferenceService:
-    """The InferenceService that `document` describes. Raises InvalidService with every problem found."""
+def parse(
+    document: Mapping[str, Any], default_namespace: str = "default", policy: PodPolicy = RESTRICTED
+) -> InferenceService:
+    """The InferenceService that `document` describes, whose pods are no more than `policy` lets them be. Raises
+    InvalidService with every problem found."""
     service = parse_fields(document, default_namespace)
-    if found := merged_problems(service):
+    if found := merged_problems(service, policy):
         raise InvalidService(found)
     return service

@@ -1,39 +1,74 @@
-"""Finds what an API server would refuse in the pods of a service, by the field of the spec that sets it."""
+"""Finds what an API server, or the installer's policy, would refuse in a service's pods, by the spec's field."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from kvasir_operator.admission.features import of_feature
 from kvasir_operator.api import WORKER_ROLES, InferenceService, WorkerRole, Workers
 from kvasir_operator.api.kinds import CONTAINER
 from kvasir_operator.api.strategic_merge import JOINED, LISTS_BY_KEY, identity
 from kvasir_operator.api.structural_schema import Invalid, join
 from kvasir_operator.api.workers import PodOverlay
-from kvasir_operator.pod_validation import Path, Problem, pod_problems
+from kvasir_operator.pod_validation import (
+    Path,
+    PodPolicy,
+    Problem,
+    pod_problems,
+    policy_problems,
+    type_problems,
+)
 from kvasir_operator.render.groups import worker_sets
-from kvasir_operator.render.names import Object
+from kvasir_operator.render.names import Object, Role, role_name
 from kvasir_operator.render.options import Options
 from kvasir_operator.render.preload import preload_job
 from kvasir_operator.render.router import router_deployment
 from kvasir_operator.render.workers import worker_deployment
 
 
-def merged_problems(service: InferenceService) -> list[Invalid]:
+def merged_problems(service: InferenceService, policy: PodPolicy) -> list[Invalid]:
     """Problems of all pods with the spec's templates and resources merged in. A pod that the spec does not
-    customize has none."""
+    customize has none of its own; `policy` judges it all the same."""
     found: dict[Invalid, None] = {}
+    rdma = service.spec.transfer.rdma_resource
     for role in WORKER_ROLES:
         workers = service.spec.workers(role)
-        if not _is_customized(service, workers):
-            continue
         for template in _templates(service, role, workers):
-            for problem in pod_problems(template):
-                found[_located(problem, template, workers, f"spec.{role}", service.spec.transfer.rdma_resource)] = (
-                    None
-                )
-    for overrides, path, template in _others(service):
-        for problem in pod_problems(template):
+            wrong = list(pod_problems(template)) if _is_customized(service, workers) else []
+            for problem in wrong:
+                found[_located(problem, template, workers, f"spec.{role}", rdma)] = None
+            judged = _judged(template, wrong, policy, role_name(service, role))
+            found |= dict.fromkeys(_placed(service, judged, template, workers, f"spec.{role}", policy))
+    for role_or_job, overrides, path, template in _others(service):
+        wrong = list(pod_problems(template)) if _has_overrides(overrides) else []
+        for problem in wrong:
             found[_located(problem, template, overrides, path, "")] = None
+        account = role_name(service, role_or_job) if role_or_job else ""
+        judged = _judged(template, wrong, policy, account)
+        found |= dict.fromkeys(_placed(service, judged, template, overrides, path, policy))
     return list(found)
+
+
+def _judged(template: Object, wrong: list[Problem], policy: PodPolicy, account: str) -> Iterable[Problem]:
+    """What the policy says, of a pod whose types are right; what is wrong with types is refused by itself."""
+    return () if wrong and any(type_problems(template)) else policy_problems(template, policy, account)
+
+
+def _placed(
+    service: InferenceService,
+    problems: Iterable[Problem],
+    template: Object,
+    overrides: PodOverlay,
+    root: str,
+    policy: PodPolicy,
+) -> Iterator[Invalid]:
+    """The problems at the template's fields, and those of our own features at the features'."""
+    for problem in problems:
+        patch_path, rest = _in_template(problem.path, template, overrides.template)
+        if rest and (feature := of_feature(problem, template, service)):
+            if not feature.is_allowed(policy):
+                yield feature.refusal
+            continue
+        yield Invalid(_text(f"{root}.template", (*patch_path, *rest)), problem.reason)
 
 
 def _is_customized(service: InferenceService, workers: Workers) -> bool:
@@ -52,16 +87,16 @@ def _has_overrides(overrides: PodOverlay) -> bool:
     )
 
 
-def _others(service: InferenceService) -> Iterator[tuple[PodOverlay, str, Object]]:
-    """The customized pods that are no workers: the overrides, their path in the spec, the rendered template."""
+def _others(service: InferenceService) -> Iterator[tuple[Role | None, PodOverlay, str, Object]]:
+    """The pods that are no workers: whose account they have, the overrides, their path in the spec, the rendered
+    template."""
     router, preload = service.spec.router, service.spec.model.cache.preload
-    if _has_overrides(router):
-        yield router, "spec.router", router_deployment(service, Options())["spec"]["template"]
-    for job in preload_job(service, Options()) if _has_overrides(preload) else ():
+    yield "router", router, "spec.router", router_deployment(service, Options())["spec"]["template"]
+    for job in preload_job(service, Options()):
         template = job["spec"]["template"]
         # A Job's pods end, unlike those that are judged here; the operator says so (`validation.py`).
         spec = {name: value for name, value in template["spec"].items() if name != "restartPolicy"}
-        yield preload, "spec.model.cache.preload", {**template, "spec": spec}
+        yield None, preload, "spec.model.cache.preload", {**template, "spec": spec}
 
 
 def _templates(service: InferenceService, role: WorkerRole, workers: Workers) -> list[Object]:

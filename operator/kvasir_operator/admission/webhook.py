@@ -6,13 +6,17 @@ from typing import Any
 from kvasir_operator.admission.parse import parse
 from kvasir_operator.api import InvalidService, Model
 from kvasir_operator.api.validation import ModelMetadata, model_problems
+from kvasir_operator.pod_validation import RESTRICTED, PodPolicy
 
 # What the API server adds to a generateName, in length.
 _GENERATED = "xxxxx"
 
 
 def refusal(
-    new: Mapping[str, Any], old: Mapping[str, Any] | None, read_metadata: Callable[[Model], ModelMetadata | None]
+    new: Mapping[str, Any],
+    old: Mapping[str, Any] | None,
+    read_metadata: Callable[[Model], ModelMetadata | None],
+    policy: PodPolicy = RESTRICTED,
 ) -> str | None:
     """Why an InferenceService is not to be stored, or `None`.
 
@@ -25,7 +29,7 @@ def refusal(
     if "name" not in metadata and "generateName" in metadata:
         new = {**new, "metadata": {**metadata, "name": metadata["generateName"] + _GENERATED}}
     try:
-        service = parse(new)
+        service = parse(new, policy=policy)
         if problems := model_problems(service, read_metadata(service.spec.model)):
             raise InvalidService(problems)
     except InvalidService as error:

@@ -191,16 +191,26 @@ def render(
     pod_monitors: Annotated[
         bool, typer.Option("--pod-monitors", help="With the PodMonitors that the Prometheus operator reads.")
     ] = False,
+    template_policy: Annotated[
+        Literal["restricted", "baseline", "privileged"],
+        typer.Option(
+            help="The level of the Pod Security Standards that pods may have: the chart's templatePolicy."
+        ),
+    ] = "restricted",
+    rdma: Annotated[
+        bool, typer.Option(help="Let pods with transfer.rdmaResource have IPC_LOCK: the chart's allowRdma.")
+    ] = True,
 ) -> None:
     """Print the objects that the operator would apply for a manifest's InferenceServices."""
     import yaml
 
     from kvasir_operator.local import manifest
+    from kvasir_operator.pod_validation import PodPolicy
     from kvasir_operator.render import Options
     from kvasir_operator.render import render as render_objects
 
     with _one_line_errors():
-        services, others = manifest.services_of(manifest.read(file), file)
+        services, others = manifest.services_of(manifest.read(file), file, PodPolicy(template_policy, rdma))
     for other in others:
         typer.echo(f"kvasir: note: {other} is the manifest's own and not printed", err=True)
     # Whether a cluster has the Prometheus operator is not known here; without it a PodMonitor could not be applied.

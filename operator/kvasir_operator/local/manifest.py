@@ -13,6 +13,7 @@ import yaml
 from kvasir_operator.admission import parse
 from kvasir_operator.api import KIND, InferenceService, InvalidService
 from kvasir_operator.local.errors import LocalError
+from kvasir_operator.pod_validation import UNRESTRICTED, PodPolicy
 from kvasir_operator.render import Options, with_release_defaults
 
 
@@ -40,8 +41,9 @@ def _documents(text: str, source: str) -> list[Any]:
         raise LocalError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
 
 
-def services_of(text: str, source: str) -> tuple[list[InferenceService], list[str]]:
-    """All InferenceServices of a manifest, and what else it holds, in words. Raises LocalError."""
+def services_of(text: str, source: str, policy: PodPolicy) -> tuple[list[InferenceService], list[str]]:
+    """All InferenceServices of a manifest, and what else it holds, in words. Raises LocalError, also where `policy`
+    refuses their pods."""
     services: list[InferenceService] = []
     others: list[str] = []
     for index, document in enumerate(_documents(text, source)):
@@ -51,7 +53,7 @@ def services_of(text: str, source: str) -> tuple[list[InferenceService], list[st
             others.append(_named(document))
             continue
         try:
-            services.append(parse(document))
+            services.append(parse(document, policy=policy))
         except InvalidService as error:
             raise LocalError(f"{source}: {error}") from None
     if not services:
@@ -68,7 +70,8 @@ def load(text: str, source: str) -> Manifest:
         kind = document.get("kind") if isinstance(document, dict) else None
         if kind == KIND:
             try:
-                services.append(with_release_defaults(parse(document), Options()))
+                # What runs here are the user's own processes, which need nobody's consent.
+                services.append(with_release_defaults(parse(document, policy=UNRESTRICTED), Options()))
             except InvalidService as error:
                 raise LocalError(f"{source}: {error}") from None
         elif kind == "Secret":

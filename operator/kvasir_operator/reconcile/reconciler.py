@@ -119,7 +119,7 @@ class Reconciler:
             return True
         self._status.claim(document)
         try:
-            service = parse(document)
+            service = parse(document, policy=self._options.template_policy)
             if problems := model_problems(service, self._read_metadata(service.spec.model)):
                 raise InvalidService(problems)
         except InvalidService as error:

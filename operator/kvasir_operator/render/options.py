@@ -2,6 +2,8 @@
 
 import msgspec
 
+from kvasir_operator.pod_validation import RESTRICTED, PodPolicy
+
 
 class PodWatch(msgspec.Struct, frozen=True):
     """The router finds workers by watching the pods of its namespace."""
@@ -43,7 +45,7 @@ class Options(msgspec.Struct, frozen=True):
     `defaults`: which defaults pods have.
     `issuer`: who signs pods' certificates; `None`: the operator itself.
     `operator_class`: of which services this operator is. `operator`: who it is, as NAMESPACE/LEASE; empty: nobody
-    asks.
+    asks. `template_policy`: what the installer lets pods be, which admission judges.
     """
 
     engine_image: str = "kvasir-engine:latest"
@@ -55,6 +57,7 @@ class Options(msgspec.Struct, frozen=True):
     issuer: Issuer | None = None
     operator_class: str = ""
     operator: str = ""
+    template_policy: PodPolicy = RESTRICTED
 
     @property
     def in_cluster(self) -> bool:

@@ -17,6 +17,7 @@ import yaml
 from kvasir_operator.admission import parse
 from kvasir_operator.api import API_VERSION, KIND
 from kvasir_operator.api.kinds import SET_KIND
+from kvasir_operator.pod_validation import UNRESTRICTED
 from kvasir_operator.render import Object, Options, render
 from kvasir_operator.render.names import REVISION_LABEL, ROLE_LABEL
 from kvasir_operator.render.options import DEFAULTS
@@ -58,7 +59,7 @@ def rendered(defaults: int = DEFAULTS) -> dict[str, dict[str, str]]:
 
 
 def _revisions(manifest: Object, defaults: int) -> dict[str, str]:
-    objects = render(parse(manifest), msgspec.structs.replace(OPTIONS, defaults=defaults))
+    objects = render(parse(manifest, policy=UNRESTRICTED), msgspec.structs.replace(OPTIONS, defaults=defaults))
     templates = [_pods(o)["metadata"]["labels"] for o in objects if o["kind"] in ("Deployment", SET_KIND)]
     return {labels[ROLE_LABEL]: labels[REVISION_LABEL] for labels in templates}
 
