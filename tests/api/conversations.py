@@ -165,6 +165,44 @@ def _python_marked(calls: Sequence[Call]) -> str:
     return f"<|python_start|>{_python(calls)}<|python_end|>"
 
 
+def _qwen3_coder(calls: Sequence[Call], line: str = "\n", close: str = "\n</tool_call>") -> str:
+    def one(call: Call) -> str:
+        arguments = "".join(
+            f"<parameter={key}>\n{_bare(value)}\n</parameter>{line}"
+            for key, value in json.loads(call.written).items()
+        )
+        return f"<tool_call>{line}<function={call.name}>{line}{arguments}</function>{close}"
+
+    return "\n".join(map(one, calls))
+
+
+def _qwen3_coder_compact(calls: Sequence[Call]) -> str:
+    return _qwen3_coder(calls, "", "</tool_call>")
+
+
+def _qwen3_coder_unclosed(calls: Sequence[Call]) -> str:
+    return _qwen3_coder(calls, close="")
+
+
+def _glm45(calls: Sequence[Call], line: str = "\n") -> str:
+    def one(call: Call) -> str:
+        arguments = "".join(
+            f"<arg_key>{key}</arg_key>{line}<arg_value>{_bare(value)}</arg_value>{line}"
+            for key, value in json.loads(call.written).items()
+        )
+        return f"<tool_call>{call.name}{line}{arguments}</tool_call>"
+
+    return "\n".join(map(one, calls))
+
+
+def _glm45_compact(calls: Sequence[Call]) -> str:
+    return _glm45(calls, "")
+
+
+def _bare(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 _WRITERS: dict[str, tuple[tuple[Writer, ...], bool]] = {
     "hermes": ((_hermes, _hermes_reversed, _hermes_array), True),
     "llama3_json": ((_llama, _llama_tag), False),
@@ -173,6 +211,8 @@ _WRITERS: dict[str, tuple[tuple[Writer, ...], bool]] = {
     "deepseek_v3": ((_deepseek_v3, _deepseek_v31), True),
     "json": ((_json, _json_array, _json_fence), False),
     "openai": ((_harmony, _harmony_role), True),
+    "qwen3_coder": ((_qwen3_coder, _qwen3_coder_compact, _qwen3_coder_unclosed), True),
+    "glm45": ((_glm45, _glm45_compact), True),
     "pythonic": ((_python, _python_marked, _python_spaced, _python_quoted), False),
 }
 FORMATS = tuple(_WRITERS)
@@ -203,7 +243,7 @@ def conversations(format: str) -> Iterator[Conversation]:
 
 def _conversation(format: str, write: Writer, calls: tuple[Call, ...], content: str, turn: int) -> Conversation:
     text = write(calls)
-    if format == "pythonic":
+    if format in ("pythonic", "qwen3_coder", "glm45"):
         calls = tuple(Call(call.name, json.dumps(json.loads(call.written), ensure_ascii=False)) for call in calls)
     if not content:
         return Conversation(text, None, calls)

@@ -42,6 +42,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 CALLS = [CallSchema(name, schema) for name, schema in SCHEMAS.items()]
 FAMILIES = ["hermes", "llama3_json", "mistral", "mistral array", "deepseek_v3", "deepseek_v31", "openai", "json"]
+FAMILIES += ["qwen3_coder", "glm45"]
 
 
 def matcher_of(family: str, grammar: Grammar) -> Any:
@@ -74,7 +75,7 @@ def walk(family: str, grammar: Grammar, seed: int, most: int = 3000) -> str | No
 
 def read(format: OutputFormat, text: str, begun: bool | None = None) -> ParsedMessage:
     counter = itertools.count()
-    parser = format.parser(lambda: f"call_{next(counter)}", frozenset(SCHEMAS), begun)
+    parser = format.parser(lambda: f"call_{next(counter)}", frozenset(SCHEMAS), begun, SCHEMAS)
     return joined([*parser.push(text), *parser.end()])
 
 
@@ -101,6 +102,22 @@ def test_a_forced_call_cannot_fail(family: str, many: bool) -> None:
     assert ended >= 6
 
 
+def bare(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def qwen3_coder(arguments: dict[str, Any]) -> str:
+    lines = "".join(f"<parameter={key}>\n{bare(value)}\n</parameter>\n" for key, value in arguments.items())
+    return f"<tool_call>\n<function=search>\n{lines}</function>\n</tool_call>"
+
+
+def glm45(arguments: dict[str, Any]) -> str:
+    lines = "".join(
+        f"<arg_key>{key}</arg_key>\n<arg_value>{bare(value)}</arg_value>\n" for key, value in arguments.items()
+    )
+    return f"<tool_call>search\n{lines}</tool_call>"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_forced_call_is_what_the_family_writes(family: str) -> None:
     format = family_model(family).output
@@ -119,15 +136,20 @@ def test_a_forced_call_is_what_the_family_writes(family: str) -> None:
             f"{written}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
             "openai": f"<|channel|>commentary to=functions.search <|constrain|>json<|message|>{written}",
             "json": f'{{"name": "search", "arguments": {written}}}',
+            "qwen3_coder": qwen3_coder(arguments),
+            "glm45": glm45(arguments),
         }[family]
-        if "[TOOL_CALLS]" in written and "mistral" in family:
+        if ("[TOOL_CALLS]" in written and "mistral" in family) or ("tool_call>" in written and family == "glm45"):
             continue  # the helper would make a token of it
         assert accepts(family, grammar, text), text
         assert not accepts(family, grammar, "x" + text)
         assert [call.arguments for call in read(format, text).tool_calls] == [written]
 
 
-@pytest.mark.parametrize("family", ["hermes", "mistral", "mistral array", "deepseek_v3", "deepseek_v31"])
+@pytest.mark.parametrize(
+    "family",
+    ["hermes", "mistral", "mistral array", "deepseek_v3", "deepseek_v31", "qwen3_coder", "glm45"],
+)
 def test_a_strict_tool_constrains_only_what_begins_as_a_call(family: str) -> None:
     format = family_model(family).output
     grammar = triggered_calls(CALLS, format, True, None)

@@ -31,8 +31,8 @@ PUBLISHED = {
     [
         ("Qwen3", OutputFormat("hermes", "qwen3", newer=True)),
         ("Qwen2.5", OutputFormat("hermes", "none", newer=True)),
-        ("Qwen3-Coder", OutputFormat("none", "none", newer=True)),
-        ("GLM-4.5", OutputFormat("none", "qwen3", newer=True)),
+        ("Qwen3-Coder", OutputFormat("qwen3_coder", "none", newer=True)),
+        ("GLM-4.5", OutputFormat("glm45", "qwen3", newer=True)),
         ("Llama-3.1", OutputFormat("llama3_json", "none", newer=True)),
         ("Llama-3.2", OutputFormat("llama3_json", "none", newer=True)),
         ("Mistral-v3", OutputFormat("mistral", "none")),
@@ -64,7 +64,8 @@ def test_the_stand_ins_are_told_apart() -> None:
         "openai": "openai",
         "pythonic": "pythonic",
         "json": "json",
-        "xml": "none",
+        "qwen3_coder": "qwen3_coder",
+        "glm45": "glm45",
     }
 
 

@@ -67,6 +67,8 @@ FAMILIES = {
     "deepseek_v3": "deepseek_v3",
     "openai": "openai",
     "json": "json",
+    "qwen3_coder": "qwen3_coder",
+    "glm45": "glm45",
 }
 
 
@@ -129,11 +131,11 @@ async def test_parsers_may_be_named_or_off() -> None:
             await ask(api, tools=TOOLS)
     assert whole.choices[0].message.content == text
     assert refused.value.body["param"] == "tools"  # type: ignore[index]
-    async with api_of(family_model("xml"), "x") as api:
+    async with api_of(family_model("plain", Parsers("qwen3_coder")), "x") as api:
         with pytest.raises(BadRequestError) as refused:
             await ask(api, tools=TOOLS)
         assert (await ask(api)).choices[0].message.content == "x"
-    async with api_of(family_model("xml", Parsers("mistral", "none")), "[TOOL_CALLS]search[ARGS]{}") as api:
+    async with api_of(family_model("glm45", Parsers("mistral", "none")), "[TOOL_CALLS]search[ARGS]{}") as api:
         named = await ask(api, tools=TOOLS)
     assert named.choices[0].message.tool_calls[0].function.name == "search"
 

@@ -242,10 +242,13 @@ def fragments() -> Iterator[str]:
         "search(",
         ")",
     )
+    yield from ("<function=", "<parameter=", "</parameter>", "</function>", ">", "<arg_key>", "</arg_key>")
+    yield from ("<arg_value>", "</arg_value>", "{", "</tool_call>")
 
 
 @pytest.mark.parametrize(
-    "format", ["deepseek_v3", "hermes", "json", "llama3_json", "mistral", "openai", "pythonic"]
+    "format",
+    ["deepseek_v3", "glm45", "hermes", "json", "llama3_json", "mistral", "openai", "pythonic", "qwen3_coder"],
 )
 def test_any_mixture_of_markers_is_read_the_same_however_it_is_cut(format: str) -> None:
     rng = random.Random(format)

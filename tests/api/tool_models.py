@@ -59,7 +59,16 @@ TEMPLATES: dict[str, str] = {
     "openai": _template("<|channel|>commentary to=functions.{{ call.function.name }}<|message|>{# analysis #}"),
     "pythonic": _template("<|python_start|>[{{ call.function.name }}()]<|python_end|>"),
     "json": _template('{"name": "{{ call.function.name }}"}'),
-    "xml": _template("<tool_call><function={{ call.function.name }}></function></tool_call>"),
+    "qwen3_coder": _template(
+        "<tool_call>\n<function={{ call.function.name }}>\n{% for key, value in call.function.arguments | items %}"
+        "<parameter={{ key }}>\n{{ value if value is string else value | tojson }}\n</parameter>\n{% endfor %}"
+        "</function>\n</tool_call>"
+    ),
+    "glm45": _template(
+        "<tool_call>{{ call.function.name }}\n{% for key, value in call.function.arguments.items() %}"
+        "<arg_key>{{ key }}</arg_key>\n<arg_value>{{ value if value is string else value | tojson }}</arg_value>\n"
+        "{% endfor %}</tool_call>"
+    ),
 }
 _SPECIAL: dict[str, tuple[str, ...]] = {
     "llama3_json": ("<|python_tag|>",),
@@ -74,9 +83,13 @@ _SPECIAL: dict[str, tuple[str, ...]] = {
     ),
     "openai": ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|call|>", "<|constrain|>", "<|return|>"),
 }
+_SPECIAL["glm45"] = (
+    "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
+)  # fmt: skip
 _SPECIAL["deepseek_v31"] = _SPECIAL["deepseek_v3"]
 _PLAIN: dict[str, tuple[str, ...]] = {
     "hermes": ("<tool_call>", "</tool_call>"),
+    "qwen3_coder": ("<tool_call>", "</tool_call>"),
     "qwen3": ("<tool_call>", "</tool_call>", "<think>", "</think>"),
     "r1": ("<think>", "</think>"),
 }

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from kvasir_engine.api.tool_params import ToolUse
 from kvasir_engine.api.tools.call_grammar import (
     CallSchema,
     calls_or,
+    expressible,
     forced_calls,
     grammar_after_reasoning,
     triggered_calls,
@@ -27,6 +28,7 @@ from kvasir_engine.api.tools.choice import CallLimits, ChoiceParser, begun_by, n
 from kvasir_engine.api.tools.formats import OutputFormat
 from kvasir_engine.api.tools.preamble import with_tools
 from kvasir_engine.api.tools.thinking import PlainText
+from kvasir_engine.api.tools.value_types import Schema
 from kvasir_engine.bounds import MOST_GRAMMAR_CHARACTERS
 from kvasir_engine.protocol import Grammar
 
@@ -40,6 +42,7 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class AnswerReading:
     """How the answers of one chat are parsed. `names` are the callable tools'; None: calls stay text.
 
+    `schemas` are those of their arguments.
     `begun`: whether the prompt ends within the reasoning (True) or behind it (False); None: neither.
     """
 
@@ -49,10 +52,11 @@ class AnswerReading:
     begun: bool | None
     limits: CallLimits
     shows_reasoning: bool
+    schemas: Mapping[str, Schema]
 
     def parser(self) -> ChoiceParser | None:
         """A parser for one choice; None where all text is content."""
-        parser = self.format.parser(new_call_id, self.names, self.begun)
+        parser = self.format.parser(new_call_id, self.names, self.begun, self.schemas)
         if isinstance(parser, PlainText):
             return None
         return ChoiceParser(parser, self.limits, self.shows_reasoning)
@@ -70,7 +74,7 @@ def answer_reading(
         said = content if isinstance(content, str) else ""
         opened, closed = said.rfind(thinking.open), said.rfind(thinking.close)
         begun = begun if opened == closed else opened > closed
-    if tools is not None and format.tools == "pythonic":
+    if tools is not None and not expressible(_call_schemas(tools), format):
         format = _of_json(format, params, tools)
     shown = {
         token: marker.encode()
@@ -87,11 +91,15 @@ def answer_reading(
         begun=begun,
         limits=CallLimits() if tools is None else CallLimits(not tools.parallel, tools.choice == "named"),
         shows_reasoning=request.include_reasoning is not False,
+        schemas={} if tools is None else {tool.name: tool.schema for tool in tools.callable},
     )
 
 
 def _of_json(format: OutputFormat, params: Params, tools: ToolUse) -> OutputFormat:
-    """The format with JSON calls in place of Python's, which a JSON schema cannot constrain."""
+    """The format with JSON calls in place of its own, which these schemas cannot constrain."""
+    if format.tools != "pythonic":
+        constrained = tools.forced or tools.strict or params.sampling.grammar is not None
+        return dataclasses.replace(format, tools="hermes") if constrained else format
     if tools.forced or params.sampling.grammar is not None:
         return dataclasses.replace(format, tools="json")
     if tools.strict:
@@ -124,11 +132,16 @@ def constrained(params: Params, tools: ToolUse | None, reading: AnswerReading) -
     return dataclasses.replace(params, sampling=sampling, grammar_field=field)
 
 
-def _calls_grammar(requested: Grammar | None, tools: ToolUse, reading: AnswerReading) -> Grammar | None:
-    calls = [
+def _call_schemas(tools: ToolUse) -> list[CallSchema]:
+    """What a grammar enforces of each function that may be called."""
+    return [
         CallSchema(tool.name, tool.schema if tools.forced or tool.strict else {"type": "object"})
         for tool in tools.callable
     ]
+
+
+def _calls_grammar(requested: Grammar | None, tools: ToolUse, reading: AnswerReading) -> Grammar | None:
+    calls = _call_schemas(tools)
     many, begun = tools.parallel and tools.choice != "named", reading.begun
     if tools.forced:
         grammar: Grammar | None = forced_calls(calls, reading.format, many, begun)

@@ -1,5 +1,6 @@
 """Estimates what a regex costs before it is compiled."""
 
+import itertools
 import re
 
 from kvasir_engine.grammar.base import GrammarError
@@ -49,3 +50,19 @@ def _end_of_class(regex: str, at: int) -> int:
             depth += 1 if regex[at] == "[" else -1
         at += 1
     return at - 1
+
+
+def text_without(marker: str) -> str:
+    """A regex of any text in which `marker` does not occur; of any text where its first character occurs again."""
+    first = marker[0]
+    if first in marker[1:]:
+        return r"(.|\n)*"
+    begun, broken = "", ""  # a beginning of the marker, and one with a character that does not go on with it
+    for before, character in reversed(list(itertools.pairwise(marker))):
+        own, following = re.escape(before), re.escape(character)
+        broken = own + (
+            f"([^{following}{re.escape(first)}]|{broken})" if broken else f"[^{following}{re.escape(first)}]"
+        )
+        begun = own + (f"({begun})?" if begun else "")
+    other = f"[^{re.escape(first)}]"
+    return f"({other}|({begun})*{broken})*({begun})*" if begun else f"{other}*"

@@ -12,7 +12,7 @@ from typing import Any
 from kvasir_engine.grammar.base import GrammarError
 from kvasir_engine.grammar.lark_rules import json_rule, regex_literal, text_literal
 from kvasir_engine.grammar.limits import MOST_TAG_NESTING, MOST_TAGS
-from kvasir_engine.grammar.regexes import check_repeats
+from kvasir_engine.grammar.regexes import check_repeats, text_without
 
 _FREE = "/(.|\\n)*/"
 
@@ -186,8 +186,8 @@ class _Writer:
         if not end:
             raise GrammarError(path, "free text needs an end")
         special = self._names.match(end) if self._names else None
-        if special:
-            return f"{self._rule(_FREE)} {self.text(end)}"
+        if special:  # whoever reads the text does not tell a marker from its spelling
+            return f"{self._rule(regex_literal(text_without(special[0])))} {self.text(end)}"
         return self._rule(f"{_FREE} {text_literal(end)}", "[lazy]")
 
     def _triggered(self, value: dict[str, Any], path: str, depth: int) -> str:

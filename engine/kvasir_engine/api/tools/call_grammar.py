@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvasir_engine.api.tools import deepseek, harmony, hermes, mistral
-from kvasir_engine.api.tools.formats import OutputFormat
+from kvasir_engine.api.tools.formats import XML_FORMS, OutputFormat
+from kvasir_engine.api.tools.tags import Tag, const, either, sequence, several, tag
+from kvasir_engine.api.tools.xml_calls import OPEN
+from kvasir_engine.api.tools.xml_grammar import call_tag
 from kvasir_engine.protocol import Grammar
 
 WHITESPACE = " ?"
 """White space between the parts of JSON: as models learned it, and bounded, so that a model cannot
 go on with it.
 """
-
-Tag = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def forced_calls(calls: Sequence[CallSchema], format: OutputFormat, many: bool, 
 def triggered_calls(calls: Sequence[CallSchema], format: OutputFormat, many: bool, begun: bool | None) -> Grammar:
     """A grammar of any answer in which every beginning of a call becomes a call."""
     if format.tools == "openai":
-        final = _sequence(_const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), {"type": "any_text"})
-        return _grammar(_after_reasoning(_or(_calls(calls, format, many), final), format, begun))
+        final = sequence(const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), {"type": "any_text"})
+        return _grammar(_after_reasoning(either(_calls(calls, format, many), final), format, begun))
     tags, triggers = _triggered(calls, format, many)
     free = {"type": "triggered_tags", "triggers": triggers, "tags": tags, "stop_after_first": not many}
     return _grammar(_after_reasoning(free, format, begun))
@@ -47,8 +48,8 @@ def calls_or(
     answer = _answer(grammar, format)
     if answer is None:
         return None
-    either = _or(_calls(calls, format, many), answer)
-    return _grammar(_after_reasoning(either, format, begun), grammar.whitespace)
+    one_of = either(_calls(calls, format, many), answer)
+    return _grammar(_after_reasoning(one_of, format, begun), grammar.whitespace)
 
 
 def grammar_after_reasoning(grammar: Grammar, format: OutputFormat, begun: bool | None) -> Grammar | None:
@@ -64,7 +65,7 @@ def _answer(grammar: Grammar, format: OutputFormat) -> Tag | None:
     answer = _as_tag(grammar)
     if answer is None or "openai" not in (format.tools, format.reasoning):
         return answer
-    return _sequence(_const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), answer)
+    return sequence(const(f"{harmony.CHANNEL}final{harmony.MESSAGE}"), answer)
 
 
 def _as_tag(grammar: Grammar) -> Tag | None:
@@ -76,7 +77,7 @@ def _as_tag(grammar: Grammar) -> Tag | None:
         case "regex":
             return {"type": "regex", "pattern": grammar.source}
         case "choice":
-            return _or(*map(_const, json.loads(grammar.source)))
+            return either(*map(const, json.loads(grammar.source)))
         case "structural_tag":
             asked = json.loads(grammar.source)
             return asked.get("format") if isinstance(asked, dict) else None
@@ -89,79 +90,67 @@ def _grammar(format: Tag, whitespace: str | None = WHITESPACE) -> Grammar:
     return Grammar("structural_tag", source, whitespace)
 
 
-def _const(text: str) -> Tag:
-    return {"type": "const_string", "value": text}
-
-
-def _sequence(*elements: Tag) -> Tag:
-    return {"type": "sequence", "elements": list(elements)}
-
-
-def _or(*elements: Tag) -> Tag:
-    return {"type": "or", "elements": list(elements)}
-
-
-def _tag(begin: str, schema: dict[str, Any], end: str) -> Tag:
-    return {"type": "tag", "begin": begin, "content": {"type": "json_schema", "json_schema": schema}, "end": end}
-
-
-def _several(tags: list[Tag], separator: str, many: bool) -> Tag:
-    return {
-        "type": "tags_with_separator",
-        "tags": tags,
-        "separator": separator,
-        "at_least_one": True,
-        "stop_after_first": not many,
-    }
-
-
 def _json(calls: Sequence[CallSchema], arguments: str, begin: str = "", end: str = "") -> list[Tag]:
     return [
-        _tag(f'{begin}{{"name": {json.dumps(each.name)}, "{arguments}": ', each.schema, "}" + end) for each in calls
+        tag(f'{begin}{{"name": {json.dumps(each.name)}, "{arguments}": ', each.schema, "}" + end) for each in calls
     ]
 
 
 def _calls(calls: Sequence[CallSchema], format: OutputFormat, many: bool) -> Tag:
     match format.tools:
         case "hermes":
-            return _several(_hermes(calls), "\n", many)
+            return several(_hermes(calls), "\n", many)
         case "llama3_json":
-            return _several(_json(calls, "parameters"), "; ", many)
+            return several(_json(calls, "parameters"), "; ", many)
         case "mistral" if format.newer:
-            return _several(_mistral(calls), "", many)
+            return several(_mistral(calls), "", many)
         case "mistral":
-            return _sequence(_const(mistral.OPEN), _array(calls, many))
+            return sequence(const(mistral.OPEN), _array(calls, many))
         case "deepseek_v3":
             inner = _deepseek(calls, format, many)
-            return _sequence(_const(deepseek.CALLS), inner, _const(deepseek.CALLS_END))
+            return sequence(const(deepseek.CALLS), inner, const(deepseek.CALLS_END))
+        case "glm45" | "qwen3_coder":
+            return several(_xml(calls, format), "\n", many)
         case "openai":  # the answer ends with each call
             begin = f"{harmony.CHANNEL}commentary to={harmony.FUNCTIONS}"
             middle = f" {harmony.CONSTRAIN}json{harmony.MESSAGE}"
-            return _several([_tag(begin + each.name + middle, each.schema, "") for each in calls], "", False)
+            return several([tag(begin + each.name + middle, each.schema, "") for each in calls], "", False)
         case _:
-            return _array(calls, many) if many else _several(_json(calls, "arguments"), "", False)
+            return _array(calls, many) if many else several(_json(calls, "arguments"), "", False)
 
 
 def _array(calls: Sequence[CallSchema], many: bool) -> Tag:
-    return _sequence(_const("["), _several(_json(calls, "arguments"), ", ", many), _const("]"))
+    return sequence(const("["), several(_json(calls, "arguments"), ", ", many), const("]"))
 
 
 def _hermes(calls: Sequence[CallSchema]) -> list[Tag]:
     return _json(calls, "arguments", hermes.OPEN + "\n", "\n" + hermes.CLOSE)
 
 
+def _xml(calls: Sequence[CallSchema], format: OutputFormat) -> list[Tag]:
+    tags = [call_tag(each.name, each.schema, XML_FORMS[format.tools]) for each in calls]
+    return [each for each in tags if each is not None]
+
+
+def expressible(calls: Sequence[CallSchema], format: OutputFormat) -> bool:
+    """Whether the format's own form can be constrained to these calls."""
+    if format.tools == "pythonic":
+        return False
+    return format.tools not in XML_FORMS or len(_xml(calls, format)) == len(calls)
+
+
 def _mistral(calls: Sequence[CallSchema]) -> list[Tag]:
-    return [_tag(f"{mistral.OPEN}{each.name}{mistral.ARGS}", each.schema, "") for each in calls]
+    return [tag(f"{mistral.OPEN}{each.name}{mistral.ARGS}", each.schema, "") for each in calls]
 
 
 def _deepseek(calls: Sequence[CallSchema], format: OutputFormat, many: bool) -> Tag:
     before, after = ("", "") if format.newer else ("function" + deepseek.SEPARATOR, "\n```")
     between = deepseek.SEPARATOR if format.newer else "\n```json\n"
     tags = [
-        _tag(f"{deepseek.CALL}{before}{each.name}{between}", each.schema, after + deepseek.CALL_END)
+        tag(f"{deepseek.CALL}{before}{each.name}{between}", each.schema, after + deepseek.CALL_END)
         for each in calls
     ]
-    return _several(tags, "" if format.newer else "\n", many)
+    return several(tags, "" if format.newer else "\n", many)
 
 
 def _triggered(calls: Sequence[CallSchema], format: OutputFormat, many: bool) -> tuple[list[Tag], list[str]]:
@@ -171,6 +160,8 @@ def _triggered(calls: Sequence[CallSchema], format: OutputFormat, many: bool) ->
             return _hermes(calls), [hermes.OPEN]
         case "llama3_json":
             return _json(calls, "parameters"), ['{"name": ']
+        case "glm45" | "qwen3_coder":
+            return _xml(calls, format), [OPEN]
         case "mistral" if format.newer:
             return _mistral(calls), [mistral.OPEN]
         case "mistral":
@@ -178,8 +169,8 @@ def _triggered(calls: Sequence[CallSchema], format: OutputFormat, many: bool) ->
             return [{"type": "tag", "begin": mistral.OPEN, "content": content, "end": ""}], [mistral.OPEN]
         case "deepseek_v3":
             content = _deepseek(calls, format, many)
-            tag = {"type": "tag", "begin": deepseek.CALLS, "content": content, "end": deepseek.CALLS_END}
-            return [tag], [deepseek.CALLS]
+            whole = {"type": "tag", "begin": deepseek.CALLS, "content": content, "end": deepseek.CALLS_END}
+            return [whole], [deepseek.CALLS]
         case _:
             return _json(calls, "arguments"), ['{"name": ']
 
@@ -190,11 +181,11 @@ def _after_reasoning(answer: Tag, format: OutputFormat, begun: bool | None) -> T
     if format.reasoning == "openai":
         begin, end = f"{harmony.CHANNEL}analysis{harmony.MESSAGE}", f"{harmony.ENDS[0]}{harmony.START}assistant"
         thought: Tag = {"type": "tag", "begin": begin, "content": free, "end": end}
-        return _or(answer, _sequence(thought, answer))
+        return either(answer, sequence(thought, answer))
     thinking = format.thinking
     if thinking is None or begun is False:
         return answer
     within = begun is True or format.reasoning == "deepseek_r1"
     thought = {"type": "tag", "begin": "" if within else thinking.open, "content": free, "end": thinking.close}
-    reasoned = _sequence(thought, {"type": "regex", "pattern": r"\n{0,2}"}, answer)
-    return reasoned if within else _or(answer, reasoned)
+    reasoned = sequence(thought, {"type": "regex", "pattern": r"\n{0,2}"}, answer)
+    return reasoned if within else either(answer, reasoned)

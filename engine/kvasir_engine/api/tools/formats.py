@@ -1,15 +1,27 @@
 """The formats by name, and which of them a model's chat template writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvasir_engine.api.tools import deepseek, harmony, hermes, llama3_json, mistral, plain_json, pythonic
+from kvasir_engine.api.tools import (
+    deepseek,
+    glm45,
+    harmony,
+    hermes,
+    llama3_json,
+    mistral,
+    plain_json,
+    pythonic,
+    qwen3_coder,
+)
 from kvasir_engine.api.tools.base import FormatParser, NewId
 from kvasir_engine.api.tools.harmony import HarmonyParser
 from kvasir_engine.api.tools.parser_names import ReasoningParserName, ToolParserName
 from kvasir_engine.api.tools.thinking import MISTRAL_THINK, THINK, PlainText, ThinkingMarkers, ThinkingParser
 from kvasir_engine.api.tools.types import MessageParser
+from kvasir_engine.api.tools.value_types import Schema
+from kvasir_engine.api.tools.xml_calls import XmlCallParser, XmlFormat
 
 _PARSERS: dict[str, Callable[[NewId, frozenset[str]], FormatParser]] = {
     "deepseek_v3": deepseek.parser,
@@ -19,13 +31,17 @@ _PARSERS: dict[str, Callable[[NewId, frozenset[str]], FormatParser]] = {
     "mistral": mistral.parser,
     "pythonic": pythonic.parser,
 }
+XML_FORMS: dict[ToolParserName, XmlFormat] = {"glm45": glm45.FORM, "qwen3_coder": qwen3_coder.FORM}
+NO_SCHEMAS: Mapping[str, Schema] = {}
 _TOOL_MARKERS: dict[str, tuple[str, ...]] = {
     "deepseek_v3": deepseek.MARKERS,
+    "glm45": glm45.FORM.markers,
     "hermes": (hermes.OPEN, hermes.CLOSE),
     "llama3_json": (llama3_json.TAG,),
     "mistral": (mistral.OPEN, mistral.ARGS, mistral.CALL_ID),
     "openai": harmony.MARKERS,
     "pythonic": (pythonic.START, pythonic.END),
+    "qwen3_coder": qwen3_coder.FORM.markers,
 }
 _THINKING: dict[str, ThinkingMarkers] = {"deepseek_r1": THINK, "mistral": MISTRAL_THINK, "qwen3": THINK}
 
@@ -70,8 +86,15 @@ class OutputFormat:
         thinking = self.thinking
         return shown if thinking is None else (*shown, thinking.open, thinking.close)
 
-    def parser(self, new_id: NewId, names: frozenset[str] | None, begun: bool | None) -> AnswerParser:
-        """A parser of one answer. `names` are the tools' that may be called; None: calls are text.
+    def parser(
+        self,
+        new_id: NewId,
+        names: frozenset[str] | None,
+        begun: bool | None,
+        schemas: Mapping[str, Schema] = NO_SCHEMAS,
+    ) -> AnswerParser:
+        """A parser of one answer. `names` are the tools' that may be called; None: calls are text. `schemas` are
+        those of their arguments, for formats that write values without their types.
 
         `begun`: whether the prompt ends within the reasoning (True) or behind it (False), if either.
         """
@@ -80,6 +103,8 @@ class OutputFormat:
         answer: AnswerParser = PlainText()
         if names is not None and self.tools in _PARSERS:
             answer = _PARSERS[self.tools](new_id, names)
+        elif names is not None and self.tools in XML_FORMS:
+            answer = XmlCallParser(new_id, XML_FORMS[self.tools], schemas)
         thinking = self.thinking
         if thinking is None or begun is False:
             return answer
@@ -109,7 +134,8 @@ def _tools_of(template: str) -> ToolParserName:
     if harmony.CHANNEL in template and harmony.MESSAGE in template:
         return "openai"
     if hermes.OPEN in template:  # Qwen3-Coder and GLM have a form of XML between the same markers
-        return "none" if "<function=" in template or "<arg_key>" in template else "hermes"
+        xml = (name for name, form in XML_FORMS.items() if form.key in template)
+        return next(xml, "hermes")
     if pythonic.START in template:
         return "pythonic"
     if llama3_json.TAG in template or ("<|start_header_id|>" in template and '"parameters"' in template):

@@ -3,7 +3,17 @@
 from typing import Literal, get_args
 
 ToolParserName = Literal[
-    "auto", "none", "deepseek_v3", "hermes", "json", "llama3_json", "mistral", "openai", "pythonic"
+    "auto",
+    "none",
+    "deepseek_v3",
+    "glm45",
+    "hermes",
+    "json",
+    "llama3_json",
+    "mistral",
+    "openai",
+    "pythonic",
+    "qwen3_coder",
 ]
 ReasoningParserName = Literal["auto", "none", "deepseek_r1", "mistral", "openai", "qwen3"]
 TOOL_PARSERS: tuple[ToolParserName, ...] = get_args(ToolParserName)
