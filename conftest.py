@@ -72,6 +72,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return _ControlPlaneApart(config, log)
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep what .ci/again.py asks: whether all tests ran."""
+    cache = getattr(session.config, "cache", None)  # none with -p no:cacheprovider
+    if cache is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        cache.set("kvasir/exitstatus", int(exitstatus))
+
+
 def _is_e2e(nodeid: str) -> bool:
     return nodeid.startswith("e2e/")
 

@@ -8,7 +8,7 @@ from test_rank_leases import ROUNDS, SECONDS, TOKENS, Leases, nonce_of, world
 
 from kvasir_engine.connector import notifications, receiver, sender
 from kvasir_engine.connector.rank_parts import Event
-from kvasir_engine.connector.receiver import PING_INTERVAL
+from kvasir_engine.connector.receiver import PING_INTERVAL, SILENCE
 from kvasir_engine.protocol import Lease
 
 
@@ -239,7 +239,7 @@ def test_a_command_that_comes_while_messages_are_fetched_is_obeyed_before_they_a
     nixl.get_new_notifs = granted_meanwhile  # type: ignore[method-assign]
     decode.thread.turn()
     answers = [notifications.decode(data) for data in state.wire.sent[decode.agent, prefill.agent]]
-    assert [type(each) for each in answers] == [notifications.Pong]
+    assert [type(each) for each in answers] == [notifications.Pong, notifications.Ping], "its question, and ours"
 
 
 def test_a_rank_that_hears_of_a_grant_later_than_of_its_writer_refuses_nobody() -> None:
@@ -310,6 +310,69 @@ def test_a_release_reaches_a_writer_whose_prompt_has_not_come_and_refuses_it_the
     (failed,) = new_events(state, prefill=True)
     assert isinstance(failed, sender.Failed)
     assert "released" in failed.reason
+
+
+def fences(state: Leases) -> list[tuple[int, str]]:
+    """The leases that the holder has fenced since, and why."""
+    return [(each.lease, each.code) for each in told(state, prefill=False) if isinstance(each, receiver.Fenced)]
+
+
+def test_a_write_that_is_stuck_under_an_aborted_lease_makes_no_later_lease_silent() -> None:
+    state = world()
+    opened(state)
+    for _ in range(ROUNDS):
+        state.go_on()  # the link is measured
+    opened(state)
+    assert state.wire.transfers, "a write is under way"
+    state.decode.connector.revoke(2)
+    for _ in range(2 * round(SILENCE / PING_INTERVAL)):
+        pass_time(state, PING_INTERVAL)
+        talk(state)
+    assert fences(state) == [(2, "lease_aborted")]
+    id_ = opened(state)
+    for _ in range(2 * round(SILENCE / PING_INTERVAL)):
+        pass_time(state, PING_INTERVAL)
+        talk(state)
+    assert fences(state) == []
+    for _ in range(ROUNDS):
+        state.go_on()
+    assert state.granted[id_].back == "settled"
+
+
+def test_a_writer_that_is_stopped_is_silent_under_a_later_lease_too_and_its_time_begins_with_it() -> None:
+    state = world()
+    opened(state)
+    (decode,) = state.decode.ranks
+    revoked(state)
+    for _ in range(2 * round(SILENCE / PING_INTERVAL)):
+        pass_time(state, PING_INTERVAL)
+        decode.thread.turn()
+    state.a_lease_is_granted(SECONDS)
+    quarters = 0
+    while (2, "lease_writer_silent") not in fences(state):
+        assert quarters <= SILENCE / PING_INTERVAL, "it is never found"
+        pass_time(state, PING_INTERVAL)
+        decode.thread.turn()
+        quarters += 1
+    assert quarters >= SILENCE / PING_INTERVAL
+
+
+@pytest.mark.parametrize("ranks", [(1, 1), (2, 1)])
+def test_a_death_that_shows_at_every_message_is_counted_once(ranks: tuple[int, int]) -> None:
+    state = world(ranks)
+    for _ in range(3):
+        opened(state)
+    for id_ in (1, 2, 3):
+        state.decode.connector.revoke(id_)
+    talk(state)  # the writes under way go on
+    for agent in state.prefill.agents:
+        state.wire.kill(agent)
+    (decode,) = state.decode.ranks
+    pass_time(state, PING_INTERVAL)
+    decode.thread.turn()  # each lease's writer is asked again
+    assert decode.thread.stats.peers_died == ranks[0]
+    state.learn(decode)
+    assert [each.back for each in state.granted.values()] == ["writer_died"] * 3
 
 
 def test_a_lease_for_a_writer_that_is_dead_comes_back_at_once() -> None:

@@ -38,7 +38,7 @@ def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> No
     machine.grant(2, "other", range(PAGES), 0.0, 60.0)
     asked = []
     for quarter in range(1, 16):
-        machine.heard("other", Pong(2, EPOCH), quarter / 4)
+        machine.heard("other", Pong(2, EPOCH))
         asked += [e for e in machine.tick(quarter / 4) if isinstance(e, receiver.Fenced)]
     assert asked == [receiver.Fenced(1, "lease_writer_silent", P)]
 
@@ -46,10 +46,10 @@ def test_a_silent_writer_is_fenced_within_seconds_and_a_heard_one_is_not() -> No
 def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    (verify,) = machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]), 0.0)
+    (verify,) = machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]))
     assert verify == receiver.Verify(1, P, (0, 1), ALL, (7, 8))
     machine.verified(1, P, 2)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5), 0.0)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
     assert isinstance(effect, receiver.Reclaimed)
     assert "2 pages of 3" in effect.reason
 
@@ -57,9 +57,9 @@ def test_a_completion_of_the_wrong_pages_is_no_completion() -> None:
 def test_a_completion_that_says_fewer_pages_is_none_though_all_are_written() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9]), 0.0))
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
     machine.verified(1, P, 3)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 2, 5), 0.0)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 2, 5))
     assert isinstance(effect, receiver.Reclaimed)
     assert "2 pages of 3" in effect.reason
 
@@ -71,7 +71,7 @@ def test_only_the_dead_writers_pages_come_back() -> None:
     gone = list(machine.died(P))
     assert [type(effect) for effect in gone] == [receiver.Reclaimed] * 2
     assert {effect.lease for effect in gone if isinstance(effect, receiver.Reclaimed)} == {1, 3}
-    assert [type(e) for e in machine.received("other", Stopped(2, EPOCH, "done"), 0.0)] == [receiver.Reclaimed]
+    assert [type(e) for e in machine.received("other", Stopped(2, EPOCH, "done"))] == [receiver.Reclaimed]
 
 
 def test_a_lease_is_fenced_once_and_its_writer_asked_until_it_answers() -> None:
@@ -95,15 +95,51 @@ def test_a_writer_that_owes_something_is_pinged_and_another_is_not() -> None:
         assert list(machine.tick(now + 0.01)) == []
 
 
+def fenced_in(machine: Receiver, began: float, seconds: float) -> list[int]:
+    """The leases fenced in so many seconds of a holder that looks around often, from `began` on."""
+    ticks = [began + at * PING_INTERVAL / 2 for at in range(1, round(seconds / PING_INTERVAL) * 2 + 1)]
+    return [e.lease for now in ticks for e in machine.tick(now) if isinstance(e, receiver.Fenced)]
+
+
 def test_the_silence_between_two_leases_is_nobodys_fault() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(PAGES), 0.0, 9.0)
-    machine.heard(P, Pong(1, EPOCH), 0.5)
-    list(machine.received(P, Stopped(1, EPOCH, "done"), 0.0))
+    machine.heard(P, Pong(1, EPOCH))
+    list(machine.received(P, Stopped(1, EPOCH, "done")))
     machine.grant(2, P, range(PAGES), 100.0, 9.0)
-    assert not [e for e in machine.tick(100.0 + SILENCE / 2) if isinstance(e, receiver.Fenced)]
+    assert fenced_in(machine, 100.0, SILENCE / 2) == []
     machine.grant(3, P, range(PAGES), 100.0 + SILENCE / 2, 9.0)  # another lease does not excuse the first's silence
-    assert [e for e in machine.tick(100.0 + SILENCE) if isinstance(e, receiver.Fenced)]
+    assert fenced_in(machine, 100.0 + SILENCE / 2, SILENCE) == [2]
+
+
+def test_a_lease_granted_while_another_is_fenced_begins_its_own_time() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(PAGES), 0.0, 99.0)
+    list(machine.revoke(1, 0.0))  # a write is stuck: the writer lives, and cannot say that it has stopped
+    assert fenced_in(machine, 0.0, 2 * SILENCE) == []
+    machine.grant(2, P, range(PAGES), 2 * SILENCE, 99.0)
+    assert [e for e in machine.tick(2 * SILENCE) if not isinstance(e.message, Release)] == [  # type: ignore[union-attr]
+        receiver.NotifyWriter(P, Ping(2, EPOCH))
+    ]
+    assert fenced_in(machine, 2 * SILENCE, SILENCE - PING_INTERVAL) == []
+    assert fenced_in(machine, 3 * SILENCE - PING_INTERVAL, 2 * PING_INTERVAL) == [2]
+
+
+def test_a_word_about_one_lease_is_its_writers_word_for_all() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    for lease in (1, 2):
+        machine.grant(lease, P, range(PAGES), 0.0, 99.0)
+    assert fenced_in(machine, 0.0, SILENCE - PING_INTERVAL) == []
+    machine.heard(P, Pong(2, EPOCH))
+    assert fenced_in(machine, SILENCE - PING_INTERVAL, SILENCE - PING_INTERVAL) == []
+
+
+def test_a_holder_that_stood_still_does_not_take_it_for_the_writers_silence() -> None:
+    machine = Receiver(EPOCH, LAYERS)
+    machine.grant(1, P, range(PAGES), 0.0, 999.0)
+    machine.tick(0.0)
+    assert fenced_in(machine, 100.0, SILENCE - 2 * PING_INTERVAL) == []
+    assert fenced_in(machine, 100.0 + SILENCE - 2 * PING_INTERVAL, 3 * PING_INTERVAL) == [1]
 
 
 KEY = D, 1
@@ -261,9 +297,9 @@ def test_writes_under_way_are_bounded_and_the_rest_follows() -> None:
 def test_a_page_with_another_digest_fails_the_request_by_name() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9]), 0.0))
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8, 9])))
     machine.verified(1, P, 2)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5), 0.0)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 40, 3, 5))
     assert isinstance(effect, receiver.Reclaimed)
     assert (effect.code, effect.proof) == ("kv_digest_mismatch", "acknowledged")
 
@@ -272,7 +308,7 @@ def test_pages_announced_out_of_order_are_refused() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
     for first, count in [(1, 1), (0, 4)]:
-        (effect,) = machine.received(P, Written(1, EPOCH, first, SPAN, [0] * count), 0.0)
+        (effect,) = machine.received(P, Written(1, EPOCH, first, SPAN, [0] * count))
         assert isinstance(effect, receiver.Rejected)
 
 
@@ -280,7 +316,7 @@ def test_layers_announced_out_of_order_are_refused() -> None:
     for spans in [[(1, 2)], [(0, 1), (0, 1)], [(0, 3)], [(0, 0)], [(0, 1), (1, 3)]]:
         machine = Receiver(EPOCH, LAYERS)
         machine.grant(1, P, range(3), 0.0, 9.0)
-        *before, last = [list(machine.received(P, Written(1, EPOCH, 0, span, [0, 0]), 0.0)) for span in spans]
+        *before, last = [list(machine.received(P, Written(1, EPOCH, 0, span, [0, 0]))) for span in spans]
         assert all(isinstance(effect, receiver.Verify) for (effect,) in before)
         assert [type(effect) for effect in last] == [receiver.Rejected], spans
 
@@ -288,8 +324,8 @@ def test_layers_announced_out_of_order_are_refused() -> None:
 def test_layers_of_other_pages_than_those_begun_are_refused() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(3), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [0, 0]), 0.0))
-    (effect,) = machine.received(P, Written(1, EPOCH, 0, (1, 2), [0, 0, 0]), 0.0)
+    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [0, 0])))
+    (effect,) = machine.received(P, Written(1, EPOCH, 0, (1, 2), [0, 0, 0]))
     assert isinstance(effect, receiver.Rejected)
 
 
@@ -301,7 +337,7 @@ def test_a_strangers_word_about_a_lease_is_refused_whatever_it_is() -> None:
     ):
         machine = Receiver(EPOCH, LAYERS)
         machine.grant(1, P, range(2), 0.0, 9.0)
-        (effect,) = machine.received("stranger", message, 0.0)
+        (effect,) = machine.received("stranger", message)
         assert effect == receiver.Rejected("stranger", 1, f"the lease is {P}'s")
         assert len(machine) == 1
 
@@ -309,10 +345,10 @@ def test_a_strangers_word_about_a_lease_is_refused_whatever_it_is() -> None:
 def test_a_completion_after_the_fence_gives_the_pages_back_and_settles_nothing() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(2), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8]), 0.0))
+    list(machine.received(P, Written(1, EPOCH, 0, SPAN, [7, 8])))
     machine.verified(1, P, 2)
     list(machine.revoke(1, 1.0))
-    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5), 0.0)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5))
     assert isinstance(effect, receiver.Reclaimed)
     assert effect.proof == "acknowledged"
 
@@ -328,15 +364,18 @@ def test_no_word_counts_without_the_nonce_of_its_lease() -> None:
         Stopped(2, EPOCH, "forged", nonce=77),
     ]
     for message in forged:
-        (effect,) = machine.received(P, message, 1.9)
+        (effect,) = machine.received(P, message)
         assert isinstance(effect, receiver.Rejected)
         assert "nonce" in effect.why
-    (effect,) = machine.heard(P, Pong(1, EPOCH), 1.9)
+    (effect,) = machine.heard(P, Pong(1, EPOCH))
     assert isinstance(effect, receiver.Rejected)
     assert len(machine) == 2
-    silent = [e for e in machine.tick(SILENCE + 0.1) if isinstance(e, receiver.Fenced)]
-    assert {each.lease for each in silent} == {1, 2}, "who does not know the nonce was heard"
-    (effect,) = machine.received(P, Stopped(1, EPOCH, "done", nonce=77), 3.0)
+    for quarter in range(1, round(SILENCE / PING_INTERVAL)):
+        list(machine.tick(quarter * PING_INTERVAL))
+    (effect,) = machine.heard(P, Pong(2, EPOCH, nonce=77))
+    assert isinstance(effect, receiver.Rejected)
+    assert set(fenced_in(machine, SILENCE - PING_INTERVAL, 2 * PING_INTERVAL)) == {1, 2}, "the forger was heard"
+    (effect,) = machine.received(P, Stopped(1, EPOCH, "done", nonce=77))
     assert isinstance(effect, receiver.Reclaimed)
 
 
@@ -382,7 +421,7 @@ def test_a_word_about_another_life_of_the_holder_is_refused() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(2), 0.0, 9.0)
     for message in (Stopped(1, EPOCH - 1, "done"), Complete(1, EPOCH + 1, 32, 2, 5)):
-        (effect,) = machine.received(P, message, 0.0)
+        (effect,) = machine.received(P, message)
         assert isinstance(effect, receiver.Rejected)
         assert "stale epoch" in effect.why
     assert len(machine) == 1
@@ -392,7 +431,7 @@ def test_a_lease_is_fenced_when_it_has_expired_though_its_writer_speaks() -> Non
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(2), 0.0, 1.0)
     assert not [e for e in machine.tick(0.9) if isinstance(e, receiver.Fenced)]
-    machine.heard(P, Pong(1, EPOCH), 0.9)
+    machine.heard(P, Pong(1, EPOCH))
     assert [e for e in machine.tick(1.0) if isinstance(e, receiver.Fenced)] == [
         receiver.Fenced(1, "lease_expired", P)
     ]
@@ -401,8 +440,8 @@ def test_a_lease_is_fenced_when_it_has_expired_though_its_writer_speaks() -> Non
 def test_a_page_is_written_when_all_its_layers_are() -> None:
     machine = Receiver(EPOCH, LAYERS)
     machine.grant(1, P, range(2), 0.0, 9.0)
-    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [7, 8]), 0.0))
+    list(machine.received(P, Written(1, EPOCH, 0, (0, 1), [7, 8])))
     machine.verified(1, P, 2)
-    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5), 0.0)
+    (effect,) = machine.received(P, Complete(1, EPOCH, 32, 2, 5))
     assert isinstance(effect, receiver.Reclaimed)
     assert "0 pages of 2" in effect.reason

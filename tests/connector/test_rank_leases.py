@@ -20,6 +20,7 @@ from lease_world import LAYERS, Rank, SimulatedWorker
 from kvasir_engine.connector import notifications, receiver, sender
 from kvasir_engine.connector.layout import block_numbers, block_tokens
 from kvasir_engine.connector.notifications import Complete, Stopped
+from kvasir_engine.connector.receiver import PING_INTERVAL, SILENCE
 from kvasir_engine.connector.sender import Push
 from kvasir_engine.protocol import Lease, Loan
 
@@ -42,6 +43,7 @@ class Granted:
     holder: SimulatedWorker
     pages: list[int]  # the holder's
     writer: SimulatedWorker
+    at: float  # when it was granted, by the holder's clock
     local: list[int] = field(default_factory=list)  # the writer's
     pushed: int | None = None  # halves of it; None: the prompt has not come
     back: str = ""  # how the holder got its pages back
@@ -96,7 +98,7 @@ class Leases(RuleBasedStateMachine):
             return
         id_, to = len(self.granted) + 1, self.prefill.endpoint
         lease = Lease(id_, self.decode.epoch, pages, 0, seconds, to.agent, to.epoch, nonce=nonce_of(id_))
-        self.granted[id_] = Granted(lease, self.decode, pages, self.prefill)
+        self.granted[id_] = Granted(lease, self.decode, pages, self.prefill, self.clocks[1])
         self.decode.expose(pages)
         self.decode.connector.grant(lease, to, TOKENS)
 
@@ -108,7 +110,7 @@ class Leases(RuleBasedStateMachine):
         id_ = len(self.granted) + 1
         self.decode.fill(pages, id_, TOKENS)
         loan = Loan(id_, self.decode.epoch, pages, 0, seconds, nonce_of(id_))
-        self.granted[id_] = Granted(loan, self.decode, pages, self.prefill)
+        self.granted[id_] = Granted(loan, self.decode, pages, self.prefill, self.clocks[1])
         self.decode.connector.lend(loan, self.prefill.endpoint)
 
     def ready(self) -> list[int]:
@@ -154,7 +156,9 @@ class Leases(RuleBasedStateMachine):
         """A prompt comes with a lease of these pages, which nobody granted."""
         id_, to = len(self.granted) + 1, self.prefill.endpoint
         lease = Lease(id_, self.decode.epoch, pages, 0, 3.0, to.agent, to.epoch, nonce=9000)
-        self.granted[id_] = Granted(lease, self.decode, [], self.prefill, back="never granted", false=True)
+        self.granted[id_] = Granted(
+            lease, self.decode, [], self.prefill, self.clocks[1], back="never granted", false=True
+        )
         self.open(id_)
 
     def open_ones(self) -> list[int]:
@@ -281,6 +285,11 @@ class Leases(RuleBasedStateMachine):
                 assert not BROKE.match(reason), reason
                 granted = self.gets_back(id_, proof)
                 self.reuse(granted.holder, granted.pages)
+            case receiver.Fenced(id_, "lease_writer_silent"):
+                granted = self.granted[id_]
+                assert granted.holder is not self.decode or self.clocks[1] >= granted.at + SILENCE, (
+                    "a writer is silent that nobody gave the time to answer"
+                )
             case receiver.Rejected(_, _, why):
                 assert not BROKE.match(why), why
             case sender.Failed((_, id_), reason):
@@ -330,10 +339,24 @@ class Leases(RuleBasedStateMachine):
 
     # -- the world
 
-    @rule(seconds=st.sampled_from([0.3, 0.3, 2.5]), whose=st.sampled_from([(0,), (1,), (0, 1)]))
-    def time_passes(self, seconds: float, whose: tuple[int, ...]) -> None:
-        for side in whose:
-            self.clocks[side] += seconds
+    @rule(
+        seconds=st.sampled_from([0.3, 0.3, 2.5]),
+        whose=st.sampled_from([(0,), (1,), (0, 1)]),
+        awake=st.booleans(),
+        arrive=st.booleans(),
+    )
+    def time_passes(self, seconds: float, whose: tuple[int, ...], awake: bool, arrive: bool = False) -> None:
+        """`awake`: who it passes for looks around meanwhile, and hears of what arrives."""
+        for _ in range(round(seconds / PING_INTERVAL) if awake else 0):
+            for side in whose:
+                self.clocks[side] += PING_INTERVAL
+                for rank in (self.prefill, self.decode)[side].ranks:
+                    if arrive:
+                        self.wire.deliver_all(rank.agent)
+                    rank.thread.step(0.0)
+        if not awake:
+            for side in whose:
+                self.clocks[side] += seconds
 
     @rule(data=st.data(), shown=st.booleans(), heard=st.booleans())
     def the_writer_dies(self, data: st.DataObject, shown: bool, heard: bool) -> None:

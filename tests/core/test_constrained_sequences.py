@@ -26,6 +26,7 @@ from kvasir_engine.protocol import (
 )
 from kvasir_engine.sampling.sampler import SampleRequest, sample
 from kvasir_engine.sampling.token_history import TokenHistory
+from kvasir_engine.sampling.token_masks import NO_TOKEN
 
 TABLE = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(3)) * 2
 FORCED = [([n], [n]) for n in (11, 12, 13, 14, 15)]
@@ -66,7 +67,10 @@ def expected(prompt: list[int], sampling: Sampling, places: Places) -> tuple[lis
         if sampling.processors is not None:
             work = TokenHistory(sampling.processors, len(prompt)).work(tokens, None)
         asked = SampleRequest(sampling, len(tokens), len(tokens) - len(prompt), work, Filled(matcher))
-        tokens += sample(TABLE[following(tokens)].unsqueeze(0), [asked]).tokens
+        (token,) = sample(TABLE[following(tokens)].unsqueeze(0), [asked]).tokens
+        if token == NO_TOKEN:
+            return tokens[len(prompt) :], "no_token_allowed"
+        tokens.append(token)
         generated = tokens[len(prompt) :]
         if tokens[-1] == END or tokens[-1] in sampling.stop_token_ids:
             return generated, "stop"

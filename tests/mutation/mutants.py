@@ -266,12 +266,36 @@ MUTANTS = [
         "for lease, writer in self._parts if writer == agent]",
         "for lease, writer in self._parts]",
     ),
-    Mutant("a silent writer is trusted", HOLDER, "+ SILENCE:", "+ 1e9:"),
     Mutant(
-        "a writer is silent when it had nothing to say",
+        "a silent writer is trusted",
         HOLDER,
-        "            self._heard[writer] = now\n        self._parts",
-        "            pass\n        self._parts",
+        "elif part.unanswered * PING_INTERVAL >= SILENCE:",
+        "elif part.unanswered < 0:",
+    ),
+    Mutant(
+        "what a writer says counts for one of its leases only",
+        HOLDER,
+        "            if known == writer:\n                part.unanswered = 0\n",
+        "            if known == writer:\n                part.unanswered = 0\n                return\n",
+    ),
+    Mutant(
+        "nobody who answers is heard",
+        HOLDER,
+        "                part.unanswered = 0\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a lease is silent by what its writer left unanswered before",
+        HOLDER,
+        "self._parts[key] = _Part(now + seconds, tuple(pages), nonce)",
+        "before = max((p.unanswered for (_, w), p in self._parts.items() if w == writer), default=0)\n"
+        "        self._parts[key] = _Part(now + seconds, tuple(pages), nonce, unanswered=before)",
+    ),
+    Mutant(
+        "each look around is a ping that the writer leaves unanswered",
+        HOLDER,
+        "            elif writer in self._pinged:\n                continue\n",
+        "",
     ),
     Mutant(
         "a fenced lease's writer is asked once only",
@@ -823,6 +847,12 @@ MUTANTS = [
         "decode scores what prefill has scored", LEASES, "        sequence.scored = sequence.prompt  #", "        #"
     ),
     # -- who carries it out
+    Mutant(
+        "a death that shows again is another",
+        EXECUTOR,
+        "        if self._agent.knows(agent):\n            log.warning(",
+        "        if True:\n            log.warning(",
+    ),
     Mutant(
         "a write does not wait for the holder's word",
         EXECUTOR,

@@ -233,12 +233,12 @@ class LeaseExecutor:
                     return [receiver.Rejected(agent, lease, "wrong nonce: it is not from who lends")]
                 return [effect for push in waiting for effect in self._sender.push((agent, lease), push, now)]
             case _:
-                return self._receiver.received(agent, message, now)
+                return self._receiver.received(agent, message)
 
     def _pinged(self, agent: str, ping: Ping, now: float) -> _Effects:
         """Who writes, or reads, under a lease of ours asks whether it is one; a holder asks whether we live."""
         if ping.lease and ping.epoch == self._endpoint.epoch:
-            effects = list(self._receiver.heard(agent, ping, now))
+            effects = list(self._receiver.heard(agent, ping))
             if effects or not self._agent.knows(agent):
                 return effects or [receiver.Rejected(agent, ping.lease, "no lease was granted to it")]
             if not self._receiver.wants(ping.lease, agent):
@@ -255,7 +255,7 @@ class LeaseExecutor:
         if not self._agent.knows(agent) or (nonce is not None and nonce != pong.nonce):
             return [receiver.Rejected(agent, pong.lease, "it answers what nobody asked")]
         if nonce is None:
-            return self._receiver.heard(agent, pong, now)
+            return self._receiver.heard(agent, pong)
         waiting = self._unconfirmed.confirm(key)
         return [effect for push in waiting for effect in self._sender.push(key, push, now)]
 
@@ -267,9 +267,13 @@ class LeaseExecutor:
         return []
 
     def _died(self, agent: str) -> _Effects:
-        """The transport's word that the peer is gone: a proof for the leases of both sides."""
-        log.warning("peer died agent=%s", agent)
-        self._stats.peers_died += 1
+        """The transport's word that the peer is gone: a proof for the leases of both sides.
+
+        It shows at each of several messages and copies, and is one death.
+        """
+        if self._agent.knows(agent):
+            log.warning("peer died agent=%s", agent)
+            self._stats.peers_died += 1
         self._copies.died(agent)
         self._agent.forget(agent)
         return [*self._receiver.died(agent), *self._sender.died(agent)]

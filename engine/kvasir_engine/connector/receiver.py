@@ -24,7 +24,7 @@ from kvasir_engine.connector.notifications import Complete, Ping, Pong, Release,
 RELEASE_INTERVAL = 0.25
 PING_INTERVAL = 0.25
 SILENCE = 2.0
-"""Seconds without a word after which a writer is fenced: it may be stopped, or cut off."""
+"""Seconds of unanswered pings after which a writer is fenced: it may be stopped, or cut off."""
 
 Proof = Literal["acknowledged", "writer_died", "never_connected"]
 Code = Literal["handoff_failed", "kv_digest_mismatch", "lease_aborted", "lease_expired", "lease_writer_silent"]
@@ -94,6 +94,7 @@ class _Part:
     nonce: int = 0
     fenced: bool = False
     asked: float = 0.0
+    unanswered: int = 0  # pings of the writer since this part was granted, or since the writer was last heard
     written: int = 0  # pages the writer has announced, all layers of them
     layer: int = 0  # layers of the next `group` pages that it has announced
     group: int = 0
@@ -109,6 +110,9 @@ class Receiver:
     """All parts of leases that this rank has granted and that still matter. Times: seconds of one monotonic clock.
 
     Its pages have `layers` layers. With `digests`, what is written counts only once its digest was right.
+
+    A writer's silence is counted in pings that it did not answer, for each part since it was granted. So neither
+    what was between two leases nor a holder that stood still itself is the writer's silence.
     """
 
     def __init__(self, epoch: int, layers: int, digests: bool = True) -> None:
@@ -116,8 +120,7 @@ class Receiver:
         self._layers = layers
         self.digests = digests
         self._parts: dict[_Key, _Part] = {}
-        self._heard: dict[str, float] = {}
-        self._pinged: dict[str, float] = {}
+        self._pinged: dict[str, float] = {}  # the writers that were pinged just now, and when
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -138,8 +141,6 @@ class Receiver:
         key = lease, writer
         if key in self._parts:
             raise ValueError(f"lease {lease} was granted to {writer} already")
-        if not any(known == writer for _, known in self._parts):
-            self._heard[writer] = now
         self._parts[key] = _Part(now + seconds, tuple(pages), nonce)
 
     def lend(self, loan: int, reader: str, now: float, seconds: float, nonce: int = 0) -> None:
@@ -162,17 +163,17 @@ class Receiver:
         open_ = [key for key, part in self._parts.items() if key[0] == lease and not part.fenced]
         return [effect for key in open_ for effect in self._fence(key, "lease_aborted", now)]
 
-    def heard(self, agent: str, message: Ping | Pong, now: float) -> Iterable[Effect]:
+    def heard(self, agent: str, message: Ping | Pong) -> Iterable[Effect]:
         """The agent lives, if it is who has the lease or loan that it names: only its nonce says so."""
         part = self._parts.get((message.lease, agent))
         if part is None or message.epoch != self.epoch:
             return []
         if part.nonce != message.nonce:
             return [_wrong_nonce(agent, message.lease)]
-        self._heard[agent] = now
+        self._lives(agent)
         return []
 
-    def received(self, agent: str, message: Complete | Written | Stopped, now: float) -> Iterable[Effect]:
+    def received(self, agent: str, message: Complete | Written | Stopped) -> Iterable[Effect]:
         """A writer's word."""
         lease = message.lease
         if message.epoch != self.epoch:
@@ -184,7 +185,7 @@ class Receiver:
             return [Rejected(agent, lease, why)]
         if part.nonce != message.nonce:
             return [_wrong_nonce(agent, lease)]
-        self._heard[agent] = now
+        self._lives(agent)
         if part.loan and not isinstance(message, Stopped):
             return [Rejected(agent, lease, "the lease is to read, not to write")]
         if isinstance(message, Written):
@@ -214,13 +215,14 @@ class Receiver:
         gone = [lease for lease, writer in self._parts if writer == agent]
         for lease in gone:
             del self._parts[lease, agent]
-        self._forget(agent)
+        self._pinged.pop(agent, None)
         return [Reclaimed(lease, "writer_died", "the prefill worker died", writer=agent) for lease in gone]
 
     def tick(self, now: float) -> Iterable[Effect]:
         """Time passed: fence what has expired or whose writer is silent, and ask those that have not answered."""
         effects: list[Effect] = []
-        waiting: dict[str, tuple[int, int]] = {}
+        self._pinged = {writer: at for writer, at in self._pinged.items() if now < at + PING_INTERVAL}
+        due: dict[str, tuple[int, int]] = {}
         for key, part in self._parts.items():
             lease, writer = key
             if part.fenced:
@@ -229,15 +231,23 @@ class Receiver:
                     effects.append(NotifyWriter(writer, Release(lease, self.epoch, nonce=part.nonce)))
             elif now >= part.deadline:
                 effects += self._fence(key, "lease_expired", now)
-            elif now >= self._heard[writer] + SILENCE:
+            elif writer in self._pinged:
+                continue
+            elif part.unanswered * PING_INTERVAL >= SILENCE:
                 effects += self._fence(key, "lease_writer_silent", now)
             else:
-                waiting[writer] = lease, part.nonce
-        for writer, (lease, nonce) in waiting.items():
-            if now >= self._pinged.get(writer, 0.0) + PING_INTERVAL:
-                self._pinged[writer] = now
-                effects.append(NotifyWriter(writer, Ping(lease, self.epoch, nonce)))
+                part.unanswered += 1
+                due[writer] = lease, part.nonce
+        for writer, (lease, nonce) in due.items():
+            self._pinged[writer] = now
+            effects.append(NotifyWriter(writer, Ping(lease, self.epoch, nonce)))
         return effects
+
+    def _lives(self, writer: str) -> None:
+        """The writer has said something: whatever it was pinged by is answered."""
+        for (_, known), part in self._parts.items():
+            if known == writer:
+                part.unanswered = 0
 
     def _written(self, agent: str, message: Written, part: _Part) -> Iterable[Effect]:
         first, count, layers = message.first, len(message.digests), range(*message.layers)
@@ -262,10 +272,6 @@ class Receiver:
         part = self._parts[key]
         part.fenced, part.asked = True, now
         return [Fenced(lease, code, writer), NotifyWriter(writer, Release(lease, self.epoch, nonce=part.nonce))]
-
-    def _forget(self, agent: str) -> None:
-        self._heard.pop(agent, None)
-        self._pinged.pop(agent, None)
 
 
 def _wrong_nonce(agent: str, lease: int) -> Rejected:

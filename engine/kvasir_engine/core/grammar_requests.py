@@ -82,7 +82,7 @@ class GrammarRequests:
         if isinstance(compiled, GrammarError):
             return self._finisher.fail(job, "bad_request", f"grammar: {compiled}")
         sequence = job.sequence
-        constraint = self.service.constraint(compiled, sequence.sampling)
+        constraint = self.service.constraint(compiled, sequence.sampling, sequence.history)
         try:
             if not constraint.replay(sequence.tokens[sequence.own_prompt :]):
                 why = "grammar: what was generated before is not in its language"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kvasir_engine.core.constraint import Constraint
 from kvasir_engine.grammar.base import CompiledGrammar, GrammarBusy, GrammarCompiler, GrammarError
 from kvasir_engine.protocol import Grammar, Sampling
+from kvasir_engine.sampling.token_history import TokenHistory
 
 COMPILING_AT_ONCE = 2
 MOST_COMPILING = 256
@@ -84,16 +85,9 @@ class GrammarService:
             found = GrammarError("", f"it cannot be compiled: {type(error).__name__}: {error}")
         done(found, time.monotonic() - began)
 
-    def constraint(self, compiled: CompiledGrammar, sampling: Sampling) -> Constraint:
-        """For a sequence at its beginning.
-
-        Nothing jumps where other processors may forbid what the grammar forces: which of its tokens that is, a step
-        finds out.
-        """
-        processors = sampling.processors
-        barred = processors is not None and (bool(processors.bad_words) or processors.allowed_token_ids is not None)
-        jump = self._jump and not barred
-        return Constraint(compiled.matcher(), jump, self._vocab, sampling.stop_token_ids)
+    def constraint(self, compiled: CompiledGrammar, sampling: Sampling, history: TokenHistory | None) -> Constraint:
+        """For a sequence at its beginning."""
+        return Constraint(compiled.matcher(), self._jump, self._vocab, sampling, history)
 
     def masks(self, constraints: Sequence[Constraint]) -> list[FilledMask]:
         """Begin to fill the masks of some sequences' next tokens."""

@@ -107,10 +107,10 @@ class OutputProcessor:
             return "stop", None
         if not constraint.jump or not ends or scored:
             return None, None  # the next step samples the end
-        sequence.tokens.append(ends[0])
-        if sequence.generated < sequence.sampling.min_tokens and ends[0] in sequence.sampling.stop_token_ids:
-            sequence.tokens.pop()
+        possible = constraint.possible(ends, sequence.generated)
+        if not possible:
             return None, _nothing_left(sequence)
+        sequence.tokens.append(possible[0])
         self._stats.tokens(job).forced += 1
         return "stop", None
 

@@ -8,9 +8,6 @@ import asyncio
 import logging
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,17 +17,12 @@ without_torch()
 
 from prometheus_client import CollectorRegistry  # noqa: E402
 
-from kvasir_engine.api.app import create_app  # noqa: E402
-from kvasir_engine.api.auth import ApiKeys  # noqa: E402
-from kvasir_engine.api.batch.service import batches_of, running_batches  # noqa: E402
-from kvasir_engine.api.grammar_check import GrammarCheck  # noqa: E402
 from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown  # noqa: E402
 from kvasir_engine.api.http.server import serve_until  # noqa: E402
 from kvasir_engine.api.joint_metrics import gathered, shown_at  # noqa: E402
 from kvasir_engine.api.lifecycle import Lifecycle  # noqa: E402
-from kvasir_engine.api.tokenizer import load_served_model  # noqa: E402
-from kvasir_engine.api.vocabulary import vocabulary_of  # noqa: E402
 from kvasir_engine.entrypoints.child_process import gone, run_child  # noqa: E402
+from kvasir_engine.entrypoints.front_end import api_files, front_end, served_model  # noqa: E402
 from kvasir_engine.entrypoints.process_channel import (  # noqa: E402
     AcceptRequests,
     ApiSetup,
@@ -41,15 +33,12 @@ from kvasir_engine.entrypoints.process_channel import (  # noqa: E402
     ProcessChannel,
     ProcessReady,
 )
-from kvasir_engine.model.loading.resolver import resolve  # noqa: E402
 from kvasir_engine.router.client import PooledClient  # noqa: E402
 from kvasir_engine.router.connection import UNIX  # noqa: E402
 from kvasir_engine.router.pool import WorkerPool  # noqa: E402
 from kvasir_engine.supervisor import Supervisor, end_process  # noqa: E402
 
 log = logging.getLogger("api")
-
-TOKENIZER_THREADS = 2
 
 
 class LocalEngine(PooledClient):
@@ -80,36 +69,20 @@ async def run(channel: ProcessChannel, sock: socket.socket) -> None:
     client = LocalEngine(pool, registry=CollectorRegistry(), remote_threshold=0)
     hearing = tasks.start(_hear(channel, client, shutdown, opened, leave), "the channel to the server")
     try:
-        batches = batches_of(options.batch_dir, lifecycle)
-        keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
-        folder = await asyncio.to_thread(resolve, config.model, config.revision or None, weights=False)
-        model = await asyncio.to_thread(
-            load_served_model, folder, options.name, options.parse_special_tokens, options.parsers
-        )
-        model = replace(model, json_whitespace=options.json_whitespace)
+        files = api_files(options, lifecycle)
+        model = await served_model(options, config.model, config.revision)
         pool.set_workers({UNIX + setup.engine: "engine"})
         while pool.unready_reason() is not None:
             await pool.change()
-        with (
-            ThreadPoolExecutor(TOKENIZER_THREADS, "kvasir-tokenizer") as executor,
-            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
+        all_metrics = partial(gathered, registry, [Path(each) for each in setup.others])
+        async with (
+            front_end(client, model, files, tasks, registry, all_metrics=all_metrics) as front,
+            shown_at(Path(setup.metrics), registry),
         ):
-            app = create_app(
-                client,
-                model,
-                registry=registry,
-                lifecycle=lifecycle,
-                executor=executor,
-                keys=keys,
-                batches=batches,
-                grammars=grammars,
-                all_metrics=partial(gathered, registry, [Path(each) for each in setup.others]),
-            )
-            async with shown_at(Path(setup.metrics), registry):
-                channel.send(ProcessReady())
-                await opened.wait()
-                async with running_batches(batches, app, client, tasks):
-                    await serve_until(app, sock, shutdown, [leave])
+            channel.send(ProcessReady())
+            await opened.wait()
+            async with front.running_batches():
+                await serve_until(front.app, sock, shutdown, [leave])
     finally:
         await client.close()
         await pool.close()

@@ -3,11 +3,7 @@
 import asyncio
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,7 +35,7 @@ class RouterOptions:
     """What the command line says; `watch_pods` is a label selector, `max_length` 0 the workers' own."""
 
     model: str
-    revision: str | None = None
+    revision: str = ""
     served_model_name: str = ""
     max_length: int = 0
     host: str = "0.0.0.0"
@@ -59,6 +55,11 @@ class RouterOptions:
     hold_requests: int = 1000
     tls_dir: str = ""
     plain_workers: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's name in the API."""
+        return self.served_model_name or self.model
 
 
 def router(
@@ -144,7 +145,7 @@ def router(
     """The OpenAI API over a pool of workers."""
     options = RouterOptions(
         model=model,
-        revision=revision or None,
+        revision=revision,
         served_model_name=served_model_name,
         max_length=max_length,
         host=host,
@@ -173,16 +174,10 @@ async def run_router(options: RouterOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises ModelError, TokenizerError, DiscoveryError or PortTaken."""
     from prometheus_client import CollectorRegistry
 
-    from kvasir_engine.api.app import create_app
-    from kvasir_engine.api.auth import ApiKeys
-    from kvasir_engine.api.batch.service import batches_of, running_batches
-    from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen, serve
     from kvasir_engine.api.lifecycle import Lifecycle
-    from kvasir_engine.api.tokenizer import load_served_model
-    from kvasir_engine.api.vocabulary import vocabulary_of
-    from kvasir_engine.model.loading.resolver import resolve
+    from kvasir_engine.entrypoints.front_end import api_files, front_end, served_model
     from kvasir_engine.router.canary import PairVerifier
     from kvasir_engine.router.client import PooledClient
     from kvasir_engine.router.discovery import (
@@ -215,15 +210,12 @@ async def run_router(options: RouterOptions) -> None:
     else:
         discovery = static_workers([worker_url(url) for url in options.workers])
     check_port(options.host, options.port)
-    keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
-    name = options.served_model_name or options.model
-    folder = await asyncio.to_thread(resolve, options.model, options.revision, weights=False)
-    model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens, options.parsers)
-    model = replace(model, json_whitespace=options.json_whitespace)
+    lifecycle = Lifecycle()
+    files = api_files(options, lifecycle)
+    model = await served_model(options, options.model, options.revision)
     tasks = Supervisor(lambda reason: log.critical("the router ends reason=%r", reason))
-    registry, lifecycle = CollectorRegistry(), Lifecycle()
-    pool = WorkerPool(name, tasks, WorkerTrust(credentials, options.plain_workers))
-    batches = batches_of(options.batch_dir, lifecycle)
+    registry = CollectorRegistry()
+    pool = WorkerPool(options.name, tasks, WorkerTrust(credentials, options.plain_workers))
     client = PooledClient(
         pool,
         registry=registry,
@@ -237,28 +229,15 @@ async def run_router(options: RouterOptions) -> None:
     verifying = tasks.start(verifier.run(), "verifying of pairs")
     try:
         threads = max(2, min(8, os.cpu_count() or 1))
-        with (
-            ThreadPoolExecutor(threads, "kvasir-tokenizer") as executor,
-            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
-        ):
-            app = create_app(
-                client,
-                model,
-                registry=registry,
-                lifecycle=lifecycle,
-                executor=executor,
-                long_ones=threads - 1,
-                keys=keys,
-                over=lambda: tasks.reason,
-                batches=batches,
-                grammars=grammars,
-            )
+        async with front_end(
+            client, model, files, tasks, registry, threads=threads, over=lambda: tasks.reason
+        ) as front:
             shutdown = GracefulShutdown(lifecycle, options.drain_seconds)
-            show_status(app, verifier, client, lifecycle)
+            show_status(front.app, verifier, client, lifecycle)
             sock = listen(options.host, options.port)
-            log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            async with running_batches(batches, app, client, tasks):
-                await serve(app, sock, shutdown, tasks.over)
+            log.info("serving model=%r address=%s:%d", options.name, *sock.getsockname()[:2])
+            async with front.running_batches():
+                await serve(front.app, sock, shutdown, tasks.over)
     finally:
         await client.close()
         await tasks.stop(following, verifying)

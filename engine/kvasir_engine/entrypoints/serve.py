@@ -7,11 +7,6 @@ import asyncio
 import inspect
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -124,54 +119,31 @@ serve = command(
 async def _serve(options: ServeOptions) -> None:
     from prometheus_client import CollectorRegistry
 
-    from kvasir_engine.api.app import create_app
-    from kvasir_engine.api.auth import ApiKeys
-    from kvasir_engine.api.batch.service import batches_of, running_batches
-    from kvasir_engine.api.grammar_check import GrammarCheck
     from kvasir_engine.api.http.graceful_shutdown import GracefulShutdown
     from kvasir_engine.api.http.server import check_port, listen
     from kvasir_engine.api.http.server import serve as serve_app
     from kvasir_engine.api.lifecycle import Lifecycle
-    from kvasir_engine.api.tokenizer import load_served_model
-    from kvasir_engine.api.vocabulary import vocabulary_of
     from kvasir_engine.core.inprocess_client import InProcessClient
     from kvasir_engine.core.metrics import EngineCollector
     from kvasir_engine.entrypoints.build import build
-    from kvasir_engine.model.loading.resolver import resolve
+    from kvasir_engine.entrypoints.front_end import api_files, front_end, served_model
     from kvasir_engine.supervisor import Supervisor, end_process
 
-    config, name = options.config, options.name
+    config = options.config
     check_port(config.host, config.port)
     lifecycle, tasks = Lifecycle(), Supervisor(end_process)
-    batches = batches_of(options.batch_dir, lifecycle)
+    files = api_files(options, lifecycle)
     thread, _ = await asyncio.to_thread(build, config, False, ended=end_process)
-    folder = resolve(config.model, config.revision or None)
-    model = await asyncio.to_thread(load_served_model, folder, name, options.parse_special_tokens, options.parsers)
-    model = replace(model, json_whitespace=options.json_whitespace)
+    model = await served_model(options, config.model, config.revision, weights=True)
     registry = CollectorRegistry()
     registry.register(EngineCollector(thread.engine))
-    keys = ApiKeys(Path(options.api_keys_file)) if options.api_keys_file else None
     try:
-        with (
-            ThreadPoolExecutor(2, "kvasir-tokenizer") as executor,
-            closing(GrammarCheck(partial(vocabulary_of, model))) as grammars,
-        ):
-            client = InProcessClient(thread)
-            app = create_app(
-                client,
-                model,
-                registry=registry,
-                lifecycle=lifecycle,
-                executor=executor,
-                keys=keys,
-                batches=batches,
-                grammars=grammars,
-            )
+        async with front_end(InProcessClient(thread), model, files, tasks, registry) as front:
             shutdown = GracefulShutdown(lifecycle, config.drain_seconds)
             sock = listen(config.host, config.port)
-            log.info("serving model=%r address=%s:%d", name, *sock.getsockname()[:2])
-            async with running_batches(batches, app, client, tasks):
-                await serve_app(app, sock, shutdown)
+            log.info("serving model=%r address=%s:%d", options.name, *sock.getsockname()[:2])
+            async with front.running_batches():
+                await serve_app(front.app, sock, shutdown)
     finally:
         thread.stop()
         thread.engine.runner.close()

@@ -123,6 +123,14 @@ class TokenHistory:
             awaited=awaited,
         )
 
+    def bars(self, generated: Sequence[int], token: int) -> bool:
+        """Whether `token` is impossible behind these tokens of the sequence, whatever its logit."""
+        if self._allowed is not None:
+            place = int(self._allowed.searchsorted(token))
+            if place == len(self._allowed) or self._allowed[place] != token:
+                return True
+        return self._words is not None and bool((self._words.banned(generated) == token).any())
+
     def _count(self, tokens: Sequence[int]) -> None:
         if not self._seen and self._repetition != 1.0:
             for token in dict.fromkeys(tokens[: self._prompt]):
