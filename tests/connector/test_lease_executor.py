@@ -314,7 +314,9 @@ def test_a_release_reaches_a_writer_whose_prompt_has_not_come_and_refuses_it_the
 
 def fences(state: Leases) -> list[tuple[int, str]]:
     """The leases that the holder has fenced since, and why."""
-    return [(each.lease, each.code) for each in told(state, prefill=False) if isinstance(each, receiver.Fenced)]
+    return [
+        (each.lease, each.code) for each in new_events(state, prefill=False) if isinstance(each, receiver.Fenced)
+    ]
 
 
 def test_a_write_that_is_stuck_under_an_aborted_lease_makes_no_later_lease_silent() -> None:

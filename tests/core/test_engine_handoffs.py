@@ -27,7 +27,7 @@ def test_pages_of_an_aborted_lease_are_nobodys_until_the_writer_has_stopped(pair
     assert {pool.owner(page) for page in lease.pages} == {Owner.FENCED}
     assert pool.count(Owner.FREE) == pool.size - len(lease.pages)
     pair.decode.run_commands()
-    pair.prefill.receive_all()  # the release reaches a writer whose write is under way: it lives, and has not stopped
+    pair.prefill.receive_all()  # the release reaches a writer that still writes: it lives, and has not stopped
     pair.decode.receive_all()
     assert {pool.owner(page) for page in lease.pages} == {Owner.FENCED}
     pair.decode.check()
