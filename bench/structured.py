@@ -87,7 +87,7 @@ def grammar_of(schema: dict[str, Any]) -> Grammar:
 
 
 @dataclass
-class Told:
+class Reported:
     """What requests were told, by id: tokens, and the seconds to the first."""
 
     seconds: float = 0.0
@@ -118,11 +118,11 @@ class Bench:
         text = f"<|im_start|>user\n{number}: Describe some {about} as JSON.<|im_end|>\n<|im_start|>assistant\n"
         return self.model.tokenizer.encode(text)
 
-    def run(self, requests: Sequence[tuple[list[int], Sampling]], jump: bool, together: int) -> Told:
+    def run(self, requests: Sequence[tuple[list[int], Sampling]], jump: bool, together: int) -> Reported:
         """The requests, so many at a time, in an engine without a cached prefix."""
         service = GrammarService(self.compiler, self.runner.vocab, jump)
         engine = Engine(self.runner, "both", Limits(576, 64, PAGE), 2048, 1, None, grammars=service)
-        told = Told()
+        told = Reported()
         began = time.perf_counter()
         for start in range(0, len(requests), together):
             submitted = time.perf_counter()
@@ -145,7 +145,7 @@ class Bench:
         """The text of an answer, without the token that ends it."""
         return b"".join(map(self.model.tokenizer.token_bytes, tokens)).decode()
 
-    def check(self, told: Told, schemas: Sequence[dict[str, Any]]) -> None:
+    def check(self, told: Reported, schemas: Sequence[dict[str, Any]]) -> None:
         """Raise unless each answer that is whole validates."""
         for tokens, schema in zip(told.tokens.values(), schemas, strict=True):
             jsonschema.validate(json.loads(self.text(tokens)), schema)
@@ -176,7 +176,7 @@ def nested(together: int, count: int) -> Table:
     for name in ("", "sampled tokens", "forced", "steps", "seconds", "tokens/s"):
         table.add_column(name)
     requests, schemas = bench().set_of(count)
-    found: dict[bool, list[Told]] = {False: [], True: []}
+    found: dict[bool, list[Reported]] = {False: [], True: []}
     for _ in range(ROUNDS):
         for jump in found:
             told = bench().run(requests, jump, together)
@@ -203,7 +203,7 @@ def against_free() -> Table:
     requests, _ = bench().set_of(BATCH)
     lengths = [len(tokens) for tokens in bench().run(requests, False, BATCH).tokens.values()]
     free = [(prompt, Sampling(length)) for (prompt, _), length in zip(requests, lengths, strict=True)]
-    found: dict[str, list[Told]] = {"with a schema": [], "without": [], "with a schema, jump-forward": []}
+    found: dict[str, list[Reported]] = {"with a schema": [], "without": [], "with a schema, jump-forward": []}
     for _ in range(ROUNDS):
         found["with a schema"].append(bench().run(requests, False, BATCH))
         found["without"].append(bench().run(free, False, BATCH))

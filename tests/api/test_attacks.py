@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-from attacked import serve_within
+from attacked_server import serve_within
 
 from kvasir_engine.api.http.acceptor import LOG_SECONDS
 from kvasir_engine.entrypoints.drain import drain
@@ -27,7 +27,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Attacked:
-    """A process of attacked.py."""
+    """A process of attacked_server.py."""
 
     def __init__(self, process: ForkServerProcess, port: int, log: Path) -> None:
         assert process.pid is not None

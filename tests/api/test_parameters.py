@@ -27,7 +27,7 @@ def with_template(template: str) -> ServedModel:
     return ServedModel("tiny", Tokenizer(hf), 258, (EOS,), 0)
 
 
-def said(model: ServedModel, tokens: list[int]) -> str:
+def text_of(model: ServedModel, tokens: list[int]) -> str:
     names = {256: b"{start}", 257: b"{end}"}
     return b"".join(names.get(token) or model.tokenizer.token_bytes(token) for token in tokens).decode()
 
@@ -56,7 +56,7 @@ async def test_echo_puts_each_prompt_before_its_answers(
     model: ServedModel, prompt: Any, echoes: list[str] | None
 ) -> None:
     if echoes is None:
-        echoes = [said(model, each) for each in prompt]
+        echoes = [text_of(model, each) for each in prompt]
     engine = ScriptedEngine(saying(letters(model, "xy")))
     whole = await post(engine, model, "completions", prompt=prompt, echo=True, n=2)
     chunks = await post(engine, model, "completions", prompt=prompt, echo=True, n=2, stream=True)
@@ -83,7 +83,7 @@ def rated(model: ServedModel) -> ScriptedEngine:
 
 async def test_best_of_shows_the_likeliest(model: ServedModel) -> None:
     answer = await post(rated(model), model, "completions", prompt=["a", "b"], n=2, best_of=4, max_tokens=1)
-    digits = [said(model, [48 + place]) for place in (3, 1, 7, 5)]
+    digits = [text_of(model, [48 + place]) for place in (3, 1, 7, 5)]
     assert [(each["index"], each["text"]) for each in answer["choices"]] == list(enumerate(digits))
     assert [each["logprobs"] for each in answer["choices"]] == [None] * 4
     assert answer["usage"]["completion_tokens"] == 8
@@ -133,7 +133,7 @@ async def test_a_truncated_prompt_keeps_its_end(model: ServedModel, count: int, 
     for prompt in ("abcdefg", letters(model, "abcdefg")):
         answer = await post(engine, model, "completions", prompt=prompt, truncate_prompt_tokens=count, echo=True)
         assert answer["usage"]["prompt_tokens"] == len(kept)
-    assert [said(model, each.tokens) for each in engine.requests] == [kept, kept]
+    assert [text_of(model, each.tokens) for each in engine.requests] == [kept, kept]
     assert answer["choices"][0]["text"] == kept + "x"
 
 
@@ -147,7 +147,7 @@ async def test_a_prompt_beyond_the_context_may_be_truncated_into_it(model: Serve
 async def test_the_generation_prompt_may_be_left_out(model: ServedModel) -> None:
     engine = ScriptedEngine(saying([1]))
     await post(engine, model, "chat/completions", messages=HELLO, add_generation_prompt=False)
-    assert said(model, engine.requests[0].tokens) == "{start}user\nHi{end}\n"
+    assert text_of(model, engine.requests[0].tokens) == "{start}user\nHi{end}\n"
 
 
 @pytest.mark.parametrize("text", ["The answer is", "It says <|im_end|> here"])
@@ -155,7 +155,7 @@ async def test_the_final_message_is_continued(model: ServedModel, text: str) -> 
     engine = ScriptedEngine(saying([1]))
     messages = [*HELLO, {"role": "assistant", "content": text}]
     await post(engine, model, "chat/completions", messages=messages, continue_final_message=True)
-    assert said(model, engine.requests[0].tokens) == "{start}user\nHi{end}\n{start}assistant\n" + text
+    assert text_of(model, engine.requests[0].tokens) == "{start}user\nHi{end}\n{start}assistant\n" + text
 
 
 async def test_variables_reach_a_template_that_knows_them_as_text() -> None:
@@ -165,7 +165,7 @@ async def test_variables_reach_a_template_that_knows_them_as_text() -> None:
         await post(engine, model, "chat/completions", messages=HELLO, chat_template_kwargs=variables)
     await post(engine, model, "chat/completions", messages=HELLO, reasoning_effort="high")
     before = "{start}user\nHi{end}\n{start}assistant\n"
-    assert [said(model, each.tokens).removeprefix(before) for each in engine.requests] == [
+    assert [text_of(model, each.tokens).removeprefix(before) for each in engine.requests] == [
         "no thoughts",
         "",
         "no thoughts<|im_end|>",

@@ -20,14 +20,14 @@ def shown(model: ServedModel, tokens: list[int], most: int) -> list[dict[str, An
     """What is to be said of a prompt of letters, of which none is among the likeliest."""
     found: list[dict[str, Any] | None] = [None]
     for token, score in zip(tokens[1:], prompt_scores(tokens, most), strict=True):
-        entry = {str(token): {"logprob": score.logprob, "rank": score.rank, "decoded_token": said(model, token)}}
+        entry = {str(token): {"logprob": score.logprob, "rank": score.rank, "decoded_token": text_of(model, token)}}
         for rank, (other, logprob) in enumerate(score.top, 1):
-            entry[str(other)] = {"logprob": logprob, "rank": rank, "decoded_token": said(model, other)}
+            entry[str(other)] = {"logprob": logprob, "rank": rank, "decoded_token": text_of(model, other)}
         found.append(entry)
     return found
 
 
-def said(model: ServedModel, token: int) -> str:
+def text_of(model: ServedModel, token: int) -> str:
     return model.tokenizer.token_bytes(token).decode()
 
 
@@ -72,7 +72,7 @@ async def test_a_chat_has_them_once(model: ServedModel, stream: bool) -> None:
 def test_the_prompts_own_token_is_named_once_and_first(model: ServedModel) -> None:
     score = PromptLogprobs(-0.5, 2, [(66, -0.25), (65, -0.5), (67, -math.inf)])
     entries = PromptReport(model.tokenizer, [1, 65], [score]).shown(2)
-    names = [said(model, token) for token in (65, 66)]
+    names = [text_of(model, token) for token in (65, 66)]
     assert entries == [
         None,
         {"65": PromptLogprob(-0.5, 2, names[0]), "66": PromptLogprob(-0.25, 1, names[1])},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint_stand import Reply, standing
+from fake_endpoint import Reply, running_endpoint
 
 from kvasir_engine.client.bench.datasets import DatasetOptions
 from kvasir_engine.client.bench.load import LoadOptions
@@ -42,7 +42,7 @@ def three(path: str, body: dict[str, Any]) -> Reply:
 
 
 def test_each_request_is_sent_and_counted_once() -> None:
-    with standing(three) as stand:
+    with running_endpoint(three) as stand:
         (point,) = measured(stand.url, DatasetOptions(number=10, input_len=6, output_len=3), warmup=2)
     assert (point.completed, point.errors, point.not_sent) == (10, {}, 0)
     assert (point.output_tokens, point.cached_tokens) == (30, 20)
@@ -62,7 +62,7 @@ def test_each_request_is_sent_and_counted_once() -> None:
 
 
 def test_the_warm_up_shares_no_prompt_with_the_measurement() -> None:
-    with standing(three) as stand:
+    with running_endpoint(three) as stand:
         measured(stand.url, DatasetOptions("shared-prefix", number=3, input_len=4, prefix_len=20), warmup=1)
     first, *rest = [body["prompt"].split()[:20] for _, body in stand.calls]
     assert [each == rest[0] for each in rest] == [True] * 3
@@ -72,7 +72,7 @@ def test_the_warm_up_shares_no_prompt_with_the_measurement() -> None:
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_turns_have_what_was_said_and_answered_before(api: Any) -> None:
     dataset = DatasetOptions("multi-turn", number=2, input_len=3, turns=3)
-    with standing(three) as stand:
+    with running_endpoint(three) as stand:
         (point,) = measured(stand.url, dataset, LoadOptions("", api), warmup=0, concurrencies="1")
     assert point.completed == 6
     path, last = stand.calls[2]
@@ -90,7 +90,7 @@ def test_turns_have_what_was_said_and_answered_before(api: Any) -> None:
 def test_times_are_those_of_the_endpoint(api: Any) -> None:
     """An event that only names the role, or the end, is no token. Each is sent when it is due, and read later."""
     paced = Reply([" a"] * 6, first=0.3, gap=0.05)
-    with standing(lambda path, body: paced) as stand:
+    with running_endpoint(lambda path, body: paced) as stand:
         (point,) = measured(stand.url, DatasetOptions(number=4), LoadOptions("", api), warmup=0)
     ttft, itl, tpot, whole = (point.spreads[name].mean for name in ("ttft", "itl", "tpot", "e2el"))
     assert ttft is not None
@@ -109,7 +109,7 @@ def test_it_counts_what_the_load_client_counts() -> None:
     from bench import load
 
     paced = Reply([" a"] * 4, first=0.2, gap=0.05)
-    with standing(lambda path, body: paced) as stand:
+    with running_endpoint(lambda path, body: paced) as stand:
         talks = tuple(load.Talk(("one two three",), 4) for _ in range(8))
         row = asyncio.run(load.measure(stand.url, "toy", "it", load.Workload(4, talks)))
         (point,) = measured(stand.url, DatasetOptions(number=8, input_len=3), warmup=0)
@@ -125,7 +125,7 @@ def test_it_counts_what_the_load_client_counts() -> None:
 
 def test_a_rate_paces_and_a_sweep_measures_each_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, plot = tmp_path / "out.json", tmp_path / "plot.svg"
-    with standing(three) as stand:
+    with running_endpoint(three) as stand:
         began = time.monotonic()
         points = measured(
             stand.url,
@@ -166,7 +166,7 @@ def test_failures_are_counted_by_kind_and_the_others_go_on(reply: Reply, kind: s
         asked.append(None)
         return reply if len(asked) % 2 else three(path, body)
 
-    with standing(script) as stand:
+    with running_endpoint(script) as stand:
         times = CallTimeouts(idle=0.3, total=20)
         (point,) = measured(stand.url, DatasetOptions(number=8), warmup=0, timeouts=times)
     assert (point.errors, point.completed) == ({kind: 4}, 4)
@@ -174,14 +174,17 @@ def test_failures_are_counted_by_kind_and_the_others_go_on(reply: Reply, kind: s
 
 
 def test_a_tokenizer_counts_where_the_endpoint_does_not() -> None:
-    with standing(lambda path, body: Reply([" a", " b"], usage=False)) as stand:
+    with running_endpoint(lambda path, body: Reply([" a", " b"], usage=False)) as stand:
         (point,) = measured(stand.url, DatasetOptions(number=3), warmup=0, count=lambda text: len(text.split()))
     assert (point.completed, point.output_tokens) == (3, 6)
 
 
 def test_an_endpoint_that_dies_midway_ends_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     cut = Reply([" a", " b"], cut_after=1)
-    with standing(lambda path, body: cut) as stand, pytest.raises(BenchFailed, match="no request was answered"):
+    with (
+        running_endpoint(lambda path, body: cut) as stand,
+        pytest.raises(BenchFailed, match="no request was answered"),
+    ):
         measured(stand.url, DatasetOptions(number=5000), warmup=0)
     assert 32 <= len(stand.calls) <= 40
     assert "Not sent" in capsys.readouterr().out
@@ -189,13 +192,16 @@ def test_an_endpoint_that_dies_midway_ends_the_run(capsys: pytest.CaptureFixture
 
 def test_an_endpoint_that_hangs_is_waited_for_a_few_times_only() -> None:
     hung, times = Reply([" a"], hang_after=0), CallTimeouts(idle=0.2, total=20)
-    with standing(lambda path, body: hung) as stand, pytest.raises(BenchFailed, match="no request was answered"):
+    with (
+        running_endpoint(lambda path, body: hung) as stand,
+        pytest.raises(BenchFailed, match="no request was answered"),
+    ):
         measured(stand.url, DatasetOptions(number=5000), warmup=0, concurrencies="2", timeouts=times)
     assert len(stand.calls) <= 6
 
 
 def test_a_duration_ends_a_load() -> None:
-    with standing(three) as stand:
+    with running_endpoint(three) as stand:
         load = LoadOptions("", duration=0.5)
         (point,) = measured(stand.url, DatasetOptions(number=10_000), load, rates="50", warmup=0)
     assert point.seconds < 10
@@ -205,14 +211,14 @@ def test_a_duration_ends_a_load() -> None:
 
 def test_a_warm_up_that_fails_is_the_error() -> None:
     refused, message = Reply(status=404, error="no such model"), "at the warm-up: http_404: no such model"
-    with standing(lambda path, body: refused) as stand, pytest.raises(BenchFailed, match=message):
+    with running_endpoint(lambda path, body: refused) as stand, pytest.raises(BenchFailed, match=message):
         measured(stand.url, DatasetOptions(number=5))
     with pytest.raises(BenchFailed, match="does not list its models: connect: "):
         measured("http://127.0.0.1:9", DatasetOptions(number=5))
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
-    with standing(three) as stand, pytest.raises(UserError, match=r"--output .*: No such file"):
+    with running_endpoint(three) as stand, pytest.raises(UserError, match=r"--output .*: No such file"):
         measured(stand.url, DatasetOptions(number=5), output=tmp_path / "none" / "x.json")
     assert stand.calls == []
 
@@ -223,7 +229,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_the_command_as_vllms_users_write_it(tmp_path: Path) -> None:
     output = tmp_path / "out.json"
-    with standing(three) as stand:
+    with running_endpoint(three) as stand:
         words = (
             "--api chat --api-key secret --header X-Team:a --ignore-eos --seed 3 --num-prompts 6 --max-concurrency"
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint_stand import Reply, standing
+from fake_endpoint import Reply, running_endpoint
 
 from kvasir_engine.client.terminal.conversation import ChatHistory, CommandError, LineJoiner, SavedMessage, shown
 
@@ -39,7 +39,7 @@ def kvasir(*arguments: str, text: str = "", **environment: str) -> "subprocess.C
 
 def test_a_chat_in_a_pipe_keeps_its_history() -> None:
     said = 'one\n"""\ntwo\nlines\n"""\n/system Be kind\nthr\\\nee\n/reset\nfour\n/nonsense\n/exit\nnever\n'
-    with standing(echoing) as stand:
+    with running_endpoint(echoing) as stand:
         done = kvasir("chat", stand.url, "--system", "Be short", "--temperature", "0.5", text=said)
     assert done.returncode == 0
     assert done.stdout.splitlines() == ["<one>", "<two", "lines>", "Be kind", "<thr", "ee>", "forgotten", "<four>"]
@@ -60,7 +60,7 @@ def test_a_question_that_failed_is_not_in_the_history() -> None:
             return Reply(status=400, error="too long")
         return echoing(path, body)
 
-    with standing(script) as stand:
+    with running_endpoint(script) as stand:
         done = kvasir("chat", stand.url, text="bad\ngood\n")
     assert "kvasir: error: http_400: too long" in done.stderr
     assert done.stdout.split() == ["<good>"]
@@ -68,7 +68,7 @@ def test_a_question_that_failed_is_not_in_the_history() -> None:
 
 
 def test_complete_continues_an_argument_or_its_input() -> None:
-    with standing(echoing) as stand:
+    with running_endpoint(echoing) as stand:
         done = kvasir("complete", "Once", "--url", stand.url, "--stop", "a", "--stop", "b", OPENAI_API_KEY="k")
         piped = kvasir("complete", "--url", stand.url, "--max-tokens", "7", text="upon\n")
         empty = kvasir("complete", "--url", stand.url)
@@ -85,7 +85,7 @@ def test_without_a_url_it_is_the_local_runs(tmp_path: Path) -> None:
     none = kvasir("complete", "x", KVASIR_STATE=str(tmp_path))
     assert none.returncode == 2
     assert "no URL was given, and nothing is running" in none.stderr
-    with standing(echoing) as stand:
+    with running_endpoint(echoing) as stand:
         run = {"name": "mine", "url": stand.url, "ready": True, "supervisor": os.getpid(), "started": None}
         (folder / "state.json").write_text(json.dumps(run))
         assert kvasir("complete", "x", KVASIR_STATE=str(tmp_path)).stdout == "<x>"
@@ -155,7 +155,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat() -> None:
         last = body["messages"][-1]["content"]
         return Reply(["be", "gun", " never"], hang_after=2) if last == "long" else echoing(path, body)
 
-    with standing(script) as stand, terminal(KVASIR, "chat", stand.url) as chat:
+    with running_endpoint(script) as stand, terminal(KVASIR, "chat", stand.url) as chat:
         chat.until(r"toy at http://127.*/help.*\n")
         chat.until("> ")
         chat.type("long\n")

@@ -43,8 +43,8 @@ def end_all(state: Leases) -> Transfer:
     return last
 
 
-def told(state: Leases, prefill: bool) -> list[Event]:
-    """What rank 0 of a worker has reported since."""
+def new_events(state: Leases, prefill: bool) -> list[Event]:
+    """The events that rank 0 of a worker has reported since the last call."""
     worker = state.prefill if prefill else state.decode
     return worker.events(worker.ranks[0])
 
@@ -99,7 +99,7 @@ def test_nothing_is_written_under_a_lease_that_nobody_granted() -> None:
     state.push(2)
     talk(state)
     assert not state.wire.transfers
-    (failed,) = [each for each in told(state, prefill=True) if isinstance(each, sender.Failed)]
+    (failed,) = [each for each in new_events(state, prefill=True) if isinstance(each, sender.Failed)]
     assert failed.key[1] == 2
     assert "released" in failed.reason
 
@@ -117,7 +117,7 @@ def test_nothing_is_written_under_a_lease_whose_nonce_was_guessed(known: bool) -
     state.push(id_)
     talk(state)
     assert not state.wire.transfers
-    (rejected,) = [each for each in told(state, prefill=False) if isinstance(each, receiver.Rejected)]
+    (rejected,) = [each for each in new_events(state, prefill=False) if isinstance(each, receiver.Rejected)]
     assert (rejected.lease, "wrong nonce" in rejected.why) == (id_, True)
 
 
@@ -143,16 +143,16 @@ def test_a_copy_that_failed_ends_its_lease_when_the_others_have_ended(loan: bool
     first, second = state.wire.transfers
     state.wire.end(first, ok=False)
     talk(state)
-    assert not told(state, prefill=True), "the other copy is under way"
+    assert not new_events(state, prefill=True), "the other copy is under way"
     state.wire.end(second)
     talk(state)
     while state.wire.transfers:  # the link is measured
         end_all(state)
     talk(state)
-    (failed,) = told(state, prefill=True)
+    (failed,) = new_events(state, prefill=True)
     assert isinstance(failed, sender.Failed)
     assert "failed" in failed.reason
-    (back,) = told(state, prefill=False)
+    (back,) = new_events(state, prefill=False)
     assert isinstance(back, receiver.Reclaimed)
     assert (back.lease, back.proof) == (id_, "acknowledged")
 
@@ -169,7 +169,7 @@ def test_a_byte_that_changed_on_its_way_is_found(loan: bool) -> None:
         last = end_all(state)  # its writer's words are on their way
     state.wire.spoil(last)
     talk(state)
-    ends = told(state, prefill=loan)
+    ends = new_events(state, prefill=loan)
     if loan:
         assert [type(each) for each in ends] == [sender.Done, sender.Failed]
         assert state.prefill.connector.stats.digest_failures
@@ -307,14 +307,16 @@ def test_a_release_reaches_a_writer_whose_prompt_has_not_come_and_refuses_it_the
     assert state.granted[1].back == "acknowledged"
     state.open(1)
     talk(state)
-    (failed,) = told(state, prefill=True)
+    (failed,) = new_events(state, prefill=True)
     assert isinstance(failed, sender.Failed)
     assert "released" in failed.reason
 
 
 def fences(state: Leases) -> list[tuple[int, str]]:
     """The leases that the holder has fenced since, and why."""
-    return [(each.lease, each.code) for each in told(state, prefill=False) if isinstance(each, receiver.Fenced)]
+    return [
+        (each.lease, each.code) for each in new_events(state, prefill=False) if isinstance(each, receiver.Fenced)
+    ]
 
 
 def test_a_write_that_is_stuck_under_an_aborted_lease_makes_no_later_lease_silent() -> None:
@@ -429,7 +431,7 @@ def test_a_writer_whose_holder_says_nothing_gives_up_when_the_lease_has_expired(
     prefill.thread.turn()
     pass_time(state, SECONDS)
     prefill.thread.turn()
-    (failed,) = told(state, prefill=True)
+    (failed,) = new_events(state, prefill=True)
     assert isinstance(failed, sender.Failed)
     assert "expired" in failed.reason
 

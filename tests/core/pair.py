@@ -42,7 +42,7 @@ class Pair:
         )
         self.decode.engine.reserve(session, reserve)
         self.decode.engine.step()
-        self.decode.obey()
+        self.decode.run_commands()
         for frame in self.frames(self.decode, session):
             if isinstance(frame, Leased) and frame.lease is not None:
                 return frame.lease
@@ -71,9 +71,9 @@ class Pair:
 
     def confirm(self) -> None:
         """Prefill asks decode whether it granted what it is to write under, and decode answers."""
-        self.prefill.obey()
-        self.decode.hear_all()
-        self.prefill.hear_all()
+        self.prefill.run_commands()
+        self.decode.receive_all()
+        self.prefill.receive_all()
 
     def frames(self, worker: Worker, session: int = ROUTER) -> list[Delta | Leased]:
         frames = worker.engine.drain().get(session, [])
@@ -88,11 +88,11 @@ class Pair:
         """All writes end and all messages arrive; no time passes and no engine steps."""
         for _ in range(20):
             for worker in (self.prefill, self.decode):
-                worker.obey()
+                worker.run_commands()
                 while worker.writes:
                     worker.end_write()
-                worker.hear_all()
-                worker.learn()
+                worker.receive_all()
+                worker.take_events()
                 worker.check()
 
     def run(self) -> None:
@@ -103,11 +103,11 @@ class Pair:
                 self.deliver()
                 self.frames(worker)
 
-    def at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """Both pools hold nothing but what is cached, and nothing is owed."""
         self.prefill.check()
         self.decode.check()
         return self.prefill.quiet() and self.decode.quiet()
 
-    def said(self, request: str) -> list[int]:
+    def tokens_of(self, request: str) -> list[int]:
         return [token for _, token in sorted(self.tokens[request].items())]

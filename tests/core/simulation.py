@@ -87,23 +87,23 @@ class Worker:
 
     # -- what a test can make happen
 
-    def obey(self) -> None:
+    def run_commands(self) -> None:
         """The transfer thread takes its commands, and looks at the clock."""
         self.thread.turn()
 
-    tick = obey
+    tick = run_commands
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         """The next message from any peer arrives."""
         self.thread.hear()
 
-    def hear_all(self) -> None:
+    def receive_all(self) -> None:
         """All messages arrive that are on their way."""
-        while self.mail:
+        while self.peers_with_messages:
             self.thread.hear()
 
     @property
-    def mail(self) -> list[str]:
+    def peers_with_messages(self) -> list[str]:
         """The peers whose messages are on their way."""
         return self.network.wire.waiting(self.agent)
 
@@ -111,7 +111,7 @@ class Worker:
         """A write or read under way ends."""
         self.thread.end(place, ok)
 
-    def learn(self) -> None:
+    def take_events(self) -> None:
         """The engine takes what its transfer thread reported."""
         while self.events:
             self.engine.reported(0, self.events.popleft())
@@ -185,7 +185,7 @@ class Network:
             self.now = min(self.now + 1.0, until)
             for worker in [*self.workers.values()] * 2:
                 worker.tick()
-                worker.hear_all()
+                worker.receive_all()
 
     def kill(self, worker: Worker, seen: bool = True) -> None:
         """The process is gone, with its writes and mail. Not `seen`: until somebody tells it something."""

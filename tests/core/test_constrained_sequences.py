@@ -267,8 +267,8 @@ def test_decode_goes_on_from_prefills_token(how: dict[str, Any], jump: bool, ove
         compiled(pair.prefill)
         pair.run()
         assert not pair.failures
-        assert pair.said("a") == expected(PROMPT, sampling, OBJECT)[0]
-        assert pair.at_rest()
+        assert pair.tokens_of("a") == expected(PROMPT, sampling, OBJECT)[0]
+        assert pair.is_idle()
         assert (pair.decode.engine.stats.requests.forced > 0) == jump
         assert pair.prefill.engine.stats.requests.forced == 0
 
@@ -282,7 +282,7 @@ def leased(pair: Pair, sampling: Sampling) -> Any:
     pair.decode.engine.reserve(ROUTER, Reserve("a", PROMPT, sampling, pair.prefill.endpoint, "", 0))
     compiled(pair.decode)
     pair.decode.engine.step()
-    pair.decode.obey()
+    pair.decode.run_commands()
     (frame,) = pair.frames(pair.decode)
     assert isinstance(frame, Leased)
     return frame.lease

@@ -26,15 +26,15 @@ def test_pages_of_an_aborted_lease_are_nobodys_until_the_writer_has_stopped(pair
     pool = pair.decode.engine.cache.pool
     assert {pool.owner(page) for page in lease.pages} == {Owner.FENCED}
     assert pool.count(Owner.FREE) == pool.size - len(lease.pages)
-    pair.decode.obey()
-    pair.prefill.hear_all()  # the release reaches a writer whose write is under way: it lives, and has not stopped
-    pair.decode.hear_all()
+    pair.decode.run_commands()
+    pair.prefill.receive_all()  # the release reaches a writer that still writes: it lives, and has not stopped
+    pair.decode.receive_all()
     assert {pool.owner(page) for page in lease.pages} == {Owner.FENCED}
     pair.decode.check()
     pair.deliver()
     pair.frames(pair.prefill)
     assert pair.failures == {"r": ["handoff_failed"]}
-    assert pair.at_rest()  # told at once: no clock has run
+    assert pair.is_idle()  # told at once: no clock has run
 
 
 def test_a_lease_whose_prompt_was_aborted_at_prefill_fails_at_decode_without_waiting(pair: Pair) -> None:
@@ -43,7 +43,7 @@ def test_a_lease_whose_prompt_was_aborted_at_prefill_fails_at_decode_without_wai
     pair.deliver()
     pair.frames(pair.decode)
     assert pair.failures == {"r": ["handoff_failed"]}
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 def test_what_a_push_reads_is_held_after_its_request_is_gone(pair: Pair) -> None:
@@ -55,7 +55,7 @@ def test_what_a_push_reads_is_held_after_its_request_is_gone(pair: Pair) -> None
     pair.prefill.engine.cache.tree.evict(pool.size)
     assert pool.count(Owner.HELD) == 3
     pair.deliver()
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 def test_a_prompt_handed_off_keeps_its_pages_while_they_are_written_and_not_longer(pair: Pair) -> None:
@@ -69,8 +69,8 @@ def test_a_prompt_handed_off_keeps_its_pages_while_they_are_written_and_not_long
     assert pool.count(Owner.HELD) == 0
     assert pool.count(Owner.CACHED) == 3
     pair.run()
-    assert pair.said("r") == reference(PROMPT, 3)
-    assert pair.at_rest()
+    assert pair.tokens_of("r") == reference(PROMPT, 3)
+    assert pair.is_idle()
 
 
 def test_pages_under_a_push_are_not_given_to_the_next_prompt() -> None:
@@ -84,19 +84,19 @@ def test_pages_under_a_push_are_not_given_to_the_next_prompt() -> None:
         pair.prefill.check()
     assert len(pair.prefill.engine.waiting) == 1  # 4 pages are wanted, 3 are free until the writes have ended
     pair.run()
-    assert pair.said("s") == reference(other, 3)
-    assert pair.at_rest()
+    assert pair.tokens_of("s") == reference(other, 3)
+    assert pair.is_idle()
 
 
 def test_a_completion_that_crosses_the_abort_gives_all_pages_back(pair: Pair) -> None:
     pair.begin("r", PROMPT)
     while pair.prefill.writes:
         pair.prefill.end_write()
-    pair.decode.hear_all()
+    pair.decode.receive_all()
     assert pair.decode.events  # settled, and the engine has not heard of it
     pair.decode.engine.abort(ROUTER, "r")
     pair.deliver()
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 def test_a_completion_of_another_prompts_length_is_an_error_and_no_page_is_lost(pair: Pair) -> None:
@@ -109,7 +109,7 @@ def test_a_completion_of_another_prompts_length_is_an_error_and_no_page_is_lost(
     sent.append(notifications.encode(msgspec.structs.replace(complete, tokens=complete.tokens - 1)))
     pair.run()
     assert pair.failures["r"] == ["handoff_failed"]
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 def test_only_what_decode_lacks_is_sent_and_to_its_place(pair: Pair) -> None:
@@ -120,9 +120,9 @@ def test_only_what_decode_lacks_is_sent_and_to_its_place(pair: Pair) -> None:
     lease = pair.begin("second", again)
     assert (lease.first, len(lease.pages)) == (8, 2)
     pair.run()
-    assert pair.said("second") == reference(again, 3)
+    assert pair.tokens_of("second") == reference(again, 3)
     assert pair.prefill.engine.stats.sent_pages == 5
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 12, 13, 27, 28])
@@ -135,8 +135,8 @@ def test_prompts_of_any_length_and_number_of_chunks_arrive_whole(length: int) ->
         pair.submit(request, prompt, pair.lease(request, prompt))
         pair.run()
         assert pair.failures == {}
-        assert pair.said(request) == reference(prompt, 3)
-    assert pair.at_rest()
+        assert pair.tokens_of(request) == reference(prompt, 3)
+    assert pair.is_idle()
 
 
 def test_no_page_is_pushed_before_it_is_full(pair: Pair) -> None:
@@ -165,7 +165,7 @@ def test_what_a_lease_builds_on_stays_while_it_is_open(pair: Pair) -> None:
     assert held == 2
     pair.decode.engine.cache.tree.evict(12)
     pair.run()
-    assert pair.said("second") == reference([*PROMPT[:8], 8, 8], 3)
+    assert pair.tokens_of("second") == reference([*PROMPT[:8], 8, 8], 3)
 
 
 def test_the_end_of_one_router_is_not_anothers(pair: Pair) -> None:
@@ -175,8 +175,8 @@ def test_the_end_of_one_router_is_not_anothers(pair: Pair) -> None:
     for worker in (pair.prefill, pair.decode):
         worker.engine.close_session(OTHER)
     pair.run()
-    assert pair.said("r") == reference(PROMPT, 3)
-    assert pair.at_rest()
+    assert pair.tokens_of("r") == reference(PROMPT, 3)
+    assert pair.is_idle()
 
 
 SPOIL: list[tuple[str, Callable[[Lease], Lease]]] = [
@@ -213,7 +213,7 @@ def test_a_lease_of_an_earlier_life_of_prefill_is_refused_by_name_and_its_pages_
     assert not pair.prefill.engine.unfinished
     pair.decode.engine.abort(ROUTER, "r")
     pair.run()
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 def test_what_prefill_has_cached_is_pushed_some_pages_at_a_time(
@@ -227,5 +227,5 @@ def test_what_prefill_has_cached_is_pushed_some_pages_at_a_time(
     lease = pair.begin("second", prompt)
     assert [write.remote for write in pair.prefill.writes[:2]] == [tuple(lease.pages[:3]), (lease.pages[3],)]
     pair.run()
-    assert pair.said("second") == reference(prompt, 3)
-    assert pair.at_rest()
+    assert pair.tokens_of("second") == reference(prompt, 3)
+    assert pair.is_idle()

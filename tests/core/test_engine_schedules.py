@@ -162,12 +162,12 @@ class Schedules(RuleBasedStateMachine):
     @rule(which=st.sampled_from(["prefill", "decode"]))
     def the_transfer_thread_obeys(self, which: str) -> None:
         worker: Worker = getattr(self, which)
-        worker.obey()
+        worker.run_commands()
 
     @rule(which=st.sampled_from(["prefill", "decode"]))
     def a_message_arrives(self, which: str) -> None:
         worker: Worker = getattr(self, which)
-        worker.hear()
+        worker.receive()
 
     @precondition(lambda self: self.prefill.writes)
     @rule(data=st.data())
@@ -177,7 +177,7 @@ class Schedules(RuleBasedStateMachine):
     @rule(which=st.sampled_from(["prefill", "decode"]))
     def the_engine_learns(self, which: str) -> None:
         worker: Worker = getattr(self, which)
-        worker.learn()
+        worker.take_events()
         self.collect(worker)
 
     @rule(seconds=st.sampled_from([0.3, 70.0]))
@@ -218,15 +218,17 @@ class Schedules(RuleBasedStateMachine):
                     self.submit(stream)
             for worker in (self.prefill, self.decode):
                 progressed = worker.engine.step() or progressed
-                worker.obey()
+                worker.run_commands()
                 worker.tick()
                 while worker.writes:
                     worker.end_write()
-                worker.hear_all()
-                worker.learn()
+                worker.receive_all()
+                worker.take_events()
                 self.collect(worker)
             quiet = (self.prefill.runner.computed, self.decode.runner.computed) == before and not progressed
-            if quiet and not any(w.events or w.mail or w.writes for w in (self.prefill, self.decode)):
+            if quiet and not any(
+                w.events or w.peers_with_messages or w.writes for w in (self.prefill, self.decode)
+            ):
                 self.network.now += 0.3
                 if all(s.over for s in self.streams.values()) and not self.decode.engine.leases.fenced:
                     break

@@ -139,7 +139,7 @@ def test_settings_hold_across_the_handoff(case: str, jump: bool) -> None:
         compiled(pair.prefill)
         pair.run()
         assert not pair.failures
-        assert pair.said("a") == expected(PROMPT, sampling, OBJECT)[0]
+        assert pair.tokens_of("a") == expected(PROMPT, sampling, OBJECT)[0]
         assert (pair.decode.engine.stats.requests.forced > 0) == jump
 
 

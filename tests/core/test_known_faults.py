@@ -33,7 +33,7 @@ def connector(pair: Pair, request: str, prompt: list[int]) -> list[int]:
     lease = pair.lease(request, prompt)
     pair.submit(request, prompt, lease)
     pair.run()
-    assert pair.said(request) == reference(prompt, 3)
+    assert pair.tokens_of(request) == reference(prompt, 3)
     return lease.pages
 
 
@@ -47,14 +47,14 @@ def test_vllm_52234_kv_of_an_aborted_request_is_not_in_the_next_ones_answer() ->
     pair.submit("next", ANOTHER, lease)
     assert late
     pair.run()  # the late writes end among the next request's
-    assert pair.said("next") == reference(ANOTHER, 3)
-    assert pair.at_rest()
+    assert pair.tokens_of("next") == reference(ANOTHER, 3)
+    assert pair.is_idle()
 
 
 def test_sglang_24527_a_write_that_is_late_meets_no_reallocated_page(pair: Pair) -> None:
     expired = pair.begin("late", PROMPT)
     pair.network.wait(LEASE_SECONDS)
-    pair.decode.learn()
+    pair.decode.take_events()
     pool = pair.decode.engine.cache.pool
     assert {pool.owner(page) for page in expired.pages} == {Owner.FENCED}
     leases = {f"next{n}": pair.lease(f"next{n}", [n, *ANOTHER]) for n in range(2)}  # all that can be had
@@ -64,9 +64,9 @@ def test_sglang_24527_a_write_that_is_late_meets_no_reallocated_page(pair: Pair)
     assert pair.prefill.writes
     pair.run()  # the late write ends first
     for n, request in enumerate(leases):
-        assert pair.said(request) == reference([n, *ANOTHER], 3)
+        assert pair.tokens_of(request) == reference([n, *ANOTHER], 3)
     assert pair.failures["late"][0] == "lease_expired"
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 @pytest.mark.parametrize("issue", ["sglang 17259", "sglang 22716"])
@@ -85,8 +85,8 @@ def test_sglang_17259_and_22716_what_one_request_is_told_is_never_taken_by_anoth
         pair.decode.engine.abort(OTHER, "same")
         pair.submit("same", PROMPT, mine)
     pair.run()
-    assert pair.said("same") == reference(PROMPT, 3)
-    assert pair.at_rest()
+    assert pair.tokens_of("same") == reference(PROMPT, 3)
+    assert pair.is_idle()
 
 
 def test_sglang_22716_a_message_for_an_earlier_life_of_decode_is_refused_by_its_epoch(pair: Pair) -> None:
@@ -99,13 +99,13 @@ def test_sglang_22716_a_message_for_an_earlier_life_of_decode_is_refused_by_its_
     assert again.id == lease.id
     stale = msgspec.structs.replace(complete, epoch=complete.epoch - 1)
     reborn.network.wire.forge(reborn.prefill.agent, reborn.decode.agent, notifications.encode(stale))
-    reborn.decode.hear()
-    reborn.decode.learn()
+    reborn.decode.receive()
+    reborn.decode.take_events()
     assert reborn.decode.engine.stats.rejected_messages == 1
     assert {reborn.decode.engine.cache.pool.owner(page) for page in again.pages} == {Owner.LEASED}
     reborn.submit("other", ANOTHER, again)
     reborn.run()
-    assert reborn.said("other") == reference(ANOTHER, 3)
+    assert reborn.tokens_of("other") == reference(ANOTHER, 3)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
@@ -119,14 +119,14 @@ def test_sglang_30233_an_aborted_prefill_leaves_no_garbage_for_the_next_of_its_p
         worker.check()
     connector(pair, "next", long)
     connector(pair, "again", [*long[:13], 4, 4, 4])
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 def test_vllm_46283_pages_of_an_abort_before_the_prompt_is_sent_come_back_at_once(pair: Pair) -> None:
     pair.lease("r", PROMPT)
     pair.decode.engine.abort(ROUTER, "r")
     pair.deliver()  # no clock runs
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 @pytest.mark.parametrize("gone", ["aborted", "dead"])
@@ -136,12 +136,12 @@ def test_vllm_41269_a_prompts_pages_at_prefill_do_not_wait_for_a_decode_that_wil
     assert pair.prefill.engine.cache.pool.count(Owner.HELD) == 3
     if gone == "dead":
         pair.network.kill(pair.decode)
-        pair.prefill.learn()
+        pair.prefill.take_events()
         pair.prefill.check()
     else:
         pair.decode.engine.abort(ROUTER, "r")
         pair.deliver()
-        assert pair.at_rest()
+        assert pair.is_idle()
     assert pair.prefill.engine.cache.pool.count(Owner.HELD) == 0
     assert not pair.prefill.engine.unfinished
 
@@ -153,11 +153,11 @@ def test_sglangs_release_after_30_s_no_time_is_long_enough_to_reuse_what_may_be_
     for _ in range(100):
         pair.network.now += 31.0
         pair.decode.tick()
-        pair.decode.obey()
-        pair.decode.learn()
+        pair.decode.run_commands()
+        pair.decode.take_events()
         assert {pool.owner(page) for page in lease.pages} == {Owner.FENCED}
     pair.deliver()  # the writer has stopped, and says so
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 @pytest.mark.parametrize("steps", range(1, 7))

@@ -30,7 +30,7 @@ def submit(engine: Engine, request: str, prompt: list[int], **sampling: object) 
     engine.submit(1, Submit(request, prompt, Sampling(**{"max_tokens": 4, **sampling})))  # type: ignore[arg-type]
 
 
-def said(engine: Engine, tokens: dict[str, list[int]], finished: dict[str, str]) -> None:
+def collect(engine: Engine, tokens: dict[str, list[int]], finished: dict[str, str]) -> None:
     for delta in engine.drain().get(1, []):
         assert isinstance(delta, Delta)
         assert delta.failure is None, delta.failure
@@ -56,7 +56,7 @@ def test_a_step_is_launched_before_the_one_before_it_is_waited_for(monkeypatch: 
     submit(engine, "a", PROMPT, max_tokens=3)
     while engine.busy:
         engine.step()
-        said(engine, tokens, {})
+        collect(engine, tokens, {})
     assert [event.split()[0] for event in events] == ["launch", "launch", "wait", "launch", "wait", "wait"]
     assert tokens["a"] == reference(PROMPT, 3)
 
@@ -88,13 +88,13 @@ def test_the_token_after_a_stop_is_nobodys_and_its_pages_stay_until_its_step_has
     while not finished:
         engine.step()
         engine.check()
-        said(engine, tokens, finished)
+        collect(engine, tokens, finished)
     assert (tokens["a"], finished["a"]) == (reference(prompt, 3)[:2], "stop")
     assert not engine.jobs
     assert engine.cache.pool.count(Owner.HELD) > 0, "the pages of a step in flight were let go of"
     assert engine.busy
     engine.step()
-    said(engine, tokens, finished)
+    collect(engine, tokens, finished)
     assert engine.cache.pool.count(Owner.HELD) == 0
     assert tokens["a"] == reference(prompt, 3)[:2]
     assert not engine.busy
@@ -114,7 +114,7 @@ def test_what_an_aborted_request_leaves_to_a_step_cannot_be_leased_before_it_has
     while engine.busy:
         engine.step()
         engine.check()
-        said(engine, tokens, {})
+        collect(engine, tokens, {})
     assert tokens == {"b": reference(PROMPT[::-1], 4)}
     assert engine.cache.pool.available == 4
 
@@ -242,11 +242,11 @@ def test_a_handoffs_pages_go_only_when_they_are_computed() -> None:
     lease = pair.lease("a", PROMPT)
     pair.submit("a", PROMPT, lease)
     pair.prefill.engine.step()
-    pair.prefill.obey()
+    pair.prefill.run_commands()
     assert pair.prefill.writes == []  # launched and not computed
     pair.run()
-    assert pair.said("a") == reference(PROMPT, 3)
-    assert pair.at_rest()
+    assert pair.tokens_of("a") == reference(PROMPT, 3)
+    assert pair.is_idle()
 
 
 def test_the_time_between_steps_is_counted_while_there_is_work() -> None:
@@ -318,7 +318,7 @@ def test_tokens_and_reasons_are_those_of_the_synchronous_engine(
                     engine.abort(1, f"r{i}")
             engine.step()
             engine.check()
-            said(engine, tokens, finished)
+            collect(engine, tokens, finished)
             steps += 1
             assert steps < 300, "it hangs"
         assert engine.cache.pool.available == pages

@@ -124,8 +124,8 @@ def test_prefill_samples_the_first_token_and_decode_the_others(
     pair.submit("a", PROMPT, lease, sampling=sampling)
     pair.run()
     assert not pair.failures
-    assert pair.said("a") == expected(PROMPT, sampling)
-    assert pair.at_rest()
+    assert pair.tokens_of("a") == expected(PROMPT, sampling)
+    assert pair.is_idle()
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -30,8 +30,8 @@ class Talk:
         lease = self.reserve("one", TURN1, COUNT)
         self.submit("one", TURN1, lease, COUNT)
         self.run()
-        assert self.said("one") == reference(TURN1, COUNT)
-        self.turn2 = [*TURN1, *self.said("one"), 7, 7, 7, 7, 7]
+        assert self.tokens_of("one") == reference(TURN1, COUNT)
+        self.turn2 = [*TURN1, *self.tokens_of("one"), 7, 7, 7, 7, 7]
         if cold:
             self.prefill.engine.cache.tree.evict(pages)
         self.computed = self.prefill.runner.computed
@@ -53,9 +53,9 @@ class Talk:
         """The second turn, with its read under way."""
         lease = self.reserve("two", self.turn2, lend_from=lend_from)
         self.submit("two", self.turn2, lease)
-        self.decode.obey()
-        self.prefill.obey()
-        self.prefill.hear_all()
+        self.decode.run_commands()
+        self.prefill.run_commands()
+        self.prefill.receive_all()
         assert self.prefill.writes
         self.check()
         return lease
@@ -77,18 +77,18 @@ class Talk:
         for _ in range(60):
             for worker in list(self.network.workers.values()):
                 worker.engine.step()
-                worker.obey()
+                worker.run_commands()
                 while worker.writes:
                     worker.end_write()
-                worker.hear_all()
-                worker.learn()
+                worker.receive_all()
+                worker.take_events()
                 self.check()
                 self.frames(worker)
 
-    def said(self, request: str) -> list[int]:
+    def tokens_of(self, request: str) -> list[int]:
         return [token for _, token in sorted(self.out[request].items())]
 
-    def at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         return all(worker.quiet() for worker in self.network.workers.values())
 
 
@@ -105,12 +105,12 @@ def test_what_decode_has_of_a_conversation_is_read_and_not_computed(cold: bool, 
     assert (lease.loan.first, len(lease.loan.pages)) == (lend_from, read)
     talk.submit("two", talk.turn2, lease)
     talk.run()
-    assert talk.said("two") == reference(talk.turn2, 3)
+    assert talk.tokens_of("two") == reference(talk.turn2, 3)
     assert talk.failures == []
     assert talk.prefill.runner.computed - talk.computed == len(talk.turn2) - lease.first
     assert talk.prefill.engine.readback.stats.pages == read
     assert talk.decode.engine.stats.rejected_messages == 0
-    assert talk.at_rest()
+    assert talk.is_idle()
 
 
 def test_nothing_is_lent_that_was_not_asked_for_or_is_not_there() -> None:
@@ -128,8 +128,8 @@ def test_what_prefill_has_got_by_itself_meanwhile_is_not_read() -> None:
     talk.submit("two", talk.turn2, lease)
     talk.run()
     assert talk.prefill.engine.readback.stats.pages == 2
-    assert talk.said("two") == reference(talk.turn2, 3)
-    assert talk.at_rest()
+    assert talk.tokens_of("two") == reference(talk.turn2, 3)
+    assert talk.is_idle()
 
 
 def test_a_loan_that_does_not_join_what_prefill_has_is_declined_and_the_prompt_computed() -> None:
@@ -139,8 +139,8 @@ def test_a_loan_that_does_not_join_what_prefill_has_is_declined_and_the_prompt_c
     talk.submit("two", talk.turn2, lease)
     talk.run()
     assert talk.prefill.engine.readback.stats.outcomes == {"declined": 1}
-    assert talk.said("two") == reference(talk.turn2, 3)
-    assert talk.at_rest()
+    assert talk.tokens_of("two") == reference(talk.turn2, 3)
+    assert talk.is_idle()
 
 
 def test_a_loan_for_which_there_is_no_room_is_declined() -> None:
@@ -151,8 +151,8 @@ def test_a_loan_for_which_there_is_no_room_is_declined() -> None:
     talk.prefill.engine.cache.pool.release(held)
     talk.run()
     assert talk.prefill.engine.readback.stats.outcomes == {"declined": 1}
-    assert talk.said("two") == reference(talk.turn2, 3)
-    assert talk.at_rest()
+    assert talk.tokens_of("two") == reference(talk.turn2, 3)
+    assert talk.is_idle()
 
 
 def test_what_is_lent_stays_until_it_is_read() -> None:
@@ -165,7 +165,7 @@ def test_what_is_lent_stays_until_it_is_read() -> None:
     assert {pool.owner(page) for page in lease.loan.pages} == {Owner.HELD}
     talk.check()
     talk.run()
-    assert talk.at_rest()
+    assert talk.is_idle()
 
 
 @pytest.mark.parametrize("when", ["before it is submitted", "under the read", "when it is read"])
@@ -186,7 +186,7 @@ def test_an_abort_at_any_point_loses_no_page(when: str, who: str) -> None:
     if when == "before it is submitted" and who == "prefill":  # it had not heard of it
         abort(talk)
         talk.run()
-    assert talk.at_rest()
+    assert talk.is_idle()
     assert not set(talk.failures) - {"handoff_failed"}
 
 
@@ -201,7 +201,7 @@ def test_a_death_at_either_end_loses_no_page_of_the_other(when: str, victim: str
     talk.network.kill(getattr(talk, victim))
     talk.check()
     talk.run()
-    assert talk.at_rest()
+    assert talk.is_idle()
     assert talk.failures == ["handoff_failed"]
 
 
@@ -209,17 +209,17 @@ def test_a_lender_that_dies_before_it_says_what_it_lends_is_not_waited_for() -> 
     talk = Talk()
     lease = talk.reserve("two", talk.turn2, lend_from=8)
     talk.submit("two", talk.turn2, lease)
-    talk.prefill.obey()
+    talk.prefill.run_commands()
     talk.network.kill(talk.decode, seen=False)  # no router notices either
-    talk.prefill.obey()
+    talk.prefill.run_commands()
     assert not len(talk.prefill.engine.waiting)
     talk.network.now += PING_INTERVAL
     talk.prefill.tick()
-    talk.prefill.learn()
+    talk.prefill.take_events()
     assert talk.prefill.engine.readback.stats.outcomes == {"failed": 1}
     talk.run()
     assert talk.failures == ["handoff_failed"], "decode was to have the prompt as well"
-    assert talk.at_rest()
+    assert talk.is_idle()
 
 
 def test_a_read_that_ends_after_the_loan_counts_for_nothing() -> None:
@@ -230,8 +230,8 @@ def test_a_read_that_ends_after_the_loan_counts_for_nothing() -> None:
         talk.prefill.end_write()
     talk.run()
     assert talk.prefill.engine.readback.stats.outcomes == {"failed": 1}
-    assert talk.said("two") == reference(talk.turn2, 3)
-    assert talk.at_rest()
+    assert talk.tokens_of("two") == reference(talk.turn2, 3)
+    assert talk.is_idle()
 
 
 def test_an_expired_loan_is_held_until_the_reader_answers() -> None:
@@ -243,10 +243,10 @@ def test_an_expired_loan_is_held_until_the_reader_answers() -> None:
     for _ in range(200):
         talk.network.now += 1.0
         talk.decode.tick()
-        talk.decode.learn()
+        talk.decode.take_events()
     assert {pool.owner(page) for page in lease.loan.pages} == {Owner.HELD}
     talk.run()
-    assert talk.at_rest()
+    assert talk.is_idle()
 
 
 def test_pages_that_are_not_what_was_lent_are_not_used() -> None:
@@ -256,43 +256,43 @@ def test_pages_that_are_not_what_was_lent_are_not_used() -> None:
     (read,) = talk.prefill.writes
     talk.network.wire.end(read.transfer)
     talk.prefill.runner.pool.tensor[read.local[-1], 1, 2] ^= 1 << 20  # a bit has changed on its way
-    talk.prefill.obey()
+    talk.prefill.run_commands()
     talk.run()
     assert talk.prefill.engine.readback.stats.outcomes == {"failed": 1}
-    assert talk.said("two") == reference(talk.turn2, 3)
+    assert talk.tokens_of("two") == reference(talk.turn2, 3)
     assert talk.prefill.runner.computed - talk.computed == len(talk.turn2) - 10  # the first turn's own was cached
-    assert talk.at_rest()
+    assert talk.is_idle()
 
 
 def test_nothing_is_read_before_the_digests_have_come() -> None:
     talk = Talk()
     talk.submit("two", talk.turn2, talk.reserve("two", talk.turn2, lend_from=8))
-    talk.prefill.obey()
+    talk.prefill.run_commands()
     assert not talk.prefill.writes
-    talk.decode.obey()
-    talk.prefill.hear_all()
+    talk.decode.run_commands()
+    talk.prefill.receive_all()
     assert talk.prefill.writes
     talk.run()
-    assert talk.said("two") == reference(talk.turn2, 3)
+    assert talk.tokens_of("two") == reference(talk.turn2, 3)
 
 
 def test_a_reader_that_says_it_wrote_is_refused() -> None:
     talk = Talk()
     lease = talk.begin()
     assert lease.loan is not None
-    talk.decode.hear_all()
-    talk.decode.learn()
+    talk.decode.receive_all()
+    talk.decode.take_events()
     for message in (
         notifications.Complete(lease.loan.id, lease.loan.epoch, 0, 0, 1, nonce=lease.loan.nonce),
         notifications.Written(lease.loan.id, lease.loan.epoch, 0, (0, 2), [5], lease.loan.nonce),
     ):
         talk.network.wire.forge(talk.prefill.agent, talk.decode.agent, notifications.encode(message))
-        talk.decode.hear_all()
+        talk.decode.receive_all()
         event = talk.decode.events.popleft()
         assert isinstance(event, receiver.Rejected)
         assert "to read, not to write" in event.why
     talk.run()
-    assert talk.at_rest()
+    assert talk.is_idle()
 
 
 def test_a_second_prompt_under_the_same_loan_reads_nothing() -> None:
@@ -301,8 +301,8 @@ def test_a_second_prompt_under_the_same_loan_reads_nothing() -> None:
     other = msgspec.structs.replace(talk.reserve("other", talk.turn2), loan=lease.loan)
     talk.submit("other", talk.turn2, other)
     talk.run()
-    assert talk.said("other") == talk.said("two") == reference(talk.turn2, 3)
-    assert talk.at_rest()
+    assert talk.tokens_of("other") == talk.tokens_of("two") == reference(talk.turn2, 3)
+    assert talk.is_idle()
 
 
 def test_who_waited_to_read_keeps_its_place_in_the_queue() -> None:
@@ -312,8 +312,8 @@ def test_who_waited_to_read_keeps_its_place_in_the_queue() -> None:
     talk.submit("later", [4] * 9, later)
     while talk.prefill.writes:
         talk.prefill.end_write()
-    talk.prefill.learn()
+    talk.prefill.take_events()
     assert [sequence.id for sequence in talk.prefill.engine.waiting] == ["two", "later"]
     talk.run()
-    assert talk.said("two") == reference(talk.turn2, 3)
-    assert talk.at_rest()
+    assert talk.tokens_of("two") == reference(talk.turn2, 3)
+    assert talk.is_idle()

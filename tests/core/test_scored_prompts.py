@@ -19,7 +19,7 @@ LIKELY, UNLIKELY = (one - math.log(math.e + VOCAB - 1) for one in (1.0, 0.0))
 overlaps = pytest.mark.parametrize("overlap", [False, True])
 
 
-class Told:
+class Reported:
     """What a router hears of its requests. Each score comes once, in order from `first` on, before all tokens."""
 
     def __init__(self, first: int = 1) -> None:
@@ -28,7 +28,7 @@ class Told:
         self.tokens: dict[str, list[int]] = {}
         self.leases: dict[str, Leased] = {}
 
-    def hear(self, frames: Sequence[Delta | Leased]) -> None:
+    def add(self, frames: Sequence[Delta | Leased]) -> None:
         for frame in frames:
             if isinstance(frame, Leased):
                 self.leases[frame.id] = frame
@@ -55,16 +55,18 @@ def right(prompt: list[int], scores: list[PromptLogprobs], first: int = 1) -> No
         assert score.logprob == pytest.approx(LIKELY if hit else UNLIKELY)
 
 
-def ran(worker: Worker, requests: dict[str, tuple[list[int], Sampling]], told: Told | None = None) -> Told:
-    told = told or Told()
+def ran(
+    worker: Worker, requests: dict[str, tuple[list[int], Sampling]], reported: Reported | None = None
+) -> Reported:
+    reported = reported or Reported()
     for request, (prompt, sampling) in requests.items():
         worker.engine.submit(ROUTER, Submit(request, prompt, sampling))
     for _ in range(400):
         worker.engine.step()
-        told.hear(worker.engine.drain().get(ROUTER, []))
+        reported.add(worker.engine.drain().get(ROUTER, []))
         worker.check()
         if not worker.engine.busy:
-            return told
+            return reported
     raise AssertionError("it does not end")
 
 
@@ -76,20 +78,20 @@ def alone(overlap: bool, pages: int = 24, limits: Limits = LIMITS) -> Worker:
 @pytest.mark.parametrize("chunk", [1, 3, 12, 64])
 def test_a_prompt_in_chunks_beside_others(overlap: bool, chunk: int) -> None:
     worker = alone(overlap, limits=Limits(tokens=chunk, running=4, page_size=4))
-    told = ran(worker, {"a": (LONG, ASKED), "plain": (PROMPT, Sampling(9)), "b": ([9, *LONG[:20]], ASKED)})
-    right(LONG, told.scores["a"])
-    right([9, *LONG[:20]], told.scores["b"])
-    assert "plain" not in told.scores
-    assert told.tokens["a"] == reference(LONG, 3)
-    assert told.tokens["plain"] == reference(PROMPT, 9)
+    reported = ran(worker, {"a": (LONG, ASKED), "plain": (PROMPT, Sampling(9)), "b": ([9, *LONG[:20]], ASKED)})
+    right(LONG, reported.scores["a"])
+    right([9, *LONG[:20]], reported.scores["b"])
+    assert "plain" not in reported.scores
+    assert reported.tokens["a"] == reference(LONG, 3)
+    assert reported.tokens["plain"] == reference(PROMPT, 9)
 
 
 @overlaps
 def test_what_is_cached_is_computed_again_and_cached_for_others(overlap: bool) -> None:
     worker = alone(overlap)
     ran(worker, {"before": (LONG, Sampling(1))})
-    told = ran(worker, {"a": (LONG, ASKED)})
-    right(LONG, told.scores["a"])
+    reported = ran(worker, {"a": (LONG, ASKED)})
+    right(LONG, reported.scores["a"])
     assert worker.engine.stats.requests.cached == 0
     assert worker.engine.stats.requests.computed == 2 * len(LONG)
     ran(worker, {"after": (LONG, Sampling(1))})
@@ -104,36 +106,36 @@ def starting(place: int, count: int = 3) -> Sampling:
 @pytest.mark.parametrize("place", [0, 1, 2, 16, 17, 18, len(LONG) - 1, len(LONG), 1000])
 def test_from_a_place_on_what_is_before_it_is_taken_from_the_cache(overlap: bool, place: int) -> None:
     worker, first = alone(overlap), min(max(1, place), len(LONG))
-    cold = ran(worker, {"cold": (LONG, starting(place))}, Told(first))
-    warm = ran(worker, {"warm": (LONG, starting(place))}, Told(first))
+    cold = ran(worker, {"cold": (LONG, starting(place))}, Reported(first))
+    warm = ran(worker, {"warm": (LONG, starting(place))}, Reported(first))
     assert worker.engine.stats.requests.cached == first - 1
     assert worker.engine.stats.requests.computed == 2 * len(LONG) - first + 1
-    for told, request in ((cold, "cold"), (warm, "warm")):
-        right(LONG, told.scores.get(request, []), first)
-        assert told.tokens[request] == reference(LONG, 3)
+    for reported, request in ((cold, "cold"), (warm, "warm")):
+        right(LONG, reported.scores.get(request, []), first)
+        assert reported.tokens[request] == reference(LONG, 3)
 
 
 @overlaps
 def test_two_that_begin_alike_compute_the_beginning_once(overlap: bool) -> None:
-    worker, told = alone(overlap), Told(20)
+    worker, reported = alone(overlap), Reported(20)
     finisher = {"a": [*LONG[:20], 3, 4], "b": [*LONG[:20], 5, 6, 7], "c": [*LONG[:20], 8]}
-    ran(worker, {name: (prompt, starting(20)) for name, prompt in finisher.items()}, told)
+    ran(worker, {name: (prompt, starting(20)) for name, prompt in finisher.items()}, reported)
     for name, prompt in finisher.items():
-        right(prompt, told.scores[name], 20)
-        assert told.tokens[name] == reference(prompt, 3)
+        right(prompt, reported.scores[name], 20)
+        assert reported.tokens[name] == reference(prompt, 3)
     assert worker.engine.stats.requests.cached >= 2 * 16  # whole pages of what is before them
 
 
 @overlaps
 def test_a_preempted_prompt_goes_on_behind_the_place(overlap: bool) -> None:
     worker = alone(overlap, pages=14, limits=Limits(tokens=6, running=4, page_size=4))
-    told = Told(5)
+    reported = Reported(5)
     requests = {f"r{n}": ([n, *LONG[:9]], starting(5, 16)) for n in range(4)}
-    ran(worker, requests, told)
+    ran(worker, requests, reported)
     assert worker.engine.stats.preemptions > 0
     for request, (prompt, _) in requests.items():
-        right(prompt, told.scores[request], 5)
-        assert told.tokens[request] == reference(prompt, 16)
+        right(prompt, reported.scores[request], 5)
+        assert reported.tokens[request] == reference(prompt, 16)
 
 
 @overlaps
@@ -152,7 +154,7 @@ def test_from_a_place_on_prefill_tells(overlap: bool, place: int, warm: str) -> 
     if warm == "decode":
         ran(pair.decode, {"before": (LONG[:17], Sampling(1))})
     first = min(max(1, place), len(LONG))
-    told = {"p": Told(first), "d": Told(first)}
+    reported = {"p": Reported(first), "d": Reported(first)}
     before = pair.prefill.engine.stats.requests.cached
     lease = pair.lease("a", LONG, sampling=starting(place))
     pair.submit("a", LONG, lease, sampling=starting(place))
@@ -160,46 +162,46 @@ def test_from_a_place_on_prefill_tells(overlap: bool, place: int, warm: str) -> 
         for key, worker in (("p", pair.prefill), ("d", pair.decode)):
             worker.engine.step()
             pair.deliver()
-            told[key].hear(worker.engine.drain().get(ROUTER, []))
-    right(LONG, told["p"].scores.get("a", []), first)
-    assert told["d"].scores == {}
-    assert told["d"].tokens["a"] == reference(LONG, 3)
+            reported[key].add(worker.engine.drain().get(ROUTER, []))
+    right(LONG, reported["p"].scores.get("a", []), first)
+    assert reported["d"].scores == {}
+    assert reported["d"].tokens["a"] == reference(LONG, 3)
     if warm == "prefill":
         assert pair.prefill.engine.stats.requests.cached - before == min(first - 1, 17)
-    assert pair.at_rest()
+    assert pair.is_idle()
 
 
 @overlaps
 def test_two_of_one_prompt_at_once(overlap: bool) -> None:
-    told = ran(alone(overlap), {"a": (LONG, ASKED), "b": (LONG, ASKED), "c": (LONG, Sampling(2))})
-    right(LONG, told.scores["a"])
-    right(LONG, told.scores["b"])
-    assert told.tokens["c"] == reference(LONG, 2)
+    reported = ran(alone(overlap), {"a": (LONG, ASKED), "b": (LONG, ASKED), "c": (LONG, Sampling(2))})
+    right(LONG, reported.scores["a"])
+    right(LONG, reported.scores["b"])
+    assert reported.tokens["c"] == reference(LONG, 2)
 
 
 @overlaps
 def test_a_preempted_prompt_is_told_once(overlap: bool) -> None:
     worker = alone(overlap, pages=14, limits=Limits(tokens=6, running=4, page_size=4))
-    told, requests = Told(), {f"r{n}": ([n, *LONG[:9]], Sampling(16, prompt_logprobs=1)) for n in range(4)}
-    ran(worker, requests, told)
+    reported, requests = Reported(), {f"r{n}": ([n, *LONG[:9]], Sampling(16, prompt_logprobs=1)) for n in range(4)}
+    ran(worker, requests, reported)
     assert worker.engine.stats.preemptions > 0
     for request, (prompt, _) in requests.items():
-        right(prompt, told.scores[request])
-        assert told.tokens[request] == reference(prompt, 16)
+        right(prompt, reported.scores[request])
+        assert reported.tokens[request] == reference(prompt, 16)
 
 
 @overlaps
 def test_one_token_has_nothing_to_score(overlap: bool) -> None:
-    told = ran(alone(overlap), {"a": ([5], ASKED)})
-    assert told.scores == {}
-    assert told.tokens["a"] == reference([5], 3)
+    reported = ran(alone(overlap), {"a": ([5], ASKED)})
+    assert reported.scores == {}
+    assert reported.tokens["a"] == reference([5], 3)
 
 
 @overlaps
 def test_prefill_tells_and_decode_does_not(overlap: bool) -> None:
     pair = Pair(prefill_pages=24, decode_pages=24, overlap=overlap)
     ran(pair.decode, {"before": (LONG[:16], Sampling(1))})
-    told = {"p": Told(), "d": Told()}
+    reported = {"p": Reported(), "d": Reported()}
     lease = pair.lease("a", LONG, sampling=ASKED)
     assert lease.first == 16  # what is cached is not written again, though it is computed again
     pair.submit("a", LONG, lease, sampling=ASKED)
@@ -207,11 +209,11 @@ def test_prefill_tells_and_decode_does_not(overlap: bool) -> None:
         for name, worker in (("p", pair.prefill), ("d", pair.decode)):
             worker.engine.step()
             pair.deliver()
-            told[name].hear(worker.engine.drain().get(ROUTER, []))
-    right(LONG, told["p"].scores["a"])
-    assert told["d"].scores == {}
-    assert told["d"].tokens["a"] == reference(LONG, 3)
-    assert pair.at_rest()
+            reported[name].add(worker.engine.drain().get(ROUTER, []))
+    right(LONG, reported["p"].scores["a"])
+    assert reported["d"].scores == {}
+    assert reported["d"].tokens["a"] == reference(LONG, 3)
+    assert pair.is_idle()
 
 
 @overlaps
@@ -221,45 +223,45 @@ def test_decode_that_computes_the_prompt_again_after_a_preemption_tells_nothing(
     pair.decode.engine.submit(ROUTER, Submit("older", [4, 2], Sampling(50)))
     lease = pair.lease("a", LONG, sampling=asked)
     pair.submit("a", LONG, lease, sampling=asked)
-    told = {"p": Told(), "d": Told()}
+    reported = {"p": Reported(), "d": Reported()}
     for _ in range(200):
         for name, worker in (("p", pair.prefill), ("d", pair.decode)):
             worker.engine.step()
             pair.deliver()
-            told[name].hear(worker.engine.drain().get(ROUTER, []))
+            reported[name].add(worker.engine.drain().get(ROUTER, []))
     assert pair.decode.engine.stats.preemptions > 0
-    assert told["d"].scores == {}
-    assert told["d"].tokens["a"] == reference(LONG, 20)
-    right(LONG, told["p"].scores["a"])
-    assert pair.at_rest()
+    assert reported["d"].scores == {}
+    assert reported["d"].tokens["a"] == reference(LONG, 20)
+    right(LONG, reported["p"].scores["a"])
+    assert pair.is_idle()
 
 
 @overlaps
 def test_a_decode_worker_that_prefills_itself_tells(overlap: bool) -> None:
     pair = Pair(prefill_pages=24, decode_pages=24, overlap=overlap)
-    told = Told()
+    reported = Reported()
     reserve = Reserve("a", LONG, ASKED, pair.prefill.endpoint, "", threshold=len(LONG) + 1, nonces=True)
     pair.decode.engine.reserve(ROUTER, reserve)
     for _ in range(40):
         pair.decode.engine.step()
         pair.deliver()
-        told.hear(pair.decode.engine.drain().get(ROUTER, []))
-    assert told.leases["a"].lease is None
-    right(LONG, told.scores["a"])
+        reported.add(pair.decode.engine.drain().get(ROUTER, []))
+    assert reported.leases["a"].lease is None
+    right(LONG, reported.scores["a"])
 
 
 def test_what_is_cached_at_decode_is_no_reason_to_prefill_there() -> None:
     pair = Pair(prefill_pages=24, decode_pages=24)
     ran(pair.decode, {"before": (LONG, Sampling(1))})
-    told = Told()
+    reported = Reported()
     for request, sampling in (("plain", Sampling(3)), ("scored", ASKED)):
         reserve = Reserve(request, LONG, sampling, pair.prefill.endpoint, "", threshold=20, nonces=True)
         pair.decode.engine.reserve(ROUTER, reserve)
     for _ in range(10):
         pair.decode.engine.step()
-        told.hear(pair.decode.engine.drain().get(ROUTER, []))
-    assert told.leases["plain"].lease is None
-    assert told.leases["scored"].lease is not None
+        reported.add(pair.decode.engine.drain().get(ROUTER, []))
+    assert reported.leases["plain"].lease is None
+    assert reported.leases["scored"].lease is not None
 
 
 def test_long_prompts_are_told_in_frames_of_a_bounded_size() -> None:

@@ -16,7 +16,7 @@ def test_a_handoffs_prompt_is_computed_at_prefill_and_received_at_decode() -> No
     pair = Pair()
     pair.begin("r", PROMPT, 3)
     pair.run()
-    assert pair.said("r") == reference(PROMPT, 3)
+    assert pair.tokens_of("r") == reference(PROMPT, 3)
     assert counts(pair) == (TokenCounts(computed=10, generated=1), TokenCounts(received=10, generated=2))
 
 
@@ -67,7 +67,7 @@ def test_canaries_are_counted_apart() -> None:
     reserve = Reserve("c", PROMPT, Sampling(max_tokens=2), pair.prefill.endpoint, "", 0, canary=True)
     pair.decode.engine.reserve(ROUTER, reserve)
     pair.decode.engine.step()
-    pair.decode.obey()
+    pair.decode.run_commands()
     (lease,) = [each.lease for each in pair.frames(pair.decode) if isinstance(each, Leased)]
     assert lease is not None
     submit = Submit("c", PROMPT, Sampling(max_tokens=2), "", lease, pair.decode.endpoint, canary=True)

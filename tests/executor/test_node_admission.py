@@ -111,7 +111,7 @@ REFUSALS: dict[str, tuple[Callable[[NodeHello], NodeHello], str]] = {
         "the two are not one worker's: weights is '{weights}' at the leader and 'another' at the node",
     ),
     "flag": (
-        lambda hello: told(hello, page_size=32),
+        lambda hello: with_settings(hello, page_size=32),
         "the two are not one worker's: page_size is 16 at the leader and 32 at the node",
     ),
     "leader": (lambda hello: msgspec.structs.replace(hello, node=0, rank=0), "nodes 1 to 1 may join"),
@@ -124,7 +124,7 @@ REFUSALS: dict[str, tuple[Callable[[NodeHello], NodeHello], str]] = {
 }
 
 
-def told(hello: NodeHello, **settings: object) -> NodeHello:
+def with_settings(hello: NodeHello, **settings: object) -> NodeHello:
     return changed(hello, config=msgspec.structs.replace(hello.group.config, **settings))
 
 

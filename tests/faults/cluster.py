@@ -19,7 +19,7 @@ from questions import PAGE, Question
 
 from kvasir_engine.faults import VARIABLE
 
-NURSERY = [sys.executable, str(Path(__file__).with_name("nursery.py"))]
+FORKER = [sys.executable, str(Path(__file__).with_name("process_forker.py"))]
 ROLES = {"p": "prefill", "d": "decode", "r": "router"}
 PAGES = 96
 PAGE_BYTES = 2 * 2 * 2 * PAGE * 16 * 4  # layers, K and V, heads, tokens, dimensions, float32
@@ -91,7 +91,7 @@ class Cluster:
     def __post_init__(self) -> None:
         self.ports = _free_ports([kind + digit for kind in ROLES for digit in "01"])
         self._starts = 0
-        self._nursery = subprocess.Popen(NURSERY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._forker = subprocess.Popen(FORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self, *names: str, fault: str = "") -> list[Member]:
         """Start the processes (with `fault` as KVASIR_FAULT) and wait until they serve and the routers know."""
@@ -120,11 +120,11 @@ class Cluster:
         self._starts += 1
         log = self.logs / f"{self._starts}-{name}.log"
         argv = ["kvasir", "router" if role == "router" else "worker", *arguments]
-        assert self._nursery.stdin is not None
-        assert self._nursery.stdout is not None
-        self._nursery.stdin.write(json.dumps({"argv": argv, "environment": environment, "log": str(log)}) + "\n")
-        self._nursery.stdin.flush()
-        member = self.members[name] = Member(name, port, int(self._nursery.stdout.readline()))
+        assert self._forker.stdin is not None
+        assert self._forker.stdout is not None
+        self._forker.stdin.write(json.dumps({"argv": argv, "environment": environment, "log": str(log)}) + "\n")
+        self._forker.stdin.flush()
+        member = self.members[name] = Member(name, port, int(self._forker.stdout.readline()))
         return member
 
     def wait_ready(self, *names: str) -> None:
@@ -205,9 +205,9 @@ class Cluster:
     def close(self) -> None:
         for name in list(self.members):
             self.kill(name)
-        assert self._nursery.stdin is not None
-        self._nursery.stdin.close()
-        self._nursery.wait()
+        assert self._forker.stdin is not None
+        self._forker.stdin.close()
+        self._forker.wait()
 
 
 def _free_ports(names: list[str]) -> dict[str, int]:

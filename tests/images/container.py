@@ -42,7 +42,7 @@ class Container:
         """What the first process has started, as this machine numbers it."""
         return [int(each) for each in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         """Its log."""
         return self.log.read_text(errors="replace")
 
@@ -85,7 +85,7 @@ class Container:
                 if self.request("/ready", port)[0] == 200:
                     return
             time.sleep(0.2)
-        raise AssertionError(f"not ready:\n{self.said()[-3000:]}")
+        raise AssertionError(f"not ready:\n{self.log_text()[-3000:]}")
 
 
 def _connected(pid: int, port: int) -> socket.socket:
@@ -140,13 +140,13 @@ def running(
         outer.wait()
 
 
-def said_by(image: Image, folder: Path, *command: str) -> tuple[int, str]:
+def output_of(image: Image, folder: Path, *command: str) -> tuple[int, str]:
     """Run a command in place of the entry point, to its end: its status and what it said."""
     with running(image, folder, argv=command) as container:
-        return container.wait(), container.said()
+        return container.wait(), container.log_text()
 
 
-def eventually(true: Callable[[], object], what: str) -> None:
+def wait_until(true: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + WAIT
     while not true():
         assert time.monotonic() < deadline, f"never: {what}"

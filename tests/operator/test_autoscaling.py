@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from scaling_stand import STARTUP, Load, Stand
+from scaling_harness import STARTUP, Load, ScalingHarness
 
 from kvasir_operator.scaling.roles import PERIOD_SECONDS
 
@@ -16,15 +16,15 @@ BUSY = Load(arrivals=20.0)  # two seconds of prefill work a second
 ZERO = {"idleSeconds": 400, "holdSeconds": 120}
 
 
-def stand(mode: str = "Auto", load: Load | None = None, replicas: int = 1, **auto: Any) -> Stand:
+def stand(mode: str = "Auto", load: Load | None = None, replicas: int = 1, **auto: Any) -> ScalingHarness:
     bounds = {"prefill": {"maxReplicas": 8}, "decode": {"maxReplicas": 8}}
     roles = {role: {"device": "cpu", "replicas": replicas} for role in ("prefill", "decode")}
-    found = Stand({**roles, "scaling": {"mode": mode, "auto": {**bounds, **auto}}}, load or Load())
+    found = ScalingHarness({**roles, "scaling": {"mode": mode, "auto": {**bounds, **auto}}}, load or Load())
     found.run(60)
     return found
 
 
-def flaps(found: Stand, window: float = WINDOW) -> list[tuple[float, float]]:
+def flaps(found: ScalingHarness, window: float = WINDOW) -> list[tuple[float, float]]:
     """The moments at which a role went up, and down less than a window later."""
     wrong = []
     for role in (1, 2):
@@ -175,7 +175,7 @@ def test_a_rollout_goes_on_while_the_size_changes() -> None:
 
 
 def test_a_budget_of_gpus_holds() -> None:
-    found = Stand(
+    found = ScalingHarness(
         {
             "scaling": {
                 "mode": "Auto",

@@ -107,10 +107,10 @@ def of_operator(name: str, value: Any) -> str:
         return label(service(model={"uri": "hf://a/other"}).spec, "decode")
     if name in ("revision", "dtype"):
         return label(service(model={"uri": "hf://a/b", name: value}).spec, "decode")
-    return label(told(name, value), "decode")
+    return label(with_variable(name, value), "decode")
 
 
-def told(name: str, value: Any) -> Spec:
+def with_variable(name: str, value: Any) -> Spec:
     env = [{"name": FIELDS[name].variable, "value": str(value)}]
     role = {"template": {"spec": {"containers": [{"name": "kvasir", "env": env}]}}}
     return service(model={"uri": SMOL}, prefill=role, decode=role).spec

@@ -52,7 +52,7 @@ def args_of(role: str, **spec: Any) -> list[str]:
     return found
 
 
-def told(role: str, **spec: Any) -> dict[str, Any]:
+def worker_params(role: str, **spec: Any) -> dict[str, Any]:
     """What `kvasir worker` reads from the arguments of the role's container."""
     first, *args = args_of(role, **spec)
     assert first == "worker"
@@ -88,12 +88,12 @@ def test_a_field_is_what_the_engine_is_told(name: str, whose: str) -> None:
     only_decode = name == "cuda_graph_max_bs" or name in KV_FIELDS
     if whose == "service" and name != "cuda_graph_max_bs":
         for role in ("prefill", "decode"):
-            assert told(role, **block)[name] == OTHER[name]
+            assert worker_params(role, **block)[name] == OTHER[name]
     roles = dict.fromkeys(("decode",) if name == "cuda_graph_max_bs" else ("prefill", "decode"), block)
-    assert told("decode", **roles)[name] == OTHER[name]
+    assert worker_params("decode", **roles)[name] == OTHER[name]
     if not only_decode:
-        before = told("prefill")
-        assert told("prefill", decode=block) == before
+        before = worker_params("prefill")
+        assert worker_params("prefill", decode=block) == before
 
 
 def test_a_roles_field_is_over_the_services() -> None:
@@ -101,7 +101,7 @@ def test_a_roles_field_is_over_the_services() -> None:
         "engine": {"maxRunning": 8, "deterministic": True, "enforceEager": True, "kvCacheMemory": "1Gi"},
         "decode": {"engine": {"maxRunning": 32, "deterministic": False, "enforceEager": False}},
     }
-    decode, prefill = told("decode", **spec), told("prefill", **spec)
+    decode, prefill = worker_params("decode", **spec), worker_params("prefill", **spec)
     names = ("max_running", "deterministic", "enforce_eager", "kv_cache_memory")
     assert [decode[name] for name in names] == [32, False, False, "1Gi"]
     assert [prefill[name] for name in names] == [8, True, True, "1Gi"]

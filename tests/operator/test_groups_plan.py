@@ -259,7 +259,7 @@ def test_paired_capacity_keeps_to_its_bound_also_between_one_node_and_two(data: 
 # Reconciles
 
 
-class Stand:
+class OperatorHarness:
     """One service in a cluster in memory, with its operator."""
 
     def __init__(self, **spec: Any) -> None:
@@ -310,7 +310,7 @@ def two_nodes(replicas: int = 2, **more: Any) -> dict[str, Any]:
 
 
 def test_the_status_counts_workers_and_not_pods() -> None:
-    stand = Stand(**two_nodes())
+    stand = OperatorHarness(**two_nodes())
     stand.reconcile()
     assert stand.cluster.conditions()["PrefillReady"]["message"] == "0 of 2 ready"
     stand.settle()
@@ -322,7 +322,7 @@ def test_the_status_counts_workers_and_not_pods() -> None:
 
 
 def test_from_one_node_to_two_and_back_is_a_rollout() -> None:
-    stand = Stand(**two_nodes(3, decode={"device": "cpu", "replicas": 3}))
+    stand = OperatorHarness(**two_nodes(3, decode={"device": "cpu", "replicas": 3}))
     stand.edit(lambda spec: spec["prefill"].update(nodes=1))
     stand.settle()
     for nodes in (2, 1):
@@ -338,7 +338,7 @@ def test_from_one_node_to_two_and_back_is_a_rollout() -> None:
 
 
 def test_which_set_goes_is_in_the_status_before_it_goes() -> None:
-    stand = Stand(**two_nodes())
+    stand = OperatorHarness(**two_nodes())
     stand.settle()
     before = stand.sets()
     stand.edit(lambda spec: spec["prefill"].update(replicas=1))
@@ -358,7 +358,7 @@ def test_which_set_goes_is_in_the_status_before_it_goes() -> None:
 
 
 def test_an_operator_that_dies_after_it_chose_has_chosen_for_the_next() -> None:
-    stand = Stand(**two_nodes(3))
+    stand = OperatorHarness(**two_nodes(3))
     stand.settle()
     before = stand.sets()
     stand.edit(lambda spec: spec["prefill"].update(replicas=2))
@@ -382,7 +382,7 @@ def test_an_operator_that_dies_after_it_chose_has_chosen_for_the_next() -> None:
 
 
 def test_of_two_operators_that_choose_at_the_same_time_one_is_refused() -> None:
-    stand = Stand(**two_nodes(2))
+    stand = OperatorHarness(**two_nodes(2))
     stand.settle()
     first = Reference(SET_API_VERSION, SET_KIND, stand.sets()[0])
     stand.edit(lambda spec: spec["prefill"].update(replicas=1))
@@ -400,7 +400,7 @@ def test_of_two_operators_that_choose_at_the_same_time_one_is_refused() -> None:
 
 
 def test_a_pause_keeps_what_was_to_go() -> None:
-    stand = Stand(**two_nodes(2))
+    stand = OperatorHarness(**two_nodes(2))
     stand.settle()
     before = stand.sets()
     found = stand.cluster.services["default", "llama"]
@@ -413,7 +413,7 @@ def test_a_pause_keeps_what_was_to_go() -> None:
 
 
 def test_without_the_api_nothing_is_changed_and_the_refusal_names_it() -> None:
-    stand = Stand(**two_nodes())
+    stand = OperatorHarness(**two_nodes())
     stand.edit(lambda spec: spec["prefill"].update(nodes=1))
     stand.settle()
     before = dict(stand.cluster.objects)
@@ -440,14 +440,14 @@ def test_without_the_api_nothing_is_changed_and_the_refusal_names_it() -> None:
 
 
 def test_who_needs_no_sets_is_not_asked_for_them() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.cluster.unserved.add(SET_KIND)
     stand.settle()
     assert stand.cluster.conditions()["PrefillReady"]["status"] == "True"
 
 
 def test_a_set_of_somebody_else_is_left_alone_and_named() -> None:
-    stand = Stand(**two_nodes(1))
+    stand = OperatorHarness(**two_nodes(1))
     (name,) = [o["metadata"]["name"] for o in sets(wanted(1))]
     stand.cluster.theirs.add(Reference(SET_API_VERSION, SET_KIND, name))
     with pytest.raises(ClusterError, match="does not belong"):
@@ -459,7 +459,7 @@ def test_a_set_of_somebody_else_is_left_alone_and_named() -> None:
 
 
 def test_sets_that_are_refused_are_their_roles_trouble_whatever_their_numbers() -> None:
-    stand = Stand(**two_nodes(1))
+    stand = OperatorHarness(**two_nodes(1))
     stand.settle()
     (name,) = stand.sets()
     gone = stand.cluster.objects.pop(Reference(SET_API_VERSION, SET_KIND, name))
@@ -475,7 +475,7 @@ def test_sets_that_are_refused_are_their_roles_trouble_whatever_their_numbers() 
 
 
 def test_a_group_that_fails_says_why_though_its_pods_are_new() -> None:
-    stand = Stand(**two_nodes(1))
+    stand = OperatorHarness(**two_nodes(1))
     stand.settle()
     (item,) = sets(list(stand.cluster.objects.values()))
     ended = {"exitCode": 1, "message": "kvasir: error: node 1 does not answer"}
@@ -495,7 +495,7 @@ def test_a_group_that_fails_says_why_though_its_pods_are_new() -> None:
 
 
 def test_of_a_group_that_leaves_the_leader_says_what_it_has() -> None:
-    stand = Stand(**two_nodes(1))
+    stand = OperatorHarness(**two_nodes(1))
     item = sets(wanted(1))[0]
     left = group_pods(item)
     for pod in left:
@@ -533,7 +533,7 @@ def test_only_leaders_are_asked_for_their_load_and_count_as_starts() -> None:
 
 
 def test_a_role_that_others_size_is_counted_in_workers() -> None:
-    stand = Stand(**two_nodes(2, scaling={"mode": "External"}))
+    stand = OperatorHarness(**two_nodes(2, scaling={"mode": "External"}))
     stand.settle()
     role = stand.cluster.objects[Reference("serving.kvasir.dev/v1alpha1", "InferenceRole", "llama-prefill")]
     assert role["spec"]["replicas"] == 2
@@ -545,7 +545,7 @@ def test_a_role_that_others_size_is_counted_in_workers() -> None:
 
 def test_a_download_holds_back_the_first_sets_of_a_revision_only() -> None:
     model = {"uri": "hf://a/b", "cache": {"claimName": "c"}}
-    stand = Stand(**two_nodes(1, model=model))
+    stand = OperatorHarness(**two_nodes(1, model=model))
     stand.reconcile()
     assert stand.sets() == []
     (job,) = [r for r in stand.cluster.objects if r.kind == "Job"]
@@ -560,7 +560,7 @@ def test_a_download_holds_back_the_first_sets_of_a_revision_only() -> None:
 
 
 def test_names_go_on_as_workers_come_and_go() -> None:
-    stand = Stand(**two_nodes(2))
+    stand = OperatorHarness(**two_nodes(2))
     stand.settle()
     for replicas in itertools.chain([4, 1, 3, 0, 2]):
         stand.edit(lambda spec, n=replicas: spec["prefill"].update(replicas=n))

@@ -20,7 +20,7 @@ from kvasir_operator.render import Object, Options
 MODEL = {"uri": "hf://org/m", "cache": {"claimName": "models"}}
 
 
-class Stand:
+class OperatorHarness:
     """A cluster in memory, its operator, and a Job whose end the test decides."""
 
     def __init__(self, **model: Any) -> None:
@@ -61,7 +61,7 @@ class Stand:
 
 
 def test_workers_come_once_the_model_is_there() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.reconcile()
     assert len(stand.jobs()) == 1
     assert stand.workers() == set()
@@ -77,7 +77,7 @@ def test_workers_come_once_the_model_is_there() -> None:
 
 
 def test_a_new_model_is_loaded_while_the_old_one_serves() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.reconcile()
     stand.end("Complete")
     stand.reconcile()
@@ -94,7 +94,7 @@ def test_a_new_model_is_loaded_while_the_old_one_serves() -> None:
 
 def test_a_pool_is_scaled_while_its_job_runs_once_more() -> None:
     """Somebody deleted the finished Job; what runs has its model."""
-    stand = Stand()
+    stand = OperatorHarness()
     stand.reconcile()
     stand.end("Complete")
     stand.reconcile()
@@ -121,7 +121,7 @@ def test_a_pool_is_scaled_while_its_job_runs_once_more() -> None:
     ],
 )
 def test_the_status_says_how_far_it_is(progress: Progress, message: str) -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.pod(phase="Running", podIP="10.0.0.7", conditions=[])
     stand.pods.told["10.0.0.7"] = progress
     stand.reconcile()
@@ -130,7 +130,7 @@ def test_the_status_says_how_far_it_is(progress: Progress, message: str) -> None
 
 
 def test_what_is_wrong_with_the_job_is_what_the_status_says() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.reconcile()
     waiting = {"reason": "ImagePullBackOff", "message": "no such image"}
     stand.pod(phase="Pending", containerStatuses=[{"name": "kvasir", "state": {"waiting": waiting}}])
@@ -145,7 +145,7 @@ def test_what_is_wrong_with_the_job_is_what_the_status_says() -> None:
 
 
 def test_a_job_that_is_refused_is_in_the_status() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.cluster.refuse["Job"] = ClusterError(403, "exceeded quota: jobs")
     with pytest.raises(ClusterError):
         stand.reconcile()

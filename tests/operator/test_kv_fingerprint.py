@@ -11,8 +11,8 @@ from kvasir_operator.api.kv_fingerprint import fingerprint
 from kvasir_operator.render import Options, render
 
 
-def told(env: dict[str, str] | None = None, args: list[str] | None = None) -> dict[str, Any]:
-    """A role whose worker is told something by environment or arguments."""
+def role_with(env: dict[str, str] | None = None, args: list[str] | None = None) -> dict[str, Any]:
+    """A role whose worker gets settings as variables or arguments."""
     variables = [{"name": name, "value": value} for name, value in (env or {}).items()]
     template = {"spec": {"containers": [{"name": "kvasir", "env": variables}]}}
     return {**({"template": template} if env else {}), **({"extraArgs": args} if args else {})}
@@ -29,19 +29,19 @@ def kv(**spec: Any) -> str:
     [
         ({}, {"drain": {"deadlineSeconds": 1}}),
         ({}, {"decode": {"replicas": 5}, "router": {"replicas": 2}}),
-        ({}, {"prefill": told({"KVASIR_MAX_RUNNING": "8"})}),
+        ({}, {"prefill": role_with({"KVASIR_MAX_RUNNING": "8"})}),
         ({}, {"model": {"uri": SMOL, "name": "other", "maxLength": 512}}),
         ({}, {"model": {"uri": SMOL, "dtype": "bfloat16"}}),
-        ({}, {"prefill": told({"KVASIR_PAGE_SIZE": "16"})}),
-        ({}, {role: told({"KVASIR_PAGE_SIZE": "32"}) for role in ("prefill", "decode")}),
-        ({}, {"decode": told({"KVASIR_PAGE_SIZE": "32"})}),
+        ({}, {"prefill": role_with({"KVASIR_PAGE_SIZE": "16"})}),
+        ({}, {role: role_with({"KVASIR_PAGE_SIZE": "32"}) for role in ("prefill", "decode")}),
+        ({}, {"decode": role_with({"KVASIR_PAGE_SIZE": "32"})}),
         ({}, {"prefill": {"tensorParallel": 3}}),
         ({"model": {"uri": "hf://a/b@v1"}}, {"model": {"uri": "hf://a/b", "revision": "v1"}}),
         ({}, {"transfer": {"fabric": "tcp"}}),
-        ({}, {"prefill": told({"KVASIR_PAGE_SIZE": ""})}),
-        ({}, {"prefill": told({"KVASIR_PAGE_SIZE": "016"})}),
-        ({}, {"prefill": told({"KVASIR_KV_DIGESTS": "on"}), "decode": told({"KVASIR_KV_DIGESTS": "T"})}),
-        ({}, {"prefill": told({"KVASIR_QUANTIZATION": "none"})}),
+        ({}, {"prefill": role_with({"KVASIR_PAGE_SIZE": ""})}),
+        ({}, {"prefill": role_with({"KVASIR_PAGE_SIZE": "016"})}),
+        ({}, {"prefill": role_with({"KVASIR_KV_DIGESTS": "on"}), "decode": role_with({"KVASIR_KV_DIGESTS": "T"})}),
+        ({}, {"prefill": role_with({"KVASIR_QUANTIZATION": "none"})}),
     ],
 )
 def test_an_edit_that_leaves_the_kv_as_it_is(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -54,10 +54,10 @@ def test_an_edit_that_leaves_the_kv_as_it_is(one: dict[str, Any], other: dict[st
         {"model": {"uri": "hf://a/b"}},
         {"model": {"uri": "hf://a/b@v2"}},
         {"model": {"uri": SMOL, "dtype": "float32"}},
-        {role: told({"KVASIR_PAGE_SIZE": "24"}) for role in ("prefill", "decode")},
-        {role: told({"KVASIR_KV_DIGESTS": "false"}) for role in ("prefill", "decode")},
-        {role: told({"KVASIR_QUANTIZATION": "int8"}) for role in ("prefill", "decode")},
-        {role: told(args=["--quantization=int8"]) for role in ("prefill", "decode")},
+        {role: role_with({"KVASIR_PAGE_SIZE": "24"}) for role in ("prefill", "decode")},
+        {role: role_with({"KVASIR_KV_DIGESTS": "false"}) for role in ("prefill", "decode")},
+        {role: role_with({"KVASIR_QUANTIZATION": "int8"}) for role in ("prefill", "decode")},
+        {role: role_with(args=["--quantization=int8"]) for role in ("prefill", "decode")},
     ],
 )
 def test_an_edit_that_changes_the_kv(edit: dict[str, Any]) -> None:
@@ -68,31 +68,35 @@ def test_an_edit_that_changes_the_kv(edit: dict[str, Any]) -> None:
     ("spec", "path", "words"),
     [
         (
-            {"decode": told({"KVASIR_PAGE_SIZE": "24"})},
+            {"decode": role_with({"KVASIR_PAGE_SIZE": "24"})},
             "spec.decode.template.spec.containers[kvasir].env[KVASIR_PAGE_SIZE]",
             "page-size '24' cannot pair with '16' of spec.prefill",
         ),
         (
-            {"prefill": told({"KVASIR_PAGE_SIZE": "24"})},
+            {"prefill": role_with({"KVASIR_PAGE_SIZE": "24"})},
             "spec.prefill.template.spec.containers[kvasir].env[KVASIR_PAGE_SIZE]",
             "page-size '24' cannot pair with '16' of spec.decode",
         ),
         (
-            {"prefill": told({"KVASIR_KV_DIGESTS": "False"})},
+            {"prefill": role_with({"KVASIR_KV_DIGESTS": "False"})},
             "spec.prefill.template.spec.containers[kvasir].env[KVASIR_KV_DIGESTS]",
             "kv-digests 'false' cannot pair",
         ),
         (
-            {"decode": told(args=["--enforce-eager", "--page-size=24"])},
+            {"decode": role_with(args=["--enforce-eager", "--page-size=24"])},
             "spec.decode.extraArgs",
             "page-size '24' cannot pair with '16' of spec.prefill",
         ),
         (
-            {"decode": told({"KVASIR_QUANTIZATION": "int8"})},
+            {"decode": role_with({"KVASIR_QUANTIZATION": "int8"})},
             "spec.decode.template.spec.containers[kvasir].env[KVASIR_QUANTIZATION]",
             "quantization 'int8' cannot pair with 'none' of spec.prefill",
         ),
-        ({"prefill": told(args=["--no-kv-digests"])}, "spec.prefill.extraArgs", "kv-digests 'false' cannot pair"),
+        (
+            {"prefill": role_with(args=["--no-kv-digests"])},
+            "spec.prefill.extraArgs",
+            "kv-digests 'false' cannot pair",
+        ),
     ],
 )
 def test_roles_whose_kv_differs_are_refused_by_the_field(spec: dict[str, Any], path: str, words: str) -> None:
@@ -103,12 +107,12 @@ def test_roles_whose_kv_differs_are_refused_by_the_field(spec: dict[str, Any], p
 
 
 def test_an_extra_flag_wins_over_the_environment_as_it_does_in_the_engine() -> None:
-    both = {**told({"KVASIR_PAGE_SIZE": "24"}), **told(args=["--page-size", "16"])}
+    both = {**role_with({"KVASIR_PAGE_SIZE": "24"}), **role_with(args=["--page-size", "16"])}
     assert kv(decode=both) == kv()
 
 
 def test_both_roles_may_say_the_same_thing_their_own_way() -> None:
-    service(prefill=told(args=["--page-size", "24"]), decode=told({"KVASIR_PAGE_SIZE": "24"}))
+    service(prefill=role_with(args=["--page-size", "24"]), decode=role_with({"KVASIR_PAGE_SIZE": "24"}))
 
 
 def test_pods_and_deployments_carry_the_label_and_routers_do_not() -> None:

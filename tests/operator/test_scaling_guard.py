@@ -1,14 +1,14 @@
 """Two who decide at once: the status that remembers sizes is only written where it is as it was read."""
 
 import pytest
-from scaling_stand import Load, Stand
+from scaling_harness import Load, ScalingHarness
 
 from kvasir_operator.cluster.interface import ClusterError
 
 
 def test_a_decision_from_an_old_status_is_refused_and_nothing_is_carried_out() -> None:
     bounds = {"prefill": {"maxReplicas": 8}, "decode": {"maxReplicas": 8}}
-    found = Stand(
+    found = ScalingHarness(
         {"prefill": {"device": "cpu"}, "decode": {"device": "cpu"}, "scaling": {"mode": "Auto", "auto": bounds}}
     )
     found.run(60)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from endpoint_stand import Reply, prompt_of, standing
+from fake_endpoint import Reply, prompt_of, running_endpoint
 
 from kvasir.program import Endpoint, Method, State, assistant, select, user
 
@@ -46,7 +46,7 @@ def test_the_agent_calls_tools_and_answers(example: Load) -> None:
         return arguments.pop(0) if last.endswith("(") else lines[last.removeprefix("assistant: ")[:-1]].pop(0)
 
     script = Scripted(lambda prompt, choices: tools.pop(0), write)
-    with standing(script) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(script) as stand, Endpoint(stand.url) as endpoint:
         state = example("agent").agent.run(endpoint, question="What do three apples and a milk cost?")
         said = state.wait().messages[-1].text
     assert state.returned == "2.6"
@@ -73,7 +73,7 @@ def test_the_tree_keeps_what_is_rated_best(example: Load) -> None:
         steps = re.findall(r"Step \d: try (\d)", prompt)
         return str(int(steps[-1]) + 1)
 
-    with standing(Scripted(choose, write)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(Scripted(choose, write)) as stand, Endpoint(stand.url) as endpoint:
         state = example("tree_of_thought").tree_of_thought.run(endpoint, problem="?", breadth=3, keep=1, depth=2)
     assert state.returned == "40"
     assert stand.calls[-1][1]["messages"][-1]["content"] == "Answer:"
@@ -90,7 +90,7 @@ def test_each_text_gets_its_label(example: Load) -> None:
         return " positive" if "love" in text or "delighted" in text else " negative" if "!" in text else " neutral"
 
     module = example("classification")
-    with standing(Scripted(choose, lambda prompt, body: "")) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(Scripted(choose, lambda prompt, body: "")) as stand, Endpoint(stand.url) as endpoint:
         states = module.classify.run_batch(endpoint, [{"text": text} for text in module.TEXTS])
     assert [each.returned for each in states] == [
         "positive",
@@ -116,7 +116,7 @@ def test_fifty_fields_are_extracted_within_their_schemas(example: Load) -> None:
         return json.dumps(found)
 
     module = example("extraction")
-    with standing(Scripted(nobody_chooses, write)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(Scripted(nobody_chooses, write)) as stand, Endpoint(stand.url) as endpoint:
         fields = module.extract.run(endpoint, document=module.DOCUMENT).returned
     assert len(fields) == 50
     assert (fields["amounts.tax_rate"], fields["seller.name"], fields["payment.is_paid"]) == (25, None, True)
@@ -130,7 +130,7 @@ def test_what_most_answers_say_is_believed(example: Load) -> None:
         return {0: "24 - 5 is 19.", 1: "It is 20", 2: "So 19", 3: "no idea", 4: "19 eggs"}[body["seed"]]
 
     module = example("self_consistency")
-    with standing(Scripted(nobody_chooses, write)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(Scripted(nobody_chooses, write)) as stand, Endpoint(stand.url) as endpoint:
         state = module.most_say.run(endpoint, question=module.QUESTION)
     assert state.returned == ("19", 3)
 
@@ -141,7 +141,7 @@ def test_each_example_runs_as_a_program(example: Load, name: str, capsys: pytest
         schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {"properties": {}})
         return json.dumps(dict.fromkeys(schema["properties"])) if schema["properties"] else " 7"
 
-    with standing(Scripted(lambda prompt, choices: choices[-1], write)) as stand:
+    with running_endpoint(Scripted(lambda prompt, choices: choices[-1], write)) as stand:
         example(name).main(stand.url)
     assert len(stand.calls) > 3
     assert capsys.readouterr().out

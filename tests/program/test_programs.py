@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from endpoint_stand import Reply, prompt_of, standing
+from fake_endpoint import Reply, prompt_of, running_endpoint
 
 from kvasir.program import Endpoint, ProgramError, State, assistant, gen, program, system, user
 from kvasir_engine.errors import UserError
@@ -25,7 +25,7 @@ def plain(s: State, about: str) -> None:
 
 
 def test_each_gen_continues_all_that_was_said() -> None:
-    with standing(counting) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(counting) as stand, Endpoint(stand.url) as endpoint:
         state = program(plain).run(endpoint, about="trees")
     assert [(path, body["prompt"]) for path, body in stand.calls] == [
         ("completions", "About trees:"),
@@ -45,7 +45,7 @@ def test_several_gens_in_one_turn_of_the_assistant_continue_it() -> None:
         s += assistant("Well," + gen("a") + " or" + gen("b"))
         s += user("Again") + assistant(gen("c"))
 
-    with standing(counting) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(counting) as stand, Endpoint(stand.url) as endpoint:
         state = told.run(endpoint)
         transcript = state.wait()
     bodies = [body for _, body in stand.calls]
@@ -67,7 +67,7 @@ def test_forms_are_sent_as_endpoints_take_them() -> None:
         for name, form in (("r", {"regex": "[0-9]+"}), ("c", {"choices": ["x", "y"]}), ("s", {"schema": schema})):
             s += (user("?") + assistant(gen(name, **form))) if chat else ("?" + gen(name, **form))
 
-    with standing(counting) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(counting) as stand, Endpoint(stand.url) as endpoint:
         forms.run(endpoint, chat=False)
         forms.run(endpoint, chat=True)
     outputs = [body.get("structured_outputs") for _, body in stand.calls]
@@ -107,7 +107,7 @@ def test_forks_begin_with_what_was_said_and_go_on_at_once() -> None:
         s += " on" + gen("after")
         return forks.values("answer")
 
-    with standing(script) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(script) as stand, Endpoint(stand.url) as endpoint:
         state = forked.run(endpoint)
     prompts = [body["prompt"] for _, body in stand.calls]
     assert sorted(prompts[1:4]) == [f"Said! then fork {place}" for place in range(3)]
@@ -149,7 +149,7 @@ def test_of_calls_that_begin_alike_the_first_goes_ahead_to_its_first_token(how: 
         if place == 0:
             release()
 
-    with standing(script) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(script) as stand, Endpoint(stand.url) as endpoint:
         if how == "forks":
             forks.run(endpoint)
         else:
@@ -170,7 +170,7 @@ def test_when_the_first_of_them_fails_the_others_go_on() -> None:
     def one(s: State, place: int) -> None:
         s += f"long {place}" + gen("x")
 
-    with standing(script) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(script) as stand, Endpoint(stand.url) as endpoint:
         states = one.run_batch(endpoint, [{"place": place} for place in range(4)])
         errors = [each.error for each in states if each.error]
         assert sum(each.error is None for each in states) == 3
@@ -191,7 +191,7 @@ def test_variables_stream_as_they_are_written() -> None:
         s["a"]
         s += gen("b")
 
-    with standing(script) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(script) as stand, Endpoint(stand.url) as endpoint:
         running = told.start(endpoint)
         assert list(running.stream("a")) == ["one", "two"]
         hold.set()
@@ -217,7 +217,7 @@ async def test_the_same_with_asyncio() -> None:
         assert await collected(forks[0].astream("b")) == [" <", "6", ">"]
         return len(await forks.avalues("b"))
 
-    with standing(counting) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(counting) as stand, Endpoint(stand.url) as endpoint:
         assert (await told.arun(endpoint, n=2)).returned == 2
         batch = await told.arun_batch(endpoint, [{"n": 1}, {"n": 3}], parallel=1)
         assert [each.returned for each in batch] == [1, 3]
@@ -233,7 +233,7 @@ def test_an_async_program_runs_where_there_is_no_loop() -> None:
         s += "?" + gen("a")
         return await s.get("a")
 
-    with standing(counting) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(counting) as stand, Endpoint(stand.url) as endpoint:
         assert told.run(endpoint).returned == " <1>"
         assert [each.returned for each in told.run_batch(endpoint, [{}, {}])] == [" <1>"] * 2
 
@@ -249,7 +249,7 @@ async def test_who_is_cancelled_ends_the_calls() -> None:
         s += "?" + gen("a")
         s["a"]
 
-    with standing(lambda path, body: Reply(["x"], hang_after=0)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(lambda path, body: Reply(["x"], hang_after=0)) as stand, Endpoint(stand.url) as endpoint:
         for each in (told, blocking):
             calls = len(stand.calls)
             task = asyncio.create_task(each.arun(endpoint))
@@ -275,7 +275,7 @@ async def test_who_is_cancelled_ends_the_calls() -> None:
 )
 def test_a_call_that_fails_is_the_programs_error_by_name(reply: Reply, kind: str) -> None:
     idle = 60.0 if reply.hang_after is None else 0.3
-    with standing(lambda path, body: reply) as stand, Endpoint(stand.url, idle_timeout=idle) as endpoint:
+    with running_endpoint(lambda path, body: reply) as stand, Endpoint(stand.url, idle_timeout=idle) as endpoint:
         with pytest.raises(ProgramError, match="gen 'first'") as raised:
             program(plain).run(endpoint, about="x")
         assert kind in str(raised.value)
@@ -292,7 +292,7 @@ def test_a_call_that_fails_is_the_programs_error_by_name(reply: Reply, kind: str
 
 
 def test_a_whole_call_takes_no_longer_than_it_may() -> None:
-    with standing(lambda path, body: Reply(["a"], hang_after=0)) as stand:
+    with running_endpoint(lambda path, body: Reply(["a"], hang_after=0)) as stand:
         endpoint = Endpoint(stand.url, timeout=0.3)
         with endpoint, pytest.raises(ProgramError, match=r"timeout: no whole answer within 0\.3 s"):
             program(plain).run(endpoint, about="x")
@@ -306,7 +306,7 @@ def test_no_server_is_an_error_that_names_it() -> None:
 
 def test_an_overloaded_server_is_asked_again() -> None:
     replies = [Reply(status=503), Reply(status=429), Reply(["a"]), Reply(["b"])]
-    with standing(lambda path, body: replies.pop(0)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(lambda path, body: replies.pop(0)) as stand, Endpoint(stand.url) as endpoint:
         assert program(plain).run(endpoint, about="x")["second"] == "b"
 
 
@@ -328,7 +328,7 @@ def test_an_error_that_the_program_handles_is_not_the_runs() -> None:
     def script(path: str, body: dict[str, Any]) -> Reply:
         return Reply(status=400) if body["prompt"] == "bad" else Reply(["a"])
 
-    with standing(script) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(script) as stand, Endpoint(stand.url) as endpoint:
         assert tried.run(endpoint).returned == "a"
         with pytest.raises(ProgramError, match="http_400"):
             careless.run(endpoint)
@@ -340,7 +340,7 @@ def test_what_the_function_raises_is_raised_and_ends_its_calls() -> None:
         s += "?" + gen("x")
         raise LookupError("mine")
 
-    with standing(lambda path, body: Reply(["a"], hang_after=0)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(lambda path, body: Reply(["a"], hang_after=0)) as stand, Endpoint(stand.url) as endpoint:
         with pytest.raises(LookupError, match="mine"):
             wrong.run(endpoint, sure=True)
         assert [each.error for each in wrong.run_batch(endpoint, [{"sure": True}])] == ["LookupError: mine"]
@@ -354,7 +354,7 @@ def test_whoever_waits_is_told_that_the_endpoint_was_closed() -> None:
         s += "?" + gen("a")
         s["a"]
 
-    with standing(lambda path, body: Reply(["a"], hang_after=0)) as stand:
+    with running_endpoint(lambda path, body: Reply(["a"], hang_after=0)) as stand:
         endpoint = Endpoint(stand.url)
         running = told.start(endpoint)
         until(lambda: stand.calls)
@@ -379,7 +379,7 @@ def test_whoever_waits_is_told_that_the_endpoint_was_closed() -> None:
     ],
 )
 def test_what_cannot_be_said_is_an_error(say: Any, message: str) -> None:
-    with standing(counting) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(counting) as stand, Endpoint(stand.url) as endpoint:
         state = State(endpoint)
         say(state)
         with pytest.raises(ProgramError, match=message):
@@ -412,7 +412,7 @@ def test_a_bad_url_is_refused() -> None:
 
 
 def test_an_unknown_variable_names_those_there_are() -> None:
-    with standing(counting) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(counting) as stand, Endpoint(stand.url) as endpoint:
         state = State(endpoint)
         state += "?" + gen("a")
         with pytest.raises(KeyError, match="no variable 'b'; there are a"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from endpoint_stand import Reply, standing
+from fake_endpoint import Reply, running_endpoint
 from toy_model import ANSWERS, START, ToyModel
 
 from kvasir.program import Endpoint, ProgramError, State, assistant, select, user
@@ -38,7 +38,7 @@ def chosen(endpoint: Endpoint, choices: Sequence[str], chat: bool = False, **how
 )
 def test_each_way_finds_the_likeliest(method: str, chat: bool) -> None:
     knows = ALL - WITHOUT.get(method, {"echo", "prompt_logprobs", "logprobs"})
-    with standing(ToyModel(knows)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel(knows)) as stand, Endpoint(stand.url) as endpoint:
         state = chosen(endpoint, [" yes", " no", " maybe"], chat, normalize="none")
         assert (state["x"], state.meta("x").method) == (" no", method)
         assert (state.wait().text or state.wait().messages[-1].text).endswith("Answer: no")
@@ -48,7 +48,7 @@ def test_each_way_finds_the_likeliest(method: str, chat: bool) -> None:
 @pytest.mark.parametrize("method", ["echo", "prompt_logprobs"])
 def test_scores_are_the_log_likelihoods(method: str, bos: bool) -> None:
     choices = [" yes", " no", " nothing", " maybe"]
-    with standing(ToyModel(ALL, bos)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel(ALL, bos)) as stand, Endpoint(stand.url) as endpoint:
         sums = chosen(endpoint, choices, method=method, normalize="none").meta("x").scores
         means = chosen(endpoint, choices, method=method).meta("x").scores
     for choice in choices:
@@ -60,7 +60,7 @@ def test_scores_are_the_log_likelihoods(method: str, bos: bool) -> None:
 
 def test_a_token_of_the_prompt_that_merges_with_a_choice_is_scored_with_it() -> None:
     """The prompt ends with a space, which the choices' first letters take into their tokens."""
-    with standing(ToyModel(ALL)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel(ALL)) as stand, Endpoint(stand.url) as endpoint:
         state = State(endpoint)
         state += "Answer: " + select("x", ["yes", "no", "maybe"], normalize="none", method="echo")
         scores = state.meta("x").scores
@@ -70,7 +70,7 @@ def test_a_token_of_the_prompt_that_merges_with_a_choice_is_scored_with_it() -> 
 
 
 def test_echo_is_one_request_for_all_choices() -> None:
-    with standing(ToyModel(ALL)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel(ALL)) as stand, Endpoint(stand.url) as endpoint:
         chosen(endpoint, [" yes", " no"]).wait()
     ((path, body),) = stand.calls
     assert path == "completions"
@@ -93,9 +93,12 @@ def test_only_the_choices_are_scored_where_the_endpoint_knows_how(start: Any, ch
         assert state.meta("x").method == method
         return state.meta("x").scores
 
-    with standing(ToyModel(ALL - {"echo"} if chat else ALL, bos)) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel(ALL - {"echo"} if chat else ALL, bos)) as stand, Endpoint(stand.url) as endpoint:
         whole = scores(State(endpoint))
-    with standing(ToyModel(ALL - {"echo"} if chat else ALL, bos, start)) as stand, Endpoint(stand.url) as endpoint:
+    with (
+        running_endpoint(ToyModel(ALL - {"echo"} if chat else ALL, bos, start)) as stand,
+        Endpoint(stand.url) as endpoint,
+    ):
         for _ in range(2):
             assert scores(State(endpoint)) == pytest.approx(whole)
     asked = [START in body for _, body in stand.calls]
@@ -106,7 +109,7 @@ def test_only_the_choices_are_scored_where_the_endpoint_knows_how(start: Any, ch
 @pytest.mark.parametrize("method", ["echo", "prompt_logprobs"])
 def test_where_tokens_before_the_last_count_the_whole_prompt_is_scored(method: str) -> None:
     """Before one of the choices, the prompt's last token is longer than what is asked for."""
-    with standing(ToyModel(ALL, start="known")) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel(ALL, start="known")) as stand, Endpoint(stand.url) as endpoint:
         state = State(endpoint)
         state += "Answer: " + "y" * 40 + select("x", ["es", "ea"], method=method)  # type: ignore[arg-type]
         assert state["x"] in ("es", "ea")
@@ -114,7 +117,7 @@ def test_where_tokens_before_the_last_count_the_whole_prompt_is_scored(method: s
 
 
 def test_what_an_endpoint_does_not_know_is_not_tried_again() -> None:
-    with standing(ToyModel({"logprobs"})) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel({"logprobs"})) as stand, Endpoint(stand.url) as endpoint:
         for _ in range(3):
             assert chosen(endpoint, [" yes", " maybe"])["x"] == " maybe"
     assert [("echo" in body, "prompt_logprobs" in body) for _, body in stand.calls] == [
@@ -125,13 +128,13 @@ def test_what_an_endpoint_does_not_know_is_not_tried_again() -> None:
 
 
 def test_a_choice_that_begins_another_is_taken_when_the_text_more_likely_ends() -> None:
-    with standing(ToyModel({"logprobs"})) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel({"logprobs"})) as stand, Endpoint(stand.url) as endpoint:
         assert chosen(endpoint, [" no", " nothing", " yes"])["x"] == " no"
         assert chosen(endpoint, [" yes", " ye"])["x"] == " yes"
 
 
 def test_where_no_way_is_known_the_error_says_each_reason() -> None:
-    with standing(ToyModel(set())) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel(set())) as stand, Endpoint(stand.url) as endpoint:
         with pytest.raises(ProgramError, match=r"select 'x'.*echo: .*prompt_logprobs: .*greedy: .*structured: "):
             chosen(endpoint, [" yes", " no"])["x"]
         with pytest.raises(ProgramError, match=r"by no method \(echo: http_400: Unsupported parameter: 'echo'\)"):
@@ -139,14 +142,14 @@ def test_where_no_way_is_known_the_error_says_each_reason() -> None:
 
 
 def test_an_endpoint_that_takes_the_fields_and_ignores_them_is_not_believed() -> None:
-    with standing(lambda path, body: Reply(["blue"])) as stand:
+    with running_endpoint(lambda path, body: Reply(["blue"])) as stand:
         endpoint = Endpoint(stand.url)
         with endpoint, pytest.raises(ProgramError, match="'blue' is none of the choices"):
             chosen(endpoint, [" yes", " no"])["x"]
 
 
 def test_an_overloaded_endpoint_is_no_endpoint_that_does_not_know() -> None:
-    with standing(lambda path, body: Reply(status=503)) as stand:
+    with running_endpoint(lambda path, body: Reply(status=503)) as stand:
         endpoint = Endpoint(stand.url, retries=0)
         with endpoint, pytest.raises(ProgramError, match="http_503"):
             chosen(endpoint, [" yes", " no"])["x"]
@@ -154,7 +157,7 @@ def test_an_overloaded_endpoint_is_no_endpoint_that_does_not_know() -> None:
 
 
 def test_one_choice_needs_no_question_of_greedy() -> None:
-    with standing(ToyModel({"logprobs"})) as stand, Endpoint(stand.url) as endpoint:
+    with running_endpoint(ToyModel({"logprobs"})) as stand, Endpoint(stand.url) as endpoint:
         assert chosen(endpoint, [" yes"], method="greedy")["x"] == " yes"
     assert stand.calls == []
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any, Literal
 
-from endpoint_stand import Reply, offsets_of, prompt_of, tokens_of
+from fake_endpoint import Reply, offsets_of, prompt_of, tokens_of
 
 START = "logprob_start_len"
 ANSWERS = {"yes": 0.2, "no": 0.5, "nothing": 0.05, "maybe": 0.25}

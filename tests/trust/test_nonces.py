@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from toy import reference
-from wire_stand import FINGERPRINT, Stand, ToyWorker, router_of, stand, told
+from wire_harness import FINGERPRINT, ToyWorker, WireHarness, receive_frame, router_of, running_workers
 
 from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.connector.notifications import Complete, Lent, Message, Pong, Release, Stopped, Written, encode
@@ -35,18 +35,18 @@ async def deltas(socket: Any, request: str) -> list[Delta]:
     found: list[Delta] = []
     async with asyncio.timeout(60):
         while not found or (found[-1].finish is None and found[-1].failure is None):
-            answer = await told(socket)
+            answer = await receive_frame(socket)
             if isinstance(answer, Step):
                 found += [delta for delta in answer.deltas if delta.id == request]
     return found
 
 
-async def lease_of(it: Stand, socket: Any) -> Lease:
+async def lease_of(it: WireHarness, socket: Any) -> Lease:
     """A lease that the decode worker grants the prefill worker."""
     reserve = Reserve("a", PROMPT, Sampling(max_tokens=3), it.prefill.endpoint, "mine", nonces=True)
     await socket.send(frame(reserve))
     async with asyncio.timeout(60):
-        while not isinstance(answer := await told(socket), Leased):
+        while not isinstance(answer := await receive_frame(socket), Leased):
             pass
     assert answer.lease is not None
     return answer.lease
@@ -60,7 +60,7 @@ def memory_of(worker: ToyWorker) -> np.ndarray[Any, Any]:
     return np.frombuffer(view, np.uint8)
 
 
-def impostor(it: Stand, epoch: int) -> tuple[NixlAgent, np.ndarray[Any, Any]]:
+def impostor(it: WireHarness, epoch: int) -> tuple[NixlAgent, np.ndarray[Any, Any]]:
     """An agent that goes by the name of the worker with this epoch."""
     memory = np.zeros(64 * FINGERPRINT.page_size * 1024, np.uint8)
     return NixlAgent(
@@ -69,7 +69,7 @@ def impostor(it: Stand, epoch: int) -> tuple[NixlAgent, np.ndarray[Any, Any]]:
 
 
 async def test_a_notification_with_a_wrong_nonce_from_the_writers_own_name_changes_nothing() -> None:
-    async with stand() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
+    async with running_workers() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
         false, _memory = impostor(it, it.prefill.endpoint.epoch)
         try:
             assert false.name == it.prefill.endpoint.agent
@@ -93,13 +93,13 @@ async def test_a_notification_with_a_wrong_nonce_from_the_writers_own_name_chang
                 frame(Submit("a", PROMPT, Sampling(max_tokens=3), "mine", lease, it.decode.endpoint))
             )
             assert [t for d in await deltas(decode, "a") for t in d.tokens] == reference(PROMPT, 3)
-            await it.at_rest()
+            await it.wait_idle()
         finally:
             false.close()
 
 
 async def test_a_forged_release_or_loan_stops_no_prefill() -> None:
-    async with stand() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
+    async with running_workers() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
         false, _memory = impostor(it, it.decode.endpoint.epoch)
         try:
             lease = await lease_of(it, decode)
@@ -114,16 +114,16 @@ async def test_a_forged_release_or_loan_stops_no_prefill() -> None:
                 frame(Submit("a", PROMPT, Sampling(max_tokens=3), "mine", lease, it.decode.endpoint))
             )
             assert [t for d in await deltas(decode, "a") for t in d.tokens] == reference(PROMPT, 3)
-            await it.at_rest()
+            await it.wait_idle()
         finally:
             false.close()
 
 
 @pytest.mark.parametrize("nonce", [0, 12345])
 async def test_nothing_is_written_under_a_lease_that_its_holder_did_not_grant(nonce: int) -> None:
-    async with stand() as it, router_of(it.prefill) as prefill:
-        await it.bystander(PROMPT)
-        await it.at_rest()
+    async with running_workers() as it, router_of(it.prefill) as prefill:
+        await it.generate_undisturbed(PROMPT)
+        await it.wait_idle()
         before = memory_of(it.decode).copy()
         writer, holder = it.prefill.endpoint, it.decode.endpoint
         lease = Lease(77, holder.epoch, [0, 1, 2], 0, 60.0, writer.agent, writer.epoch, nonce=nonce)
@@ -132,11 +132,11 @@ async def test_nothing_is_written_under_a_lease_that_its_holder_did_not_grant(no
         assert found[-1].failure is not None
         assert found[-1].failure.code == "handoff_failed"
         assert (memory_of(it.decode) == before).all()
-        await it.at_rest()
+        await it.wait_idle()
 
 
 async def test_encryption_that_is_required_refuses_a_pair_on_two_machines_before_anything_is_leased() -> None:
-    async with stand() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
+    async with running_workers() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
         for worker in it.workers:
             worker.engine.policy = TransportPolicy("required", "here")
         for place, nonces, why in (
@@ -159,11 +159,11 @@ async def test_encryption_that_is_required_refuses_a_pair_on_two_machines_before
             assert failure is not None
             assert failure.code == "not_encrypted"
         assert not it.decode.engine.leases.open
-        await it.at_rest()
+        await it.wait_idle()
 
 
 async def test_a_router_pairs_nobody_whose_encryption_cannot_be_had_and_says_why() -> None:
-    async with stand() as it:
+    async with running_workers() as it:
         workers = {each.url: each for each in it.client._pool.ready()}
         prefill, decode = (workers[each.url] for each in it.workers)
         cases: list[tuple[Encryption, str, str]]
@@ -174,8 +174,8 @@ async def test_a_router_pairs_nobody_whose_encryption_cannot_be_had_and_says_why
                 policy = TransportPolicy(one, place)
                 connection.peer = dataclasses.replace(connection.peer, transport=policy)
             before = it.prefill.engine.stats.sent_pages
-            await it.bystander([*PROMPT, len(one), len(ours), 5], 2)
-            await it.at_rest()
+            await it.generate_undisturbed([*PROMPT, len(one), len(ours), 5], 2)
+            await it.wait_idle()
             moved = it.prefill.engine.stats.sent_pages > before
             assert moved == (one == "auto" or ours == theirs)
             assert bool(it.client._pool.unpaired()) != moved

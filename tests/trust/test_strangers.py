@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from test_nonces import PROMPT, deltas, impostor, lease_of, memory_of, until
 from toy import reference
-from wire_stand import Stand, router_of, stand, told
+from wire_harness import WireHarness, receive_frame, router_of, running_workers
 
 from kvasir_engine.connector import sender
 from kvasir_engine.connector.nixl_agent import NixlAgent
@@ -18,12 +18,12 @@ from kvasir_engine.protocol import encode as frame
 pytestmark = [pytest.mark.dataplane, pytest.mark.asyncio]
 
 
-def stranger_of(it: Stand, epoch: int) -> NixlAgent:
+def stranger_of(it: WireHarness, epoch: int) -> NixlAgent:
     agent, _memory = impostor(it, epoch)
     return agent
 
 
-async def aborted(it: Stand, decode: Any, lease: Lease) -> None:
+async def aborted(it: WireHarness, decode: Any, lease: Lease) -> None:
     """The request of a lease of the prefill worker's is gone, and its pages are back."""
     await decode.send(frame(Abort("a")))
     await until(lambda: lease.id not in it.decode.engine.leases.open)
@@ -33,12 +33,12 @@ async def test_after_a_flood_of_forged_releases_nothing_is_written_under_a_lease
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sender, "EARLY", 16)
-    async with stand() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
+    async with running_workers() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
         false = stranger_of(it, 0x99)
         try:
             lease = await lease_of(it, decode)
             await aborted(it, decode, lease)
-            await it.at_rest()
+            await it.wait_idle()
             false.meet(it.prefill.endpoint.address(0))
             heard: list[Any] = []
             for forged in range(100):
@@ -52,19 +52,19 @@ async def test_after_a_flood_of_forged_releases_nothing_is_written_under_a_lease
             assert found[-1].failure is not None
             assert found[-1].failure.code == "handoff_failed"
             assert (memory_of(it.decode) == before).all()
-            await it.at_rest()
+            await it.wait_idle()
         finally:
             false.close()
 
 
 async def test_a_writer_that_asks_when_its_lease_is_wanted_no_more_is_not_told_to_begin() -> None:
-    async with stand() as it, router_of(it.decode) as decode:
+    async with running_workers() as it, router_of(it.decode) as decode:
         writer = stranger_of(it, 0x66)
         try:
             reserve = Reserve("a", PROMPT, Sampling(max_tokens=3), writer.endpoint, "mine", nonces=True)
             await decode.send(frame(reserve))
             async with asyncio.timeout(30):
-                while not isinstance(answer := await told(decode), Leased):
+                while not isinstance(answer := await receive_frame(decode), Leased):
                     pass
             lease = answer.lease
             assert lease is not None
@@ -100,8 +100,8 @@ async def test_strangers_that_want_an_answer_are_not_kept_for_good(monkeypatch: 
             super().__init__(*args)
             workers.append(self)
 
-    monkeypatch.setattr("wire_stand.NixlAgent", Kept)
-    async with stand() as it:
+    monkeypatch.setattr("wire_harness.NixlAgent", Kept)
+    async with running_workers() as it:
         met: list[NixlAgent] = []
         try:
             for number in range(6):
@@ -113,7 +113,7 @@ async def test_strangers_that_want_an_answer_are_not_kept_for_good(monkeypatch: 
                 await until(lambda heard=heard: heard, lambda e=each, h=heard: h.extend(e.notifications()))
             (prefill,) = [each for each in workers if each.name == it.prefill.endpoint.agent]
             assert [each.name for each in met if prefill.knows(each.name)] == [each.name for each in met[-3:]]
-            await it.bystander(PROMPT)
+            await it.generate_undisturbed(PROMPT)
             assert prefill.named(it.decode.endpoint.agent)
             met[0].notify(prefill.name, encode(Release(1, 2, met[0].endpoint.address(0), 3)))
             heard = []
@@ -125,7 +125,7 @@ async def test_strangers_that_want_an_answer_are_not_kept_for_good(monkeypatch: 
 
 
 async def test_a_workers_name_that_is_hidden_behind_another_keeps_nobody_from_it() -> None:
-    async with stand() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
+    async with running_workers() as it, router_of(it.decode) as decode, router_of(it.prefill) as prefill:
         false, speaks = stranger_of(it, it.decode.endpoint.epoch), stranger_of(it, 0x99)
         try:
             assert false.name == it.decode.endpoint.agent
@@ -140,7 +140,7 @@ async def test_a_workers_name_that_is_hidden_behind_another_keeps_nobody_from_it
                 frame(Submit("a", PROMPT, Sampling(max_tokens=3), "mine", lease, it.decode.endpoint))
             )
             assert [t for d in await deltas(decode, "a") for t in d.tokens] == reference(PROMPT, 3)
-            await it.at_rest()
+            await it.wait_idle()
         finally:
             false.close()
             speaks.close()

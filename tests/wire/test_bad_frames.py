@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
-from wire_stand import Stand, router_of, stand, told
+from wire_harness import WireHarness, receive_frame, router_of, running_workers
 
 from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.protocol import (
@@ -47,7 +47,7 @@ def changed(frame: Submit | Reserve, path: str, value: object) -> bytes:
 async def failure_of(socket: Any, request: str) -> str:
     async with asyncio.timeout(60):
         while True:
-            frame = await told(socket)
+            frame = await receive_frame(socket)
             for delta in frame.deltas if isinstance(frame, Step) else []:
                 if delta.id == request:
                     assert delta.failure is not None, delta
@@ -57,10 +57,10 @@ async def failure_of(socket: Any, request: str) -> str:
 async def everything(socket: Any) -> None:
     async with asyncio.timeout(60):
         while True:
-            await told(socket)
+            await receive_frame(socket)
 
 
-def submit(it: Stand, **sampling: Any) -> Submit:
+def submit(it: WireHarness, **sampling: Any) -> Submit:
     lease = Lease(
         5, it.decode.endpoint.epoch, [0, 1], 0, 60.0, it.prefill.endpoint.agent, it.prefill.endpoint.epoch
     )
@@ -128,7 +128,7 @@ TO_DECODE: list[tuple[str, object, str]] = [
 
 @pytest.mark.asyncio
 async def test_a_frame_with_a_wrong_field_fails_its_own_request() -> None:
-    async with stand() as it:
+    async with running_workers() as it:
         lent = submit(it)
         assert lent.lease is not None
         alone = msgspec.structs.replace(lent, lease=None, to=None)
@@ -156,28 +156,28 @@ async def test_a_frame_with_a_wrong_field_fails_its_own_request() -> None:
                 if worker is it.decode:  # the connection goes on
                     await socket.send(encode(Submit("good", PROMPT, Sampling(max_tokens=1))))
                     async with asyncio.timeout(60):
-                        while not isinstance(step := await told(socket), Step) or not step.deltas:
+                        while not isinstance(step := await receive_frame(socket), Step) or not step.deltas:
                             pass
                     assert step.deltas[0].tokens
-        await it.bystander(PROMPT)
-        await it.at_rest()
+        await it.generate_undisturbed(PROMPT)
+        await it.wait_idle()
 
 
 @pytest.mark.asyncio
 async def test_a_frame_that_is_none_closes_its_connection_and_no_other() -> None:
-    async with stand() as it:
+    async with running_workers() as it:
         for data in (b"", b"\xc1", b"\x80", encode(Hello(2, 1)), msgspec.msgpack.encode({"t": "submit", "id": 7})):
             async with router_of(it.decode) as socket:
                 await socket.send(data)
                 with pytest.raises(ConnectionClosed):
                     await everything(socket)
-        await it.bystander(PROMPT)
-        await it.at_rest()
+        await it.generate_undisturbed(PROMPT)
+        await it.wait_idle()
 
 
 @pytest.mark.asyncio
 async def test_notifications_of_a_stranger_end_nothing() -> None:
-    async with stand() as it:
+    async with running_workers() as it:
         region = msgspec.structs.replace(it.decode.endpoint.region)
         attacker = NixlAgent(0x66, region, it.decode.endpoint.fingerprint)
         try:
@@ -198,8 +198,8 @@ async def test_notifications_of_a_stranger_end_nothing() -> None:
                 while min(worker.engine.stats.rejected_messages for worker in it.workers) < 5:
                     attacker.notifications()  # which makes its transport progress
                     await asyncio.sleep(0.01)
-            await it.bystander(PROMPT)
-            await it.at_rest()
+            await it.generate_undisturbed(PROMPT)
+            await it.wait_idle()
         finally:
             attacker.close()
 
@@ -211,12 +211,12 @@ async def test_a_worker_that_speaks_the_protocol_before_is_served_with_what_it_k
         assert encode(decode_to_worker(data)) == data
     for data in map(bytes.fromhex, recorded["to_router"].values()):
         assert encode(decode_to_router(data)) == data
-    async with stand() as it:
+    async with running_workers() as it:
         async with asyncio.timeout(60):
             async with connect(it.decode.url + WORKER_PATH, compression=None, proxy=None) as socket:
                 await socket.send(bytes.fromhex(recorded["to_worker"]["hello"]))
                 known = {"hello", "leased", "step", "cacheevents", "drain"}
-                assert isinstance(await told(socket), Hello)
+                assert isinstance(await receive_frame(socket), Hello)
                 await socket.send(encode(Reserve("a", PROMPT, Sampling(max_tokens=2), it.prefill.endpoint)))
                 leased = False
                 over = asyncio.create_task(asyncio.sleep(5))  # longer than a worker waits to say that it is alive
@@ -230,7 +230,7 @@ async def test_a_worker_that_speaks_the_protocol_before_is_served_with_what_it_k
                     assert isinstance(data, bytes)
                     assert msgspec.msgpack.decode(data)["t"] in known
                     leased = leased or isinstance(decode_to_router(data), Leased)
-        await it.at_rest()
+        await it.wait_idle()
 
 
 def test_versions_are_agreed_on_or_refused_by_name() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from toy import ToyRunner, following
 from toy_grammar import END, Places, ToyMatcher, grammar_of, service
-from wire_stand import ToyWorker, served
+from wire_harness import ToyWorker, served
 
 from kvasir_engine.engine_client import EngineError, GenerateRequest
 from kvasir_engine.protocol import Grammar, Sampling
@@ -72,5 +72,5 @@ async def test_a_grammar_that_no_worker_compiles_is_the_requests_fault_and_is_tr
                 await asyncio.wait_for(anext(it.client.generate(GenerateRequest("r", PROMPT, bad))), 60)
             assert (raised.value.code, raised.value.status) == ("bad_request", 400)
             assert sum(each.engine.stats.failures.get("bad_request", 0) for each in it.workers) == 1
-            await it.bystander(PROMPT)
-            await it.at_rest()
+            await it.generate_undisturbed(PROMPT)
+            await it.wait_idle()

@@ -13,7 +13,7 @@ import pytest
 from frame_fuzzer import Grammar
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
-from wire_stand import FINGERPRINT, Stand, router_of, stand
+from wire_harness import FINGERPRINT, WireHarness, router_of, running_workers
 
 from kvasir_engine.connector.nixl_agent import NixlAgent
 from kvasir_engine.connector.notifications import AnyMessage, Complete, Lent, Ping, Pong, Release, Stopped, Written
@@ -50,7 +50,7 @@ def plain(value: object) -> Any:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
 
 
-def known(it: Stand, stranger: Endpoint) -> dict[str, list[object]]:
+def known(it: WireHarness, stranger: Endpoint) -> dict[str, list[object]]:
     """What makes frames go deep: real endpoints, leases that could be, prompts that fit."""
     endpoints = [plain(each) for each in (it.prefill.endpoint, it.decode.endpoint, stranger)]
     # Leases are the stranger's: one of the decode worker's has a nonce that nobody here knows.
@@ -78,7 +78,7 @@ def known(it: Stand, stranger: Endpoint) -> dict[str, list[object]]:
     }
 
 
-async def frames_to(it: Stand, grammar: Grammar, count: int, prefill: bool) -> int:
+async def frames_to(it: WireHarness, grammar: Grammar, count: int, prefill: bool) -> int:
     """Send frames as a router, over as many connections as they cost. How many connections."""
     sent, connections = 0, 0
     while sent < count:
@@ -106,7 +106,7 @@ async def frames_to(it: Stand, grammar: Grammar, count: int, prefill: bool) -> i
 
 
 async def fuzz_workers(messages: int, seed: int) -> None:
-    async with stand() as it:
+    async with running_workers() as it:
         pool = bytearray(64 * 64)
         import numpy as np
 
@@ -139,8 +139,8 @@ async def fuzz_workers(messages: int, seed: int) -> None:
 
                 answering = asyncio.create_task(answer())
                 try:
-                    await it.bystander([*PROMPT, batch % 50, batch // 50 % 50], 3)
-                    await it.at_rest()
+                    await it.generate_undisturbed([*PROMPT, batch % 50, batch // 50 % 50], 3)
+                    await it.wait_idle()
                 finally:
                     answering.cancel()
         finally:
@@ -149,7 +149,7 @@ async def fuzz_workers(messages: int, seed: int) -> None:
 
 async def fuzz_router(messages: int, seed: int) -> None:
     """A worker that says anything, beside two that are well."""
-    async with stand() as it:
+    async with running_workers() as it:
         region = Region(4096, 64, 64)
         rogue = Endpoint("rogue", 0x77, b"", region, FINGERPRINT)
         grammar = Grammar(seed, {**known(it, rogue), "epoch": [0x77], "endpoint": [plain(rogue)]})
@@ -175,14 +175,14 @@ async def fuzz_router(messages: int, seed: int) -> None:
             pool.set_workers({worker.url: worker.role for worker in it.workers} | {url: "rogue"})
             asked = 0
             while left > 0:
-                await it.bystander([*PROMPT, asked % 50, asked // 50 % 50], 3)
+                await it.generate_undisturbed([*PROMPT, asked % 50, asked // 50 % 50], 3)
                 asked += 1
                 await asyncio.sleep(0)
             assert asked
             # The rogue has gone: the others serve as before.
             pool.set_workers({worker.url: worker.role for worker in it.workers})
-            await it.bystander(PROMPT)
-        await it.at_rest()
+            await it.generate_undisturbed(PROMPT)
+        await it.wait_idle()
 
 
 async def test_every_type_of_frame_and_notification_is_sent() -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 from toy import VOCAB, ToyRunner, following
-from wire_stand import stand
+from wire_harness import running_workers
 
 from kvasir_engine.engine_client import GenerateRequest
 from kvasir_engine.protocol import LogitsProcessors, Sampling
@@ -39,7 +39,7 @@ def expected(sampling: Sampling) -> list[int]:
 async def test_a_handoffs_tokens_are_those_of_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = ToyRunner.forward
     monkeypatch.setattr(ToyRunner, "forward", lambda *args, **more: TABLE[forward(*args, **more).argmax(-1)])
-    async with stand() as it:
+    async with running_workers() as it:
         for place, temperature in enumerate((0.0, 0.9)):
             sampling = Sampling(12, temperature=temperature, seed=4, processors=ASKED)
             request = GenerateRequest("r", PROMPT, sampling, f"salt-{place}")

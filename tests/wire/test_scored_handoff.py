@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from toy import following, reference
-from wire_stand import stand
+from wire_harness import running_workers
 
 from kvasir_engine.engine_client import GenerateRequest
 from kvasir_engine.protocol import Sampling
@@ -16,7 +16,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, *range(30)]  # two steps of prefill
 @pytest.mark.parametrize("start", [1, 25])
 @pytest.mark.parametrize("beside", [0, 5])
 async def test_prefill_scores_what_decode_continues(beside: int, start: int) -> None:
-    async with stand() as it:
+    async with running_workers() as it:
 
         async def ask(place: int, most: int | None) -> None:
             prompt = [place, *PROMPT]
@@ -40,4 +40,4 @@ async def test_prefill_scores_what_decode_continues(beside: int, start: int) -> 
         if not beside:
             assert it.prefill.engine.stats.requests.cached == start - 1
         assert it.prefill.engine.stats.sent_pages > 0
-        await it.at_rest()
+        await it.wait_idle()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from wire_stand import ToyWorker, router_of, stand, told
+from wire_harness import ToyWorker, receive_frame, router_of, running_workers
 
 from kvasir_engine.core.inprocess_client import InProcessClient
 from kvasir_engine.engine_client import EngineError, GenerateRequest
@@ -146,16 +146,16 @@ def task_named(part: str) -> asyncio.Task[object]:
 @pytest.mark.asyncio
 async def test_each_task_of_a_connection_ends_it_and_it_comes_again(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    async with stand() as it:
+    async with running_workers() as it:
         for name in ("sender to decode", "watch of decode", "sender of session", "connection to decode"):
             task_named(name).cancel()
             await asyncio.sleep(0)
             async with asyncio.timeout(60):
                 while len(it.client._pool.ready()) < 2:
                     await it.client._pool.change()
-            await it.bystander(PROMPT)
+            await it.generate_undisturbed(PROMPT)
             assert any(name in line for line in caplog.messages), name
-        await it.at_rest()
+        await it.wait_idle()
 
 
 @pytest.mark.dataplane
@@ -165,7 +165,7 @@ async def test_nobody_waits_for_a_thread_that_is_gone(thread: str) -> None:
     def die(*_: object) -> None:
         raise SystemExit("killed by a test")
 
-    async with stand() as it:
+    async with running_workers() as it:
         async with router_of(it.decode) as socket:
             if thread == "engine":
                 it.decode.thread.post(die)
@@ -194,7 +194,7 @@ class Killer:
 
 async def all_told(socket: object) -> None:
     while True:
-        await told(socket)  # type: ignore[arg-type]
+        await receive_frame(socket)  # type: ignore[arg-type]
 
 
 async def first(client: InProcessClient) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
-from wire_stand import FINGERPRINT, Stand, stand
+from wire_harness import FINGERPRINT, WireHarness, running_workers
 
 from kvasir_engine.engine_client import EngineError, GenerateRequest
 from kvasir_engine.protocol import (
@@ -34,7 +34,7 @@ Answer = Callable[[Submit | Reserve], list[ToRouter | bytes]]
 
 
 @contextlib.asynccontextmanager
-async def beside(answer: Answer, often: float = 0.02) -> AsyncIterator[tuple[Stand, list[str]]]:
+async def beside(answer: Answer, often: float = 0.02) -> AsyncIterator[tuple[WireHarness, list[str]]]:
     """Workers that are well, and one that requests go to first: it decodes, has no load, and answers so."""
     asked: list[str] = []
 
@@ -59,7 +59,7 @@ async def beside(answer: Answer, often: float = 0.02) -> AsyncIterator[tuple[Sta
                     for said in answer(frame):
                         await socket.send(said if isinstance(said, bytes) else encode(said))
 
-    async with stand() as it, serve(session, "127.0.0.1", 0) as server:
+    async with running_workers() as it, serve(session, "127.0.0.1", 0) as server:
         url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         pool = it.client._pool
         loaded = {worker.url: worker.role for worker in it.workers}
@@ -75,14 +75,14 @@ async def beside(answer: Answer, often: float = 0.02) -> AsyncIterator[tuple[Sta
 
 async def test_a_request_that_its_worker_does_not_know_goes_to_another() -> None:
     async with beside(lambda frame: []) as (it, asked):
-        await it.bystander(PROMPT)
+        await it.generate_undisturbed(PROMPT)
         assert asked
 
 
 async def test_a_worker_that_says_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvasir_engine.router.connection.SILENT_SECONDS", 3.0)
     async with beside(lambda frame: [], often=3600) as (it, asked):
-        await it.bystander(PROMPT)
+        await it.generate_undisturbed(PROMPT)
         assert asked
 
 
@@ -105,15 +105,15 @@ def step(frame: Submit | Reserve, **delta: object) -> bytes:
 )
 async def test_a_wrong_answer_is_a_failure_of_its_worker(answer: Answer) -> None:
     async with beside(answer) as (it, asked):
-        await it.bystander(PROMPT)
+        await it.generate_undisturbed(PROMPT)
         assert asked
 
 
 async def test_a_request_that_cannot_be_encoded_fails_alone() -> None:
-    async with stand() as it:
+    async with running_workers() as it:
         request = GenerateRequest("bad", PROMPT, Sampling(max_tokens=3), priority=2**64)
         with pytest.raises(EngineError, match="cannot be encoded") as failure:
             await asyncio.wait_for(anext(it.client.generate(request)), 60)
         assert failure.value.status == 400
-        await it.bystander(PROMPT)
-        await it.at_rest()
+        await it.generate_undisturbed(PROMPT)
+        await it.wait_idle()

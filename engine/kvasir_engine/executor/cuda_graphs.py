@@ -1,13 +1,13 @@
 """Decode steps as CUDA graphs: the kernels of a whole forward pass launched by one call.
 
-A step of decoding is some 20 kernels a layer, each short, and the host launches them more slowly than the device
-computes them. A graph is captured for some batch sizes when the model is loaded; a step of one new token a sequence
-is padded to the next size and replayed, any other step is launched kernel by kernel. As vLLM and SGLang do it.
+A decode step has about 20 short kernels a layer, and the host launches them more slowly than the device computes
+them. Graphs for some batch sizes are captured when the model is loaded. A step of one new token a sequence is
+padded to the next size and replayed; any other step is launched kernel by kernel. vLLM and SGLang do the same.
 
-A graph reads and writes the addresses that it was captured with. So a step's inputs are written into buffers that
-stay (`staging`, behind what the step before computes), and nothing that is made for one step may be read in
-`Decoder.forward` or `GraphedAttention.run`. Sampling stays outside: which rows are drawn, filtered or have their
-log-probabilities told differs from step to step, and with it the shapes; it is few kernels, once a step.
+A graph reads and writes the addresses with which it was captured. So a step's inputs are copied into permanent
+buffers (`staging`, in the stream after the previous step), and `Decoder.forward` and `GraphedAttention.run` may not
+read memory that was allocated for one step. Sampling stays outside: its shapes differ from step to step with the
+rows that are drawn, filtered or have log-probabilities, and it has few kernels, once a step.
 """
 
 import logging
@@ -33,10 +33,10 @@ Recorder = Callable[[Work], Work]
 
 
 def capture_sizes(most: int) -> list[int]:
-    """Batch sizes up to `most`, rising: 1, 2, 4, then multiples of 8, beyond 256 of 16, and `most` itself.
+    """Batch sizes up to `most` in ascending order: 1, 2, 4, then multiples of 8, beyond 256 of 16, and `most`.
 
-    vLLM's choice: padding costs at most a factor of two at small sizes, where the weights' reading is the cost, and
-    little at large ones.
+    This is vLLM's choice. Padding at most doubles small batches, whose cost is reading the weights, and adds little
+    to large ones.
     """
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)]
     return [size for size in sizes if size < most] + [most]
@@ -48,7 +48,7 @@ def graph_memory(most: int, vocab: int) -> int:
 
 
 def why_not(attention: AttentionBackend, model: Decoder) -> str | None:
-    """Why steps on a GPU cannot be captured, or None."""
+    """Why steps on a GPU cannot be captured, or `None`."""
     if not isinstance(attention, GraphedAttention):
         return "attention by torch waits for the device; FlashInfer's does not"
     if model.waits:
@@ -57,7 +57,7 @@ def why_not(attention: AttentionBackend, model: Decoder) -> str | None:
 
 
 class CudaRecorder:
-    """Captures CUDA graphs. All share one memory pool, as no two are replayed at a time."""
+    """Captures CUDA graphs. They share one memory pool, since only one is replayed at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -83,11 +83,12 @@ class CudaRecorder:
 
 
 class DecodeGraphs:
-    """The graphs of one model over one pool with a scratch page, for batches of `sizes` sequences, rising.
+    """The graphs of one model over one pool with a scratch page, for batches of `sizes` sequences in ascending
+    order.
 
-    Every rank of a model makes the same, in the same order, and replays the same: their exchanges are in it.
-    `ready` waits until every rank has planned for the first time, as FlashInfer may be compiled for it. Raises
-    ModelError when there is no memory for them, or what else it is that fails.
+    All ranks of a model capture the same graphs in the same order, and replay the same ones, since the graphs
+    contain the ranks' exchanges. `ready` waits until every rank has planned once, which may compile FlashInfer.
+    Raises ModelError if a capture fails, for example for lack of memory.
     """
 
     def __init__(
@@ -138,14 +139,14 @@ class DecodeGraphs:
         return replays
 
     def _empty(self, size: int, pages: int) -> ForwardBatch:
-        """A batch of padding, each sequence with so many times the scratch page."""
+        """A batch of padding, in which each sequence has so many times the scratch page."""
         length = (pages - 1) * self._attention.pool.page_size + 1
         table = torch.full((size, pages), self._scratch)
         tokens, positions = torch.zeros(size, dtype=torch.int64), torch.full((size,), length - 1)
         return ForwardBatch(tokens, positions, [1] * size, [length] * size, table)
 
     def _forward(self, size: int) -> None:
-        """What is captured."""
+        """The forward pass that is captured."""
         self._model.forward(
             self._tokens[:size],
             self._positions[:size],
@@ -192,7 +193,8 @@ def captured(
     ready: Callable[[], None],
     progress: Progress | None,
 ) -> DecodeGraphs:
-    """DecodeGraphs for up to `most` sequences on a GPU. Says in the log what they took. Raises ModelError."""
+    """Capture DecodeGraphs for up to `most` sequences on a GPU, and log their time and memory. Raises
+    ModelError."""
     sizes = capture_sizes(most)
     began, (free, _) = time.monotonic(), torch.cuda.mem_get_info(device)
     with torch.cuda.device(device):
@@ -207,7 +209,7 @@ def captured(
 
 
 def _refused(size: int, error: RuntimeError) -> ModelError:
-    """Memory that is lacking, mostly: the device's, or FlashInfer's workspace."""
+    """The error of a failed capture. Mostly the device's memory, or FlashInfer's workspace, is too small."""
     memory = isinstance(error, torch.OutOfMemoryError)
     return ModelError(
         f"cannot capture the CUDA graph of {size} sequences: {str(error).splitlines()[0]}; "

@@ -1,4 +1,4 @@
-"""The fingerprint of a worker's KV: what its configuration and its model make of it."""
+"""The fingerprint of a worker's KV, from its configuration and its model."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from kvasir_engine.protocol import HEADS_APART, Fingerprint
 
 
 def fingerprint_of(config: EngineConfig, folder: Path, model: ModelConfig, dtype: torch.dtype) -> Fingerprint:
-    """The fingerprint of a worker that has the model in `folder`, and computes in `dtype`."""
+    """The fingerprint of a worker that loads the model in `folder` and computes in `dtype`."""
     quantized = "" if config.quantization == "none" else f"-{config.quantization}"
     return Fingerprint(
         model=weights_digest(folder) + quantized,

@@ -1,10 +1,10 @@
-"""Steps on a GPU: launched one after the other into its stream, and none waited for until its results are wanted.
+"""Launches steps into a GPU's stream one after another, and waits for a step only when its results are needed.
 
-The tokens that a step samples stay on the GPU and the next step reads them there, by row. Everything that a launch
-copies to the GPU comes from page-locked memory, so the host is free to prepare a step while the one before runs.
+The tokens that a step samples stay on the GPU, where the next step reads them by row. All copies to the GPU are
+from page-locked memory, so the host can prepare a step while the previous one runs.
 
-Of several ranks rank 0 samples, and broadcasts the tokens to the others' GPUs. They have the same logits and could
-sample themselves, but if one of them ever drew another token, by a sum in another order, nobody would know.
+With several ranks rank 0 samples, and broadcasts the tokens to the GPUs of the others. These have the same logits
+and could sample too, but a sum in another order could give another token, and nothing would detect that.
 """
 
 import logging
@@ -32,29 +32,29 @@ log = logging.getLogger("model")
 
 
 class StreamEvent(Protocol):
-    """A mark in the stream; torch.cuda.Event is one."""
+    """An event in the stream, such as torch.cuda.Event."""
 
     def record(self) -> None:
-        """Put it behind all that is queued."""
+        """Record the event behind all queued work."""
         ...
 
     def synchronize(self) -> None:
-        """Wait until the device has come to it."""
+        """Wait until the device has reached the event."""
         ...
 
     def elapsed_time(self, other: "StreamEvent", /) -> float:
-        """Milliseconds from this to the `other`, which the device has come to."""
+        """The milliseconds from this event to `other`. The device has to have reached both."""
         ...
 
 
 def cuda_event() -> StreamEvent:
-    """One that a thread sleeps for instead of spinning, and that keeps the time."""
+    """A CUDA event with timing, for which a thread sleeps instead of spinning."""
     event: StreamEvent = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call,assignment]
     return event
 
 
 class LayerWatch:
-    """Tells of layers as the device comes to their ends, on a thread of its own. `event` makes events."""
+    """Calls back, on a thread of its own, when the device has computed a layer. `event` creates events."""
 
     def __init__(self, event: Callable[[], StreamEvent]) -> None:
         self._event = event
@@ -62,7 +62,7 @@ class LayerWatch:
         self._thread: threading.Thread | None = None
 
     def mark(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the device has done what is queued now. In order."""
+        """Call `callback` when the device has done all work that is queued now. Callbacks come in order."""
         if self._thread is None:
             self._thread = start_thread(self._run, "kvasir-layers", end_process)
         mark = self._event()
@@ -76,11 +76,11 @@ class LayerWatch:
                 mark.synchronize()
                 callback()
             except Exception:  # the step's own wait fails too, where it is the device that failed
-                log.exception("a layer was not told of")
+                log.exception("the callback of a layer failed")
 
 
 class GpuStep:
-    """A LaunchedStep in the stream."""
+    """A LaunchedStep in a GPU's stream."""
 
     def __init__(
         self,
@@ -133,14 +133,14 @@ def _take_nothing(logits: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A step whose inputs are on their way. `compute` queues the rest, and gives the logits [S, vocab]."""
+    """A step whose inputs are being copied. `compute` queues its kernels and returns the logits [S, vocab]."""
 
     compute: Callable[[], torch.Tensor]
     replayed: bool
 
 
 class GpuLauncher:
-    """Launches the steps of one model, all from one thread: what `graphs` take by them, else kernel by kernel."""
+    """Launches the steps of one model from one thread: by `graphs` where they fit, else kernel by kernel."""
 
     def __init__(
         self,
@@ -192,11 +192,11 @@ class GpuLauncher:
 
     @torch.inference_mode()
     def follow(self, count: int) -> None:
-        """On another rank, whose step is computed: take the `count` tokens that rank 0 samples after it."""
+        """On another rank, after a step: receive the `count` tokens that rank 0 samples."""
         self._share(torch.empty(count, dtype=torch.int64, device=self._device))
 
     def _share(self, tokens: torch.Tensor) -> None:
-        """Let the next step read the tokens [S] that rank 0 has sampled, on every rank."""
+        """Give every rank the tokens [S] that rank 0 has sampled, for the next step."""
         if len(tokens):
             self._group.broadcast(tokens)
         self._sampled = tokens
@@ -207,8 +207,8 @@ class GpuLauncher:
         on_layer: Callable[[int], None] | None = None,
         scores: PromptScores | None = None,
     ) -> Prepared:
-        """Plan a step and send its inputs. `on_layer` is called as each layer is queued, and `scores` takes the
-        logits of the `scored` rows; graphs can do neither.
+        """Plan a step and copy its inputs. `on_layer` is called when each layer is queued, and `scores` gets the
+        logits of the `scored` rows; graphs support neither.
         """
         device = self._device
         sampled = self._sampled

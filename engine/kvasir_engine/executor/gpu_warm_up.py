@@ -1,8 +1,7 @@
-"""Which Triton kernels a model's steps on a GPU need, compiled before the first step, or when an image is built.
+"""Compiles the Triton kernels that a model's steps on a GPU need, before the first step or when an image is built.
 
-What is compiled is kept in Triton's own cache. An image brings a folder of it, `$KVASIR_TRITON_AHEAD`; a worker,
-whose root file system is read-only, begins with a copy of that in its own folder and compiles there what is
-lacking.
+Compiled kernels are kept in Triton's own cache. An image has a folder with some, `$KVASIR_TRITON_AHEAD`. A worker,
+whose root file system is read-only, copies it into its own folder, and compiles missing kernels there.
 """
 
 import logging
@@ -33,8 +32,8 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class KernelShape:
-    """What kernels are compiled for of a model, as a rank holds it. `columns` are those of its gated MLPs;
-    `vocab` 0: the head is divided among ranks, which settle it without a kernel."""
+    """The sizes of a rank's part of a model for which kernels are compiled. `columns` are those of its gated MLPs;
+    `vocab` is 0 if the head is divided among ranks, which need no kernel for it."""
 
     hidden: int
     heads: int
@@ -71,7 +70,7 @@ class KernelShape:
 
 
 def launches(shape: KernelShape) -> Iterator[Launch]:
-    """What the steps of a model of this shape launch, sampling and digests included."""
+    """The kernels that steps of a model of this shape launch, with sampling and digests."""
     from kvasir_engine.connector import triton_digests
     from kvasir_engine.gpu_kernels import gate, residual_norm, rotary_store, settle
     from kvasir_engine.model.layers.basic import Head
@@ -131,7 +130,7 @@ def launches(shape: KernelShape) -> Iterator[Launch]:
 
 @dataclass(frozen=True)
 class WarmedUp:
-    """The kernels that were at hand, and those that were compiled, in `seconds`."""
+    """The kernels that were in the cache, and those that were compiled, in `seconds`."""
 
     at_hand: tuple[str, ...]
     compiled: tuple[str, ...]
@@ -139,7 +138,7 @@ class WarmedUp:
 
 
 def warm_up(shape: KernelShape) -> WarmedUp:
-    """Compile what is not at hand, for the GPU that Triton's driver names."""
+    """Compile missing kernels for the GPU that Triton's driver names."""
     import triton
 
     hits: list[bool] = []
@@ -162,9 +161,9 @@ def warm_up(shape: KernelShape) -> WarmedUp:
 
 
 def use_own_cache() -> None:
-    """Let Triton keep what it compiles in this user's own folder, and begin with what the image brings.
+    """Set Triton's cache to this user's own folder, with a copy of the image's kernels.
 
-    A folder that the environment names stays. Raises NotPrivate and OSError.
+    A folder that the environment names is used as it is. Raises NotPrivate and OSError.
     """
     if os.environ.get(CACHE_VARIABLE):
         return
@@ -182,9 +181,9 @@ def use_own_cache() -> None:
 
 
 def log_kernels(shape: KernelShape, windows: Sequence[int | None]) -> None:
-    """Compile Triton's kernels that are lacking, and say in one line which kernels were at hand and which were not.
+    """Compile Triton's missing kernels, and log in one line which kernels were in the cache and which were not.
 
-    FlashInfer's that are lacking are compiled when they are first used.
+    FlashInfer compiles its missing kernels when they are first used.
     """
     log.info("GPU kernels %s", "; ".join((_triton_kernels(shape), _flashinfer_kernels(shape, windows))))
 

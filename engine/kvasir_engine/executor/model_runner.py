@@ -34,7 +34,7 @@ log = logging.getLogger("model")
 
 
 def runner_options(config: EngineConfig) -> dict[str, Any]:
-    """What a ModelRunner is told of the configuration, on each rank."""
+    """The arguments of a ModelRunner that follow from the configuration, the same on each rank."""
     return {
         "dtype": config.dtype,
         "device": config.device,
@@ -53,13 +53,13 @@ class ModelRunner:
 
     `dtype` is `auto`, `bfloat16`, `float16` or `float32`; `device` is `auto`, `cpu` or `cuda`. The pool gets
     `pages` pages, or with `pages` 0 as many as `kv_memory` bytes, all ranks together, hold (0: see
-    `default_kv_memory`); every rank has as many. `attention`: see `choose_backend`.
-    With a `group` this process is one rank of several and holds its part of the weights and of the KV heads; every
-    rank is given the same batches and gets the same logits. `progress` hears ("load", bytes, bytes in all).
-    `deterministic`: a token's logits and KV depend on the tokens before it alone, to the last bit, not on what is
-    in the batch, nor on chunks and cached prefixes. `quantization` is of the layers' weights; embeddings and
-    head stay as they are. `graphs`: steps of one new token for each of at most so many sequences are CUDA graphs,
-    where there can be such, captured here; `progress` hears ("capture", graphs, graphs in all). Raises ModelError.
+    `default_kv_memory`); every rank has as many. `attention`: see `choose_backend`. With a `group` this process is
+    one of several ranks, with its part of the weights and KV heads; all ranks get the same batches and compute the
+    same logits. `progress` gets ("load", bytes, total bytes). `deterministic`: a token's logits and KV depend only
+    on the tokens before it, to the last bit, and not on the batch, chunks or cached prefixes. `quantization`
+    applies to the layers' weights, not to embeddings and head. `graphs`: steps of one new token for at most so many
+    sequences are captured as CUDA graphs, where that is possible; `progress` gets ("capture", graphs, total
+    graphs). Raises ModelError.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class ModelRunner:
 
     @property
     def vocab(self) -> int:
-        """Columns of the logits."""
+        """The columns of the logits."""
         return self.config.vocab
 
     @torch.inference_mode()
@@ -147,10 +147,10 @@ class ModelRunner:
         on_layer: Callable[[int], None] | None = None,
         scores: PromptScores | None = None,
     ) -> torch.Tensor:
-        """Logits [S, vocab], float32, after each sequence of `batch`; the new tokens' KV is in the pool then.
+        """The logits [S, vocab], float32, after each sequence of `batch`. The new tokens' KV is in the pool then.
 
-        Those of its `scored` rows go to `scores`, or nowhere. `on_layer` is called with each layer's number as soon
-        as its KV is in the pool. On a GPU the logits that a graph computes stay until the next step.
+        `scores`, if given, gets the logits of the `scored` rows. `on_layer` is called with each layer's number as
+        soon as its KV is in the pool. On a GPU the logits of a graph are valid until the next step.
         """
         if self._launcher is None:
             self._attention.plan(batch)
@@ -178,8 +178,8 @@ class ModelRunner:
     ) -> LaunchedStep:
         """Compute `batch` and sample the token after each of the sequences at `places`, as `requests` say.
 
-        Steps are computed in the order of launches, copies of pages among them. `on_layer` as for `forward`, on any
-        thread. On a CPU the step is done when this returns.
+        Steps and copies of pages are computed in the order of their launches. `on_layer` is as for `forward`, on
+        any thread. On a CPU the step is done when this returns.
         """
         if self._launcher is not None:
             return self._launcher.launch(batch, places, requests, on_layer)
@@ -199,29 +199,30 @@ class ModelRunner:
         return FinishedStep(sampled)
 
     def follow(self, batch: ForwardBatch, sampled: int, on_layer: Callable[[int], None] | None = None) -> None:
-        """On another rank than 0: compute what that launches, as `forward`. It samples so many tokens on a GPU."""
+        """On ranks other than 0: compute the batch that rank 0 launches, as `forward`. On a GPU rank 0 samples
+        `sampled` tokens after it."""
         self.forward(batch, on_layer)
         if self._launcher is not None:
             # Behind the wait: the next step's inputs are on their way while rank 0 samples.
             self._launcher.follow(sampled)
 
     def keep_digests(self) -> None:
-        """Digest KV while it is written, where its kernel can. Before the first step."""
+        """Let the kernel that writes KV make its digests, if it can. Call this before the first step."""
         shape = self.pool.shape
         if isinstance(self._attention, CpuBackend) and shape.head_dim * shape.dtype.itemsize % STRIPE == 0:
             self.pool.digests = KeptDigests(self.pool.pages, len(shape.layers), shape.page_size)
             self._attention.keep(self.pool.digests)
 
     def copy_page(self, source: int, target: int) -> None:
-        """Make page `target` hold what page `source` holds."""
+        """Copy page `source` to page `target`."""
         self.pool.copy_page(source, target)
 
     def close(self) -> None:
-        """Let go of what other processes compute for this one."""
+        """End the computation of other processes for this one."""
 
 
 def _check_deterministic(device: torch.device, dtype: torch.dtype, group: ProcessGroup) -> None:
-    """Raises ModelError when nothing here computes the same bits in any batch."""
+    """Raise ModelError if no kernels here compute the same bits in any batch."""
     if device.type != "cpu":
         reason: str | None = f"it runs on CPUs, not on {device.type}"
     elif dtype != torch.bfloat16:
@@ -235,7 +236,7 @@ def _check_deterministic(device: torch.device, dtype: torch.dtype, group: Proces
 
 
 def _check_int8(device: torch.device, dtype: torch.dtype, group: ProcessGroup) -> None:
-    """Raises ModelError when no kernel here multiplies by int8 weights."""
+    """Raise ModelError if no kernel here multiplies by int8 weights."""
     if device.type != "cpu":
         reason: str | None = f"it runs on CPUs, not on {device.type}"
     elif dtype != torch.bfloat16:
@@ -249,11 +250,11 @@ def _check_int8(device: torch.device, dtype: torch.dtype, group: ProcessGroup) -
 
 
 def default_kv_memory(device: torch.device, ranks: int = 1, kept: int = 0, sharers: int = 1) -> int:
-    """Bytes for a rank's KV pool when nobody says how many: 90% of what a GPU has free beyond the `kept`; of a
-    host, a quarter up to 4 GiB for its `ranks`.
+    """The default size of a rank's KV pool in bytes: on a GPU 90% of what is free beyond `kept`; on a host a
+    quarter of the free memory, at most 4 GiB, for all its `ranks`.
 
-    A host is shared, often by several workers of the same model; a GPU is ours, or its `sharers`' in equal parts,
-    whichever of them comes first.
+    Several workers may share a host. A GPU belongs to this worker, or in equal parts to its `sharers`, whichever
+    starts first.
     """
     free = max(0, (free_memory(device) if sharers == 1 else own_part(device, sharers)) - kept)
     return free * 9 // 10 if device.type == "cuda" else min(free // 4, 4 << 30) // ranks
@@ -264,6 +265,6 @@ CONTEXT_BYTES = 768 << 20
 
 
 def own_part(device: torch.device, sharers: int) -> int:
-    """Bytes that one of `sharers` processes may still take of a GPU that they share in equal parts."""
+    """The bytes of a GPU that this process may still take, if `sharers` processes share it in equal parts."""
     free, total = torch.cuda.mem_get_info(device)
     return max(0, min(free, total // sharers - torch.cuda.memory_reserved(device) - CONTEXT_BYTES))

@@ -1,4 +1,4 @@
-"""Where the other nodes of a worker come in: the leader's listening socket, and who is there."""
+"""The leader's listening socket for the other nodes of its worker, and the nodes that have joined."""
 
 import contextlib
 import errno
@@ -65,7 +65,7 @@ class JoinedNode:
         self.gone = threading.Event()
 
     def send(self, frame: AnyFrame) -> None:
-        """Send a frame, if the node is still there."""
+        """Send a frame, if the node is still connected."""
         with self._lock, contextlib.suppress(OSError):
             node_protocol.send(self.sock, frame)
 
@@ -82,7 +82,7 @@ class JoinedNode:
             self._news.notify_all()
 
     def exit_reason(self, rank: int) -> str | None:
-        """How a rank that is gone ended; None when its node is gone too."""
+        """How a rank ended; `None` if its node is gone too."""
         with self._news:
             self._news.wait_for(lambda: rank in self._exit_reasons or self.gone.is_set(), EXIT_REASON_SECONDS)
             return (
@@ -106,17 +106,17 @@ class JoinedRank:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A connection that has come in, and the leader's address that it came to."""
+    """An accepted connection, and the leader's address to which it was made."""
 
     stream: Stream
     leader: str
 
 
 class NodeListener:
-    """The leader's side. Listens from the beginning on; who comes is answered once it is `open`.
+    """The leader's side. It listens at once, and answers connections after `open`.
 
-    Only who belongs to `group`, which is to be set before, is let in. `leave` hears that a node has to go. Raises
-    PortTaken.
+    Only nodes that fit `group`, which has to be set before, may join. `leave` is called when a node has to leave.
+    Raises PortTaken.
     """
 
     def __init__(self, where: Nodes, leave: Callable[[], None], credentials: Credentials | None = None) -> None:
@@ -134,12 +134,12 @@ class NodeListener:
         self.group: NodeSettings
 
     def open(self, ended: Callable[[str], None]) -> None:
-        """Let nodes in. `ended` hears why one that had joined is not there any more."""
+        """Let nodes join. `ended` gets the reason when a node that had joined is gone."""
         self._ended = ended
         start_thread(self._accept, "kvasir-nodes", ended)
 
     def wait(self) -> list[JoinedRank]:
-        """All ranks of the other nodes, once they are there."""
+        """Wait for all ranks of the other nodes, and return them."""
         size = self.group.config.tensor_parallel
         with self._changed:
             while missing := self._missing():
@@ -154,7 +154,7 @@ class NodeListener:
             return joined
 
     def _missing(self) -> list[int]:
-        """The nodes that have not come, or not with all their ranks."""
+        """The nodes that have not joined with all their ranks."""
         size, channels = self.group.config.tensor_parallel, ("steps", "reports")
         return [
             node
@@ -168,7 +168,7 @@ class NodeListener:
             node.send(frame)
 
     def wait_closed(self, seconds: float) -> None:
-        """Wait until the nodes have closed, at most so long."""
+        """Wait until the nodes have closed, at most `seconds`."""
         deadline = time.monotonic() + seconds
         for node in self._nodes.values():
             if not node.gone.wait(max(0.0, deadline - time.monotonic())):
@@ -238,7 +238,8 @@ class NodeListener:
             late.cancel()
 
     def _authenticated(self, sock: socket.socket) -> Stream:
-        """The connection, once it is known that another node of this worker's role has made it."""
+        """The connection after the TLS handshake, in which the peer proves that it is a node of this worker's
+        role."""
         if self._credentials is None:
             return sock
         stream = TlsStream(sock, self._credentials.server, server_side=True)
@@ -246,7 +247,7 @@ class NodeListener:
         return stream
 
     def _let_in(self, hello: NodeHello, came: "_Taken", address: str) -> str | None:
-        """Answer who belongs here, and keep the connection; else why it does not."""
+        """Welcome a fitting peer and keep its connection; refuse any other with the reason."""
         with self._changed:
             reason = node_protocol.refusal(hello, self.group, self._epoch, self._taken)
             if reason is None and hello.channel != "node" and hello.node not in self._nodes:
@@ -285,13 +286,13 @@ class NodeListener:
 
 
 def _shut(sock: socket.socket) -> None:
-    """Wake who waits for this connection."""
+    """Shut the connection down, which wakes its reader."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 
 
 def _listen(where: Nodes) -> socket.socket:
-    """On all addresses of the machine; of nodes that meet on loopback only there. Raises PortTaken."""
+    """Listen on all addresses of the machine, or only on loopback if all nodes are there. Raises PortTaken."""
     port, dual = where.port, socket.has_dualstack_ipv6()
     try:
         if where.on_loopback:
@@ -304,7 +305,7 @@ def _listen(where: Nodes) -> socket.socket:
 
 
 def _channel(stream: Stream) -> Channel:
-    """Messages over a connection that nothing has been said on since its welcome."""
+    """The channel of a connection on which nothing was sent since its welcome."""
     return Connection(stream.detach()) if isinstance(stream, socket.socket) else StreamConnection(stream)
 
 
@@ -313,5 +314,5 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def _plain(address: str) -> str:
-    """An IPv4 address without what makes an IPv6 one of it."""
+    """An address without the prefix of IPv4-mapped IPv6 addresses."""
     return address.removeprefix("::ffff:")

@@ -1,8 +1,7 @@
-"""Rank 0's side of a worker's other ranks: where they are, their steps, and what they report.
+"""Rank 0's side of a worker's other ranks: starts them, sends them steps, and takes their reports.
 
-The ranks live and die together. A rank that ends takes the worker with it, as the sums that all of them compute
-have lost a part; its pod starts it again. Ranks on this machine notice the end of rank 0 by their standard input,
-those of other nodes by their connections.
+When one rank ends, the whole worker ends, since the sums over all ranks would lack a part; its pod restarts it.
+Ranks on this machine notice the end of rank 0 by their standard input, those of other nodes by their connections.
 """
 
 import itertools
@@ -51,11 +50,11 @@ MOST_OF_REASON = 8192
 
 
 class RankProcesses:
-    """A worker's ranks from 1 on, each loading its part of the model, in `folder` here, as soon as all are there.
+    """A worker's ranks from 1 on. Each loads its part of the model (here from `folder`) as soon as all have joined.
 
-    With a `listener`, those of other nodes come in by it; this waits for them. `report` hears the events of their
-    transfer threads. A rank or a node that ends ends this process, with one line that says why: exit status 2 while
-    models are loaded (what the user can mend), 1 later.
+    With a `listener` this waits for the ranks of other nodes, which connect to it. `report` gets the events of the
+    ranks' transfer threads. The end of a rank or a node ends this process, with one line that says why: exit status
+    2 while models are loaded (an error that the user can correct), 1 later.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class RankProcesses:
             link.send(Setup(link.rank, leader.get(link.rank, self._address), config))
 
     def meet(self, device: torch.device) -> Ranks:
-        """Join the process group as rank 0. Waits for the other ranks."""
+        """Join the process group as rank 0, and wait for the other ranks."""
         return Ranks(0, self.size, self._address, device, self._nodes, self._store)
 
     def start(self, serve: Serve | None) -> None:
@@ -114,7 +113,7 @@ class RankProcesses:
         self._tell(node_protocol.WorkerLoaded())
 
     def close(self) -> None:
-        """End the processes, and let the other nodes go."""
+        """End the processes of this machine, and tell the other nodes to close."""
         self._stopping = True
         self._tell(node_protocol.Closed())
         for each in self._ranks:
@@ -133,17 +132,19 @@ class RankProcesses:
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page on every rank, before anything else reads or writes one of the two there.
 
-        The copy waits for the next frame that could: a step, or a push outside one, which it precedes; or a grant
-        or a read, which go to another thread, and so wait until all ranks have copied. Nothing else touches pages:
-        an abort or release only changes owners, and who gets a page next writes it by one of these. What is lent
-        are whole pages of the tree, and a copy's target is one once a step has computed the rest of it.
+        The copy is sent before the next frame that may use the pages. That is a step, or a push outside of a step;
+        or a grant or a read, which go to another thread, and so wait until all ranks have copied. Nothing else uses
+        the pages: aborts and releases only change owners, and the next owner writes them by one of these frames.
+        Only whole pages of the tree are lent, and the target of a copy gets there after a step has computed the
+        rest.
         """
         self._copies.append((source, target))
 
     def step(self, batch: ForwardBatch, notifies: bool, sampled: int = 0) -> None:
-        """Let every rank compute `batch`; rank 0 must, too, and on a GPU let them have the tokens it `sampled`.
+        """Let the other ranks compute `batch`, as rank 0 has to do too. On a GPU it broadcasts the `sampled`
+        tokens.
 
-        `notifies`: the step reports each layer, as it must where pages are pushed.
+        `notifies`: the step reports each layer, which pushes need.
         """
         copies, self._copies = self._copies, []
         pushes, self._layers = self._layers, []
@@ -156,7 +157,7 @@ class RankProcesses:
             each.send(frame)
 
     def fail(self, error: Exception) -> NoReturn:
-        """Rank 0's part of a step failed, with what the others are doing now unknown."""
+        """End the process, as rank 0's part of a step failed and the state of the other ranks is unknown."""
         log.error("a step failed on rank 0", exc_info=error)
         time.sleep(LOAD_GRACE)  # another rank's end may be the reason, and is the better one
         self._end(f"a step failed on rank 0 of {self.size}: {error}")
@@ -240,14 +241,14 @@ class RankProcesses:
 
 
 class RankedRunner(ModelRunner):
-    """Rank 0's part of a model. What it does, the other ranks do."""
+    """Rank 0's part of a model. It sends all its work to the other ranks too."""
 
     def __init__(self, ranks: RankProcesses, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
         self._ranks = ranks
 
     def copy_page(self, source: int, target: int) -> None:
-        """Make page `target` hold what page `source` holds, on every rank."""
+        """Copy page `source` to page `target` on every rank."""
         self._ranks.copy_page(source, target)
         super().copy_page(source, target)
 
@@ -262,7 +263,7 @@ class RankedRunner(ModelRunner):
         requests: Sequence[SampleRequest],
         on_layer: Callable[[int], None] | None = None,
     ) -> LaunchedStep:
-        """See ModelRunner. Ends the process when the ranks are no longer in step."""
+        """See ModelRunner. Ends the process if the step fails, as the ranks then differ."""
         if self.device.type == "cpu":
             # Which calls `forward`, with all tokens known: a step is done here when it was launched.
             return super().launch(batch, places, requests, on_layer)
@@ -278,7 +279,7 @@ class RankedRunner(ModelRunner):
         on_layer: Callable[[int], None] | None = None,
         scores: PromptScores | None = None,
     ) -> torch.Tensor:
-        """See ModelRunner. Ends the process when the ranks are no longer in step."""
+        """See ModelRunner. Ends the process if the step fails, as the ranks then differ."""
         self._ranks.step(batch, on_layer is not None)
         try:
             return super().forward(batch, on_layer, scores)

@@ -1,4 +1,4 @@
-"""Another rank as rank 0 knows it: its two connections and the thread that reads its reports."""
+"""Rank 0's connections to another rank, and the thread that reads its reports."""
 
 import os
 import socket
@@ -51,16 +51,17 @@ def exit_reason_of(status: int) -> str:
 
 
 class Channel(Protocol):
-    """Messages, in order: over a socket, or over TLS from another node."""
+    """A channel for messages in order: a socket, or TLS to another node."""
 
     def send_bytes(self, buf: bytes, /) -> None: ...
     def recv_bytes(self) -> bytes: ...
 
 
 class RankLink:
-    """One rank. `exit_reason` says how it ended, once its connections have; None when its node reports why.
+    """The connections to one rank. `exit_reason` says how the rank ended when they have closed; `None` if its node
+    reports that.
 
-    `ended` hears the reason, `report` what the transfer thread there reports.
+    `ended` gets the reason, `report` the events of the rank's transfer thread.
     """
 
     def __init__(
@@ -84,11 +85,11 @@ class RankLink:
         start_thread(self._read, f"kvasir-rank-{rank}", partial(ended, rank))
 
     def send(self, frame: rank_protocol.ToMain) -> None:
-        """To the main thread, in order."""
+        """Send a frame to the rank's main thread, in order."""
         self._send(self._steps, rank_protocol.encode(frame))
 
     def command(self, data: bytes) -> None:
-        """To the transfer thread, in order."""
+        """Send a frame to the rank's transfer thread, in order."""
         self._send(self._reports, data)
 
     def _send(self, connection: Channel, data: bytes) -> None:
@@ -127,7 +128,7 @@ class RankLink:
 
 
 class LocalRank(RankLink):
-    """A rank on this machine, started here."""
+    """A rank that this process started on this machine."""
 
     def __init__(
         self, rank: int, folder: Path, ended: Callable[[int, str], None], report: Callable[[int, Report], None]
@@ -138,12 +139,12 @@ class LocalRank(RankLink):
         super().__init__(rank, steps, reports, lambda: exit_reason_of(self.process.wait()), ended, report)
 
     def end(self, seconds: float) -> None:
-        """Wait for its end, which it has been asked for; after so many seconds it is killed."""
+        """Wait for the rank's end, which it was asked for; kill it after `seconds`."""
         end(self.process, seconds)
 
 
 def end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
-    """Wait for a process to end; after so many seconds it is killed."""
+    """Wait for a process to end; kill it after `seconds`."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -1,10 +1,11 @@
-"""A rank other than 0 of a worker, a process of its own.
+"""The process of a worker's rank other than 0.
 
 Started as `python -m kvasir_engine.executor.rank_process RANK FOLDER STEPS REPORTS`.
 
-FOLDER is the model's on this machine, STEPS and REPORTS are descriptors of the sockets to rank 0
-(`rank_protocol.py`), which may be on another. Its main thread computes what it is given, its transfer thread moves
-its part of the KV; it decides nothing. It ends with rank 0, and with the process that started it.
+FOLDER is the model's folder on this machine, STEPS and REPORTS are descriptors of the sockets to rank 0
+(`rank_protocol.py`), which may be on another machine. The main thread computes the steps, the transfer thread moves
+this rank's part of the KV; rank 0 makes all decisions. The process ends with rank 0, and with the process that
+started it.
 """
 
 import contextlib
@@ -54,7 +55,7 @@ log = logging.getLogger("rank")
 
 
 class Reports:
-    """The socket to rank 0 that both threads write to and the transfer thread reads."""
+    """The socket to rank 0 to which both threads write, and which the transfer thread reads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -63,7 +64,7 @@ class Reports:
         self._poll.register(connection.fileno(), select.POLLIN)
 
     def send(self, frame: rank_protocol.FromRank) -> None:
-        """From any thread. Ends the process when rank 0 has gone."""
+        """Send a frame, from any thread. Ends the process if rank 0 is gone."""
         try:
             with self._lock:
                 self._connection.send_bytes(rank_protocol.encode(frame))
@@ -71,7 +72,7 @@ class Reports:
             os._exit(0)
 
     def commands(self) -> list[AnyCommand]:
-        """Those that have arrived. Ends the process when rank 0 has gone."""
+        """The commands that have arrived. Ends the process if rank 0 is gone."""
         arrived = []
         try:
             while self._poll.poll(0):
@@ -82,7 +83,7 @@ class Reports:
 
 
 class Rank:
-    """The rank's model, and its handoff when KV moves."""
+    """The rank's model, and its transfer thread if KV moves."""
 
     def __init__(self, setup: rank_protocol.Setup, folder: Path, reports: Reports) -> None:
         self._rank = setup.rank
@@ -135,7 +136,7 @@ class Rank:
             torch.cuda.synchronize(self._runner.device)
 
     def push(self, frame: PushFrame) -> None:
-        """Push pages whose KV is there."""
+        """Push pages whose KV is computed."""
         assert self._transfers is not None
         self._transfers.hold_until(frame.after)
         self._transfers.push(frame.key, frame.push)
@@ -151,7 +152,7 @@ class Rank:
 
 
 def region_of(runner: ModelRunner) -> Region:
-    """A rank's pool as its peers address it."""
+    """The memory of a rank's pool as peers address it."""
     pool, device = runner.pool, runner.device
     return Region(
         pool.address, pool.pages, pool.page_bytes, "VRAM" if device.type == "cuda" else "DRAM", device.index or 0
@@ -159,7 +160,7 @@ def region_of(runner: ModelRunner) -> Region:
 
 
 def digester_of(runner: ModelRunner, fingerprint: Fingerprint) -> Digester:
-    """Digests of a rank's pages. Those in a GPU are digested there, beside the steps' stream."""
+    """The digester of a rank's pages. On a GPU it computes digests there, in a stream beside the steps."""
     pool = runner.pool
     spec = spec_of(fingerprint, pool.page_bytes)
     if runner.device.type == "cpu":
@@ -173,7 +174,7 @@ def digester_of(runner: ModelRunner, fingerprint: Fingerprint) -> Digester:
 
 
 def serve_rank(steps: Connection, reports: Reports, folder: Path) -> None:
-    """Do what rank 0 says until it says no more. Raises what a step raised."""
+    """Execute rank 0's frames until `Stop`. Raises the error of a failed step."""
     setup = _next(steps)
     assert isinstance(setup, rank_protocol.Setup)
     rank = Rank(setup, folder, reports)
@@ -195,7 +196,7 @@ def serve_rank(steps: Connection, reports: Reports, folder: Path) -> None:
 
 
 def _next(steps: Connection) -> rank_protocol.ToMain:
-    """What rank 0 says next. Raises EOFError when it has gone, however it went."""
+    """Wait for rank 0's next frame. Raises EOFError when rank 0 is gone."""
     try:
         return rank_protocol.decode_to_main(steps.recv_bytes())
     except OSError:
@@ -210,7 +211,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    """Entry point. Leaves without tidying up: a rank that waits for others in an exchange would wait for ever."""
+    """Entry point. Ends without cleanup: a rank in an exchange with others would wait for ever."""
     number, folder, *descriptors = sys.argv[1:]
     log_to_stderr(prefix=f"rank{number}.")
     for each in (signal.SIGINT, signal.SIGTERM):  # a signal to the worker is not for its ranks to obey

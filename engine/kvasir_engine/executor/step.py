@@ -1,4 +1,4 @@
-"""A step of a model that was launched: what its engine waits for."""
+"""Launched steps of a model, for which the engine waits."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,10 +7,11 @@ from kvasir_engine.sampling.sampler import Sampled
 
 
 class LaunchedStep(Protocol):
-    """One batch on its way through the model."""
+    """A launched step: one batch."""
 
     def wait(self) -> Sampled:
-        """The sampled tokens, when the step has written all and told of each layer. Raises what failed."""
+        """Wait until the step has written all KV and called back for each layer; returns the sampled tokens. Raises
+        the error of a failed step."""
         ...
 
     @property
@@ -20,16 +21,16 @@ class LaunchedStep(Protocol):
 
     @property
     def gap(self) -> float | None:
-        """Seconds that the device had nothing to do between the step before and this one, once it has ended.
+        """The seconds that the device was idle between the previous step and this one, which has ended.
 
-        None where only the host's clock says.
+        `None` if only the host's clock can tell.
         """
         ...
 
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """One that was computed when it was launched."""
+    """A step that was already computed by its launch."""
 
     sampled: Sampled
     gap: float | None = None

@@ -1,4 +1,4 @@
-"""How many threads a CPU worker computes with: as many as its container may keep busy."""
+"""The number of threads with which a CPU worker computes: as many as its container has cores."""
 
 import os
 from collections.abc import Callable
@@ -12,11 +12,12 @@ T = TypeVar("T")
 
 
 def use_own_cores(ranks: int = 1, device: str = "cpu") -> int:
-    """Keep torch to the cores that this process may use, its cgroup's quota included. OMP_NUM_THREADS wins.
+    """Limit torch to the cores that this process may use, with its cgroup's quota. OMP_NUM_THREADS takes
+    precedence.
 
-    `ranks` processes share them. Where a GPU computes, one thread is enough: what else waits, spins.
+    `ranks` processes share the cores. With a GPU one thread is enough, since further threads would spin.
 
-    By default torch takes a thread for every core of the node, which throttles a container with a CPU limit.
+    By default torch has a thread for every core of the node, and a container with a CPU limit is throttled.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         cores = 1 if device == "cuda" else own_cores(len(os.sched_getaffinity(0)), Path("/sys/fs/cgroup"))
@@ -25,18 +26,18 @@ def use_own_cores(ranks: int = 1, device: str = "cpu") -> int:
 
 
 def apart(work: Callable[[], T]) -> T:
-    """What `work` returns, done in a thread that ends with it, and with it the pool of threads that torch gave it.
+    """Run `work` in a thread of its own and return its result. The thread's pool of torch threads ends with it.
 
-    libgomp keeps a pool for each thread that computed, and once all pools together have more threads than the
-    machine has cores, threads that wait for one another go to sleep at once: that makes a decode step 1.6 times as
-    long. So only the engine's thread may have a pool.
+    libgomp keeps a pool for each thread that has computed. When all pools together have more threads than the
+    machine has cores, threads that wait for each other go to sleep at once, and a decode step takes 1.6 times as
+    long. So only the engine's thread may keep a pool.
     """
     with ThreadPoolExecutor(1, "kvasir-apart") as thread:
         return thread.submit(work).result()
 
 
 def own_cores(cores: int, cgroup: Path) -> int:
-    """`cores`, or fewer where the cgroup (v2 or v1) has a quota; a started core counts."""
+    """`cores`, or fewer if the cgroup (v2 or v1) has a quota, rounded up to whole cores."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             quota, period = " ".join((cgroup / file).read_text().strip() for file in files).split()

@@ -1,10 +1,10 @@
-"""What KV hashes to, so that a page that was written too late, twice or by another is never decoded from. Pure.
+"""Digests of KV, by which a page that was written too late, twice or by another worker is detected. Pure.
 
-The unit is a *token's digest in a layer*: of its K and V, all heads that a rank has or moves. Whoever writes a
-token's KV into a page has it at hand then, so its digest can be made beside it, in any order, and a page that is
-not full grows by it. Digests of pages are put together of these, whatever pages, layers and blocks move.
+The unit is a *token's digest in a layer*: over its K and V, of all heads that a rank has or moves. The kernel that
+writes a token's KV into a page can make its digest at the same time, in any order, and a partly filled page grows
+token by token. Digests of pages combine these, whichever pages, layers and blocks are moved.
 
-Of a token in a layer let m be the 32-bit words, little-endian, in the order K or V, head, dimension, and k the
+For a token in a layer let m be its 32-bit words, little-endian, in the order K or V, head, dimension, and k the
 words of `keys_of`. Then, modulo 2^64,
 
     h1 = sum over even i of (m[i] + k[i] mod 2^32) (m[i+1] + k[i+1] mod 2^32)
@@ -13,8 +13,8 @@ words of `keys_of`. Then, modulo 2^64,
     page digest  = sum over its layers and tokens of mix(token digest xor the key of (layer, place in the page))
 
 h1 and h2 are NH twice (Black, Halevi, Krawczyk, Krovetz, Rogaway, "UMAC", 1999): for random keys two different
-tokens have the same sums with a probability of at most 2^-64. The keys are fixed, so this is against errors, not
-against somebody who wants a collision. `mix` is splitmix64's (Steele, Lea, Flood 2014), which loses nothing.
+tokens have the same sums with a probability of at most 2^-64. The keys are fixed, so this protects against errors,
+not against an attacker who constructs a collision. `mix` is splitmix64's (Steele, Lea, Flood 2014), a bijection.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ FOLD = 0x9E3779B97F4A7C15
 
 
 def mix(values: Digests) -> Digests:
-    """Each bit of a value in every bit of the result, one to one."""
+    """Mix each bit of a value into all bits of the result. One to one."""
     for shift, factor in MIX:
         values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
     return values
@@ -85,34 +85,34 @@ def page_digests(tokens: Digests, first: int) -> list[int]:
 
 
 class KeptDigests:
-    """The digests of the tokens in a pool's memory, as they were made when it was written; 0 is not known.
+    """The digests of the tokens in a pool's memory, made when the memory was written; 0 means unknown.
 
-    `table` is [pages, layers, page_size]. Whoever changes the memory changes the table or forgets: the kernel that
-    stores KV writes into it (`cpu_kernels/elementwise.py`), a copied page takes its digests along, memory that
-    another worker may write is forgotten until what came was checked. What was read back from memory, as nobody
-    knew it, only fills what is not known: a digest from writing stands against whatever became of the memory since.
+    `table` is [pages, layers, page_size]. Every change of the memory changes the table: the kernel that stores KV
+    writes its digests (`cpu_kernels/elementwise.py`), a copied page takes its digests along, and the digests of
+    memory that another worker may write are forgotten until the received KV is verified. Digests that are measured
+    from memory only fill unknown places: a digest from writing stays valid, whatever happens to the memory later.
     """
 
     def __init__(self, pages: int, layers: int, page_size: int) -> None:
         self.table: Digests = np.zeros((pages, layers, page_size), np.uint64)
 
     def copy(self, source: int, target: int) -> None:
-        """Page `target` has become what page `source` is."""
+        """Copy the digests of page `source` to page `target`."""
         self.table[target] = self.table[source]
 
     def forget(self, pages: Sequence[int]) -> None:
-        """Another may write these pages from now on, or has."""
+        """Forget the digests of pages that another worker may write, or has written."""
         self.table[list(pages)] = 0
 
     def of(self, pages: Sequence[int], layers: range, places: Sequence[int], tokens: int) -> Digests:
-        """[N, layers, tokens]: what is known of the blocks of so many tokens at these places of N pages."""
+        """The known digests of the blocks of so many tokens at these places of N pages: [N, layers, tokens]."""
         digests: Digests = self._blocks(tokens)[self._at(pages, layers, places)]
         return digests
 
     def fill(
         self, pages: Sequence[int], layers: range, places: Sequence[int], tokens: int, measured: Digests
     ) -> None:
-        """What the memory was found to hold, where nothing is known; [N, layers, tokens]."""
+        """Fill unknown places with digests measured from memory: [N, layers, tokens]."""
         blocks, at = self._blocks(tokens), self._at(pages, layers, places)
         known = blocks[at]
         blocks[at] = np.where(known == 0, measured, known)

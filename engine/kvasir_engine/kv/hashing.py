@@ -1,4 +1,4 @@
-"""The name of a page's content: a 64-bit hash chained over the salt and all tokens up to the page's end.
+"""The hash of a page's content: 64 bits, chained over the salt and all tokens up to the page's end.
 
 Router and workers compute the same hashes, so that the router's prefix index and the workers' cache events
 agree. Two prompts share a hash exactly when they share the salt and every token so far, up to a collision of

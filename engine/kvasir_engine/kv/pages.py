@@ -27,11 +27,11 @@ class Owner(IntEnum):
 
 
 class OwnershipError(AssertionError):
-    """A caller asked for a transition that does not exist. Always a defect, never bad input."""
+    """A caller tried a transition that does not exist. This is always a bug, never invalid input."""
 
 
 class OutOfPages(Exception):
-    """Fewer pages are free than were asked for."""
+    """Fewer pages are free than requested."""
 
 
 class PagePool:
@@ -62,7 +62,7 @@ class PagePool:
 
     @property
     def available(self) -> int:
-        """Pages that can be had at once: the free ones, and the cached ones by eviction."""
+        """The number of pages that can be taken: free ones, and cached ones by eviction."""
         return self._counts[Owner.FREE] + self._counts[Owner.CACHED]
 
     # -- requests
@@ -76,14 +76,14 @@ class PagePool:
         return pages
 
     def hold(self, pages: Sequence[int]) -> None:
-        """held or cached -> held: one request more uses `pages`."""
+        """held or cached -> held: a further request uses `pages`."""
         self._require(pages, "hold", Owner.HELD, Owner.CACHED)
         for page in pages:
             self._holders[page] += 1
             self._move(page, Owner.HELD)
 
     def release(self, pages: Sequence[int]) -> list[int]:
-        """held -> held, cached or free: one request fewer. Returns those that are cached now."""
+        """held -> held, cached or free: a request releases `pages`. Returns those that are cached now."""
         self._require(pages, "release", Owner.HELD)
         cached = []
         for page in pages:
@@ -106,7 +106,7 @@ class PagePool:
         self._in_tree[page] = 1
 
     def leave_tree(self, page: int) -> None:
-        """cached -> free. A page that requests hold is theirs alone from then on."""
+        """cached -> free. A page that requests hold stays held, and leaves only the tree."""
         self._require([page], "evict", Owner.CACHED, Owner.HELD)
         if not self._in_tree[page]:
             raise OwnershipError(f"page {page} is not in the tree")
@@ -133,7 +133,7 @@ class PagePool:
             self._move(page, Owner.HELD)
 
     def fence(self, pages: Sequence[int], lease: int) -> None:
-        """leased -> fenced: nobody wants the content, but the writer is not proven stopped."""
+        """leased -> fenced: the content is not needed, and there is no proof yet that the writer has stopped."""
         self._require_lease(pages, lease, "fence", Owner.LEASED)
         for page in pages:
             self._move(page, Owner.FENCED)
@@ -148,9 +148,9 @@ class PagePool:
     # -- conservation
 
     def check(self, held: Iterable[Sequence[int]] | None = None, tree: Iterable[int] | None = None) -> None:
-        """Raise OwnershipError unless every page has exactly one owner class and all books agree. O(pages).
+        """Raise OwnershipError unless every page has exactly one owner class and all counts agree. O(pages).
 
-        `held`: each request's pages, `tree`: the tree's pages; where given, refcounts must add up to them.
+        `held` (each request's pages) and `tree` (the tree's pages), if given, have to match the reference counts.
         """
         counts = Counter(self._owner)
         if [counts[owner] for owner in Owner] != self._counts:

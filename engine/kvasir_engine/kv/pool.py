@@ -15,7 +15,7 @@ from kvasir_engine.kv.spec import KVSpec, LayerKV
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one layer of a rank keeps of a token: [parts, heads, dim] of `dtype` (`kv/spec.py`)."""
+    """The shape in which a rank's layer keeps a token: [parts, heads, dim] of `dtype` (`kv/spec.py`)."""
 
     parts: int
     heads: int
@@ -24,47 +24,47 @@ class LayerShape:
 
     @property
     def kept(self) -> LayerKV:
-        """The same in bytes."""
+        """The shape in bytes."""
         return LayerKV(self.parts, self.heads, self.dim * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
 class PoolShape:
-    """What a pool holds of a rank's layers. `page_size` is in tokens."""
+    """The shapes of a rank's layers in a pool. `page_size` is in tokens."""
 
     layers: tuple[LayerShape, ...]
     page_size: int
 
     @classmethod
     def uniform(cls, layers: int, kv_heads: int, head_dim: int, page_size: int, dtype: torch.dtype) -> "PoolShape":
-        """Layers that are all alike, with K and V."""
+        """The shape of a pool whose layers are all alike, with K and V."""
         return cls((LayerShape(2, kv_heads, head_dim, dtype),) * layers, page_size)
 
     @cached_property
     def spec(self) -> KVSpec:
-        """The same in bytes."""
+        """The shape in bytes."""
         return KVSpec(tuple(layer.kept for layer in self.layers), self.page_size)
 
     @cached_property
     def alike(self) -> LayerShape:
-        """What all layers are. Raises ModelError where they differ."""
+        """The shape of all layers. Raises ModelError if they differ."""
         if len(set(self.layers)) != 1:
             raise ModelError("the KV of this model's layers differs, and there is no kernel yet that takes it")
         return self.layers[0]
 
     @property
     def kv_heads(self) -> int:
-        """Of layers that are all alike."""
+        """For layers that are all alike."""
         return self.alike.heads
 
     @property
     def head_dim(self) -> int:
-        """Of layers that are all alike."""
+        """For layers that are all alike."""
         return self.alike.dim
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of layers that are all alike."""
+        """For layers that are all alike."""
         return self.alike.dtype
 
     @property
@@ -73,15 +73,15 @@ class PoolShape:
         return self.spec.page_bytes
 
     def pages_within(self, memory: int) -> int:
-        """Most pages that `memory` bytes hold."""
+        """The number of pages that fit in `memory` bytes."""
         return memory // self.page_bytes
 
 
 class KVPool:
     """`memory` is [pages, bytes of a page], zeroed, and never moves; a page has its layers one after another.
 
-    With `scratch` it has one page more, `pages`, which nobody owns, neither sequence nor peer: what is computed to
-    fill a batch goes there. Raises ModelError when the device has not the memory for it.
+    With `scratch` it has one further page, at index `pages`, which no sequence or peer owns: the padding of batches
+    is written there. Raises ModelError if the device has too little memory.
     """
 
     def __init__(self, shape: PoolShape, pages: int, device: torch.device, scratch: bool = False) -> None:
@@ -109,13 +109,14 @@ class KVPool:
 
     @cached_property
     def tensor(self) -> torch.Tensor:
-        """[pages, layers, 2 (K, V), kv_heads, page_size, head_dim]: layers have to be alike. Raises ModelError."""
+        """The memory as [pages, layers, 2 (K, V), kv_heads, page_size, head_dim]. Raises ModelError if layers
+        differ."""
         shape, layer = self.shape, self.shape.alike
         sizes = len(shape.layers), layer.parts, layer.heads, shape.page_size, layer.dim
         return self.memory.view(layer.dtype).view(len(self.memory), *sizes)
 
     def layer(self, number: int) -> torch.Tensor:
-        """[pages, parts, heads, page_size, dim] of one layer, in place: not contiguous over pages."""
+        """A view of one layer: [pages, parts, heads, page_size, dim], not contiguous over pages."""
         begin, end = self.shape.spec.starts[number : number + 2]
         kind = self.shape.layers[number]
         sizes = len(self.memory), kind.parts, kind.heads, self.shape.page_size, kind.dim
@@ -123,7 +124,7 @@ class KVPool:
 
     @property
     def page_size(self) -> int:
-        """Tokens a page."""
+        """The tokens of a page."""
         return self.shape.page_size
 
     @property
@@ -133,20 +134,20 @@ class KVPool:
 
     @property
     def address(self) -> int:
-        """Where the pool begins, in this process's or the device's memory."""
+        """The address of the pool in the memory of this process or the device."""
         return self.memory.data_ptr()
 
     def copy_page(self, source: int, target: int) -> None:
-        """Make page `target` hold what page `source` holds."""
+        """Copy page `source` to page `target`."""
         self.memory[target].copy_(self.memory[source])
         if self.digests is not None:
             self.digests.copy(source, target)
 
 
 def ask_for_huge_pages(memory: torch.Tensor) -> None:
-    """Let the kernel back a CPU tensor by pages of 2 MiB where it can; what nobody touched yet then gets them.
+    """Ask the operating system to back a CPU tensor by pages of 2 MiB. Memory that is not touched yet gets them.
 
-    A page of the KV cache lies in many pages of 4 KiB, and each is looked up anew: copies and attention are slower.
+    With pages of 4 KiB each KV page needs many TLB entries, and copies and attention are slower.
     """
     begin = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = memory.data_ptr() + memory.nbytes - begin
@@ -156,7 +157,7 @@ def ask_for_huge_pages(memory: torch.Tensor) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`, the container's limit included."""
+    """The bytes that can still be allocated on `device`, within the container's limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)

@@ -1,12 +1,12 @@
 """The radix tree over cached prefixes: pages by the tokens they hold, matched token by token.
 
-A node is one page. Whole pages are the inner nodes; a page that is only partly filled is always a leaf, and so
-is found by whoever shares its first tokens: that page is copied, not recomputed. The children of a node are kept
-sorted by their tokens, so the longest common prefix with a continuation is a neighbour of its place (bisection),
-and a match costs O(matched pages).
+A node is one page. Inner nodes are whole pages. A partly filled page is always a leaf; a prompt that shares its
+first tokens copies that page instead of computing it. The children of a node are sorted by their tokens, so
+bisection finds the child with the longest common prefix next to the place of a continuation, and a match costs
+O(matched pages).
 
-Recency is the tree's own: a match or a release touches a path from its end to its root, so a parent is never
-older than its children and the oldest evictable page is always a leaf. Pages that requests hold are not
+The tree keeps its own recency: a match or a release touches a path from its end to its root, so a parent is never
+older than its children, and the oldest evictable page is always a leaf. Pages that requests hold are not
 candidates. SGLang's radix cache (Zheng et al., 2024, arXiv:2312.07104) is the origin of the idea; storing by page
 with token-level tails is ours.
 """
@@ -22,14 +22,14 @@ from kvasir_engine.kv.pages import Owner, PagePool
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What of a prompt is in the tree: `pages` in full, then the first `tail` tokens of page `tail_page`."""
+    """The cached part of a prompt: whole `pages`, then the first `tail` tokens of page `tail_page`."""
 
     pages: list[int]
     tail_page: int | None = None
     tail: int = 0
 
     def tokens(self, page_size: int) -> int:
-        """How many tokens are matched."""
+        """The number of matched tokens."""
         return len(self.pages) * page_size + self.tail
 
 
@@ -54,7 +54,7 @@ class CacheLog:
     entries: list[tuple[bool, int]] = field(default_factory=list)
 
     def drain(self) -> list[tuple[bool, int]]:
-        """The entries (`True`: stored, `False`: evicted), which are then forgotten."""
+        """Return and clear the entries (`True`: stored, `False`: evicted)."""
         entries, self.entries = self.entries, []
         return entries
 
@@ -73,7 +73,7 @@ class RadixTree:
         self._entered: dict[int, None] | None = None
 
     def __len__(self) -> int:
-        """Pages in the tree."""
+        """The number of pages in the tree."""
         return len(self._nodes)
 
     def match(self, tokens: Sequence[int], salt: str = "") -> Match:
@@ -99,7 +99,7 @@ class RadixTree:
             self._idle.pop(page, None)
 
     def release(self, pages: Sequence[int]) -> None:
-        """A request is done with `pages`, which are in the order of its tokens; cached ones become evictable."""
+        """Release `pages` of a request, given in the order of its tokens. Cached ones become evictable."""
         for page in reversed(self.pool.release(pages)):
             self._idle[page] = None
 

@@ -100,7 +100,7 @@ class ToyWorker:
 
 
 @dataclass
-class Stand:
+class WireHarness:
     prefill: ToyWorker
     decode: ToyWorker
     client: PooledClient
@@ -109,7 +109,7 @@ class Stand:
     def workers(self) -> tuple[ToyWorker, ToyWorker]:
         return self.prefill, self.decode
 
-    async def bystander(self, prompt: list[int], count: int = 4) -> list[int]:
+    async def generate_undisturbed(self, prompt: list[int], count: int = 4) -> list[int]:
         """What a plain client gets, in bounded time."""
         got: list[int] = []
         request = GenerateRequest("b", prompt, Sampling(max_tokens=count), "bystander")
@@ -119,7 +119,7 @@ class Stand:
         assert got == reference(prompt, count)
         return got
 
-    async def at_rest(self) -> None:
+    async def wait_idle(self) -> None:
         """Return once both pools balance; both workers are healthy."""
         async with asyncio.timeout(60):
             while not all(worker.balanced() for worker in self.workers):  # noqa: ASYNC110
@@ -130,13 +130,13 @@ class Stand:
 
 
 @contextlib.asynccontextmanager
-async def stand() -> AsyncIterator[Stand]:
+async def running_workers() -> AsyncIterator[WireHarness]:
     async with served(ToyWorker("prefill", 0x51), ToyWorker("decode", 0x52)) as client:
         yield client
 
 
 @contextlib.asynccontextmanager
-async def served(prefill: ToyWorker, decode: ToyWorker, *more: ToyWorker) -> AsyncIterator[Stand]:
+async def served(prefill: ToyWorker, decode: ToyWorker, *more: ToyWorker) -> AsyncIterator[WireHarness]:
     """The workers behind a router."""
     workers = prefill, decode, *more
     serving = [asyncio.create_task(worker.http.serve(sockets=[worker.sock])) for worker in workers]
@@ -147,7 +147,7 @@ async def served(prefill: ToyWorker, decode: ToyWorker, *more: ToyWorker) -> Asy
         async with asyncio.timeout(60):
             while len(pool.ready()) < len(workers):
                 await pool.change()
-        yield Stand(prefill, decode, client)
+        yield WireHarness(prefill, decode, client)
     finally:
         await client.close()
         await pool.close()
@@ -163,11 +163,11 @@ async def router_of(worker: ToyWorker) -> AsyncIterator[ClientConnection]:
     """A connection as a router's, greeted."""
     async with connect(worker.url + WORKER_PATH, max_size=None, compression=None, proxy=None) as socket:
         await socket.send(encode(Hello(VERSION, 1, latest=LATEST, capabilities=CAPABILITIES)))
-        assert isinstance(await told(socket), Hello)
+        assert isinstance(await receive_frame(socket), Hello)
         yield socket
 
 
-async def told(socket: ClientConnection) -> ToRouter:
+async def receive_frame(socket: ClientConnection) -> ToRouter:
     data = await socket.recv()
     assert isinstance(data, bytes)
     return decode_to_router(data)

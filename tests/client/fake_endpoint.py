@@ -44,7 +44,7 @@ class Reply:
 Script = Callable[[str, dict[str, Any]], Reply]
 
 
-class Stand:
+class FakeEndpoint:
     """`calls`: path and body of each request, in their order."""
 
     def __init__(self, script: Script) -> None:
@@ -142,9 +142,9 @@ def offsets_of(tokens: list[str]) -> list[int]:
 
 
 @contextlib.contextmanager
-def standing(script: Script) -> Iterator[Stand]:
+def running_endpoint(script: Script) -> Iterator[FakeEndpoint]:
     """In a thread of its own, so that programs that block can be tested."""
-    stand, ready, leave = Stand(script), threading.Event(), asyncio.Event()
+    stand, ready, leave = FakeEndpoint(script), threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 
     async def serve() -> None:

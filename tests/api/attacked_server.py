@@ -26,17 +26,17 @@ async def one_at_a_time(request: GenerateRequest) -> AsyncGenerator[Output, None
         await asyncio.sleep(0)
 
 
-def serve_within(limits: dict[str, float], files: int, log: str, told: Connection) -> None:
-    """Tell the port and serve, with so many files at most, if any; what is logged goes to `log`."""
+def serve_within(limits: dict[str, float], files: int, log: str, port: Connection) -> None:
+    """Send the port to `port` and serve, with so many files at most, if any; what is logged goes to `log`."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 2)
     if files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     logging.basicConfig(level=logging.INFO)
-    asyncio.run(_serve(HttpLimits(**limits), told))  # type: ignore[arg-type]
+    asyncio.run(_serve(HttpLimits(**limits), port))  # type: ignore[arg-type]
 
 
-async def _serve(limits: HttpLimits, told: Connection) -> None:
+async def _serve(limits: HttpLimits, port: Connection) -> None:
     engine = ScriptedEngine(one_at_a_time, max_length=2**22)
     lifecycle = Lifecycle()
     with ThreadPoolExecutor(1) as executor:
@@ -49,6 +49,6 @@ async def _serve(limits: HttpLimits, told: Connection) -> None:
             body_bytes=limits.body_bytes,
         )
         sock = listen("127.0.0.1", 0)
-        told.send(sock.getsockname()[1])
-        told.close()
+        port.send(sock.getsockname()[1])
+        port.close()
         await serve(app, sock, GracefulShutdown(lifecycle, 60.0), limits=limits)

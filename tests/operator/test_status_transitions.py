@@ -184,24 +184,24 @@ def test_the_sentence_on_canaries() -> None:
     assert computed(pairs=failed).explain == "No KV moves from p0 to d0: page 3 came wrong."
 
 
-def told(previous: Status | None, current: Status) -> list[tuple[bool, str]]:
+def new_events(previous: Status | None, current: Status) -> list[tuple[bool, str]]:
     before = msgspec.to_builtins(previous) if previous else {}
     return [(each.warning, each.reason) for each in status_events(before, current)]
 
 
 def test_events_tell_a_story_from_the_first_pod_to_the_last_rollout() -> None:
     nothing = computed({"prefill": 0, "decode": 0, "router": 0}, pairs=None, planned="prefill has 0 of 1 ready")
-    assert told(None, nothing) == [(False, "Accepted"), (False, "Scaling")]
-    assert told(nothing, nothing) == []
+    assert new_events(None, nothing) == [(False, "Accepted"), (False, "Scaling")]
+    assert new_events(nothing, nothing) == []
     pods = computed(pairs=PairReport(pending=1), previous=nothing)
-    assert told(nothing, pods) == [
+    assert new_events(nothing, pods) == [
         (False, "PrefillReady"),
         (False, "DecodeReady"),
         (False, "RouterReady"),
         (False, "Complete"),
     ]
     ready = computed(previous=pods)
-    assert told(pods, ready) == [(False, "KVTransferVerified"), (False, "Ready")]
+    assert new_events(pods, ready) == [(False, "KVTransferVerified"), (False, "Ready")]
     new = render(service(decode={"replicas": 2}, drain={"deadlineSeconds": 1}), Options())
     live = [settled(o) for o in deployments(DESIRED).values()]
     rolling = derive.accepted(
@@ -216,12 +216,16 @@ def test_events_tell_a_story_from_the_first_pod_to_the_last_rollout() -> None:
         routers=[RouterStatus(False, 0, "", VERIFIED)],
         planned="decode abc has 0 of 2 ready",
     )
-    rollout = told(ready, rolling)
+    rollout = new_events(ready, rolling)
     assert (False, "RollingOut") in rollout
     assert not any(warning for warning, _ in rollout), "a rollout is no misfortune"
     wrong = computed({"decode": 1}, [pod("decode", waiting("CrashLoopBackOff", last="boom"))], previous=ready)
-    assert told(ready, wrong) == [(True, "NotDecodeReady"), (True, "Degraded"), (True, "NotReady")]
-    assert told(wrong, computed(previous=wrong)) == [(False, "DecodeReady"), (False, "Recovered"), (False, "Ready")]
+    assert new_events(ready, wrong) == [(True, "NotDecodeReady"), (True, "Degraded"), (True, "NotReady")]
+    assert new_events(wrong, computed(previous=wrong)) == [
+        (False, "DecodeReady"),
+        (False, "Recovered"),
+        (False, "Ready"),
+    ]
 
 
 def with_ip(item: Object, ip: str, **metadata: Any) -> Object:
@@ -229,7 +233,7 @@ def with_ip(item: Object, ip: str, **metadata: Any) -> Object:
     return {"metadata": {**item["metadata"], **metadata}, "status": state}
 
 
-class Stand:
+class OperatorHarness:
     """An operator over a cluster in memory whose pods say what the test has them say."""
 
     def __init__(self) -> None:
@@ -254,7 +258,7 @@ class Stand:
 
 
 def test_routers_are_asked_until_a_canary_passed_and_no_longer() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.reconcile()
     assert stand.again == [], "no router is ready: its pod's event will come"
     stand.cluster.settle()
@@ -275,7 +279,7 @@ def test_routers_are_asked_until_a_canary_passed_and_no_longer() -> None:
 
 
 def test_a_ready_router_that_did_not_answer_is_asked_again() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.reconcile()
     stand.cluster.settle()
     stand.cluster.listed_pods = [with_ip(pod("router", {}), "10.0.0.9")]
@@ -291,7 +295,7 @@ def test_a_ready_router_that_did_not_answer_is_asked_again() -> None:
 
 
 def test_a_worker_on_its_way_out_is_asked_what_it_has_until_it_is_gone() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.reconcile()
     stand.cluster.settle()
     stand.pods.pairs = VERIFIED
@@ -348,7 +352,7 @@ def test_a_link_that_is_slower_than_its_fabric_is_told_with_ready_and_takes_noth
 
 
 def test_prefill_workers_are_asked_for_their_links() -> None:
-    stand = Stand()
+    stand = OperatorHarness()
     stand.reconcile()
     stand.cluster.settle()
     stand.pods.pairs = VERIFIED

@@ -34,7 +34,7 @@ class Load:
 
 
 @dataclass
-class Stand:
+class ScalingHarness:
     """One service, its pods and its operator. `sizes`: the time and what was decided, at each change."""
 
     spec: dict[str, Any]

@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1
 libc = ctypes.CDLL(None)
 
 
-def child(argv: list[str], environment: dict[str, str], log: str) -> None:
+def run_child(argv: list[str], environment: dict[str, str], log: str) -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -54,7 +54,7 @@ if __name__ == "__main__":
         if pid == 0:
             code = 1
             try:
-                child(**order)
+                run_child(**order)
                 code = 0
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else 1
