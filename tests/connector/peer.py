@@ -121,7 +121,7 @@ class Peer:
     """The process. Its pool's page i holds the byte i everywhere; `spoils`: but for a bit of page SPOILED."""
 
     def __init__(self, epoch: int, fingerprint: Fingerprint = FINGERPRINT, spoils: bool = False) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, epoch, fingerprint, spoils), daemon=True)
         self.process.start()
