@@ -9,6 +9,7 @@ from typing import Any
 
 
 def _run(pipe: Connection, environment: Mapping[str, str], function: str, arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()  # it is that of whichever test came first
     os.environ.update(environment)
     module, _, name = function.rpartition(".")
     try:
@@ -18,10 +19,12 @@ def _run(pipe: Connection, environment: Mapping[str, str], function: str, argume
 
 
 def forked(function: str, *arguments: Any, **environment: str) -> Any:
-    """What `module.function` of this folder returns, where these variables are set before the module is imported."""
+    """What `module.function` of this folder returns; these variables are set before its module is imported."""
     context = mp.get_context("forkserver")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(theirs, environment, function, arguments), daemon=True)
+    process = context.Process(
+        target=_run, args=(theirs, {**os.environ, **environment}, function, arguments), daemon=True
+    )
     process.start()
     theirs.close()
     try:
