@@ -16,13 +16,15 @@ from typing import Any
 from e2e import netns
 from e2e.node.api import Api, ApiError
 from e2e.node.config import EMULATED_DEVICE, Config, Node
+from kvasir_engine.private_folders import private_folder, run_folder
 from kvasir_operator.pods import Host, Image, PodError, podspec, volumes
 
 Object = dict[str, Any]
 
 #: A pod's hosts file, below its folder.
 HOSTS = Path("etc/hosts")
-#: Compiled kernels, which a pod would keep in its own /tmp: 13 seconds of a core at each start of a worker.
+#: Compiled kernels, which a pod would keep in its own /tmp: 13 seconds of a core at each start of a worker. They
+#: are this user's own, which other tests have compiled already.
 KERNELS = "/var/lib/kvasir-kernels"
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _TOKEN_SECONDS = 24 * 3600
@@ -183,8 +185,7 @@ async def prepare(
         emulate(container, device)
 
     mounts: list[tuple[str, str, bool]] = list(_hosts(pod, ip, state / HOSTS.parent))
-    kernels = config.state / "kernels"
-    kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kernels = private_folder(run_folder() / "kernels")
     mounts.append((str(kernels), KERNELS, False))
     rest = []
     for mount in container.pop("volumeMounts", None) or []:

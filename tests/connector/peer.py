@@ -82,7 +82,11 @@ class Side:
         return event
 
 
-def _serve(pipe: Connection, epoch: int, fingerprint: Fingerprint, spoils: bool) -> None:
+def _serve(
+    pipe: Connection, environment: dict[str, str], epoch: int, fingerprint: Fingerprint, spoils: bool
+) -> None:
+    os.environ.clear()  # it is that of whichever test came first
+    os.environ.update(environment)
     side = Side(epoch, fingerprint, spoils)
     side.pool[:] = np.arange(PAGES, dtype=np.uint8)[:, None]  # page i holds bytes i
     side.meant[:] = side.pool
@@ -121,9 +125,10 @@ class Peer:
     """The process. Its pool's page i holds the byte i everywhere; `spoils`: but for a bit of page SPOILED."""
 
     def __init__(self, epoch: int, fingerprint: Fingerprint = FINGERPRINT, spoils: bool = False) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, epoch, fingerprint, spoils), daemon=True)
+        arguments = (theirs, dict(os.environ), epoch, fingerprint, spoils)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.endpoint: Endpoint = self._pipe.recv()

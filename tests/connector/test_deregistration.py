@@ -60,7 +60,7 @@ def _write(pipe: Connection, fabric: Fabric, metadata: bytes, address: int) -> N
 
 @pytest.mark.parametrize("fabric", ["shm", "tcp"])
 def test_a_writer_still_writes_to_memory_that_was_deregistered(fabric: Fabric) -> None:
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
     holder, holders_end = context.Pipe()
     writer, writers_end = context.Pipe()
     holding = context.Process(target=_hold, args=(holders_end, fabric), daemon=True)

@@ -76,7 +76,7 @@ def _write(pipe: Connection, env: Mapping[str, str], where: Where, forged: bool)
 
 def attack(holders: Mapping[str, str], writers: Mapping[str, str], where: Where, forged: bool) -> list[int] | str:
     """What is in the registered memory, behind it, and elsewhere afterwards; or `refused`, by the writer's NIXL."""
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
     (holder, holders_end), (writer, writers_end) = context.Pipe(), context.Pipe()
     processes = [
         context.Process(target=_hold, args=(holders_end, holders), daemon=True),

@@ -27,8 +27,9 @@ class Stack:
     environment: dict[str, str]
 
     def status(self) -> Any:
-        """What `kvasir status -o json` prints."""
-        return json.loads(kvasir("status", "-o", "json", env=self.environment))
+        """What `kvasir status -o json` prints, read where it reads."""
+        (file,) = Path(self.environment["KVASIR_STATE"]).glob("*/state.json")
+        return json.loads(file.read_bytes())
 
     def pods(self, role: str) -> list[Any]:
         return [pod for pod in self.status()["pods"] if pod["role"] == role]
@@ -71,8 +72,10 @@ def running(folder: Path, dtype: str) -> Iterator[Stack]:
     environment = {**os.environ, "KVASIR_STATE": str(folder / f"state-{dtype}")}
     kvasir("up", "-f", str(file), "--detach", "--port", "0", env=environment)
     try:
-        pids = [pod["pid"] for pod in Stack("", environment).status()["pods"]]
-        yield Stack(Stack("", environment).status()["url"], environment)
+        shown = json.loads(kvasir("status", "-o", "json", env=environment))
+        assert shown["name"] == manifest["metadata"]["name"]
+        pids = [pod["pid"] for pod in shown["pods"]]
+        yield Stack(shown["url"], environment)
     finally:
         kvasir("down", env=environment)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()], "processes outlive `kvasir down`"

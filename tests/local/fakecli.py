@@ -5,28 +5,42 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from kvasir_operator.local import cli, config, detached
-from kvasir_operator.pods import podspec
-
 FAKE = (sys.executable, str(Path(__file__).with_name("fakeengine.py")))
 SUPERVISE = "supervise"
 
-probe = podspec._probe
+
+def probe_often() -> None:
+    from kvasir_operator.pods import podspec
+
+    probe = podspec._probe
+
+    def often(*args: Any) -> podspec.Probe | None:
+        found = probe(*args)
+        return found and dataclasses.replace(found, period=found.period / 10)
+
+    podspec._probe = often
 
 
-def often(*args: Any) -> podspec.Probe | None:
-    found = probe(*args)
-    return found and dataclasses.replace(found, period=found.period / 10)
+def fake_engine() -> None:
+    from kvasir_operator.local import config, detached
+
+    config.this_engine = lambda: config.EngineCommands(FAKE, (*FAKE, "fetch"))
+    detached.COMMAND = (sys.executable, __file__, SUPERVISE)
 
 
 if __name__ == "__main__":
-    podspec._probe = often
     if sys.argv[1:] == [SUPERVISE]:
+        from kvasir_operator.local import detached
+
+        probe_often()
         sys.exit(detached.main())
-    config.this_engine = lambda: config.EngineCommands(FAKE, (*FAKE, "fetch"))
-    detached.COMMAND = (sys.executable, __file__, SUPERVISE)
+    import typer
+
+    from kvasir_operator.local import cli
+
+    if sys.argv[1:2] == ["up"]:  # the other commands load none of what this replaces
+        probe_often()
+        fake_engine()
     app = typer.Typer()
     cli.register(app)
     app()

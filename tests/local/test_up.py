@@ -15,8 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
 import yaml
+from click.testing import Result
 from local_pods import free_port, wait_gone
+from typer.testing import CliRunner
+
+from kvasir_operator.local import cli
 
 CLI = Path(__file__).with_name("fakecli.py")
 
@@ -91,9 +96,15 @@ class Kvasir:
         self.running.append(process)
         return process
 
+    def here(self, *args: str) -> Result:
+        """As a call, but within this process: for what starts nothing."""
+        app = typer.Typer()
+        cli.register(app)
+        return CliRunner().invoke(app, args, env=self.environ)
+
     def status(self) -> dict[str, Any]:
-        done = self("status", "-o", "json")
-        assert done.returncode == 0, done.stderr
+        done = self.here("status", "-o", "json")
+        assert done.exit_code == 0, done.stderr
         status: dict[str, Any] = json.loads(done.stdout)
         return status
 
@@ -153,7 +164,7 @@ def test_up_detached_to_status_logs_and_down(kvasir: Kvasir) -> None:
     assert "model: download" in up.stdout
     assert "/v1/chat/completions" in up.stdout
 
-    status = kvasir.status()
+    status = json.loads(kvasir("status", "-o", "json").stdout)
     assert (status["name"], status["ready"]) == ("life", True)
     assert [p["role"] for p in status["pods"]] == ["prefill", "decode", "decode", "router"]
     assert len({p["address"] for p in status["pods"]}) == 4
@@ -425,8 +436,9 @@ def test_logs_follow_until_the_run_ends(kvasir: Kvasir) -> None:
 )
 def test_a_manifest_that_cannot_run_is_one_clear_line(kvasir: Kvasir, text: str, message: str) -> None:
     kvasir.environ["CUDA_VISIBLE_DEVICES"] = ""
-    up = kvasir.up(text, "--detach")
-    assert up.returncode == 2
+    kvasir.file.write_text(text)
+    up = kvasir.here("up", "-f", str(kvasir.file), "--port", "0", "--detach")
+    assert up.exit_code == 2
     assert message in up.stderr
     assert up.stderr.startswith("kvasir: error: ")
     assert up.stderr.count("\n") == 1
@@ -452,8 +464,8 @@ def test_render_prints_what_a_cluster_gets(kvasir: Kvasir) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_render_takes_every_example_and_prints_whom_its_policies_let_in(kvasir: Kvasir, path: Path) -> None:
-    done = kvasir("render", "-f", str(path), "--metrics-namespace", "monitoring")
-    assert done.returncode == 0, done.stderr
+    done = kvasir.here("render", "-f", str(path), "--metrics-namespace", "monitoring")
+    assert done.exit_code == 0, done.stderr
     objects = list(yaml.safe_load_all(done.stdout))
     given = [each for each in yaml.safe_load_all(path.read_text()) if each]
     others = [each for each in given if each["kind"] != "InferenceService"]
@@ -468,18 +480,18 @@ def test_render_takes_every_example_and_prints_whom_its_policies_let_in(kvasir: 
 
 def test_render_takes_several_services_and_refuses_a_file_without(kvasir: Kvasir) -> None:
     kvasir.file.write_text(manifest("one") + "---\n" + manifest("two"))
-    done = kvasir("render", "-f", str(kvasir.file), "--pod-monitors")
+    done = kvasir.here("render", "-f", str(kvasir.file), "--pod-monitors")
     objects = list(yaml.safe_load_all(done.stdout))
     assert {each["metadata"]["name"] for each in objects if each["kind"] == "PodMonitor"} == {
         "one-router",
         "two-router",
     }
     kvasir.file.write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n")
-    done = kvasir("render", "-f", str(kvasir.file))
-    assert (done.returncode, done.stderr) == (2, f"kvasir: error: {kvasir.file}: holds no InferenceService\n")
+    done = kvasir.here("render", "-f", str(kvasir.file))
+    assert (done.exit_code, done.stderr) == (2, f"kvasir: error: {kvasir.file}: holds no InferenceService\n")
     kvasir.file.write_text("- a list\n")
-    done = kvasir("render", "-f", str(kvasir.file))
-    assert (done.returncode, "document 1 is no Kubernetes object" in done.stderr) == (2, True)
+    done = kvasir.here("render", "-f", str(kvasir.file))
+    assert (done.exit_code, "document 1 is no Kubernetes object" in done.stderr) == (2, True)
 
 
 def test_the_port_that_is_asked_for_is_the_endpoint_s(kvasir: Kvasir) -> None:

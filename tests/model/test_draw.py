@@ -1,13 +1,10 @@
 """Drawing tokens in whole numbers: the plain form, and the GPU's kernel against it in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
+from forked import in_interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,14 +111,6 @@ def interpreted(logits: torch.Tensor, draws: Draws) -> list[int]:
     return draw_rows(logits, draws.table).tolist()
 
 
-def in_interpreter(test: str) -> None:
-    """Run a function of this file in a process of its own: Triton takes the interpreter at import."""
-    script = f"import test_draw; test_draw.{test}()"
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def kernel_and_twin() -> None:
     for vocab, seed, ties in ((97, 1, True), (1024, 2, False), (3000, 3, False), (2048, 4, True)):
         logits = torch.randn(16, vocab, generator=torch.Generator().manual_seed(seed)) * 3
@@ -129,9 +118,9 @@ def kernel_and_twin() -> None:
         draws = rows_of(16, vocab, seed)
         right = draw(logits, draws).tolist()
         assert interpreted(logits, draws) == right
-        strided = torch.zeros(16, vocab + 8)
-        strided[:, :vocab] = logits
-        assert interpreted(strided[:, :vocab], draws) == right
+        strided = torch.zeros(4, vocab + 8)
+        strided[:, :vocab] = logits[:4]
+        assert interpreted(strided[:, :vocab], Draws(draws.table[:4])) == right[:4]
         assert interpreted(logits[5:6], Draws(draws.table[5:6])) == right[5:6], "a row depends on the others"
     nothing = torch.full((8, 9), float("nan"))
     assert interpreted(nothing, rows_of(8, 9)) == draw(nothing, rows_of(8, 9)).tolist()
@@ -141,4 +130,4 @@ def kernel_and_twin() -> None:
 
 
 def test_the_gpus_kernel_draws_what_the_plain_form_does() -> None:
-    in_interpreter("kernel_and_twin")
+    in_interpreter("test_draw.kernel_and_twin")

@@ -3,9 +3,6 @@
 Triton takes the interpreter at import, so each test runs in a process of its own.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,20 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import in_interpreter
 
 from kvasir_engine.model.config import Rope
 from kvasir_engine.model.layers.basic import Head, HeadNorm, RMSNorm, Rotary
 from kvasir_engine.model.layers.mlp import ACTIVATIONS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def in_interpreter(test: str) -> None:
-    """Run a function of this file as on a machine whose CPU has no kernels of this package."""
-    script = f"import test_gpu_kernels; test_gpu_kernels.{test}()"
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def without_cpu_kernels() -> None:
@@ -234,4 +224,4 @@ def models() -> None:
 
 @pytest.mark.parametrize("test", ["norms", "gates", "rotary", "heads", "models", "masks"])
 def test_kernels_give_what_the_plain_layers_do(test: str) -> None:
-    in_interpreter(test)
+    in_interpreter(f"test_gpu_kernels.{test}")

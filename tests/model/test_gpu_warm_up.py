@@ -1,14 +1,13 @@
 """Which Triton kernels a worker compiles before its first step, and what an image brings."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import forked
 
 pytest.importorskip("triton")
 
@@ -18,18 +17,6 @@ from kvasir_engine.executor.gpu_warm_up import KernelShape, WarmedUp, log_kernel
 from kvasir_engine.executor.kernels_ahead import MODELS
 
 SHAPE = KernelShape(64, 4, 2, 16, (96,), 160, 1e-6, True, True, "gelu_tanh")
-
-
-def python(script: str, cache: Path, **environment: str) -> str:
-    path = os.pathsep.join([str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def steps_launch_what_was_warmed_up(kind: str) -> None:
@@ -87,32 +74,33 @@ def steps_launch_what_was_warmed_up(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_steps_launch_no_kernel_that_was_not_warmed_up(kind: str, tmp_path: Path) -> None:
-    python(f"import test_gpu_warm_up as t; t.steps_launch_what_was_warmed_up({kind!r})", tmp_path)
+    forked("test_gpu_warm_up.steps_launch_what_was_warmed_up", kind, TRITON_CACHE_DIR=str(tmp_path))
 
 
-WARM_UP = """
-import triton
-from kvasir_engine.executor.gpu_warm_up import use_own_cache, warm_up
-from kvasir_engine.executor.kernels_ahead import HopperWithoutOne
-from test_gpu_warm_up import SHAPE
-use_own_cache()
-triton.runtime.driver.set_active(HopperWithoutOne())
-done = warm_up(SHAPE)
-print(len(done.at_hand), len(done.compiled))
-"""
+def warm_up_as_a_worker() -> tuple[int, int]:
+    """In a process of its own: how many kernels are at hand, and how many have to be compiled."""
+    import triton
+
+    from kvasir_engine.executor.kernels_ahead import HopperWithoutOne
+
+    use_own_cache()
+    triton.runtime.driver.set_active(HopperWithoutOne())
+    done = gpu_warm_up.warm_up(SHAPE)
+    return len(done.at_hand), len(done.compiled)
 
 
 def test_a_worker_compiles_nothing_that_its_image_brings(tmp_path: Path) -> None:
     image, run = tmp_path / "image", tmp_path / "run"
-    assert python(WARM_UP, image).split() == ["0", "9"]
+    worker = "test_gpu_warm_up.warm_up_as_a_worker"
+    assert forked(worker, TRITON_CACHE_DIR=str(image)) == (0, 9)
     for each in [image, *image.rglob("*")]:
         each.chmod(0o555 if each.is_dir() else 0o444)
     given = {"KVASIR_TRITON_AHEAD": str(image), "KVASIR_RUN_DIR": str(run), "TRITON_CACHE_DIR": ""}
     for _ in range(2):
-        assert python(WARM_UP, Path(), **given).split() == ["9", "0"]
+        assert forked(worker, **given) == (9, 0)
     assert (run / "triton").stat().st_mode & 0o777 == 0o700
     other = {**given, "KVASIR_TRITON_AHEAD": str(tmp_path / "none"), "KVASIR_RUN_DIR": str(tmp_path / "bare")}
-    assert python(WARM_UP, Path(), **other).split() == ["0", "9"]
+    assert forked(worker, **other) == (0, 9)
     for each in [image, *image.rglob("*")]:
         each.chmod(0o755)
 
