@@ -13,6 +13,7 @@ from kvasir.program.prefix_gate import PrefixGate
 from kvasir.program.state import State
 from kvasir.program.track import TrackPoint
 from kvasir.program.waiting import until
+from kvasir_engine.interruptible import run_interruptible
 from kvasir_engine.supervisor import ExpectedEnd, start_thread
 
 
@@ -34,7 +35,7 @@ class Program:
         self._check([arguments])
         state = State(endpoint)
         if self._is_async:
-            asyncio.run(self._arun(state, arguments))
+            run_interruptible(self._arun(state, arguments))
         else:
             self._run(state, arguments)
         return state
@@ -67,7 +68,7 @@ class Program:
         """
         states = self._states(endpoint, batch, parallel, share_prefix)
         if self._is_async:
-            asyncio.run(self._arun_all(states, batch, parallel))
+            run_interruptible(self._arun_all(states, batch, parallel))
             return states
         with ThreadPoolExecutor(parallel, "kvasir-program") as threads:
             work = [
@@ -117,7 +118,7 @@ class Program:
 
     def _run(self, state: State, arguments: Mapping[str, Any]) -> None:
         if self._is_async:
-            asyncio.run(self._arun(state, arguments))
+            run_interruptible(self._arun(state, arguments))
             return
         try:
             state.returned = self._function(state, **arguments)
