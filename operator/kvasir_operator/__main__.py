@@ -1,6 +1,5 @@
 """`kvasir-operator`: the commands."""
 
-import asyncio
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ import typer
 
 from kvasir_engine.environment import refuse_unknown
 from kvasir_engine.errors import UserError
+from kvasir_engine.interruptible import run_interruptible
 from kvasir_operator.api import API_VERSION, KIND
 from kvasir_operator.api.structural_schema import LIMIT
 from kvasir_operator.cluster.client import ClientTransport, Cluster, connect
@@ -119,7 +119,7 @@ def run(
     )
     controller = Controller(client, setup)
     try:
-        asyncio.run(controller.run())
+        run_interruptible(controller.run())
     except WatchDied as error:
         typer.echo(f"kvasir-operator: error: {error}", err=True)
         raise typer.Exit(1) from None

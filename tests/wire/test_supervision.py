@@ -37,7 +37,6 @@ AWAITED = {
     ("engine/kvasir_engine/connector/transfer_thread.py", "TransferThread"): "says its end to the process",
     ("engine/kvasir_engine/executor/node_listener.py", "_hear"): "cancelled there; it closes one socket",
     ("engine/kvasir_engine/client/bench/load.py", "run"): "a task group",
-    ("engine/kvasir_engine/client/terminal/console.py", "_unless_stopped"): "awaited there",
     ("engine/kvasir/program/function.py", "_arun_all"): "a task group",
     (
         "engine/kvasir/program/state_executor.py",

@@ -14,6 +14,7 @@ from kvasir.program.prefix_gate import PrefixGate
 from kvasir.program.state import State
 from kvasir.program.state_executor import StateSnapshot
 from kvasir.program.waiting import wait_done
+from kvasir_engine.interruptible import run_interruptible
 from kvasir_engine.supervisor import ExpectedEnd, start_thread
 
 
@@ -35,7 +36,7 @@ class Program:
         self._check([arguments])
         state = State(endpoint)
         if self._is_async:
-            asyncio.run(self._arun(state, arguments))
+            run_interruptible(self._arun(state, arguments))
         else:
             self._run(state, arguments)
         return state
@@ -69,7 +70,7 @@ class Program:
         """
         states = self._states(endpoint, batch, parallel, share_prefix)
         if self._is_async:
-            asyncio.run(self._arun_all(states, batch, parallel))
+            run_interruptible(self._arun_all(states, batch, parallel))
             return states
         with ThreadPoolExecutor(parallel, "kvasir-program") as threads:
             work = [
@@ -119,7 +120,7 @@ class Program:
 
     def _run(self, state: State, arguments: Mapping[str, Any]) -> None:
         if self._is_async:
-            asyncio.run(self._arun(state, arguments))
+            run_interruptible(self._arun(state, arguments))
             return
         try:
             state.returned = self._function(state, **arguments)

@@ -39,6 +39,7 @@ from kvasir_engine.executor.node_protocol import (
     WorkerLoaded,
 )
 from kvasir_engine.executor.rank_link import end, exit_reason_of, spawn
+from kvasir_engine.interruptible import run_interruptible
 from kvasir_engine.model.loading.resolver import resolve
 from kvasir_engine.model.loading.weight_loader import choose_device
 from kvasir_engine.model.models.registry import load_config
@@ -284,5 +285,5 @@ def follow(config: EngineConfig) -> None:
     choose_device(config.device, nodes.ranks(ranks).start, ranks, config.nnodes)
     follower = Follower(config, nodes, folder, credentials)
     follower.start()
-    asyncio.run(follower.serve(config.host, config.port, config.drain_seconds + LEADER_SECONDS))
+    run_interruptible(follower.serve(config.host, config.port, config.drain_seconds + LEADER_SECONDS))
     follower.close()

@@ -21,6 +21,7 @@ from kvasir_engine.api.tools.flags import (
     parsers,
 )
 from kvasir_engine.entrypoints.torchless import without_torch
+from kvasir_engine.interruptible import run_interruptible
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -167,7 +168,7 @@ def router(
         plain_workers=plain_workers,
     )
     without_torch()
-    asyncio.run(run_router(options))
+    run_interruptible(run_router(options))
 
 
 async def run_router(options: RouterOptions) -> None:

@@ -26,6 +26,7 @@ from kvasir_engine.config import FIELDS, config_of
 from kvasir_engine.entrypoints.options import command
 from kvasir_engine.entrypoints.process_channel import ServeOptions
 from kvasir_engine.errors import UserError
+from kvasir_engine.interruptible import run_interruptible
 from kvasir_engine.thread_wait_policy import let_threads_sleep
 
 log = logging.getLogger("worker")
@@ -81,9 +82,9 @@ def _run_serve(
     if count:
         from kvasir_engine.entrypoints.serve_processes import serve_processes
 
-        asyncio.run(serve_processes(options, count))
+        run_interruptible(serve_processes(options, count))
     else:
-        asyncio.run(_serve(options))
+        run_interruptible(_serve(options))
 
 
 serve = command(

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvasir_engine.config import EngineConfig, config_of
 from kvasir_engine.entrypoints.options import command
+from kvasir_engine.interruptible import run_interruptible
 from kvasir_engine.thread_wait_policy import let_threads_sleep
 from kvasir_engine.tls import check_role, credentials_of
 
@@ -23,7 +24,7 @@ def _run_worker(**said: Any) -> None:
 
         follow(config)
         return
-    asyncio.run(_worker(config))
+    run_interruptible(_worker(config))
 
 
 worker = command(

@@ -1,6 +1,5 @@
 """Runs `kvasir bench`: the warm-up, each load of the sweep, and the output."""
 
-import asyncio
 import contextlib
 import resource
 import sys
@@ -20,6 +19,7 @@ from kvasir_engine.client.bench.settings import LoadPoint, described
 from kvasir_engine.client.connection import CallError, EndpointConnection
 from kvasir_engine.client.endpoint import CallTimeouts, EndpointAddress
 from kvasir_engine.errors import UserError
+from kvasir_engine.interruptible import run_interruptible
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def bench(run: BenchRun) -> list[Point]:
             except OSError as error:
                 raise UserError(f"{flag} {path}: {error.strerror}") from None
     _allow_many_connections()
-    return asyncio.run(_bench(run))
+    return run_interruptible(_bench(run))
 
 
 async def _bench(run: BenchRun) -> list[Point]:

@@ -2,15 +2,15 @@
 
 import asyncio
 import contextlib
-import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from kvasir_engine.client.connection import CallError, EndpointConnection
 from kvasir_engine.client.endpoint import EndpointAddress
 from kvasir_engine.client.terminal.conversation import ChatHistory, CommandError, LineJoiner, shown
+from kvasir_engine.interruptible import run_interruptible
 
 DIM, PLAIN = "\033[2m", "\033[0m"
 
@@ -33,12 +33,12 @@ class Console:
         """The console with an open connection. Raises ConsoleFailed."""
         with asyncio.Runner() as runner:
             connection = EndpointConnection(self.address)
-            runner.run(connection.__aenter__())
+            run_interruptible(connection.__aenter__(), runner)
             try:
-                model = self.model or runner.run(_first_model(connection))
+                model = self.model or run_interruptible(_first_model(connection), runner)
                 yield OpenConsole(runner, connection, model, self.fields, self.out)
             finally:
-                runner.run(connection.__aexit__())
+                run_interruptible(connection.__aexit__(), runner)
 
 
 class OpenConsole:
@@ -60,9 +60,11 @@ class OpenConsole:
         """Write the answer as it comes; returns all of it, or the part before Ctrl-C. Raises CallError."""
         pieces: list[str] = []
         body = {"model": self.model, **self._fields, **asked}
-        if not self._runner.run(_unless_stopped(self._stream(path, body, pieces))):
+        try:
+            run_interruptible(self._stream(path, body, pieces), self._runner)
+        except KeyboardInterrupt:
             if not self._bare:
-                raise KeyboardInterrupt
+                raise
             self._out.write(" [stopped]")
         return "".join(pieces)
 
@@ -83,24 +85,6 @@ class OpenConsole:
                     self._out.flush()
         if thinking:
             self._out.write(PLAIN)
-
-
-async def _unless_stopped(work: Coroutine[Any, Any, None]) -> bool:
-    """Whether `work` ended before Ctrl-C.
-
-    By the loop's own handler: that of `asyncio.Runner` is called only when the loop awakes, and a signal that comes
-    just before the loop sleeps does not wake it.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
-    try:
-        await asyncio.wait({task})
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-    if task.cancelled():
-        return False
-    task.result()
-    return True
 
 
 async def _first_model(connection: EndpointConnection) -> str:
