@@ -84,8 +84,8 @@ def arguments(family: str, text: str, schema: dict[str, Any]) -> list[str]:
 
 
 def walk(family: str, grammar: Any, seed: int, most: int = 400) -> str | None:
-    """A text under the grammar by random bytes, and now and then an attempt at an end, a marker or a quoted one; None
-    if it comes to no end.
+    """A text under the grammar by random bytes, and now and then an attempt at a marker, a quoted one too; None if
+    it comes to no end.
     """
     model, rng = family_model(family), random.Random(seed)
     matcher = grammars.matcher_of(family, grammar)
