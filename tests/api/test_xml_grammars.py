@@ -61,7 +61,7 @@ NOT_EXPRESSIBLE: dict[str, dict[str, Any]] = {
     "a text with the marker": an_object(a={"enum": ["</parameter></arg_value>"]}),
     "a reference to the whole": an_object([], a={"type": "array", "items": {"$ref": "#"}}),
     "other properties": {"type": "object", "additionalProperties": {"type": "integer"}},
-    "a name with a bracket": an_object(**{"a>b": True}),
+    "a name with a bracket": {"type": "object", "properties": {"a>b": True}},
     "a required one without a schema": {"type": "object", "required": ["a"]},
     "alternatives at the top": {"type": "object", "anyOf": [an_object(a=True), an_object(b=True)]},
 }
@@ -71,10 +71,8 @@ def arguments(family: str, text: str, schema: dict[str, Any]) -> list[str]:
     """The arguments of the calls of an answer, which has nothing else, read in one piece and by characters."""
     found = []
     for pieces in ([text], list(text)):
-        counter = itertools.count()
-        format = family_model(family).output
-        names = frozenset({"f"})
-        parser = format.parser(lambda counter=counter: f"call_{next(counter)}", names, None, {"f": schema})  # type: ignore[misc]
+        ids = map(str, itertools.count())
+        parser = family_model(family).output.parser(ids.__next__, frozenset({"f"}), None, {"f": schema})
         deltas = [delta for piece in pieces for delta in parser.push(piece)]
         message = joined([*deltas, *parser.end()])
         assert message.content is None, text
@@ -84,9 +82,8 @@ def arguments(family: str, text: str, schema: dict[str, Any]) -> list[str]:
 
 
 def walk(family: str, grammar: Any, seed: int, most: int = 400) -> str | None:
-    """A text under the grammar by random bytes, and now and then an attempt at an end, a marker or a quoted one.
-
-    None if it comes to no end.
+    """A text under the grammar by random bytes, and now and then an attempt at a marker, a quoted one too; None if
+    it comes to no end.
     """
     model, rng = family_model(family), random.Random(seed)
     matcher = grammars.matcher_of(family, grammar)
@@ -142,9 +139,9 @@ async def test_a_forced_call_of_another_schema_is_one_of_json(family: str) -> No
     engine = ScriptedEngine(saying(tokens_of(model, text)), max_length=4096)
     async with running(engine, model) as api:
         asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
-        answer = await api.client().chat.completions.create(**asked, tool_choice="required")
+        answer: Any = await api.client().chat.completions.create(**asked, tool_choice="required")
     (call,) = answer.choices[0].message.tool_calls or []
-    assert call.function.arguments == '{"a": "aa"}'  # type: ignore[union-attr]
+    assert call.function.arguments == '{"a": "aa"}'
     grammar = engine.requests[-1].sampling.grammar
     assert grammar is not None
     assert grammars.accepts(family, grammar, text)
@@ -207,20 +204,12 @@ def test_a_text_without_a_marker_is_told_by_a_regex(marker: str, text: str) -> N
     assert bool(re.fullmatch(text_without(marker), text)) == (not once or marker not in text)
 
 
-@families
-def test_a_marker_that_is_spelled_ends_no_free_text(family: str) -> None:
-    """GLM's are tokens: free text has neither the token nor its spelling."""
-    format = family_model(family).output
+def test_a_marker_that_is_spelled_is_in_no_free_text() -> None:
+    """GLM's are tokens: free text has neither the token nor its spelling, which the parser would take for it."""
+    format, model = family_model("glm45").output, family_model("glm45")
     grammar = forced_calls([CallSchema("f", an_object(a={"type": "string"}))], format, False, None)
-    begin = (
-        "<tool_call>\n<function=f>\n<parameter=a>\n"
-        if family == "qwen3_coder"
-        else ("<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>")
-    )
-    end = "</parameter>" if family == "qwen3_coder" else "</arg_value>"
-    matcher = grammars.matcher_of(family, grammar)
-    model = family_model(family)
-    assert all(map(matcher.accept, tokens_of(model, begin + "x </p <")))
-    spelled = [model.tokenizer.encode(character)[0] for character in end[1:]]
-    taken = [matcher.accept(token) for token in spelled]
-    assert not all(taken) or family == "qwen3_coder"
+    matcher = grammars.matcher_of("glm45", grammar)
+    assert all(map(matcher.accept, tokens_of(model, "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>x </p <")))
+    spelled = [tokens_of(model, character)[0] for character in "/arg_value>"]
+    assert [matcher.accept(token) for token in spelled] == [True] * (len(spelled) - 1) + [False]
+    assert all(map(matcher.accept, tokens_of(model, "</arg_value>\n</tool_call>")))
