@@ -21,7 +21,7 @@ from services import SECONDS
 
 from kvasir_engine.config import EngineConfig
 from kvasir_engine.connector import notifications
-from kvasir_engine.entrypoints import follower_node
+from kvasir_engine.connector.commands import AnyCommand
 from kvasir_engine.entrypoints.follower_node import Follower, Leader
 from kvasir_engine.errors import UserError
 from kvasir_engine.executor import node_protocol, rank_protocol
@@ -295,7 +295,7 @@ def test_a_leader_that_speaks_nonsense_ends_its_nodes_with_one_line(
     def leave(status: int) -> None:
         raise Exited(status)
 
-    monkeypatch.setattr(follower_node.os, "_exit", leave)
+    monkeypatch.setattr("kvasir_engine.entrypoints.follower_node.os._exit", leave)
     monkeypatch.setattr(NodeSettings, "of", classmethod(lambda cls, config, folder: settings()))
     grammar = Grammar(SEED + 5, {"reason": ["a rank has ended"]})
     said: list[str] = []
@@ -319,7 +319,7 @@ def test_a_leader_that_speaks_nonsense_ends_its_nodes_with_one_line(
     ("decode", "kinds"),
     [
         (rank_protocol.decode_to_main, get_args(rank_protocol.ToMain)),
-        (rank_protocol.decode_command, get_args(rank_protocol.AnyCommand)),
+        (rank_protocol.decode_command, get_args(AnyCommand)),
         (rank_protocol.decode_from_rank, get_args(FromRank)),
         (decode_to_worker, get_args(ToWorker)),
         (decode_to_router, get_args(ToRouter)),
