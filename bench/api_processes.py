@@ -19,6 +19,10 @@ from pathlib import Path
 import httpx
 from bench import machine, systems
 
+STARTS = 3
+PORT_TAKEN = "cannot listen on"
+"""In the server's line where another process has its port."""
+
 
 async def load(url: str, requests: int, streams: int, tokens: int) -> tuple[int, float]:
     """Events with text, and the seconds that all streams took."""
@@ -43,7 +47,20 @@ async def load(url: str, requests: int, streams: int, tokens: int) -> tuple[int,
 
 
 def measured(count: int, options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """One server's figures."""
+    """One server's figures. Raises systems.Failed, with the end of the server's log.
+
+    A free port may be taken before the server has it: that it ended by this is no result, and it is started again.
+    """
+    for left in reversed(range(STARTS)):
+        try:
+            return _measured(count, options, folder)
+        except systems.Failed as failed:
+            if not left or PORT_TAKEN not in str(failed):
+                raise
+    raise AssertionError
+
+
+def _measured(count: int, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -58,6 +75,10 @@ def measured(count: int, options: argparse.Namespace, folder: Path) -> dict[str,
         events, wall = asyncio.run(load(server.url, options.requests, options.streams, options.tokens))
         used = machine.Clock.now(server.pid).ours - before.ours
         tokens = options.requests * options.tokens
+    except httpx.HTTPError as error:
+        said = f"{type(error).__name__}: {error}"
+        state = "runs" if server.ended is None else f"ended with status {server.ended}"
+        raise systems.Failed(f"the load failed: {said}; the server {state}{server.log_end()}") from error
     finally:
         server.stop()
     return {
@@ -80,7 +101,10 @@ def main() -> None:
     print(machine.describe(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for count in options.counts * 2:
-            print(json.dumps(measured(count, options, Path(folder))), flush=True)
+            try:
+                print(json.dumps(measured(count, options, Path(folder))), flush=True)
+            except systems.Failed as failed:
+                sys.exit(f"bench.api_processes, --api-processes {count}: {failed}")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ VARIANTS = [  # name, digests, made when the pages were written (else read from 
     ("chunks without", False, False, False),
 ]
 clock = time.perf_counter  # CLOCK_MONOTONIC: one clock for both processes
+WAIT_SECONDS = 120.0
+"""Longer than a lease: whoever waits so long waits for nothing, and says for what."""
 
 
 class Paced(NixlAgent):
@@ -87,10 +89,18 @@ class Paced(NixlAgent):
         return super().poll(agent, transfer)
 
 
+class TimedOut(Exception):
+    """One side waited for the other in vain; the message says which, and for what."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}, for {WAIT_SECONDS:.0f} s")
+
+
 class Side:
     """One process: a pool, a transfer thread with digests and one without, and a NIXL agent for plain copies."""
 
-    def __init__(self, epoch: int, pages: int) -> None:
+    def __init__(self, name: str, epoch: int, pages: int) -> None:
+        self.name = name
         self.memory = mmap.mmap(-1, pages * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if SMALL_PAGES not in os.environ:  # as the engine's pool
             self.memory.madvise(mmap.MADV_HUGEPAGE)
@@ -127,9 +137,15 @@ class Side:
 
     def wait(self, kind: type[Any]) -> tuple[float, Any]:
         """When the next event came, which must be of this kind."""
-        when, event = self.events.get(timeout=60)
+        try:
+            when, event = self.events.get(timeout=WAIT_SECONDS)
+        except queue.Empty:
+            threads = {digests: each.is_alive() for digests, each in self.handoffs.items()}
+            raise TimedOut(
+                f"{self.name} waited for {kind.__name__}; transfer threads by digests: {threads}"
+            ) from None
         if not isinstance(event, kind):
-            raise RuntimeError(f"{event} where {kind.__name__} was due")
+            raise RuntimeError(f"{self.name} heard {event} where {kind.__name__} was due")
         return when, event
 
     def descriptors(self, region: Region, pages: list[int]) -> list[tuple[int, int, int]]:
@@ -206,6 +222,8 @@ def copy(side: Side, peer: str, region: Region, local: list[int], remote: list[i
     state = side.plain.transfer(handle)
     while state == "PROC":
         state = side.plain.check_xfer_state(handle)
+        if clock() > began + WAIT_SECONDS:
+            raise TimedOut(f"{side.name} waited for a plain copy of {len(local)} pages")
     ended = clock()
     if state != "DONE":
         raise RuntimeError(f"the plain copy ended as {state}")
@@ -216,7 +234,7 @@ def copy(side: Side, peer: str, region: Region, local: list[int], remote: list[i
 
 def write_for(pipe: Connection, epoch: int, pages: int) -> None:
     """The writer's process: does what the pipe says."""
-    side = Side(epoch, pages)
+    side = Side("the writer", epoch, pages)
     pipe.send((side.endpoints(), side.plain.get_agent_metadata()))
     peer = ""
     while True:
@@ -246,7 +264,7 @@ class Bench:
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
-        self.side = Side(1, pages)
+        self.side = Side("the holder", 1, pages)
         self.epochs = self.leases = 1
         self.start()
         self.pipe.send(("peer", self.side.plain.get_agent_metadata()))
@@ -259,11 +277,23 @@ class Bench:
         self.process = context.Process(target=write_for, args=(theirs, self.epochs, self.pages), daemon=True)
         self.process.start()
         theirs.close()
-        self.endpoints, self.plain = self.pipe.recv()
+        self.endpoints, self.plain = self.answer("its endpoints")
+
+    def answer(self, what: str) -> Any:
+        """What the writer sends next. Raises TimedOut, or RuntimeError where it has ended."""
+        if not self.pipe.poll(WAIT_SECONDS):
+            raise TimedOut(f"the holder waited for the writer's word of {what}")
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join(WAIT_SECONDS)
+            raise RuntimeError(
+                f"the writer ended with status {self.process.exitcode}; the holder waited for {what}"
+            ) from None
 
     def fill(self, seed: int) -> None:
         self.pipe.send(("fill", seed))
-        self.pipe.recv()
+        self.answer("its filled pool")
 
     def scattered(self, count: int, seed: int) -> list[int]:
         """Pages in runs of eight, in random order: a pool that has been in use."""
@@ -273,9 +303,10 @@ class Bench:
     def plain_copy(self, local: list[int], remote: list[int]) -> float:
         """Seconds."""
         self.pipe.send(("copy", self.side.region, local, remote))
-        while not self.pipe.poll(0.0005):
+        until = clock() + WAIT_SECONDS
+        while not self.pipe.poll(0.0005) and clock() < until:
             self.side.plain.get_new_notifs()
-        began, ended = self.pipe.recv()
+        began, ended = self.answer("a plain copy")
         self.side.plain.get_new_notifs()
         return float(ended - began)
 
@@ -294,7 +325,7 @@ class Bench:
         lease = self.grant(remote, digests)
         self.pipe.send(Job(digests, kept, self.side.handoffs[digests].endpoint, lease, local, **how))
         settled, _ = self.side.wait(receiver.Settled)
-        return settled, self.pipe.recv()
+        return settled, self.answer("a handoff")
 
     def release_round_trip(self) -> float:
         """Seconds from an abort to the writer's word that it stopped: a notification and its answer."""
@@ -316,14 +347,19 @@ class Bench:
         os.kill(self.process.pid, signal.SIGKILL)
         when, event = self.side.wait(receiver.Reclaimed)
         assert event.proof == "writer_died", event
-        self.process.join()
+        self._join()
         self.start()
         return when - began
 
     def close(self) -> None:
         self.pipe.send(None)
-        self.process.join()
+        self._join()
         self.side.close()
+
+    def _join(self) -> None:
+        self.process.join(WAIT_SECONDS)
+        if self.process.exitcode is None:
+            raise TimedOut("the holder waited for the end of the writer's process")
 
 
 @dataclass(frozen=True)

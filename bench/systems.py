@@ -22,8 +22,11 @@ STOP_SECONDS = 30.0
 MANIFEST = Path(__file__).with_name("serving.yaml")
 
 
+LOG_LINES = 20
+
+
 class Failed(Exception):
-    """A server that did not come up or did not answer; the message is one line."""
+    """A server that did not come up or did not answer; the message ends with the last lines of its log."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,24 @@ class Server:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self._process.poll() is not None:
-                raise Failed(f"{self.name} ended with status {self._process.returncode}, see {self._log}")
+                raise Failed(f"{self.name} ended with status {self._process.returncode}{self.log_end()}")
             try:
                 if httpx.get(self._ready, timeout=5).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
-        raise Failed(f"{self.name} was not ready after {seconds:.0f} s, see {self._log}")
+        raise Failed(f"{self.name} was not ready after {seconds:.0f} s{self.log_end()}")
+
+    def log_end(self) -> str:
+        """The last lines of its log: the file may be gone by the time that somebody reads of it."""
+        lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        return "".join(f"\n  {line}" for line in lines) if lines else "; its log is empty"
+
+    @property
+    def ended(self) -> int | None:
+        """The exit status, once it has ended."""
+        return self._process.poll()
 
     def freeze(self) -> None:
         """Stop all its processes where they are, so that they cost memory only."""

@@ -67,10 +67,10 @@ class WorkerLoad(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class LinkReport(msgspec.Struct, frozen=True, rename="camel"):
-    """What a worker measured of its link to a `peer`, an agent of NIXL's: bytes a second, seconds a descriptor.
+    """What a worker's `rank` measured of its link to a `peer`, an agent of NIXL's.
 
-    `transport` is what carries KV as far as known. `problem` says what to look at where that is a tenth of what it
-    should be; empty where it is not, or nobody can say.
+    In bytes a second and seconds a descriptor. `transport` is what carries KV as far as known. `problem` says what
+    to look at where that is a tenth of what it should be; empty where it is not, or nobody can say.
     """
 
     peer: str
@@ -79,6 +79,7 @@ class LinkReport(msgspec.Struct, frozen=True, rename="camel"):
     descriptor_seconds: float
     layers_a_push: int
     problem: str = ""
+    rank: int = 0
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, rename="camel"):

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 from fake_nixl import Pieces, Wire
 from stepped import SteppedThread
@@ -20,6 +21,7 @@ from kvasir_engine.connector.sender import Key, LayerPush, Push
 from kvasir_engine.connector.stats import TransferStats
 from kvasir_engine.kv.digests import TOKENS as DIGEST
 from kvasir_engine.protocol import HEADS_APART, Address, Fingerprint, Region
+from kvasir_engine.status_reports import LinkReport
 
 LAYERS, PARTS, HEADS, ROW = 2, 2, 2, 8
 POOL_TOKENS = 128
@@ -88,6 +90,14 @@ class _Others:
         self._ranks = ranks
         self.addresses = tuple(Address(r.agent, r.thread.endpoint.metadata, r.region) for r in ranks)
         self.stats = TransferStats()
+
+    @property
+    def links(self) -> list[LinkReport]:
+        return [
+            msgspec.structs.replace(link, rank=rank.rank)
+            for rank in self._ranks
+            for link in rank.thread.links.values()
+        ]
 
     def command(self, command: AnyCommand) -> None:
         for rank in self._ranks:

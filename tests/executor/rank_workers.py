@@ -160,6 +160,8 @@ def _work(
                 thread.post(lambda engine: pipe.send(_owned(engine)))
             case "received":
                 thread.post(lambda engine: pipe.send((engine.stats.requests.received, connector.stats)))
+            case "links":
+                thread.post(lambda engine: pipe.send(connector.links))
             case "forced":
                 thread.post(lambda engine: pipe.send(engine.stats.requests.forced))
             case "read":

@@ -7,6 +7,7 @@ import re
 import pytest
 from rank_workers import END, Greedy, Request, Router, Workers
 
+from kvasir_engine.connector.layout import pairs
 from kvasir_engine.protocol import Grammar
 
 pytestmark = pytest.mark.dataplane
@@ -44,6 +45,13 @@ def check(workers: Workers, greedy: Greedy, prefill: tuple[int, int], decode: tu
     assert after - moved == sum(len(request.prompt) - request.cached for request in router.requests.values())
     for worker in (router.prefill, router.decode):
         worker.wait_quiet()
+    ours, theirs = router.prefill.endpoint, router.decode.endpoint
+    assert ours
+    assert theirs
+    measured = [(link.rank, link.peer) for link in router.prefill.ask("links")]
+    to = {theirs.agent_of(rank) for rank in range(decode[0])}
+    parts = [(rank, theirs.agent_of(other)) for rank, other in pairs(ours.fingerprint, theirs.fingerprint)]
+    assert sorted(each for each in measured if each[1] in to) == sorted(parts), "each rank measures its own links"
 
 
 @pytest.mark.parametrize(("prefill", "decode"), PAIRS)

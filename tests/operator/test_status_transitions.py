@@ -314,8 +314,10 @@ def test_a_worker_on_its_way_out_is_asked_what_it_has_until_it_is_gone() -> None
     assert stand.again == []
 
 
-def link(rate: float, problem: str = "", peer: str = "kvasir-1", pod_name: str = "p0") -> MeasuredLink:
-    return MeasuredLink(pod_name, LinkReport(peer, "rdma", round(rate), 1e-6, 1, problem))
+def link(
+    rate: float, problem: str = "", peer: str = "kvasir-1", pod_name: str = "p0", rank: int = 0
+) -> MeasuredLink:
+    return MeasuredLink(pod_name, LinkReport(peer, "rdma", round(rate), 1e-6, 1, problem, rank))
 
 
 def test_the_rate_of_the_slowest_link_is_told_with_that_kv_moves() -> None:
@@ -349,6 +351,19 @@ def test_a_link_that_is_slower_than_its_fabric_is_told_with_ready_and_takes_noth
     assert "FabricRecovered" in {e.reason for e in status_events(msgspec.to_builtins(found), mended)}
     many = computed(links=[link(1e6, "slow", f"kvasir-{n}") for n in range(5)])
     assert condition(many, "FabricDegraded").message.endswith("; and 2 more links")
+
+
+def test_one_slow_rank_of_a_worker_makes_its_fabric_degraded_and_the_slowest_are_named_first() -> None:
+    ranks = [link(46e9), link(0.9e9, "look at UCX_TLS", "kvasir-1-1", rank=1), link(45e9, "", "kvasir-1-2", rank=2)]
+    found = computed(links=ranks)
+    assert judged(found, "FabricDegraded") == ("True", "SlowLink")
+    assert condition(found, "FabricDegraded").message == "pod p0 rank 1 to kvasir-1-1: look at UCX_TLS"
+    assert condition(found, "KVTransferVerified").message.endswith("0.9 GB/s by rdma at the slowest of 3 links")
+    many = computed(links=[link(1e9 - n, "slow", f"kvasir-1-{n}", rank=n) for n in range(5)])
+    assert condition(many, "FabricDegraded").message == (
+        "pod p0 rank 4 to kvasir-1-4: slow; pod p0 rank 3 to kvasir-1-3: slow; pod p0 rank 2 to kvasir-1-2: slow; "
+        "and 2 more links"
+    )
 
 
 def test_prefill_workers_are_asked_for_their_links() -> None:

@@ -3,7 +3,7 @@
 Everything here runs on the engine's thread: what the ranks report comes through `received`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -44,6 +44,11 @@ class OtherRanks(Protocol):
         """Their counters, added up."""
         ...
 
+    @property
+    def links(self) -> list[LinkReport]:
+        """What they measured of their links to other workers."""
+        ...
+
 
 class KVConnector:
     """Rank 0's handoff and the `others`', with the interface of one handoff. `others` is None for one rank."""
@@ -63,9 +68,9 @@ class KVConnector:
         return self._own.stats if self._others is None else self._own.stats + self._others.stats
 
     @property
-    def links(self) -> Mapping[str, LinkReport]:
-        """What rank 0 measured of its links to other workers; other ranks measure theirs for themselves."""
-        return self._own.links
+    def links(self) -> tuple[LinkReport, ...]:
+        """What all ranks measured of their links to other workers; each measures its own. From any thread."""
+        return (*self._own.links.values(), *([] if self._others is None else self._others.links))
 
     def is_alive(self) -> bool:
         """Whether rank 0's transfer thread runs. Where another rank's does not, the worker ends."""

@@ -73,7 +73,7 @@ class EngineCollector(Collector):
         yield proofs
         if engine.connector is not None:
             yield from self._handoff(engine.connector.stats)
-            yield from self._links(engine.connector.links.values())
+            yield from self._links(engine.connector.links)
         grammars = GrammarStats() if engine.grammars.service is None else engine.grammars.service.stats
         yield SummaryMetricFamily(
             "kvasir_grammar_compile_seconds",
@@ -106,14 +106,15 @@ class EngineCollector(Collector):
 
     @staticmethod
     def _links(links: Iterable[LinkReport]) -> Iterable[Metric]:
-        labels = ["peer", "transport"]
-        rate = "KV to another worker's agent, as measured when they met."
+        labels = ["peer", "transport", "rank"]
+        rate = "KV of a rank to another worker's agent, as measured when they met."
         rates = GaugeMetricFamily("kvasir_kv_link_bytes_per_second", rate, labels=labels)
         slow = "1 where that is a tenth of what the fabric should give."
         degraded = GaugeMetricFamily("kvasir_kv_link_degraded", slow, labels=labels)
         for link in links:
-            rates.add_metric([link.peer, link.transport], link.bytes_per_second)
-            degraded.add_metric([link.peer, link.transport], bool(link.problem))
+            values = [link.peer, link.transport, str(link.rank)]
+            rates.add_metric(values, link.bytes_per_second)
+            degraded.add_metric(values, bool(link.problem))
         yield from (rates, degraded)
 
     @staticmethod

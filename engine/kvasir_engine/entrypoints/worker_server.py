@@ -104,7 +104,7 @@ class WorkerServer:
         async def status() -> Response:
             engine = self._thread.engine
             left = shutdown.seconds_left
-            links = () if engine.connector is None else tuple(engine.connector.links.values())
+            links = () if engine.connector is None else engine.connector.links
             leases = engine.load().leases
             shown = WorkerStatus(self.draining, len(engine.jobs), leases, left, self._load(), links)
             return Response(msgspec.json.encode(shown), media_type="application/json")

@@ -41,6 +41,7 @@ from kvasir_engine.model.tensor_parallel import Ranks
 from kvasir_engine.protocol import Address
 from kvasir_engine.sampling.prompt_scores import PromptScores
 from kvasir_engine.sampling.sampler import SampleRequest
+from kvasir_engine.status_reports import LinkReport
 
 log = logging.getLogger("ranks")
 
@@ -77,6 +78,7 @@ class RankProcesses:
         self._commands = 0
         self._pushes: WeakValueDictionary[int, Push] = WeakValueDictionary()
         self._stats: dict[int, TransferStats] = {}
+        self._links: dict[int, list[LinkReport]] = {}
         here = range(1, size // self._nodes)
         self._local = [LocalRank(rank, folder, self._ended, self._report) for rank in here]
         self._ranks: list[RankLink] = [*self._local]
@@ -174,6 +176,11 @@ class RankProcesses:
         """See OtherRanks."""
         return sum(list(self._stats.values()), TransferStats())
 
+    @property
+    def links(self) -> list[LinkReport]:
+        """See OtherRanks."""
+        return [link for links in list(self._links.values()) for link in links]
+
     def command(self, command: AnyCommand) -> None:
         """See OtherRanks."""
         if isinstance(command, Grant | Read) and self._copies:
@@ -214,6 +221,8 @@ class RankProcesses:
 
     def _report(self, rank: int, report: Report) -> None:
         self._stats[rank] = TransferStats(**report.stats)  # type: ignore[arg-type]
+        if report.links is not None:
+            self._links[rank] = [msgspec.structs.replace(link, rank=rank) for link in report.links]
         event = report.event
         if isinstance(event, rank_protocol.Pushed):
             self._report_event(rank, sender.Done(event.key, self._pushes[event.number]))

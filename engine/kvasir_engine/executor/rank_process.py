@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from kvasir_engine.logs import log_to_stderr
 from kvasir_engine.model.loading.weight_loader import choose_device
 from kvasir_engine.model.tensor_parallel import Ranks
 from kvasir_engine.protocol import Address, Fingerprint, Region
+from kvasir_engine.status_reports import LinkReport
 from kvasir_engine.supervisor import end_process, start_thread
 
 log = logging.getLogger("rank")
@@ -95,6 +97,7 @@ class Rank:
         group = Ranks(setup.rank, size, setup.address, device, nodes)
         self._runner = ModelRunner(folder, group=group, **runner_options(config))
         self._transfers: TransferThread | None = None
+        self._reported_links: Mapping[str, LinkReport] = {}
         reports.send(RankLoaded(self._runner.pool.pages))
 
     def serve(self, serve: Serve) -> None:
@@ -148,7 +151,10 @@ class Rank:
     def _report(self, event: Event) -> None:
         assert self._transfers is not None
         reported = Pushed(event.key, event.push.number) if isinstance(event, sender.Done) else event
-        self._reports.send(Report(reported, dataclasses.asdict(self._transfers.stats)))
+        links = self._transfers.links
+        changed = None if links is self._reported_links else list(links.values())
+        self._reported_links = links
+        self._reports.send(Report(reported, dataclasses.asdict(self._transfers.stats), changed))
 
 
 def region_of(runner: ModelRunner) -> Region:

@@ -19,6 +19,7 @@ from kvasir_engine.connector.sender import Key, Push
 from kvasir_engine.errors import UserError
 from kvasir_engine.forward_batch import ForwardBatch
 from kvasir_engine.protocol import UNREADABLE, Address, BadFrame, Fingerprint
+from kvasir_engine.status_reports import LinkReport
 
 
 class RankFrame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
@@ -138,10 +139,14 @@ Reported = receiver.Settled | receiver.Fenced | receiver.Reclaimed | receiver.Re
 
 
 class Report(RankFrame, frozen=True):
-    """An event of the rank's transfer thread, and its counters (`TransferStats`) by name."""
+    """An event of the rank's transfer thread, and its counters (`TransferStats`) by name.
+
+    `links` are those that it has measured; None where they are as last reported.
+    """
 
     event: Reported
     stats: dict[str, float]
+    links: list[LinkReport] | None = None
 
 
 ToMain = Setup | Serve | StepFrame | Copies | PushFrame | Stop

@@ -18,6 +18,12 @@ class MeasuredLink(msgspec.Struct, frozen=True):
     pod: str
     link: LinkReport
 
+    @property
+    def problem(self) -> str:
+        """Between whom it is slow, and what to look at."""
+        rank = f" rank {self.link.rank}" if self.link.rank else ""
+        return f"pod {self.pod}{rank} to {self.link.peer}: {self.link.problem}"
+
 
 def shown_rates(links: Sequence[MeasuredLink] | None, verified: ConditionState, previous: Mapping[str, Any]) -> str:
     """What the message of KVTransferVerified says, with the rate of the slowest link and what carries it.
@@ -39,9 +45,9 @@ def shown_rates(links: Sequence[MeasuredLink] | None, verified: ConditionState, 
 
 
 def fabric_degraded(links: Sequence[MeasuredLink] | None, previous: Mapping[str, Any]) -> list[ConditionState]:
-    """Whether a link gives only a tenth of its fabric's rate; empty where none was measured.
+    """Whether a link of any rank gives only a tenth of its fabric's rate; empty where none was measured.
 
-    Where no worker answers, the last state holds.
+    The slowest ones are named, and the others counted. Where no worker answers, the last state holds.
     """
     if links is None:
         before = next((c for c in previous.get("conditions", []) if c["type"] == DEGRADED), None)
@@ -49,11 +55,16 @@ def fabric_degraded(links: Sequence[MeasuredLink] | None, previous: Mapping[str,
             return []
         true = before["status"] == "True"
         return [ConditionState(DEGRADED, true, before["reason"], before["message"], trouble=true)]
-    slow = sorted((each for each in links if each.link.problem), key=lambda each: (each.pod, each.link.peer))
+    slow = sorted((each for each in links if each.link.problem), key=_slowest_first)
     if slow:
-        problems = "; ".join(f"pod {each.pod} to {each.link.peer}: {each.link.problem}" for each in slow[:MOST])
+        problems = "; ".join(each.problem for each in slow[:MOST])
         more = f"; and {len(slow) - MOST} more links" if len(slow) > MOST else ""
         return [ConditionState(DEGRADED, True, "SlowLink", problems + more, trouble=True)]
     if links:
         return [ConditionState(DEGRADED, False, "AsExpected", "no link is known to be slower than its fabric")]
     return []
+
+
+def _slowest_first(measured: MeasuredLink) -> tuple[int, str, int, str]:
+    link = measured.link
+    return link.bytes_per_second, measured.pod, link.rank, link.peer
