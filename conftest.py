@@ -8,7 +8,10 @@ Tests marked `cuda` are skipped where there is no GPU, and the summary's last li
 
 import multiprocessing
 import os
+import ssl
+from typing import Any
 
+import httpx._transports.default as httpx_transports
 import hypothesis
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
@@ -44,6 +47,22 @@ multiprocessing.set_forkserver_preload(
         "transformers.tokenization_utils_tokenizers",
     ]
 )
+
+_create_ssl_context = httpx_transports.create_ssl_context
+_contexts: dict[tuple[Any, ...], ssl.SSLContext] = {}
+
+
+def _known_ssl_context(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:
+    """httpx reads all authorities for each client, 20 ms of a core, and most clients of tests speak plain HTTP."""
+    if verify is not True or cert is not None:
+        return _create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
+    key = trust_env, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if key not in _contexts:
+        _contexts[key] = _create_ssl_context(verify=verify, cert=cert, trust_env=trust_env)
+    return _contexts[key]
+
+
+httpx_transports.create_ssl_context = _known_ssl_context
 
 # No example has to be quick: how long one takes says how busy the machine is.
 hypothesis.settings.register_profile("kvasir", deadline=None)

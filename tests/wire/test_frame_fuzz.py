@@ -192,7 +192,7 @@ async def test_every_type_of_frame_and_notification_is_sent() -> None:
 
 
 async def test_no_message_to_a_worker_stops_anybody_else() -> None:
-    await fuzz_workers(9000, seed=1)
+    await fuzz_workers(4500, seed=1)
 
 
 async def test_no_message_to_a_router_stops_anybody_else(monkeypatch: pytest.MonkeyPatch) -> None:
