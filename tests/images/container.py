@@ -18,7 +18,7 @@ from e2e.node import sandbox
 from image_build import Image
 
 SCRIPT = Path(__file__).with_name("enter_image.py")
-WAIT = 120.0
+WAIT = 600.0
 _counter = iter(range(10**9))
 
 
