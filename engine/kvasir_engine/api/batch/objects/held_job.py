@@ -145,6 +145,8 @@ class HeldObjectJob:
                 return
             except OSError as error:
                 log.warning("a batch's claim is not renewed id=%s reason=%r", self.batch.id, str(error))
+            except Exception:  # a task that ended here would let the claim run out unseen
+                log.exception("a batch's claim is not renewed id=%s", self.batch.id)
 
     async def beat(self) -> None:
         """Say that the batch is still run, and hear whether it was cancelled. Raises OSError, ClaimLost."""
