@@ -90,14 +90,17 @@ async def test_a_startup_probe_that_gives_up_restarts_the_container(make_pod: Ma
 
 async def test_crashes_back_off_and_tell_why(make_pod: MakePod) -> None:
     pod = make_pod(["--fail", "kvasir: error: no such model"])
+
+    def delays() -> list[str]:
+        return [m.split()[1] for r, m in pod.events if r == "BackOff"]
+
     await pod.runner.start()
-    await pod.until(lambda: "waiting" in pod.container["state"] and pod.runner.restarts >= 2)
+    await pod.until(lambda: "waiting" in pod.container["state"] and len(delays()) >= 2)
     assert pod.container["state"]["waiting"]["reason"] == "CrashLoopBackOff"
     last = pod.container["lastState"]["terminated"]
     assert (last["exitCode"], last["reason"], last["message"]) == (2, "Error", "kvasir: error: no such model")
     assert pod.runner.status()["phase"] == "Running"
-    delays = [m.split()[1] for r, m in pod.events if r == "BackOff"]
-    assert delays[:2] == ["0.05s", "0.1s"], "the first restart is at once, then the delays double"
+    assert delays()[:2] == ["0.05s", "0.1s"], "the first restart is at once, then the delays double"
     assert pod.runner.failure is not None
 
 
