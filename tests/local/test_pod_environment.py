@@ -234,6 +234,6 @@ async def test_an_exec_prefix_stands_before_every_command(make_pod: MakePod) -> 
         },
     )
     await pod.runner.start()
-    await pod.until(lambda: pod.runner.ready)
+    await pod.until(lambda: pod.runner.ready and "listening" in pod.lines)  # a probe may be before its program
     assert pod.runner.pid is not None
     assert b"PREFIXED=yes" in environ(pod.runner.pid)
