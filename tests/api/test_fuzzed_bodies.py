@@ -3,6 +3,7 @@
 What reaches the engine fits the wire, and after a few of them a plain request is answered.
 """
 
+import copy
 import json
 import math
 import os
@@ -101,7 +102,7 @@ class BodyGrammar(Grammar):
     def build(self, kind: inspect.Type, name: str = "") -> Any:
         pick = self.random
         if name in KNOWN and pick.random() < 0.8:
-            return pick.choice(KNOWN[name])
+            return copy.deepcopy(pick.choice(KNOWN[name]))
         match kind:
             case inspect.IntType():
                 return pick.choice(INTEGERS) if pick.random() < 0.5 else pick.randrange(8)

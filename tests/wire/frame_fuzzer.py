@@ -100,5 +100,5 @@ class Grammar:
             elif isinstance(place, dict) and pick.random() < 0.1:
                 place["unheard_of"] = 1
             else:
-                place[key] = pick.choice(EDGES + FLOATS + OTHER)
+                place[key] = copy.deepcopy(pick.choice(EDGES + FLOATS + OTHER))  # which may be spoilt itself later
             return
