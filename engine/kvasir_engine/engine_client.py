@@ -75,6 +75,6 @@ class EngineClient(Protocol):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Output, None]:
         """Yield the continuation of `request`. Closing the generator aborts the request.
 
-        Raises EngineError.
+        The last output has the finish reason. Raises EngineError.
         """
         ...

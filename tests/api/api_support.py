@@ -95,7 +95,10 @@ def prompt_scores(prompt: Sequence[int], most: int) -> list[PromptLogprobs]:
 
 
 def saying(tokens: Sequence[int], *, cached: int = 0, each: int = 1) -> Script:
-    """A script that gives `tokens`, `each` at a time, then the end token; heeding max_tokens and stop_token_ids."""
+    """A script that gives `tokens`, `each` at a time, then the end token; heeding max_tokens and stop_token_ids.
+
+    With `ignore_eos` it has no more room behind them.
+    """
 
     async def script(request: GenerateRequest) -> AsyncGenerator[Output, None]:
         sampling = request.sampling
@@ -118,7 +121,7 @@ def saying(tokens: Sequence[int], *, cached: int = 0, each: int = 1) -> Script:
             asked = None if start else sampling.prompt_logprobs
             first = sampling.unscored(len(request.tokens))
             scores = None if asked is None else prompt_scores(request.tokens, asked)[first - 1 :]
-            yield Output(some, logprobs, finish if last else None, cached, scores)
+            yield Output(some, logprobs, (finish or "length") if last else None, cached, scores)
 
     return script
 

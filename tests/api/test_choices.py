@@ -128,6 +128,24 @@ async def test_a_failure_nobody_foresaw_is_told_without_details(model: ServedMod
 
 
 @pytest.mark.parametrize(("path", "body"), PLACES)
+@pytest.mark.parametrize("choices", [1, 2])
+@pytest.mark.parametrize("tokens", [0, 2])
+async def test_an_answer_that_the_engine_ends_without_a_reason_is_an_error_and_holds_nobody(
+    model: ServedModel, path: str, body: dict[str, Any], choices: int, tokens: int
+) -> None:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Output, None]:
+        for _ in range(tokens):
+            yield Output([65], cached_tokens=0)
+
+    async with running(ScriptedEngine(script), model) as api:
+        status, _, sent = await ask(api, path, body | {"n": choices}, False)
+        assert (status, json.loads(sent)["error"]["code"]) == (500, "unfinished")
+        _, _, streamed = await ask(api, path, body | {"n": choices}, True)
+    assert '"code":"unfinished"' in streamed
+    assert "[DONE]" not in streamed
+
+
+@pytest.mark.parametrize(("path", "body"), PLACES)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_more_choices_than_there_is_room_for_all_finish(
     model: ServedModel, path: str, body: dict[str, Any], stream: bool

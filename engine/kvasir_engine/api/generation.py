@@ -115,6 +115,7 @@ async def run_choice(
                     yield choice, piece
                 if piece.finish_reason:
                     return
+    raise EngineError("unfinished", "the engine ended the answer and did not say why")
 
 
 def _parts(output: Output, parser: ChoiceParser) -> Sequence[Output]:
