@@ -113,6 +113,7 @@ FOR_GPUS = (
     "kvasir_engine.gpu_kernels.",
     "kvasir_engine.connector.triton_digests",
     "kvasir_engine.sampling.draw_triton",
+    "kvasir_engine.sampling.mask_triton",
 )
 IMPORTS = """
 import importlib, pkgutil, sys
